@@ -1,0 +1,65 @@
+# `make` lists what there is to do. Every target that needs the environment sets it up first.
+
+# Another interpreter: `make test PYTHON=python3.12`, or export PYTHON.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# An environment belongs to one version of one interpreter and to the folder it was made in. Any of these changed:
+# it is made anew. pyproject.toml or constraints.txt changed: pip runs again in the one that is there.
+KEY := $(shell { $(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)' && pwd; } 2>/dev/null | cksum | cut -d' ' -f1)
+MADE := .venv/.made-$(KEY)
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types format bench freeze clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: $(READY)  ## make .venv with elman (editable) and everything that development needs
+
+demo: setup  ## train a language model on real text for two minutes, and let it write
+	@$(BIN)/elman demo
+
+test: setup  ## run the tests; one file or one test: make test ARGS="tests/test_house.py -k rooms"
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup  ## check types
+	@$(BIN)/basedpyright
+
+format: setup  ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup  ## run the benchmarks
+	@$(BIN)/python -m bench $(ARGS)
+
+freeze: setup  ## write what is installed now into constraints.txt
+	@{ sed -n '/^#/p' constraints.txt; \
+	   $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f; } > constraints.new
+	@mv constraints.new constraints.txt && touch $(READY)
+
+clean:  ## remove the environment, caches and builds; what you trained under runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache constraints.new
+	find elman tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamps are touched last, so an interrupted setup leaves none and the next call starts again where it must.
+$(READY): $(MADE) pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(MADE):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: no '$(PYTHON)' here; elman needs Python 3.11 or newer. Name one: make setup PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: '$(PYTHON)' is $$($(PYTHON) -V 2>&1); elman needs Python 3.11 or newer. Name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: '$(PYTHON)' has no venv module. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@rm -rf .venv
+	$(PYTHON) -m venv .venv
+	@touch $@

@@ -1,0 +1,220 @@
+"""The `elman` command. Heavy imports stand inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elman.errors import ElmanError
+
+app = typer.Typer(
+    help="Recurrent networks: write one step, train over whole sequences.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+train = typer.Typer(help="Train a model and write a run folder.", no_args_is_help=True)
+app.add_typer(train, name="train")
+
+_MINUTES = 3.0  # of training when nothing is said
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, as --out wrote it.", show_default=False)
+]
+
+
+@train.command("lm")
+def train_lm(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...", help="UTF-8 texts. None: the Python manual that ships with Python."
+        ),
+    ] = None,
+    valid: Annotated[
+        Path | None,
+        typer.Option(help="A text to measure on. Without it the last 10 % of the FILEs are held out."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/lm"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    cell: Annotated[
+        str,
+        typer.Option(
+            help="elman, jordan, gru, lstm, leaky; or your own: path.py:Class, package.module:Class."
+        ),
+    ] = "gru",
+    hidden: Annotated[int, typer.Option(help="H, units in each layer.")] = 256,
+    layers: Annotated[int, typer.Option(help="Recurrences on top of one another.")] = 1,
+    embedding: Annotated[
+        int | None, typer.Option(help="Width of a symbol's vector. (default: as HIDDEN)")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Train for so many steps …")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help=f"… or so many minutes by the clock. (default: {_MINUTES:g})")
+    ] = None,
+    window: Annotated[int, typer.Option(help="T, steps through which gradients flow back.")] = 64,
+    batch: Annotated[int, typer.Option(help="B, places of the text that are read side by side.")] = 32,
+    lr: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 4e-3,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the first weights and of the order of reading.")] = 0,
+) -> None:
+    """A language model on characters: predict the next one from all before it.
+
+    The text is cut into BATCH contiguous lanes, read side by side WINDOW
+    characters at a time; the state is carried from window to window, gradients
+    are not. Ctrl-C stops early and keeps what was learned.
+    """
+    from rich.text import Text
+
+    from elman.app import jobs
+    from elman.app.screen import Watch
+    from elman.training import evaluate
+
+    if steps is None and minutes is None:
+        minutes = _MINUTES
+    model = jobs.ModelSettings(_absolute(cell), hidden, layers, embedding)
+    training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
+    job = jobs.prepare(files or [], valid, model, training, out, overwrite=overwrite)
+    console = _console()
+    console.print(
+        f"{len(job.tokens):,} characters to learn from, {len(job.held_out):,} held out, "
+        f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
+    )
+    with Watch(console, plot=False) as watch:
+        interrupted = job.train(watch)
+    console.print(Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")))
+    if interrupted:
+        console.print(Text(f"  elman evaluate {out}\n  elman generate {out}", "bold"))
+        return
+    with console.status("measuring on the held-out text …"):
+        figure = evaluate(job.model, job.held_out)
+    _tell(figure.nats_per_symbol, figure.symbols)
+
+
+@app.command("evaluate")
+def evaluate_run(
+    folder: RunFolder,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A UTF-8 text. None: the one held out in training."),
+    ] = None,
+) -> None:
+    """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
+    from elman.data import read_text, reread_corpus
+    from elman.models import LanguageModel
+    from elman.training import Run, evaluate
+
+    run = Run.open(folder)
+    text = reread_corpus(run.config["data"]).held_out if file is None else read_text(file)
+    tokenizer = run.tokenizer
+    tokens = tokenizer.encode(text)
+    console = _console()
+    with console.status("reading …") as status:
+        figure = evaluate(
+            LanguageModel.load(run),
+            tokens,
+            progress=lambda done, total: status.update(f"{done:,} of {total:,} characters"),
+        )
+    _tell(figure.nats_per_symbol, figure.symbols)
+    strange = int((tokens == tokenizer.unknown).sum())
+    if strange:
+        _note(f"{strange:,} characters were not in the training text and count as one symbol, <unk>.")
+
+
+@app.command()
+def generate(
+    folder: RunFolder,
+    prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "\n",
+    length: Annotated[int, typer.Option(help="Characters to write.")] = 500,
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest; 1: as the model believes.")
+    ] = 0.8,
+    seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
+) -> None:
+    """Write text that goes on from a prompt, shown as it is written."""
+    from elman.app.jobs import continuation
+    from elman.models import LanguageModel
+    from elman.training import Run
+
+    run = Run.open(folder)
+    model, tokenizer = LanguageModel.load(run), run.tokenizer
+    if not prompt:
+        prompt = "\n"
+    strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
+    if strange:
+        _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
+    sys.stdout.write(prompt.lstrip("\n"))
+    for piece in continuation(model, tokenizer, prompt, length, temperature, seed):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def explain(
+    cell: Annotated[
+        str, typer.Argument(metavar="CELL", help="As --cell of `elman train lm`.", show_default=False)
+    ],
+    width: Annotated[int, typer.Option("--input", help="I, width of the input.")] = 64,
+    hidden: Annotated[int, typer.Option(help="H, units.")] = 256,
+) -> None:
+    """What of a cell runs once, before, in and after the loop over time, and why."""
+    import torch
+
+    from elman.models import find_cell
+    from elman.recurrent import Recurrent
+
+    rnn = Recurrent(find_cell(cell)(width, hidden))
+    rnn(torch.zeros(2, 1, width))  # a plan belongs to a call
+    typer.echo(str(rnn.explain()))
+
+
+@app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(help="Of training.")] = 2.0,
+    out: Annotated[Path, typer.Option(help="The run folder; a run in it is replaced.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Watch a recurrent network learn the Python manual and write some, in about two minutes."""
+    from elman.app.demo import demo as run_demo
+
+    run_demo(_console(), minutes, out, seed)
+
+
+def _absolute(cell: str) -> str:
+    """A cell's file by its whole path, so that the run can be used from another folder."""
+    path, colon, name = cell.rpartition(":")
+    return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else cell
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _tell(nats: float, symbols: int) -> None:
+    typer.echo(f"{nats / math.log(2):.4f} bits per character ({nats:.4f} nats), over {symbols:,} characters")
+
+
+def _note(text: str) -> None:
+    typer.secho(f"note: {text}", err=True, fg="yellow")
+
+
+def main() -> None:
+    """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
+    try:
+        app()
+    except ElmanError as error:
+        first, *rest = str(error).splitlines()
+        typer.secho(f"error: {first}", err=True, fg="red", bold=True)
+        for line in rest:
+            typer.secho(line, err=True, fg="red")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""`elman demo`: a recurrent network learns real text in two minutes and writes some; counting is the
+measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from elman.app import jobs
+from elman.app.screen import FAINT, Level, Watch, bars, curve, heading, write
+from elman.data import BUILT_IN
+from elman.training import evaluate
+
+_PROMPT = "The "
+_TEMPERATURE = 0.7  # a little below 1: fewer slips of the pen, still no two samples alike
+
+
+def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
+    job = jobs.prepare(
+        [], None, jobs.ModelSettings(), jobs.TrainingSettings(minutes=minutes, seed=seed), out, overwrite=True
+    )
+    model, tokenizer = job.model, job.tokenizer
+    levels = job.baselines()
+    heading(console, "A recurrent network reads the Python manual")
+    facts = Table.grid(padding=(0, 2))
+    size = model.settings
+    for name, fact in (
+        ("text", f"{BUILT_IN}: {len(job.tokens):,} characters to learn from,"),
+        ("", f"the last {len(job.held_out):,} held out; {tokenizer.size - 1} different ones"),
+        (
+            "model",
+            f"embedding {size['embedding']} → GRU {size['hidden']} → softmax over {tokenizer.size} symbols",
+        ),
+        ("", f"{model.parameter_count:,} parameters"),
+        ("task", "predict the next character from all before it, in bits per character: fewer is better"),
+    ):
+        facts.add_row(Text(name, FAINT), Text(fact))
+    console.print(facts)
+
+    def sample(length: int) -> None:
+        write(console, _PROMPT, jobs.continuation(model, tokenizer, _PROMPT, length, _TEMPERATURE, seed))
+
+    heading(console, "Before training it writes")
+    sample(150)
+    heading(console, f"Training for {minutes:g} minutes" if minutes != 1 else "Training for a minute")
+    with Watch(console, levels) as watch:
+        interrupted = job.train(watch)
+    console.print()
+    for line in curve(watch.steps, levels, console.width):
+        console.print(line)
+    heading(console, "After training it writes")
+    sample(600)
+    heading(console, "Bits per character on the held-out text")
+    with console.status("reading it as one stream …"):
+        figure = evaluate(model, job.held_out)
+    console.print(bars([*levels, Level("GRU", figure.bits_per_symbol)], "GRU"))
+    note = f"{figure.symbols:,} characters, {figure.nats_per_symbol:.4f} nats each"
+    console.print(Text(note + ("; training was interrupted" if interrupted else ""), FAINT))
+    console.print()
+    console.print(Text("The run is in ").append(str(out), "bold").append(". Go on with"))
+    console.print(
+        Text(f'  elman generate {out} --prompt "The "\n  elman train lm YOUR.txt --out runs/yours', "bold")
+    )
+    console.print()

@@ -1,0 +1,190 @@
+"""What the command line draws: training as it goes, the loss curve, bars, and text as it is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from elman.training import Step
+
+NEW, OLD, FAINT = "bold cyan", "yellow", "bright_black"
+_PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal to redraw
+
+
+@dataclass(frozen=True)
+class Level:
+    """A figure in bits per character that a curve is compared with: a line across the plot with its name."""
+
+    name: str
+    bits: float
+
+
+class Watch:
+    """Draws a training run while it goes: a live curve on a terminal, now and then a line elsewhere.
+
+    with Watch(console, levels) as watch:
+        for step in means(fit(…)):
+            watch.show(step)
+    """
+
+    def __init__(self, console: Console, levels: Sequence[Level] = (), *, plot: bool = True) -> None:
+        self.console, self.levels, self.plot = console, levels, plot
+        self.steps: list[Step] = []
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        )
+        self._shown = -math.inf
+
+    def __enter__(self) -> Watch:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()  # what it drew goes; what is to stay is drawn once more, in full
+        if self.steps and kind is None:
+            self.console.print(_plain(self.steps[-1]))
+
+    def show(self, step: Step) -> None:
+        """Take in a step, and draw if it is time to."""
+        self.steps.append(step)
+        now = step.seconds
+        if self._live is not None and now - self._shown > 0.25:
+            self._shown = now
+            parts = [_bar(step), _line(step)]
+            if self.plot:
+                parts += [Text(), *curve(self.steps, self.levels, self.console.width)]
+            self._live.update(Group(*parts), refresh=True)
+        elif self._live is None and now - self._shown > _PLAIN_EVERY:
+            self._shown = now
+            self.console.print(_plain(step))
+
+
+def _bar(step: Step) -> Text:
+    full = round(40 * step.done)
+    line = Text("━" * full, NEW, no_wrap=True).append("━" * (40 - full), FAINT).append(f" {step.done:4.0%}")
+    left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
+    return line.append(f"   {clock(left)} left", FAINT)
+
+
+def _line(step: Step) -> Text:
+    """The figures of a step in one line: loss in nats and in bits, speed, time left or taken."""
+    line = Text(f"step {step.step:,}   loss {step.loss:.3f} nats   ")
+    line.append(f"{step.loss / math.log(2):.2f} bits per character", NEW)
+    line.append(f"   {step.symbols / max(step.seconds, 1e-9):,.0f} characters/s")
+    return line
+
+
+def _plain(step: Step) -> Text:
+    left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
+    return _line(step).append(
+        f"   {clock(left)} left" if step.done < 1 else f"   {clock(step.seconds)}", FAINT
+    )
+
+
+def clock(seconds: float) -> str:
+    """75.2 -> "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a Braille character: [row][column]
+
+
+def curve(steps: Sequence[Step], levels: Sequence[Level], width: int, height: int = 11) -> list[Text]:
+    """The loss in bits per character against the share of the run that is done, as lines of text.
+
+    The scale is logarithmic: the first seconds fall by bits, the rest by hundredths. Two columns and four
+    rows of dots make one character.
+    """
+    beside = max((len(level.name) for level in levels), default=0) + 7
+    columns = max(min(width - 7 - beside, 90), 10)
+    points = [(step.done, step.loss / math.log(2)) for step in steps]
+    values = [bits for _, bits in points] + [level.bits for level in levels]
+    low, high = math.log(min(values) * 0.93), math.log(max(values) * 1.03)
+
+    def row_of(bits: float) -> int:
+        return min(max(int((high - math.log(bits)) / (high - low) * height * 4), 0), height * 4 - 1)
+
+    dots = [[0] * columns for _ in range(height)]
+    before = None
+    for x, bits in _filled(points, columns * 2):
+        y = row_of(bits)
+        top, bottom = (y, y) if before is None else (min(y, before), max(y, before))
+        for between in range(top, bottom + 1):
+            dots[between // 4][x // 2] |= _DOTS[between % 4][x % 2]
+        before = y
+    ticks = {row_of(tick) // 4: f"{tick:g}" for tick in _TICKS if low <= math.log(tick) <= high}
+    named = {row_of(level.bits) // 4: level for level in levels}
+    lines = []
+    for row in range(height):
+        line = Text(no_wrap=True)
+        line.append(f"{ticks.get(row, ''):>4} ", FAINT).append("┤" if row in ticks else "│", FAINT)
+        for dot in dots[row]:
+            if dot:
+                line.append(chr(0x2800 + dot), NEW)
+            else:
+                line.append("╌" if row in named else " ", OLD)
+        if row in named:
+            line.append(f" {named[row].name} {named[row].bits:.2f}", OLD)
+        lines.append(line)
+    foot = Text(no_wrap=True).append("     ╰" + "─" * columns, FAINT)
+    end = f"{steps[-1].symbols:,} characters" if steps[-1].done >= 1 else ""
+    note = Text(f"      bits per character{end:>{columns - 18}}", FAINT, no_wrap=True)
+    return [*lines, foot, note]
+
+
+def _filled(points: Sequence[tuple[float, float]], columns: int) -> Iterator[tuple[int, float]]:
+    """(column, value) for every column from the first point's to the last's; x runs from 0 to 1.
+
+    A value is the mean of the points in its column, or lies on the line between its neighbours where there are none.
+    """
+    held: dict[int, list[float]] = {}
+    for x, value in points:
+        held.setdefault(min(int(x * columns), columns - 1), []).append(value)
+    means = {column: sum(values) / len(values) for column, values in held.items()}
+    for left, right in pairwise(sorted(means)):
+        for column in range(left, right):
+            share = (column - left) / (right - left)
+            yield column, (1 - share) * means[left] + share * means[right]
+    if means:
+        yield max(means), means[max(means)]
+
+
+def bars(levels: Sequence[Level], ours: str) -> Table:
+    """Bits per character side by side: shorter is better. The level named `ours` stands out."""
+    table = Table.grid(padding=(0, 2))
+    longest = max(level.bits for level in levels)
+    for level in levels:
+        style = NEW if level.name == ours else OLD
+        bar = "█" * max(round(level.bits / longest * 40), 1)
+        table.add_row(Text(level.name), Text(f"{level.bits:.3f}", style, justify="right"), Text(bar, style))
+    return table
+
+
+def write(console: Console, prompt: str, pieces: Iterable[str]) -> None:
+    """Text that goes on from a prompt, each piece shown as soon as it comes."""
+    console.print(Text(prompt, "bold"), end="", soft_wrap=True)
+    for piece in pieces:
+        # Not through markup or wrapping: what the model writes may hold brackets, and its newlines are its
+        # own.
+        console.file.write(piece)
+        console.file.flush()
+    console.print()
+
+
+def heading(console: Console, text: str) -> None:
+    console.print()
+    console.rule(Text(text, "bold"), align="left", style=FAINT)
+    console.print()

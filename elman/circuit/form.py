@@ -1,0 +1,247 @@
+"""What a circuit is: one time step as a graph of ATen operations, its ports, and its delays.
+
+A value in the graph is known by the name of its node. A *wire* is the name of a result of the step or
+of one of its input ports; ports and delays point at wires, never at positions.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from elman.circuit import rows as row_rules
+from elman.circuit.signature import Signature
+from elman.errors import CircuitError
+
+ROWS = "rows"  # the placeholder that holds the number of rows a stage runs on; the only symbolic size
+
+
+class Kind(enum.Enum):
+    """What a port is in time. The adjoint swaps CONSTANT and SUM, SEQUENCE and SEQUENCE, STATE and STATE."""
+
+    CONSTANT = "constant"
+    SEQUENCE = "sequence"
+    STATE = "state"
+    NOISE = "noise"
+    SUM = "sum"
+
+
+IN_KINDS = (Kind.CONSTANT, Kind.SEQUENCE, Kind.STATE, Kind.NOISE)
+OUT_KINDS = (Kind.SUM, Kind.SEQUENCE, Kind.STATE)
+
+
+@dataclass(frozen=True)
+class InPort:
+    """One tensor that goes into every step.
+
+    name: the placeholder in the step's graph (and the wire).
+    kind: one of CONSTANT, SEQUENCE, STATE, NOISE.
+    shape: the shape at one step without the batch dimension.
+    rows: whether the first dimension at one step is the batch.
+    path: the user's word for it, such as `cell.U.weight`, `x['left']`, `state[1]`.
+    next: for a STATE, the wire whose value at step t is this port's value at step t + 1;
+        None means that it is zero after the first step.
+    draw: for NOISE, the distribution, "uniform" in [0, 1) or "normal".
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    rows: bool
+    path: str
+    next: str | None = None
+    draw: str | None = None
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a gradient can flow to this port at all."""
+        return self.kind is not Kind.NOISE and (self.dtype.is_floating_point or self.dtype.is_complex)
+
+
+@dataclass(frozen=True)
+class OutPort:
+    """One tensor that comes out: the wire's sum over time, its sequence, or its value after the last step."""
+
+    name: str
+    kind: Kind
+    wire: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A step together with its own backward, in one graph.
+
+    results: result name -> node, the step itself.
+    cotangents: result name -> placeholder of dL/d(result); results that carry no gradient are absent.
+    gradients: input name -> node of dL/d(input), or None where no gradient flows.
+    noise, captured: ports of the graph that the step's signature does not know: what it drew, and tensors that it
+        uses and that nobody passed.
+    """
+
+    graph: fx.Graph
+    results: dict[str, str]
+    cotangents: dict[str, str]
+    gradients: dict[str, str | None]
+    noise: tuple[InPort, ...] = ()
+    captured: tuple[tuple[InPort, torch.Tensor], ...] = ()
+
+
+StepFunction = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """A step with its cycles closed.
+
+    graph: one time step; placeholders are the input ports and `rows`, the output is a dict of results.
+    reverse: whether time runs from the last step to the first.
+    step: the same step as a function of real tensors under its own autograd; what higher derivatives and the
+        self-check run. It may ignore noise ports (it draws for itself).
+    joint: makes the step's joint with its own backward (cached by whoever provides it).
+    signature: how the cell that was traced is called, and where its constants are kept.
+    """
+
+    name: str
+    graph: fx.Graph
+    inputs: tuple[InPort, ...]
+    outputs: tuple[OutPort, ...]
+    reverse: bool
+    step: StepFunction
+    joint: Callable[[], Joint]
+    signature: Signature | None = None
+
+    def input(self, name: str) -> InPort:
+        return next(port for port in self.inputs if port.name == name)
+
+    def inputs_of(self, *kinds: Kind) -> tuple[InPort, ...]:
+        return tuple(port for port in self.inputs if port.kind in kinds)
+
+    def outputs_of(self, *kinds: Kind) -> tuple[OutPort, ...]:
+        return tuple(port for port in self.outputs if port.kind in kinds)
+
+    def results(self) -> dict[str, fx.Node]:
+        """Result name -> node."""
+        return results_of(self.graph)
+
+    def wire(self, name: str) -> fx.Node:
+        """The node whose value a wire carries."""
+        found = self.results().get(name)
+        return found if found is not None else placeholder(self.graph, name)
+
+    def delays(self) -> Iterator[tuple[InPort, fx.Node]]:
+        """Every delay: the state port and the node that feeds it one step later (None-fed states are left out)."""
+        for port in self.inputs_of(Kind.STATE):
+            if port.next is not None:
+                yield port, self.wire(port.next)
+
+    def check(self) -> Circuit:
+        """Return the circuit itself, or raise CircuitError naming the node or port that breaks a rule."""
+        check_graph(self.graph, self.name)
+        names = [port.name for port in (*self.inputs, *self.outputs)]
+        for name in names:
+            if names.count(name) > 1:
+                raise CircuitError(what=f"port '{name}' is named twice", where=self.name)
+        wires = set(self.results()) | {port.name for port in self.inputs}
+        placeholders = {str(node.target) for node in self.graph.nodes if node.op == "placeholder"}
+        for port in self.inputs:
+            where = f"{self.name}, input port '{port.name}'"
+            if port.kind not in IN_KINDS:
+                raise CircuitError(what=f"{port.kind.value} cannot go in", where=where)
+            if port.name not in placeholders:
+                raise CircuitError(what="the port has no placeholder in the step", where=where)
+            if port.next is not None and (port.kind is not Kind.STATE or port.next not in wires):
+                raise CircuitError(what=f"its delay comes from '{port.next}', which is no wire", where=where)
+            if (port.draw is not None) != (port.kind is Kind.NOISE):
+                raise CircuitError(what="a distribution belongs to noise and to nothing else", where=where)
+            if port.next is not None:
+                self._check_delay(port, where)
+        for name in placeholders - {port.name for port in self.inputs} - {ROWS}:
+            raise CircuitError(what=f"placeholder '{name}' has no port", where=self.name)
+        for out in self.outputs:
+            where = f"{self.name}, output port '{out.name}'"
+            if out.kind not in OUT_KINDS:
+                raise CircuitError(what=f"{out.kind.value} cannot come out", where=where)
+            if out.wire not in wires:
+                raise CircuitError(what=f"there is no wire '{out.wire}'", where=where)
+        return self
+
+    def _check_delay(self, port: InPort, where: str) -> None:
+        assert port.next is not None
+        value = self.wire(port.next).meta["val"]
+        got = (row_rules.feature_shape(value, port.rows), value.dtype)
+        if got != (port.shape, port.dtype):
+            raise CircuitError(
+                what="a delay must keep shape and dtype",
+                where=where,
+                got=f"{list(got[0])} {got[1]}",
+                expected=f"{list(port.shape)} {port.dtype}",
+            )
+
+    def __str__(self) -> str:
+        def shape(port: InPort) -> str:
+            sizes = [*(["B"] if port.rows else []), *map(str, port.shape)]
+            return f"[{', '.join(sizes)}]"
+
+        lines = [f"circuit {self.name}" + (", time runs backward" if self.reverse else "")]
+        for port in self.inputs:
+            extra = f" <- delay of {port.next or 'zero'}" if port.kind is Kind.STATE else ""
+            lines.append(f"  in   {port.kind.value:9}{port.name} {shape(port)}{extra}")
+        for node in self.graph.nodes:
+            if node.op in ("call_function", "get_attr"):
+                lines.append(f"       {node.name} = {describe(node)}")
+        for out in self.outputs:
+            lines.append(f"  out  {out.kind.value:9}{out.name} = {self.wire(out.wire).name}")
+        return "\n".join(lines)
+
+
+def results_of(graph: fx.Graph) -> dict[str, fx.Node]:
+    """Result name -> node of a step's graph."""
+    out = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return dict(out.args[0])  # type: ignore[arg-type]
+
+
+def placeholder(graph: fx.Graph, name: str) -> fx.Node:
+    """The placeholder called `name`; CircuitError if there is none."""
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.target == name:
+            return node
+    raise CircuitError(what=f"there is no wire '{name}'", where="the step's graph")
+
+
+def op_name(node: fx.Node) -> str:
+    """A short name of what a node computes: `mm`, `tanh`, `getitem`."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
+
+
+def describe(node: fx.Node) -> str:
+    """`mm(h, t)`: the operation and its operands, for printing."""
+    return f"{op_name(node)}({', '.join(str(arg) for arg in node.args)})"
+
+
+def check_graph(graph: fx.Graph, where: str) -> None:
+    """Every node is a functional ATen operation, a read of a tuple, or arithmetic on sizes; every value is known."""
+    graph.lint()
+    for node in graph.nodes:
+        at = f"{where}, node '{node.name}'"
+        if node.op == "output":
+            if not isinstance(node.args[0], dict):
+                raise CircuitError(what="the output of a step must be a dict of results", where=at)
+            continue
+        if "val" not in node.meta:
+            raise CircuitError(what="the node carries no value description", where=at)
+        if node.op == "call_function":
+            target = node.target
+            if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+                raise CircuitError(what=f"{target} writes into its operand", where=at)
+        elif node.op not in ("placeholder", "get_attr"):
+            raise CircuitError(what=f"a node of kind {node.op} has no place in a circuit", where=at)

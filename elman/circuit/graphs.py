@@ -1,0 +1,172 @@
+"""The few ways in which a step's graph is rewritten: cut out, insert, run, drop what is dead or double."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from elman.circuit.form import ROWS, placeholder, results_of
+
+aten = torch.ops.aten
+
+
+def meta_of(value: Any) -> Any:
+    """The fake value that stands behind an argument: nodes are replaced, the rest stays."""
+    return fx.node.map_arg(value, lambda node: node.meta["val"])
+
+
+def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
+    """Add a call at the graph's insertion point and work out its value on fake tensors.
+
+    like: the node whose source line the new node inherits.
+    """
+    node = graph.call_function(target, args, kwargs)
+    modes = {n.meta["val"].fake_mode for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)}
+    fake_args, fake_kwargs = meta_of(node.args), meta_of(node.kwargs)
+    if modes:
+        with modes.pop():
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
+    else:
+        node.meta["val"] = target(*fake_args, **fake_kwargs)
+    if like is not None:
+        for key in ("stack_trace", "primal"):
+            if key in like.meta:
+                node.meta[key] = like.meta[key]
+    return node
+
+
+def extract(graph: fx.Graph, results: Mapping[str, fx.Node], stops: Mapping[fx.Node, str] | None = None) -> fx.Graph:
+    """A new graph that computes `results`, with the placeholders it needs and no dead nodes.
+
+    stops: nodes that become placeholders of the given name instead of being computed.
+    Names of nodes are kept, so that the same value has the same name in every graph cut from one joint.
+    """
+    stops = stops or {}
+    needed: set[fx.Node] = set()
+    pending = list(results.values())
+    while pending:
+        node = pending.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        if node not in stops:
+            pending.extend(node.all_input_nodes)
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    # Placeholders first: a stop may lie in the middle of the old graph, and fx wants inputs at the top.
+    for node in graph.nodes:
+        if node in needed and (node in stops or node.op == "placeholder"):
+            copies[node] = add_placeholder(new, stops.get(node, str(node.target)), node.meta["val"])
+            copies[node].meta.update(node.meta)
+    for node in graph.nodes:
+        if node in needed and node not in copies:
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+            copies[node].meta = dict(node.meta)
+    new.output({name: copies[node] for name, node in results.items()})
+    return new
+
+
+def add_placeholder(graph: fx.Graph, name: str, val: Any) -> fx.Node:
+    """A new placeholder whose node has exactly the name `name` where that is free."""
+    node = graph.create_node("placeholder", name, (), {}, name=name)
+    node.meta["val"] = val
+    return node
+
+
+def copy(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same names, placeholders included even if dead."""
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            new.output({name: copies[n] for name, n in results_of(graph).items()})
+        else:
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+            copies[node].meta = dict(node.meta)
+    return new
+
+
+def with_placeholders(graph: fx.Graph, wanted: Iterable[tuple[str, Any]]) -> fx.Graph:
+    """Give a graph exactly the placeholders `wanted` (name, value), dead ones included, in that order; `rows` stays."""
+    have = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    first = next(iter(graph.nodes))
+    with graph.inserting_before(first):
+        for name, val in wanted:
+            if name not in have:
+                add_placeholder(graph, name, val)
+    return graph
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Remove nodes that nothing reads; placeholders stay (they are ports)."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users:
+            graph.erase_node(node)
+
+
+def merge_equal(graph: fx.Graph) -> None:
+    """Common subexpressions: two equal calls on the same operands become one. Random draws were lifted before."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op not in ("call_function", "get_attr"):
+            continue
+        key = (node.op, node.target, _freeze(node.args), _freeze(tuple(sorted(node.kwargs.items()))))
+        first = seen.get(key)
+        if first is None:
+            seen[key] = node
+        else:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _freeze(v)) for k, v in value.items())
+    if isinstance(value, float):
+        return ("float", value.hex())
+    return (type(value).__name__, value)
+
+
+def run(graph: fx.Graph, inputs: Mapping[str, Any], rows: int, owner: torch.nn.Module | None = None) -> dict[str, Any]:
+    """Run a step on real tensors: input name -> tensor in, result name -> tensor out. The slow, obvious way."""
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = rows if node.target == ROWS else inputs[str(node.target)]
+        elif node.op == "call_function":
+            args = fx.node.map_arg(node.args, values.__getitem__)
+            values[node] = node.target(*args, **fx.node.map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
+    return {name: values[node] for name, node in results_of(graph).items()}
+
+
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node that the given ones are computed from, themselves included."""
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending.extend(node.all_input_nodes)
+    return found
+
+
+__all__ = [
+    "add_placeholder",
+    "ancestors",
+    "aten",
+    "copy",
+    "drop_dead",
+    "extract",
+    "insert",
+    "merge_equal",
+    "meta_of",
+    "placeholder",
+    "run",
+    "with_placeholders",
+]

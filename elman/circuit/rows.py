@@ -1,0 +1,414 @@
+"""Which dimension of a value is the batch, and what an operation does to its rows.
+
+A circuit is traced with one symbolic size, the batch. A value carries rows in the one dimension whose size
+contains that symbol; the size may be a multiple of it (`[B·heads, d]`), the row index being the slow one.
+Three verdicts matter later:
+
+- ROWWISE: row i of the result depends on row i of the operands only. Then the operation can run on the rows
+  of all time steps at once.
+- SUMMED: the operation adds up its rows (dW = gᵀ h, db = Σ g). Run on the rows of all time steps, it sums over
+  time as well. Values that came from such a sum may pass through homogeneous linear operations only.
+- a reason (a sentence): anything else. In a cell's forward pass that is an error; in a backward pass the
+  operation stays in the loop and is added up there step by step.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+ROWWISE = "rowwise"
+SUMMED = "summed"
+NO_RULE = "elman has no rule for"  # how the reason begins where nothing is known for or against an operation
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a value carries the batch: dimension `dim`, of size factor·B."""
+
+    dim: int
+    factor: int
+
+
+class Mixed(Exception):
+    """A value has more than one batch dimension, or a size that is no multiple of the batch."""
+
+
+def factor(size: Any) -> int:
+    """k if a size is k·B with B the symbolic batch, 0 if it is an ordinary number."""
+    if isinstance(size, int):
+        return 0
+    expression = size.node.expr
+    symbols = expression.free_symbols
+    if not symbols:
+        return 0
+    (symbol,) = symbols
+    ratio = expression / symbol
+    if ratio.free_symbols or not ratio.is_integer:
+        raise Mixed(f"a size of {expression} is no multiple of the batch")
+    return int(ratio)
+
+
+def rows_of(value: Any) -> Rows | None:
+    """Where a fake tensor carries rows, or None. Raises Mixed for two batch dimensions."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    found = [(dim, factor(size)) for dim, size in enumerate(value.shape) if factor(size)]
+    if len(found) > 1:
+        raise Mixed("the result has the batch in two dimensions, so every row meets every other")
+    return Rows(*found[0]) if found else None
+
+
+def feature_shape(value: torch.Tensor, rows: bool) -> tuple[int, ...]:
+    """The shape without the leading batch dimension."""
+    return tuple(int(size) for size in (value.shape[1:] if rows else value.shape))
+
+
+def carries(value: Any) -> bool:
+    """Whether a value, or any part of a tuple, carries rows; sizes do not count."""
+    if isinstance(value, (tuple, list)):
+        return any(carries(part) for part in value)
+    try:
+        return rows_of(value) is not None
+    except Mixed:
+        return True
+
+
+# --- the verdict on one operation ---------------------------------------------------------------------------------
+
+
+def verdict(node: fx.Node) -> str:
+    """ROWWISE, SUMMED, or the reason why the operation is neither."""
+    try:
+        if node.target is operator.getitem:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            return ROWWISE if carries(node.meta["val"]) or not carries(source.meta["val"]) else SUMMED
+        parts = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else (node.meta["val"],)
+        for part in parts:
+            rows_of(part)
+    except Mixed as mixed:
+        return str(mixed)
+    if batch_as_value(node):
+        return "the batch size is used as a value"
+    if not any(carries(source.meta["val"]) for source in node.all_input_nodes):
+        return ROWWISE  # no rows go in: a constant, or a shape of rows filled with one value
+    rule = _RULES.get(_packet(node))
+    if rule is not None:
+        return rule(node)
+    if isinstance(node.target, torch._ops.OpOverload) and (
+        torch.Tag.pointwise in node.target.tags or _packet(node) in _POINTWISE
+    ):
+        return _pointwise(node)
+    return f"{NO_RULE} what {node.target} does to the rows of a batch"
+
+
+def batch_as_value(node: fx.Node) -> bool:
+    """Whether the batch size enters where a number is computed with, rather than a shape."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target not in _SIZE_ARITHMETIC and any(_is_size(n) for n in node.all_input_nodes)
+    if _packet(node) in _RANGES and any(_is_size(n) for n in node.all_input_nodes):
+        return True
+    arguments = {a.name: a.type for a in node.target._schema.arguments}
+    given = dict(zip(arguments, node.args, strict=False)) | node.kwargs
+    for name, value in given.items():
+        if any(_is_size(n) for n in _nodes(value)) and "Int" not in str(arguments[name]) and "int" not in str(arguments[name]):
+            return True
+    return False
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat))
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return found
+
+
+def _packet(node: fx.Node) -> str:
+    return node.target.overloadpacket.__name__ if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def _argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """An argument of an ATen call by its schema name."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name == name:
+            if position < len(node.args):
+                return node.args[position]
+            return node.kwargs.get(name, argument.default_value if default is None else default)
+    return default
+
+
+def _value(node: Any) -> Any:
+    return node.meta["val"]
+
+
+def _rank(node: Any) -> int:
+    return int(_value(node).dim())
+
+
+def _dims(dims: Any, rank: int) -> set[int]:
+    if dims is None or (isinstance(dims, (list, tuple)) and not dims):
+        return set(range(rank))
+    listed: Iterable[int] = dims if isinstance(dims, (list, tuple)) else (dims,)
+    return {int(d) % max(rank, 1) for d in listed}
+
+
+def _pointwise(node: fx.Node) -> str:
+    """Operands line up from the right; every one that carries rows must carry them where the result does."""
+    value = _value(node)
+    out = value if isinstance(value, torch.Tensor) else value[0]
+    mine = rows_of(out)
+    for source in node.all_input_nodes:
+        if not isinstance(_value(source), torch.Tensor):
+            continue
+        theirs = rows_of(_value(source))
+        if theirs is None:
+            continue
+        if mine is None or (theirs.dim - _rank(source), theirs.factor) != (mine.dim - out.dim(), mine.factor):
+            return "its operands carry the batch in different dimensions"
+    return ROWWISE
+
+
+def _along(argument: str) -> Callable[[fx.Node], str]:
+    """Operations along one dimension or several: row-wise unless the batch is among them."""
+
+    def rule(node: fx.Node) -> str:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        mine = rows_of(_value(source))
+        if mine is not None and mine.dim in _dims(_argument(node, argument), _rank(source)):
+            return f"{_packet(node)} runs along the batch"
+        return ROWWISE
+
+    return rule
+
+
+def _backward_along(node: fx.Node) -> str:
+    """slice_backward, select_backward: the result has the dimension that the operand may lack."""
+    mine = rows_of(_value(node))
+    if mine is None or mine.dim == int(_argument(node, "dim")) % _rank(node):
+        return f"{_packet(node)} runs along the batch"
+    return ROWWISE
+
+
+def _sum(node: fx.Node) -> str:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    mine = rows_of(_value(source))
+    return SUMMED if mine is not None and mine.dim in _dims(_argument(node, "dim"), _rank(source)) else ROWWISE
+
+
+def _product(node: fx.Node) -> str:
+    """mm, bmm, addmm's product: rows in the free or batch dimension stay, rows in the contracted one are summed."""
+    a, b = (_value(arg) for arg in node.args[:2])
+    ra, rb = rows_of(a), rows_of(b)
+    batched = a.dim() == 3
+    if batched and ra is not None and rb is not None and ra.dim == 0 and rb.dim == 0:
+        return ROWWISE
+    contracted_a, contracted_b = a.dim() - 1, b.dim() - 2
+    if ra is not None and rb is not None:
+        if ra.dim == contracted_a and rb.dim == contracted_b:
+            return SUMMED
+        return "the product pairs every row with every other"
+    if (ra is not None and ra.dim == contracted_a) or (rb is not None and rb.dim == contracted_b):
+        return "the product contracts the batch with something that has no batch"
+    return ROWWISE
+
+
+def _addmm(node: fx.Node) -> str:
+    bias = _value(node.args[0])
+    a = _value(node.args[1])
+    ra, rb, rc = rows_of(a), rows_of(_value(node.args[2])), rows_of(bias)
+    if rb is not None or (ra is not None and ra.dim != 0):
+        return "the product contracts or mixes the batch"
+    return ROWWISE if rc is None or rc.dim - bias.dim() == -2 else "its operands carry the batch in different dimensions"
+
+
+def _reshape(node: fx.Node) -> str:
+    before, after = _value(node.args[0]), _value(node)
+    mine, theirs = rows_of(before), rows_of(after)
+    if mine is None:
+        return ROWWISE
+    if theirs is None or math.prod(before.shape[: mine.dim]) != math.prod(after.shape[: theirs.dim]):
+        return "the reshape moves the batch into another dimension"
+    return ROWWISE
+
+
+def _moves(node: fx.Node) -> str:
+    return ROWWISE  # transpositions: rows_of finds the batch where it went
+
+
+def _expand(node: fx.Node) -> str:
+    before, after = _value(node.args[0]), _value(node)
+    mine, theirs = rows_of(before), rows_of(after)
+    if mine is not None and (theirs is None or mine.dim - before.dim() != theirs.dim - after.dim()):
+        return "the expansion moves the batch into another dimension"
+    return ROWWISE
+
+
+def _cat(node: fx.Node) -> str:
+    parts, out = node.args[0], _value(node)
+    mine = rows_of(out)
+    dim = int(_argument(node, "dim", 0) or 0) % out.dim()
+    if mine is not None and mine.dim == dim:
+        return "the concatenation runs along the batch"
+    for part in parts:  # type: ignore[union-attr]
+        theirs = rows_of(_value(part))
+        if theirs is not None and theirs != mine:
+            return "its operands carry the batch in different dimensions"
+    return ROWWISE
+
+
+def _layer_norm(node: fx.Node) -> str:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    mine = rows_of(_value(source))
+    normalized = _argument(node, "normalized_shape")
+    if mine is not None and mine.dim >= _rank(source) - len(normalized):
+        return "the normalisation runs along the batch"
+    return ROWWISE
+
+
+def _layer_norm_backward(node: fx.Node) -> str:
+    source = node.args[1]
+    assert isinstance(source, fx.Node)
+    mine = rows_of(_value(source))
+    normalized = _argument(node, "normalized_shape")
+    if mine is not None and mine.dim >= _rank(source) - len(normalized):
+        return "the normalisation runs along the batch"
+    # Both halves in one call cannot be folded apart; the normal form splits it into dx and the sums.
+    mask = _argument(node, "output_mask")
+    if mask[0] and any(mask[1:]):
+        return "layer norm's dx and its sums over rows come from one call"
+    return ROWWISE if mask[0] else SUMMED
+
+
+def _embedding(node: fx.Node) -> str:
+    table, index = (_value(arg) for arg in node.args[:2])
+    if rows_of(table) is not None:
+        return "the table that is looked up carries the batch"
+    return ROWWISE if rows_of(index) is not None else "no batch is left"
+
+
+def _gather(node: fx.Node) -> str:
+    """gather, scatter and kin: all operands carry rows alike, along another dimension than the batch."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    mine = rows_of(_value(node))
+    if mine is None:
+        return "it removes the batch"
+    dim = int(_argument(node, "dim")) % _rank(source)
+    for operand in node.all_input_nodes:
+        if isinstance(_value(operand), torch.Tensor) and _rank(operand) and rows_of(_value(operand)) != mine:
+            return "its operands carry the batch in different dimensions"
+    return "it indexes along the batch" if mine.dim == dim else ROWWISE
+
+
+def _index(node: fx.Node) -> str:
+    """x[i]: rows come either from x, in a dimension that is not indexed, or from one index into a batchless table."""
+    source, indices = node.args[0], node.args[1]
+    mine, out = rows_of(_value(source)), rows_of(_value(node))
+    indexed = [(dim, i) for dim, i in enumerate(indices) if i is not None]  # type: ignore[arg-type]
+    moving = [i for _, i in indexed if rows_of(_value(i)) is not None]
+    if out is None:
+        return "it removes the batch"
+    if mine is None and moving:
+        return ROWWISE if all(rows_of(_value(i)) == Rows(0, 1) for i in moving) else "its indices carry the batch in different dimensions"
+    if mine is not None and not moving and all(dim != mine.dim for dim, _ in indexed):
+        return ROWWISE
+    return "it indexes along the batch"
+
+
+def _index_put(node: fx.Node) -> str:
+    """Adding rows into a batchless table is a sum over rows; everything else is not known to keep rows apart."""
+    source, indices, values = node.args[0], node.args[1], node.args[2]
+    accumulate = bool(_argument(node, "accumulate", False))
+    mine = rows_of(_value(source))
+    moving = [i for i in indices if i is not None and rows_of(_value(i)) is not None]  # type: ignore[union-attr]
+    if mine is None and accumulate and moving and rows_of(_value(values)) is not None and _packet_of(source) in _ZEROS:
+        return SUMMED
+    if mine is not None and not moving and rows_of(_value(values)) is not None:
+        dims = [dim for dim, i in enumerate(indices) if i is not None]  # type: ignore[arg-type]
+        if mine.dim not in dims and mine.dim < min(dims, default=99):
+            return ROWWISE
+    return "it writes along the batch"
+
+
+def _packet_of(node: Any) -> str:
+    return _packet(node) if isinstance(node, fx.Node) else ""
+
+
+def _always_summed(node: fx.Node) -> str:
+    return SUMMED
+
+
+_SIZE_ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv, operator.mod, operator.getitem}
+_RANGES = {"arange", "linspace", "randperm", "eye", "tril_indices"}
+_ZEROS = {"zeros", "new_zeros", "zeros_like", "full"}
+_POINTWISE = {
+    "_to_copy", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "fill", "softplus_backward",
+    "hardsigmoid_backward", "hardswish_backward", "hardtanh_backward", "elu_backward", "leaky_relu_backward",
+    "log_sigmoid_forward", "log_sigmoid_backward", "mish_backward", "rsub", "masked_fill", "detach", "alias",
+    "native_dropout", "native_dropout_backward", "_prelu_kernel", "lift_fresh_copy", "where", "copy", "bernoulli",
+    "new_zeros", "new_full", "new_empty", "new_ones", "fmod", "smooth_l1_loss", "mse_loss", "sgn", "isfinite",
+}  # fmt: skip
+_VIEWS_KEEP = {"permute", "transpose", "t", "squeeze", "unsqueeze", "movedim"}
+
+_RULES: dict[str, Callable[[fx.Node], str]] = {
+    "mm": _product, "bmm": _product, "addmm": _addmm,
+    "reshape": _reshape, "view": _reshape, "_unsafe_view": _reshape,
+    "expand": _expand, "cat": _cat, "sum": _sum,
+    "slice": _along("dim"), "select": _along("dim"), "flip": _along("dims"), "roll": _along("dims"),
+    "cumsum": _along("dim"), "cumprod": _along("dim"), "sort": _along("dim"), "topk": _along("dim"),
+    "mean": _along("dim"), "amax": _along("dim"), "amin": _along("dim"), "max": _along("dim"), "min": _along("dim"),
+    "argmax": _along("dim"), "argmin": _along("dim"), "var_mean": _along("dim"), "var": _along("dim"), "std": _along("dim"),
+    "logsumexp": _along("dim"), "prod": _along("dim"), "any": _along("dim"), "all": _along("dim"),
+    "linalg_vector_norm": _along("dim"), "norm": _along("dim"), "_softmax": _along("dim"), "_log_softmax": _along("dim"),
+    "_softmax_backward_data": _along("dim"), "_log_softmax_backward_data": _along("dim"),
+    "slice_scatter": _along("dim"), "select_scatter": _along("dim"), "split_with_sizes": _along("dim"),
+    "slice_backward": _backward_along, "select_backward": _backward_along, "unbind": _along("dim"), "cummax": _along("dim"),
+    "glu": _along("dim"), "glu_backward": _along("dim"), "kthvalue": _along("dim"), "index_select": _along("dim"),
+    "native_layer_norm": _layer_norm, "native_layer_norm_backward": _layer_norm_backward,
+    "gather": _gather, "scatter": _gather, "scatter_add": _gather, "index": _index, "index_put": _index_put,
+    "_unsafe_index": _index, "_unsafe_index_put": _index_put,
+    "embedding": _embedding, "embedding_dense_backward": _always_summed,
+    **dict.fromkeys(_VIEWS_KEEP, _moves),
+}  # fmt: skip
+
+# What a sum over rows may pass through and still be the sum over all steps' rows: f(a + b) = f(a) + f(b).
+LINEAR = {
+    "reshape", "view", "_unsafe_view", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select",
+    "cat", "neg", "sum", "slice_scatter", "select_scatter", "slice_backward", "select_backward", "constant_pad_nd",
+    "detach", "clone", "alias", "_to_copy",
+}  # fmt: skip
+
+
+def stays_summed(node: fx.Node, summed: set[fx.Node], constant: Callable[[fx.Node], bool]) -> bool:
+    """Whether a node of batchless operands, some of them sums over rows, is again such a sum.
+
+    summed: the nodes known to be sums over rows. constant: whether a node does not depend on time.
+    """
+    tensors = [n for n in node.all_input_nodes if isinstance(_value(n), (torch.Tensor, tuple, list))]
+    others = [n for n in tensors if n not in summed]
+    name = _packet(node)
+    if node.target is operator.getitem or name in LINEAR:
+        return not others or (name == "sum" and not others)
+    if name in ("add", "sub"):
+        return not others and len(tensors) == len([a for a in node.args[:2] if isinstance(a, fx.Node)]) and len(node.args) >= 2 and all(isinstance(a, fx.Node) for a in node.args[:2])
+    if name in ("mul", "mm", "bmm"):
+        return len([a for a in node.args[:2] if isinstance(a, fx.Node) and a in summed]) == 1 and all(map(constant, others))
+    if name == "div":
+        return node.args[0] in summed and all(map(constant, others))
+    return name in ("embedding_dense_backward",) and all(map(constant, others))

@@ -1,0 +1,31 @@
+"""Engines run the loop of a plan. The order in which they are tried stands here and nowhere else."""
+
+from __future__ import annotations
+
+import torch
+
+from elman.engines.base import Engine, LoopResult
+from elman.engines.reference import Reference
+from elman.errors import InputError, NotSupported
+from elman.plan.form import Loop
+
+ENGINES: tuple[Engine, ...] = (Reference(),)
+
+__all__ = ["ENGINES", "Engine", "LoopResult", "choose"]
+
+
+def choose(name: str, loop: Loop, device: torch.device) -> Engine:
+    """The engine called `name`, or for "auto" the first that supports the loop.
+
+    Raises InputError for an unknown name, NotSupported if a named engine cannot run this loop: it never falls back.
+    """
+    if name == "auto":
+        return next(engine for engine in ENGINES if engine.supports(loop, device) is None)
+    for engine in ENGINES:
+        if engine.name == name:
+            reason = engine.supports(loop, device)
+            if reason is not None:
+                raise NotSupported(what=f"engine '{name}' cannot run this loop: {reason}", where="engine=", mend='use engine="auto"')
+            return engine
+    known = ", ".join(f'"{engine.name}"' for engine in ENGINES)
+    raise InputError(what="there is no such engine", where="engine=", got=name, expected=f'"auto", {known}')

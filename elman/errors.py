@@ -1,0 +1,97 @@
+"""What elman raises: one root, and children by who has to act. Imports nothing of ours.
+
+Each error says what is wrong, where, what was got and expected, and how to mend it. The parts are fields, so a
+program can read them; the message is made from them in one place, here.
+"""
+
+from __future__ import annotations
+
+
+class ElmanError(Exception):
+    """The root: `except elman.ElmanError` catches everything that elman raises on purpose.
+
+        what: one sentence without its full stop.
+        where: the argument, node, edge, path or `file:line` it is about.
+        got, expected: what stood there and what would have been right; anything that reads well as a string.
+        mend: what the reader can do about it, one sentence.
+
+    Parts that are None are left out of the message.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        mend: str | None = None,
+    ) -> None:
+        # `what` alone goes to args: from that and from __dict__ pickle and copy restore an error.
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.got = got
+        self.expected = expected
+        self.mend = mend
+
+    def _head(self) -> str:
+        return self.what
+
+    def __str__(self) -> str:
+        parts = (("where", self.where), ("got", self.got), ("expected", self.expected), ("mend", self.mend))
+        return "\n".join([self._head(), *(f"  {name}: {part}" for name, part in parts if part is not None)])
+
+
+class TraceError(ElmanError):
+    """The cell cannot become a circuit.
+
+    cell: the name of its class. where: `file:line` of the user's code, or None where that is not known.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        cell: str | None = None,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(what, where=where, got=got, expected=expected, mend=mend)
+        self.cell = cell
+
+    def _head(self) -> str:
+        return self.what if self.cell is None else f"{self.cell}: {self.what}"
+
+
+class CircuitError(ElmanError):
+    """An intermediate form breaks a rule of its own: found by a `check()`. where: the node, edge or port.
+
+    Nothing a user writes should lead here; if it does, it is a defect of elman.
+    """
+
+
+class InputError(ElmanError, ValueError):
+    """An argument of a call has the right type and a wrong value, shape, dtype or device."""
+
+
+class InputTypeError(ElmanError, TypeError):
+    """An argument of a call has the wrong type or structure."""
+
+
+class StateError(ElmanError, RuntimeError):
+    """A call came too early or too late: what it asks for does not exist yet, or not any more."""
+
+
+class NotSupported(ElmanError, NotImplementedError):
+    """elman does not do this, or not yet. mend: the way round."""
+
+
+class EngineError(ElmanError, RuntimeError):
+    """The engine asked for by name cannot run this loop, or there is none of that name. got: its reason."""
+
+
+class DataError(ElmanError, ValueError):
+    """A file is missing, unreadable or not what it should be. where: its path, and the line if known."""

@@ -1,0 +1,244 @@
+"""Random draws as noise ports: what each random operation is in terms of one standard draw, and the draws themselves.
+
+Every draw in a cell is lifted to a port that holds uniform numbers in [0, 1) or standard normal ones; the
+operation itself becomes plain arithmetic on them (dropout is z·(u ≥ p)/(1 - p)). The numbers of a port are drawn
+in fixed blocks of time steps from a seed that the call draws once, so that they do not depend on the engine or on
+where a sequence is cut, and can be drawn again instead of being stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from elman.circuit.form import InPort, Kind
+from elman.circuit.graphs import add_placeholder, insert
+from elman.circuit.rows import rows_of
+from elman.errors import TraceError
+
+aten = torch.ops.aten
+BLOCK = 16  # time steps that are drawn together
+Call = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Lifting:
+    """A random operation as arithmetic on a standard draw: formula(call, noise, result description, *args)."""
+
+    draw: str
+    formula: Callable[..., Any]
+
+
+def _cast(call: Call, value: Any, like: torch.Tensor) -> Any:
+    return call(aten._to_copy.default, value, dtype=like.dtype)
+
+
+def _affine(call: Call, z: Any, scale: Any, shift: Any) -> Any:
+    return call(aten.add.Tensor, call(aten.mul.Tensor, z, scale), shift)
+
+
+def _dropout(call: Call, u: Any, out: Any, x: Any, p: float, train: bool | None = True) -> Any:
+    keep = call(aten.ge.Scalar, u, p)
+    scale = 0.0 if p == 1 else 1 / (1 - p)
+    return call(aten.mul.Tensor, call(aten.mul.Tensor, x, keep), scale), keep
+
+
+def _randint(call: Call, u: Any, out: Any, low: int, high: int) -> Any:
+    return _cast(call, call(aten.floor.default, _affine(call, u, high - low, low)), out)
+
+
+_SAME = Lifting("uniform", lambda call, z, out, *args, **kwargs: z)
+_NORMAL = Lifting("normal", lambda call, z, out, *args, **kwargs: z)
+
+
+def _below(call: Call, u: Any, out: Any, p: Any) -> Any:
+    compare = aten.lt.Tensor if not isinstance(p, (int, float)) else aten.lt.Scalar
+    return _cast(call, call(compare, u, p), out)
+
+
+LIFTINGS: dict[Any, Lifting] = {
+    aten.rand.default: _SAME,
+    aten.rand_like.default: _SAME,
+    aten.randn.default: _NORMAL,
+    aten.randn_like.default: _NORMAL,
+    aten.native_dropout.default: Lifting("uniform", _dropout),
+    aten.bernoulli.p: Lifting("uniform", lambda call, u, out, x, p=0.5, **kw: _below(call, u, out, p)),
+    aten.bernoulli.default: Lifting("uniform", lambda call, u, out, p, **kw: _below(call, u, out, p)),
+    aten.bernoulli.Tensor: Lifting("uniform", lambda call, u, out, x, p, **kw: _below(call, u, out, p)),
+    aten.uniform.default: Lifting(
+        "uniform", lambda call, u, out, x, low=0.0, high=1.0, **kw: _affine(call, u, high - low, low)
+    ),
+    aten.normal_functional.default: Lifting(
+        "normal", lambda call, z, out, x, mean=0.0, std=1.0, **kw: _affine(call, z, std, mean)
+    ),
+    aten.normal.Tensor_float: Lifting(
+        "normal", lambda call, z, out, mean, std=1.0, **kw: _affine(call, z, std, mean)
+    ),
+    aten.normal.float_Tensor: Lifting("normal", lambda call, z, out, mean, std, **kw: _affine(call, z, std, mean)),
+    aten.normal.Tensor_Tensor: Lifting("normal", lambda call, z, out, mean, std, **kw: _affine(call, z, std, mean)),
+    aten.exponential.default: Lifting(
+        "uniform",
+        lambda call, u, out, x, rate=1.0, **kw: call(
+            aten.div.Tensor, call(aten.neg.default, call(aten.log1p.default, call(aten.neg.default, u))), rate
+        ),
+    ),
+    aten.randint.default: Lifting("uniform", lambda call, u, out, high, size, **kw: _randint(call, u, out, 0, high)),
+    aten.randint.low: Lifting("uniform", lambda call, u, out, low, high, size, **kw: _randint(call, u, out, low, high)),
+    aten.randint_like.default: Lifting("uniform", lambda call, u, out, x, high, **kw: _randint(call, u, out, 0, high)),
+    aten.randint_like.low_dtype: Lifting(
+        "uniform", lambda call, u, out, x, low, high, **kw: _randint(call, u, out, low, high)
+    ),
+}  # fmt: skip
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
+    """Turn every random operation of a joint graph, in order, into arithmetic on a noise port; return the ports.
+
+    where: the words for a node's place, for errors. Raises TraceError for a random operation that has no lifting.
+    """
+    ports: list[InPort] = []
+    after_inputs = next(node for node in graph.nodes if node.op != "placeholder")
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not is_random(node):
+            continue
+        train = node.args[2] if node.target is aten.native_dropout.default else True
+        lifting = LIFTINGS.get(node.target)
+        if lifting is None or not train:
+            raise TraceError(
+                what=f"the random operation {node.target} cannot be drawn ahead of the loop",
+                where=where(node),
+                mend="use rand, randn, bernoulli, dropout, uniform, normal, exponential or randint",
+            )
+        if not node.users:
+            graph.erase_node(node)
+            continue
+        value = node.meta["val"]
+        out = value[0] if isinstance(value, (tuple, list)) else value
+        port, noise = _port(graph, after_inputs, out, lifting.draw, len(ports))
+        ports.append(port)
+        with graph.inserting_before(node):
+
+            def call(target: Any, *args: Any, at: fx.Node = node, **kwargs: Any) -> fx.Node:
+                return insert(graph, target, *args, like=at, **kwargs)
+
+            noise = _shaped(call, noise, out)
+            result = lifting.formula(call, noise, out, *node.args, **_plain(node.kwargs))
+        if isinstance(result, tuple):
+            for read in list(node.users):
+                read.replace_all_uses_with(result[int(read.args[1])])  # type: ignore[call-overload]
+                graph.erase_node(read)
+        else:
+            node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return ports
+
+
+def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without what only says where the numbers live."""
+    drop = {"dtype", "layout", "device", "pin_memory", "memory_format", "generator"}
+    return {name: value for name, value in kwargs.items() if name not in drop}
+
+
+def _port(graph: fx.Graph, before: fx.Node, out: torch.Tensor, draw: str, index: int) -> tuple[InPort, fx.Node]:
+    name = f"noise_{index}"
+    dtype = out.dtype if out.dtype.is_floating_point else torch.float32
+    rows = rows_of(out)
+    if rows is None:
+        shape = tuple(int(size) for size in out.shape)
+        full: list[Any] = list(shape)
+    else:
+        rest = [int(size) for dim, size in enumerate(out.shape) if dim != rows.dim]
+        shape = (*([rows.factor] if rows.factor > 1 else []), *rest)
+        batch = out.shape[rows.dim] // rows.factor
+        full = [batch, *shape]
+    with out.fake_mode:  # type: ignore[attr-defined]
+        val = torch.empty(full, dtype=dtype, device=out.device)
+    with graph.inserting_before(before):
+        node = add_placeholder(graph, name, val)
+    port = InPort(name, Kind.NOISE, shape, dtype, out.device, rows is not None, name, draw=draw)
+    return port, node
+
+
+def _shaped(call: Call, noise: fx.Node, out: torch.Tensor) -> fx.Node:
+    """From the port's [B, …] to wherever the draw carries the batch."""
+    rows = rows_of(out)
+    if rows is None or (rows.dim == 0 and rows.factor == 1):
+        return noise
+    if rows.factor > 1:
+        rest = [int(size) for dim, size in enumerate(out.shape) if dim != rows.dim]
+        noise = call(aten.reshape.default, noise, [-1, *rest])
+    if rows.dim:
+        order = list(range(1, out.dim()))
+        order.insert(rows.dim, 0)
+        noise = call(aten.permute.default, noise, order)
+    return noise
+
+
+def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
+    """The numbers of noise port number `index` for steps start..stop: [stop - start, B, …] (without B where the port has no rows)."""
+    size = ((batch,) if port.rows else ()) + port.shape
+    first, last = start // BLOCK, -(-stop // BLOCK)
+    blocks = [_block(port, _mix(seed, index, block), size) for block in range(first, last)]
+    if not blocks:
+        return torch.empty((0, *size), dtype=port.dtype, device=port.device)
+    drawn = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return drawn[start - first * BLOCK : stop - first * BLOCK]
+
+
+def _block(port: InPort, seed: int, size: tuple[int, ...]) -> torch.Tensor:
+    generator = torch.Generator(device=port.device)
+    generator.manual_seed(seed)
+    fill = torch.rand if port.draw == "uniform" else torch.randn
+    return fill((BLOCK, *size), dtype=port.dtype, device=port.device, generator=generator)
+
+
+def _mix(seed: int, index: int, block: int) -> int:
+    """A seed for one block: splitmix64 of the three numbers, so that neighbours share nothing."""
+    mask = (1 << 64) - 1
+    z = (seed * 0x9E3779B97F4A7C15 + index * 0xD1B54A32D192ED03 + block * 0x8CB92BA72F3D8DD7 + 1) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) & ((1 << 63) - 1)
+
+
+class Replay(TorchDispatchMode):
+    """Run eager code with given numbers instead of random ones: each random operation takes the next of `noises`.
+
+    noises: one tensor per draw in order, shaped as the noise ports are (at one step, `[B, …]`).
+    """
+
+    def __init__(self, noises: Sequence[torch.Tensor]):
+        super().__init__()
+        self.noises: Iterator[torch.Tensor] = iter(noises)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        functional = _TWINS.get(func, func)
+        lifting = LIFTINGS.get(functional)
+        if lifting is None or (functional is aten.native_dropout.default and not args[2]):
+            return func(*args, **kwargs)
+        out = func(*args, **kwargs)  # for its shape and dtype; in place, it is the operand itself
+        first = out[0] if isinstance(out, tuple) else out
+        noise = next(self.noises).reshape(first.shape)
+        result = lifting.formula(lambda op, *a, **k: op(*a, **k), noise, first, *args, **_plain(kwargs))
+        return result if isinstance(result, tuple) else first.copy_(result)
+
+
+# In-place random operations and the functional ones that they become in a graph.
+_TWINS: dict[Any, Any] = {
+    aten.bernoulli_.float: aten.bernoulli.p,
+    aten.bernoulli_.Tensor: aten.bernoulli.Tensor,
+    aten.uniform_.default: aten.uniform.default,
+    aten.normal_.default: aten.normal_functional.default,
+    aten.exponential_.default: aten.exponential.default,
+}  # fmt: skip

@@ -1,0 +1,10 @@
+"""plan: from a circuit to what runs once, before, in and after its loop.
+
+`regions` finds what is sequential, `rewrite` moves work out of it, `stages` cuts the step apart, `cut` chooses what a
+backward pass needs from the forward pass, `cost` counts, `explain` shows.
+"""
+
+from elman.plan.form import Loop, LoopState, Plan, Stage
+from elman.plan.stages import plan
+
+__all__ = ["Loop", "LoopState", "Plan", "Stage", "plan"]

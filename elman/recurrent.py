@@ -1,0 +1,387 @@
+"""Recurrent: any cell, run over whole sequences."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elman.circuit.form import Circuit, Kind
+from elman.circuit.signature import Place, Tree, flatten
+from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, StateError
+from elman.execute import Call, Program, apply
+from elman.forcing import force, teachers
+from elman.trace.key import fingerprint
+from elman.plan.explain import Explanation
+from elman.trace import trace
+from elman.trace.call import call_cell, store_of, understand
+from elman.trace.initial import starting_state
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A program, and how the tensors of a call go into it and come out."""
+
+    program: Program
+    sources: tuple[Callable[[torch.nn.Module], Tensor] | str, ...]  # per input: read from the cell, or "x", "state", …
+    output: Tree | None
+    output_slots: tuple[int, ...]
+    state: Tree
+    state_slots: tuple[int, ...]
+
+
+_PREPARED: OrderedDict[Any, Prepared] = OrderedDict()  # every instance with the same trace key shares one program
+_LIMIT = 256
+
+
+class Recurrent(torch.nn.Module):
+    """A module over whole sequences, made of one step: h(t) = f(h(t-1), x(t); θ).
+
+        rnn = elman.Recurrent(cell)
+        outputs, final_state = rnn(x)                  # x [T, B, …] -> outputs [T, B, …], final state [B, …]
+
+    equals, for every cell that it accepts,
+
+        for t in range(T):
+            state = cell(x[t], state)                  # or: output, state = cell(x[t], state)
+
+    with the gradients of that loop, of any order.
+
+    cell: a module whose `forward(x, state[, context])` computes one step on `[B, …]` and returns the new state, or
+        (output, new state). The output may be None, or nested; a cell that returns its state alone has the first tensor
+        of it as output.
+    reverse: read the sequence from its last step to its first; outputs stay in their places.
+    memory: None stores for the backward pass what a minimum cut says (budgets come later).
+    engine: "auto", or the name of the one engine that has to run the loop ("reference").
+
+    Raises TraceError at the first call for a cell that cannot be a circuit, naming the line and the mend.
+    """
+
+    def __init__(
+        self, cell: torch.nn.Module, *, reverse: bool = False, memory: Any = None, engine: str = "auto"
+    ) -> None:
+        super().__init__()
+        if not isinstance(cell, torch.nn.Module):
+            raise InputTypeError(
+                what="a cell is a torch.nn.Module whose forward is one step", where="Recurrent(cell)",
+                got=type(cell).__name__,
+            )  # fmt: skip
+        if memory is not None:
+            raise NotSupported(what="memory budgets are not available yet", where="memory=", mend="leave memory=None")
+        self.cell = cell
+        self.reverse = reverse
+        self.engine = engine
+        self._forget()
+
+    def _forget(self) -> None:
+        self._own: dict[Any, Prepared] = {}
+        self._latest: Prepared | None = None
+        self._start: tuple[Any, Callable[[int], Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_own", "_latest", "_start")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def extra_repr(self) -> str:
+        return ", ".join((["reverse=True"] if self.reverse else []) + ([f"engine={self.engine!r}"] if self.engine != "auto" else []))
+
+    # --- over whole sequences -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Any,
+        state: Any = None,
+        *,
+        steps: int | None = None,
+        lengths: Tensor | None = None,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        teacher: Any = None,
+        teacher_weight: Tensor | None = None,
+        context: Any = None,
+    ) -> tuple[Any, Any]:
+        """Run over a batch of sequences.
+
+        x: tensors `[T, B, …]`, alone or nested; None for an autonomous system s(t) = f(s(t-1)).
+        state: `[B, …]` in the cell's structure; by default `cell.initial_state(B)` if there is one, else zeros.
+        steps: T, given if and only if no tensor of x has it.
+        teacher: targets of the output's structure `[T, B, …]`: each step sees the teacher's last output, not its own.
+        context: tensors `[B, …]`, the same at every step, handed to the cell as third argument.
+        lengths, mask, reset, teacher_weight: not available yet.
+
+        Returns (outputs, final state): outputs `[T, B, …]` in the structure of the cell's output (None if it is None).
+        Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
+        """
+        for name, value in (("lengths", lengths), ("mask", mask), ("reset", reset), ("teacher_weight", teacher_weight)):
+            if value is not None:
+                raise NotSupported(
+                    what=f"{name}= is not available yet", where="Recurrent(…)",
+                    mend="run rows of equal length, or call once for every stretch",
+                )  # fmt: skip
+        xs, x_tree = flatten(x, "x")
+        contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
+        steps, batch = self._size(xs, x_tree, steps, state)
+        device = xs[0].device.type if xs else None
+        if torch.is_autocast_enabled(device or "cpu"):
+            # A recurrence adds up small changes over many steps: it runs in the precision of its parameters.
+            dtype = self._dtype()
+            xs, contexts = _cast(xs, dtype), _cast(contexts, dtype)
+            state = None if state is None else _recast(state, dtype)
+            with torch.autocast(device or "cpu", enabled=False):
+                return self._run(xs, x_tree, state, contexts, context_tree, teacher, steps, batch)
+        return self._run(xs, x_tree, state, contexts, context_tree, teacher, steps, batch)
+
+    def _run(
+        self, xs: list[Tensor], x_tree: Tree, state: Any, contexts: list[Tensor], context_tree: Tree | None,
+        teacher: Any, steps: int, batch: int | None,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        if state is None:
+            if batch is None:
+                raise InputError(what="an autonomous system needs a state, which says the batch size", where="state")
+            state = self._initial(batch, xs, x_tree, contexts, context_tree)
+        states, state_tree = flatten(state, "state")
+        batch = _batch_of(states, state_tree, contexts, context_tree, batch)
+        forced, teacher_tree = flatten(teacher, "teacher") if teacher is not None else ([], None)
+        prepared = self._prepare(xs, x_tree, states, state_tree, contexts, context_tree, teacher_tree)
+        program = prepared.program
+        given = {"x": iter(xs), "state": iter(states), "context": iter(contexts)}
+        by_path = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
+        _check_teacher(by_path, steps, batch)
+        tensors: list[Tensor | None] = []
+        for source in prepared.sources:
+            if not isinstance(source, str):
+                tensors.append(source(self.cell))
+            elif source in given:
+                tensors.append(next(given[source]))
+            else:
+                tensors.append(by_path[source])
+        seed = int(torch.randint(2**62, ()).item()) if program.has_noise else 0
+        made = apply(program, Call(steps, batch, seed, self.engine), tensors)
+        final = prepared.state.fill([made[slot] for slot in prepared.state_slots])
+        if prepared.output is None:
+            return None, final
+        return prepared.output.fill([made[slot] for slot in prepared.output_slots]), final
+
+    def _dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.cell.parameters() if p.dtype.is_floating_point), torch.float32)
+
+    def _size(self, xs: Sequence[Tensor], tree: Tree, steps: int | None, state: Any) -> tuple[int, int | None]:
+        """T and B, or an error that says which tensor does not fit."""
+        if not xs:
+            if steps is None:
+                raise InputError(
+                    what="nobody says how many steps to run", where="x", got="no tensor with a time dimension",
+                    mend="pass steps=T",
+                )  # fmt: skip
+            if steps < 0:
+                raise InputError(what="the number of steps is negative", where="steps=", got=steps)
+            return int(steps), None
+        if steps is not None:
+            raise InputError(
+                what="the number of steps is given twice", where="steps=", got=f"steps={steps} and {tree.paths[0]} {list(xs[0].shape)}",
+                mend="leave steps= to autonomous systems, whose x is None",
+            )  # fmt: skip
+        for tensor, path in zip(xs, tree.paths, strict=True):
+            if tensor.dim() < 2:
+                raise InputError(
+                    what="a sequence needs a time and a batch dimension", where=path, got=f"shape {list(tensor.shape)}",
+                    expected="[T, B, …]",
+                )  # fmt: skip
+            if tensor.shape[:2] != xs[0].shape[:2]:
+                raise InputError(
+                    what="the sequences disagree about T or B", where=path, got=f"shape {list(tensor.shape)}",
+                    expected=f"[{xs[0].shape[0]}, {xs[0].shape[1]}, …] as {tree.paths[0]}",
+                )  # fmt: skip
+        return xs[0].shape[0], xs[0].shape[1]
+
+    def _initial(
+        self, batch: int, xs: list[Tensor], x_tree: Tree, contexts: list[Tensor], context_tree: Tree | None
+    ) -> Any:
+        own = getattr(self.cell, "initial_state", None)
+        if callable(own):
+            return own(batch)
+        key = (fingerprint(self.cell), _meta(xs, 2), _meta(contexts, 1))
+        if self._start is None or self._start[0] != key:
+            x = x_tree.fill(_first_step(xs))
+            context = context_tree.fill(contexts) if context_tree is not None else None
+            self._start = (key, starting_state(self.cell, x, context))
+        return self._start[1](batch)
+
+    def _prepare(
+        self, xs: list[Tensor], x_tree: Tree, states: list[Tensor], state_tree: Tree, contexts: list[Tensor],
+        context_tree: Tree | None, teacher_tree: Tree | None,
+    ) -> Prepared:  # fmt: skip
+        """The program for this call: from the cache by trace key, or traced now."""
+        key = (
+            fingerprint(self.cell), self.reverse, x_tree, _meta(xs, 2), state_tree, _meta(states, 1), context_tree,
+            _meta(contexts, 1), teacher_tree,
+        )  # fmt: skip
+        found = self._own.get(key) or _PREPARED.get(key)
+        if found is None:
+            circuit = trace(
+                self.cell,
+                x_tree.fill(_first_step(xs)),
+                state_tree.fill(states),
+                context_tree.fill(contexts) if context_tree is not None else None,
+            )
+            found = prepare(circuit, self.reverse, teacher_tree)
+            self._own[key] = found
+            if not circuit.signature.captured:  # type: ignore[union-attr]
+                _PREPARED[key] = found
+                if len(_PREPARED) > _LIMIT:
+                    _PREPARED.popitem(last=False)
+        self._latest = found
+        return found
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def step(self, x: Any, state: Any = None, *, context: Any = None) -> tuple[Any, Any]:
+        """One step, for streaming: x `[B, …]` -> (output, new state), always in this order.
+
+        Calling it T times is the same as one call on T steps. Raises InputError under `reverse=True`.
+        """
+        if self.reverse:
+            raise InputError(
+                what="a reversed layer cannot run step by step: its first step is the sequence's last", where="step()",
+                mend="call the layer on the whole sequence",
+            )  # fmt: skip
+        if state is None:
+            xs, x_tree = flatten(x, "x")
+            contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
+            if not xs:
+                raise InputError(what="an autonomous system needs a state, which says the batch size", where="state")
+            batched = [tensor.unsqueeze(0) for tensor in xs]
+            state = self._initial(int(xs[0].shape[0]), batched, x_tree, contexts, context_tree)
+        returned = call_cell(self.cell, x, state, context, context is not None)
+        return understand(returned, flatten(state, "state")[1], type(self.cell).__name__)
+
+    # --- looking inside -------------------------------------------------------------------------------------------
+
+    @property
+    def circuit(self) -> Circuit:
+        """The circuit of the latest call. Raises StateError before any call."""
+        return self._of_latest_call().program.circuit
+
+    def explain(self) -> Explanation:
+        """What runs once, before, in and after the loop, forward and backward, and on which engine."""
+        program = self._of_latest_call().program
+        wants = frozenset(p.name for p in program.inputs if p.differentiable)
+        training = program.training(wants)
+        return Explanation((program.plan, training.backward), self.engine, training.pair)
+
+    def _of_latest_call(self) -> Prepared:
+        if self._latest is None:
+            raise StateError(
+                what="the circuit is not known yet", where="Recurrent",
+                mend="call the layer once on an example, or use elman.trace(cell, x, state)",
+            )  # fmt: skip
+        return self._latest
+
+
+def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
+    """Make a traced circuit ready for calls: its direction, its teacher, and where each input comes from."""
+    from dataclasses import replace
+
+    signature = circuit.signature
+    assert signature is not None
+    if reverse:
+        circuit = replace(circuit, reverse=True)
+    taught: dict[str, str] = {}
+    if teacher is not None:
+        _check_structure(circuit, teacher)
+        circuit = force(circuit)
+        taught = {port: path.replace("output", "teacher", 1) for path, port in teachers(circuit).items()}
+    program = Program(circuit)
+    sources: list[Any] = []
+    for port in program.inputs:
+        if port.name in signature.owned:
+            sources.append(_reader(signature.owned[port.name][0]))
+        elif port.name in signature.captured:
+            sources.append(_constant(signature.captured[port.name]))
+        elif port.name in taught:
+            sources.append(taught[port.name])
+        elif port.kind is Kind.STATE:
+            sources.append("state")
+        else:
+            sources.append("context" if port.kind is Kind.CONSTANT else "x")
+    slots = {out.name: i for i, out in enumerate(program.outputs)}
+    kept = [out for out in program.outputs if out.kind is Kind.SEQUENCE]
+    finals = [slots[f"{port.name}_final"] for port in circuit.inputs_of(Kind.STATE)]
+    return Prepared(
+        program, tuple(sources), signature.output, tuple(slots[out.name] for out in kept), signature.state, tuple(finals)
+    )
+
+
+def _reader(place: Place) -> Callable[[torch.nn.Module], Tensor]:
+    return lambda cell: store_of(cell, place)[place.key]
+
+
+def _constant(value: Tensor) -> Callable[[torch.nn.Module], Tensor]:
+    return lambda cell: value
+
+
+def _check_structure(circuit: Circuit, teacher: Tree) -> None:
+    output = circuit.signature.output if circuit.signature is not None else None
+    if output is None or output.spec != teacher.spec:
+        raise InputTypeError(
+            what="the teacher does not have the structure of the output", where="teacher=",
+            got=str(list(teacher.paths)), expected=str(list(output.paths) if output is not None else None),
+        )  # fmt: skip
+
+
+def _check_teacher(teachers_: dict[str, Tensor], steps: int, batch: int) -> None:
+    for path, tensor in teachers_.items():
+        if tensor.shape[:2] != (steps, batch):
+            raise InputError(
+                what="the teacher must say every output", where=path, got=f"shape {list(tensor.shape)}",
+                expected=f"[{steps}, {batch}, …]",
+            )  # fmt: skip
+
+
+def _meta(tensors: Sequence[Tensor], leading: int) -> tuple[Any, ...]:
+    """Widths, dtype and device of tensors: what a trace depends on."""
+    return tuple((tuple(t.shape[leading:]), t.dtype, t.device) for t in tensors)
+
+
+def _first_step(xs: Sequence[Tensor]) -> list[Tensor]:
+    return [x[0] if x.shape[0] else x.new_zeros(x.shape[1:]) for x in xs]
+
+
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [t.to(dtype) if t.dtype.is_floating_point else t for t in tensors]
+
+
+def _recast(state: Any, dtype: torch.dtype) -> Any:
+    tensors, tree = flatten(state, "state")
+    return tree.fill(_cast(tensors, dtype))
+
+
+def _batch_of(
+    states: Sequence[Tensor], state_tree: Tree, contexts: Sequence[Tensor], context_tree: Tree | None, batch: int | None
+) -> int:
+    """The batch size that x, state and context agree on."""
+    paths = [*state_tree.paths, *(context_tree.paths if context_tree is not None else ())]
+    for tensor, path in zip([*states, *contexts], paths, strict=True):
+        size = tensor.shape[0] if tensor.dim() else None
+        if batch is None:
+            batch = size
+        if size is None or size != batch:
+            raise InputError(
+                what="it does not have the batch size of the sequences", where=path, got=f"shape {list(tensor.shape)}",
+                expected=f"[{batch}, …]",
+            )  # fmt: skip
+    if batch is None:
+        raise InputError(what="nobody says the batch size", where="state")
+    return batch
+
+
+__all__ = ["ElmanError", "Prepared", "Recurrent", "prepare", "weakref"]

@@ -1,0 +1,211 @@
+"""One trace of a step together with its own backward.
+
+The backward is the one that the step's own autograd runs, recorded while it runs: detach, no_grad, straight-through
+estimators and custom backwards keep their meaning, at every order (the adjoint's step is again a function that
+differentiates the cell, so its joint is traced through the cell's own double backward).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from elman import noise
+from elman.circuit import graphs, rows
+from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
+from elman.trace import refuse
+from elman.trace.normal import normalise
+
+# The batch size that the tracer pretends to see where it needs a number: a prime that is nobody's width.
+PRETENDED_BATCH = 1187
+
+
+class Fakes:
+    """Fake tensors for ports, with one symbolic batch size."""
+
+    def __init__(self) -> None:
+        self.env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        source = ConstantSource("batch")
+        symbol = self.env.create_symbol(PRETENDED_BATCH, source, DimDynamic.DYNAMIC)
+        self.batch = self.env.create_symintnode(symbol, hint=PRETENDED_BATCH, source=source)
+
+    def like(self, port: InPort) -> torch.Tensor:
+        size = ((self.batch,) if port.rows else ()) + port.shape
+        with self.mode:
+            return torch.empty(size, dtype=port.dtype, device=port.device)
+
+    def again(self, value: torch.Tensor) -> torch.Tensor:
+        with self.mode:
+            return torch.empty_like(value)
+
+
+def trace_joint(
+    step: StepFunction,
+    ports: Sequence[InPort],
+    name: str,
+    inspect: Callable[[dict[str, torch.Tensor]], None] | None = None,
+) -> Joint:
+    """Trace a step and its backward into one graph in normal form.
+
+    step: the function, of {port name: tensor} -> {result name: tensor}, with its own autograd.
+    ports: its inputs; noise ports among them are what the step will draw for itself, in this order.
+    inspect: looks at the step's results on fake tensors before anything is traced, and may refuse them.
+    Raises TraceError for a step that cannot be a circuit.
+    """
+    given = [port for port in ports if port.kind is not Kind.NOISE]
+    fakes = Fakes()
+    example = {port.name: fakes.like(port) for port in given}
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
+        # A first run without recording: what comes out, and whether the step is honest about its state.
+        dry = step(_leaves(example, given))
+        carries_gradient = {result for result, value in dry.items() if value.requires_grad}
+        if inspect is not None:
+            inspect(dry)
+    cotangents = {result: fakes.again(dry[result].detach()) for result in dry if result in carries_gradient}
+    results = list(dry)
+    wants = [port.name for port in given if port.differentiable]
+    gradients_found: list[bool] = []
+
+    def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
+        leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
+        versions = {port: leaf._version for port, leaf in leaves.items()}
+        outputs = step(leaves)
+        refuse.writes(leaves, versions, given, name)
+        flowing = [outputs[result] for result in cotangents]
+        sources = [leaves[port] for port in wants]
+        found: Sequence[torch.Tensor | None] = [None] * len(sources)
+        if flowing and sources:
+            found = torch.autograd.grad(flowing, sources, cots, allow_unused=True)
+        gradients_found[:] = [gradient is not None for gradient in found]
+        return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
+
+    with refuse.while_tracing(name), enable_python_dispatcher(), torch.enable_grad(), _quiet():
+        module = make_fx(both, tracing_mode="real", record_stack_traces=True)(
+            list(example.values()), list(cotangents.values())
+        )
+        refuse.guards(fakes.env, name)
+        if any(_writes(node) for node in module.graph.nodes):
+            flat = [*example.values(), *cotangents.values()]
+            module = _without_writes(module, flat)
+    where = refuse.place_of(name)
+    names = [*example, *(f"ct_{result}" for result in cotangents)]
+    graph, captured = _named(module, names, fakes, where)
+    named = graphs.results_of(graph)
+    keys = list(named)
+    flowing_to = [port for port, found in zip(wants, gradients_found, strict=True) if found]
+    joint_results = dict(zip([*results, *(f"grad {port}" for port in flowing_to)], keys, strict=True))
+    _rename_results(graph, {key: new for new, key in joint_results.items()})
+    drawn = noise.lift(graph, where)
+    normalise(graph)
+    _mark_primal(graph, {f"ct_{result}" for result in cotangents})
+    final = graphs.results_of(graph)
+    return Joint(
+        graph,
+        {result: final[result].name for result in results},
+        {result: f"ct_{result}" for result in cotangents},
+        {port: (final[f"grad {port}"].name if port in flowing_to else None) for port in wants},
+        tuple(drawn),
+        tuple(captured),
+    )
+
+
+def _leaves(tensors: Mapping[str, torch.Tensor], ports: Sequence[InPort]) -> dict[str, torch.Tensor]:
+    """Detached copies that want gradients wherever their dtype allows one."""
+    kinds = {port.name: port.differentiable for port in ports}
+    return {name: value.detach().requires_grad_(kinds[name]) for name, value in tensors.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing touches things that torch warns about (autocast off, lazily loaded parts); users did not ask."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.GraphModule:
+    """The same graph without in-place operations, source lines kept."""
+
+    def run(*values: torch.Tensor) -> Any:
+        with fx.traceback.preserve_node_meta():
+            return fx.Interpreter(module).run(*values)
+
+    return make_fx(torch.func.functionalize(run, remove="mutations"), tracing_mode="real")(*flat)
+
+
+def _named(
+    module: fx.GraphModule, names: Sequence[str], fakes: Fakes, where: Callable[[fx.Node], str]
+) -> tuple[fx.Graph, list[tuple[InPort, torch.Tensor]]]:
+    """Copy a traced graph: placeholders get the ports' names, sizes become multiples of `rows`, and tensors that the
+    cell found somewhere else become constant ports."""
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    captured: list[tuple[InPort, torch.Tensor]] = []
+    inputs = iter(names)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            copies[node] = graphs.add_placeholder(new, next(inputs), node.meta["val"])
+        elif node.op == "get_attr":
+            value = getattr(module, str(node.target))
+            if value.requires_grad:
+                raise refuse.captured_gradient(where(node), value)
+            port = InPort(
+                f"captured_{len(captured)}", Kind.CONSTANT, tuple(value.shape), value.dtype, value.device, False,
+                f"captured tensor {len(captured)}",
+            )  # fmt: skip
+            copies[node] = graphs.add_placeholder(new, port.name, fakes.like(port))
+            captured.append((port, value))
+    size = graphs.add_placeholder(new, ROWS, fakes.batch)
+    multiples: dict[int, fx.Node] = {1: size}
+    for node in module.graph.nodes:
+        if node.op == "output":
+            flat = torch.utils._pytree.tree_leaves(node.args[0])
+            new.output({f"r{i}": copies[leaf] for i, leaf in enumerate(flat)})
+        elif node.op == "call_function":
+            value = node.meta.get("val")
+            if isinstance(value, torch.SymInt) and (k := _multiple(value)):
+                if k not in multiples:
+                    multiples[k] = graphs.insert(new, operator.mul, size, k)
+                copies[node] = multiples[k]
+                continue
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+            copies[node].meta = {key: node.meta[key] for key in ("val", "stack_trace") if key in node.meta}
+            refuse.operation(copies[node], where)
+    return new, captured
+
+
+def _multiple(value: torch.SymInt) -> int:
+    try:
+        return rows.factor(value)
+    except rows.Mixed:
+        return 0
+
+
+def _rename_results(graph: fx.Graph, names: Mapping[str, str]) -> None:
+    out = next(node for node in reversed(graph.nodes) if node.op == "output")
+    out.args = ({names[key]: value for key, value in out.args[0].items()},)  # type: ignore[union-attr]
+
+
+def _mark_primal(graph: fx.Graph, cotangents: set[str]) -> None:
+    """meta["primal"]: the value belongs to the step itself, not to its backward."""
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            node.meta["primal"] = node.target not in cotangents
+        elif node.op != "output":
+            node.meta["primal"] = all(source.meta["primal"] for source in node.all_input_nodes)

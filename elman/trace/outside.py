@@ -1,0 +1,48 @@
+"""Tracing steps out of whatever surrounds the call: torch.func transforms, compilation, inference mode, autocast."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._guards import tracing
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Inside, PyTorch is in its ordinary state: no transform, no mode, gradients on, no autocast."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tracing(None))
+        stack.enter_context(unset_fake_temporarily())
+        stack.enter_context(_disable_current_modes())
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def is_plain(value: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers of its own that can be read: not fake, not wrapped by a transform."""
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+        and value.device.type != "meta"
+    )
+
+
+def readable(value: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """The tensor itself if its numbers can be read, else one of the same shape with numbers made up."""
+    if is_plain(value):
+        return value.detach()
+    size = tuple(int(s) for s in value.shape)
+    if value.dtype.is_floating_point:
+        return (torch.randn(size, generator=generator, dtype=torch.float64) * 0.1).to(value.dtype)
+    return torch.zeros(size, dtype=value.dtype)

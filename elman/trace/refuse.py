@@ -1,0 +1,171 @@
+"""Why a cell cannot be a circuit, in the user's words: what happened, at which line, and the mend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+from elman.circuit import rows
+from elman.circuit.form import InPort, Kind
+from elman.errors import ElmanError, TraceError
+
+_OURS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)), os.path.dirname(contextlib.__file__))
+_NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
+
+
+def _is_users(filename: str) -> bool:
+    return not filename.startswith((*_OURS, "<"))
+
+
+def _line(frame: traceback.FrameSummary) -> str:
+    return f"{frame.filename}:{frame.lineno}" + (f" `{frame.line}`" if frame.line else "")
+
+
+def place_of(cell: str) -> Callable[[fx.Node], str]:
+    """A function from a node to the words for its place: the cell and, where known, the user's line."""
+
+    def where(node: fx.Node) -> str:
+        found = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
+        mine = [entry for entry in found if _is_users(entry[0])] or found
+        return f"{cell}, {mine[-1][0]}:{mine[-1][1]} `{mine[-1][2]}`" if mine else f"{cell}, in its backward pass"
+
+    return where
+
+
+def _raised_at(cell: str, error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    return f"{cell}, {_line(frames[-1])}" if frames else cell
+
+
+@contextlib.contextmanager
+def while_tracing(cell: str) -> Iterator[None]:
+    """Turn what the tracer raises into a TraceError that names the cell, the line and the mend."""
+    try:
+        yield
+    except ElmanError:
+        raise
+    except (GuardOnDataDependentSymNode, DataDependentOutputException) as error:
+        raise TraceError(
+            what="the step takes a number or a decision out of the data (data-dependent control flow)",
+            where=_raised_at(cell, error),
+            mend=_NUMBERS,
+        ) from error
+    except DynamicOutputShapeException as error:
+        raise TraceError(
+            what="the step makes a tensor whose shape depends on the data",
+            where=_raised_at(cell, error),
+            mend="keep shapes fixed: use masks and torch.where instead of boolean indexing and nonzero",
+        ) from error
+    except UnsupportedOperatorException as error:
+        raise TraceError(
+            what=f"the step uses an operator that PyTorch cannot trace ({error})",
+            where=_raised_at(cell, error),
+            mend="register a fake implementation for it (torch.library.register_fake), or write the step without it",
+        ) from error
+    except Exception as error:
+        first = str(error).strip().split("\n")[0]
+        hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
+        if "Validation" in str(error) or "distributions" in "".join(traceback.format_tb(error.__traceback__)):
+            hint = "torch.distributions checks its arguments on the data: pass validate_args=False"
+        raise TraceError(
+            what=f"the step failed while it was traced: {type(error).__name__}: {first}",
+            where=_raised_at(cell, error),
+            mend=hint,
+        ) from error
+
+
+def guards(env: ShapeEnv, cell: str) -> None:
+    """Refuse a step that decided something by the batch size."""
+    for guard in env.guards:
+        at = next((_line(f) for f in reversed(_stack(guard)) if _is_users(f.filename)), str(guard.sloc))
+        raise TraceError(
+            what="the step branches on the batch size, or fixes it",
+            where=f"{cell}, {at}",
+            got=f"a decision by {guard.expr}, where the symbol is the batch size",
+            mend="write the step for any batch size; -1 in a reshape must stand for a width or for the batch alone",
+        )
+
+
+def _stack(guard: object) -> Sequence[traceback.FrameSummary]:
+    sloc = getattr(guard, "sloc", None)
+    return list(getattr(sloc, "user_stack", None) or getattr(sloc, "framework_loc", None) or []) if _listy(sloc) else []
+
+
+def _listy(sloc: object) -> bool:
+    return isinstance(getattr(sloc, "user_stack", None), traceback.StackSummary)
+
+
+def writes(
+    leaves: Mapping[str, torch.Tensor], versions: Mapping[str, int], ports: Sequence[InPort], cell: str
+) -> None:
+    """Refuse a step that has written into a tensor that was given to it."""
+    for port in ports:
+        if leaves[port.name]._version == versions[port.name]:
+            continue
+        if port.kind is Kind.CONSTANT:
+            raise TraceError(
+                what=f"the step mutates {port.path}, a parameter or buffer",
+                where=cell,
+                mend="keep what changes from step to step in the state (BatchNorm in training updates its running "
+                "statistics and mixes the batch: call .eval(), or use LayerNorm)",
+            )
+        raise TraceError(
+            what=f"the step mutates its input {port.path} (an in-place operation)",
+            where=cell,
+            mend="use the operation without the trailing underscore",
+        )
+
+
+def captured_gradient(where: str, value: torch.Tensor) -> TraceError:
+    return TraceError(
+        what=f"the step uses a tensor {list(value.shape)} that requires a gradient and does not belong to the cell",
+        where=where,
+        mend="make it a torch.nn.Parameter of the cell, or pass it through `context`",
+    )
+
+
+def operation(node: fx.Node, where: Callable[[fx.Node], str]) -> None:
+    """Refuse operations that take a number out of a tensor."""
+    if "_local_scalar_dense" in str(node.target) or "item" in str(node.target).split("."):
+        raise TraceError(
+            what="the step takes a number out of the data (.item(), float(tensor), int(tensor))",
+            where=where(node),
+            mend=_NUMBERS,
+        )
+
+
+def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
+    """Refuse a step whose forward pass mixes the rows of the batch or computes with the batch size."""
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        said = rows.verdict(node)
+        if said == rows.ROWWISE or said.startswith(rows.NO_RULE):
+            continue
+        if said == rows.SUMMED:
+            said = f"{node.target} adds up the rows of the batch"
+        raise TraceError(
+            what=f"the step mixes the rows of the batch: {said}" if "value" not in said else f"in the step, {said}",
+            where=where(node),
+            mend="every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
+        )
+
+
+def attribute(cell: str, name: str) -> TraceError:
+    return TraceError(
+        what=f"the step keeps something in the attribute '{name}' (state kept in attributes is lost between steps)",
+        where=cell,
+        mend="return it as a part of the state",
+    )

@@ -1,0 +1,145 @@
+"""The circuit against the cell that it was traced from: one step, values and gradients, on random numbers.
+
+It catches what leaves no mark in a trace: a branch that only B = 1 takes, a batch size used as a value, rows that
+meet, a custom backward that was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from elman import noise
+from elman.circuit import graphs
+from elman.circuit.form import Circuit, InPort, Kind
+from elman.circuit.rows import rows_of
+from elman.errors import TraceError
+from elman.trace.call import step_of, store_of
+from elman.trace.outside import is_plain, readable
+
+Tensor = torch.Tensor
+SEED = 0x5EED
+SCALES = (0.1, 2.0)
+
+
+def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping[str, Tensor]) -> None:
+    """Run circuit and cell on the same random steps; TraceError where they disagree.
+
+    examples: the user's inputs, from which integer inputs take their values (an index must stay in range).
+    """
+    signature = circuit.signature
+    assert signature is not None
+    joint = circuit.joint()
+    if any(port.device.type == "meta" for port in circuit.inputs):
+        return
+    constants: dict[str, Tensor] = dict(signature.captured)
+    for name, entry in signature.owned.items():
+        constants[name] = readable(store_of(cell, entry[0])[entry[0].key])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        for scale in SCALES:
+            inputs = {
+                port.name: _example(port, 3, scale, examples.get(port.name))
+                for port in circuit.inputs
+                if port.kind is not Kind.CONSTANT or port.rows
+            }
+            together = _compare(circuit, cell, constants, inputs, 3)
+            alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1)
+            for name in joint.results:
+                if rows_of(circuit.wire(name).meta["val"]) is not None:
+                    _agree(circuit, f"the first row of {name.removesuffix('_next')}", alone[name], together[name][:1], 3)
+
+
+def _example(port: InPort, batch: int, scale: float, given: Tensor | None) -> Tensor:
+    size = ((batch,) if port.rows else ()) + port.shape
+    if port.kind is Kind.NOISE:
+        return noise.draw(port, 0, SEED, 0, 1, batch)[0]
+    if port.dtype.is_floating_point or port.dtype.is_complex:
+        return torch.randn(size, dtype=port.dtype, device=port.device) * scale
+    if given is not None and given.shape[0] > 0 and is_plain(given):
+        picked = torch.arange(batch) % given.shape[0]
+        return given.detach()[picked.to(given.device)].clone()
+    return torch.zeros(size, dtype=port.dtype, device=port.device)
+
+
+def _first_row(circuit: Circuit, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        port.name: inputs[port.name][:1] if port.rows else inputs[port.name]
+        for port in circuit.inputs
+        if port.name in inputs
+    }
+
+
+def _compare(
+    circuit: Circuit, cell: torch.nn.Module, constants: Mapping[str, Tensor], inputs: Mapping[str, Tensor], batch: int
+) -> dict[str, Tensor]:
+    """Compare at one batch size; return the circuit's values."""
+    signature = circuit.signature
+    assert signature is not None
+    joint = circuit.joint()
+    ports = {port.name: port for port in circuit.inputs}
+    leaves = {
+        name: value.detach().clone().requires_grad_(ports[name].differentiable)
+        for name, value in (constants | inputs).items()
+        if ports[name].kind is not Kind.NOISE and name not in signature.captured
+    }
+    step = step_of(
+        cell, signature.owned, _call(circuit, "x"), _call(circuit, "state"),
+        _call(circuit, "context") if signature.context is not None else None, circuit.name,
+    )  # fmt: skip
+    replay = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
+    try:
+        with torch.enable_grad(), noise.Replay(replay):
+            eager = step(leaves)
+    except Exception as error:
+        raise TraceError(
+            what=f"the cell itself fails at batch size {batch}: {type(error).__name__}: {error}", where=circuit.name,
+            mend="the step must run at any batch size",
+        ) from error  # fmt: skip
+    cots = {name: torch.randn_like(eager[name]) for name in joint.cotangents if eager[name].requires_grad}
+    wants = [name for name, node in joint.gradients.items() if node is not None]
+    eager_gradients: list[Tensor | None] = [None] * len(wants)
+    if cots and wants:
+        eager_gradients = list(
+            torch.autograd.grad([eager[n] for n in cots], [leaves[n] for n in wants], list(cots.values()), allow_unused=True)
+        )
+    with torch.no_grad():
+        missing = {n: torch.zeros_like(eager[n]) for n in joint.cotangents if n not in cots}
+        every = {**constants, **inputs, **{f"ct_{n}": v for n, v in (cots | missing).items()}}
+        ours = graphs.run(joint.graph, every, batch)
+    for name in joint.results:
+        _agree(circuit, name.removesuffix("_next"), eager[name].detach(), ours[name], batch)
+    for name, gradient in zip(wants, eager_gradients, strict=True):
+        expected = torch.zeros_like(leaves[name]) if gradient is None else gradient
+        _agree(circuit, f"the gradient of {ports[name].path}", expected, ours[f"grad {name}"], batch)
+    return ours
+
+
+def _call(circuit: Circuit, which: str):  # type: ignore[no-untyped-def]
+    signature = circuit.signature
+    assert signature is not None
+    tree = getattr(signature, which)
+    names = {port.path: port.name for port in circuit.inputs}
+    return [names[path] for path in tree.paths], tree
+
+
+def _agree(circuit: Circuit, what: str, cell: Tensor, ours: Tensor, batch: int) -> None:
+    """Same shape, same dtype, and the same numbers up to rounding; NaN agrees with NaN."""
+    tolerance = 1e-9 if cell.dtype == torch.float64 else 1e-3 if cell.dtype == torch.float32 else 5e-2
+    same = cell.shape == ours.shape and cell.dtype == ours.dtype
+    if same and cell.numel():
+        scale = float(cell[torch.isfinite(cell)].abs().max()) if cell.is_floating_point() and torch.isfinite(cell).any() else 1.0
+        same = torch.allclose(cell, ours, rtol=tolerance, atol=tolerance * max(scale, 1e-6), equal_nan=True)
+    if not same:
+        raise TraceError(
+            what=f"the circuit and the cell disagree about {what} at batch size {batch}",
+            where=circuit.name,
+            got=_summary(ours),
+            expected=_summary(cell),
+            mend="the step may branch on the batch size, compute with it, mix rows, or behave differently from call to call",
+        )
+
+
+def _summary(value: Tensor) -> str:
+    return f"{list(value.shape)} {value.dtype} starting with {value.flatten()[:3].tolist()}"

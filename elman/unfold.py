@@ -1,0 +1,156 @@
+"""Unfolding: a circuit with cycles becomes a finite acyclic graph that shares its parameters between the steps.
+
+The unfolded graph is the meaning of the circuit: it runs, and its gradient by ordinary autograd is back-propagation
+through time. (A custom backward of the cell is not in it: that lives in the circuit's joint.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from elman.circuit import graphs
+from elman.circuit.form import ROWS, Circuit, Kind, check_graph
+from elman.errors import CircuitError, InputError
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, eq=False)
+class Unfolded:
+    """An acyclic graph of `steps` copies of a circuit's step.
+
+    Node `tanh` at step 2 is called `tanh_t2`; sequence inputs are `x_t0`, `x_t1`, …; states enter by their own name;
+    outputs are a dict: `<port>_t<step>` for sequences, the port's name for states and sums.
+    """
+
+    circuit: Circuit
+    steps: int
+    graph: fx.Graph
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run it. inputs: port name -> constant, sequence or noise `[T, B, …]`, or starting state `[B, …]` (missing states that
+        may be zero are zero). Returns: port name -> sequence `[T, B, …]`, sum, or final state."""
+        flat: dict[str, torch.Tensor] = {}
+        batch = 1
+        for port in self.circuit.inputs:
+            value = inputs.get(port.name)
+            if value is None:
+                raise InputError(what=f"input '{port.name}' is missing", where=f"unfolded {self.circuit.name}")
+            if port.kind in (Kind.SEQUENCE, Kind.NOISE):
+                flat |= {f"{port.name}_t{t}": value[t] for t in range(self.steps)}
+                batch = int(value.shape[1]) if port.rows else batch
+            else:
+                flat[port.name] = value
+                batch = int(value.shape[0]) if port.rows else batch
+        values = graphs.run(self.graph, flat, batch)
+        out: dict[str, torch.Tensor] = {}
+        for port in self.circuit.outputs:
+            if port.kind is Kind.SEQUENCE:
+                kept = [values[f"{port.name}_t{t}"] for t in range(self.steps)]
+                out[port.name] = torch.stack(kept) if kept else _empty(self.circuit, port.wire, batch)
+            else:
+                out[port.name] = values[port.name]
+        return out
+
+    def check(self) -> Unfolded:
+        """Return itself, or raise CircuitError: every node is of a step or between steps, and parameters are shared."""
+        where = f"unfolded {self.circuit.name}"
+        check_graph(self.graph, where)
+        names = [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
+        for port in self.circuit.inputs_of(Kind.CONSTANT):
+            if names.count(port.name) != 1:
+                raise CircuitError(what=f"constant '{port.name}' is not shared between the steps", where=where)
+        return self
+
+
+def unfold(circuit: Circuit, steps: int) -> Unfolded:
+    """Unfold a circuit for `steps` time steps (the book's τ). Raises InputError for a negative number."""
+    if steps < 0:
+        raise InputError(what="a circuit cannot be unfolded backward", where="unfold(steps=)", got=steps, expected="0 or more")
+    graph = fx.Graph()
+    shared: dict[str, fx.Node] = {ROWS: graphs.add_placeholder(graph, ROWS, _rows(circuit))}
+    for port in circuit.inputs:
+        value = graphs.placeholder(circuit.graph, port.name).meta["val"]
+        if port.kind in (Kind.SEQUENCE, Kind.NOISE):
+            for t in range(steps):
+                shared[f"{port.name}_t{t}"] = graphs.add_placeholder(graph, f"{port.name}_t{t}", value)
+        else:
+            shared[port.name] = graphs.add_placeholder(graph, port.name, value)
+    states = {port.name: shared[port.name] for port in circuit.inputs_of(Kind.STATE)}
+    finals = {out.name: states[_state_of(circuit, out.name, out.wire)] for out in circuit.outputs_of(Kind.STATE) if not steps}
+    outputs: dict[str, fx.Node] = dict(finals)
+    order = range(steps - 1, -1, -1) if circuit.reverse else range(steps)
+    for t in order:
+        values = _one_step(graph, circuit, t, shared, states)
+        for out in circuit.outputs:
+            node = values[out.wire]
+            if out.kind is Kind.SEQUENCE:
+                outputs[f"{out.name}_t{t}"] = node
+            elif out.kind is Kind.STATE:
+                outputs[out.name] = node
+            else:
+                before = outputs.get(out.name)
+                outputs[out.name] = node if before is None else graphs.insert(graph, aten.add.Tensor, before, node)
+        for port in circuit.inputs_of(Kind.STATE):
+            states[port.name] = (
+                values[port.next] if port.next else graphs.insert(graph, aten.zeros_like.default, shared[port.name])
+            )
+    for out in circuit.outputs_of(Kind.SUM):
+        if out.name not in outputs:
+            like = shared.get(out.name.removeprefix("d_"))
+            if like is not None:
+                outputs[out.name] = graphs.insert(graph, aten.zeros_like.default, like)
+    graph.output(outputs)
+    graphs.drop_dead(graph)
+    return Unfolded(circuit, steps, graph)
+
+
+def _one_step(
+    graph: fx.Graph, circuit: Circuit, t: int, shared: Mapping[str, fx.Node], states: Mapping[str, fx.Node]
+) -> dict[str, fx.Node]:
+    """Copy the step's nodes for time t; return wire -> node."""
+    copies: dict[fx.Node, fx.Node] = {}
+    values: dict[str, fx.Node] = {}
+    timed = {port.name for port in circuit.inputs_of(Kind.SEQUENCE, Kind.NOISE)}
+    for node in circuit.graph.nodes:
+        if node.op == "placeholder":
+            name = str(node.target)
+            copies[node] = shared[f"{name}_t{t}"] if name in timed else states.get(name, shared.get(name))  # type: ignore[assignment]
+            values[name] = copies[node]
+        elif node.op == "call_function":
+            copy = graph.create_node(
+                node.op, node.target, fx.node.map_arg(node.args, copies.__getitem__),
+                fx.node.map_arg(node.kwargs, copies.__getitem__), f"{node.name}_t{t}",
+            )  # fmt: skip
+            copy.meta = dict(node.meta)
+            copies[node] = copy
+    return values | {name: copies[node] for name, node in circuit.results().items()}
+
+
+def _state_of(circuit: Circuit, out: str, wire: str) -> str:
+    """The state port whose value a final state is when no step has run."""
+    ports = circuit.inputs_of(Kind.STATE)
+    named = [p.name for p in ports if out in (f"{p.name}_final", f"d_{p.name.removeprefix('g_').removesuffix('_final')}")]
+    fed = [p.name for p in ports if p.next == wire]
+    return (named or fed)[0]
+
+
+def _rows(circuit: Circuit) -> Any:
+    for node in circuit.graph.nodes:
+        if node.op == "placeholder" and node.target == ROWS:
+            return node.meta["val"]
+    for port in circuit.inputs:
+        if port.rows:
+            return graphs.placeholder(circuit.graph, port.name).meta["val"].shape[0]
+    return 1
+
+
+def _empty(circuit: Circuit, wire: str, batch: int) -> torch.Tensor:
+    value = circuit.wire(wire).meta["val"]
+    shape = [size if isinstance(size, int) else batch for size in value.shape]
+    return torch.empty((0, *shape), dtype=value.dtype, device=value.device)

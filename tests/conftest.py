@@ -1,0 +1,88 @@
+"""What holds for every test: seeds, threads, hypothesis profiles, and no traces left for the next test."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+SEED = 0
+
+# Two cores are what CI has, and the number of threads changes the last bits of a product.
+torch.set_num_threads(2)
+
+
+class _TorchGenerator:
+    """torch's default generator as hypothesis wants one.
+
+    It is seeded anew for every example, so an example that failed fails again when it is shrunk and replayed.
+    """
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+_torch_generator = _TorchGenerator()  # hypothesis keeps a weak reference only
+hypothesis.register_random(_torch_generator)
+
+# The first trace in a process takes seconds, so a deadline per example would measure the order of the tests.
+_common = {
+    "deadline": None,
+    "max_examples": 30,
+    "print_blob": True,
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+}
+hypothesis.settings.register_profile("dev", **_common)
+hypothesis.settings.register_profile("ci", derandomize=True, **_common)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers in a test whichever tests ran before it."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_trace() -> Iterator[None]:
+    """A test that changes torch's global state and does not put it back would change the tests after it."""
+    yield
+    left = {
+        "default dtype": (torch.get_default_dtype(), torch.float32),
+        "grad mode": (torch.is_grad_enabled(), True),
+        "inference mode": (torch.is_inference_mode_enabled(), False),
+        "threads": (torch.get_num_threads(), 2),
+        "deterministic algorithms": (torch.are_deterministic_algorithms_enabled(), False),
+    }
+    changed = {name: got for name, (got, expected) in left.items() if got != expected}
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(False)
+    assert not changed, f"the test left torch changed: {changed}"
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory is full of NaN, so a value that is read before it is written shows in the result."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = before

@@ -1,0 +1,194 @@
+"""Reading, splitting, the tokenizer's round trip, and the windows of training."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elman import data
+from elman.errors import DataError, InputError
+
+TEXT = "To be, or not to be:\r\n\tthat is the question…\n\n  é ß 漢字 🎈 <unk> e\u0301 \x00\x1b[0m end"
+
+
+def test_the_tokenizer_gives_back_every_character() -> None:
+    tokenizer = data.Tokenizer.characters(TEXT)
+    tokens = tokenizer.encode(TEXT)
+    assert tokens.dtype == torch.int64
+    assert tokens.shape == (len(TEXT),)
+    assert tokenizer.decode(tokens) == TEXT
+    assert tokenizer.size == len(set(TEXT)) + 1
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=50))
+def test_any_text_survives_the_tokenizer(text: str) -> None:
+    tokenizer = data.Tokenizer.characters(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_long_text_is_encoded_as_its_characters_in_order() -> None:
+    text = "".join(random.choices("abcdé\n", k=2 * data._PIECE * data._GROUP + 5))
+    tokenizer = data.Tokenizer.characters(text)
+    number = {char: k + 1 for k, char in enumerate(sorted(set(text)))}
+    assert tokenizer.encode(text).tolist() == [number[char] for char in text]
+
+
+def test_encoding_a_megabyte_takes_seconds_at_most() -> None:
+    text = data.built_in_text() * 2
+    tokenizer = data.Tokenizer.characters(text)
+    began = time.perf_counter()
+    tokenizer.encode(text)
+    assert time.perf_counter() - began < 6  # 0.5 s on an idle machine
+
+
+def test_a_character_that_was_not_seen_is_unknown() -> None:
+    tokenizer = data.Tokenizer.characters("abc")
+    assert tokenizer.encode("axb").tolist() == [1, tokenizer.unknown, 2]
+    assert tokenizer.decode([1, tokenizer.unknown, 2]) == "a<unk>b"
+
+
+def test_the_tokenizer_is_saved_as_json_and_read_by_the_library_itself(tmp_path: Path) -> None:
+    import tokenizers
+
+    first = data.Tokenizer.characters(TEXT)
+    (tmp_path / "tokenizer.json").write_text(first.to_json(), "utf-8")
+    again = data.Tokenizer.from_json((tmp_path / "tokenizer.json").read_text("utf-8"))
+    assert torch.equal(again.encode(TEXT), first.encode(TEXT))
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.decode(theirs.encode(TEXT).ids) == TEXT
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(DataError, match="surrogate"):
+        data.Tokenizer.characters("abc").encode("a\ud800")
+
+
+def test_text_is_read_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert data.read_text(path) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "the text is empty"),
+        (b"line one\nline \xff two", r"byte offset 14 \(line 2\)"),
+        (b"cut short \xe2\x82", "byte offset 10 "),
+        ("grüße".encode("latin1"), "iconv"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=complaint) as caught:
+        data.read_text(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.mend
+
+
+def test_the_last_tenth_is_held_out(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("a" * 60)
+    two.write_text("b" * 40)
+    corpus = data.read_corpus([one, two])
+    assert corpus.train == "a" * 60 + "b" * 30
+    assert corpus.held_out == "b" * 10
+
+
+def test_a_text_of_its_own_is_held_out(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("a" * 60)
+    two.write_text("b" * 40)
+    corpus = data.read_corpus([one], two)
+    assert (corpus.train, corpus.held_out) == ("a" * 60, "b" * 40)
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_text_too_short_to_split_is_refused(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("x" * length)
+    with pytest.raises(DataError, match="too short") as caught:
+        data.read_corpus([path])
+    assert str(path) in str(caught.value)
+
+
+def test_a_corpus_is_found_again_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("0123456789" * 4)
+    source = data.read_corpus([path]).source
+    assert data.reread_corpus(source) == data.read_corpus([path])
+    path.write_text("0123456789" * 4 + "!")
+    with pytest.raises(DataError, match="not the one of the training run"):
+        data.reread_corpus(source)
+
+
+def test_the_built_in_text_is_the_manual() -> None:
+    text = data.built_in_text()
+    assert len(text) > 300_000
+    assert "lambda" in text
+    assert data.read_corpus().source["files"] == []
+
+
+def test_windows_follow_the_lanes_and_targets_are_one_ahead() -> None:
+    tokens = torch.arange(103)
+    stream = data.windows(tokens, window=7, batch=4)
+    lanes = tokens[:100].view(4, 25)
+    for k in range(3):
+        item = next(stream)
+        assert torch.equal(item.x, lanes[:, 7 * k : 7 * (k + 1)].T)
+        assert torch.equal(item.y, item.x + 1)
+        assert item.fresh == (k == 0)
+    assert next(stream).fresh  # the lanes hold 25 steps: three windows, then they are cut anew
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))
+def test_windows_are_contiguous_until_they_begin_afresh(window: int, batch: int, more: int, seed: int) -> None:
+    tokens = torch.arange(window * batch + 1 + more)
+    stream = data.windows(tokens, window, batch, seed)
+    before = None
+    for _ in range(30):
+        item = next(stream)
+        assert item.x.shape == item.y.shape == (window, batch)
+        assert torch.equal(item.y, item.x + 1)
+        assert torch.equal(item.x[1:], item.x[:-1] + 1)
+        assert item.fresh or torch.equal(item.x[0], before)
+        before = item.y[-1]
+
+
+def test_no_symbol_is_always_left_over() -> None:
+    tokens = torch.arange(2 * 10 + 9)
+    stream = data.windows(tokens, window=10, batch=2)
+    seen = {int(symbol) for _ in range(400) for symbol in next(stream).x.flatten()}
+    assert seen == set(range(len(tokens) - 1))
+
+
+def test_windows_are_the_same_for_the_same_seed() -> None:
+    tokens = torch.randint(9, (500,))
+    one, two = (data.windows(tokens, 7, 4, seed=3) for _ in range(2))
+    assert all(torch.equal(next(one).x, next(two).x) for _ in range(100))
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "batch", "complaint"),
+    [(28, 7, 4, "too short"), (29, 0, 4, "window"), (29, 7, 0, "batch")],
+)
+def test_windows_that_cannot_be_are_refused(length: int, window: int, batch: int, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        data.windows(torch.arange(length), window, batch)
+
+
+def test_tokenizers_is_imported_only_when_it_is_needed() -> None:
+    import subprocess
+
+    code = "import sys, elman.data; sys.exit('tokenizers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
