@@ -192,7 +192,9 @@ class Tokenizer:
     @property
     def unknown(self) -> int:
         """The number of the symbol that stands for every character that was not in the training text."""
-        return self.backend.token_to_id(UNKNOWN)
+        number = self.backend.token_to_id(UNKNOWN)
+        assert number is not None  # every tokenizer that we make has it
+        return number
 
     def encode(self, text: str) -> Tensor:
         """The symbols of a text: int64 [N]. About half a second for a megabyte on two cores."""

@@ -152,7 +152,9 @@ def test_windows_follow_the_lanes_and_targets_are_one_ahead() -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 60), st.integers(0, 3))
-def test_windows_are_contiguous_until_they_begin_afresh(window: int, batch: int, more: int, seed: int) -> None:
+def test_windows_are_contiguous_until_they_begin_afresh(
+    window: int, batch: int, more: int, seed: int
+) -> None:
     tokens = torch.arange(window * batch + 1 + more)
     stream = data.windows(tokens, window, batch, seed)
     before = None

@@ -121,7 +121,7 @@ def evaluate_run(
     _tell(figure.nats_per_symbol, figure.symbols)
     strange = int((tokens == tokenizer.unknown).sum())
     if strange:
-        _note(f"{strange:,} characters were not in the training text and count as one symbol, <unk>.")
+        _note(f"characters that were not in the training text: {strange:,}; they count as one symbol, <unk>")
 
 
 @app.command()

@@ -109,7 +109,7 @@ def curve(steps: Sequence[Step], levels: Sequence[Level], width: int, height: in
     rows of dots make one character.
     """
     beside = max((len(level.name) for level in levels), default=0) + 7
-    columns = max(min(width - 7 - beside, 90), 10)
+    columns = max(min(width - 7 - beside, 90), 24)  # room for the words under the plot
     points = [(step.done, step.loss / math.log(2)) for step in steps]
     values = [bits for _, bits in points] + [level.bits for level in levels]
     low, high = math.log(min(values) * 0.93), math.log(max(values) * 1.03)

@@ -42,11 +42,11 @@ class NGram:
     """
 
     def __init__(self, tokens: Tensor, vocabulary: int, order: int = 5) -> None:
-        self.vocabulary, self.order = vocabulary, order
         x = tokens.numpy()
+        self.vocabulary, self.order = vocabulary, min(order, len(x))  # a short text has no long grams
         context = np.zeros(len(x), dtype=np.int64)  # of x[i]; valid for i >= k
         self._orders = []
-        for k in range(order):
+        for k in range(self.order):
             extended = np.empty(0, dtype=np.int64)
             if k:
                 keys = context[k:] * vocabulary + x[:-k]
@@ -59,9 +59,8 @@ class NGram:
         if k < self.order - 1:
             # Below the full order, a gram counts once for every different symbol before it.
             kinds = np.unique(gram[1:] * v + x[: -k - 1]) // v
-            counts = np.maximum(
-                np.bincount(kinds, minlength=len(grams)), 1
-            )  # the text's first gram has none before it
+            counts = np.bincount(kinds, minlength=len(grams))
+            counts = np.maximum(counts, 1)  # nothing stands before the first gram of the text
         owner, contexts = grams // v, max(len(extended), 1)
         total = np.maximum(np.bincount(owner, weights=counts, minlength=contexts), 1)
         discount = _discounts(counts)[np.minimum(counts, 3)]

@@ -33,6 +33,10 @@ class Needy(torch.nn.Module):
         super().__init__()
 """
 
+_NARROW = """h = torch.tanh(self.U(x) + self.W(h))
+        return h[:, :2], h
+"""
+
 
 @pytest.fixture
 def own_cell(tmp_path: Path) -> Path:
@@ -148,7 +152,9 @@ def test_symbols_come_one_at_a_time_and_the_callers_modes_stay() -> None:
         ([1], {"length": -1}, "length"),
     ],
 )
-def test_generation_that_cannot_be_is_refused_at_the_call(prompt: list, keywords: dict, complaint: str) -> None:
+def test_generation_that_cannot_be_is_refused_at_the_call(
+    prompt: list, keywords: dict, complaint: str
+) -> None:
     with pytest.raises(InputError, match=complaint):
         model_of().generate(prompt, **{"length": 5, **keywords})
 
@@ -198,13 +204,10 @@ def test_a_cell_that_is_not_there_is_refused(own_cell: Path, name: str, complain
 
 def test_an_output_of_another_width_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "narrow.py"
-    path.write_text(
-        OWN_CELL.replace("return torch.tanh", "h = torch.tanh").rstrip()
-        + "\n\nclass Narrow(Mine):\n    def forward(self, x, h):\n"
-        + "        h = torch.tanh(self.U(x) + self.W(h))\n        return h[:, :2], h\n"
-    )
+    path.write_text(OWN_CELL.replace("return torch.tanh(self.U(x) + self.W(h))", _NARROW))
+    model = LanguageModel(5, f"{path}:Mine", hidden=4)
     with pytest.raises(InputError, match="another width"):
-        LanguageModel(5, f"{path}:Narrow", hidden=4).loss(torch.ones(2, 1, dtype=int), torch.ones(2, 1, dtype=int))
+        model(torch.ones(2, 1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("order", [1, 2, 5])
@@ -232,7 +235,7 @@ def test_a_bigram_is_kneser_ney_by_hand() -> None:
 
     pairs = Counter(zip(text, text[1:], strict=False))
     kinds = Counter(after for _, after in pairs)
-    kinds.update({char: 0 for char in text})
+    kinds.update(dict.fromkeys(text, 0))
     kinds[text[0]] = max(kinds[text[0]], 1)
 
     def lower(char: str) -> float:
@@ -243,7 +246,9 @@ def test_a_bigram_is_kneser_ney_by_hand() -> None:
     def p(before: str, char: str) -> float:
         followers = {pair: count for pair, count in pairs.items() if pair[0] == before}
         total = sum(followers.values())
-        seen = (pairs[before, char] - discount(pairs, (before, char))) / total if (before, char) in pairs else 0
+        seen = (
+            (pairs[before, char] - discount(pairs, (before, char))) / total if (before, char) in pairs else 0
+        )
         return seen + sum(discount(pairs, pair) for pair in followers) / total * lower(char)
 
     model = NGram(tokens, v, order=2)

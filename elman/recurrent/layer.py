@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from elman.circuit.form import Circuit, Kind
+from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
-from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, StateError
-from elman.execute import Call, Program, apply
-from elman.forcing import force, teachers
-from elman.trace.key import fingerprint
+from elman.errors import InputError, InputTypeError, NotSupported, StateError
+from elman.execute import Call, apply
 from elman.plan.explain import Explanation
-from elman.trace import trace
+from elman.recurrent.compiled import register, run_compiled
+from elman.recurrent.prepare import Prepared, Shapes, first_step, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
+from elman.trace.key import fingerprint
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A program, and how the tensors of a call go into it and come out."""
-
-    program: Program
-    sources: tuple[Callable[[torch.nn.Module], Tensor] | str, ...]  # per input: read from the cell, or "x", "state", …
-    output: Tree | None
-    output_slots: tuple[int, ...]
-    state: Tree
-    state_slots: tuple[int, ...]
-
-
-_PREPARED: OrderedDict[Any, Prepared] = OrderedDict()  # every instance with the same trace key shares one program
-_LIMIT = 256
 
 
 class Recurrent(torch.nn.Module):
@@ -83,9 +64,10 @@ class Recurrent(torch.nn.Module):
         self._own: dict[Any, Prepared] = {}
         self._latest: Prepared | None = None
         self._start: tuple[Any, Callable[[int], Any]] | None = None
+        self._handle = register(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_own", "_latest", "_start")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_own", "_latest", "_start", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -127,9 +109,11 @@ class Recurrent(torch.nn.Module):
                     what=f"{name}= is not available yet", where="Recurrent(…)",
                     mend="run rows of equal length, or call once for every stretch",
                 )  # fmt: skip
+        if torch.compiler.is_compiling():
+            return run_compiled(self, x, state, steps, teacher, context)
         xs, x_tree = flatten(x, "x")
         contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-        steps, batch = self._size(xs, x_tree, steps, state)
+        steps, batch = self._size(xs, x_tree, steps)
         device = xs[0].device.type if xs else None
         if torch.is_autocast_enabled(device or "cpu"):
             # A recurrence adds up small changes over many steps: it runs in the precision of its parameters.
@@ -158,8 +142,10 @@ class Recurrent(torch.nn.Module):
         _check_teacher(by_path, steps, batch)
         tensors: list[Tensor | None] = []
         for source in prepared.sources:
-            if not isinstance(source, str):
-                tensors.append(source(self.cell))
+            if isinstance(source, Place):
+                tensors.append(store_of(self.cell, source)[source.key])
+            elif isinstance(source, Tensor):
+                tensors.append(source)
             elif source in given:
                 tensors.append(next(given[source]))
             else:
@@ -174,7 +160,7 @@ class Recurrent(torch.nn.Module):
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.cell.parameters() if p.dtype.is_floating_point), torch.float32)
 
-    def _size(self, xs: Sequence[Tensor], tree: Tree, steps: int | None, state: Any) -> tuple[int, int | None]:
+    def _size(self, xs: Sequence[Tensor], tree: Tree, steps: int | None) -> tuple[int, int | None]:
         """T and B, or an error that says which tensor does not fit."""
         if not xs:
             if steps is None:
@@ -209,9 +195,9 @@ class Recurrent(torch.nn.Module):
         own = getattr(self.cell, "initial_state", None)
         if callable(own):
             return own(batch)
-        key = (fingerprint(self.cell), _meta(xs, 2), _meta(contexts, 1))
+        key = (fingerprint(self.cell), meta(xs, 2), meta(contexts, 1))
         if self._start is None or self._start[0] != key:
-            x = x_tree.fill(_first_step(xs))
+            x = x_tree.fill(first_step(xs))
             context = context_tree.fill(contexts) if context_tree is not None else None
             self._start = (key, starting_state(self.cell, x, context))
         return self._start[1](batch)
@@ -220,27 +206,11 @@ class Recurrent(torch.nn.Module):
         self, xs: list[Tensor], x_tree: Tree, states: list[Tensor], state_tree: Tree, contexts: list[Tensor],
         context_tree: Tree | None, teacher_tree: Tree | None,
     ) -> Prepared:  # fmt: skip
-        """The program for this call: from the cache by trace key, or traced now."""
-        key = (
-            fingerprint(self.cell), self.reverse, x_tree, _meta(xs, 2), state_tree, _meta(states, 1), context_tree,
-            _meta(contexts, 1), teacher_tree,
-        )  # fmt: skip
-        found = self._own.get(key) or _PREPARED.get(key)
-        if found is None:
-            circuit = trace(
-                self.cell,
-                x_tree.fill(_first_step(xs)),
-                state_tree.fill(states),
-                context_tree.fill(contexts) if context_tree is not None else None,
-            )
-            found = prepare(circuit, self.reverse, teacher_tree)
-            self._own[key] = found
-            if not circuit.signature.captured:  # type: ignore[union-attr]
-                _PREPARED[key] = found
-                if len(_PREPARED) > _LIMIT:
-                    _PREPARED.popitem(last=False)
-        self._latest = found
-        return found
+        """The program for this call."""
+        metas = (meta(xs, 2), meta(states, 1), meta(contexts, 1))
+        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, metas)
+        self._latest = look_up(self.cell, self.reverse, shapes, self._own, xs, states, contexts)
+        return self._latest
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -287,57 +257,6 @@ class Recurrent(torch.nn.Module):
         return self._latest
 
 
-def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
-    """Make a traced circuit ready for calls: its direction, its teacher, and where each input comes from."""
-    from dataclasses import replace
-
-    signature = circuit.signature
-    assert signature is not None
-    if reverse:
-        circuit = replace(circuit, reverse=True)
-    taught: dict[str, str] = {}
-    if teacher is not None:
-        _check_structure(circuit, teacher)
-        circuit = force(circuit)
-        taught = {port: path.replace("output", "teacher", 1) for path, port in teachers(circuit).items()}
-    program = Program(circuit)
-    sources: list[Any] = []
-    for port in program.inputs:
-        if port.name in signature.owned:
-            sources.append(_reader(signature.owned[port.name][0]))
-        elif port.name in signature.captured:
-            sources.append(_constant(signature.captured[port.name]))
-        elif port.name in taught:
-            sources.append(taught[port.name])
-        elif port.kind is Kind.STATE:
-            sources.append("state")
-        else:
-            sources.append("context" if port.kind is Kind.CONSTANT else "x")
-    slots = {out.name: i for i, out in enumerate(program.outputs)}
-    kept = [out for out in program.outputs if out.kind is Kind.SEQUENCE]
-    finals = [slots[f"{port.name}_final"] for port in circuit.inputs_of(Kind.STATE)]
-    return Prepared(
-        program, tuple(sources), signature.output, tuple(slots[out.name] for out in kept), signature.state, tuple(finals)
-    )
-
-
-def _reader(place: Place) -> Callable[[torch.nn.Module], Tensor]:
-    return lambda cell: store_of(cell, place)[place.key]
-
-
-def _constant(value: Tensor) -> Callable[[torch.nn.Module], Tensor]:
-    return lambda cell: value
-
-
-def _check_structure(circuit: Circuit, teacher: Tree) -> None:
-    output = circuit.signature.output if circuit.signature is not None else None
-    if output is None or output.spec != teacher.spec:
-        raise InputTypeError(
-            what="the teacher does not have the structure of the output", where="teacher=",
-            got=str(list(teacher.paths)), expected=str(list(output.paths) if output is not None else None),
-        )  # fmt: skip
-
-
 def _check_teacher(teachers_: dict[str, Tensor], steps: int, batch: int) -> None:
     for path, tensor in teachers_.items():
         if tensor.shape[:2] != (steps, batch):
@@ -345,15 +264,6 @@ def _check_teacher(teachers_: dict[str, Tensor], steps: int, batch: int) -> None
                 what="the teacher must say every output", where=path, got=f"shape {list(tensor.shape)}",
                 expected=f"[{steps}, {batch}, …]",
             )  # fmt: skip
-
-
-def _meta(tensors: Sequence[Tensor], leading: int) -> tuple[Any, ...]:
-    """Widths, dtype and device of tensors: what a trace depends on."""
-    return tuple((tuple(t.shape[leading:]), t.dtype, t.device) for t in tensors)
-
-
-def _first_step(xs: Sequence[Tensor]) -> list[Tensor]:
-    return [x[0] if x.shape[0] else x.new_zeros(x.shape[1:]) for x in xs]
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -382,6 +292,3 @@ def _batch_of(
     if batch is None:
         raise InputError(what="nobody says the batch size", where="state")
     return batch
-
-
-__all__ = ["ElmanError", "Prepared", "Recurrent", "prepare", "weakref"]

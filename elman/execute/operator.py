@@ -1,0 +1,137 @@
+"""The door of torch.compile: registered operators, which a compiled graph calls by the digest of a program.
+
+Two operators, without state of their own: `elman::run` runs a plan; `elman::train` runs a plan that was cut for
+training and gives out what its backward pass needs. The backward of `elman::train` is `elman::run` of the adjoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.circuit.form import Circuit, Kind, OutPort
+from elman.execute.body import Call, run
+from elman.execute.program import Program
+from elman.plan import Plan
+
+_PLANS: dict[str, tuple[Program, Plan, tuple[str, ...]]] = {}  # digest -> program, plan, wants
+
+
+def digest(circuit: Circuit) -> str:
+    """A name for a circuit by its content: ports and operations."""
+    text = [circuit.name, str(circuit.reverse), *map(str, circuit.inputs), *map(str, circuit.outputs)]
+    text += [f"{node.name} {node.target} {node.args} {node.kwargs}" for node in circuit.graph.nodes]
+    if circuit.signature is not None:
+        text += [f"{name} {id(tensor)}" for name, tensor in circuit.signature.captured.items()]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:24]
+
+
+def register(program: Program, wants: frozenset[str] | None) -> str:
+    """Make a program's plans known under a digest, derived now: inside a compiled graph it would be too late.
+
+    wants: the inputs whose gradients will be asked for; None or empty for none.
+    """
+    key = f"{digest(program.circuit)}-{','.join(sorted(wants or ()))}"
+    if key not in _PLANS:
+        if wants:
+            training = program.training(wants)
+            _PLANS[key] = (program, training.forward, tuple(sorted(wants)))
+            _PLANS[f"{key}-backward"] = (program, training.backward, ())
+        else:
+            _PLANS[key] = (program, program.plan, ())
+    return key
+
+
+def _bound(circuit: Circuit) -> dict[str, Tensor]:
+    """Inputs that belong to the program rather than to the call."""
+    return circuit.signature.captured if circuit.signature is not None else {}
+
+
+def _passed(circuit: Circuit) -> list[str]:
+    """The inputs that an operator is called with, in order."""
+    return [p.name for p in circuit.inputs if p.kind is not Kind.NOISE and p.name not in _bound(circuit)]
+
+
+def _outputs(plan: Plan) -> tuple[OutPort, ...]:
+    return plan.circuit.outputs
+
+
+def _call(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+    _, plan, _ = _PLANS[key]
+    call = Call(steps, batch, 0 if seed is None else int(seed.item()), engine)
+    made = run(plan, call, dict(zip(_passed(plan.circuit), tensors, strict=True)) | _bound(plan.circuit))
+    return _apart(tensors, [made[out.name] for out in _outputs(plan)])
+
+
+def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """An operator's results share memory neither with each other nor with its inputs."""
+    seen = {t.untyped_storage().data_ptr() for t in inputs}
+    found = []
+    for value in outputs:
+        address = value.untyped_storage().data_ptr()
+        if address in seen or value.storage_offset() or not value.is_contiguous():
+            value = value.clone(memory_format=torch.contiguous_format)
+        seen.add(value.untyped_storage().data_ptr())
+        found.append(value)
+    return found
+
+
+def _shapes(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+    """What comes out, without computing it."""
+    _, plan, _ = _PLANS[key]
+    made = []
+    for out in _outputs(plan):
+        like = plan.circuit.wire(out.wire).meta["val"]
+        shape = [size if isinstance(size, int) else batch for size in like.shape]
+        if out.kind is Kind.SEQUENCE:
+            shape = [steps, *shape]
+        made.append(tensors[0].new_empty(shape, dtype=like.dtype, device=like.device))
+    return made
+
+
+@torch.library.custom_op("elman::run", mutates_args=())
+def run_op(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+    return _call(tensors, key, steps, batch, seed, engine)
+
+
+@torch.library.custom_op("elman::train", mutates_args=())
+def train_op(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+    return _call(tensors, key, steps, batch, seed, engine)
+
+
+run_op.register_fake(_shapes)
+train_op.register_fake(_shapes)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    tensors, ctx.key, ctx.steps, ctx.batch, seed, ctx.engine = inputs
+    ctx.count = len(tensors)
+    ctx.save_for_backward(*tensors, *output, *([] if seed is None else [seed]))
+    ctx.seeded = seed is not None
+
+
+def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
+    program, forward, wants = _PLANS[ctx.key]
+    _, backward, _ = _PLANS[f"{ctx.key}-backward"]
+    saved = ctx.saved_tensors
+    seed = saved[-1] if ctx.seeded else None
+    tensors, outputs = saved[: ctx.count], saved[ctx.count : len(saved) - ctx.seeded]
+    passed = _passed(program.circuit)
+    known: dict[str, Tensor] = dict(zip(passed, tensors, strict=True))
+    training = program.training(frozenset(wants))
+    for port, value, cotangent in zip(_outputs(forward), outputs, cotangents, strict=True):
+        if port.name in training.pair.kept:
+            known[training.pair.kept[port.name]] = value
+        else:
+            known[f"g_{port.name}"] = torch.zeros_like(value) if cotangent is None else cotangent
+    given = [known[name].contiguous() for name in _passed(backward.circuit)]
+    made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine)
+    gradients = {out.name.removeprefix("d_"): value for out, value in zip(_outputs(backward), made, strict=True)}
+    return [gradients.get(name) for name in passed], None, None, None, None, None
+
+
+train_op.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,220 @@
+"""The way of a call under torch.compile.
+
+What Dynamo follows here is short and plain: take the tensors out of the arguments, ask for a program (a constant of
+the compilation), call one operator, put the results together. Widths must be static; T and B may be symbolic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from elman.circuit.form import Kind
+from elman.circuit.signature import Place, flatten
+from elman.errors import InputError, NotSupported
+from elman.execute import operator
+from elman.recurrent.prepare import Shapes, look_up, meta
+from elman.trace.initial import find_zeros
+from elman.trace.outside import outside
+
+Tensor = torch.Tensor
+_LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+def register(layer: Any) -> int:
+    """A number by which a constant of a compilation finds its layer again."""
+    number = next(_NUMBERS)
+    _LAYERS[number] = layer
+    return number
+
+
+# --- structures as nested tuples of constants, which Dynamo can carry ------------------------------------------------
+
+
+def encode(value: Any) -> Any:
+    """A structure whose leaves are numbers, as nested tuples."""
+    if value is None:
+        return ("none",)
+    if isinstance(value, dict):
+        return ("dict", tuple(value), tuple(encode(v) for v in value.values()))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return ("named", type(value), tuple(encode(v) for v in value))
+    if isinstance(value, (tuple, list)):
+        return ("tuple" if isinstance(value, tuple) else "list", tuple(encode(v) for v in value))
+    return ("leaf", value)
+
+
+def decode(code: Any, tensors: list[Tensor]) -> Any:
+    """The structure with tensor number i for leaf i."""
+    kind = code[0]
+    if kind == "leaf":
+        return tensors[code[1]]
+    if kind == "dict":
+        made = {}
+        for i in range(len(code[1])):
+            made[code[1][i]] = decode(code[2][i], tensors)
+        return made
+    if kind == "named":
+        return code[1](*[decode(part, tensors) for part in code[2]])
+    if kind == "tuple":
+        return tuple([decode(part, tensors) for part in code[1]])
+    if kind == "list":
+        return [decode(part, tensors) for part in code[1]]
+    return None
+
+
+# --- constants of the compilation ---------------------------------------------------------------------------------
+
+
+@torch._dynamo.assume_constant_result
+def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -> tuple[Any, Any]:
+    """(structure, metas) of the zeros that a cell starts from."""
+    with outside():
+        some_x = _examples(x, xs)
+        some_context = _examples(context, contexts) if context is not None else None
+        zeros = find_zeros(_LAYERS[handle].cell, some_x, some_context)
+    return encode(zeros.tree.fill(list(range(len(zeros.leaves))))), zeros.leaves
+
+
+@torch._dynamo.assume_constant_result
+def _program(
+    handle: int, x: Any, state: Any, context: Any, teacher: Any, metas: tuple[Any, ...], flows: tuple[bool, ...] | None
+) -> tuple[Any, ...]:
+    """(key, sources, output structure, output slots, state structure, state slots, noisy).
+
+    The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context.
+    flows: for x, state, context, teacher in order, whether a gradient is wanted; None for none at all.
+    """
+    layer = _LAYERS[handle]
+    with outside():
+        examples = [_examples(tree, some) if tree is not None else None for tree, some in zip((x, state, context), metas, strict=True)]
+        xs, x_tree = flatten(examples[0], "x")
+        states, state_tree = flatten(examples[1], "state")
+        contexts, context_tree = flatten(examples[2], "context") if context is not None else ([], None)
+        teacher_tree = None
+        if teacher is not None:
+            teacher_tree = flatten(pytree.tree_map(lambda leaf: torch.empty(0), teacher), "teacher")[1]
+        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, (meta(xs, 1), meta(states, 1), meta(contexts, 1)))
+        found = look_up(layer.cell, layer.reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts)
+        layer._latest = found
+        counters = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
+        first_teacher = len(xs) + len(states) + len(contexts)
+        sources: list[Any] = []
+        wants = set()
+        for port, source in zip(found.program.inputs, found.sources, strict=True):
+            if isinstance(source, Place):
+                sources.append((source.module, source.key))
+                tensor = _kept(layer.cell, source)
+                flowing = flows is not None and tensor.requires_grad
+            elif isinstance(source, Tensor):
+                continue
+            else:
+                if source in counters:
+                    slot = counters[source]
+                    counters[source] += 1
+                else:
+                    assert teacher_tree is not None
+                    slot = first_teacher + teacher_tree.paths.index(source)
+                sources.append(slot)
+                flowing = flows is not None and flows[slot]
+            if flowing and port.differentiable:
+                wants.add(port.name)
+        key = operator.register(found.program, frozenset(wants))
+    output = None if found.output is None else encode(found.output.fill(list(range(len(found.output_slots)))))
+    return (
+        key, bool(wants), tuple(sources), output, found.output_slots,
+        encode(found.state.fill(list(range(len(found.state_slots))))), found.state_slots, found.program.has_noise,
+    )  # fmt: skip
+
+
+def _kept(cell: torch.nn.Module, place: Place) -> Tensor:
+    module = cell.get_submodule(place.module) if place.module else cell
+    return getattr(module, place.key)
+
+
+def _examples(structure: Any, metas: Any) -> Any:
+    """Two rows of zeros for every leaf."""
+    return pytree.tree_map(
+        lambda leaf: leaf
+        if leaf is None
+        else torch.zeros((2, *metas[leaf][0]), dtype=metas[leaf][1], device=metas[leaf][2]),
+        structure,
+    )
+
+
+# --- what Dynamo follows ------------------------------------------------------------------------------------------
+
+
+def _numbered(value: Any) -> tuple[list[Tensor], Any]:
+    """The tensors of a structure, and the structure with their numbers."""
+    tensors: list[Tensor] = []
+
+    def number(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        tensors.append(leaf)
+        return len(tensors) - 1
+
+    return tensors, pytree.tree_map(number, value)
+
+
+def _metas(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
+    return tuple([(tuple([int(s) for s in t.shape[leading:]]), t.dtype, t.device) for t in tensors])
+
+
+def run_compiled(layer: Any, x: Any, state: Any, steps: int | None, teacher: Any, context: Any) -> tuple[Any, Any]:
+    """`Recurrent.forward` while it is being compiled."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise NotSupported(
+            what="torch.compile of a recurrence under autocast is not available yet", where="Recurrent",
+            mend="leave autocast around the layer, or do not compile it",
+        )  # fmt: skip
+    xs, x_shape = _numbered(x)
+    contexts, context_shape = _numbered(context) if context is not None else ([], None)
+    if xs:
+        if steps is not None:
+            raise InputError("the number of steps is given twice", where="steps=")
+        steps, batch = xs[0].shape[0], xs[0].shape[1]
+    else:
+        if steps is None or state is None:
+            raise InputError("an autonomous system needs steps= and a state", where="x")
+        batch = pytree.tree_leaves(state)[0].shape[0]
+    if state is None:
+        if hasattr(layer.cell, "initial_state"):
+            state = layer.cell.initial_state(batch)
+        else:
+            code, leaves = _starting_zeros(
+                layer._handle, x_shape, _metas(xs, 2), context_shape, _metas(contexts, 1)
+            )
+            state = decode(code, [torch.zeros((batch, *leaf[0]), dtype=leaf[1], device=leaf[2]) for leaf in leaves])
+    states, state_shape = _numbered(state)
+    taught, teacher_shape = _numbered(teacher) if teacher is not None else ([], None)
+    given = [*xs, *states, *contexts, *taught]
+    flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
+    metas = (_metas(xs, 2), _metas(states, 1), _metas(contexts, 1))
+    key, training, sources, output, output_slots, final, final_slots, noisy = _program(
+        layer._handle, x_shape, state_shape, context_shape, teacher_shape, metas, flows
+    )
+    tensors = []
+    for source in sources:
+        if isinstance(source, int):
+            tensors.append(given[source])
+        else:
+            tensors.append(getattr(layer.cell.get_submodule(source[0]), source[1]))
+    seed = torch.randint(2**62, (), dtype=torch.int64) if noisy else None
+    if training:
+        made = torch.ops.elman.train(tensors, key, steps, batch, seed, layer.engine)
+    else:
+        made = torch.ops.elman.run(tensors, key, steps, batch, seed, layer.engine)
+    last = decode(final, [made[i] for i in final_slots])
+    if output is None:
+        return None, last
+    return decode(output, [made[i] for i in output_slots]), last
+
+
+__all__ = ["Kind", "register", "run_compiled"]

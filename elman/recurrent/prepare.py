@@ -1,0 +1,120 @@
+"""From a cell and the shapes of a call to a program, kept by trace key; and how tensors go into it and come out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from elman.circuit.form import Circuit, Kind
+from elman.circuit.signature import Place, Tree
+from elman.errors import InputTypeError
+from elman.execute import Program
+from elman.forcing import force, teachers
+from elman.trace import trace
+from elman.trace.key import fingerprint
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A program, and how the tensors of a call go into it and come out."""
+
+    program: Program
+    sources: tuple[Place | Tensor | str, ...]  # per input: kept by the cell, known, or "x", "state", "context", a teacher's path
+    output: Tree | None
+    output_slots: tuple[int, ...]
+    state: Tree
+    state_slots: tuple[int, ...]
+
+
+_SHARED: OrderedDict[Any, Prepared] = OrderedDict()  # every instance with the same trace key shares one program
+_LIMIT = 256
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a trace depends on besides the cell: structures of the arguments, and widths, dtype and device of their tensors."""
+
+    x: Tree
+    state: Tree
+    context: Tree | None
+    teacher: Tree | None
+    metas: tuple[Any, ...]
+
+
+def look_up(
+    cell: torch.nn.Module, reverse: bool, shapes: Shapes, own: dict[Any, Prepared],
+    xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor],
+) -> Prepared:  # fmt: skip
+    """The program for a call: from the caches by trace key, or traced now. `own` is the cache of one instance."""
+    key = (fingerprint(cell), reverse, shapes)
+    found = own.get(key) or _SHARED.get(key)
+    if found is None:
+        circuit = trace(
+            cell,
+            shapes.x.fill(first_step(xs)),
+            shapes.state.fill(states),
+            shapes.context.fill(contexts) if shapes.context is not None else None,
+        )
+        found = prepare(circuit, reverse, shapes.teacher)
+        if circuit.signature is not None and not circuit.signature.captured:
+            _SHARED[key] = found
+            if len(_SHARED) > _LIMIT:
+                _SHARED.popitem(last=False)
+    own[key] = found
+    return found
+
+
+def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
+    """Make a traced circuit ready for calls: its direction, its teacher, and where each input comes from."""
+    signature = circuit.signature
+    assert signature is not None
+    if reverse:
+        circuit = replace(circuit, reverse=True)
+    taught: dict[str, str] = {}
+    if teacher is not None:
+        _check_structure(circuit, teacher)
+        circuit = force(circuit)
+        taught = {port: path.replace("output", "teacher", 1) for path, port in teachers(circuit).items()}
+    program = Program(circuit)
+    sources: list[Any] = []
+    for port in program.inputs:
+        if port.name in signature.owned:
+            sources.append(signature.owned[port.name][0])
+        elif port.name in signature.captured:
+            sources.append(signature.captured[port.name])
+        elif port.name in taught:
+            sources.append(taught[port.name])
+        elif port.kind is Kind.STATE:
+            sources.append("state")
+        else:
+            sources.append("context" if port.kind is Kind.CONSTANT else "x")
+    slots = {out.name: i for i, out in enumerate(program.outputs)}
+    kept = [out for out in program.outputs if out.kind is Kind.SEQUENCE]
+    finals = [slots[f"{port.name}_final"] for port in circuit.inputs_of(Kind.STATE)]
+    return Prepared(
+        program, tuple(sources), signature.output, tuple(slots[out.name] for out in kept), signature.state, tuple(finals)
+    )
+
+
+def _check_structure(circuit: Circuit, teacher: Tree) -> None:
+    output = circuit.signature.output if circuit.signature is not None else None
+    if output is None or output.spec != teacher.spec:
+        raise InputTypeError(
+            what="the teacher does not have the structure of the output", where="teacher=",
+            got=str(list(teacher.paths)), expected=str(list(output.paths) if output is not None else None),
+        )  # fmt: skip
+
+
+def meta(tensors: Sequence[Tensor], leading: int) -> tuple[Any, ...]:
+    """Widths, dtype and device of tensors: what a trace depends on."""
+    return tuple((tuple(t.shape[leading:]), t.dtype, t.device) for t in tensors)
+
+
+def first_step(xs: Sequence[Tensor]) -> list[Tensor]:
+    return [x[0] if x.shape[0] else x.new_zeros(x.shape[1:]) for x in xs]

@@ -1,0 +1,322 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from elman.app import cli, screen
+from elman.errors import ElmanError
+from elman.training import Step
+
+TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 40
+SMALL = [
+    "--hidden",
+    "16",
+    "--embedding",
+    "8",
+    "--window",
+    "16",
+    "--batch",
+    "4",
+    "--steps",
+    "30",
+    "--lr",
+    "0.01",
+]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def elman(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def trained(text: Path, run: Path, *more: object) -> Path:
+    result = elman("train", "lm", text, "--out", run, *SMALL, *more)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    result = elman("train", "lm", text, "--out", run, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "bits per character" in result.output
+    assert re.search(
+        r"step 30 +loss \d\.\d+ nats +\d\.\d+ bits per character +[\d,]+ characters/s", result.output
+    )
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "log.jsonl",
+    }
+    measured = result.output.splitlines()[-1]
+    assert elman("evaluate", run).output.splitlines() == [measured]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [10, 20, 30]
+    assert log[-1]["loss"] < log[0]["loss"]
+
+    written = elman("generate", run, "--prompt", "the ", "--length", 30, "--seed", 1)
+    assert written.exit_code == 0, written.output
+    assert written.output.startswith("the ")
+    assert len(written.output) == 4 + 30 + 1
+    assert elman("generate", run, "--prompt", "the ", "--length", 30, "--seed", 1).output == written.output
+
+
+def test_the_figure_of_a_text_is_the_mean_of_its_bits(text: Path, tmp_path: Path) -> None:
+    run = trained(text, tmp_path / "run")
+    result = elman("evaluate", run, text)
+    bits, nats, symbols = re.fullmatch(
+        r"([\d.]+) bits per character \(([\d.]+) nats\), over ([\d,]+) characters\n", result.output
+    ).groups()
+    assert float(bits) == pytest.approx(float(nats) / math.log(2), abs=2e-4)
+    assert symbols == f"{len(TEXT) - 1:,}"
+
+
+def test_a_run_says_what_it_was_made_with(text: Path, tmp_path: Path) -> None:
+    run = trained(text, tmp_path / "run", "--cell", "lstm", "--layers", 2, "--seed", 5)
+    config = json.loads((run / "config.json").read_text())
+    assert config["task"] == "lm"
+    assert (config["cell"], config["hidden"], config["layers"]) == ("lstm", 16, 2)
+    assert config["training"]["seed"] == 5
+    assert config["data"]["files"] == [str(text)]
+
+
+def test_the_same_seed_trains_the_same_model(text: Path, tmp_path: Path) -> None:
+    runs = [trained(text, tmp_path / name, "--seed", 3) for name in ("one", "two")]
+    weights = [(run / "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+    assert weights[0] != (trained(text, tmp_path / "three", "--seed", 4) / "model.safetensors").read_bytes()
+
+
+def test_a_held_out_text_of_its_own(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("the cat sat on a bat!")
+    result = elman("train", "lm", text, "--valid", other, "--out", tmp_path / "run", *SMALL)
+    assert f"{len(TEXT):,} characters to learn from, 21 held out" in result.output
+    result = elman("evaluate", tmp_path / "run", other)
+    assert "characters that were not in the training text: 2" in result.output
+
+
+def test_a_cell_of_ones_own_is_found_again_from_another_folder(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Mine(torch.nn.RNNCell):\n"
+        "    def __init__(self, n_in, n_hidden):\n"
+        "        super().__init__(n_in, n_hidden)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    trained(text, Path("run"), "--cell", "mine.py:Mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert elman("evaluate", "../run").exit_code == 0
+
+
+def test_a_prompt_with_a_strange_character_is_noted(text: Path, tmp_path: Path) -> None:
+    result = elman("generate", trained(text, tmp_path / "run"), "--prompt", "ü", "--length", 5)
+    assert result.exit_code == 0, result.output
+    assert "never saw 'ü'" in result.output
+
+
+@pytest.mark.parametrize("cell", ["elman", "gru", "torch.nn:GRUCell"])
+def test_a_cell_is_explained(cell: str) -> None:
+    result = elman("explain", cell, "--input", 5, "--hidden", 7)
+    assert result.exit_code == 0, result.output
+    assert "loop" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train", "lm", "{missing}"], "cannot be read: No such file"),
+        (["train", "lm", "{empty}"], "the text is empty"),
+        (["train", "lm", "{latin}"], "byte offset 2"),
+        (["train", "lm", "{text}", "--valid", "{empty}"], "the text is empty"),
+        (["train", "lm", "{text}", "--batch", "500"], "too short for one window"),
+        (["train", "lm", "{text}", "--cell", "grue"], "no cell of that name"),
+        (["train", "lm", "{text}", "--hidden", "0"], "hidden must be at least 1"),
+        (["train", "lm", "{text}", "--steps", "1", "--minutes", "1"], "given twice"),
+        (["train", "lm", "{text}", "--steps", "0"], "steps must be above 0"),
+        (["train", "lm", "{text}", "--batch", "4", "--out", "{folder}"], "the run folder is not empty"),
+        (["evaluate", "{missing}"], "no run folder"),
+        (["evaluate", "{folder}"], "no run folder"),
+        (["generate", "{text}"], "no run folder"),
+        (["explain", "grue"], "no cell of that name"),
+    ],
+)
+def test_bad_input_is_told_without_a_traceback(
+    tmp_path: Path, text: Path, arguments: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("grüße".encode("latin1"))
+    names = {
+        "missing": tmp_path / "missing",
+        "empty": tmp_path / "empty.txt",
+        "latin": tmp_path / "latin.txt",
+        "text": text,
+        "folder": tmp_path,
+    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["elman", *(argument.format(**names) for argument in arguments)])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    told = capsys.readouterr().err
+    assert left.value.code == 2
+    assert complaint in told
+    assert told.startswith("error: ")
+    assert "mend: " in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs").exists()  # nothing was begun
+
+
+def test_a_run_is_overwritten_only_when_told(text: Path, tmp_path: Path) -> None:
+    run = trained(text, tmp_path / "run")
+    result = elman("train", "lm", text, "--out", run, *SMALL)
+    assert isinstance(result.exception, ElmanError)
+    assert "--overwrite" in str(result.exception)
+    trained(text, run, "--overwrite")
+
+
+def test_a_text_that_changed_is_not_evaluated_in_silence(text: Path, tmp_path: Path) -> None:
+    run = trained(text, tmp_path / "run")
+    text.write_text(TEXT + "more")
+    assert "not the one of the training run" in str(elman("evaluate", run).exception)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_what_was_learned(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "elman.app.cli"]
+    process = subprocess.Popen(
+        [*command, "train", "lm", str(text), "--out", str(run), *SMALL[:-4], "--steps", "1000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "log.jsonl").exists() or not (run / "log.jsonl").read_text():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, told
+    assert "Interrupted. Saved in" in told
+    assert f"elman evaluate {run}" in told.replace("\n", "")  # a long path may be wrapped
+    assert elman("evaluate", run).exit_code == 0
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] < 1_000_000
+
+
+def test_the_command_is_there_and_says_errors_in_one_piece(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "elman.app.cli", "evaluate", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this is no run folder")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"]]
+)
+def test_every_command_has_help(command: list[str]) -> None:
+    result = elman(*command, "--help")
+    assert result.exit_code == 0
+    assert "--help" in result.output
+
+
+def test_the_demo_shows_everything(tmp_path: Path) -> None:
+    from elman.app.demo import demo
+
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    demo(console, minutes=0.02, out=tmp_path / "demo", seed=0)
+    shown = console.file.getvalue()
+    for part in (
+        "Before training it writes",
+        "After training it writes",
+        "bits per character",
+        "unigram",
+        "5-gram",
+        "GRU",
+        "╰──",
+        "characters/s",
+        "elman generate",
+    ):
+        assert part in shown
+    assert (tmp_path / "demo" / "model.safetensors").exists()
+
+
+def _steps(losses: list[float]) -> list[Step]:
+    n = len(losses)
+    return [Step(k + 1, (k + 1) / n, loss, 0.1, 1.0, 10 * k, float(k)) for k, loss in enumerate(losses)]
+
+
+def test_a_curve_falls_where_the_loss_falls() -> None:
+    lines = screen.curve(_steps([4 * math.log(2)] * 10 + [1 * math.log(2)] * 10), [], width=60)
+    rows = [[0x2800 < ord(char) <= 0x28FF for char in line.plain] for line in lines]
+    left = [row for row, there in enumerate(rows) if any(there[6:20])]
+    right = [row for row, there in enumerate(rows) if any(there[-20:])]
+    assert max(left) < min(right)
+
+
+@pytest.mark.parametrize("width", [20, 60, 110, 300])
+@pytest.mark.parametrize("count", [1, 2, 500])
+def test_a_curve_fits_its_width_and_names_its_levels(width: int, count: int) -> None:
+    levels = [screen.Level("unigram", 4.67), screen.Level("5-gram", 1.74)]
+    lines = screen.curve(_steps([5 / (k + 1) ** 0.3 for k in range(count)]), levels, width)
+    assert all(len(line.plain) <= max(width, 45) for line in lines)
+    assert any("unigram 4.67" in line.plain for line in lines)
+    assert any("5-gram 1.74" in line.plain for line in lines)
+
+
+def test_a_terminal_gets_a_live_picture_and_a_file_gets_lines() -> None:
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
+        with screen.Watch(console) as watch:
+            for step in _steps([3.0, 2.0, 1.0]):
+                watch.show(step)
+        shown = console.file.getvalue()
+        assert ("━" in shown) == terminal
+        assert shown.rstrip().endswith("0:02")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0, "0:00"), (75.2, "1:15"), (59.6, "1:00"), (3661, "1:01:01")]
+)
+def test_clock(seconds: float, shown: str) -> None:
+    assert screen.clock(seconds) == shown
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; import elman; before = set(sys.modules); import elman.app.cli;"
+        "assert not {'tokenizers', 'safetensors', 'rich.live'} & (set(sys.modules) - before)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
