@@ -1,6 +1,7 @@
 """elman: write a recurrence once, as the plain step h(t) = f(h(t-1), x(t); θ); it is traced into a circuit, unfolded
 through time, and trained at hardware speed."""
 
+from elman import cells
 from elman.adjoint import adjoint
 from elman.circuit import Circuit
 from elman.errors import ElmanError
@@ -11,3 +12,4 @@ from elman.unfold import unfold
 
 __version__ = "0.1.0.dev0"
 
+__all__ = ["Circuit", "ElmanError", "Recurrent", "adjoint", "cells", "plan", "trace", "unfold", "verify"]

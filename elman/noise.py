@@ -1,7 +1,7 @@
 """Random draws as noise ports: what each random operation is in terms of one standard draw, and the draws themselves.
 
 Every draw in a cell is lifted to a port that holds uniform numbers in [0, 1) or standard normal ones; the
-operation itself becomes plain arithmetic on them (dropout is z·(u ≥ p)/(1 - p)). The numbers of a port are drawn
+operation itself becomes plain arithmetic on them (dropout is z·(u < 1 - p)/(1 - p)). The numbers of a port are drawn
 in fixed blocks of time steps from a seed that the call draws once, so that they do not depend on the engine or on
 where a sequence is cut, and can be drawn again instead of being stored.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elman.circuit.form import InPort, Kind
@@ -43,7 +44,7 @@ def _affine(call: Call, z: Any, scale: Any, shift: Any) -> Any:
 
 
 def _dropout(call: Call, u: Any, out: Any, x: Any, p: float, train: bool | None = True) -> Any:
-    keep = call(aten.ge.Scalar, u, p)
+    keep = call(aten.lt.Scalar, u, 1 - p)
     scale = 0.0 if p == 1 else 1 / (1 - p)
     return call(aten.mul.Tensor, call(aten.mul.Tensor, x, keep), scale), keep
 
@@ -232,6 +233,17 @@ class Replay(TorchDispatchMode):
         noise = next(self.noises).reshape(first.shape)
         result = lifting.formula(lambda op, *a, **k: op(*a, **k), noise, first, *args, **_plain(kwargs))
         return result if isinstance(result, tuple) else first.copy_(result)
+
+
+class SizedDraws(TorchFunctionMode):
+    """Inside, torch.rand(B, H) with a symbolic B is rand_like of an empty tensor: PyTorch cannot trace it otherwise."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        like = {torch.rand: torch.rand_like, torch.randn: torch.randn_like}.get(func)
+        if like is None:
+            return func(*args, **kwargs)
+        return like(torch.empty(*args, **kwargs))
 
 
 # In-place random operations and the functional ones that they become in a graph.

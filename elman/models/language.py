@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class LanguageModel(nn.Module):
         h = self.embedding(x)
         after = []
         for layer, before in zip(self.layers, self._states(state), strict=True):
-            h, final = layer.step(h, before)
+            h, final = cast(Recurrent, layer).step(h, before)
             after.append(final)
         return self._read(h), tuple(after)
 

@@ -6,6 +6,7 @@ an operation that cannot be run on the rows of all steps at once is kept in the 
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import networkx as nx
@@ -85,6 +86,8 @@ def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
             break
         reasons.update(dict.fromkeys(drawn_in, "its value at every step is needed in the loop"))
         loop = _hull(edges, loop | drawn_in)
+    # The parts of a tuple stay where the tuple is made.
+    loop |= {node for node in time if node.target is operator.getitem and node.args[0] in loop}
     downstream = set(loop)
     for source in loop:
         downstream |= nx.descendants(edges, source) if source in edges else set()

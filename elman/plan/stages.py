@@ -175,6 +175,8 @@ class _Builder:
         if feeding is None:
             zeros = insert(self.graph, aten.zeros_like.default, self._rows_like(node))
             return self.call(shift, zeros, start, self.timeline())
+        if feeding is node:
+            return self.spread(node, name)  # handed on unchanged: the starting value at every step
         value = self.get(feeding) if feeding in self.cutter.where.time else self.spread(feeding)
         return self.call(shift, value, start, self.timeline())
 

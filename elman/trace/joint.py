@@ -67,7 +67,7 @@ def trace_joint(
     given = [port for port in ports if port.kind is not Kind.NOISE]
     fakes = Fakes()
     example = {port.name: fakes.like(port) for port in given}
-    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet(), noise.SizedDraws():
         # A first run without recording: what comes out, and whether the step is honest about its state.
         dry = step(_leaves(example, given))
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
@@ -81,7 +81,8 @@ def trace_joint(
     def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
         versions = {port: leaf._version for port, leaf in leaves.items()}
-        outputs = step(leaves)
+        with noise.SizedDraws():
+            outputs = step(leaves)
         refuse.writes(leaves, versions, given, name)
         flowing = [outputs[result] for result in cotangents]
         sources = [leaves[port] for port in wants]

@@ -166,6 +166,12 @@ def _slice(graph: fx.Graph, node: fx.Node) -> Any:
     return None if args == node.args else insert(graph, aten.slice.Tensor, *args, like=node)
 
 
+def _scatter(graph: fx.Graph, node: fx.Node) -> Any:
+    """Writing over everything, and the gradient of a slice of everything, are what is written."""
+    whole, part = (node.args[:2]) if node.target is aten.slice_scatter.default else (node, node.args[0])
+    return part if tuple(_val(whole).shape) == tuple(_val(part).shape) else None
+
+
 def _stack(graph: fx.Graph, node: fx.Node) -> Any:
     dim = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0))  # type: ignore[arg-type]
     rank = _rank(node)
@@ -287,6 +293,8 @@ _HANDLERS: dict[Any, Handler] = {
     aten.unsafe_split_with_sizes.default: _split,
     aten.unbind.int: _split,
     aten.slice.Tensor: _slice,
+    aten.slice_scatter.default: _scatter,
+    aten.slice_backward.default: _scatter,
     aten.stack.default: _stack,
     aten.cat.default: _cat,
     aten.expand.default: _expand,
