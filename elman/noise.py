@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elman.circuit.form import InPort, Kind
@@ -233,17 +232,6 @@ class Replay(TorchDispatchMode):
         noise = next(self.noises).reshape(first.shape)
         result = lifting.formula(lambda op, *a, **k: op(*a, **k), noise, first, *args, **_plain(kwargs))
         return result if isinstance(result, tuple) else first.copy_(result)
-
-
-class SizedDraws(TorchFunctionMode):
-    """Inside, torch.rand(B, H) with a symbolic B is rand_like of an empty tensor: PyTorch cannot trace it otherwise."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        like = {torch.rand: torch.rand_like, torch.randn: torch.randn_like}.get(func)
-        if like is None:
-            return func(*args, **kwargs)
-        return like(torch.empty(*args, **kwargs))
 
 
 # In-place random operations and the functional ones that they become in a graph.

@@ -48,9 +48,7 @@ def train_lm(
     ] = "gru",
     hidden: Annotated[int, typer.Option(help="H, units in each layer.")] = 256,
     layers: Annotated[int, typer.Option(help="Recurrences on top of one another.")] = 1,
-    embedding: Annotated[
-        int | None, typer.Option(help="Width of a symbol's vector. (default: as HIDDEN)")
-    ] = None,
+    embedding: Annotated[int, typer.Option(help="Width of a symbol's vector.")] = 64,
     steps: Annotated[int | None, typer.Option(help="Train for so many steps …")] = None,
     minutes: Annotated[
         float | None, typer.Option(help=f"… or so many minutes by the clock. (default: {_MINUTES:g})")

@@ -26,7 +26,7 @@ class ModelSettings:
     cell: str = "gru"
     hidden: int = 256
     layers: int = 1
-    embedding: int | None = None
+    embedding: int = 64
 
 
 @dataclass(frozen=True)

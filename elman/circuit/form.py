@@ -46,6 +46,7 @@ class InPort:
     next: for a STATE, the wire whose value at step t is this port's value at step t + 1;
         None means that it is zero after the first step.
     draw: for NOISE, the distribution, "uniform" in [0, 1) or "normal".
+    frozen: no gradient is ever asked for (a buffer).
     """
 
     name: str
@@ -57,11 +58,12 @@ class InPort:
     path: str
     next: str | None = None
     draw: str | None = None
+    frozen: bool = False
 
     @property
     def differentiable(self) -> bool:
         """Whether a gradient can flow to this port at all."""
-        return self.kind is not Kind.NOISE and (self.dtype.is_floating_point or self.dtype.is_complex)
+        return self.kind is not Kind.NOISE and not self.frozen and (self.dtype.is_floating_point or self.dtype.is_complex)
 
 
 @dataclass(frozen=True)

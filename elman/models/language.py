@@ -33,7 +33,7 @@ class LanguageModel(nn.Module):
 
     vocabulary: V. cell: a name as `elman.models.find_cell` reads it. hidden: H, units per layer. layers: how
     many.
-    embedding: width of E; by default `hidden`. The state is a tuple with one entry for each layer.
+    embedding: width of E. The state is a tuple with one entry for each layer.
     """
 
     def __init__(
@@ -42,10 +42,9 @@ class LanguageModel(nn.Module):
         cell: str = "gru",
         hidden: int = 256,
         layers: int = 1,
-        embedding: int | None = None,
+        embedding: int = 64,
     ) -> None:
         super().__init__()
-        embedding = hidden if embedding is None else embedding
         sizes = {"vocabulary": vocabulary, "hidden": hidden, "layers": layers, "embedding": embedding}
         for name, value in sizes.items():
             if value < 1:

@@ -47,7 +47,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
     taken: set[str] = {"rows"}
     ports: list[InPort] = []
 
-    def add(path: str, kind: Kind, tensor: torch.Tensor, rows: bool, word: str, next: str | None = None) -> str:
+    def add(path: str, kind: Kind, tensor: torch.Tensor, rows: bool, word: str, frozen: bool = False) -> str:
         if rows and tensor.dim() == 0:
             raise TraceError(
                 what=f"{path} has no batch dimension", where=name, got="a scalar", expected="a tensor [B, …]"
@@ -55,13 +55,15 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         port = identifier(word, taken)
         shape = tuple(tensor.shape[1:] if rows else tensor.shape)
         feed = f"{port}_next" if kind is Kind.STATE else None
-        ports.append(InPort(port, kind, shape, tensor.dtype, tensor.device, rows, path, feed))
+        ports.append(InPort(port, kind, shape, tensor.dtype, tensor.device, rows, path, feed, frozen=frozen))
         return port
 
     owned = {}
     for entry in places(cell):
         tensor = store_of(cell, entry[0])[entry[0].key]
-        owned[add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."))] = entry
+        frozen = not isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+        frozen = frozen and all(place.store != "_parameters" for place in entry)
+        owned[add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."), frozen)] = entry
     xs, x_tree = flatten(x, "x")
     states, state_tree = flatten(state, "state")
     if not states:

@@ -79,14 +79,19 @@ def rebound(cell: torch.nn.Module, tensors: Mapping[tuple[Place, ...], Tensor]) 
 
 
 def attributes(cell: torch.nn.Module) -> dict[str, Any]:
-    """What a cell's modules keep besides tensors and submodules, shallowly, to see whether a step changed it."""
+    """What a cell's modules keep besides parameters, buffers and submodules, to see whether a step changed it."""
     hidden = {"_parameters", "_buffers", "_modules"}
     return {
-        f"{path}.{key}" if path else key: copy.copy(value) if isinstance(value, (list, dict, set)) else value
+        f"{path}.{key}" if path else key: _noted(value)
         for path, module in cell.named_modules()
         for key, value in module.__dict__.items()
-        if key not in hidden and not (isinstance(value, Tensor))
+        if key not in hidden
     }
+
+
+def _noted(value: Any) -> Any:
+    """Containers by their content now; that there is a tensor is all that counts about one (see `rebound`)."""
+    return Tensor if isinstance(value, Tensor) else copy.copy(value) if isinstance(value, (list, dict, set)) else value
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:

@@ -35,7 +35,7 @@ class Fakes:
     """Fake tensors for ports, with one symbolic batch size."""
 
     def __init__(self) -> None:
-        self.env = ShapeEnv()
+        self.env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
         source = ConstantSource("batch")
         symbol = self.env.create_symbol(PRETENDED_BATCH, source, DimDynamic.DYNAMIC)
@@ -67,9 +67,11 @@ def trace_joint(
     given = [port for port in ports if port.kind is not Kind.NOISE]
     fakes = Fakes()
     example = {port.name: fakes.like(port) for port in given}
-    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet(), noise.SizedDraws():
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         # A first run without recording: what comes out, and whether the step is honest about its state.
-        dry = step(_leaves(example, given))
+        with refuse.writes_while_running(step, example, given, name):
+            dry = step(_leaves(example, given))
+        refuse.guards(fakes.env, name)
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
         if inspect is not None:
             inspect(dry)
@@ -81,8 +83,7 @@ def trace_joint(
     def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
         versions = {port: leaf._version for port, leaf in leaves.items()}
-        with noise.SizedDraws():
-            outputs = step(leaves)
+        outputs = step(leaves)
         refuse.writes(leaves, versions, given, name)
         flowing = [outputs[result] for result in cotangents]
         sources = [leaves[port] for port in wants]
@@ -92,7 +93,7 @@ def trace_joint(
         gradients_found[:] = [gradient is not None for gradient in found]
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
-    with refuse.while_tracing(name), enable_python_dispatcher(), torch.enable_grad(), _quiet():
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         module = make_fx(both, tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )

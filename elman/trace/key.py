@@ -25,7 +25,7 @@ def fingerprint(cell: torch.nn.Module) -> tuple[Hashable, ...]:
         for table in _TABLES:
             for name, value in module.__dict__[table].items():
                 if value is not None:
-                    found.append((name, _tensor(value, seen)))
+                    found.append((name, _tensor(value, seen), table == "_buffers" and value.requires_grad))
         for name, value in module.__dict__.items():
             if name in _HIDDEN:
                 continue

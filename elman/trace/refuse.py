@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from elman.circuit import rows
-from elman.circuit.form import InPort, Kind
+from elman.circuit.form import InPort, Kind, StepFunction
 from elman.errors import ElmanError, TraceError
 
 _OURS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)), os.path.dirname(contextlib.__file__))
@@ -38,8 +38,8 @@ def place_of(cell: str) -> Callable[[fx.Node], str]:
 
     def where(node: fx.Node) -> str:
         found = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
-        mine = [entry for entry in found if _is_users(entry[0])] or found
-        return f"{cell}, {mine[-1][0]}:{mine[-1][1]} `{mine[-1][2]}`" if mine else f"{cell}, in its backward pass"
+        mine = [entry for entry in found if _is_users(entry[0])]
+        return f"{cell}, {mine[-1][0]}:{mine[-1][1]} `{mine[-1][2]}`" if mine else cell
 
     return where
 
@@ -89,22 +89,14 @@ def while_tracing(cell: str) -> Iterator[None]:
 def guards(env: ShapeEnv, cell: str) -> None:
     """Refuse a step that decided something by the batch size."""
     for guard in env.guards:
-        at = next((_line(f) for f in reversed(_stack(guard)) if _is_users(f.filename)), str(guard.sloc))
+        place = getattr(guard.sloc, "framework_loc", None)
+        known = isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
-            where=f"{cell}, {at}",
+            where=f"{cell}, {_line(place)}" if known else cell,
             got=f"a decision by {guard.expr}, where the symbol is the batch size",
             mend="write the step for any batch size; -1 in a reshape must stand for a width or for the batch alone",
         )
-
-
-def _stack(guard: object) -> Sequence[traceback.FrameSummary]:
-    sloc = getattr(guard, "sloc", None)
-    return list(getattr(sloc, "user_stack", None) or getattr(sloc, "framework_loc", None) or []) if _listy(sloc) else []
-
-
-def _listy(sloc: object) -> bool:
-    return isinstance(getattr(sloc, "user_stack", None), traceback.StackSummary)
 
 
 def writes(
@@ -126,6 +118,25 @@ def writes(
             where=cell,
             mend="use the operation without the trailing underscore",
         )
+
+
+@contextlib.contextmanager
+def writes_while_running(
+    step: StepFunction, example: Mapping[str, torch.Tensor], ports: Sequence[InPort], cell: str
+) -> Iterator[None]:
+    """Autograd forbids most writes into what wants a gradient; say which tensor it was, from a run without gradients."""
+    try:
+        yield
+    except RuntimeError as error:
+        inputs = {name: value.detach() for name, value in example.items()}
+        versions = {name: value._version for name, value in inputs.items()}
+        with contextlib.suppress(Exception), torch.no_grad():
+            step(inputs)
+        try:
+            writes(inputs, versions, ports, _raised_at(cell, error))
+        except TraceError as told:
+            raise told from error
+        raise
 
 
 def captured_gradient(where: str, value: torch.Tensor) -> TraceError:
