@@ -5,11 +5,11 @@ from elman import cells
 from elman.adjoint import adjoint
 from elman.circuit import Circuit
 from elman.errors import ElmanError
-from elman.plan import plan
+from elman.plan import cost, plan
 from elman.recurrent import Recurrent
 from elman.trace import trace, verify
 from elman.unfold import unfold
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Circuit", "ElmanError", "Recurrent", "adjoint", "cells", "plan", "trace", "unfold", "verify"]
+__all__ = ["Circuit", "ElmanError", "Recurrent", "adjoint", "cells", "cost", "plan", "trace", "unfold", "verify"]

@@ -331,7 +331,7 @@ _TABLE = (
     Refused("batch_size_as_tensor", BatchSizeAsTensor, ("batch",), "torch.full_like(h, h.shape[0])"),
     Refused("branch_on_one_row", BranchOnOneRow, ("branch", "batch")),
     Refused("branch_on_many_rows", BranchOnManyRows, ("branch", "batch"), "h.shape[0] > 100"),
-    Refused("batch_in_a_view", BatchInAView, ("batch",), "new.view(4, -1)"),
+    Refused("batch_in_a_view", BatchInAView, ("batch",)),
     Refused("batch_in_zeros", BatchInZeros, ("batch",), "torch.zeros(4, 1)"),
     Refused("multinomial", Multinomial, ("random", "multinomial"), "torch.multinomial"),
     Refused("captured_gradient", CapturedGradient, ("gradient", "Parameter"), "* OUTSIDE"),

@@ -4,7 +4,8 @@
 backward pass needs from the forward pass, `cost` counts, `explain` shows.
 """
 
+from elman.plan.cost import Cost, cost
 from elman.plan.form import Loop, LoopState, Plan, Stage
 from elman.plan.stages import plan
 
-__all__ = ["Loop", "LoopState", "Plan", "Stage", "plan"]
+__all__ = ["Cost", "Loop", "LoopState", "Plan", "Stage", "cost", "plan"]

@@ -25,6 +25,8 @@ from elman.plan.regions import Regions, regions
 aten = torch.ops.aten
 _PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.convolution.default}
 _FOREVER = math.inf
+KEPT = "kept "  # how the output ports of what is kept begin, and
+KEPT_PATH = ", kept"  # how the paths of the ports that take it in end
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +60,18 @@ def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut"
     nodes = {node.name: node for node in joint.graph.nodes}
     ports = {port.name for port in circuit.inputs}
     inside = [name for name in kept if name not in ports]
-    named = {name: results[name] for name in joint.results} | {f"kept {name}": nodes[name] for name in inside}
+    named = {name: results[name] for name in joint.results} | {f"{KEPT}{name}": nodes[name] for name in inside}
     forward_graph = graphs.extract(joint.graph, named)
     graphs.with_placeholders(forward_graph, [(p.name, graphs.placeholder(circuit.graph, p.name).meta["val"]) for p in circuit.inputs])
     outs = tuple(
-        OutPort(f"kept {name}", Kind.SEQUENCE, name if name in ports else f"kept {name}", f"{name}, kept") for name in kept
+        OutPort(f"{KEPT}{name}", Kind.SEQUENCE, name if name in ports else f"{KEPT}{name}", f"{name}{KEPT_PATH}") for name in kept
     )
     forward = replace(circuit, graph=forward_graph, outputs=(*circuit.outputs, *outs), joint=_never).check()
     backward = _with_kept(back, inside)
     # A kept state and what feeds its delay are one sequence.
     twins = {circuit.wire(p.next).name for p in circuit.inputs if p.name in kept and p.next is not None}
     size = sum(_bytes(graphs.placeholder(circuit.graph, n) if n in ports else nodes[n]) for n in kept if n not in twins)
-    return Pair(forward, backward, {f"kept {name}": name for name in kept}, int(size))
+    return Pair(forward, backward, {f"{KEPT}{name}": name for name in kept}, int(size))
 
 
 def _never() -> Joint:
@@ -86,7 +88,7 @@ def _with_kept(back: Circuit, kept: list[str]) -> Circuit:
     for name in kept:
         value = nodes[name].meta["val"]
         rows = rows_of(value) is not None
-        ports.append(InPort(name, Kind.SEQUENCE, feature_shape(value, rows), value.dtype, value.device, rows, f"{name}, kept"))
+        ports.append(InPort(name, Kind.SEQUENCE, feature_shape(value, rows), value.dtype, value.device, rows, f"{name}{KEPT_PATH}"))
     graphs.with_placeholders(graph, [(p.name, graphs.placeholder(back.graph, p.name).meta["val"]) for p in ports if p.name not in kept])
     return replace(back, graph=graph, inputs=tuple(ports), joint=_never).check()
 

@@ -2,14 +2,184 @@
 
 from __future__ import annotations
 
+import html
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
-from elman.plan.form import Plan
+from torch import fx
+
+from elman.circuit import graphs
+from elman.circuit.form import Kind, op_name
+from elman.plan.cost import ADDRESSING, bytes_kept
+from elman.plan.form import Loop, Plan
+
+_WHEN = {
+    "once": "once per call",
+    "before": "before the loop, on all T·B rows at once",
+    "loop": "in the loop, T times, one step after the other",
+    "after": "after the loop, on all T·B rows at once",
+}
 
 
 @dataclass(frozen=True)
+class Part:
+    """One stage in words: its operations in order with how often each occurs, and how many only address."""
+
+    name: str
+    operations: tuple[tuple[str, int], ...]
+    addressing: int
+
+    def text(self) -> str:
+        words = [f"{count} {name}" if count > 1 else name for name, count in self.operations]
+        if self.addressing:
+            words.append(f"({self.addressing} for addressing)")
+        return ", ".join(words) if words else "nothing"
+
+
+@dataclass(frozen=True, eq=False)
 class Explanation:
+    """Plans, forward and backward, in words. `str()` for a terminal, `_repr_html_` for a notebook."""
+
     plans: tuple[Plan, ...]
-    engine: str = "auto"
-    pair: Any = None
+    engine: str | None = None
+
+    def __str__(self) -> str:
+        blocks = []
+        for plan in self.plans:
+            lines = [_title(plan), ""]
+            for part in parts(plan):
+                lines.append(f"  {part.name:7} {_WHEN[part.name]}")
+                lines += [f"          {line}" for line in _wrap(part.text(), 100)]
+            lines += ["", *(f"  {line}" for line in why(plan))]
+            blocks.append("\n".join(lines))
+        if self.engine is not None:
+            blocks.append(f"engine: {self.engine}")
+        return "\n\n".join(blocks)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for plan in self.plans:
+            rows.append(f"<tr><th colspan=3 style='text-align:left'>{html.escape(_title(plan))}</th></tr>")
+            for part in parts(plan):
+                shade = " style='background:#fdeccf'" if part.name == "loop" else ""
+                cells = (f"<b>{part.name}</b>", html.escape(_WHEN[part.name]), html.escape(part.text()))
+                rows.append(f"<tr{shade}>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in cells) + "</tr>")
+            said = "<br>".join(html.escape(line) for line in why(plan))
+            rows.append(f"<tr><td></td><td colspan=2 style='text-align:left'>{said}</td></tr>")
+        if self.engine is not None:
+            rows.append(f"<tr><td>engine</td><td colspan=2 style='text-align:left'>{html.escape(self.engine)}</td></tr>")
+        return f"<table>{''.join(rows)}</table>"
+
+
+def parts(plan: Plan) -> list[Part]:
+    """The four stages of a plan in words; a plan without a loop has three."""
+    found = []
+    origin = _origins(plan)
+    for name, stage in (("once", plan.once), ("before", plan.before), ("loop", plan.loop), ("after", plan.after)):
+        if stage is None:
+            continue
+        nodes = stage.nodes()
+        computing = Counter(_label(node, origin) for node in nodes if op_name(node) not in ADDRESSING)
+        addressing = sum(op_name(node) in ADDRESSING for node in nodes)
+        found.append(Part(name, tuple(computing.items()), addressing))
+    return found
+
+
+def _origins(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Value of the once stage -> the parameters that it is made of."""
+    constants = {port.name: port.path for port in plan.circuit.inputs_of(Kind.CONSTANT)}
+    origins: dict[str, tuple[str, ...]] = {name: (path.removeprefix("cell."),) for name, path in constants.items()}
+    for name, node in graphs.results_of(plan.once.graph).items():
+        names = [str(n.target) for n in graphs.ancestors([node]) if n.op == "placeholder" and n.target in constants]
+        origins[name] = tuple(constants[n].removeprefix("cell.") for n in sorted(names))
+    return origins
+
+
+def _label(node: fx.Node, origin: dict[str, tuple[str, ...]]) -> str:
+    """The operation, and for a product which weights it multiplies with: `addmm[U, b]`."""
+    name = op_name(node)
+    if name not in ("mm", "addmm", "bmm"):
+        return name
+    weights: list[str] = []
+    for source in node.all_input_nodes:
+        near = [source, *source.all_input_nodes] if source.op != "placeholder" else [source]
+        weights += [w for n in near if n.op == "placeholder" for w in origin.get(str(n.target), ())]
+    return f"{name}[{', '.join(dict.fromkeys(weights))}]" if weights else name
+
+
+def why(plan: Plan) -> list[str]:
+    """Sentences: which cycles make the loop sequential, what else is in it and why, what is kept."""
+    said = []
+    if plan.loop is None:
+        said.append("no cycle is left: nothing waits for the step before, all T steps run at once")
+    else:
+        for state, way in cycles(plan.loop):
+            said.append(f"{state} waits for its own last value: {' → '.join([state, *way, state])}")
+        for node, reason in plan.reasons.items():
+            said.append(f"{node} is in the loop because {reason}")
+    kept = [out for out in plan.circuit.outputs if out.name.startswith("kept ")]
+    if kept:
+        names = ", ".join(out.name.removeprefix("kept ") for out in kept)
+        said.append(f"kept for the backward pass, {bytes_kept(plan.circuit)} bytes per row and step: {names}")
+    return said
+
+
+def cycles(loop: Loop) -> list[tuple[str, list[str]]]:
+    """For each state of a loop that depends on itself, the longest way round: the operations it passes."""
+    results = graphs.results_of(loop.graph)
+    inputs = {str(node.target): node for node in loop.graph.nodes if node.op == "placeholder"}
+    ends = {s.name: results[s.next] for s in loop.states if s.next is not None and s.name in inputs}
+    found = []
+    for name in ends:
+        way = _way(loop, inputs, ends, name)
+        if way is not None:
+            found.append((name, way))
+    return found
+
+
+def _way(loop: Loop, inputs: dict[str, fx.Node], ends: dict[str, fx.Node], name: str) -> list[str] | None:
+    """The operations from a state to what feeds it: in one step if it can be, else through the other states."""
+    ways: dict[str, list[str]] = {name: []}
+    for _ in ends:
+        found: dict[str, list[str]] = {}
+        for state, so_far in ways.items():
+            longest = _longest(loop.graph, inputs[state])
+            for other, end in ends.items():
+                if end in longest:
+                    way = [*so_far, *([state] if state != name else []), *longest[end]]
+                    found.setdefault(other, way)
+        if name in found:
+            return found[name]
+        if set(found) <= set(ways):
+            return None
+        ways = found | ways
+    return None
+
+
+def _longest(graph: fx.Graph, start: fx.Node) -> dict[fx.Node, list[str]]:
+    """Node that depends on `start` -> the longest chain of operations that compute, from there to it."""
+    ways: dict[fx.Node, list[str]] = {start: []}
+    for node in graph.nodes:
+        before = [ways[source] for source in node.all_input_nodes if source in ways]
+        if before and node.op == "call_function":
+            own = [] if op_name(node) in ADDRESSING else [op_name(node)]
+            ways[node] = max(before, key=len) + own
+    return ways
+
+
+def _title(plan: Plan) -> str:
+    direction = "time runs backward" if plan.circuit.reverse else "time runs forward"
+    count = len(plan.loop.nodes()) if plan.loop is not None else 0
+    return f"{plan.circuit.name}: {count} operations in the loop, {direction}"
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split(" "):
+        if len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] += word + " "
+    return [line.rstrip() for line in lines]
+
+
+__all__ = ["Explanation", "Part", "cycles", "parts", "why"]

@@ -10,6 +10,7 @@ import torch
 from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
+from elman.engines import choose
 from elman.execute import Call, apply
 from elman.plan.explain import Explanation
 from elman.recurrent.compiled import register, run_compiled
@@ -246,7 +247,9 @@ class Recurrent(torch.nn.Module):
         program = self._of_latest_call().program
         wants = frozenset(p.name for p in program.inputs if p.differentiable)
         training = program.training(wants)
-        return Explanation((program.plan, training.backward), self.engine, training.pair)
+        loop = training.forward.loop
+        names = [] if loop is None else [choose(self.engine, loop, program.inputs[0].device).name]
+        return Explanation((training.forward, training.backward), *names)
 
     def _of_latest_call(self) -> Prepared:
         if self._latest is None:

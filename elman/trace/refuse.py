@@ -7,6 +7,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -94,9 +95,17 @@ def guards(env: ShapeEnv, cell: str) -> None:
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
             where=f"{cell}, {_line(place)}" if known else cell,
-            got=f"a decision by {guard.expr}, where the symbol is the batch size",
+            got=f"a decision by {_with_b(guard.expr)}, where B is the batch size",
             mend="write the step for any batch size; -1 in a reshape must stand for a width or for the batch alone",
         )
+
+
+def _with_b(expression: Any) -> str:
+    """A condition on the tracer's symbol for the batch size, with the letter that people know."""
+    text = str(expression)
+    for symbol in getattr(expression, "free_symbols", ()):
+        text = text.replace(str(symbol), "B")
+    return text
 
 
 def writes(
