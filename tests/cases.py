@@ -39,8 +39,8 @@ class Case:
 
     build: (I, H) -> cell, in the default dtype, in training mode. inputs, states, contexts: trees of `Leaf`.
     noise: it draws random numbers. honest: its gradient is the derivative of what it computes, away from a few kinks
-    (gradcheck holds). twice: its second derivatives by autograd are there and, if honest, smooth enough for
-    gradgradcheck. starts: it can be run without a state. teachable: its output is an entry of its state.
+    (gradcheck holds). twice: its second derivatives by autograd are there and, if honest, right (gradgradcheck holds).
+    starts: it can be run without a state. teachable: its output is an entry of its state.
     """
 
     name: str
@@ -155,7 +155,8 @@ _TABLE = (
     # Constraints on weights.
     Case("dale_rnn", zoo.DaleRNN, X, H),
     Case("antisymmetric_rnn", zoo.AntisymmetricRNN, X, H),
-    Case("weight_norm_rnn", zoo.WeightNormRNN, X, H),
+    # The second derivative of torch._weight_norm by its direction is wrong in PyTorch 2.13, without an error.
+    Case("weight_norm_rnn", zoo.WeightNormRNN, X, H, twice=False),
     Case("tied_rnn", zoo.TiedRNN, X, H, teachable=False),
     Case("ind_rnn", zoo.IndRNN, X, H),
     Case("time_constants", zoo.TimeConstants, X, H),

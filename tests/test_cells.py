@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -239,20 +240,29 @@ def test_it_is_said_whether_the_gradient_is_the_derivative(case: Case) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(2)
         assert torch.autograd.gradcheck(results, wants, raise_exception=False, fast_mode=True) == case.honest
-        if case.honest and case.twice:
-            assert torch.autograd.gradgradcheck(
-                results, wants, fast_mode=True, gen_non_contig_grad_outputs=True
-            )
+        if case.honest:
+            assert second_derivatives_hold(results, wants) == case.twice
+
+
+def second_derivatives_hold(results: Callable[..., tuple[Tensor, ...]], wants: list[Tensor]) -> bool:
+    try:
+        return torch.autograd.gradgradcheck(results, wants, raise_exception=False, fast_mode=True)
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        return False  # PyTorch has no second derivative of one of its operations
 
 
 @every_case
 def test_second_derivatives_are_there(case: Case) -> None:
+    if not case.twice:
+        pytest.skip("it has none")
     cell = case.make().double()
     leaves, results = run(case, cell, 3, 2)
     wants = [*leaves, *cell.parameters()]
     first = torch.autograd.grad([r.cos().sum() for r in results], wants, create_graph=True, allow_unused=True)
     flowing = [g.square().sum() for g in first if g is not None and g.requires_grad]
-    assert bool(flowing) == case.twice
+    assert flowing
     second = torch.autograd.grad(flowing, wants, allow_unused=True)
     assert all(g.isfinite().all() for g in second if g is not None)
 

@@ -83,9 +83,11 @@ def train_lm(
     )
     with Watch(console, plot=False) as watch:
         interrupted = job.train(watch)
-    console.print(Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")))
+    console.print(
+        Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True
+    )
     if interrupted:
-        console.print(Text(f"  elman evaluate {out}\n  elman generate {out}", "bold"))
+        console.print(Text(f"  elman evaluate {out}\n  elman generate {out}", "bold"), soft_wrap=True)
         return
     with console.status("measuring on the held-out text …"):
         figure = evaluate(job.model, job.held_out)

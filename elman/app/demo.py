@@ -57,7 +57,7 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
     note = f"{figure.symbols:,} characters, {figure.nats_per_symbol:.4f} nats each"
     console.print(Text(note + ("; training was interrupted" if interrupted else ""), FAINT))
     console.print()
-    console.print(Text("The run is in ").append(str(out), "bold").append(". Go on with"))
+    console.print(Text("The run is in ").append(str(out), "bold").append(". Go on with"), soft_wrap=True)
     console.print(
         Text(f'  elman generate {out} --prompt "The "\n  elman train lm YOUR.txt --out runs/yours', "bold")
     )

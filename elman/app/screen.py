@@ -50,9 +50,10 @@ class Watch:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
-            self._live.stop()  # what it drew goes; what is to stay is drawn once more, in full
-        if self.steps and kind is None:
-            self.console.print(_plain(self.steps[-1]))
+            self._live.stop()  # what it drew goes; the last figures are to stay
+            self._shown = -math.inf
+        if self.steps and kind is None and self._shown != self.steps[-1].seconds:
+            self._tell(self.steps[-1])
 
     def show(self, step: Step) -> None:
         """Take in a step, and draw if it is time to."""
@@ -65,8 +66,11 @@ class Watch:
                 parts += [Text(), *curve(self.steps, self.levels, self.console.width)]
             self._live.update(Group(*parts), refresh=True)
         elif self._live is None and now - self._shown > _PLAIN_EVERY:
-            self._shown = now
-            self.console.print(_plain(step))
+            self._tell(step)
+
+    def _tell(self, step: Step) -> None:
+        self._shown = step.seconds
+        self.console.print(_plain(step), soft_wrap=True)  # one line in a file, however long
 
 
 def _bar(step: Step) -> Text:

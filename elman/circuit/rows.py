@@ -271,6 +271,13 @@ def _cat(node: fx.Node) -> str:
     return ROWWISE
 
 
+def _pad(node: fx.Node) -> str:
+    mine, padding = rows_of(_value(node)), node.args[1]
+    assert isinstance(padding, (list, tuple))
+    padded = {_rank(node) - 1 - i // 2 for i, width in enumerate(padding) if width}
+    return "the padding runs along the batch" if mine is not None and mine.dim in padded else ROWWISE
+
+
 def _layer_norm(node: fx.Node) -> str:
     source = node.args[0]
     assert isinstance(source, fx.Node)
@@ -381,7 +388,7 @@ _RULES: dict[str, Callable[[fx.Node], str]] = {
     "slice_backward": _backward_along, "select_backward": _backward_along, "unbind": _along("dim"), "cummax": _along("dim"),
     "glu": _along("dim"), "glu_backward": _along("dim"), "kthvalue": _along("dim"), "index_select": _along("dim"),
     "native_layer_norm": _layer_norm, "native_layer_norm_backward": _layer_norm_backward,
-    "gather": _gather, "scatter": _gather, "scatter_add": _gather, "index": _index, "index_put": _index_put,
+    "constant_pad_nd": _pad, "gather": _gather, "scatter": _gather, "scatter_add": _gather, "index": _index, "index_put": _index_put,
     "_unsafe_index": _index, "_unsafe_index_put": _index_put,
     "embedding": _embedding, "embedding_dense_backward": _always_summed,
     **dict.fromkeys(_VIEWS_KEEP, _moves),
@@ -391,7 +398,7 @@ _RULES: dict[str, Callable[[fx.Node], str]] = {
 LINEAR = {
     "reshape", "view", "_unsafe_view", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "slice", "select",
     "cat", "neg", "sum", "slice_scatter", "select_scatter", "slice_backward", "select_backward", "constant_pad_nd",
-    "detach", "clone", "alias", "_to_copy",
+    "detach", "clone", "alias", "_to_copy", "tril", "triu",
 }  # fmt: skip
 
 
@@ -411,4 +418,5 @@ def stays_summed(node: fx.Node, summed: set[fx.Node], constant: Callable[[fx.Nod
         return len([a for a in node.args[:2] if isinstance(a, fx.Node) and a in summed]) == 1 and all(map(constant, others))
     if name == "div":
         return node.args[0] in summed and all(map(constant, others))
-    return name in ("embedding_dense_backward",) and all(map(constant, others))
+    # What autograd calls the backward of an operation is linear in its first operand, the gradient.
+    return name.endswith(("_backward", "_backward_data")) and node.args[0] in summed and all(map(constant, others))

@@ -167,13 +167,15 @@ def step_of(
     state: tuple[Sequence[str], Tree],
     context: tuple[Sequence[str], Tree] | None,
     name: str,
+    wires: Sequence[str] | None = None,
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """The cell as a function of named tensors: ports in, results out.
 
     Results are `<state port>_next` for every tensor of the new state and `o`, `o_1`, … for the tensors of the output
-    that are not themselves tensors of the new state. The function carries the last call's output as attribute
-    `.output`: (structure, wires), for whoever needs to know how to put it together.
+    that are not themselves tensors of the new state. Which are is settled by `wires`, else by the first call (an
+    operation may hand on its operand in one call and copy it in another); `.output` then is (structure, wires).
     """
+    settled = [None if wires is None else tuple(wires)]
 
     def step(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = {entry: inputs[port] for port, entry in owned.items()}
@@ -196,14 +198,20 @@ def step_of(
         new = flatten(new_state, "state")[0]
         results = {f"{port}_next": value for port, value in zip(state[0], new, strict=True)}
         kept, tree = flatten(output, "output")
-        wires: list[str] = []
-        for value in kept:
-            same = next((wire for wire, other in results.items() if other is value), None)
-            if same is None:
-                same = f"o_{len(wires)}" if len(kept) > 1 else "o"
-                results[same] = value
-            wires.append(same)
-        step.output = (tree if output is not None else None, tuple(wires))  # type: ignore[attr-defined]
+        if settled[0] is None:
+            settled[0] = _wires(kept, results)
+            step.output = (tree if output is not None else None, settled[0])  # type: ignore[attr-defined]
+        for wire, value in zip(settled[0], kept, strict=True):
+            results.setdefault(wire, value)
         return results
 
     return step
+
+
+def _wires(kept: Sequence[Tensor], results: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names for the tensors of an output: that of the state's result where it is the same tensor."""
+    names = []
+    for position, value in enumerate(kept):
+        same = next((wire for wire, other in results.items() if other is value), None)
+        names.append(same or (f"o_{position}" if len(kept) > 1 else "o"))
+    return tuple(names)

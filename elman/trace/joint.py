@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._decomp import get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,6 +27,18 @@ from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.trace import refuse
 from elman.trace.normal import normalise
+
+aten = torch.ops.aten
+
+# Operations that are taken apart while tracing: what remains has a rule for what it does to rows.
+_APART = get_decompositions(
+    [
+        aten.nll_loss_forward, aten.nll_loss_backward, aten.mv, aten.addmv, aten.dot, aten.addr, aten.mse_loss,
+        aten.mse_loss_backward, aten.smooth_l1_loss, aten.smooth_l1_loss_backward, aten.huber_loss,
+        aten.huber_loss_backward, aten.binary_cross_entropy, aten.binary_cross_entropy_backward, aten.glu,
+        aten.glu_backward, aten.logaddexp, aten.std, aten.norm,
+    ]
+)  # fmt: skip
 
 # The batch size that the tracer pretends to see where it needs a number: a prime that is nobody's width.
 PRETENDED_BATCH = 1187
@@ -94,7 +107,7 @@ def trace_joint(
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
-        module = make_fx(both, tracing_mode="real", record_stack_traces=True)(
+        module = make_fx(both, decomposition_table=_APART, tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )
         refuse.guards(fakes.env, name)

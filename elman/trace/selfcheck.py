@@ -86,7 +86,7 @@ def _compare(
     }
     step = step_of(
         cell, signature.owned, _call(circuit, "x"), _call(circuit, "state"),
-        _call(circuit, "context") if signature.context is not None else None, circuit.name,
+        _call(circuit, "context") if signature.context is not None else None, circuit.name, signature.output_wires,
     )  # fmt: skip
     replay = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
     try:

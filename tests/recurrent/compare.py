@@ -1,0 +1,162 @@
+"""One call of `elman.Recurrent` and the eager loop over the same cell, ready to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+import elman
+from elman import noise
+from elman.circuit.form import Kind
+from tests import eager
+from tests.cases import Case
+
+Tensor = torch.Tensor
+Named = dict[str, Tensor | None]
+
+
+@dataclass
+class Inputs:
+    """The arguments of one call; every float tensor is a leaf that wants a gradient."""
+
+    T: int
+    B: int
+    x: Any
+    state: Any
+    context: Any
+    steps: int | None
+
+    @classmethod
+    def of(cls, case: Case, T: int, B: int, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: int) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        trees = [case.x(T, B, generator, dtype, **sizes)]
+        trees += [draw(B, generator, dtype, **sizes) for draw in (case.state, case.context)]
+        pytree.tree_map(_want, trees)
+        return cls(T, B, *trees, case.steps(T))
+
+    def leaves(self) -> dict[str, Tensor]:
+        named = {"x": self.x, "state": self.state, "context": self.context}
+        return {
+            name + pytree.keystr(path): leaf
+            for name, tree in named.items()
+            for path, leaf in pytree.tree_flatten_with_path(tree)[0]
+            if isinstance(leaf, Tensor) and leaf.requires_grad
+        }
+
+
+def _want(leaf: Any) -> Any:
+    return leaf.requires_grad_() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+@dataclass
+class Result:
+    """What a call returned, and the gradients of a random projection of it."""
+
+    values: Named
+    gradients: Named
+
+
+def ours(rnn: elman.Recurrent, inputs: Inputs, *, seed: int = 5, teacher: Any = None) -> tuple[Any, Any]:
+    """The call itself, with torch's default generator seeded right before it."""
+    torch.manual_seed(seed)
+    return rnn(inputs.x, inputs.state, steps=inputs.steps, context=inputs.context, teacher=teacher)
+
+
+def theirs(rnn: elman.Recurrent, inputs: Inputs, *, seed: int = 5, teacher: Any = None) -> tuple[Any, Any]:
+    """The eager loop over the same cell; noise is that of `ours`, which must have run before."""
+    return eager.unroll(
+        rnn.cell, inputs.x, inputs.state, context=inputs.context, steps=inputs.steps, reverse=rnn.reverse,
+        teacher=teacher, replay=replay_of(rnn, inputs, seed),
+    )  # fmt: skip
+
+
+def replay_of(rnn: elman.Recurrent, inputs: Inputs, seed: int) -> eager.Replay | None:
+    """The random numbers that `ours` drew, to be fed to the eager cell."""
+    ports = rnn.circuit.inputs_of(Kind.NOISE)
+    if not ports:
+        return None
+    torch.manual_seed(seed)
+    drawn = int(torch.randint(2**62, ()).item())
+    numbers = [noise.draw(port, i, drawn, 0, inputs.T, inputs.B) for i, port in enumerate(ports)]
+    return lambda t: noise.Replay([values[t] for values in numbers])
+
+
+def flat(outputs: Any, final: Any) -> Named:
+    """The tensors of a call's results by name."""
+    return {
+        name + pytree.keystr(path): leaf
+        for name, tree in (("outputs", outputs), ("final", final))
+        for path, leaf in pytree.tree_flatten_with_path(tree)[0]
+        if isinstance(leaf, Tensor)
+    }
+
+
+def projection(values: Named, seed: int = 7) -> Tensor | None:
+    """A random projection of everything that carries a gradient; the same numbers for every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    total = None
+    for value in values.values():
+        if value is None or not value.is_floating_point():
+            continue
+        weight = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+        if value.requires_grad:
+            part = (value * weight).sum()
+            total = part if total is None else total + part
+    return total
+
+
+def gradients(values: Named, wanted: dict[str, Tensor], *, create_graph: bool = False) -> Named:
+    total = projection(values)
+    if total is None or not wanted:
+        return dict.fromkeys(wanted)
+    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, create_graph=create_graph)
+    return dict(zip(wanted, found, strict=True))
+
+
+def wanted_of(rnn: elman.Recurrent, inputs: Inputs) -> dict[str, Tensor]:
+    """Everything that wants a gradient: parameters and inputs."""
+    return {**dict(rnn.cell.named_parameters()), **inputs.leaves()}
+
+
+def both(rnn: elman.Recurrent, inputs: Inputs, *, teacher: Any = None) -> tuple[Result, Result]:
+    """(ours, theirs), with the gradients of parameters, inputs and teacher."""
+    wanted = wanted_of(rnn, inputs)
+    wanted |= {"teacher": teacher} if isinstance(teacher, Tensor) and teacher.requires_grad else {}
+    made = []
+    for run in (ours, theirs):
+        values = flat(*run(rnn, inputs, teacher=teacher))
+        made.append(Result(values, gradients(values, wanted)))
+    return made[0], made[1]
+
+
+def assert_equal(got: Named, expected: Named, tolerance: float = 1e-10) -> None:
+    """The same names and, up to rounding, the same numbers; no gradient is the same as zeros."""
+    assert list(got) == list(expected)
+    for name, value in got.items():
+        other = expected[name]
+        if value is None or other is None:
+            present = other if value is None else value
+            assert present is None or not present.any(), f"{name}: {value} against {other}"
+            continue
+        assert value.shape == other.shape, f"{name}: {list(value.shape)} against {list(other.shape)}"
+        assert value.dtype == other.dtype, f"{name}: {value.dtype} against {other.dtype}"
+        torch.testing.assert_close(value, other, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def worst(got: Named, expected: Named) -> dict[str, float]:
+    """By name, the largest distance in units of the largest expected number."""
+    found = {}
+    for name, value in got.items():
+        other = expected[name]
+        if value is not None and other is not None and value.is_floating_point() and value.numel():
+            scale = max(float(other.abs().max()), 1e-3)
+            found[name] = float((value.double() - other.double()).abs().max()) / scale
+    return found
+
+
+def by_name(cases: Sequence[Case]) -> list[str]:
+    return [case.name for case in cases]
