@@ -241,7 +241,7 @@ def _square(size: int, width: int) -> tuple[tuple[int, ...], ...]:
 # Comparisons keep a little away from each other's values: a rounding error must not decide.
 RULES: Mapping[str, Rule] = {
     # Products with parameters, and of values.
-    "linear": Rule(1, _linear, _resized, lambda a: a + 0.5, lambda size, width: ((size, width), (size,)), True),
+    "linear": Rule(1, _linear, _resized, lambda a: a + 0.5, lambda size, width: ((size, width), (size,)), sized=True),
     "product": Rule(1, lambda w, size, a: F.linear(a, w[0]), weights=_square),
     "matmul": Rule(1, lambda w, size, a: a @ w[0], weights=_square),
     "heads": Rule(1, _heads, weights=lambda size, n: ((2, n // 2, n // 2),), fits=lambda n: n % 2 == 0),
@@ -264,6 +264,7 @@ RULES: Mapping[str, Rule] = {
     "relu": Rule(1, lambda w, size, a: torch.relu(a + 0.0271), bound=lambda a: a + 0.1),
     "rsqrt": Rule(1, lambda w, size, a: torch.rsqrt(a * a + 1), bound=_one),
     "hardsigmoid": Rule(1, lambda w, size, a: F.hardsigmoid(a * 3), bound=_one),
+    "hard_gate": Rule(2, lambda w, size, a, b: a + F.hardsigmoid(2 * a + 1) * (b - a)),
     "softplus": Rule(1, lambda w, size, a: F.softplus(a), bound=lambda a: a + 1),
     "clamp": Rule(1, lambda w, size, a: torch.clamp(a, -0.613, 0.587), bound=_one),
     "maximum": Rule(2, lambda w, size, a, b: torch.maximum(a, b + 0.0193), bound=lambda a, b: max(a, b) + 0.1),
@@ -281,7 +282,7 @@ RULES: Mapping[str, Rule] = {
     "sum": Rule(1, lambda w, size, a: a.sum(-1, keepdim=True) / MOST, lambda size, width: 1),
     "mean": Rule(1, lambda w, size, a: a.mean(-1, keepdim=True), lambda size, width: 1),
     # Addressing.
-    "slice": Rule(1, lambda w, size, a: a[:, : min(size, a.shape[1])], lambda size, width: min(size, width), sized=True),
+    "slice": Rule(1, lambda w, size, a: a[:, :size], lambda size, width: min(size, width), sized=True),
     "rest": Rule(1, lambda w, size, a: a[:, 1:], lambda size, width: width - 1, fits=lambda n: n > 1),
     "swap": Rule(1, _swap),
     "cat": Rule(

@@ -258,6 +258,14 @@ def _expand(node: fx.Node) -> str:
     return ROWWISE
 
 
+def _repeat(node: fx.Node) -> str:
+    before, after = rows_of(_value(node.args[0])), rows_of(_value(node))
+    if before is None:
+        return ROWWISE
+    fits = after is not None and after.factor == before.factor
+    return ROWWISE if fits and before.dim - _rank(node.args[0]) == after.dim - _rank(node) else "it repeats the batch"  # type: ignore[union-attr]
+
+
 def _cat(node: fx.Node) -> str:
     parts, out = node.args[0], _value(node)
     mine = rows_of(out)
@@ -376,7 +384,7 @@ _VIEWS_KEEP = {"permute", "transpose", "t", "squeeze", "unsqueeze", "movedim"}
 _RULES: dict[str, Callable[[fx.Node], str]] = {
     "mm": _product, "bmm": _product, "addmm": _addmm,
     "reshape": _reshape, "view": _reshape, "_unsafe_view": _reshape,
-    "expand": _expand, "cat": _cat, "sum": _sum,
+    "expand": _expand, "repeat": _repeat, "cat": _cat, "sum": _sum,
     "slice": _along("dim"), "select": _along("dim"), "flip": _along("dims"), "roll": _along("dims"),
     "cumsum": _along("dim"), "cumprod": _along("dim"), "sort": _along("dim"), "topk": _along("dim"),
     "mean": _along("dim"), "amax": _along("dim"), "amin": _along("dim"), "max": _along("dim"), "min": _along("dim"),

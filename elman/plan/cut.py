@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import networkx as nx
 import torch
 from torch import fx
 
@@ -163,6 +162,8 @@ def _cut(
 
     free: states that are kept anyway. ends: values that are kept with them. dear: states that would have to be kept.
     """
+    import networkx as nx  # takes a tenth of a second, so not when elman is imported
+
     network: nx.DiGraph = nx.DiGraph()
     network.add_node("there")
     network.add_node("read")

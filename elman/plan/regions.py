@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import torch
 from torch import fx
 
 from elman.circuit import rows
 from elman.circuit.form import ROWS, Circuit, Kind
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,8 @@ class Regions:
 
 def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
     """Sort the nodes of a step (circuit's own graph or a rewritten copy with the same ports and results)."""
+    import networkx as nx  # takes a tenth of a second, so not when elman is imported
+
     nodes = [node for node in graph.nodes if node.op != "output"]
     inputs = {str(node.target): node for node in nodes if node.op == "placeholder"}
     results = {name: node for out in graph.nodes if out.op == "output" for name, node in out.args[0].items()}
@@ -133,6 +138,8 @@ def _folding(
 
 def _hull(edges: nx.DiGraph, nodes: set[fx.Node]) -> set[fx.Node]:
     """The given nodes and everything on a way from one of them to another."""
+    import networkx as nx
+
     forward: set[fx.Node] = set(nodes)
     backward: set[fx.Node] = set(nodes)
     for node in nodes:

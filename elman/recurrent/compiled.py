@@ -68,10 +68,16 @@ def decode(code: Any, tensors: list[Tensor]) -> Any:
     return None
 
 
+def _constant(function: Any) -> Any:
+    """torch.compiler.assume_constant_result, without importing the compiler: what it returns is a constant of the graph."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 # --- constants of the compilation ---------------------------------------------------------------------------------
 
 
-@torch._dynamo.assume_constant_result
+@_constant
 def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -> tuple[Any, Any]:
     """(structure, metas) of the zeros that a cell starts from."""
     with outside():
@@ -81,7 +87,7 @@ def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -
     return encode(zeros.tree.fill(list(range(len(zeros.leaves))))), zeros.leaves
 
 
-@torch._dynamo.assume_constant_result
+@_constant
 def _program(
     handle: int, x: Any, state: Any, context: Any, teacher: Any, metas: tuple[Any, ...], flows: tuple[bool, ...] | None
 ) -> tuple[Any, ...]:

@@ -52,15 +52,22 @@ def look_up(
     xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor],
 ) -> Prepared:  # fmt: skip
     """The program for a call: from the caches by trace key, or traced now. `own` is the cache of one instance."""
-    key = (fingerprint(cell), reverse, shapes)
+    mark = fingerprint(cell)
+    key = (mark, reverse, shapes)
     found = own.get(key) or _SHARED.get(key)
     if found is None:
-        circuit = trace(
-            cell,
-            shapes.x.fill(first_step(xs)),
-            shapes.state.fill(states),
-            shapes.context.fill(contexts) if shapes.context is not None else None,
-        )
+        plain = replace(shapes, teacher=None)
+        others = [(mark, direction, plain) for direction in (reverse, not reverse)]
+        known = next((p for other in others if (p := own.get(other) or _SHARED.get(other)) is not None), None)
+        if known is not None:  # direction and teacher are none of the trace's business
+            circuit = replace(known.program.circuit, reverse=False)
+        else:
+            circuit = trace(
+                cell,
+                shapes.x.fill(first_step(xs)),
+                shapes.state.fill(states),
+                shapes.context.fill(contexts) if shapes.context is not None else None,
+            )
         found = prepare(circuit, reverse, shapes.teacher)
         if circuit.signature is not None and not circuit.signature.captured:
             _SHARED[key] = found

@@ -8,6 +8,7 @@ differentiates the cell, so its joint is traced through the cell's own double ba
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._decomp import get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
+from torch._guards import GuardSource, Source
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from elman import noise
 from elman.circuit import graphs, rows
@@ -31,26 +29,43 @@ from elman.trace.normal import normalise
 aten = torch.ops.aten
 
 # Operations that are taken apart while tracing: what remains has a rule for what it does to rows.
-_APART = get_decompositions(
-    [
+_APART = (
         aten.nll_loss_forward, aten.nll_loss_backward, aten.mv, aten.addmv, aten.dot, aten.addr, aten.mse_loss,
         aten.mse_loss_backward, aten.smooth_l1_loss, aten.smooth_l1_loss_backward, aten.huber_loss,
         aten.huber_loss_backward, aten.binary_cross_entropy, aten.binary_cross_entropy_backward, aten.glu,
         aten.glu_backward, aten.logaddexp, aten.std, aten.norm,
-    ]
 )  # fmt: skip
 
 # The batch size that the tracer pretends to see where it needs a number: a prime that is nobody's width.
 PRETENDED_BATCH = 1187
 
 
+class _Batch(Source):
+    """Where the symbolic batch size comes from, in the words of the tracer."""
+
+    @property
+    def _name_template(self) -> str:
+        return "batch"
+
+    @functools.cached_property
+    def name(self) -> str:
+        return "batch"
+
+    @property
+    def guard_source(self) -> GuardSource:
+        return GuardSource.CONSTANT
+
+
 class Fakes:
     """Fake tensors for ports, with one symbolic batch size."""
 
     def __init__(self) -> None:
+        # Imported here, with sympy behind it: a program that only imports elman should not wait for it.
+        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
         self.env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
-        source = ConstantSource("batch")
+        source = _Batch()
         symbol = self.env.create_symbol(PRETENDED_BATCH, source, DimDynamic.DYNAMIC)
         self.batch = self.env.create_symintnode(symbol, hint=PRETENDED_BATCH, source=source)
 
@@ -78,6 +93,9 @@ def trace_joint(
     Raises TraceError for a step that cannot be a circuit.
     """
     given = [port for port in ports if port.kind is not Kind.NOISE]
+    from torch._decomp import get_decompositions
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     fakes = Fakes()
     example = {port.name: fakes.like(port) for port in given}
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
@@ -107,7 +125,7 @@ def trace_joint(
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
-        module = make_fx(both, decomposition_table=_APART, tracing_mode="real", record_stack_traces=True)(
+        module = make_fx(both, decomposition_table=get_decompositions(_APART), tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )
         refuse.guards(fakes.env, name)
@@ -156,6 +174,7 @@ def _writes(node: fx.Node) -> bool:
 
 def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.GraphModule:
     """The same graph without in-place operations, source lines kept."""
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     def run(*values: torch.Tensor) -> Any:
         with fx.traceback.preserve_node_meta():

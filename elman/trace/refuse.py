@@ -7,7 +7,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -16,11 +16,13 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from elman.circuit import rows
 from elman.circuit.form import InPort, Kind, StepFunction
 from elman.errors import ElmanError, TraceError
+
+if TYPE_CHECKING:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 _OURS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)), os.path.dirname(contextlib.__file__))
 _NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
@@ -57,34 +59,41 @@ def while_tracing(cell: str) -> Iterator[None]:
         yield
     except ElmanError:
         raise
-    except (GuardOnDataDependentSymNode, DataDependentOutputException) as error:
-        raise TraceError(
+    except Exception as error:
+        raise _translated(cell, error) from error
+
+
+def _translated(cell: str, error: Exception) -> TraceError:
+    """A tracer's exception in the user's words."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
+        return TraceError(
             what="the step takes a number or a decision out of the data (data-dependent control flow)",
             where=_raised_at(cell, error),
             mend=_NUMBERS,
-        ) from error
-    except DynamicOutputShapeException as error:
-        raise TraceError(
+        )
+    if isinstance(error, DynamicOutputShapeException):
+        return TraceError(
             what="the step makes a tensor whose shape depends on the data",
             where=_raised_at(cell, error),
             mend="keep shapes fixed: use masks and torch.where instead of boolean indexing and nonzero",
-        ) from error
-    except UnsupportedOperatorException as error:
-        raise TraceError(
+        )
+    if isinstance(error, UnsupportedOperatorException):
+        return TraceError(
             what=f"the step uses an operator that PyTorch cannot trace ({error})",
             where=_raised_at(cell, error),
             mend="register a fake implementation for it (torch.library.register_fake), or write the step without it",
-        ) from error
-    except Exception as error:
-        first = str(error).strip().split("\n")[0]
-        hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
-        if "Validation" in str(error) or "distributions" in "".join(traceback.format_tb(error.__traceback__)):
-            hint = "torch.distributions checks its arguments on the data: pass validate_args=False"
-        raise TraceError(
-            what=f"the step failed while it was traced: {type(error).__name__}: {first}",
-            where=_raised_at(cell, error),
-            mend=hint,
-        ) from error
+        )
+    first = str(error).strip().split("\n")[0]
+    hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
+    if "distributions" in "".join(traceback.format_tb(error.__traceback__)):
+        hint = "torch.distributions checks its arguments on the data: pass validate_args=False"
+    return TraceError(
+        what=f"the step failed while it was traced: {type(error).__name__}: {first}",
+        where=_raised_at(cell, error),
+        mend=hint,
+    )
 
 
 def guards(env: ShapeEnv, cell: str) -> None:
