@@ -12,4 +12,15 @@ from elman.unfold import unfold
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["Circuit", "ElmanError", "Recurrent", "adjoint", "cells", "cost", "plan", "trace", "unfold", "verify"]
+__all__ = [
+    "Circuit",
+    "ElmanError",
+    "Recurrent",
+    "adjoint",
+    "cells",
+    "cost",
+    "plan",
+    "trace",
+    "unfold",
+    "verify",
+]

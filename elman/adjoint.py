@@ -47,12 +47,18 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     node_of = {node.name: node for node in joint.graph.nodes}
     asked = wanted | {port.name for port in inputs if port.kind is Kind.STATE and port.differentiable}
     gradients = {p: node_of[n] for p, n in joint.gradients.items() if n is not None and p in asked}
-    graph = graphs.extract(joint.graph, {f"d_{p}": node for p, node in gradients.items()} or {"d_": next(iter(named.values()))})
+    graph = graphs.extract(
+        joint.graph, {f"d_{p}": node for p, node in gradients.items()} or {"d_": next(iter(named.values()))}
+    )
     new_ports = [entry.port for entries in wiring.values() for entry in entries]
     graphs.with_placeholders(
         graph,
         [
-            *((port.name, graphs.placeholder(joint.graph, port.name).meta["val"]) for port in circuit.inputs if _has(joint, port)),
+            *(
+                (port.name, graphs.placeholder(joint.graph, port.name).meta["val"])
+                for port in circuit.inputs
+                if _has(joint, port)
+            ),
             *((entry.port.name, entry.value) for entries in wiring.values() for entry in entries),
         ],
     )
@@ -144,7 +150,13 @@ def _wire(circuit: Circuit, joint: Joint, inputs: tuple[InPort, ...]) -> dict[st
             paired.add(final.name)
             add(port.next, f"g_{final.name}", Kind.STATE, f"gradient of {final.path}", port.name)
         else:
-            add(port.next, f"g_{port.name}_next", Kind.STATE, f"gradient of {port.path}, from the next step", port.name)
+            add(
+                port.next,
+                f"g_{port.name}_next",
+                Kind.STATE,
+                f"gradient of {port.path}, from the next step",
+                port.name,
+            )
     for out in circuit.outputs_of(Kind.STATE):
         if out.name not in paired:
             add(out.wire, f"g_{out.name}", Kind.STATE, f"gradient of {out.path}")
@@ -156,15 +168,17 @@ def _sum_up(
 ) -> dict[str, fx.Node]:
     """Put the sums of cotangents where the joint graph has one placeholder each; return the adjoint's results."""
     have = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-    first = next((node for node in graph.nodes if node.op != "placeholder"))
+    first = next(node for node in graph.nodes if node.op != "placeholder")
     old_results = graphs.results_of(graph)
     with graph.inserting_before(first):
         for result, name in joint.cotangents.items():
             if name not in have:
                 continue
             terms = [have[entry.port.name] for entry in wiring.get(result, [])]
-            total = functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms) if terms else (
-                graphs.insert(graph, aten.zeros_like.default, _primal(graph, joint, result))
+            total = (
+                functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
+                if terms
+                else (graphs.insert(graph, aten.zeros_like.default, _primal(graph, joint, result)))
             )
             have[name].replace_all_uses_with(total)
             old_results = {k: total if v is have[name] else v for k, v in old_results.items()}
@@ -180,7 +194,9 @@ def _sum_up(
             terms = [have[entry.port.name] for entry in entries]
             if f"d_{wire}" in results:
                 terms.insert(0, results[f"d_{wire}"])
-            results[f"d_{wire}"] = functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
+            results[f"d_{wire}"] = functools.reduce(
+                lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms
+            )
     return results
 
 

@@ -34,6 +34,8 @@ class Elman(torch.nn.Module):
     Deep Learning. The readout o(t) = c + V h(t), (10.10), is a layer of its own.
     """
 
+    b: Tensor | None
+
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True) -> None:
         super().__init__()
         _check_sizes("Elman", input_size=input_size, hidden_size=hidden_size)
@@ -66,6 +68,9 @@ class Jordan(torch.nn.Module):
     Jordan 1986, Serial order: a parallel distributed processing approach; figure 10.4 of Goodfellow, Bengio and
     Courville 2016, Deep Learning.
     """
+
+    b: Tensor | None
+    c: Tensor | None
 
     def __init__(self, input_size: int, hidden_size: int, output_size: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -109,6 +114,9 @@ class GRU(torch.nn.Module):
     torch.nn.GRU.
     """
 
+    b: Tensor | None
+    c: Tensor | None
+
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True) -> None:
         super().__init__()
         _check_sizes("GRU", input_size=input_size, hidden_size=hidden_size)
@@ -151,6 +159,8 @@ class LSTM(torch.nn.Module):
     Learning to forget.
     """
 
+    b: Tensor | None
+
     def __init__(self, input_size: int, hidden_size: int, *, bias: bool = True) -> None:
         super().__init__()
         _check_sizes("LSTM", input_size=input_size, hidden_size=hidden_size)
@@ -189,6 +199,8 @@ class Leaky(torch.nn.Module):
     leaky-integrator neurons; the continuous-time network: Funahashi and Nakamura 1993, Approximation of dynamical
     systems by continuous time recurrent neural networks.
     """
+
+    b: Tensor | None
 
     def __init__(self, input_size: int, hidden_size: int, alpha: float = 0.2, *, bias: bool = True) -> None:
         super().__init__()

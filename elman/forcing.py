@@ -41,7 +41,8 @@ def force(circuit: Circuit) -> Circuit:
     inputs = [replace(p, next=forced[p.name].name) if p.name in forced else p for p in circuit.inputs]
     graph = graphs.copy(circuit.graph)
     graphs.with_placeholders(
-        graph, [(teacher.name, graphs.placeholder(graph, state).meta["val"]) for state, teacher in forced.items()]
+        graph,
+        [(teacher.name, graphs.placeholder(graph, state).meta["val"]) for state, teacher in forced.items()],
     )
     return replace(circuit, graph=graph, inputs=(*inputs, *forced.values())).check()
 

@@ -47,7 +47,9 @@ class Timeline:
         """[N, …] -> [T, B, …]."""
         return value.reshape(self.steps, self.batch, *value.shape[1:])
 
-    def allocate(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, start: Tensor | None) -> Tensor:
+    def allocate(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, start: Tensor | None
+    ) -> Tensor:
         """Room for a packed sequence; with the starting value of its state, room for that beside it."""
         if start is None or self.steps == 0:
             return torch.empty((self.rows, *shape), dtype=dtype, device=device)

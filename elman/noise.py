@@ -98,7 +98,10 @@ LIFTINGS: dict[Any, Lifting] = {
 
 def is_random(node: fx.Node) -> bool:
     """Whether a node draws random numbers."""
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded in node.target.tags
+    )
 
 
 def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
@@ -149,7 +152,9 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in drop}
 
 
-def _port(graph: fx.Graph, before: fx.Node, out: torch.Tensor, draw: str, index: int) -> tuple[InPort, fx.Node]:
+def _port(
+    graph: fx.Graph, before: fx.Node, out: torch.Tensor, draw: str, index: int
+) -> tuple[InPort, fx.Node]:
     name = f"noise_{index}"
     dtype = out.dtype if out.dtype.is_floating_point else torch.float32
     rows = rows_of(out)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, Kind, check_graph
@@ -40,7 +41,9 @@ class Unfolded:
         for port in self.circuit.inputs:
             value = inputs.get(port.name)
             if value is None:
-                raise InputError(what=f"input '{port.name}' is missing", where=f"unfolded {self.circuit.name}")
+                raise InputError(
+                    what=f"input '{port.name}' is missing", where=f"unfolded {self.circuit.name}"
+                )
             if port.kind in (Kind.SEQUENCE, Kind.NOISE):
                 flat |= {f"{port.name}_t{t}": value[t] for t in range(self.steps)}
                 batch = int(value.shape[1]) if port.rows else batch
@@ -64,14 +67,21 @@ class Unfolded:
         names = [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
         for port in self.circuit.inputs_of(Kind.CONSTANT):
             if names.count(port.name) != 1:
-                raise CircuitError(what=f"constant '{port.name}' is not shared between the steps", where=where)
+                raise CircuitError(
+                    what=f"constant '{port.name}' is not shared between the steps", where=where
+                )
         return self
 
 
 def unfold(circuit: Circuit, steps: int) -> Unfolded:
     """Unfold a circuit for `steps` time steps (the book's τ). Raises InputError for a negative number."""
     if steps < 0:
-        raise InputError(what="a circuit cannot be unfolded backward", where="unfold(steps=)", got=steps, expected="0 or more")
+        raise InputError(
+            what="a circuit cannot be unfolded backward",
+            where="unfold(steps=)",
+            got=steps,
+            expected="0 or more",
+        )
     graph = fx.Graph()
     shared: dict[str, fx.Node] = {ROWS: graphs.add_placeholder(graph, ROWS, _rows(circuit))}
     for port in circuit.inputs:
@@ -82,7 +92,11 @@ def unfold(circuit: Circuit, steps: int) -> Unfolded:
         else:
             shared[port.name] = graphs.add_placeholder(graph, port.name, value)
     states = {port.name: shared[port.name] for port in circuit.inputs_of(Kind.STATE)}
-    finals = {out.name: states[_state_of(circuit, out.name, out.wire)] for out in circuit.outputs_of(Kind.STATE) if not steps}
+    finals = {
+        out.name: states[_state_of(circuit, out.name, out.wire)]
+        for out in circuit.outputs_of(Kind.STATE)
+        if not steps
+    }
     outputs: dict[str, fx.Node] = dict(finals)
     order = range(steps - 1, -1, -1) if circuit.reverse else range(steps)
     for t in order:
@@ -95,10 +109,14 @@ def unfold(circuit: Circuit, steps: int) -> Unfolded:
                 outputs[out.name] = node
             else:
                 before = outputs.get(out.name)
-                outputs[out.name] = node if before is None else graphs.insert(graph, aten.add.Tensor, before, node)
+                outputs[out.name] = (
+                    node if before is None else graphs.insert(graph, aten.add.Tensor, before, node)
+                )
         for port in circuit.inputs_of(Kind.STATE):
             states[port.name] = (
-                values[port.next] if port.next else graphs.insert(graph, aten.zeros_like.default, shared[port.name])
+                values[port.next]
+                if port.next
+                else graphs.insert(graph, aten.zeros_like.default, shared[port.name])
             )
     for out in circuit.outputs_of(Kind.SUM):
         if out.name not in outputs:
@@ -124,8 +142,8 @@ def _one_step(
             values[name] = copies[node]
         elif node.op == "call_function":
             copy = graph.create_node(
-                node.op, node.target, fx.node.map_arg(node.args, copies.__getitem__),
-                fx.node.map_arg(node.kwargs, copies.__getitem__), f"{node.name}_t{t}",
+                node.op, node.target, map_arg(node.args, copies.__getitem__),
+                map_arg(node.kwargs, copies.__getitem__), f"{node.name}_t{t}",
             )  # fmt: skip
             copy.meta = dict(node.meta)
             copies[node] = copy
@@ -135,7 +153,11 @@ def _one_step(
 def _state_of(circuit: Circuit, out: str, wire: str) -> str:
     """The state port whose value a final state is when no step has run."""
     ports = circuit.inputs_of(Kind.STATE)
-    named = [p.name for p in ports if out in (f"{p.name}_final", f"d_{p.name.removeprefix('g_').removesuffix('_final')}")]
+    named = [
+        p.name
+        for p in ports
+        if out in (f"{p.name}_final", f"d_{p.name.removeprefix('g_').removesuffix('_final')}")
+    ]
     fed = [p.name for p in ports if p.next == wire]
     return (named or fed)[0]
 

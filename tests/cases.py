@@ -164,6 +164,7 @@ _TABLE = (
     Case("dict_input_rnn", zoo.DictInputRNN, {"signal": X, "open": floats(1)}, H),
     Case("named_tuple_lstm", zoo.NamedTupleLSTM, X, zoo.Memory(*LSTM), starts=False),
     Case("delayed_rnn", zoo.DelayedRNN, X, {"h": H, "x1": X, "x2": X}, starts=False),
+    Case("twin_rnn", zoo.TwinRNN, X, LSTM, starts=False, teachable=False),
     Case("swing", zoo.Swing, None, H, starts=False, teachable=False),
     Case("henon", zoo.Henon, None, LSTM, starts=False),
     Case("context_rnn", zoo.ContextRNN, X, H, floats(4)),

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from elman import cells
-from elman.errors import InputError
+from elman.errors import ElmanError, InputError
+from elman.trace.initial import initial_state
 from tests import eager
 from tests.cases import CASES, DTYPES, REFUSED, Case, Refused
 
@@ -274,6 +275,19 @@ def test_it_is_said_whether_the_output_is_in_the_state(case: Case) -> None:
     output, new = eager.step(cell, x, state, context)
     found = any(mine is entry for mine in tensors(output) for entry in tensors(new))
     assert found == case.teachable
+
+
+@every_case
+def test_it_is_said_whether_it_starts_without_a_state(case: Case) -> None:
+    cell, g = case.make().double(), generator()
+    x, context = eager.at(case.x(1, B, g), 0), case.context(B, g)
+    if not case.starts:
+        with pytest.raises(ElmanError, match=r"initial_state\(batch\)"):
+            initial_state(cell, x, context)
+        return
+    start, given = initial_state(cell, x, context), case.state(B, g)
+    assert pytree.tree_structure(start) == pytree.tree_structure(given)
+    assert [(s.shape, s.dtype) for s in tensors(start)] == [(s.shape, s.dtype) for s in tensors(given)]
 
 
 @every_case

@@ -308,6 +308,15 @@ class DelayedRNN(Base):
         return h, {"h": h, "x1": x, "x2": state["x1"]}
 
 
+class TwinRNN(Base):
+    """Two entries of the state become one tensor, though they start from different ones; the output is the older."""
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        first, second = state
+        h = torch.tanh(self.U(x) + self.W(first))
+        return h - 0.5 * second, (h, h)
+
+
 class Swing(nn.Module):
     """Autonomous: h = tanh(W h) alone, and what is seen of it is two numbers."""
 

@@ -63,7 +63,11 @@ class InPort:
     @property
     def differentiable(self) -> bool:
         """Whether a gradient can flow to this port at all."""
-        return self.kind is not Kind.NOISE and not self.frozen and (self.dtype.is_floating_point or self.dtype.is_complex)
+        return (
+            self.kind is not Kind.NOISE
+            and not self.frozen
+            and (self.dtype.is_floating_point or self.dtype.is_complex)
+        )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from elman.circuit.form import ROWS, placeholder, results_of
 
@@ -15,16 +16,20 @@ aten = torch.ops.aten
 
 def meta_of(value: Any) -> Any:
     """The fake value that stands behind an argument: nodes are replaced, the rest stays."""
-    return fx.node.map_arg(value, lambda node: node.meta["val"])
+    return map_arg(value, lambda node: node.meta["val"])
 
 
-def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any) -> fx.Node:
+def insert(
+    graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any
+) -> fx.Node:
     """Add a call at the graph's insertion point and work out its value on fake tensors.
 
     like: the node whose source line the new node inherits.
     """
     node = graph.call_function(target, args, kwargs)
-    modes = {n.meta["val"].fake_mode for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)}
+    modes: set[Any] = {
+        n.meta["val"].fake_mode for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
+    }
     fake_args, fake_kwargs = meta_of(node.args), meta_of(node.kwargs)
     if modes:
         with modes.pop():
@@ -38,7 +43,9 @@ def insert(graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Nod
     return node
 
 
-def extract(graph: fx.Graph, results: Mapping[str, fx.Node], stops: Mapping[fx.Node, str] | None = None) -> fx.Graph:
+def extract(
+    graph: fx.Graph, results: Mapping[str, fx.Node], stops: Mapping[fx.Node, str] | None = None
+) -> fx.Graph:
     """A new graph that computes `results`, with the placeholders it needs and no dead nodes.
 
     stops: nodes that become placeholders of the given name instead of being computed.
@@ -132,15 +139,17 @@ def _freeze(value: Any) -> Any:
     return (type(value).__name__, value)
 
 
-def run(graph: fx.Graph, inputs: Mapping[str, Any], rows: int, owner: torch.nn.Module | None = None) -> dict[str, Any]:
+def run(
+    graph: fx.Graph, inputs: Mapping[str, Any], rows: int, owner: torch.nn.Module | None = None
+) -> dict[str, Any]:
     """Run a step on real tensors: input name -> tensor in, result name -> tensor out. The slow, obvious way."""
     values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder":
             values[node] = rows if node.target == ROWS else inputs[str(node.target)]
         elif node.op == "call_function":
-            args = fx.node.map_arg(node.args, values.__getitem__)
-            values[node] = node.target(*args, **fx.node.map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
+            args = map_arg(node.args, values.__getitem__)
+            values[node] = node.target(*args, **map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
     return {name: values[node] for name, node in results_of(graph).items()}
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
@@ -120,7 +121,11 @@ def batch_as_value(node: fx.Node) -> bool:
     arguments = {a.name: a.type for a in node.target._schema.arguments}
     given = dict(zip(arguments, node.args, strict=False)) | node.kwargs
     for name, value in given.items():
-        if any(_is_size(n) for n in _nodes(value)) and "Int" not in str(arguments[name]) and "int" not in str(arguments[name]):
+        if (
+            any(_is_size(n) for n in _nodes(value))
+            and "Int" not in str(arguments[name])
+            and "int" not in str(arguments[name])
+        ):
             return True
     return False
 
@@ -131,7 +136,7 @@ def _is_size(node: fx.Node) -> bool:
 
 def _nodes(value: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
-    fx.node.map_arg(value, found.append)
+    map_arg(value, found.append)
     return found
 
 
@@ -207,7 +212,9 @@ def _sum(node: fx.Node) -> str:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     mine = rows_of(_value(source))
-    return SUMMED if mine is not None and mine.dim in _dims(_argument(node, "dim"), _rank(source)) else ROWWISE
+    return (
+        SUMMED if mine is not None and mine.dim in _dims(_argument(node, "dim"), _rank(source)) else ROWWISE
+    )
 
 
 def _product(node: fx.Node) -> str:
@@ -233,7 +240,11 @@ def _addmm(node: fx.Node) -> str:
     ra, rb, rc = rows_of(a), rows_of(_value(node.args[2])), rows_of(bias)
     if rb is not None or (ra is not None and ra.dim != 0):
         return "the product contracts or mixes the batch"
-    return ROWWISE if rc is None or rc.dim - bias.dim() == -2 else "its operands carry the batch in different dimensions"
+    return (
+        ROWWISE
+        if rc is None or rc.dim - bias.dim() == -2
+        else "its operands carry the batch in different dimensions"
+    )
 
 
 def _reshape(node: fx.Node) -> str:
@@ -263,7 +274,11 @@ def _repeat(node: fx.Node) -> str:
     if before is None:
         return ROWWISE
     fits = after is not None and after.factor == before.factor
-    return ROWWISE if fits and before.dim - _rank(node.args[0]) == after.dim - _rank(node) else "it repeats the batch"  # type: ignore[union-attr]
+    return (
+        ROWWISE
+        if fits and before.dim - _rank(node.args[0]) == after.dim - _rank(node)
+        else "it repeats the batch"
+    )  # type: ignore[union-attr]
 
 
 def _cat(node: fx.Node) -> str:
@@ -340,7 +355,11 @@ def _index(node: fx.Node) -> str:
     if out is None:
         return "it removes the batch"
     if mine is None and moving:
-        return ROWWISE if all(rows_of(_value(i)) == Rows(0, 1) for i in moving) else "its indices carry the batch in different dimensions"
+        return (
+            ROWWISE
+            if all(rows_of(_value(i)) == Rows(0, 1) for i in moving)
+            else "its indices carry the batch in different dimensions"
+        )
     if mine is not None and not moving and all(dim != mine.dim for dim, _ in indexed):
         return ROWWISE
     return "it indexes along the batch"
@@ -352,7 +371,13 @@ def _index_put(node: fx.Node) -> str:
     accumulate = bool(_argument(node, "accumulate", False))
     mine = rows_of(_value(source))
     moving = [i for i in indices if i is not None and rows_of(_value(i)) is not None]  # type: ignore[union-attr]
-    if mine is None and accumulate and moving and rows_of(_value(values)) is not None and _packet_of(source) in _ZEROS:
+    if (
+        mine is None
+        and accumulate
+        and moving
+        and rows_of(_value(values)) is not None
+        and _packet_of(source) in _ZEROS
+    ):
         return SUMMED
     if mine is not None and not moving and rows_of(_value(values)) is not None:
         dims = [dim for dim, i in enumerate(indices) if i is not None]  # type: ignore[arg-type]
@@ -369,7 +394,14 @@ def _always_summed(node: fx.Node) -> str:
     return SUMMED
 
 
-_SIZE_ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv, operator.mod, operator.getitem}
+_SIZE_ARITHMETIC = {
+    operator.mul,
+    operator.add,
+    operator.sub,
+    operator.floordiv,
+    operator.mod,
+    operator.getitem,
+}
 _RANGES = {"arange", "linspace", "randperm", "eye", "tril_indices"}
 _ZEROS = {"zeros", "new_zeros", "zeros_like", "full"}
 _POINTWISE = {
@@ -421,10 +453,21 @@ def stays_summed(node: fx.Node, summed: set[fx.Node], constant: Callable[[fx.Nod
     if node.target is operator.getitem or name in LINEAR:
         return not others or (name == "sum" and not others)
     if name in ("add", "sub"):
-        return not others and len(tensors) == len([a for a in node.args[:2] if isinstance(a, fx.Node)]) and len(node.args) >= 2 and all(isinstance(a, fx.Node) for a in node.args[:2])
+        return (
+            not others
+            and len(tensors) == len([a for a in node.args[:2] if isinstance(a, fx.Node)])
+            and len(node.args) >= 2
+            and all(isinstance(a, fx.Node) for a in node.args[:2])
+        )
     if name in ("mul", "mm", "bmm"):
-        return len([a for a in node.args[:2] if isinstance(a, fx.Node) and a in summed]) == 1 and all(map(constant, others))
+        return len([a for a in node.args[:2] if isinstance(a, fx.Node) and a in summed]) == 1 and all(
+            map(constant, others)
+        )
     if name == "div":
         return node.args[0] in summed and all(map(constant, others))
     # What autograd calls the backward of an operation is linear in its first operand, the gradient.
-    return name.endswith(("_backward", "_backward_data")) and node.args[0] in summed and all(map(constant, others))
+    return (
+        name.endswith(("_backward", "_backward_data"))
+        and node.args[0] in summed
+        and all(map(constant, others))
+    )

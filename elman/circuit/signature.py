@@ -32,7 +32,9 @@ class Tree:
             return pytree.tree_unflatten(list(tensors), self.spec)
         rest = iter(tensors)
         known = dict(self.statics)
-        return pytree.tree_unflatten([known[i] if i in known else next(rest) for i in range(self.size)], self.spec)
+        return pytree.tree_unflatten(
+            [known[i] if i in known else next(rest) for i in range(self.size)], self.spec
+        )
 
 
 def flatten(value: Any, name: str) -> tuple[list[Tensor], Tree]:

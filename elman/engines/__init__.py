@@ -25,7 +25,11 @@ def choose(name: str, loop: Loop, device: torch.device) -> Engine:
         if engine.name == name:
             reason = engine.supports(loop, device)
             if reason is not None:
-                raise NotSupported(what=f"engine '{name}' cannot run this loop: {reason}", where="engine=", mend='use engine="auto"')
+                raise NotSupported(
+                    what=f"engine '{name}' cannot run this loop: {reason}",
+                    where="engine=",
+                    mend='use engine="auto"',
+                )
             return engine
     known = ", ".join(f'"{engine.name}"' for engine in ENGINES)
     raise InputError(what="there is no such engine", where="engine=", got=name, expected=f'"auto", {known}')

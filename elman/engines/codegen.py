@@ -34,7 +34,9 @@ _SHORT: dict[Any, Callable[..., Any]] = {
 }
 
 
-def function(graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
+def function(
+    graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]
+) -> Callable[..., tuple[Any, ...]]:
     """Compile a graph to `f(*arguments) -> tuple of results`, both by name; placeholders not listed must be unused."""
     constants: dict[str, Any] = {}
     names: dict[fx.Node, str] = {}

@@ -22,7 +22,9 @@ class Reference(Engine):
     name = "reference"
 
     def __init__(self) -> None:
-        self._steps: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+        self._steps: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         return None
@@ -88,7 +90,10 @@ def _compiled(loop: Loop) -> Callable[..., tuple[Any, ...]]:
 
     def step(*arguments: Any) -> tuple[Any, ...]:
         made = iter(raw(*arguments))
-        zeros = [torch.zeros_like(arguments[first_state + i]) if n is None else next(made) for i, n in enumerate(fed)]
+        zeros = [
+            torch.zeros_like(arguments[first_state + i]) if n is None else next(made)
+            for i, n in enumerate(fed)
+        ]
         return (*zeros, *made)
 
     return step

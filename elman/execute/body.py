@@ -69,7 +69,9 @@ def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str
     outputs: dict[str, Tensor] = {}
     for out in circuit.outputs:
         value = values[plan.outputs[out.name]]
-        packed = out.kind is Kind.SEQUENCE and plan.outputs[out.name] not in (plan.loop.stepped if plan.loop else ())
+        packed = out.kind is Kind.SEQUENCE and plan.outputs[out.name] not in (
+            plan.loop.stepped if plan.loop else ()
+        )
         outputs[out.name] = timeline.unpack(value) if packed else value
     return outputs
 

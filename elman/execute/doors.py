@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.circuit.form import Kind
@@ -27,7 +28,7 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> lis
 
     None stands for a starting state, or a sequence of cotangents, of zeros.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None:
         return list(_Transformed.apply(program, call, *tensors))
     if forward_ad._current_level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
@@ -54,7 +55,9 @@ class _Eager(torch.autograd.Function):
         kept = [made[port] for port in training.pair.kept]
         ctx.save_for_backward(*tensors, *kept)
         outputs = tuple(_own(made[port.name]) for port in program.outputs)
-        ctx.mark_non_differentiable(*[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows])
+        ctx.mark_non_differentiable(
+            *[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows]
+        )
         return outputs
 
     @staticmethod
@@ -84,7 +87,7 @@ def _gradients(
     cotangents: Sequence[Tensor | None], values: dict[str, Tensor | None],
 ) -> dict[str, Tensor]:  # fmt: skip
     """Run a backward plan: values of the forward pass and cotangents in, input port -> gradient out."""
-    known = program.named(list(tensors)) | values
+    known = dict(program.named(list(tensors))) | values
     known |= {f"g_{port.name}": c for port, c in zip(program.outputs, cotangents, strict=True)}
     inputs = {p.name: known.get(p.name) for p in backward.circuit.inputs if p.kind is not Kind.NOISE}
     made = run(backward, call, inputs)
@@ -122,7 +125,9 @@ class _Transformed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.program, ctx.call = program, call
         ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(*[o for o, flows in zip(output, program.carrying, strict=True) if not flows])
+        ctx.mark_non_differentiable(
+            *[o for o, flows in zip(output, program.carrying, strict=True) if not flows]
+        )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -142,7 +147,8 @@ class _Transformed(torch.autograd.Function):
         raise _no_forward_mode()
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, program: Program, call: Call, *tensors: Tensor | None) -> Any:
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        program, call, *tensors = args
         if program.has_noise and info.randomness == "error":
             raise NotSupported(
                 what="this cell draws random numbers inside torch.func.vmap", where=program.circuit.name,

@@ -60,7 +60,9 @@ def _outputs(plan: Plan) -> tuple[OutPort, ...]:
     return plan.circuit.outputs
 
 
-def _call(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+def _call(
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
+) -> list[Tensor]:
     _, plan, _ = _PLANS[key]
     call = Call(steps, batch, 0 if seed is None else int(seed.item()), engine)
     made = run(plan, call, dict(zip(_passed(plan.circuit), tensors, strict=True)) | _bound(plan.circuit))
@@ -80,7 +82,9 @@ def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def _shapes(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+def _shapes(
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
+) -> list[Tensor]:
     """What comes out, without computing it."""
     _, plan, _ = _PLANS[key]
     made = []
@@ -94,12 +98,16 @@ def _shapes(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: T
 
 
 @torch.library.custom_op("elman::run", mutates_args=())
-def run_op(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+def run_op(
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
+) -> list[Tensor]:
     return _call(tensors, key, steps, batch, seed, engine)
 
 
 @torch.library.custom_op("elman::train", mutates_args=())
-def train_op(tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str) -> list[Tensor]:
+def train_op(
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
+) -> list[Tensor]:
     return _call(tensors, key, steps, batch, seed, engine)
 
 
@@ -130,7 +138,9 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
             known[f"g_{port.name}"] = torch.zeros_like(value) if cotangent is None else cotangent
     given = [known[name].contiguous() for name in _passed(backward.circuit)]
     made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine)
-    gradients = {out.name.removeprefix("d_"): value for out, value in zip(_outputs(backward), made, strict=True)}
+    gradients = {
+        out.name.removeprefix("d_"): value for out, value in zip(_outputs(backward), made, strict=True)
+    }
     return [gradients.get(name) for name in passed], None, None, None, None, None
 
 

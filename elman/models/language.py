@@ -103,8 +103,8 @@ class LanguageModel(nn.Module):
 
     def loss(self, x: Tensor, y: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """The mean of -log p(y(t) | x(1), …, x(t)) in nats, and the final state. x, y: int64 [T, B]."""
-        logits, state = self(x, state)
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten()), state
+        logits, after = self(x, state)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten()), after
 
     def generate(
         self,

@@ -118,14 +118,18 @@ def work(node: fx.Node, rows: int) -> int:
     name = target.overloadpacket.__name__
     if name in ADDRESSING:
         return 0
-    values = [source.meta["val"] for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)]
+    values = [
+        source.meta["val"] for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)
+    ]
     if name in ("mm", "bmm", "addmm"):
         first = node.args[1 if name == "addmm" else 0]
         assert isinstance(first, fx.Node)
         return 2 * _numel(node.meta["val"], rows) * _sizes(first.meta["val"], rows)[-1]
     made = node.meta["val"]
     out = made if isinstance(made, torch.Tensor) else made[0]
-    return max([_numel(value, rows) for value in (*values, out) if isinstance(value, torch.Tensor)], default=0)
+    return max(
+        [_numel(value, rows) for value in (*values, out) if isinstance(value, torch.Tensor)], default=0
+    )
 
 
 def _work(nodes: list[fx.Node], rows: int) -> int:

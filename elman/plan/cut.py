@@ -53,23 +53,39 @@ def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut"
     back = adjoint(circuit, None if wrt is None else frozenset(wrt))
     where = regions(back, back.graph)
     needed = _needed(back.graph, where)
-    kept = _states_only(circuit, back.graph, needed) if policy == "states" else _minimum_cut(circuit, back.graph, where, needed)
+    kept = (
+        _states_only(circuit, back.graph, needed)
+        if policy == "states"
+        else _minimum_cut(circuit, back.graph, where, needed)
+    )
     joint = circuit.joint()
     results = graphs.results_of(joint.graph)
     nodes = {node.name: node for node in joint.graph.nodes}
     ports = {port.name for port in circuit.inputs}
     inside = [name for name in kept if name not in ports]
-    named = {name: results[name] for name in joint.results} | {f"{KEPT}{name}": nodes[name] for name in inside}
+    named = {name: results[name] for name in joint.results} | {
+        f"{KEPT}{name}": nodes[name] for name in inside
+    }
     forward_graph = graphs.extract(joint.graph, named)
-    graphs.with_placeholders(forward_graph, [(p.name, graphs.placeholder(circuit.graph, p.name).meta["val"]) for p in circuit.inputs])
+    graphs.with_placeholders(
+        forward_graph,
+        [(p.name, graphs.placeholder(circuit.graph, p.name).meta["val"]) for p in circuit.inputs],
+    )
     outs = tuple(
-        OutPort(f"{KEPT}{name}", Kind.SEQUENCE, name if name in ports else f"{KEPT}{name}", f"{name}{KEPT_PATH}") for name in kept
+        OutPort(
+            f"{KEPT}{name}", Kind.SEQUENCE, name if name in ports else f"{KEPT}{name}", f"{name}{KEPT_PATH}"
+        )
+        for name in kept
     )
     forward = replace(circuit, graph=forward_graph, outputs=(*circuit.outputs, *outs), joint=_never).check()
     backward = _with_kept(back, inside)
     # A kept state and what feeds its delay are one sequence.
     twins = {circuit.wire(p.next).name for p in circuit.inputs if p.name in kept and p.next is not None}
-    size = sum(_bytes(graphs.placeholder(circuit.graph, n) if n in ports else nodes[n]) for n in kept if n not in twins)
+    size = sum(
+        _bytes(graphs.placeholder(circuit.graph, n) if n in ports else nodes[n])
+        for n in kept
+        if n not in twins
+    )
     return Pair(forward, backward, {f"{KEPT}{name}": name for name in kept}, int(size))
 
 
@@ -87,8 +103,21 @@ def _with_kept(back: Circuit, kept: list[str]) -> Circuit:
     for name in kept:
         value = nodes[name].meta["val"]
         rows = rows_of(value) is not None
-        ports.append(InPort(name, Kind.SEQUENCE, feature_shape(value, rows), value.dtype, value.device, rows, f"{name}{KEPT_PATH}"))
-    graphs.with_placeholders(graph, [(p.name, graphs.placeholder(back.graph, p.name).meta["val"]) for p in ports if p.name not in kept])
+        ports.append(
+            InPort(
+                name,
+                Kind.SEQUENCE,
+                feature_shape(value, rows),
+                value.dtype,
+                value.device,
+                rows,
+                f"{name}{KEPT_PATH}",
+            )
+        )
+    graphs.with_placeholders(
+        graph,
+        [(p.name, graphs.placeholder(back.graph, p.name).meta["val"]) for p in ports if p.name not in kept],
+    )
     return replace(back, graph=graph, inputs=tuple(ports), joint=_never).check()
 
 
@@ -119,13 +148,21 @@ def _bytes(node: fx.Node) -> float:
 
 def _states_only(circuit: Circuit, graph: fx.Graph, needed: set[fx.Node]) -> list[str]:
     reached = graphs.ancestors(needed)
-    return [p.name for p in circuit.inputs_of(Kind.STATE) if any(n.op == "placeholder" and n.target == p.name for n in reached)]
+    return [
+        p.name
+        for p in circuit.inputs_of(Kind.STATE)
+        if any(n.op == "placeholder" and n.target == p.name for n in reached)
+    ]
 
 
 def _minimum_cut(circuit: Circuit, graph: fx.Graph, where: Regions, needed: set[fx.Node]) -> list[str]:
     """Names of the values to keep. Each choice of states whose sequence is kept is one cut; the cheapest wins."""
     states = [port for port in circuit.inputs_of(Kind.STATE)]
-    choices = [c for n in range(len(states) + 1) for c in combinations(states, n)] if len(states) <= 4 else [(), tuple(states)]
+    choices = (
+        [c for n in range(len(states) + 1) for c in combinations(states, n)]
+        if len(states) <= 4
+        else [(), tuple(states)]
+    )
     best: tuple[float, list[str]] | None = None
     for chosen in choices:
         # A state's sequence and its predecessor's are one: when it is kept, both ends of the delay are free.
@@ -136,7 +173,11 @@ def _minimum_cut(circuit: Circuit, graph: fx.Graph, where: Regions, needed: set[
         if best is None or cost + weight < best[0]:
             used = _used(graph, needed, set(names))
             kept_states = [port.name for port in chosen if port.name in used]
-            kept_ends = [circuit.wire(p.next).name for p in chosen if p.next is not None and circuit.wire(p.next).name in names]
+            kept_ends = [
+                circuit.wire(p.next).name
+                for p in chosen
+                if p.next is not None and circuit.wire(p.next).name in names
+            ]
             best = (cost + weight, [*dict.fromkeys([*kept_states, *names, *kept_ends])])
     assert best is not None
     return best[1]
@@ -196,6 +237,8 @@ def _cut(
     cut = [
         node.name
         for node in graph.nodes
-        if f"{node.name} in" in near and network.has_node(f"{node.name} out") and f"{node.name} out" not in near
+        if f"{node.name} in" in near
+        and network.has_node(f"{node.name} out")
+        and f"{node.name} out" not in near
     ]
     return float(weight), cut

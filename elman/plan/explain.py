@@ -63,11 +63,15 @@ class Explanation:
             for part in parts(plan):
                 shade = " style='background:#fdeccf'" if part.name == "loop" else ""
                 cells = (f"<b>{part.name}</b>", html.escape(_WHEN[part.name]), html.escape(part.text()))
-                rows.append(f"<tr{shade}>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in cells) + "</tr>")
+                rows.append(
+                    f"<tr{shade}>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in cells) + "</tr>"
+                )
             said = "<br>".join(html.escape(line) for line in why(plan))
             rows.append(f"<tr><td></td><td colspan=2 style='text-align:left'>{said}</td></tr>")
         if self.engine is not None:
-            rows.append(f"<tr><td>engine</td><td colspan=2 style='text-align:left'>{html.escape(self.engine)}</td></tr>")
+            rows.append(
+                f"<tr><td>engine</td><td colspan=2 style='text-align:left'>{html.escape(self.engine)}</td></tr>"
+            )
         return f"<table>{''.join(rows)}</table>"
 
 
@@ -75,7 +79,12 @@ def parts(plan: Plan) -> list[Part]:
     """The four stages of a plan in words; a plan without a loop has three."""
     found = []
     origin = _origins(plan)
-    for name, stage in (("once", plan.once), ("before", plan.before), ("loop", plan.loop), ("after", plan.after)):
+    for name, stage in (
+        ("once", plan.once),
+        ("before", plan.before),
+        ("loop", plan.loop),
+        ("after", plan.after),
+    ):
         if stage is None:
             continue
         nodes = stage.nodes()
@@ -88,9 +97,13 @@ def parts(plan: Plan) -> list[Part]:
 def _origins(plan: Plan) -> dict[str, tuple[str, ...]]:
     """Value of the once stage -> the parameters that it is made of."""
     constants = {port.name: port.path for port in plan.circuit.inputs_of(Kind.CONSTANT)}
-    origins: dict[str, tuple[str, ...]] = {name: (path.removeprefix("cell."),) for name, path in constants.items()}
+    origins: dict[str, tuple[str, ...]] = {
+        name: (path.removeprefix("cell."),) for name, path in constants.items()
+    }
     for name, node in graphs.results_of(plan.once.graph).items():
-        names = [str(n.target) for n in graphs.ancestors([node]) if n.op == "placeholder" and n.target in constants]
+        names = [
+            str(n.target) for n in graphs.ancestors([node]) if n.op == "placeholder" and n.target in constants
+        ]
         origins[name] = tuple(constants[n].removeprefix("cell.") for n in sorted(names))
     return origins
 

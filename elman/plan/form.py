@@ -69,7 +69,11 @@ class Stage:
         return list(operations(self.graph))
 
     def inputs(self) -> tuple[str, ...]:
-        return tuple(str(n.target) for n in self.graph.nodes if n.op == "placeholder" and n.target not in (ROWS, TIMELINE))
+        return tuple(
+            str(n.target)
+            for n in self.graph.nodes
+            if n.op == "placeholder" and n.target not in (ROWS, TIMELINE)
+        )
 
     def outputs(self) -> tuple[str, ...]:
         return tuple(graphs.results_of(self.graph))
@@ -112,7 +116,9 @@ class Loop:
         known = {*self.constants, *self.sequences, *(state.name for state in self.states), ROWS}
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.target not in known:
-                raise CircuitError(what=f"placeholder '{node.target}' is no input of the loop", where=f"{where}, loop")
+                raise CircuitError(
+                    what=f"placeholder '{node.target}' is no input of the loop", where=f"{where}, loop"
+                )
         for name in (*self.emits, *self.sums, *(s.next for s in self.states if s.next is not None)):
             if name not in results:
                 raise CircuitError(what=f"'{name}' is no result of the loop", where=f"{where}, loop")

@@ -80,13 +80,20 @@ def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
     kept = cycles | set(reasons)
     for out in circuit.outputs:
         node = results.get(out.wire) or inputs.get(out.wire)
-        if node in time and out.kind is not Kind.SUM and node is not None and not rows.carries(node.meta["val"]):
+        if (
+            node in time
+            and out.kind is not Kind.SUM
+            and node is not None
+            and not rows.carries(node.meta["val"])
+        ):
             kept.add(node)
             reasons.setdefault(node, "its value at every step is wanted, and it has no rows")
     loop = _hull(edges, kept)
     while True:
         # A sum over rows that is needed step by step cannot come out of one product over all steps.
-        drawn_in = {n for n in summed if n in time and n not in loop and any(user in loop for user in n.users)}
+        drawn_in = {
+            n for n in summed if n in time and n not in loop and any(user in loop for user in n.users)
+        }
         if not drawn_in:
             break
         reasons.update(dict.fromkeys(drawn_in, "its value at every step is needed in the loop"))

@@ -31,7 +31,11 @@ def split_products(graph: fx.Graph, where: Regions) -> None:
             products, at = [], 0
             for group in _runs(parts, lambda part: where.stage(part) == "loop"):
                 width = sum(int(part.meta["val"].shape[1]) for part in group)
-                piece = group[0] if len(group) == 1 else insert(graph, aten.cat.default, list(group), 1, like=joined)
+                piece = (
+                    group[0]
+                    if len(group) == 1
+                    else insert(graph, aten.cat.default, list(group), 1, like=joined)
+                )
                 block = insert(graph, aten.slice.Tensor, weight, 0, at, at + width, like=node)
                 products.append(insert(graph, aten.mm.default, piece, block, like=node))
                 at += width
@@ -110,7 +114,11 @@ def fuse_products(graph: fx.Graph, where: Regions) -> None:
             value, out = start.meta["val"], node.meta["val"]
             fits = value.dim() in (1, 2) and value.shape[-1:] == out.shape[-1:] and value.dtype == out.dtype
             if value.dim() == 2:
-                fits = fits and rows.rows_of(value) == rows.rows_of(out) and tuple(value.shape) == tuple(out.shape)
+                fits = (
+                    fits
+                    and rows.rows_of(value) == rows.rows_of(out)
+                    and tuple(value.shape) == tuple(out.shape)
+                )
             if not same_stage or not fits or node in where.summed or not _follows(graph, product, node):
                 continue
             with graph.inserting_before(node):

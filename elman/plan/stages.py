@@ -82,7 +82,9 @@ class _Cutter:
             return after.keep(f"{port.name} out", after.get(node))
         if stage == "once":
             value = after.from_once(node)
-            return after.keep(f"{port.name} out", after.call(times, value, carries(node.meta["val"]), after.timeline()))
+            return after.keep(
+                f"{port.name} out", after.call(times, value, carries(node.meta["val"]), after.timeline())
+            )
         if carries(node.meta["val"]):
             return after.keep(f"{port.name} out", after.call(total, after.get(node), after.timeline()))
         if stage == "loop":
@@ -106,7 +108,9 @@ class _Builder:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self.outputs: dict[str, fx.Node] = {}
-        self.kinds: dict[str, set[str]] = {k: set() for k in ("constants", "sequences", "emits", "sums", "rowed", "stepped")}
+        self.kinds: dict[str, set[str]] = {
+            k: set() for k in ("constants", "sequences", "emits", "sums", "rowed", "stepped")
+        }
         self.places: dict[str, fx.Node] = {}
         self.kept: dict[tuple[str, fx.Node], str] = {}
 
@@ -185,7 +189,9 @@ class _Builder:
         size = self.place(ROWS, node.meta["val"].shape[0])
         shape = [size, *map(int, node.meta["val"].shape[1:])]
         made = self.graph.call_function(
-            aten.empty.memory_format, (shape,), {"dtype": node.meta["val"].dtype, "device": node.meta["val"].device}
+            aten.empty.memory_format,
+            (shape,),
+            {"dtype": node.meta["val"].dtype, "device": node.meta["val"].device},
         )
         made.meta["val"] = node.meta["val"]
         return made
@@ -227,7 +233,9 @@ class _Builder:
         if not carries(value):
             if maker.name != "loop":
                 raise AssertionError(node)
-            return self.place(maker.sum(node) if node in self.cutter.where.summed else maker.emit(node), value)
+            return self.place(
+                maker.sum(node) if node in self.cutter.where.summed else maker.emit(node), value
+            )
         name = maker.make_canonical(node)
         if self.name == "loop":
             self.kinds["sequences"].add(name)

@@ -89,7 +89,13 @@ def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -
 
 @_constant
 def _program(
-    handle: int, x: Any, state: Any, context: Any, teacher: Any, metas: tuple[Any, ...], flows: tuple[bool, ...] | None
+    handle: int,
+    x: Any,
+    state: Any,
+    context: Any,
+    teacher: Any,
+    metas: tuple[Any, ...],
+    flows: tuple[bool, ...] | None,
 ) -> tuple[Any, ...]:
     """(key, sources, output structure, output slots, state structure, state slots, noisy).
 
@@ -98,15 +104,22 @@ def _program(
     """
     layer = _LAYERS[handle]
     with outside():
-        examples = [_examples(tree, some) if tree is not None else None for tree, some in zip((x, state, context), metas, strict=True)]
+        examples = [
+            _examples(tree, some) if tree is not None else None
+            for tree, some in zip((x, state, context), metas, strict=True)
+        ]
         xs, x_tree = flatten(examples[0], "x")
         states, state_tree = flatten(examples[1], "state")
         contexts, context_tree = flatten(examples[2], "context") if context is not None else ([], None)
         teacher_tree = None
         if teacher is not None:
             teacher_tree = flatten(pytree.tree_map(lambda leaf: torch.empty(0), teacher), "teacher")[1]
-        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, (meta(xs, 1), meta(states, 1), meta(contexts, 1)))
-        found = look_up(layer.cell, layer.reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts)
+        shapes = Shapes(
+            x_tree, state_tree, context_tree, teacher_tree, (meta(xs, 1), meta(states, 1), meta(contexts, 1))
+        )
+        found = look_up(
+            layer.cell, layer.reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts
+        )
         layer._latest = found
         counters = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
         first_teacher = len(xs) + len(states) + len(contexts)
@@ -146,9 +159,11 @@ def _kept(cell: torch.nn.Module, place: Place) -> Tensor:
 def _examples(structure: Any, metas: Any) -> Any:
     """Two rows of zeros for every leaf."""
     return pytree.tree_map(
-        lambda leaf: leaf
-        if leaf is None
-        else torch.zeros((2, *metas[leaf][0]), dtype=metas[leaf][1], device=metas[leaf][2]),
+        lambda leaf: (
+            leaf
+            if leaf is None
+            else torch.zeros((2, *metas[leaf][0]), dtype=metas[leaf][1], device=metas[leaf][2])
+        ),
         structure,
     )
 
@@ -173,7 +188,9 @@ def _metas(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
     return tuple([(tuple([int(s) for s in t.shape[leading:]]), t.dtype, t.device) for t in tensors])
 
 
-def run_compiled(layer: Any, x: Any, state: Any, steps: int | None, teacher: Any, context: Any) -> tuple[Any, Any]:
+def run_compiled(
+    layer: Any, x: Any, state: Any, steps: int | None, teacher: Any, context: Any
+) -> tuple[Any, Any]:
     """`Recurrent.forward` while it is being compiled."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise NotSupported(
@@ -197,7 +214,9 @@ def run_compiled(layer: Any, x: Any, state: Any, steps: int | None, teacher: Any
             code, leaves = _starting_zeros(
                 layer._handle, x_shape, _metas(xs, 2), context_shape, _metas(contexts, 1)
             )
-            state = decode(code, [torch.zeros((batch, *leaf[0]), dtype=leaf[1], device=leaf[2]) for leaf in leaves])
+            state = decode(
+                code, [torch.zeros((batch, *leaf[0]), dtype=leaf[1], device=leaf[2]) for leaf in leaves]
+            )
     states, state_shape = _numbered(state)
     taught, teacher_shape = _numbered(teacher) if teacher is not None else ([], None)
     given = [*xs, *states, *contexts, *taught]

@@ -9,8 +9,8 @@ import torch
 
 from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
-from elman.errors import InputError, InputTypeError, NotSupported, StateError
 from elman.engines import choose
+from elman.errors import InputError, InputTypeError, NotSupported, StateError
 from elman.execute import Call, apply
 from elman.plan.explain import Explanation
 from elman.recurrent.compiled import register, run_compiled
@@ -55,7 +55,9 @@ class Recurrent(torch.nn.Module):
                 got=type(cell).__name__,
             )  # fmt: skip
         if memory is not None:
-            raise NotSupported(what="memory budgets are not available yet", where="memory=", mend="leave memory=None")
+            raise NotSupported(
+                what="memory budgets are not available yet", where="memory=", mend="leave memory=None"
+            )
         self.cell = cell
         self.reverse = reverse
         self.engine = engine
@@ -75,7 +77,10 @@ class Recurrent(torch.nn.Module):
         self._forget()
 
     def extra_repr(self) -> str:
-        return ", ".join((["reverse=True"] if self.reverse else []) + ([f"engine={self.engine!r}"] if self.engine != "auto" else []))
+        return ", ".join(
+            (["reverse=True"] if self.reverse else [])
+            + ([f"engine={self.engine!r}"] if self.engine != "auto" else [])
+        )
 
     # --- over whole sequences -------------------------------------------------------------------------------------
 
@@ -104,7 +109,12 @@ class Recurrent(torch.nn.Module):
         Returns (outputs, final state): outputs `[T, B, …]` in the structure of the cell's output (None if it is None).
         Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
         """
-        for name, value in (("lengths", lengths), ("mask", mask), ("reset", reset), ("teacher_weight", teacher_weight)):
+        for name, value in (
+            ("lengths", lengths),
+            ("mask", mask),
+            ("reset", reset),
+            ("teacher_weight", teacher_weight),
+        ):
             if value is not None:
                 raise NotSupported(
                     what=f"{name}= is not available yet", where="Recurrent(…)",
@@ -131,7 +141,9 @@ class Recurrent(torch.nn.Module):
     ) -> tuple[Any, Any]:  # fmt: skip
         if state is None:
             if batch is None:
-                raise InputError(what="an autonomous system needs a state, which says the batch size", where="state")
+                raise InputError(
+                    what="an autonomous system needs a state, which says the batch size", where="state"
+                )
             state = self._initial(batch, xs, x_tree, contexts, context_tree)
         states, state_tree = flatten(state, "state")
         batch = _batch_of(states, state_tree, contexts, context_tree, batch)
@@ -229,7 +241,9 @@ class Recurrent(torch.nn.Module):
             xs, x_tree = flatten(x, "x")
             contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
             if not xs:
-                raise InputError(what="an autonomous system needs a state, which says the batch size", where="state")
+                raise InputError(
+                    what="an autonomous system needs a state, which says the batch size", where="state"
+                )
             batched = [tensor.unsqueeze(0) for tensor in xs]
             state = self._initial(int(xs[0].shape[0]), batched, x_tree, contexts, context_tree)
         returned = call_cell(self.cell, x, state, context, context is not None)
@@ -279,7 +293,11 @@ def _recast(state: Any, dtype: torch.dtype) -> Any:
 
 
 def _batch_of(
-    states: Sequence[Tensor], state_tree: Tree, contexts: Sequence[Tensor], context_tree: Tree | None, batch: int | None
+    states: Sequence[Tensor],
+    state_tree: Tree,
+    contexts: Sequence[Tensor],
+    context_tree: Tree | None,
+    batch: int | None,
 ) -> int:
     """The batch size that x, state and context agree on."""
     paths = [*state_tree.paths, *(context_tree.paths if context_tree is not None else ())]

@@ -25,14 +25,18 @@ class Prepared:
     """A program, and how the tensors of a call go into it and come out."""
 
     program: Program
-    sources: tuple[Place | Tensor | str, ...]  # per input: kept by the cell, known, or "x", "state", "context", a teacher's path
+    sources: tuple[
+        Place | Tensor | str, ...
+    ]  # per input: kept by the cell, known, or "x", "state", "context", a teacher's path
     output: Tree | None
     output_slots: tuple[int, ...]
     state: Tree
     state_slots: tuple[int, ...]
 
 
-_SHARED: OrderedDict[Any, Prepared] = OrderedDict()  # every instance with the same trace key shares one program
+_SHARED: OrderedDict[Any, Prepared] = (
+    OrderedDict()
+)  # every instance with the same trace key shares one program
 _LIMIT = 256
 
 
@@ -105,7 +109,12 @@ def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
     kept = [out for out in program.outputs if out.kind is Kind.SEQUENCE]
     finals = [slots[f"{port.name}_final"] for port in circuit.inputs_of(Kind.STATE)]
     return Prepared(
-        program, tuple(sources), signature.output, tuple(slots[out.name] for out in kept), signature.state, tuple(finals)
+        program,
+        tuple(sources),
+        signature.output,
+        tuple(slots[out.name] for out in kept),
+        signature.state,
+        tuple(finals),
     )
 
 

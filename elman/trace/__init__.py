@@ -63,11 +63,15 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         tensor = store_of(cell, entry[0])[entry[0].key]
         frozen = not isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
         frozen = frozen and all(place.store != "_parameters" for place in entry)
-        owned[add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."), frozen)] = entry
+        owned[
+            add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."), frozen)
+        ] = entry
     xs, x_tree = flatten(x, "x")
     states, state_tree = flatten(state, "state")
     if not states:
-        raise TraceError(what="the state holds no tensor, so there is no recurrence", where=name, got=repr(state))
+        raise TraceError(
+            what="the state holds no tensor, so there is no recurrence", where=name, got=repr(state)
+        )
     contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
     x_ports = [add(p, Kind.SEQUENCE, t, True, p) for p, t in zip(x_tree.paths, xs, strict=True)]
     words = [path.replace("state", "h", 1) for path in state_tree.paths]
@@ -76,7 +80,9 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
     ]
     context_call = None
     if context_tree is not None:
-        context_ports = [add(p, Kind.CONSTANT, t, True, p) for p, t in zip(context_tree.paths, contexts, strict=True)]
+        context_ports = [
+            add(p, Kind.CONSTANT, t, True, p) for p, t in zip(context_tree.paths, contexts, strict=True)
+        ]
         context_call = (context_ports, context_tree)
     step = step_of(bones, owned, (x_ports, x_tree), (state_ports, state_tree), context_call, name)
     before = attributes(bones)
@@ -144,7 +150,11 @@ def _check_state(results: dict[str, torch.Tensor], ports: list[InPort], name: st
         if port.kind is not Kind.STATE:
             continue
         new = results[f"{port.name}_next"]
-        got = ([str(size) if isinstance(size, int) else "B" for size in new.shape], new.dtype, new.device.type)
+        got = (
+            [str(size) if isinstance(size, int) else "B" for size in new.shape],
+            new.dtype,
+            new.device.type,
+        )
         expected = (["B", *map(str, port.shape)], port.dtype, port.device.type)
         if got != expected:
             raise TraceError(

@@ -58,7 +58,9 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
 @contextlib.contextmanager
 def swapped(cell: torch.nn.Module, tensors: Mapping[tuple[Place, ...], Tensor]) -> Iterator[None]:
     """Inside, the cell computes with the given tensors in the given places."""
-    stores = [(store_of(cell, place), place.key, value) for entry, value in tensors.items() for place in entry]
+    stores = [
+        (store_of(cell, place), place.key, value) for entry, value in tensors.items() for place in entry
+    ]
     before = [store[key] for store, key, _ in stores]
     try:
         for store, key, value in stores:
@@ -91,7 +93,13 @@ def attributes(cell: torch.nn.Module) -> dict[str, Any]:
 
 def _noted(value: Any) -> Any:
     """Containers by their content now; that there is a tensor is all that counts about one (see `rebound`)."""
-    return Tensor if isinstance(value, Tensor) else copy.copy(value) if isinstance(value, (list, dict, set)) else value
+    return (
+        Tensor
+        if isinstance(value, Tensor)
+        else copy.copy(value)
+        if isinstance(value, (list, dict, set))
+        else value
+    )
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
@@ -145,7 +153,11 @@ def _same(value: Any, tree: Tree) -> bool:
 
 def _shape_of(value: Any) -> str:
     """The nesting of a value in words: `(tensor, {'a': tensor})`."""
-    return str(pytree.tree_map(lambda leaf: _Word("tensor" if isinstance(leaf, (Tensor, str)) else repr(leaf)), value))
+    return str(
+        pytree.tree_map(
+            lambda leaf: _Word("tensor" if isinstance(leaf, (Tensor, str)) else repr(leaf)), value
+        )
+    )
 
 
 class _Word(str):

@@ -26,7 +26,9 @@ class Zeros:
     leaves: tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
 
     def make(self, batch: int) -> Any:
-        return self.tree.fill([torch.zeros((batch, *shape), dtype=d, device=v) for shape, d, v in self.leaves])
+        return self.tree.fill(
+            [torch.zeros((batch, *shape), dtype=d, device=v) for shape, d, v in self.leaves]
+        )
 
 
 def initial_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Any:
@@ -37,7 +39,9 @@ def initial_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Any:
     """
     tensors = flatten(x, "x")[0] + (flatten(context, "context")[0] if context is not None else [])
     if not tensors:
-        raise TraceError(what="without x and without a state nobody knows the batch size", where=_name(cell), mend=MEND)
+        raise TraceError(
+            what="without x and without a state nobody knows the batch size", where=_name(cell), mend=MEND
+        )
     return starting_state(cell, x, context)(int(tensors[0].shape[0]))
 
 
@@ -84,7 +88,9 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
     candidates = [alone]
     if isinstance(alone, (tuple, list)) and len(alone) == 2:
         candidates.append(alone[1])
-    fitting = [c for c in (pytree.tree_map(_zeros_like, c) for c in candidates) if _keeps(call, c, _name(cell))]
+    fitting = [
+        c for c in (pytree.tree_map(_zeros_like, c) for c in candidates) if _keeps(call, c, _name(cell))
+    ]
     if len(fitting) != 1:
         raise TraceError(
             what="what cell(x) returns without a state can be read as a state in "
@@ -122,7 +128,9 @@ def _small(value: Any) -> Any:
             return tensor
         size = (2, *tensor.shape[1:])
         if tensor.dtype.is_floating_point:
-            return torch.randn(size, generator=generator, dtype=torch.float64).to(tensor.dtype).to(tensor.device)
+            return (
+                torch.randn(size, generator=generator, dtype=torch.float64).to(tensor.dtype).to(tensor.device)
+            )
         if tensor.shape[0] == 0 or not is_plain(tensor):
             return torch.zeros(size, dtype=tensor.dtype, device=tensor.device)
         return tensor.detach()[torch.arange(2, device=tensor.device) % tensor.shape[0]]
@@ -141,7 +149,9 @@ def _keeps(call: Callable[..., Any], state: Any, name: str) -> bool:
         new = flatten(understand(call(state), tree, name)[1], "state")[0]
     except (ElmanError, Exception):
         return False
-    return bool(tensors) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(tensors, new, strict=True))
+    return bool(tensors) and all(
+        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(tensors, new, strict=True)
+    )
 
 
 def _zeros(state: Any) -> Zeros:

@@ -19,6 +19,8 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import GuardSource, Source
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.traceback import preserve_node_meta
+from torch.utils import _pytree as pytree
 
 from elman import noise
 from elman.circuit import graphs, rows
@@ -51,7 +53,7 @@ class _Batch(Source):
     def name(self) -> str:
         return "batch"
 
-    @property
+    @functools.cached_property
     def guard_source(self) -> GuardSource:
         return GuardSource.CONSTANT
 
@@ -96,6 +98,7 @@ def trace_joint(
     from torch._decomp import get_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    apart: Any = get_decompositions(_APART)
     fakes = Fakes()
     example = {port.name: fakes.like(port) for port in given}
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
@@ -125,7 +128,7 @@ def trace_joint(
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
-        module = make_fx(both, decomposition_table=get_decompositions(_APART), tracing_mode="real", record_stack_traces=True)(
+        module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )
         refuse.guards(fakes.env, name)
@@ -177,7 +180,7 @@ def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.Grap
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def run(*values: torch.Tensor) -> Any:
-        with fx.traceback.preserve_node_meta():
+        with preserve_node_meta():
             return fx.Interpreter(module).run(*values)
 
     return make_fx(torch.func.functionalize(run, remove="mutations"), tracing_mode="real")(*flat)
@@ -209,7 +212,7 @@ def _named(
     multiples: dict[int, fx.Node] = {1: size}
     for node in module.graph.nodes:
         if node.op == "output":
-            flat = torch.utils._pytree.tree_leaves(node.args[0])
+            flat = pytree.tree_leaves(node.args[0])
             new.output({f"r{i}": copies[leaf] for i, leaf in enumerate(flat)})
         elif node.op == "call_function":
             value = node.meta.get("val")

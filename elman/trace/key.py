@@ -52,7 +52,10 @@ def freeze(value: Any, seen: dict[int, int], depth: int = 0) -> Hashable:
         if isinstance(value, (list, tuple)):
             return (type(value), tuple(freeze(v, seen, depth + 1) for v in value))
         if isinstance(value, dict):
-            return (type(value), tuple((freeze(k, seen, depth + 1), freeze(v, seen, depth + 1)) for k, v in value.items()))
+            return (
+                type(value),
+                tuple((freeze(k, seen, depth + 1), freeze(v, seen, depth + 1)) for k, v in value.items()),
+            )
         if isinstance(value, (set, frozenset)):
             return (type(value), frozenset(freeze(v, seen, depth + 1) for v in value))
         inner = getattr(value, "__dict__", None)

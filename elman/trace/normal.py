@@ -67,7 +67,7 @@ def _permute(order: Callable[[fx.Node], list[int]]) -> Handler:
             inner = source.args[1]
             dims = [inner[d] for d in dims]  # type: ignore[index]
             source = source.args[0]
-        if dims == sorted(dims):
+        if dims == list(range(len(dims))):
             return source
         return insert(graph, aten.permute.default, source, dims, like=node)
 
@@ -82,7 +82,9 @@ def _swap(rank: int, a: int, b: int) -> list[int]:
 
 
 def _squeeze(graph: fx.Graph, node: fx.Node) -> Any:
-    return _reshape(graph, node) if tuple(_val(node).shape) != tuple(_val(node.args[0]).shape) else node.args[0]
+    return (
+        _reshape(graph, node) if tuple(_val(node).shape) != tuple(_val(node.args[0]).shape) else node.args[0]
+    )
 
 
 def _unsqueeze(graph: fx.Graph, node: fx.Node) -> Any:
@@ -124,7 +126,13 @@ def _split(graph: fx.Graph, node: fx.Node) -> Any:
     """split and unbind give tuples; every part that is read becomes a slice or a select of its own."""
     source = node.args[0]
     unbind = node.target is aten.unbind.int
-    dim = node.args[1] if unbind and len(node.args) > 1 else node.args[2] if len(node.args) > 2 and not unbind else 0
+    dim = (
+        node.args[1]
+        if unbind and len(node.args) > 1
+        else node.args[2]
+        if len(node.args) > 2 and not unbind
+        else 0
+    )
     dim = int(node.kwargs.get("dim", dim)) % _rank(source)  # type: ignore[arg-type]
     starts, at = [], 0
     for part in _val(node):
@@ -249,7 +257,11 @@ def _slice_backward_sum(graph: fx.Graph, node: fx.Node) -> Any:
         return None
     parts.sort(key=lambda part: int(part.args[3]))  # type: ignore[arg-type]
     bounds = [slice(part.args[3], part.args[4]).indices(size)[:2] for part in parts]
-    if bounds[0][0] != 0 or bounds[-1][1] != size or any(a[1] != b[0] for a, b in zip(bounds, bounds[1:], strict=False)):
+    if (
+        bounds[0][0] != 0
+        or bounds[-1][1] != size
+        or any(a[1] != b[0] for a, b in zip(bounds, bounds[1:], strict=False))
+    ):
         return None
     return insert(graph, aten.cat.default, [part.args[0] for part in parts], dim, like=node)
 
@@ -338,4 +350,3 @@ def normalise(graph: fx.Graph) -> None:
     for one in PASSES:
         one(graph)
     graph.lint()
-

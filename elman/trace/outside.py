@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._guards import tracing
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -19,7 +20,7 @@ def outside() -> Iterator[None]:
         stack.enter_context(tracing(None))
         stack.enter_context(unset_fake_temporarily())
         stack.enter_context(_disable_current_modes())
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -33,7 +34,7 @@ def is_plain(value: torch.Tensor) -> bool:
     """Whether a tensor holds numbers of its own that can be read: not fake, not wrapped by a transform."""
     return (
         type(value) in (torch.Tensor, torch.nn.Parameter)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+        and not is_functorch_wrapped_tensor(value)
         and value.device.type != "meta"
     )
 

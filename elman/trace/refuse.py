@@ -24,7 +24,11 @@ from elman.errors import ElmanError, TraceError
 if TYPE_CHECKING:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-_OURS = (os.path.dirname(torch.__file__), os.path.dirname(os.path.dirname(__file__)), os.path.dirname(contextlib.__file__))
+_OURS = (
+    os.path.dirname(torch.__file__),
+    os.path.dirname(os.path.dirname(__file__)),
+    os.path.dirname(contextlib.__file__),
+)
 _NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
 
 
@@ -40,7 +44,9 @@ def place_of(cell: str) -> Callable[[fx.Node], str]:
     """A function from a node to the words for its place: the cell and, where known, the user's line."""
 
     def where(node: fx.Node) -> str:
-        found = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
+        found = re.findall(
+            r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or ""
+        )
         mine = [entry for entry in found if _is_users(entry[0])]
         return f"{cell}, {mine[-1][0]}:{mine[-1][1]} `{mine[-1][2]}`" if mine else cell
 
@@ -100,10 +106,14 @@ def guards(env: ShapeEnv, cell: str) -> None:
     """Refuse a step that decided something by the batch size."""
     for guard in env.guards:
         place = getattr(guard.sloc, "framework_loc", None)
-        known = isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
+        known = (
+            f"{cell}, {_line(place)}"
+            if isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
+            else cell
+        )
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
-            where=f"{cell}, {_line(place)}" if known else cell,
+            where=known,
             got=f"a decision by {_with_b(guard.expr)}, where B is the batch size",
             mend="write the step for any batch size; -1 in a reshape must stand for a width or for the batch alone",
         )
@@ -186,7 +196,9 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
         if said == rows.SUMMED:
             said = f"{node.target} adds up the rows of the batch"
         raise TraceError(
-            what=f"the step mixes the rows of the batch: {said}" if "value" not in said else f"in the step, {said}",
+            what=f"the step mixes the rows of the batch: {said}"
+            if "value" not in said
+            else f"in the step, {said}",
             where=where(node),
             mend="every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
         )

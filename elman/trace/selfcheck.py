@@ -48,7 +48,13 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
             alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1)
             for name in joint.results:
                 if rows_of(circuit.wire(name).meta["val"]) is not None:
-                    _agree(circuit, f"the first row of {name.removesuffix('_next')}", alone[name], together[name][:1], 3)
+                    _agree(
+                        circuit,
+                        f"the first row of {name.removesuffix('_next')}",
+                        alone[name],
+                        together[name][:1],
+                        3,
+                    )
 
 
 def _example(port: InPort, batch: int, scale: float, given: Tensor | None) -> Tensor:
@@ -72,7 +78,11 @@ def _first_row(circuit: Circuit, inputs: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _compare(
-    circuit: Circuit, cell: torch.nn.Module, constants: Mapping[str, Tensor], inputs: Mapping[str, Tensor], batch: int
+    circuit: Circuit,
+    cell: torch.nn.Module,
+    constants: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    batch: int,
 ) -> dict[str, Tensor]:
     """Compare at one batch size; return the circuit's values."""
     signature = circuit.signature
@@ -81,7 +91,7 @@ def _compare(
     ports = {port.name: port for port in circuit.inputs}
     leaves = {
         name: value.detach().clone().requires_grad_(ports[name].differentiable)
-        for name, value in (constants | inputs).items()
+        for name, value in {**constants, **inputs}.items()
         if ports[name].kind is not Kind.NOISE and name not in signature.captured
     }
     step = step_of(
@@ -102,7 +112,9 @@ def _compare(
     eager_gradients: list[Tensor | None] = [None] * len(wants)
     if cots and wants:
         eager_gradients = list(
-            torch.autograd.grad([eager[n] for n in cots], [leaves[n] for n in wants], list(cots.values()), allow_unused=True)
+            torch.autograd.grad(
+                [eager[n] for n in cots], [leaves[n] for n in wants], list(cots.values()), allow_unused=True
+            )
         )
     with torch.no_grad():
         missing = {n: torch.zeros_like(eager[n]) for n in joint.cotangents if n not in cots}
@@ -129,7 +141,11 @@ def _agree(circuit: Circuit, what: str, cell: Tensor, ours: Tensor, batch: int) 
     tolerance = 1e-9 if cell.dtype == torch.float64 else 1e-3 if cell.dtype == torch.float32 else 5e-2
     same = cell.shape == ours.shape and cell.dtype == ours.dtype
     if same and cell.numel():
-        scale = float(cell[torch.isfinite(cell)].abs().max()) if cell.is_floating_point() and torch.isfinite(cell).any() else 1.0
+        scale = (
+            float(cell[torch.isfinite(cell)].abs().max())
+            if cell.is_floating_point() and torch.isfinite(cell).any()
+            else 1.0
+        )
         same = torch.allclose(cell, ours, rtol=tolerance, atol=tolerance * max(scale, 1e-6), equal_nan=True)
     if not same:
         raise TraceError(

@@ -97,15 +97,14 @@ def flat(outputs: Any, final: Any) -> Named:
 
 def projection(values: Named, seed: int = 7) -> Tensor | None:
     """A random projection of everything that carries a gradient; the same numbers for every dtype."""
-    generator = torch.Generator().manual_seed(seed)
     total = None
-    for value in values.values():
-        if value is None or not value.is_floating_point():
+    for number, value in enumerate(values.values()):
+        if value is None or not value.requires_grad:
             continue
+        generator = torch.Generator().manual_seed(seed + 1000 * number)
         weight = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
-        if value.requires_grad:
-            part = (value * weight).sum()
-            total = part if total is None else total + part
+        part = (value * weight).sum()
+        total = part if total is None else total + part
     return total
 
 

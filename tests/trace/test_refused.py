@@ -1,0 +1,84 @@
+"""What can not be a circuit is refused in words that help, and the cell is left as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import elman
+from elman.errors import TraceError
+from tests.cases import REFUSED, Refused
+
+Tensor = torch.Tensor
+every_refused = pytest.mark.parametrize("entry", REFUSED.values(), ids=str)
+
+
+def contents(cell: torch.nn.Module) -> dict[str, Any]:
+    """Everything that a cell's modules keep: (the thing itself, a copy of what is in it)."""
+    return {
+        f"{path}.{table}.{key}": (value, copy.deepcopy(value))
+        for path, module in cell.named_modules()
+        for table in ("_parameters", "_buffers", "__dict__")
+        for key, value in (module.__dict__ if table == "__dict__" else module.__dict__[table]).items()
+        if key not in ("_parameters", "_buffers", "_modules")
+    }
+
+
+def assert_untouched(cell: torch.nn.Module, before: dict[str, Any]) -> None:
+    after = contents(cell)
+    assert list(after) == list(before), "attributes came or went"
+    for name, (value, content) in before.items():
+        now, inside = after[name]
+        assert now is value, f"{name} is another object"
+        if isinstance(value, Tensor):
+            assert torch.equal(inside, content), f"{name} was written to"
+            assert now.requires_grad == content.requires_grad
+            assert now.grad is None
+        else:
+            assert inside == content, f"{name} changed"
+
+
+@every_refused
+def test_eager_pytorch_runs_it(entry: Refused) -> None:
+    """Otherwise the error would not be about being a circuit."""
+    entry.make()(entry.x(), entry.state())
+
+
+@every_refused
+def test_the_error_helps_and_the_cell_stays_as_it_was(entry: Refused) -> None:
+    cell, x, state = entry.make(), entry.x(), entry.state()
+    before = contents(cell)
+    given = [leaf.clone() for leaf in pytree.tree_leaves((x, state))]
+    generator = torch.get_rng_state()
+    with pytest.raises(TraceError) as caught:
+        elman.trace(cell, x, state)
+    message = str(caught.value)
+    assert entry.complaints(message) == [], message
+    assert type(cell).__name__ in message
+    assert "mend:" in message
+    if entry.line is not None:
+        assert entry.line in message, message
+    assert_untouched(cell, before)
+    assert torch.equal(generator, torch.get_rng_state()), "it took numbers out of the default generator"
+    for tensor, old in zip(pytree.tree_leaves((x, state)), given, strict=True):
+        assert torch.equal(tensor, old), "it wrote into the example"
+
+
+@pytest.mark.parametrize("name", ["mean_over_the_batch", "state_in_attribute", "batch_norm", "branch_on_the_sum"])
+def test_a_layer_refuses_it_at_every_call(name: str) -> None:
+    entry = REFUSED[name]
+    rnn = elman.Recurrent(entry.make())
+    before = contents(rnn.cell)
+    for _ in range(2):
+        with pytest.raises(TraceError):
+            rnn(entry.x().unsqueeze(0), entry.state())
+    assert_untouched(rnn.cell, before)
+
+
+def test_batch_norm_in_evaluation_is_a_circuit() -> None:
+    entry = REFUSED["batch_norm"]
+    elman.trace(entry.make().eval(), entry.x(), entry.state())
