@@ -201,7 +201,7 @@ def _sum_up(
 
 
 def _primal(graph: fx.Graph, joint: Joint, result: str) -> fx.Node:
-    """A node with the shape of a result whose cotangent nobody gives: the cotangent's own placeholder, seen as zeros."""
+    """A node with the shape of a result whose cotangent nobody gives: the cotangent's own placeholder."""
     return graphs.placeholder(graph, joint.cotangents[result])
 
 

@@ -21,13 +21,13 @@ class Timeline:
     """The steps of one call: `steps` of `batch` rows, running backward if `reverse`.
 
     trails: sequences of a state that were allocated with one block more for the starting value, by the address of
-        their data, so that their delay is a view.
+        their data, so that their delay is a view; with that starting value.
     """
 
     steps: int
     batch: int
     reverse: bool
-    trails: dict[int, Tensor] = field(default_factory=dict)
+    trails: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def batch_sizes(self) -> Sequence[int]:
@@ -56,7 +56,7 @@ class Timeline:
         trail = torch.empty((self.rows + self.batch, *shape), dtype=dtype, device=device)
         sequence, first = self._parts(trail)
         first.copy_(start)
-        self.trails[sequence.data_ptr()] = trail
+        self.trails[sequence.data_ptr()] = (trail, start)
         return sequence
 
     def _parts(self, trail: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,8 +67,9 @@ class Timeline:
 
     def shift(self, value: Tensor, initial: Tensor | None) -> Tensor:
         """What each step sees of the step that ran before it; `initial` [B, …] (or zeros) at the first."""
-        trail = self.trails.get(value.data_ptr()) if self.rows else None
-        if trail is not None and trail.shape[1:] == value.shape[1:]:
+        # Two states may be fed by one value and start from different ones: a trail is good for its own start only.
+        trail, start = self.trails.get(value.data_ptr(), (None, None)) if self.rows else (None, None)
+        if trail is not None and start is initial and trail.shape[1:] == value.shape[1:]:
             return trail[self.batch :] if self.reverse else trail[: self.rows]
         if self.steps == 0:
             return value

@@ -190,7 +190,8 @@ def _shaped(call: Call, noise: fx.Node, out: torch.Tensor) -> fx.Node:
 
 
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
-    """The numbers of noise port number `index` for steps start..stop: [stop - start, B, …] (without B where the port has no rows)."""
+    """The numbers of noise port number `index` for steps start to stop: [stop - start, B, …], without B for a port without
+    rows."""
     size = ((batch,) if port.rows else ()) + port.shape
     first, last = start // BLOCK, -(-stop // BLOCK)
     blocks = [_block(port, _mix(seed, index, block), size) for block in range(first, last)]

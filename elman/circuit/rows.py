@@ -413,26 +413,34 @@ _POINTWISE = {
 }  # fmt: skip
 _VIEWS_KEEP = {"permute", "transpose", "t", "squeeze", "unsqueeze", "movedim"}
 
+# Operations along `dim`: reductions, softmax, sorting, writing and reading along one dimension.
+_ALONG = (
+    "slice select cumsum cumprod cummax cummin sort topk kthvalue mean amax amin max min argmax argmin var_mean var std "
+    "logsumexp prod any all linalg_vector_norm norm _softmax _log_softmax _softmax_backward_data _log_softmax_backward_data "
+    "slice_scatter select_scatter split_with_sizes unbind glu glu_backward index_select"
+).split()
+
 _RULES: dict[str, Callable[[fx.Node], str]] = {
-    "mm": _product, "bmm": _product, "addmm": _addmm,
-    "reshape": _reshape, "view": _reshape, "_unsafe_view": _reshape,
-    "expand": _expand, "repeat": _repeat, "cat": _cat, "sum": _sum,
-    "slice": _along("dim"), "select": _along("dim"), "flip": _along("dims"), "roll": _along("dims"),
-    "cumsum": _along("dim"), "cumprod": _along("dim"), "sort": _along("dim"), "topk": _along("dim"),
-    "mean": _along("dim"), "amax": _along("dim"), "amin": _along("dim"), "max": _along("dim"), "min": _along("dim"),
-    "argmax": _along("dim"), "argmin": _along("dim"), "var_mean": _along("dim"), "var": _along("dim"), "std": _along("dim"),
-    "logsumexp": _along("dim"), "prod": _along("dim"), "any": _along("dim"), "all": _along("dim"),
-    "linalg_vector_norm": _along("dim"), "norm": _along("dim"), "_softmax": _along("dim"), "_log_softmax": _along("dim"),
-    "_softmax_backward_data": _along("dim"), "_log_softmax_backward_data": _along("dim"),
-    "slice_scatter": _along("dim"), "select_scatter": _along("dim"), "split_with_sizes": _along("dim"),
-    "slice_backward": _backward_along, "select_backward": _backward_along, "unbind": _along("dim"), "cummax": _along("dim"),
-    "glu": _along("dim"), "glu_backward": _along("dim"), "kthvalue": _along("dim"), "index_select": _along("dim"),
-    "native_layer_norm": _layer_norm, "native_layer_norm_backward": _layer_norm_backward,
-    "constant_pad_nd": _pad, "gather": _gather, "scatter": _gather, "scatter_add": _gather, "index": _index, "index_put": _index_put,
-    "_unsafe_index": _index, "_unsafe_index_put": _index_put,
-    "embedding": _embedding, "embedding_dense_backward": _always_summed,
+    **dict.fromkeys(_ALONG, _along("dim")),
+    **dict.fromkeys(("flip", "roll"), _along("dims")),
+    **dict.fromkeys(("slice_backward", "select_backward"), _backward_along),
+    **dict.fromkeys(("mm", "bmm"), _product),
+    **dict.fromkeys(("reshape", "view", "_unsafe_view"), _reshape),
     **dict.fromkeys(_VIEWS_KEEP, _moves),
-}  # fmt: skip
+    **dict.fromkeys(("gather", "scatter", "scatter_add"), _gather),
+    **dict.fromkeys(("index", "_unsafe_index"), _index),
+    **dict.fromkeys(("index_put", "_unsafe_index_put"), _index_put),
+    "addmm": _addmm,
+    "expand": _expand,
+    "repeat": _repeat,
+    "cat": _cat,
+    "sum": _sum,
+    "constant_pad_nd": _pad,
+    "native_layer_norm": _layer_norm,
+    "native_layer_norm_backward": _layer_norm_backward,
+    "embedding": _embedding,
+    "embedding_dense_backward": _always_summed,
+}
 
 # What a sum over rows may pass through and still be the sum over all steps' rows: f(a + b) = f(a) + f(b).
 LINEAR = {

@@ -1,9 +1,14 @@
-"""A stage's graph as one Python function: no interpreter, no dictionary of values, each value dropped after its last use."""
+"""A graph as one Python function: no interpreter, no dictionary of values, each value dropped after its last use.
+
+On small tensors a step costs what its calls cost, so three things are done about them: operations are called on a short
+way; results are written where they are wanted, or over an operand that nobody needs any more; slices that share out
+a value are one `chunk`.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +16,13 @@ from torch import fx
 
 aten = torch.ops.aten
 
-# The same kernels through shorter ways than torch.ops: these calls are most of what a step on small tensors costs.
-_SHORT: dict[Any, Callable[..., Any]] = {
+# The same kernels through shorter ways than torch.ops. All but the first three take `out=`.
+_VIEWS: dict[Any, Callable[..., Any]] = {
+    aten.reshape.default: torch.reshape,
+    aten.permute.default: torch.permute,
+    aten.relu.default: torch.relu,
+}
+_WRITERS: dict[Any, Callable[..., Any]] = {
     aten.mm.default: torch.mm,
     aten.bmm.default: torch.bmm,
     aten.addmm.default: torch.addmm,
@@ -23,68 +33,206 @@ _SHORT: dict[Any, Callable[..., Any]] = {
     aten.neg.default: torch.neg,
     aten.tanh.default: torch.tanh,
     aten.sigmoid.default: torch.sigmoid,
-    aten.relu.default: torch.relu,
     aten.exp.default: torch.exp,
     aten.cat.default: torch.cat,
-    aten.reshape.default: torch.reshape,
-    aten.permute.default: torch.permute,
     aten.where.self: torch.where,
     aten.maximum.default: torch.maximum,
     aten.rsqrt.default: torch.rsqrt,
 }
+# Operation -> (the one that writes into memory that it is given, its word for that memory).
+_INTO: dict[Any, tuple[Callable[..., Any], str]] = {
+    **{target: (short, "out") for target, short in _WRITERS.items()},
+    aten.tanh_backward.default: (aten.tanh_backward.grad_input._op, "grad_input"),
+    aten.sigmoid_backward.default: (aten.sigmoid_backward.grad_input._op, "grad_input"),
+    aten.threshold_backward.default: (aten.threshold_backward.grad_input._op, "grad_input"),
+    aten.relu.default: (aten.relu.out._op, "out"),
+}
+_SHORT = _VIEWS | _WRITERS
 
 
-def function(
-    graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]
-) -> Callable[..., tuple[Any, ...]]:
+def function(graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
     """Compile a graph to `f(*arguments) -> tuple of results`, both by name; placeholders not listed must be unused."""
-    constants: dict[str, Any] = {}
-    names: dict[fx.Node, str] = {}
-    targets: dict[str, str] = {name: f"a{i}" for i, name in enumerate(arguments)}
-    out = next(node for node in graph.nodes if node.op == "output").args[0]
-    wanted = [out[name] for name in results]  # type: ignore[index]
-    last_use = _last_uses(graph, set(wanted))
-    lines: list[str] = []
+    targets = {name: f"a{i}" for i, name in enumerate(arguments)}
+    wanted = [_outputs(graph)[name] for name in results]
+    body = _Body(graph, targets, set(wanted), {})
+    body.write()
+    return body.function([
+        f"def made({', '.join(targets.values())}):",
+        *(f"    {line}" for line in body.lines),
+        f"    return ({''.join(body.names[node] + ', ' for node in wanted)})",
+    ])  # fmt: skip
 
-    def constant(value: Any) -> str:
-        key = f"k{len(constants)}"
-        constants[key] = value
+
+def repeated(
+    graph: fx.Graph,
+    constants: Sequence[str],
+    sequences: Sequence[str],
+    states: Mapping[str, str | None],
+    emits: Sequence[str],
+    sums: Sequence[str],
+    rows: str,
+) -> Callable[..., tuple[Any, ...]]:
+    """Compile the graph of a step to a function that runs many steps of it:
+
+        f(steps, rows, *constants, *sequences, *emits, *states, *sums) -> (*states, *sums)
+
+    A sequence is a list with one tensor for each step, in the order in which the steps run; an emit is a list of the
+    memory to write each step's value into. states: placeholder -> the result that feeds it, None for zero. Sums
+    start from what is passed, None for nothing. A state that is returned may lie in an emit's memory.
+    """
+    outputs = _outputs(graph)
+    names = {rows: "rows"}
+    names |= {name: f"a{i}" for i, name in enumerate(constants)}
+    names |= {name: f"x{i}" for i, name in enumerate(sequences)}
+    names |= {name: f"h{i}" for i, name in enumerate(states)}
+    feeding = [outputs[name] if name is not None else None for name in states.values()]
+    added = [outputs[name] for name in sums]
+    slots: dict[fx.Node, list[str]] = {}
+    for i, name in enumerate(emits):
+        slots.setdefault(outputs[name], []).append(f"y{i}")
+    body = _Body(graph, names, {n for n in feeding if n is not None} | set(added) | set(slots), slots)
+    body.write()
+    ends = [f"h{i}" for i in range(len(feeding))] + [f"z{i}" for i in range(len(added))]
+    nexts = [
+        body.names[node] if node is not None else f"{body.constant(torch.zeros_like)}(h{i})"
+        for i, node in enumerate(feeding)
+    ]
+    nexts += [
+        f"{body.names[node]} if z{i} is None else z{i} + {body.names[node]}" for i, node in enumerate(added)
+    ]
+    items = [f"x{i}" for i in range(len(sequences))] + [f"y{i}" for i in range(len(emits))]
+    lists = [item.upper() for item in items]
+    parameters = ["steps", "rows", *(names[name] for name in constants), *lists, *ends]
+    each = f"{', '.join(items)} in zip({', '.join(lists)})" if len(items) > 1 else f"{items[0]} in {lists[0]}" if items else "_ in range(steps)"
+    return body.function([
+        f"def made({', '.join(parameters)}):",
+        f"    for {each}:",
+        *(f"        {line}" for line in body.lines),
+        *([f"        {', '.join(ends)} = {', '.join(nexts)}"] if ends else []),
+        f"    return ({''.join(end + ', ' for end in ends)})",
+    ])  # fmt: skip
+
+
+class _Body:
+    """The lines of Python that compute a graph's values, one after the other.
+
+    inputs: placeholder -> its name in Python. wanted: values that outlive the body. slots: value -> memory that it has
+    to be written into.
+    """
+
+    def __init__(
+        self, graph: fx.Graph, inputs: Mapping[str, str], wanted: set[fx.Node], slots: Mapping[fx.Node, Sequence[str]]
+    ):
+        self.graph, self.inputs, self.slots = graph, inputs, slots
+        self.dying = _last_uses(graph, wanted)
+        self.places = {node: names[0] for node, names in slots.items() if node.target in _INTO}
+        self.chunks = _chunks(graph)
+        self.names: dict[fx.Node, str] = {}
+        self.space: dict[str, Any] = {}
+        self.lines: list[str] = []
+
+    def write(self) -> None:
+        # What only leads to a value that has its place is computed in that place.
+        for node in reversed(self.graph.nodes):
+            if node in self.places and (operand := self._to_overwrite(node)) is not None:
+                self.places[operand] = self.places[node]
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                self.names[node] = self.inputs.get(str(node.target), "None")
+            elif node.op == "call_function":
+                self._call(node)
+            for slot in self.slots.get(node, ()):
+                if self.places.get(node) != slot:
+                    self.lines.append(f"{slot}.copy_({self.names[node]})")
+            dead = [self.names[value] for value in self.dying.get(node, ()) if value.op != "placeholder"]
+            if dead:
+                self.lines.append(f"del {', '.join(dead)}")
+
+    def _call(self, node: fx.Node) -> None:
+        if node in self.names:
+            return
+        if node in self.chunks:
+            parts = self.chunks[node]
+            self.names |= {part: f"v{len(self.names) + i}" for i, part in enumerate(parts)}
+            call = f"{self.constant(torch.chunk)}({self._literal(node.args[0])}, {len(parts)}, 1)"
+            self.lines.append(f"{', '.join(self.names[part] for part in parts)} = {call}")
+            return
+        if node.target is operator.getitem:
+            expression = f"{self._literal(node.args[0])}[{self._literal(node.args[1])}]"
+        elif node.target is aten.slice.Tensor and node.args[1] == 1 and len(node.args) == 4:
+            expression = f"{self._literal(node.args[0])}[:, {node.args[2]}:{node.args[3]}]"
+        else:
+            arguments = [self._literal(arg) for arg in node.args]
+            arguments += [f"{key}={self._literal(value)}" for key, value in node.kwargs.items()]
+            place = self.places.get(node)
+            if place is None and (operand := self._to_overwrite(node)) is not None:
+                place = self.names[operand]
+            if place is None:
+                short = node.target._op if isinstance(node.target, torch._ops.OpOverload) else node.target
+                target = _SHORT.get(node.target, short)
+            else:
+                target, word = _INTO[node.target]
+                arguments.append(f"{word}={place}")
+            expression = f"{self.constant(target)}({', '.join(arguments)})"
+        self.names[node] = f"v{len(self.names)}"
+        self.lines.append(f"{self.names[node]} = {expression}")
+
+    def _to_overwrite(self, node: fx.Node) -> fx.Node | None:
+        """An operand in whose memory the result may be put: of the same form, its own, needed by nobody after this."""
+        if node.target not in _INTO or torch.Tag.pointwise not in node.target.tags:  # type: ignore[union-attr]
+            return None
+        for value in self.dying.get(node, ()):
+            alone = value.target in _INTO and all(user.target in _INTO for user in value.users)
+            if alone and value is not node and value not in self.places and _form(value) == _form(node):
+                return value
+        return None
+
+    def constant(self, value: Any) -> str:
+        """The name of something that the function carries with it."""
+        key = f"k{len(self.space)}"
+        self.space[key] = value
         return key
 
-    def literal(value: Any) -> str:
+    def _literal(self, value: Any) -> str:
         if isinstance(value, fx.Node):
-            return names[value]
+            return self.names[value]
         if isinstance(value, (list, fx.immutable_collections.immutable_list)):
-            return f"[{', '.join(map(literal, value))}]"
+            return f"[{', '.join(map(self._literal, value))}]"
         if isinstance(value, tuple):
-            return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
+            return f"({', '.join(map(self._literal, value))}{',' if len(value) == 1 else ''})"
         if value is None or isinstance(value, (bool, int)):
             return repr(value)
-        return constant(value)
+        return self.constant(value)
 
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            names[node] = targets.get(str(node.target), "None")
-        elif node.op == "call_function":
-            names[node] = f"v{len(names)}"
-            if node.target is operator.getitem:
-                expression = f"{literal(node.args[0])}[{literal(node.args[1])}]"
-            elif node.target is aten.slice.Tensor and node.args[1] == 1 and len(node.args) == 4:
-                expression = f"{literal(node.args[0])}[:, {node.args[2]}:{node.args[3]}]"
-            else:
-                target = constant(_SHORT.get(node.target, node.target))
-                parts = [literal(arg) for arg in node.args]
-                parts += [f"{key}={literal(value)}" for key, value in node.kwargs.items()]
-                expression = f"{target}({', '.join(parts)})"
-            lines.append(f"    {names[node]} = {expression}")
-        dead = [names[value] for value in last_use.get(node, ()) if value.op != "placeholder"]
-        if dead:
-            lines.append(f"    del {', '.join(dead)}")
-    lines.append(f"    return ({''.join(names[node] + ', ' for node in wanted)})")
-    source = f"def stage({', '.join(targets.values())}):\n" + "\n".join(lines) + "\n"
-    space = dict(constants)
-    exec(compile(source, "<elman stage>", "exec"), space)
-    return space["stage"]  # type: ignore[no-any-return]
+    def function(self, lines: Iterable[str]) -> Callable[..., tuple[Any, ...]]:
+        exec(compile("\n".join(lines) + "\n", "<elman stage>", "exec"), self.space)
+        return self.space["made"]  # type: ignore[no-any-return]
+
+
+def _outputs(graph: fx.Graph) -> dict[str, fx.Node]:
+    return next(node for node in graph.nodes if node.op == "output").args[0]  # type: ignore[return-value]
+
+
+def _form(node: fx.Node) -> tuple[Any, ...]:
+    """Shape and dtype; the batch is a symbol."""
+    value = node.meta["val"]
+    return (tuple(size if isinstance(size, int) else str(size) for size in value.shape), value.dtype)
+
+
+def _chunks(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """The first slice of a value -> all of them in order, where they share out its columns evenly."""
+    found = {}
+    for value in graph.nodes:
+        slices = [u for u in value.users if u.target is aten.slice.Tensor and u.args[1] == 1 and len(u.args) == 4]
+        if len(slices) < 2:
+            continue
+        width, rest = divmod(value.meta["val"].shape[1], len(slices))
+        parts = {user.args[2:4]: user for user in slices}
+        ranges = [(k * width, (k + 1) * width) for k in range(len(slices))]
+        if not rest and set(parts) == set(ranges):
+            found[slices[0]] = [parts[columns] for columns in ranges]
+    first_in_order = {node: i for i, node in enumerate(graph.nodes)}
+    return {min(parts, key=first_in_order.__getitem__): parts for parts in found.values()}
 
 
 def _last_uses(graph: fx.Graph, wanted: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

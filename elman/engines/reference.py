@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from elman.circuit.form import ROWS
 from elman.engines.base import Engine, LoopResult
-from elman.engines.codegen import function
+from elman.engines.codegen import repeated
 from elman.plan.form import Loop
 
 Tensor = torch.Tensor
@@ -22,9 +23,7 @@ class Reference(Engine):
     name = "reference"
 
     def __init__(self) -> None:
-        self._steps: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._made: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = weakref.WeakKeyDictionary()
 
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         return None
@@ -37,41 +36,38 @@ class Reference(Engine):
         reverse: bool,
         out: Mapping[str, Tensor],
     ) -> LoopResult:
-        step = self._steps.get(loop)
-        if step is None:
-            step = self._steps[loop] = _compiled(loop)
-        steps = len(batch_sizes)
-        even = steps == 0 or batch_sizes[0] == batch_sizes[-1]
+        run_steps = self._made.get(loop)
+        if run_steps is None:
+            run_steps = self._made[loop] = _compiled(loop)
+        even = not batch_sizes or batch_sizes[0] == batch_sizes[-1]
         constants = [values[name] for name in loop.constants]
-        rowed = [i for i, name in enumerate(loop.constants) if name in loop.rowed]
-        sequences = [_cut(values[name], batch_sizes, even, name in loop.stepped) for name in loop.sequences]
+        # What each step reads and writes, in the order in which the steps run.
+        way = slice(None, None, -1 if reverse else 1)
+        read = [_cut(values[name], batch_sizes, even, name in loop.stepped)[way] for name in loop.sequences]
+        written = [_cut(out[name], batch_sizes, even, name in loop.stepped)[way] for name in loop.emits]
         starts = [values[state.name] for state in loop.states]
-        finals = [start.clone() for start in starts] if not even else list(starts)
-        kept: list[list[Tensor]] = [[] for _ in loop.emits]
-        sums: list[Tensor | None] = [None] * len(loop.sums)
-        fed, count = len(loop.states), len(loop.emits)
+        sums: Sequence[Tensor | None] = [None] * len(loop.sums)
 
-        running = batch_sizes[-1 if reverse else 0] if steps else 0
-        states = [start[:running] for start in starts] if not even else list(starts)
-        given = constants
-        for t in range(steps - 1, -1, -1) if reverse else range(steps):
-            size = batch_sizes[t]
-            if size != running:
-                states = _resize(states, starts, finals, running, size)
-                running = size
-            if rowed and not even:
-                given = [c[:size] if i in rowed else c for i, c in enumerate(constants)]
-            made = step(*given, *[sequence[t] for sequence in sequences], *states, size)
-            states = list(made[:fed])
-            for store, value in zip(kept, made[fed : fed + count], strict=True):
-                store.append(value)
-            for i, value in enumerate(made[fed + count :]):
-                before = sums[i]
-                sums[i] = value if before is None else before + value
-        for name, store in zip(loop.emits, kept, strict=True):
-            if store:
-                _write(out[name], store[::-1] if reverse else store, name in loop.stepped)
-        ended = _ended(states, finals, running, even)
+        if even:
+            steps, rows = len(batch_sizes), batch_sizes[0] if batch_sizes else 0
+            made = run_steps(steps, rows, *constants, *read, *written, *starts, *sums) if steps else (*starts, *sums)
+            ended = [value.clone() for value in made[: len(starts)]]  # it may lie in `out`, or be an input
+            sums = made[len(starts) :]
+        else:
+            ended = [start.clone() for start in starts]
+            running = 0 if reverse else batch_sizes[0]
+            states = [start[:running] for start in starts]
+            for first, stop, rows in _stretches(batch_sizes[way]):
+                states = _resize(states, starts, ended, running, rows)
+                running = rows
+                given = [
+                    value[:rows] if name in loop.rowed else value
+                    for name, value in zip(loop.constants, constants, strict=True)
+                ]
+                items = [sequence[first:stop] for sequence in (*read, *written)]
+                made = run_steps(stop - first, rows, *given, *items, *states, *sums)
+                states, sums = list(made[: len(states)]), made[len(states) :]
+            _resize(states, starts, ended, running, 0)
         return LoopResult(
             {state.name: value for state, value in zip(loop.states, ended, strict=True)},
             {name: _sum(loop, name, value) for name, value in zip(loop.sums, sums, strict=True)},
@@ -79,43 +75,29 @@ class Reference(Engine):
 
 
 def _compiled(loop: Loop) -> Callable[..., tuple[Any, ...]]:
-    """The step as a function of constants, sequences, states and rows; states that are fed by zero get zeros."""
-    names = [*loop.constants, *loop.sequences, *(state.name for state in loop.states), ROWS]
-    fed = [state.next for state in loop.states]
-    results = [name for name in fed if name is not None] + [*loop.emits, *loop.sums]
-    raw = function(loop.graph, names, results)
-    if None not in fed:
-        return raw
-    first_state = len(loop.constants) + len(loop.sequences)
+    """The loop as a function that runs many steps of the same number of rows."""
+    states = {state.name: state.next for state in loop.states}
+    return repeated(loop.graph, loop.constants, loop.sequences, states, loop.emits, loop.sums, ROWS)
 
-    def step(*arguments: Any) -> tuple[Any, ...]:
-        made = iter(raw(*arguments))
-        zeros = [
-            torch.zeros_like(arguments[first_state + i]) if n is None else next(made)
-            for i, n in enumerate(fed)
-        ]
-        return (*zeros, *made)
 
-    return step
+def _stretches(sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(first step, step after the last, rows) of every stretch of steps with the same number of rows."""
+    first = 0
+    for rows, stretch in itertools.groupby(sizes):
+        stop = first + len(list(stretch))
+        yield first, stop, rows
+        first = stop
 
 
 def _cut(value: Tensor, batch_sizes: Sequence[int], even: bool, stepped: bool) -> Sequence[Tensor]:
-    """A packed sequence, step by step."""
+    """A packed sequence, step by step, as views."""
     if stepped:
         return value.unbind(0)
     if not batch_sizes:
         return ()
     if even:
-        return value.reshape(len(batch_sizes), batch_sizes[0], *value.shape[1:]).unbind(0)
+        return value.view(len(batch_sizes), batch_sizes[0], *value.shape[1:]).unbind(0)
     return value.split(list(batch_sizes))
-
-
-def _write(out: Tensor, values: list[Tensor], stepped: bool) -> None:
-    """Put the values of all steps into a packed sequence."""
-    if stepped:
-        torch.stack(values, out=out)
-    else:
-        torch.cat(values, out=out)
 
 
 def _resize(
@@ -127,14 +109,6 @@ def _resize(
             final[size:running] = state[size:running]
         return [state[:size] for state in states]
     return [torch.cat([state, start[running:size]]) for state, start in zip(states, starts, strict=True)]
-
-
-def _ended(states: list[Tensor], finals: list[Tensor], running: int, even: bool) -> list[Tensor]:
-    if even:
-        return states
-    for state, final in zip(states, finals, strict=True):
-        final[:running] = state
-    return finals
 
 
 def _sum(loop: Loop, name: str, value: Tensor | None) -> Tensor:

@@ -36,7 +36,8 @@ class Call:
 def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Run a plan without recording gradients.
 
-    inputs: input port -> constant, sequence `[T, B, …]`, or starting state `[B, …]` (None for zeros); noise is drawn here.
+    inputs: input port -> constant, sequence `[T, B, …]`, or starting state `[B, …]` (None for
+        zeros); noise is drawn here.
     Returns output port -> sum, sequence `[T, B, …]`, or final state `[B, …]`.
     """
     circuit = plan.circuit
@@ -77,16 +78,14 @@ def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str
 
 
 def _stage(stage: Stage, values: dict[str, Any], rows: int, timeline: Timeline) -> None:
-    outputs = stage.outputs()
-    if not outputs:
-        return
     compiled = _STAGES.get(stage)
     if compiled is None:
-        names = (*stage.inputs(), ROWS, TIMELINE)
-        compiled = _STAGES[stage] = (function(stage.graph, names, outputs), stage.inputs(), outputs)
+        inputs, outputs = stage.inputs(), stage.outputs()
+        compiled = _STAGES[stage] = (function(stage.graph, (*inputs, ROWS, TIMELINE), outputs), inputs, outputs)
     run_stage, inputs, outputs = compiled
-    made = run_stage(*[values[name] for name in inputs], rows, timeline)
-    values.update(zip(outputs, made, strict=True))
+    if outputs:
+        made = run_stage(*[values[name] for name in inputs], rows, timeline)
+        values.update(zip(outputs, made, strict=True))
 
 
 _STAGES: weakref.WeakKeyDictionary[Stage, tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]] = (
@@ -94,20 +93,45 @@ _STAGES: weakref.WeakKeyDictionary[Stage, tuple[Callable[..., Any], tuple[str, .
 )
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A sequence that a loop writes: its width, and the state whose next values it holds, if it is one's."""
+
+    name: str
+    stepped: bool
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    state: str | None
+
+
+_KEPT: weakref.WeakKeyDictionary[Loop, list[_Kept]] = weakref.WeakKeyDictionary()
+
+
+def _kept(loop: Loop) -> list[_Kept]:
+    """What a loop writes, worked out once."""
+    found = _KEPT.get(loop)
+    if found is None:
+        results = graphs.results_of(loop.graph)
+        delayed = {results[state.next]: state.name for state in loop.states if state.next is not None}
+        found = _KEPT[loop] = []
+        for name in loop.emits:
+            like, stepped = results[name].meta["val"], name in loop.stepped
+            shape = tuple(int(size) for size in (like.shape if stepped else like.shape[1:]))
+            found.append(_Kept(name, stepped, shape, like.dtype, like.device, delayed.get(results[name])))
+    return found
+
+
 def _loop(plan: Plan, loop: Loop, call: Call, timeline: Timeline, values: dict[str, Any]) -> None:
-    device = plan.circuit.inputs[0].device
-    results = graphs.results_of(loop.graph)
-    # A kept sequence that is also a state's gets room for the starting value beside it: its delay is then a view.
-    delayed = {results[state.next]: state.name for state in loop.states if state.next is not None}
     out: dict[str, Tensor] = {}
-    for name in loop.emits:
-        like = results[name].meta["val"]
-        if name in loop.stepped:
-            out[name] = torch.empty((call.steps, *map(int, like.shape)), dtype=like.dtype, device=like.device)
+    for kept in _kept(loop):
+        if kept.stepped:
+            out[kept.name] = torch.empty((call.steps, *kept.shape), dtype=kept.dtype, device=kept.device)
         else:
-            start = values[delayed[results[name]]] if results[name] in delayed else None
-            out[name] = timeline.allocate([int(s) for s in like.shape[1:]], like.dtype, like.device, start)
-    engine = choose(call.engine, loop, device)
+            # A kept sequence that is also a state's gets room for the starting value beside it: its delay is then a view.
+            start = values[kept.state] if kept.state is not None else None
+            out[kept.name] = timeline.allocate(kept.shape, kept.dtype, kept.device, start)
+    engine = choose(call.engine, loop, plan.circuit.inputs[0].device)
     result = engine.run(loop, values, timeline.batch_sizes, timeline.reverse, out)
     values.update(out)
     values.update({f"{name} final": value for name, value in result.finals.items()})

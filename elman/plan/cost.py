@@ -1,4 +1,4 @@
-"""What a plan costs: operations by stage, bytes kept for the backward pass, length of the sequential path, parameters."""
+"""What a plan costs: operations by stage, bytes kept for the backward pass, the sequential path, parameters."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ADDRESSING = {
 class Cost:
     """The cost of one call on T steps of B rows.
 
-    once, before, loop, after: floating-point operations of each stage, a multiply-add counting as two; `loop` is the sum
-        over all T steps.
+    once, before, loop, after: floating-point operations of each stage, a multiply-add counting as two; `loop`
+        is the sum over all T steps.
     kept: bytes that the forward pass keeps for the backward pass, besides inputs, outputs and parameters' own.
     path: how many operations have to wait for one another. It grows with T times the depth of the loop: the book's
         "O(τ), and it cannot be parallelised".

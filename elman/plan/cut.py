@@ -157,7 +157,7 @@ def _states_only(circuit: Circuit, graph: fx.Graph, needed: set[fx.Node]) -> lis
 
 def _minimum_cut(circuit: Circuit, graph: fx.Graph, where: Regions, needed: set[fx.Node]) -> list[str]:
     """Names of the values to keep. Each choice of states whose sequence is kept is one cut; the cheapest wins."""
-    states = [port for port in circuit.inputs_of(Kind.STATE)]
+    states = circuit.inputs_of(Kind.STATE)
     choices = (
         [c for n in range(len(states) + 1) for c in combinations(states, n)]
         if len(states) <= 4

@@ -81,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class LoopState:
-    """A delay inside the loop: placeholder `name`, starting value of the same name, fed by result `next` (None: zero)."""
+    """A delay in the loop: placeholder `name`, starting value of the same name, fed by result `next` (None: zero)."""
 
     name: str
     next: str | None

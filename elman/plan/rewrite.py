@@ -1,4 +1,4 @@
-"""Rewrites of a step that move work out of its loop, and put product and sum together. `PASSES` is the list, in order."""
+"""Rewrites that move work out of a step's loop, and put product and sum together. `PASSES` is the list, in order."""
 
 from __future__ import annotations
 

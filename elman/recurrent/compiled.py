@@ -69,7 +69,7 @@ def decode(code: Any, tensors: list[Tensor]) -> Any:
 
 
 def _constant(function: Any) -> Any:
-    """torch.compiler.assume_constant_result, without importing the compiler: what it returns is a constant of the graph."""
+    """torch.compiler.assume_constant_result, without importing the compiler: a constant of the graph comes out."""
     function._dynamo_marked_constant = True
     return function
 

@@ -186,7 +186,8 @@ class Recurrent(torch.nn.Module):
             return int(steps), None
         if steps is not None:
             raise InputError(
-                what="the number of steps is given twice", where="steps=", got=f"steps={steps} and {tree.paths[0]} {list(xs[0].shape)}",
+                what="the number of steps is given twice", where="steps=", 
+                got=f"steps={steps} and {tree.paths[0]} {list(xs[0].shape)}",
                 mend="leave steps= to autonomous systems, whose x is None",
             )  # fmt: skip
         for tensor, path in zip(xs, tree.paths, strict=True):

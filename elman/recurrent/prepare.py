@@ -42,7 +42,7 @@ _LIMIT = 256
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a trace depends on besides the cell: structures of the arguments, and widths, dtype and device of their tensors."""
+    """What a trace depends on besides the cell: structures of the arguments; widths, dtype, device of their tensors."""
 
     x: Tree
     state: Tree

@@ -31,7 +31,8 @@ def trace(cell: torch.nn.Module, x: Any, state: Any, context: Any = None, *, che
 
     cell: any module whose `forward(x, state[, context])` is one step; it is not changed.
     x, state, context: examples at one step, tensors `[B, …]` or nested tuples, dicts, NamedTuples of them. Only
-        structure, widths, dtype and device are used, and the values of integer inputs; x is None for an autonomous cell.
+        structure, widths, dtype and device are used, and the values of integer inputs; x is None for an autonomous
+        cell.
     check: compare the circuit with the cell on random steps, outputs and gradients.
 
     The batch stays symbolic, and time does not occur: one trace serves every B and T. Raises TraceError (an

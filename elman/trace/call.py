@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 
 def places(cell: torch.nn.Module) -> list[tuple[Place, ...]]:
-    """Every tensor that a cell keeps: parameters, buffers and plain attributes; tied ones are one entry of many places."""
+    """Every tensor that a cell keeps: parameters, buffers, plain attributes; tied ones are one entry of many places."""
     found: dict[int, list[Place]] = {}
     for path, module in cell.named_modules():
         for store in ("_parameters", "_buffers", "__dict__"):

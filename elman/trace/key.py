@@ -42,7 +42,7 @@ def _tensor(value: torch.Tensor, seen: dict[int, int]) -> Hashable:
 
 
 def freeze(value: Any, seen: dict[int, int], depth: int = 0) -> Hashable:
-    """A hashable that changes when a value does: by value for numbers, containers and plain objects, else by identity."""
+    """A hashable that changes when a value does: numbers, containers and plain objects by value, others by identity."""
     if isinstance(value, _PLAIN):
         return (type(value), value)
     if isinstance(value, torch.Tensor):

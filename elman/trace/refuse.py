@@ -152,7 +152,7 @@ def writes(
 def writes_while_running(
     step: StepFunction, example: Mapping[str, torch.Tensor], ports: Sequence[InPort], cell: str
 ) -> Iterator[None]:
-    """Autograd forbids most writes into what wants a gradient; say which tensor it was, from a run without gradients."""
+    """Autograd forbids most writes into what wants a gradient: say which tensor it was, by a run without gradients."""
     try:
         yield
     except RuntimeError as error:

@@ -153,7 +153,7 @@ def _agree(circuit: Circuit, what: str, cell: Tensor, ours: Tensor, batch: int) 
             where=circuit.name,
             got=_summary(ours),
             expected=_summary(cell),
-            mend="the step may branch on the batch size, compute with it, mix rows, or behave differently from call to call",
+            mend="the step may branch on the batch size, compute with it, mix rows, or differ from call to call",
         )
 
 
