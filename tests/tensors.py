@@ -1,4 +1,7 @@
-"""Random tensors by description, for the tables of cells: `floats("I")` is [B, I], or [T, B, I] for a sequence."""
+"""Random tensors by description, for the tables of cells: `floats("I")` is [B, I], or [T, B, I] for a sequence.
+
+And the tensors of a tree.
+"""
 
 from __future__ import annotations
 
@@ -61,3 +64,12 @@ def draw(
         return value.to(dtype) if value.is_floating_point() else value
 
     return pytree.tree_map(leaf, tree)
+
+
+def tensors(*trees: object) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(trees) if isinstance(leaf, Tensor)]
+
+
+def differentiable(*trees: object) -> list[Tensor]:
+    """The floating-point tensors of trees, as leaves that want gradients."""
+    return [leaf.requires_grad_() for leaf in tensors(*trees) if leaf.is_floating_point()]

@@ -15,6 +15,7 @@ from elman.errors import ElmanError, InputError
 from elman.trace.initial import initial_state
 from tests import eager
 from tests.cases import CASES, DTYPES, REFUSED, Case, Refused
+from tests.tensors import differentiable, tensors
 
 Tensor = torch.Tensor
 T, B, I, H = 6, 3, 5, 17
@@ -25,15 +26,6 @@ every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
 
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def tensors(*trees: object) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(trees) if isinstance(leaf, Tensor)]
-
-
-def differentiable(*trees: object) -> list[Tensor]:
-    """The floating-point tensors of trees, as leaves that want gradients."""
-    return [leaf.requires_grad_() for leaf in tensors(*trees) if leaf.is_floating_point()]
 
 
 def run(case: Case, cell: nn.Module, T: int, B: int, dtype: torch.dtype = torch.float64) -> tuple[list, list]:

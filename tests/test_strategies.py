@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests import eager
 from tests.random_cells import RULES, Instruction, Next, Program, RandomCell
 from tests.strategies import programs, random_cells
-from tests.test_cells import differentiable, tensors
+from tests.tensors import differentiable, tensors
 
 Tensor = torch.Tensor
 DRAWS = 200

@@ -15,6 +15,8 @@ from elman.trace.call import places, skeleton, store_of, swapped, understand
 from elman.trace.outside import is_plain, outside, readable
 
 Tensor = torch.Tensor
+# Rows to probe with: a number that no state has entries, since a tensor of two rows can be mistaken for a pair.
+PROBED = 7
 MEND = "define initial_state(batch) on the cell, or pass a state"
 
 
@@ -73,7 +75,7 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
     hidden = getattr(cell, "hidden_size", None)
     if isinstance(hidden, int) and not isinstance(hidden, bool):
         dtype, device = _kind(cell, x)
-        zeros = torch.zeros((2, hidden), dtype=dtype, device=device)
+        zeros = torch.zeros((PROBED, hidden), dtype=dtype, device=device)
         if _keeps(call, zeros, _name(cell)):
             return _zeros(zeros)
     try:
@@ -120,20 +122,20 @@ def _kind(cell: torch.nn.Module, x: Any) -> tuple[torch.dtype, torch.device]:
 
 
 def _small(value: Any) -> Any:
-    """Two rows that look like the user's: random where they are floats, their own values where they are integers."""
+    """A few rows that look like the user's: random where they are floats, their own values where they are integers."""
     generator = torch.Generator().manual_seed(0)
 
     def leaf(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
             return tensor
-        size = (2, *tensor.shape[1:])
+        size = (PROBED, *tensor.shape[1:])
         if tensor.dtype.is_floating_point:
             return (
                 torch.randn(size, generator=generator, dtype=torch.float64).to(tensor.dtype).to(tensor.device)
             )
         if tensor.shape[0] == 0 or not is_plain(tensor):
             return torch.zeros(size, dtype=tensor.dtype, device=tensor.device)
-        return tensor.detach()[torch.arange(2, device=tensor.device) % tensor.shape[0]]
+        return tensor.detach()[torch.arange(PROBED, device=tensor.device) % tensor.shape[0]]
 
     return pytree.tree_map(leaf, value)
 

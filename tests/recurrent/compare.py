@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,16 +145,12 @@ def assert_equal(got: Named, expected: Named, tolerance: float = 1e-10) -> None:
         torch.testing.assert_close(value, other, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def worst(got: Named, expected: Named) -> dict[str, float]:
+def distances(got: Named, expected: Named) -> dict[str, float]:
     """By name, the largest distance in units of the largest expected number."""
     found = {}
     for name, value in got.items():
         other = expected[name]
         if value is not None and other is not None and value.is_floating_point() and value.numel():
-            scale = max(float(other.abs().max()), 1e-3)
-            found[name] = float((value.double() - other.double()).abs().max()) / scale
+            scale = max(float(other.detach().abs().max()), 1e-3)
+            found[name] = float((value.detach().double() - other.detach().double()).abs().max()) / scale
     return found
-
-
-def by_name(cases: Sequence[Case]) -> list[str]:
-    return [case.name for case in cases]

@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 import elman
-from tests import eager
 from tests.cases import CASES, Case
 from tests.recurrent import compare
-from tests.recurrent.compare import Inputs
+from tests.recurrent.compare import Inputs, Named
 
 Tensor = torch.Tensor
 SIZES = ((1, 1), (5, 3), (18, 1), (2, 13))  # 18 steps are more than one block of noise
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
+
+
+def some(*names: str) -> Any:
+    return pytest.mark.parametrize("case", [CASES[name] for name in names], ids=str)
 
 
 @every_case
@@ -27,3 +29,106 @@ def test_a_call_equals_the_eager_loop(case: Case, reverse: bool) -> None:
         got, expected = compare.both(rnn, Inputs.of(case, T, B, seed=T))
         compare.assert_equal(got.values, expected.values)
         compare.assert_equal(got.gradients, expected.gradients)
+
+
+@some("elman", "gru", "lstm", "torch_lstm", "layer_norm_lstm", "zoneout_lstm", "two_level_gru")
+def test_odd_widths(case: Case) -> None:
+    sizes = {"n_in": 3, "n_hidden": 17}
+    rnn = elman.Recurrent(case.make(*sizes.values()).double())
+    for T, B in ((63, 1), (7, 13)):
+        got, expected = compare.both(rnn, Inputs.of(case, T, B, **sizes))
+        compare.assert_equal(got.values, expected.values)
+        compare.assert_equal(got.gradients, expected.gradients)
+
+
+@some(
+    "elman", "jordan", "gru", "lstm", "leaky", "torch_rnn_relu", "torch_gru", "torch_lstm", "layer_norm_lstm", "mgu",
+    "zoneout_lstm", "cat_rnn", "weight_norm_rnn", "smooth_rnn", "competing_rnn", "fast_weights_rnn",
+)  # fmt: skip
+def test_float32_is_as_exact_as_eager_pytorch(case: Case) -> None:
+    """The distance from the float64 loop is at most four times that of the float32 loop."""
+    exact = elman.Recurrent(case.make().double())
+    rnn = elman.Recurrent(case.make().float())
+    for T, B in ((40, 3), (3, 13)):
+        _, reference = compare.both(exact, Inputs.of(case, T, B))
+        got, eager = compare.both(rnn, Inputs.of(case, T, B, torch.float32))
+        for mine, loop, right in (
+            (got.values, eager.values, reference.values),
+            (got.gradients, eager.gradients, reference.gradients),
+        ):
+            distance, allowed = compare.distances(mine, right), compare.distances(loop, right)
+            assert list(distance) == list(allowed)
+            for name, found in distance.items():
+                assert found <= max(4 * allowed[name], 1e-6), f"{name}: {found:.1e}, eager {allowed[name]:.1e}"
+
+
+# --- second derivatives ---------------------------------------------------------------------------------------------
+
+
+def second(run: Any, rnn: elman.Recurrent, inputs: Inputs) -> tuple[Named, Named]:
+    """First derivatives of a random projection, and the derivatives of a random projection of those."""
+    wanted = compare.wanted_of(rnn, inputs)
+    first = compare.gradients(compare.flat(*run(rnn, inputs)), wanted, create_graph=True)
+    return first, compare.gradients(first, wanted)
+
+
+@some(
+    "lstm", "jordan", "torch_rnn_tanh", "layer_norm_rnn", "zoneout_lstm", "noisy_rnn", "cat_rnn", "tied_rnn",
+    "delayed_rnn", "swing", "context_rnn", "loss_rnn", "dict_output_rnn",
+    # What a gradient means, when it is not the derivative of what is computed, only the cell's own autograd can say.
+    "straight_through_rnn", "rounded_rnn", "lying_rnn", "spiking_rnn", "detached_rnn", "no_grad_rnn", "cut_rnn",
+)  # fmt: skip
+def test_second_derivatives_are_those_of_the_eager_loop(case: Case) -> None:
+    rnn = elman.Recurrent(case.make().double())
+    inputs = Inputs.of(case, 4, 3)
+    got, expected = second(compare.ours, rnn, inputs), second(compare.theirs, rnn, inputs)
+    for mine, right in zip(got, expected, strict=True):
+        compare.assert_equal(mine, right)
+
+
+def test_second_derivatives_in_reverse() -> None:
+    rnn = elman.Recurrent(CASES["lstm"].make().double(), reverse=True)
+    inputs = Inputs.of(CASES["lstm"], 4, 3)
+    got, expected = second(compare.ours, rnn, inputs), second(compare.theirs, rnn, inputs)
+    for mine, right in zip(got, expected, strict=True):
+        compare.assert_equal(mine, right)
+
+
+def test_third_derivatives() -> None:
+    """A penalty on the norm of a gradient, differentiated twice more."""
+    rnn = elman.Recurrent(CASES["elman"].make(2, 2).double())
+    inputs = Inputs.of(CASES["elman"], 3, 2, n_in=2, n_hidden=2)
+    found = []
+    for run in (compare.ours, compare.theirs):
+        wanted = compare.wanted_of(rnn, inputs)
+        values = compare.flat(*run(rnn, inputs))
+        for _ in range(3):
+            values = compare.gradients(values, wanted, create_graph=True)
+        found.append(values)
+    compare.assert_equal(*found)
+
+
+@some("elman", "jordan", "gru", "leaky", "ind_rnn", "learned_start_rnn")
+@pytest.mark.slow
+def test_gradgradcheck(case: Case) -> None:
+    sizes = {"n_in": 2, "n_hidden": 2}
+    rnn = elman.Recurrent(case.make(*sizes.values()).double())
+    inputs = Inputs.of(case, 2, 2, **sizes)
+    leaves = [inputs.x, inputs.state, *rnn.parameters()]
+
+    def call(x: Tensor, state: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        return rnn(x, state)
+
+    assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
+
+
+@some("hard_gru", "token_rnn", "kinked_rnn", "smooth_rnn", "convolutional_rnn")
+def test_second_derivatives_that_cannot_be_traced_are_refused(case: Case) -> None:
+    """PyTorch has none (hardsigmoid), or computes them in a way that fixes the batch size (abs, embedding, convolution)."""
+    rnn = elman.Recurrent(case.make().double())
+    inputs = Inputs.of(case, 2, 3)
+    with pytest.raises(elman.ElmanError, match="adjoint"):
+        second(compare.ours, rnn, inputs)
+    got, expected = compare.both(rnn, inputs)
+    compare.assert_equal(got.gradients, expected.gradients)
