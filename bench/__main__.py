@@ -24,15 +24,23 @@ SHAPES = "B1H128,B16H64,B32H128,B32H256"
 
 def main(
     cells: Annotated[str, typer.Option(help=f"which, of: {', '.join(ENTRIES)}")] = ",".join(ENTRIES),
-    shapes: Annotated[str, typer.Option(help="batch and hidden width, as in B16H64; inputs are as wide")] = SHAPES,
+    shapes: Annotated[
+        str, typer.Option(help="batch and hidden width, as in B16H64; inputs are as wide")
+    ] = SHAPES,
     steps: Annotated[int, typer.Option(help="T, the length of the sequences")] = 100,
     repeats: Annotated[int, typer.Option(help="rounds of measurement")] = 9,
-    seconds: Annotated[float, typer.Option(help="time for one line of a table; at least three rounds are run")] = 2.0,
+    seconds: Annotated[
+        float, typer.Option(help="time for one line of a table; at least three rounds are run")
+    ] = 2.0,
     threads: Annotated[int, typer.Option(help="of torch; 0 leaves its own choice")] = 0,
     engine: Annotated[str, typer.Option(help="that runs our loops")] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
+    ] = False,
     overheads: Annotated[bool, typer.Option(help="import, trace and call times as well")] = True,
-    json_to: Annotated[Path | None, typer.Option("--json", help="write every measurement into this file")] = None,
+    json_to: Annotated[
+        Path | None, typer.Option("--json", help="write every measurement into this file")
+    ] = None,
 ) -> None:
     """Time elman beside its peers: in one process, in turns, after checking that the results agree."""
     if threads:
@@ -42,7 +50,9 @@ def main(
     console = Console()
     about = machine()
     console.print("\n".join(f"{name}: {value}" for name, value in about.items()), highlight=False)
-    console.print(f"T = {steps}; us per time step, median of up to {repeats} rounds in turns; ×: theirs / ours\n")
+    console.print(
+        f"T = {steps}; us per time step, median of up to {repeats} rounds in turns; ×: theirs / ours\n"
+    )
     rows: list[measure.Row] = []
     wrong: list[str] = []
     for shape in map(Shape.parse, shapes.split(",")):
@@ -126,7 +136,9 @@ def commit() -> str:
     here = Path(__file__).parent
     try:
         head, changed = (
-            subprocess.run(["git", *words], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+            subprocess.run(
+                ["git", *words], cwd=here, check=True, capture_output=True, text=True
+            ).stdout.strip()
             for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.CalledProcessError):

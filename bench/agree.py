@@ -41,7 +41,9 @@ class Problem:
         def convert(tensor: Tensor) -> Tensor:
             return tensor.detach().to(dtype).requires_grad_(tensor.requires_grad)
 
-        return Problem(convert(self.x), pytree.tree_map(convert, self.state), [convert(c) for c in self.cotangents])
+        return Problem(
+            convert(self.x), pytree.tree_map(convert, self.state), [convert(c) for c in self.cotangents]
+        )
 
     def leaves(self) -> dict[str, Tensor]:
         return {"x": self.x, **{f"state {i}": s for i, s in enumerate(pytree.tree_leaves(self.state))}}
@@ -63,7 +65,9 @@ def check(contestants: list[Contestant], cell: nn.Module, problem: Problem) -> d
     random = _noise_of(contestants, problem)
     exact = copy.deepcopy(cell).double()
     with _replayed(random, torch.float64):
-        truth = _results(Contestant(LOOP, loop(exact), dict(exact.named_parameters())), problem.to(torch.float64))
+        truth = _results(
+            Contestant(LOOP, loop(exact), dict(exact.named_parameters())), problem.to(torch.float64)
+        )
     found = {}
     with _replayed(random, problem.x.dtype):
         plain = _results(next(c for c in contestants if c.name == LOOP), problem)
@@ -100,7 +104,6 @@ def _error(made: Tensor, truth: Tensor) -> float:
     if made.shape != truth.shape:
         return float("inf")
     return ((made - truth).abs().max() / truth.abs().max().clamp_min(1e-30)).item()
-
 
 
 def _noise_of(contestants: list[Contestant], problem: Problem) -> list[Tensor]:

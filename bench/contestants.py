@@ -148,4 +148,10 @@ ENTRIES = {
         Entry("zoneout", CASES["zoneout_lstm"]),
     )
 }
-SHIPPED = {"elman": cells.Elman, "jordan": cells.Jordan, "gru": cells.GRU, "lstm": cells.LSTM, "leaky": cells.Leaky}
+SHIPPED = {
+    "elman": cells.Elman,
+    "jordan": cells.Jordan,
+    "gru": cells.GRU,
+    "lstm": cells.LSTM,
+    "leaky": cells.Leaky,
+}

@@ -125,7 +125,11 @@ def products_of(T: int, B: int, *plans: Plan) -> Callable[[], None]:
     for plan in plans:
         stages = ((plan.once, 1, B), (plan.before, 1, T * B), (plan.loop, T, B), (plan.after, 1, T * B))
         for stage, times, rows in stages:
-            found = [] if stage is None else [p for node in stage.nodes() if (p := _product(node, rows)) is not None]
+            found = (
+                []
+                if stage is None
+                else [p for node in stage.nodes() if (p := _product(node, rows)) is not None]
+            )
             if found:
                 work.append((times, found))
 

@@ -41,7 +41,9 @@ def traces() -> dict[str, dict[str, float]]:
 def _trace(kind: Any, width: int) -> dict[str, float]:
     made = {}
     for words in ("", ", second instance"):
-        layer = elman.Recurrent(kind(width, width, width) if kind is elman.cells.Jordan else kind(width, width))
+        layer = elman.Recurrent(
+            kind(width, width, width) if kind is elman.cells.Jordan else kind(width, width)
+        )
         x = torch.randn(3, 2, width)
         with torch.no_grad():
             made[f"inference{words}"] = _seconds(lambda layer=layer, x=x: layer(x))

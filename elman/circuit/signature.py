@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,10 +38,16 @@ class Tree:
         )
 
 
+@functools.cache
+def _alone(name: str) -> Tree:
+    """The structure of a single tensor, one object for each name, so that comparing it takes no time."""
+    return Tree(pytree.tree_structure(0), (name,), (), 1)
+
+
 def flatten(value: Any, name: str) -> tuple[list[Tensor], Tree]:
     """The tensors of a nested structure in order, and the structure. `name` is the user's word for the whole."""
     if isinstance(value, Tensor):
-        return [value], Tree(pytree.tree_structure(value), (name,), (), 1)
+        return [value], _alone(name)
     keyed, spec = pytree.tree_flatten_with_path(value)
     tensors, paths, statics = [], [], []
     for position, (path, leaf) in enumerate(keyed):

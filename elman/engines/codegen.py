@@ -50,7 +50,9 @@ _INTO: dict[Any, tuple[Callable[..., Any], str]] = {
 _SHORT = _VIEWS | _WRITERS
 
 
-def function(graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
+def function(
+    graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]
+) -> Callable[..., tuple[Any, ...]]:
     """Compile a graph to `f(*arguments) -> tuple of results`, both by name; placeholders not listed must be unused."""
     targets = {name: f"a{i}" for i, name in enumerate(arguments)}
     wanted = [_outputs(graph)[name] for name in results]
@@ -103,7 +105,13 @@ def repeated(
     items = [f"x{i}" for i in range(len(sequences))] + [f"y{i}" for i in range(len(emits))]
     lists = [item.upper() for item in items]
     parameters = ["steps", "rows", *(names[name] for name in constants), *lists, *ends]
-    each = f"{', '.join(items)} in zip({', '.join(lists)})" if len(items) > 1 else f"{items[0]} in {lists[0]}" if items else "_ in range(steps)"
+    each = (
+        f"{', '.join(items)} in zip({', '.join(lists)})"
+        if len(items) > 1
+        else f"{items[0]} in {lists[0]}"
+        if items
+        else "_ in range(steps)"
+    )
     return body.function([
         f"def made({', '.join(parameters)}):",
         f"    for {each}:",
@@ -121,7 +129,11 @@ class _Body:
     """
 
     def __init__(
-        self, graph: fx.Graph, inputs: Mapping[str, str], wanted: set[fx.Node], slots: Mapping[fx.Node, Sequence[str]]
+        self,
+        graph: fx.Graph,
+        inputs: Mapping[str, str],
+        wanted: set[fx.Node],
+        slots: Mapping[fx.Node, Sequence[str]],
     ):
         self.graph, self.inputs, self.slots = graph, inputs, slots
         self.dying = _last_uses(graph, wanted)
@@ -223,7 +235,9 @@ def _chunks(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """The first slice of a value -> all of them in order, where they share out its columns evenly."""
     found = {}
     for value in graph.nodes:
-        slices = [u for u in value.users if u.target is aten.slice.Tensor and u.args[1] == 1 and len(u.args) == 4]
+        slices = [
+            u for u in value.users if u.target is aten.slice.Tensor and u.args[1] == 1 and len(u.args) == 4
+        ]
         if len(slices) < 2:
             continue
         width, rest = divmod(value.meta["val"].shape[1], len(slices))

@@ -23,7 +23,9 @@ class Reference(Engine):
     name = "reference"
 
     def __init__(self) -> None:
-        self._made: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = weakref.WeakKeyDictionary()
+        self._made: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         return None
@@ -50,7 +52,11 @@ class Reference(Engine):
 
         if even:
             steps, rows = len(batch_sizes), batch_sizes[0] if batch_sizes else 0
-            made = run_steps(steps, rows, *constants, *read, *written, *starts, *sums) if steps else (*starts, *sums)
+            made = (
+                run_steps(steps, rows, *constants, *read, *written, *starts, *sums)
+                if steps
+                else (*starts, *sums)
+            )
             ended = [value.clone() for value in made[: len(starts)]]  # it may lie in `out`, or be an input
             sums = made[len(starts) :]
         else:

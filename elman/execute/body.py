@@ -81,7 +81,11 @@ def _stage(stage: Stage, values: dict[str, Any], rows: int, timeline: Timeline) 
     compiled = _STAGES.get(stage)
     if compiled is None:
         inputs, outputs = stage.inputs(), stage.outputs()
-        compiled = _STAGES[stage] = (function(stage.graph, (*inputs, ROWS, TIMELINE), outputs), inputs, outputs)
+        compiled = _STAGES[stage] = (
+            function(stage.graph, (*inputs, ROWS, TIMELINE), outputs),
+            inputs,
+            outputs,
+        )
     run_stage, inputs, outputs = compiled
     if outputs:
         made = run_stage(*[values[name] for name in inputs], rows, timeline)

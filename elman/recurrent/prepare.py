@@ -58,7 +58,10 @@ def look_up(
     """The program for a call: from the caches by trace key, or traced now. `own` is the cache of one instance."""
     mark = fingerprint(cell)
     key = (mark, reverse, shapes)
-    found = own.get(key) or _SHARED.get(key)
+    last, latest = next(reversed(own.items()), (None, None))
+    if latest is not None and key == last:  # as in the call before: comparing is cheaper than hashing
+        return latest
+    found = own.pop(key, None) or _SHARED.get(key)
     if found is None:
         plain = replace(shapes, teacher=None)
         others = [(mark, direction, plain) for direction in (reverse, not reverse)]

@@ -116,7 +116,7 @@ def _scaled_sum(graph: fx.Graph, node: fx.Node, bias: Any, product: fx.Node) -> 
 
 def _add(graph: fx.Graph, node: fx.Node) -> Any:
     """a + alpha·b is a product and a sum; a sum with a zero of the same shape and dtype is nothing."""
-    if node.kwargs.get("alpha", 1) == 1:
+    if node.kwargs.get("alpha", 1) == 1 or not isinstance(node.args[1], fx.Node):
         return None
     scaled = insert(graph, aten.mul.Tensor, node.args[1], node.kwargs["alpha"], like=node)
     return insert(graph, node.target, node.args[0], scaled, like=node)  # type: ignore[arg-type]
@@ -206,6 +206,9 @@ def _expand(graph: fx.Graph, node: fx.Node) -> Any:
             continue
         operands = [source if arg is node else arg for arg in user.args]
         shapes = [_val(arg).shape if isinstance(arg, fx.Node) else torch.Size() for arg in operands]
+        # A number in a tensor of no dimensions does not take part in promotion, an expanded one does.
+        if _rank(source) == 0 and _val(source).dtype != _val(user).dtype:
+            continue
         if tuple(torch.broadcast_shapes(*map(_as_ints, shapes))) == _as_ints(_val(user).shape):
             user.args = tuple(operands)
     return None
