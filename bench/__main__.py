@@ -28,10 +28,10 @@ def main(
         str, typer.Option(help="batch and hidden width, as in B16H64; inputs are as wide")
     ] = SHAPES,
     steps: Annotated[int, typer.Option(help="T, the length of the sequences")] = 100,
-    repeats: Annotated[int, typer.Option(help="rounds of measurement")] = 9,
+    repeats: Annotated[int, typer.Option(help="rounds of measurement")] = 7,
     seconds: Annotated[
         float, typer.Option(help="time for one line of a table; at least three rounds are run")
-    ] = 2.0,
+    ] = 1.0,
     threads: Annotated[int, typer.Option(help="of torch; 0 leaves its own choice")] = 0,
     engine: Annotated[str, typer.Option(help="that runs our loops")] = "auto",
     quick: Annotated[
@@ -63,7 +63,7 @@ def main(
                     found += measure.run(ENTRIES[name], shape, steps, repeats, seconds, engine)
                 except Disagreement as error:
                     wrong.append(f"{name} {shape}: {error}")
-        for what in ("training step", "inference"):
+        for what in ("training step", "inference") if found else ():
             console.print(table(f"{shape}, {what}", [row for row in found if row.what == what]))
         rows += found
     extra: dict[str, Any] = {}
@@ -87,10 +87,10 @@ def main(
 
 def table(title: str, rows: list[measure.Row]) -> Table:
     """A line for every cell: us per step of all ways, the ratio to ours beside each peer."""
-    made = Table("cell", title=title, title_justify="left")
+    made = Table("cell", title=title, title_justify="left", pad_edge=False)
     names = list(dict.fromkeys(name for row in rows for name in row.seconds))
     for name in names:
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         made.add_row(row.cell, *(_figure(row, name) for name in names))
     return made

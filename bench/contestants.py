@@ -22,7 +22,7 @@ from tests.cases import CASES, Case
 Tensor = torch.Tensor
 Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
-OURS, LOOP, HOISTED, TORCH = "elman", "Python loop", "loop, U x + b hoisted", "torch.nn"
+OURS, LOOP, HOISTED, TORCH = "elman", "Python loop", "hoisted loop", "torch.nn"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from elman.circuit.rows import factor
 from elman.plan.form import Plan
 
 Tensor = torch.Tensor
-BOUND = "torch.mm alone"
+BOUND = "torch.mm"
 aten = torch.ops.aten
 
 

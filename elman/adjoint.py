@@ -95,14 +95,24 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     ).check()
 
 
+def cotangent_of(circuit: Circuit, output: str) -> str:
+    """The adjoint's input port for dL/d(output): `g_` and its name, with as many g as no input of the circuit has."""
+    name, taken = f"g_{output}", {port.name for port in circuit.inputs}
+    while name in taken:
+        name = f"g{name}"
+    return name
+
+
 def expose(circuit: Circuit) -> Circuit:
     """The same circuit with the sequences h(t-1) of its states as further outputs `<state>_before`.
 
     Second derivatives flow through them: the adjoint takes h(t-1) as inputs.
     """
+    known = {out.name for out in circuit.outputs}
     extra = tuple(
         OutPort(f"{port.name}_before", Kind.SEQUENCE, port.name, f"{port.path} before each step")
         for port in circuit.inputs_of(Kind.STATE)
+        if f"{port.name}_before" not in known  # exposed already, for derivatives of a higher order
     )
     return replace(circuit, outputs=(*circuit.outputs, *extra)).check()
 
@@ -136,7 +146,7 @@ def _wire(circuit: Circuit, joint: Joint, inputs: tuple[InPort, ...]) -> dict[st
     for out in circuit.outputs:
         if out.kind is not Kind.STATE:
             kind = Kind.CONSTANT if out.kind is Kind.SUM else Kind.SEQUENCE
-            add(out.wire, f"g_{out.name}", kind, f"gradient of {out.path}")
+            add(out.wire, cotangent_of(circuit, out.name), kind, f"gradient of {out.path}")
     finals = {out.wire: out for out in reversed(circuit.outputs_of(Kind.STATE))}
     paired: set[str] = set()
     by_state = {out.name.removesuffix("_final"): out for out in circuit.outputs_of(Kind.STATE)}
@@ -148,18 +158,18 @@ def _wire(circuit: Circuit, joint: Joint, inputs: tuple[InPort, ...]) -> dict[st
             final = finals.get(port.next)
         if final is not None and final.name not in paired and final.wire == port.next:
             paired.add(final.name)
-            add(port.next, f"g_{final.name}", Kind.STATE, f"gradient of {final.path}", port.name)
+            add(port.next, cotangent_of(circuit, final.name), Kind.STATE, f"gradient of {final.path}", port.name)
         else:
             add(
                 port.next,
-                f"g_{port.name}_next",
+                cotangent_of(circuit, f"{port.name}_next"),
                 Kind.STATE,
                 f"gradient of {port.path}, from the next step",
                 port.name,
             )
     for out in circuit.outputs_of(Kind.STATE):
         if out.name not in paired:
-            add(out.wire, f"g_{out.name}", Kind.STATE, f"gradient of {out.path}")
+            add(out.wire, cotangent_of(circuit, out.name), Kind.STATE, f"gradient of {out.path}")
     return entries
 
 

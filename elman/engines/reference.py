@@ -57,7 +57,7 @@ class Reference(Engine):
                 if steps
                 else (*starts, *sums)
             )
-            ended = [value.clone() for value in made[: len(starts)]]  # it may lie in `out`, or be an input
+            ended = [value.clone() for value in made[: len(starts)]]  # they may lie in `out`
             sums = made[len(starts) :]
         else:
             ended = [start.clone() for start in starts]

@@ -132,7 +132,7 @@ def _loop(plan: Plan, loop: Loop, call: Call, timeline: Timeline, values: dict[s
         if kept.stepped:
             out[kept.name] = torch.empty((call.steps, *kept.shape), dtype=kept.dtype, device=kept.device)
         else:
-            # A kept sequence that is also a state's gets room for the starting value beside it: its delay is then a view.
+            # A state's sequence gets room for the starting value beside it: its delay is then a view.
             start = values[kept.state] if kept.state is not None else None
             out[kept.name] = timeline.allocate(kept.shape, kept.dtype, kept.device, start)
     engine = choose(call.engine, loop, plan.circuit.inputs[0].device)

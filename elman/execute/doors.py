@@ -15,6 +15,7 @@ import torch
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from elman.adjoint import cotangent_of
 from elman.circuit.form import Kind
 from elman.errors import NotSupported
 from elman.execute.body import Call, run
@@ -36,7 +37,7 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> lis
         raise _no_forward_mode()
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return list(_Eager.apply(program, call, *tensors))
-    return program.run(call, list(tensors))
+    return list(_own(program, program.run(call, list(tensors))))
 
 
 class _Eager(torch.autograd.Function):
@@ -54,7 +55,7 @@ class _Eager(torch.autograd.Function):
         ctx.program, ctx.call, ctx.wants = program, call, wants
         kept = [made[port] for port in training.pair.kept]
         ctx.save_for_backward(*tensors, *kept)
-        outputs = tuple(_own(made[port.name]) for port in program.outputs)
+        outputs = _own(program, [made[port.name] for port in program.outputs])
         ctx.mark_non_differentiable(
             *[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows]
         )
@@ -77,9 +78,11 @@ class _Eager(torch.autograd.Function):
         return (None, None, *(gradients.get(port.name) for port in program.inputs))
 
 
-def _own(value: Tensor) -> Tensor:
-    """An output as a tensor of its own rather than a view, so that users may write into it where autograd can tell."""
-    return value.detach()
+def _own(program: Program, made: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs as tensors of their own rather than views, so that users may write into them where autograd can tell."""
+    return tuple(
+        value.clone() if shared else value.detach() for value, shared in zip(made, program.sharing, strict=True)
+    )
 
 
 def _gradients(
@@ -88,7 +91,7 @@ def _gradients(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Run a backward plan: values of the forward pass and cotangents in, input port -> gradient out."""
     known = dict(program.named(list(tensors))) | values
-    known |= {f"g_{port.name}": c for port, c in zip(program.outputs, cotangents, strict=True)}
+    known |= {cotangent_of(program.circuit, port.name): c for port, c in zip(program.outputs, cotangents, strict=True)}
     inputs = {p.name: known.get(p.name) for p in backward.circuit.inputs if p.kind is not Kind.NOISE}
     made = run(backward, call, inputs)
     return {name.removeprefix("d_"): value for name, value in made.items()}
@@ -107,7 +110,7 @@ def _differentiable(
         for port, value in zip(exposed.outputs, apply(exposed, call, tensors), strict=True):
             if port.name.endswith("_before") and port.wire in states and port.kind is Kind.SEQUENCE:
                 known[port.wire] = value
-    known |= {f"g_{port.name}": c for port, c in zip(program.outputs, cotangents, strict=True)}
+    known |= {cotangent_of(program.circuit, port.name): c for port, c in zip(program.outputs, cotangents, strict=True)}
     made = apply(adjoint, call, [known.get(port.name) for port in adjoint.inputs])
     return {port.name.removeprefix("d_"): value for port, value in zip(adjoint.outputs, made, strict=True)}
 
@@ -117,7 +120,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(_own(value) for value in program.run(call, list(tensors)))
+        return _own(program, program.run(call, list(tensors)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elman.adjoint import cotangent_of
 from elman.circuit.form import Circuit, Kind, OutPort
 from elman.execute.body import Call, run
 from elman.execute.program import Program
@@ -135,7 +136,7 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
         if port.name in training.pair.kept:
             known[training.pair.kept[port.name]] = value
         else:
-            known[f"g_{port.name}"] = torch.zeros_like(value) if cotangent is None else cotangent
+            known[cotangent_of(program.circuit, port.name)] = torch.zeros_like(value) if cotangent is None else cotangent
     given = [known[name].contiguous() for name in _passed(backward.circuit)]
     made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine)
     gradients = {

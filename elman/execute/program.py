@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.fx import Node
 
 from elman.adjoint import adjoint, expose
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
@@ -52,6 +53,17 @@ class Program:
         inputs = {port.name for port in self.inputs if port.differentiable}
         return tuple(out.wire in joint.cotangents or out.wire in inputs for out in self.outputs)
 
+    @functools.cached_property
+    def sharing(self) -> tuple[bool, ...]:
+        """For each output, whether it may lie in the memory of an input, or of an output before it."""
+        seen: set[tuple[Kind, Node]] = set()
+        found = []
+        for out in self.outputs:
+            base = _memory(self.circuit.wire(out.wire))
+            found.append(base.op == "placeholder" or (out.kind, base) in seen)
+            seen.add((out.kind, base))
+        return tuple(found)
+
     def training(self, wants: frozenset[str]) -> Training:
         """The plans for a call in which the inputs `wants` require gradients."""
         found = self._training.get(wants)
@@ -79,3 +91,10 @@ class Program:
 
     def named(self, tensors: list[Tensor | None]) -> Mapping[str, Tensor | None]:
         return {port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)}
+
+
+def _memory(node: Node) -> Node:
+    """The node whose memory a value may lie in: itself, or what it is a view of."""
+    while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.returns[0].alias_info is not None:
+        node = node.all_input_nodes[0]
+    return node

@@ -100,6 +100,11 @@ def _state_behind(circuit: Circuit, out: Any) -> Any:
     return next(iter(named or fed), None)
 
 
+def _name(node: fx.Node) -> str:
+    """The name of a value between stages; a state's sequence is not its starting value, which has the port's name."""
+    return node.name if node.op != "placeholder" else f"{node.target} before"
+
+
 class _Builder:
     """The graph of one stage while it grows. `get` brings a value in: copied if it belongs here, else as an input."""
 
@@ -292,7 +297,7 @@ class _Builder:
         """Make sure this stage gives out a value; return its name."""
         if self.name == "loop":
             return self.emit(node)
-        return self.keep(node.name, self.get(node))
+        return self.keep(_name(node), self.get(node))
 
     def keep(self, name: str, node: fx.Node) -> str:
         self.outputs[name] = node
@@ -323,7 +328,7 @@ class _Builder:
 
     def emit(self, node: fx.Node) -> str:
         """Loop only: keep a value at every step."""
-        name = node.name if node.op != "placeholder" else f"{node.target} before"
+        name = _name(node)
         self.outputs[name] = self.get(node)
         self.kinds["emits"].add(name)
         if not carries(node.meta["val"]):

@@ -11,7 +11,7 @@ from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
 from elman.engines import choose
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
-from elman.execute import Call, apply
+from elman.execute import Call, Program, apply
 from elman.plan.explain import Explanation
 from elman.recurrent.compiled import register, run_compiled
 from elman.recurrent.prepare import Prepared, Shapes, first_step, look_up, meta
@@ -131,6 +131,7 @@ class Recurrent(torch.nn.Module):
             dtype = self._dtype()
             xs, contexts = _cast(xs, dtype), _cast(contexts, dtype)
             state = None if state is None else _recast(state, dtype)
+            teacher = None if teacher is None else _recast(teacher, dtype)
             with torch.autocast(device or "cpu", enabled=False):
                 return self._run(xs, x_tree, state, contexts, context_tree, teacher, steps, batch)
         return self._run(xs, x_tree, state, contexts, context_tree, teacher, steps, batch)
@@ -152,7 +153,7 @@ class Recurrent(torch.nn.Module):
         program = prepared.program
         given = {"x": iter(xs), "state": iter(states), "context": iter(contexts)}
         by_path = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
-        _check_teacher(by_path, steps, batch)
+        _check_teacher(program, by_path, steps, batch)
         tensors: list[Tensor | None] = []
         for source in prepared.sources:
             if isinstance(source, Place):
@@ -275,12 +276,18 @@ class Recurrent(torch.nn.Module):
         return self._latest
 
 
-def _check_teacher(teachers_: dict[str, Tensor], steps: int, batch: int) -> None:
+def _check_teacher(program: Program, teachers_: dict[str, Tensor], steps: int, batch: int) -> None:
+    known = {port.path: port for port in program.inputs}
     for path, tensor in teachers_.items():
-        if tensor.shape[:2] != (steps, batch):
+        port = known.get(path)  # None: this tensor of the output is no entry of the state, and not looked at
+        expected = (steps, batch) if port is None else (steps, batch, *port.shape)
+        got = tuple(tensor.shape[:2] if port is None else tensor.shape)
+        if got != expected or (port is not None and tensor.dtype != port.dtype):
             raise InputError(
-                what="the teacher must say every output", where=path, got=f"shape {list(tensor.shape)}",
-                expected=f"[{steps}, {batch}, …]",
+                what="the teacher must say every output", where=path,
+                got=f"shape {list(tensor.shape)}, {tensor.dtype}",
+                expected=f"[{', '.join(map(str, expected))}{', …' if port is None else ''}]"
+                + ("" if port is None else f", {port.dtype}"),
             )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ normal form, `refuse` says why a cell cannot be a circuit, `initial` finds the s
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         frozen = not isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
         frozen = frozen and all(place.store != "_parameters" for place in entry)
         owned[
-            add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."), frozen)
+            add(entry[0].path, Kind.CONSTANT, tensor, False, _word(entry[0].path), frozen)
         ] = entry
     xs, x_tree = flatten(x, "x")
     states, state_tree = flatten(state, "state")
@@ -139,6 +140,12 @@ def verify(cell: torch.nn.Module, x: Any, state: Any = None, context: Any = None
     if state is None:
         state = initial_state(cell, x, context)
     return trace(cell, x, state, context)
+
+
+def _word(path: str) -> str:
+    """The word for one of the cell's own tensors; whole where the circuit, its adjoint or its noise say such words."""
+    word = path.removeprefix("cell.")
+    return path if re.match(r"(d|g+|ct|noise|captured)_", word) else word
 
 
 def _val(graph: torch.fx.Graph, name: str) -> Any:

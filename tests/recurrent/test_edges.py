@@ -1,0 +1,664 @@
+"""What a call does at its edges: no step, no row, strange memory, modes of PyTorch, and arguments that do not fit."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import elman
+from elman import cells
+from elman.errors import InputError, InputTypeError, NotSupported, StateError, TraceError
+from tests import eager, zoo
+from tests.cases import CASES
+from tests.recurrent import compare
+from tests.recurrent.compare import Inputs
+
+Tensor = torch.Tensor
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def layer(name: str = "gru", **options: Any) -> elman.Recurrent:
+    """The same cell at the same widths in every test, so that it is traced once."""
+    return elman.Recurrent(CASES[name].make().double(), **options)
+
+
+def random(*size: int, **options: Any) -> Tensor:
+    return torch.randn(size, dtype=torch.float64, **options)
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "delayed_rnn", "swing", "zoneout_lstm", "context_rnn", "loss_rnn"])
+@pytest.mark.parametrize(("T", "B"), [(0, 3), (1, 3), (4, 0), (0, 0)], ids=str)
+def test_no_step_and_no_row(name: str, T: int, B: int, reverse: bool) -> None:
+    rnn = layer(name, reverse=reverse)
+    got, expected = compare.both(rnn, Inputs.of(CASES[name], T, B))
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)
+
+
+def test_no_step_as_the_very_first_call() -> None:
+    rnn = elman.Recurrent(cells.Elman(3, 11))
+    h = torch.randn(2, 11, requires_grad=True)
+    outputs, final = rnn(torch.zeros(0, 2, 3), h)
+    assert outputs.shape == (0, 2, 11)
+    assert torch.equal(final, h)
+    final.sum().backward()
+    assert torch.equal(h.grad, torch.ones(2, 11))
+
+
+def test_no_step_as_the_very_first_call_on_tokens() -> None:
+    rnn = layer("token_rnn")
+    outputs, _ = rnn(torch.zeros(0, 2, dtype=torch.int64))
+    assert outputs.shape == (0, 2, 7)
+
+
+def test_the_final_state_of_no_step_is_not_the_users_tensor() -> None:
+    rnn, h = layer(), random(2, 7)
+    before = h.clone()
+    with torch.no_grad():
+        _, final = rnn(random(0, 2, 5), h)
+        final.zero_()
+    assert torch.equal(h, before)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "cat_rnn"])
+def test_tensors_that_are_not_contiguous(name: str) -> None:
+    rnn, case = layer(name), CASES[name]
+    plain = Inputs.of(case, 6, 3)
+
+    def spread(leaf: Any) -> Any:
+        wide = torch.zeros(*leaf.shape[1:], leaf.shape[0] * 2, dtype=leaf.dtype)
+        view = wide.permute(-1, *range(leaf.dim() - 1))[::2]
+        view.copy_(leaf.detach())
+        assert view.numel() == 1 or not view.is_contiguous()
+        return view.requires_grad_()
+
+    tree = torch.utils._pytree.tree_map(spread, (plain.x, plain.state))
+    strange = Inputs(6, 3, *tree, None, None)
+    (got, _), (expected, _) = compare.both(rnn, strange), compare.both(rnn, plain)
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)
+
+
+def test_inputs_that_repeat_one_row() -> None:
+    rnn, x = layer(), random(5, 1, 5)
+    got, _ = rnn(x.expand(5, 3, 5), random(1, 7).expand(3, 7))
+    assert torch.equal(got[:, 0], got[:, 2])
+
+
+def test_cotangents_that_are_not_contiguous() -> None:
+    rnn, inputs = layer(), Inputs.of(CASES["gru"], 5, 3)
+    found = []
+    for run in (compare.ours, compare.theirs):
+        outputs, final = run(rnn, inputs)
+        loss = outputs.sum() + outputs.transpose(0, 2).flip(0).cumsum(1).square().sum() + final.t().sum()
+        found.append(torch.autograd.grad(loss, [inputs.x, inputs.state, *rnn.parameters()]))
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, **EXACT)
+
+
+def test_memory_is_never_read_before_it_is_written(poisoned: None) -> None:
+    for name in ("gru", "lstm", "delayed_rnn", "two_level_gru"):
+        got, expected = compare.both(layer(name), Inputs.of(CASES[name], 5, 3))
+        compare.assert_equal(got.values, expected.values)
+        compare.assert_equal(got.gradients, expected.gradients)
+
+
+class Echo(zoo.Base):
+    """Gives out its input, its state before and after the step, and the new state once more."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        new = torch.tanh(self.U(x) + self.W(h))
+        return {"x": x, "before": h, "new": new, "again": new}, new
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_outputs_are_tensors_of_their_own(grad: bool) -> None:
+    """Whoever writes into one of them changes neither another output nor what went in."""
+    rnn = elman.Recurrent(Echo(3, 4).double())
+    x, h = random(5, 2, 3), random(2, 4)
+    expected = eager.unroll(rnn.cell, x, h)[0]
+    names = ("x", "before", "new", "again", "final")
+    for written in names:
+        given = x.clone(), h.clone()
+        with torch.set_grad_enabled(grad):
+            outputs, final = rnn(*given)
+            made = {**outputs, "final": final}
+            with torch.no_grad():
+                made[written].fill_(7.0)
+        assert torch.equal(given[0], x), f"writing into {written} changed x"
+        assert torch.equal(given[1], h), f"writing into {written} changed the state"
+        for name in names:
+            if name != written:
+                right = expected[name] if name != "final" else expected["new"][-1]
+                torch.testing.assert_close(made[name], right, msg=f"writing into {written} changed {name}", **EXACT)
+
+
+def test_writing_into_an_output_is_seen_by_autograd() -> None:
+    """The gradient is that of the eager loop, or an error: never one of other numbers."""
+    for name in ("elman", "gru", "lstm"):
+        rnn, inputs = layer(name), Inputs.of(CASES[name], 4, 2)
+        outputs, _ = compare.theirs_after_ours(rnn, inputs)
+        right = torch.autograd.grad((outputs * 2).sum(), inputs.x)[0]
+        outputs, _ = compare.ours(rnn, inputs)
+        try:
+            outputs.mul_(2)
+            got = torch.autograd.grad(outputs.sum(), inputs.x)[0]
+        except RuntimeError as error:
+            assert "inplace" in str(error) or "in-place" in str(error)
+        else:
+            torch.testing.assert_close(got, right, **EXACT)
+
+
+@pytest.mark.parametrize("victim", ["x", "state", "parameter", "final"])
+def test_writing_between_forward_and_backward_is_detected(victim: str) -> None:
+    """Gradients of numbers that are no longer there: an error, as in PyTorch, or the right ones if they were kept."""
+    rnn, inputs = layer("gru"), Inputs.of(CASES["gru"], 4, 2)
+    outputs, final = compare.ours(rnn, inputs)
+    wanted = [inputs.x, inputs.state, *rnn.parameters()]
+    right = torch.autograd.grad(outputs.sum(), wanted, retain_graph=True)
+    changed = {"x": inputs.x, "state": inputs.state, "parameter": rnn.cell.W, "final": final}[victim]
+    with torch.no_grad():
+        changed.mul_(3)
+    if victim in ("x", "parameter"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(outputs.sum(), wanted)
+        return
+    try:
+        got = torch.autograd.grad(outputs.sum(), wanted)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+        return
+    for mine, expected in zip(got, right, strict=True):
+        torch.testing.assert_close(mine, expected, **EXACT)
+
+
+# --- dtypes, modes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "layer_norm_rnn", "zoneout_lstm"])
+def test_bfloat16(name: str) -> None:
+    case = CASES[name]
+    rnn = elman.Recurrent(case.make().bfloat16())
+    inputs = Inputs.of(case, 6, 3, torch.bfloat16)
+    got, loop = compare.both(rnn, inputs)
+    for mine, other in ((got.values, loop.values), (got.gradients, loop.gradients)):
+        assert {n: v.dtype for n, v in mine.items() if v is not None} == {
+            n: v.dtype for n, v in other.items() if v is not None
+        }
+        for key, distance in compare.distances(mine, other).items():
+            assert distance < 0.06, f"{key}: {distance}"
+
+
+def test_inputs_without_gradient_and_frozen_parameters() -> None:
+    case = CASES["lstm"]
+    for frozen in ((), ("U",), ("W", "b"), ("U", "W", "b")):
+        rnn, inputs = layer("lstm"), Inputs.of(case, 4, 2)
+        for name in frozen:
+            rnn.cell.get_parameter(name).requires_grad_(False)
+        inputs.x.requires_grad_(len(frozen) != 1)
+        inputs.state[0].requires_grad_(len(frozen) != 2)
+        values = compare.flat(*compare.ours(rnn, inputs))
+        others = compare.flat(*compare.theirs(rnn, inputs))
+        assert {n: v.requires_grad for n, v in values.items()} == {n: v.requires_grad for n, v in others.items()}
+        wanted = {n: t for n, t in compare.wanted_of(rnn, inputs).items() if t.requires_grad}
+        compare.assert_equal(compare.gradients(values, wanted), compare.gradients(others, wanted))
+
+
+def test_nothing_wants_a_gradient() -> None:
+    rnn = layer().requires_grad_(False)
+    outputs, final = rnn(random(3, 2, 5))
+    assert outputs.grad_fn is None
+    assert not final.requires_grad
+
+
+def test_no_grad() -> None:
+    rnn, inputs = layer(), Inputs.of(CASES["gru"], 4, 2)
+    expected = compare.ours(rnn, inputs)
+    with torch.no_grad():
+        outputs, final = compare.ours(rnn, inputs)
+    assert not outputs.requires_grad
+    assert not final.requires_grad
+    torch.testing.assert_close((outputs, final), tuple(t.detach() for t in expected), **EXACT)
+
+
+def test_inference_mode() -> None:
+    """Also as the very first call: what was traced and planned in there serves training afterwards."""
+    rnn = elman.Recurrent(cells.Elman(3, 13))
+    x = torch.randn(4, 2, 3)
+    with torch.inference_mode():
+        inside, _ = rnn(torch.randn(2, 1, 3))
+        assert inside.is_inference()
+        inside, _ = rnn(x)
+    outputs, _ = rnn(x)
+    assert not outputs.is_inference()
+    torch.testing.assert_close(inside.clone(), outputs.detach())
+    outputs.sum().backward()
+    assert rnn.cell.W.grad is not None
+
+
+def test_autocast_runs_in_the_precision_of_the_parameters() -> None:
+    for name in ("gru", "torch_lstm", "context_rnn"):
+        case = CASES[name]
+        rnn = elman.Recurrent(case.make())
+        inputs = Inputs.of(case, 5, 3, torch.float32)
+        expected = compare.flat(*compare.ours(rnn, inputs))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = compare.flat(*compare.ours(rnn, inputs))
+        compare.assert_equal(got, expected, 0)
+        low = Inputs.of(case, 5, 3, torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = compare.flat(*compare.ours(rnn, low))
+        assert {value.dtype for value in got.values()} == {torch.float32}
+        compare.projection(got).backward()
+        assert low.x.grad.dtype == torch.bfloat16
+    rnn = elman.Recurrent(cells.GRU(5, 7))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = rnn(torch.randn(3, 2, 5))
+    assert outputs.dtype == torch.float32
+
+
+def test_the_teacher_under_autocast() -> None:
+    rnn = elman.Recurrent(cells.Jordan(3, 5, 2))
+    x, teacher = torch.randn(3, 2, 3), torch.randn(3, 2, 2).bfloat16()
+    expected, _ = rnn(x, teacher=teacher.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        got, _ = rnn(x, teacher=teacher)
+    assert torch.equal(got, expected)
+
+
+def test_another_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        rnn = elman.Recurrent(cells.Elman(3, 4))
+        outputs, _ = rnn(torch.randn(3, 2, 3))
+        assert outputs.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# --- step by step ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "cat_rnn", "named_tuple_lstm", "dict_input_rnn", "context_rnn", "silent_rnn", "swing"])
+def test_step_repeated_is_the_whole_call(name: str) -> None:
+    rnn, case = layer(name), CASES[name]
+    inputs = Inputs.of(case, 4, 3)
+    outputs, final = compare.ours(rnn, inputs)
+    state, made = inputs.state, []
+    for t in range(4):
+        output, state = rnn.step(eager.at(inputs.x, t), state, context=inputs.context)
+        made.append(output)
+    compare.assert_equal(compare.flat(eager.stack(made), state), compare.flat(outputs, final))
+
+
+def test_step_begins_where_a_call_begins() -> None:
+    for rnn in (layer("learned_start_rnn"), layer("lstm"), elman.Recurrent(nn.LSTMCell(5, 7).double())):
+        x = random(1, 3, 5)
+        outputs, final = rnn(x)
+        output, state = rnn.step(x[0])
+        compare.assert_equal(compare.flat(output.unsqueeze(0), state), compare.flat(outputs, final))
+
+
+def test_step_refuses_reverse() -> None:
+    with pytest.raises(InputError, match="reverse"):
+        layer(reverse=True).step(random(2, 5))
+
+
+def test_a_split_call_is_the_whole_call() -> None:
+    for name in ("gru", "lstm", "delayed_rnn"):
+        rnn, case = layer(name), CASES[name]
+        inputs = Inputs.of(case, 7, 3)
+        outputs, final = compare.ours(rnn, inputs)
+        first, state = rnn(inputs.x[:4], inputs.state)
+        second, state = rnn(inputs.x[4:], state)
+        torch.testing.assert_close(torch.cat([first, second]), outputs, **EXACT)
+        compare.assert_equal(compare.flat(None, state), compare.flat(None, final))
+
+
+def test_the_circuit_before_any_call() -> None:
+    rnn = layer()
+    with pytest.raises(StateError, match="call the layer once"):
+        _ = rnn.circuit
+    with pytest.raises(StateError, match="call the layer once"):
+        rnn.explain()
+    rnn(random(2, 1, 5))
+    assert rnn.circuit.name == "GRU"
+    assert "once" in str(rnn.explain())
+
+
+# --- where a sequence starts ----------------------------------------------------------------------------------------
+
+
+def test_a_learned_start_gets_its_gradient() -> None:
+    rnn = layer("learned_start_rnn")
+    x = random(4, 3, 5)
+    rnn(x)[0].square().sum().backward()
+    got, rnn.cell.start.grad = rnn.cell.start.grad, None
+    eager.unroll(rnn.cell, x, rnn.cell.initial_state(3))[0].square().sum().backward()
+    assert got is not None
+    torch.testing.assert_close(got, rnn.cell.start.grad, **EXACT)
+
+
+def test_zeros_by_hidden_size() -> None:
+    rnn = layer("elman")
+    x = random(4, 3, 5)
+    assert torch.equal(rnn(x)[0], rnn(x, torch.zeros(3, 7, dtype=torch.float64))[0])
+
+
+@pytest.mark.parametrize("make", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_zeros_as_the_cell_itself_has_them(make: type[nn.Module]) -> None:
+    rnn = elman.Recurrent(make(5, 7).double())
+    x = random(3, 2, 5)
+    outputs, _ = rnn(x)
+    first = rnn.cell(x[0])
+    torch.testing.assert_close(outputs[0], first[0] if isinstance(first, tuple) else first, **EXACT)
+
+
+class StartsAtOne(zoo.Base):
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__(n_in, n_hidden)
+        del self.hidden_size
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        h = x.new_ones(x.shape[0], self.W.in_features) if h is None else h
+        return torch.tanh(self.U(x) + self.W(h))
+
+
+class Ambiguous(StartsAtOne):
+    """Both what it returns and the second half of that map to themselves."""
+
+    def forward(self, x: Tensor, state: Any = None) -> Any:
+        if isinstance(state, tuple):
+            return state
+        zero = x.new_zeros(x.shape[0], 2)
+        return (zero, zero)
+
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__(n_in, n_hidden)
+
+
+class SaysNothing(StartsAtOne):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.tanh(self.U(x) + self.W(h))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(StartsAtOne, "other than zeros"), (SaysNothing, "does not say which state")],
+)
+def test_a_start_that_nobody_knows_is_refused(make: type[nn.Module], words: str) -> None:
+    rnn = elman.Recurrent(make(5, 7))
+    for _ in range(2):
+        with pytest.raises(TraceError, match=words) as caught:
+            rnn(torch.randn(3, 2, 5))
+        assert "define initial_state(batch)" in str(caught.value)
+    with pytest.raises(TraceError, match=words):
+        rnn.step(torch.randn(2, 5))
+    rnn(torch.randn(3, 2, 5), torch.zeros(2, 7))  # with a state it runs
+
+
+def test_a_state_without_a_batch_dimension_is_refused() -> None:
+    with pytest.raises(elman.ElmanError):
+        layer()(random(3, 2, 5), torch.zeros((), dtype=torch.float64))
+
+
+def test_the_start_follows_the_weights() -> None:
+    """`cell(x)` against `cell(x, zeros)` is looked at again when the cell has changed."""
+    rnn = elman.Recurrent(nn.GRUCell(5, 7))
+    rnn(torch.randn(3, 2, 5))
+    rnn.double()
+    outputs, _ = rnn(random(3, 2, 5))
+    assert outputs.dtype == torch.float64
+
+
+# --- steps=, context=, outputs --------------------------------------------------------------------------------------
+
+
+def test_the_rules_of_steps() -> None:
+    rnn, h = layer("swing"), random(2, 7)
+    outputs, _ = rnn(None, h, steps=3)
+    assert outputs.shape == (3, 2, 2)
+    with pytest.raises(InputError, match="steps"):
+        rnn(None, h)
+    with pytest.raises(InputError, match="negative"):
+        rnn(None, h, steps=-1)
+    with pytest.raises(InputError, match="state"):
+        rnn(None, steps=3)
+    with pytest.raises(InputError, match="twice"):
+        layer()(random(3, 2, 5), steps=3)
+
+
+def test_a_context_of_another_batch_is_refused() -> None:
+    with pytest.raises(InputError, match="context"):
+        layer("context_rnn")(random(3, 2, 5), context=random(3, 4))
+
+
+def test_a_context_starts_from_zeros_too() -> None:
+    rnn = layer("context_rnn")
+    x, context = random(3, 2, 5), random(2, 4)
+    got, _ = rnn(x, context=context)
+    expected, _ = eager.unroll(rnn.cell, x, torch.zeros(2, 7, dtype=torch.float64), context=context)
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+def test_nothing_kept_per_step() -> None:
+    outputs, final = layer("silent_rnn")(random(4, 2, 5))
+    assert outputs is None
+    assert final.shape == (2, 7)
+    final.sum().backward()
+
+
+def test_a_loss_per_step() -> None:
+    losses, _ = layer("loss_rnn")((random(4, 2, 5), torch.randint(6, (4, 2))))
+    assert losses.shape == (4, 2)
+    losses.mean().backward()
+
+
+@pytest.mark.parametrize("which", ["outputs", "final", "one of the state", "one of the outputs"])
+def test_backward_of_a_part_only(which: str) -> None:
+    name = "dict_output_rnn" if which == "one of the outputs" else "lstm"
+    rnn, inputs = layer(name), Inputs.of(CASES[name], 4, 2)
+    wanted, found = compare.wanted_of(rnn, inputs), []
+    for run in (compare.ours, compare.theirs):
+        outputs, final = run(rnn, inputs)
+        part = {
+            "outputs": lambda o=outputs: o,
+            "final": lambda f=final: f[0] + 2 * f[1],
+            "one of the state": lambda f=final: f[1],
+            "one of the outputs": lambda o=outputs: o["scale"],
+        }[which]()
+        found.append(compare.gradients({"part": part}, wanted))
+    compare.assert_equal(*found)
+
+
+def test_backward_twice_through_one_graph() -> None:
+    rnn, inputs = layer(), Inputs.of(CASES["gru"], 4, 2)
+    outputs, _ = compare.ours(rnn, inputs)
+    first = torch.autograd.grad(outputs.sum(), inputs.x, retain_graph=True)[0]
+    second = torch.autograd.grad(outputs.sum(), inputs.x)[0]
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(outputs.sum(), inputs.x)
+
+
+def test_gradients_add_up_over_calls() -> None:
+    rnn, x = layer(), random(3, 2, 5)
+    rnn(x)[0].sum().backward()
+    once = {name: p.grad.clone() for name, p in rnn.named_parameters()}
+    rnn(x)[0].sum().backward()
+    for name, p in rnn.named_parameters():
+        torch.testing.assert_close(p.grad, 2 * once[name], **EXACT)
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lengths", "mask", "reset", "teacher_weight"])
+def test_what_is_not_there_yet_is_refused(name: str) -> None:
+    with pytest.raises(NotSupported, match=f"{name}= is not available yet"):
+        layer()(random(3, 2, 5), **{name: torch.ones(2, dtype=torch.int64)})
+
+
+def test_memory_is_not_there_yet() -> None:
+    with pytest.raises(NotSupported, match="memory"):
+        elman.Recurrent(cells.GRU(5, 7), memory="64 MB")
+
+
+def test_an_unknown_engine() -> None:
+    with pytest.raises(InputError, match="no such engine"):
+        layer(engine="warp")(random(3, 2, 5))
+    assert torch.equal(layer(engine="reference")(random(0, 2, 5))[0], random(0, 2, 7))
+
+
+def test_a_cell_that_is_no_module() -> None:
+    with pytest.raises(InputTypeError, match="torch.nn.Module"):
+        elman.Recurrent(lambda x, h: h)  # type: ignore[arg-type]
+
+
+F32 = torch.float32
+
+
+@pytest.mark.parametrize(
+    ("x", "state", "words"),
+    [
+        (torch.zeros(3, 2, 6), None, "x"),  # too wide
+        (torch.zeros(3), None, "batch"),
+        (torch.zeros(3, 2, 5), torch.zeros(3, 7), "state"),  # another batch
+        (torch.zeros(3, 2, 5), torch.zeros(2, 8), "state"),  # too wide
+        (torch.zeros(3, 2, 5), (torch.zeros(2, 7), torch.zeros(2, 7)), "state"),  # another structure
+        (torch.zeros(3, 2, 5), torch.zeros(2, 7, dtype=torch.float64), "dtype"),
+        (torch.zeros(3, 2, 5, dtype=torch.float64), None, "dtype"),
+        ({"signal": torch.zeros(3, 2, 5)}, None, ""),
+        ([torch.zeros(3, 2, 5), torch.zeros(4, 2, 5)], None, "T or B"),
+        ("text", None, ""),
+        (object(), None, "no tensor"),
+    ],
+    ids=["width", "rank", "batch", "state-width", "structure", "state-dtype", "dtype", "dict", "lengths", "text", "object"],
+)
+def test_arguments_that_do_not_fit(x: Any, state: Any, words: str) -> None:
+    rnn = elman.Recurrent(CASES["gru"].make())
+    rnn(torch.zeros(3, 2, 5))
+    with pytest.raises(elman.ElmanError, match=words):
+        rnn(x, state)
+    rnn(torch.zeros(3, 2, 5))
+
+
+# --- as a module ----------------------------------------------------------------------------------------------------
+
+
+def test_deepcopy_and_pickle() -> None:
+    rnn, x = layer("lstm"), random(3, 2, 5)
+    expected, _ = rnn(x)
+    stream = io.BytesIO()
+    torch.save(rnn, stream)
+    stream.seek(0)
+    for other in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn)), torch.load(stream, weights_only=False)):
+        assert torch.equal(other(x)[0], expected)
+        with torch.no_grad():
+            other.cell.W.zero_()
+        assert not torch.equal(other(x)[0], expected)
+        assert torch.equal(rnn(x)[0], expected), "a copy has weights of its own"
+
+
+def test_state_dict() -> None:
+    rnn, x = layer("lstm"), random(3, 2, 5)
+    stream = io.BytesIO()
+    torch.save(rnn.state_dict(), stream)
+    stream.seek(0)
+    other = elman.Recurrent(cells.LSTM(5, 7).double())
+    other(x)
+    other.load_state_dict(torch.load(stream))
+    assert list(rnn.state_dict()) == ["cell.U", "cell.W", "cell.b"]
+    assert torch.equal(other(x)[0], rnn(x)[0])
+    other.load_state_dict({name: value.clone() for name, value in rnn.state_dict().items()}, assign=True)
+    assert torch.equal(other(x)[0], rnn(x)[0])
+
+
+def test_to_another_dtype_after_a_call() -> None:
+    case = CASES["lstm"]
+    rnn = elman.Recurrent(case.make())
+    rnn(torch.zeros(2, 1, 5))
+    rnn.to(torch.float64)
+    got, expected = compare.both(rnn, Inputs.of(case, 3, 2))
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)
+
+
+def test_hooks_of_the_layer_run() -> None:
+    rnn, seen = layer(), []
+    rnn.register_forward_hook(lambda module, args, result: seen.append("forward"))
+    rnn.register_full_backward_hook(lambda module, gin, gout: seen.append("backward"))
+    x = random(3, 2, 5, requires_grad=True)
+    rnn(x)[0].sum().backward()
+    assert seen == ["forward", "backward"]
+
+
+def test_hooks_on_tensors_and_parameters_run() -> None:
+    rnn, x = layer(), random(3, 2, 5, requires_grad=True)
+    rnn.cell.W.register_hook(lambda g: g * 0)
+    x.register_hook(lambda g: g * 2)
+    outputs, _ = rnn(x)
+    outputs.register_hook(lambda g: g * 3)
+    outputs.sum().backward()
+    other = random(1)
+    assert not rnn.cell.W.grad.any()
+    y = x.detach().clone().requires_grad_()
+    eager.unroll(rnn.cell, y, torch.zeros(2, 7, dtype=torch.float64))[0].sum().backward()
+    torch.testing.assert_close(x.grad, 6 * y.grad, **EXACT)
+    assert other.shape == (1,)
+
+
+def test_a_hook_of_the_cell_is_part_of_the_step() -> None:
+    """Removing it, too, is a change of the cell."""
+    rnn, x = layer(), random(3, 2, 5)
+    plain, _ = rnn(x)
+    handle = rnn.cell.register_forward_hook(lambda module, args, result: result * 0.5)
+    state = torch.zeros(2, 7, dtype=torch.float64)
+    torch.testing.assert_close(rnn(x)[0], eager.unroll(rnn.cell, x, state)[0], **EXACT)
+    handle.remove()
+    torch.testing.assert_close(rnn(x)[0], plain, **EXACT)
+
+
+class Named(nn.Module):
+    """Parameters with the names that circuits use for themselves."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.hidden_size = 4
+        for i, name in enumerate(names):
+            self.register_parameter(name, nn.Parameter(torch.full((4,), 0.1 * (i + 1))))
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        a = x
+        for parameter in self.parameters():
+            a = a + parameter * torch.sin(a + h * parameter)
+        h = torch.tanh(a + 0.1 * torch.randn_like(h))
+        return h * a, h
+
+
+NAMES = (
+    "o", "h", "x", "h_next", "output", "h_final", "g_output", "g_h_final", "d_h", "d_x", "rows", "timeline", "noise_0",
+    "ct_o", "captured_0", "mm", "add", "tanh", "h_before", "x_next", "state", "kept",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [NAMES, *[(name,) for name in ("o", "h_next", "d_x", "noise_0", "tanh")]], ids="-".join)
+def test_parameters_may_have_any_name(names: tuple[str, ...]) -> None:
+    rnn = elman.Recurrent(Named(*names).double())
+    x, h = random(4, 2, 4, requires_grad=True), random(2, 4, requires_grad=True)
+    got, expected = compare.both(rnn, Inputs(4, 2, x, h, None, None))
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)
