@@ -87,7 +87,8 @@ def main(
 
 def table(title: str, rows: list[measure.Row]) -> Table:
     """A line for every cell: us per step of all ways, the ratio to ours beside each peer."""
-    made = Table("cell", title=title, title_justify="left", pad_edge=False)
+    made = Table(title=title, title_justify="left", pad_edge=False)
+    made.add_column("cell", no_wrap=True)
     names = list(dict.fromkeys(name for row in rows for name in row.seconds))
     for name in names:
         made.add_column(name, justify="right", no_wrap=True)

@@ -1,7 +1,8 @@
 """Whether contestants compute the same: outputs, final state and every gradient, for random cotangents.
 
 The truth is the plain loop in float64. A contestant in float32 may be wrong by four times what the plain loop in
-float32 is, or by 1e-5 of the largest entry: after a hundred steps two right ways differ by 1e-6. The tests are stricter.
+float32 is, or by 1e-5 of the largest entry: after a hundred steps two right ways differ by 1e-6. The tests are
+stricter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is paid once: importing elman, tracing a cell; and what a call costs in which there is next to nothing to compute."""
+"""What is paid once: importing elman, tracing a cell; and what a call costs that has next to nothing to compute."""
 
 from __future__ import annotations
 

@@ -111,9 +111,9 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
     """
     ports: list[InPort] = []
     after_inputs = next(node for node in graph.nodes if node.op != "placeholder")
-    for node in list(graph.nodes):
-        if node.op != "call_function" or not is_random(node):
-            continue
+    draws = [node for node in graph.nodes if node.op == "call_function" and is_random(node)]
+    # A draw that nothing reads counts too: it may be read in the derivative, or only there not.
+    for index, node in enumerate(draws):
         train = node.args[2] if node.target is aten.native_dropout.default else True
         lifting = LIFTINGS.get(node.target)
         if lifting is None or not train:
@@ -127,7 +127,7 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
             continue
         value = node.meta["val"]
         out = value[0] if isinstance(value, (tuple, list)) else value
-        port, noise = _port(graph, after_inputs, out, lifting.draw, len(ports))
+        port, noise = _port(graph, after_inputs, out, lifting.draw, index)
         ports.append(port)
         with graph.inserting_before(node):
 
@@ -187,6 +187,11 @@ def _shaped(call: Call, noise: fx.Node, out: torch.Tensor) -> fx.Node:
         order.insert(rows.dim, 0)
         noise = call(aten.permute.default, noise, order)
     return noise
+
+
+def number(port: InPort) -> int:
+    """Which draw of the cell's step a noise port is: the same in the step and in its adjoints, which may lack some."""
+    return int(port.name.rpartition("_")[2])
 
 
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:

@@ -10,9 +10,11 @@ Nothing is printed: `fit` is a generator, and whoever runs it draws what it yiel
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -105,6 +107,33 @@ def fit(
             )
     stream = windows(tokens, window, batch, seed)
     return _fit(model, stream, steps, minutes, lr, clip, weight_decay, warmup)
+
+
+def pick_threads(model: Any, tokens: Tensor, window: int, batch: int) -> int:
+    """How many threads train fastest right now: all that torch has, or one.
+
+    PyTorch's threads wait for one another in every product, so where another program keeps a core busy, two threads
+    can be ten times slower than one. A few steps on a copy of the model tell. Only training by the clock asks: its
+    result depends on the speed anyway, and the number of threads changes the last bits of a product.
+    """
+    most = torch.get_num_threads()
+    if most == 1:
+        return 1
+    trial = copy.deepcopy(model)
+    first = next(windows(tokens, window, batch))
+    took: dict[int, float] = {}
+    try:
+        for threads in (1, most):
+            torch.set_num_threads(threads)
+            times: list[float] = []
+            while len(times) < 6 and (len(times) < 2 or sum(times) < 1.0):
+                start = time.perf_counter()
+                trial.loss(first.x, first.y)[0].backward()
+                times.append(time.perf_counter() - start)
+            took[threads] = statistics.median(times[1:])
+    finally:
+        torch.set_num_threads(most)
+    return min(took, key=lambda threads: took[threads])
 
 
 def _fit(

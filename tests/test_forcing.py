@@ -25,7 +25,9 @@ def teacher_like(case_name: str, T: int, B: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize(("name", "width"), [("jordan", 4), ("gru", 7), ("elman", 7), ("lstm", 7), ("noisy_rnn", 7)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("jordan", 4), ("gru", 7), ("elman", 7), ("lstm", 7), ("noisy_rnn", 7)]
+)
 def test_it_equals_the_eager_loop(name: str, width: int, reverse: bool) -> None:
     """The LSTM keeps its second, unforced state; the noisy cell draws as it does without a teacher."""
     case = CASES[name]

@@ -81,7 +81,7 @@ def train_lm(
         f"{len(job.tokens):,} characters to learn from, {len(job.held_out):,} held out, "
         f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
     )
-    with Watch(console, plot=False) as watch:
+    with job.threads(), Watch(console, plot=False) as watch:
         interrupted = job.train(watch)
     console.print(
         Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True

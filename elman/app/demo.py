@@ -43,7 +43,7 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
     heading(console, "Before training it writes")
     sample(150)
     heading(console, f"Training for {minutes:g} minutes" if minutes != 1 else "Training for a minute")
-    with Watch(console, levels) as watch:
+    with job.threads(), Watch(console, levels) as watch:
         interrupted = job.train(watch)
     console.print()
     for line in curve(watch.steps, levels, console.width):
@@ -51,7 +51,7 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
     heading(console, "After training it writes")
     sample(600)
     heading(console, "Bits per character on the held-out text")
-    with console.status("reading it as one stream …"):
+    with job.threads(), console.status("reading it as one stream …"):
         figure = evaluate(model, job.held_out)
     console.print(bars([*levels, Level("GRU", figure.bits_per_symbol)], "GRU"))
     note = f"{figure.symbols:,} characters, {figure.nats_per_symbol:.4f} nats each"

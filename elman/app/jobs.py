@@ -16,7 +16,7 @@ from torch import Tensor
 from elman.app.screen import Level, Watch
 from elman.data import Corpus, Tokenizer, read_corpus
 from elman.models import LanguageModel, NGram
-from elman.training import Run, fit, means
+from elman.training import Run, fit, means, pick_threads
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ class Job:
             Level(name, NGram(self.tokens, self.tokenizer.size, order).bits_per_symbol(self.held_out))
             for name, order in orders.items()
         ]
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Inside, PyTorch has as many threads as train fastest on this machine now, if training goes by the clock."""
+        before = torch.get_num_threads()
+        try:
+            if self.training.minutes is not None:
+                window, batch = self.training.window, self.training.batch
+                torch.set_num_threads(pick_threads(self.model, self.tokens, window, batch))
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def train(self, watch: Watch) -> bool:
         """Train to the end, or until Ctrl-C; save the model either way. Returns whether it was stopped."""

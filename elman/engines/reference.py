@@ -1,4 +1,4 @@
-"""The reference engine: a Python loop over PyTorch operations. It runs any loop on any device, and says what is right."""
+"""The reference engine: a Python loop over PyTorch operations, on any device. It defines what is right."""
 
 from __future__ import annotations
 
@@ -52,11 +52,9 @@ class Reference(Engine):
 
         if even:
             steps, rows = len(batch_sizes), batch_sizes[0] if batch_sizes else 0
-            made = (
-                run_steps(steps, rows, *constants, *read, *written, *starts, *sums)
-                if steps
-                else (*starts, *sums)
-            )
+            made: tuple[Any, ...] = (*starts, *sums)
+            if steps:
+                made = run_steps(steps, rows, *constants, *read, *written, *made)
             ended = [value.clone() for value in made[: len(starts)]]  # they may lie in `out`
             sums = made[len(starts) :]
         else:

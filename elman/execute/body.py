@@ -43,12 +43,10 @@ def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str
     circuit = plan.circuit
     timeline = Timeline(call.steps, call.batch, circuit.reverse)
     values: dict[str, Any] = {}
-    index = 0
     for port in circuit.inputs:
         if port.kind is Kind.NOISE:
-            drawn = noise.draw(port, index, call.seed, 0, call.steps, call.batch)
+            drawn = noise.draw(port, noise.number(port), call.seed, 0, call.steps, call.batch)
             values[port.name] = timeline.pack(drawn) if port.rows else drawn
-            index += 1
             continue
         value = inputs[port.name]
         if value is None:

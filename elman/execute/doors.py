@@ -19,7 +19,7 @@ from elman.adjoint import cotangent_of
 from elman.circuit.form import Kind
 from elman.errors import NotSupported
 from elman.execute.body import Call, run
-from elman.execute.program import Program
+from elman.execute.program import Program, Training
 
 Tensor = torch.Tensor
 
@@ -65,36 +65,44 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         program, call, wants = ctx.program, ctx.call, ctx.wants
         count = len(program.inputs)
-        tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: reading it unpacks, which checkpointing allows only once
+        tensors, kept = saved[:count], saved[count:]
         given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
         if all(c is None for c in given):
             return (None,) * (count + 2)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             gradients = _differentiable(program, call, wants, tensors, given)
         else:
             training = program.training(wants)
             values: dict[str, Tensor | None] = dict(zip(training.pair.kept.values(), kept, strict=True))
-            gradients = _gradients(training.backward, call, program, tensors, given, values)
+            gradients = _gradients(training, call, program, tensors, given, values)
         return (None, None, *(gradients.get(port.name) for port in program.inputs))
 
 
 def _own(program: Program, made: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Outputs as tensors of their own rather than views, so that users may write into them where autograd can tell."""
     return tuple(
-        value.clone() if shared else value.detach() for value, shared in zip(made, program.sharing, strict=True)
+        value.clone() if shared else value.detach()
+        for value, shared in zip(made, program.sharing, strict=True)
     )
 
 
 def _gradients(
-    backward: Any, call: Call, program: Program, tensors: Sequence[Tensor | None],
+    training: Training, call: Call, program: Program, tensors: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None], values: dict[str, Tensor | None],
 ) -> dict[str, Tensor]:  # fmt: skip
     """Run a backward plan: values of the forward pass and cotangents in, input port -> gradient out."""
     known = dict(program.named(list(tensors))) | values
-    known |= {cotangent_of(program.circuit, port.name): c for port, c in zip(program.outputs, cotangents, strict=True)}
-    inputs = {p.name: known.get(p.name) for p in backward.circuit.inputs if p.kind is not Kind.NOISE}
-    made = run(backward, call, inputs)
-    return {name.removeprefix("d_"): value for name, value in made.items()}
+    known |= {
+        cotangent_of(program.circuit, port.name): c
+        for port, c in zip(program.outputs, cotangents, strict=True)
+    }
+    inputs = {p.name: known.get(p.name) for p in training.backward.circuit.inputs if p.kind is not Kind.NOISE}
+    made = run(training.backward, call, inputs)
+    return {
+        name.removeprefix("d_"): value.clone() if name in training.shared else value
+        for name, value in made.items()
+    }
 
 
 def _differentiable(
@@ -110,7 +118,10 @@ def _differentiable(
         for port, value in zip(exposed.outputs, apply(exposed, call, tensors), strict=True):
             if port.name.endswith("_before") and port.wire in states and port.kind is Kind.SEQUENCE:
                 known[port.wire] = value
-    known |= {cotangent_of(program.circuit, port.name): c for port, c in zip(program.outputs, cotangents, strict=True)}
+    known |= {
+        cotangent_of(program.circuit, port.name): c
+        for port, c in zip(program.outputs, cotangents, strict=True)
+    }
     made = apply(adjoint, call, [known.get(port.name) for port in adjoint.inputs])
     return {port.name.removeprefix("d_"): value for port, value in zip(adjoint.outputs, made, strict=True)}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elman.adjoint import cotangent_of
-from elman.circuit.form import Circuit, Kind, OutPort
+from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.execute.body import Call, run
 from elman.execute.program import Program
 from elman.plan import Plan
@@ -123,6 +123,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.seeded = seed is not None
 
 
+def _zeros(port: InPort, ctx: Any, like: Tensor) -> Tensor:
+    """Where nothing comes in: the starting value of a state, or the cotangents of an output, are zeros."""
+    size = ([ctx.steps] if port.kind is Kind.SEQUENCE else []) + ([ctx.batch] if port.rows else [])
+    return like.new_zeros([*size, *port.shape], dtype=port.dtype, device=port.device)
+
+
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     program, forward, wants = _PLANS[ctx.key]
     _, backward, _ = _PLANS[f"{ctx.key}-backward"]
@@ -136,8 +142,14 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
         if port.name in training.pair.kept:
             known[training.pair.kept[port.name]] = value
         else:
-            known[cotangent_of(program.circuit, port.name)] = torch.zeros_like(value) if cotangent is None else cotangent
-    given = [known[name].contiguous() for name in _passed(backward.circuit)]
+            known[cotangent_of(program.circuit, port.name)] = (
+                torch.zeros_like(value) if cotangent is None else cotangent
+            )
+    ports = {port.name: port for port in backward.circuit.inputs}
+    given = [
+        known[name].contiguous() if name in known else _zeros(ports[name], ctx, tensors[0])
+        for name in _passed(backward.circuit)
+    ]
     made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine)
     gradients = {
         out.name.removeprefix("d_"): value for out, value in zip(_outputs(backward), made, strict=True)

@@ -26,6 +26,14 @@ class Training:
     forward: Plan
     backward: Plan
 
+    @functools.cached_property
+    def shared(self) -> frozenset[str]:
+        """The gradients that may lie in the memory of another, or of a cotangent."""
+        circuit = self.backward.circuit
+        return frozenset(
+            out.name for out, shared in zip(circuit.outputs, sharing(circuit), strict=True) if shared
+        )
+
 
 class Program:
     """A circuit and its plans. Tensors are listed in the order of `inputs` and `outputs`."""
@@ -56,13 +64,7 @@ class Program:
     @functools.cached_property
     def sharing(self) -> tuple[bool, ...]:
         """For each output, whether it may lie in the memory of an input, or of an output before it."""
-        seen: set[tuple[Kind, Node]] = set()
-        found = []
-        for out in self.outputs:
-            base = _memory(self.circuit.wire(out.wire))
-            found.append(base.op == "placeholder" or (out.kind, base) in seen)
-            seen.add((out.kind, base))
-        return tuple(found)
+        return sharing(self.circuit)
 
     def training(self, wants: frozenset[str]) -> Training:
         """The plans for a call in which the inputs `wants` require gradients."""
@@ -93,8 +95,22 @@ class Program:
         return {port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)}
 
 
+def sharing(circuit: Circuit) -> tuple[bool, ...]:
+    """For each output of a circuit, whether it may lie in the memory of an input, or of an output before it."""
+    seen: set[tuple[Kind, Node]] = set()
+    found = []
+    for out in circuit.outputs:
+        base = _memory(circuit.wire(out.wire))
+        found.append(base.op == "placeholder" or (out.kind, base) in seen)
+        seen.add((out.kind, base))
+    return tuple(found)
+
+
 def _memory(node: Node) -> Node:
     """The node whose memory a value may lie in: itself, or what it is a view of."""
-    while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.returns[0].alias_info is not None:
+    while (
+        isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.returns[0].alias_info is not None
+    ):
         node = node.all_input_nodes[0]
     return node

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from operator import index
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch.utils import _pytree as pytree
 
 from elman.circuit.form import Kind
 from elman.circuit.signature import Place, flatten
-from elman.errors import InputError, NotSupported
+from elman.errors import InputError, NotSupported, StateError
 from elman.execute import operator
-from elman.recurrent.prepare import Shapes, look_up, meta
+from elman.recurrent.prepare import Shapes, check_teacher, look_up, meta
 from elman.trace.initial import find_zeros
 from elman.trace.outside import outside
 
@@ -54,6 +55,8 @@ def decode(code: Any, tensors: list[Tensor]) -> Any:
     kind = code[0]
     if kind == "leaf":
         return tensors[code[1]]
+    if kind == "static":
+        return code[1]
     if kind == "dict":
         made = {}
         for i in range(len(code[1])):
@@ -99,21 +102,21 @@ def _program(
 ) -> tuple[Any, ...]:
     """(key, sources, output structure, output slots, state structure, state slots, noisy).
 
-    The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context.
+    The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context, teacher.
     flows: for x, state, context, teacher in order, whether a gradient is wanted; None for none at all.
     """
     layer = _LAYERS[handle]
     with outside():
         examples = [
             _examples(tree, some) if tree is not None else None
-            for tree, some in zip((x, state, context), metas, strict=True)
+            for tree, some in zip((x, state, context, teacher), metas, strict=True)
         ]
         xs, x_tree = flatten(examples[0], "x")
         states, state_tree = flatten(examples[1], "state")
         contexts, context_tree = flatten(examples[2], "context") if context is not None else ([], None)
-        teacher_tree = None
+        teachers, teacher_tree = [], None
         if teacher is not None:
-            teacher_tree = flatten(pytree.tree_map(lambda leaf: torch.empty(0), teacher), "teacher")[1]
+            teachers, teacher_tree = flatten(examples[3], "teacher")
         shapes = Shapes(
             x_tree, state_tree, context_tree, teacher_tree, (meta(xs, 1), meta(states, 1), meta(contexts, 1))
         )
@@ -121,6 +124,13 @@ def _program(
             layer.cell, layer.reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts
         )
         layer._latest = found
+        if teacher_tree is not None:
+            check_teacher(
+                found.program,
+                dict(zip(teacher_tree.paths, [t.unsqueeze(0) for t in teachers], strict=True)),
+                1,
+                2,
+            )
         counters = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
         first_teacher = len(xs) + len(states) + len(contexts)
         sources: list[Any] = []
@@ -156,36 +166,98 @@ def _kept(cell: torch.nn.Module, place: Place) -> Tensor:
     return getattr(module, place.key)
 
 
-def _examples(structure: Any, metas: Any) -> Any:
+def _examples(code: Any, metas: Any) -> Any:
     """Two rows of zeros for every leaf."""
-    return pytree.tree_map(
-        lambda leaf: (
-            leaf
-            if leaf is None
-            else torch.zeros((2, *metas[leaf][0]), dtype=metas[leaf][1], device=metas[leaf][2])
-        ),
-        structure,
-    )
+    return decode(code, [torch.zeros((2, *widths), dtype=d, device=v) for widths, d, v in metas])
+
+
+@_constant
+def _plain_attributes(handle: int) -> tuple[Any, ...]:
+    """(how to get there, value) of the numbers, strings and lengths that the cell's step may have read."""
+    found: list[Any] = []
+    for path, module in _LAYERS[handle].cell.named_modules():
+        for name, value in module.__dict__.items():
+            if name[0] != "_":
+                _gather(value, (path, ("attribute", name)), found)
+    return tuple(found)
+
+
+def _gather(value: Any, way: tuple[Any, ...], found: list[Any]) -> None:
+    if isinstance(value, (bool, int, float, str)):
+        if value == value:  # what is not a number is never equal
+            found.append((way, value))
+    elif len(way) > 5 or isinstance(value, (Tensor, torch.nn.Module, type)) or callable(value):
+        return
+    elif isinstance(value, (list, tuple)):
+        found.append(((*way, ("length", None)), len(value)))
+        for i, part in enumerate(value):
+            _gather(part, (*way, ("item", i)), found)
+    elif isinstance(value, dict):
+        found.append(((*way, ("length", None)), len(value)))
+        for key, part in value.items():
+            if isinstance(key, (int, str)):
+                _gather(part, (*way, ("item", key)), found)
+    elif (
+        isinstance(getattr(value, "__dict__", None), dict)
+        and type(value).__module__.partition(".")[0] != "torch"
+    ):
+        for name, part in value.__dict__.items():
+            _gather(part, (*way, ("attribute", name)), found)
 
 
 # --- what Dynamo follows ------------------------------------------------------------------------------------------
 
 
+def _guard(layer: Any) -> None:
+    """Read what the program depends on, so that the compilation is done again when one of it changes."""
+    for way, value in _plain_attributes(layer._handle):
+        here = layer.cell.get_submodule(way[0])
+        for kind, name in way[1:]:
+            if kind == "attribute":
+                here = getattr(here, name)
+            elif kind == "item":
+                here = here[name]
+            else:
+                here = len(here)
+        if here != value:
+            raise StateError("the cell changed while it was compiled", where="Recurrent")
+
+
 def _numbered(value: Any) -> tuple[list[Tensor], Any]:
-    """The tensors of a structure, and the structure with their numbers."""
+    """The tensors of a structure, and the structure encoded with their numbers."""
     tensors: list[Tensor] = []
+    return tensors, _number(value, tensors)
 
-    def number(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return None
-        tensors.append(leaf)
-        return len(tensors) - 1
 
-    return tensors, pytree.tree_map(number, value)
+def _number(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return ("leaf", len(tensors) - 1)
+    if value is None:
+        return ("none",)
+    if isinstance(value, dict):
+        return ("dict", tuple(value), tuple([_number(v, tensors) for v in value.values()]))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return ("named", type(value), tuple([_number(v, tensors) for v in value]))
+    if isinstance(value, (tuple, list)):
+        return ("tuple" if isinstance(value, tuple) else "list", tuple([_number(v, tensors) for v in value]))
+    return ("static", value)
 
 
 def _metas(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
-    return tuple([(tuple([int(s) for s in t.shape[leading:]]), t.dtype, t.device) for t in tensors])
+    """Widths (made static), dtypes and devices."""
+    return tuple([(tuple([index(s) for s in t.shape[leading:]]), t.dtype, t.device) for t in tensors])
+
+
+def _check_sizes(sequences: list[Tensor], rows: list[Tensor], steps: Any, batch: Any) -> None:
+    for t in sequences:
+        if t.dim() < 2 or t.shape[0] != steps or t.shape[1] != batch:
+            raise InputError(
+                "the sequences disagree about T or B", where="x or teacher", expected="[T, B, …]"
+            )
+    for t in rows:
+        if t.dim() < 1 or t.shape[0] != batch:
+            raise InputError("it does not have the batch size of the sequences", where="state or context")
 
 
 def run_compiled(
@@ -197,6 +269,7 @@ def run_compiled(
             what="torch.compile of a recurrence under autocast is not available yet", where="Recurrent",
             mend="leave autocast around the layer, or do not compile it",
         )  # fmt: skip
+    _guard(layer)
     xs, x_shape = _numbered(x)
     contexts, context_shape = _numbered(context) if context is not None else ([], None)
     if xs:
@@ -221,7 +294,8 @@ def run_compiled(
     taught, teacher_shape = _numbered(teacher) if teacher is not None else ([], None)
     given = [*xs, *states, *contexts, *taught]
     flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
-    metas = (_metas(xs, 2), _metas(states, 1), _metas(contexts, 1))
+    _check_sizes([*xs, *taught], [*states, *contexts], steps, batch)
+    metas = (_metas(xs, 2), _metas(states, 1), _metas(contexts, 1), _metas(taught, 2))
     key, training, sources, output, output_slots, final, final_slots, noisy = _program(
         layer._handle, x_shape, state_shape, context_shape, teacher_shape, metas, flows
     )

@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
 from elman.engines import choose
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
-from elman.execute import Call, Program, apply
+from elman.execute import Call, apply
 from elman.plan.explain import Explanation
 from elman.recurrent.compiled import register, run_compiled
-from elman.recurrent.prepare import Prepared, Shapes, first_step, look_up, meta
+from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
 from elman.trace.key import fingerprint
@@ -153,7 +154,7 @@ class Recurrent(torch.nn.Module):
         program = prepared.program
         given = {"x": iter(xs), "state": iter(states), "context": iter(contexts)}
         by_path = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
-        _check_teacher(program, by_path, steps, batch)
+        check_teacher(program, by_path, steps, batch)
         tensors: list[Tensor | None] = []
         for source in prepared.sources:
             if isinstance(source, Place):
@@ -164,7 +165,7 @@ class Recurrent(torch.nn.Module):
                 tensors.append(next(given[source]))
             else:
                 tensors.append(by_path[source])
-        seed = int(torch.randint(2**62, ()).item()) if program.has_noise else 0
+        seed = _seed() if program.has_noise else 0
         made = apply(program, Call(steps, batch, seed, self.engine), tensors)
         final = prepared.state.fill([made[slot] for slot in prepared.state_slots])
         if prepared.output is None:
@@ -187,7 +188,7 @@ class Recurrent(torch.nn.Module):
             return int(steps), None
         if steps is not None:
             raise InputError(
-                what="the number of steps is given twice", where="steps=", 
+                what="the number of steps is given twice", where="steps=",
                 got=f"steps={steps} and {tree.paths[0]} {list(xs[0].shape)}",
                 mend="leave steps= to autonomous systems, whose x is None",
             )  # fmt: skip
@@ -276,19 +277,12 @@ class Recurrent(torch.nn.Module):
         return self._latest
 
 
-def _check_teacher(program: Program, teachers_: dict[str, Tensor], steps: int, batch: int) -> None:
-    known = {port.path: port for port in program.inputs}
-    for path, tensor in teachers_.items():
-        port = known.get(path)  # None: this tensor of the output is no entry of the state, and not looked at
-        expected = (steps, batch) if port is None else (steps, batch, *port.shape)
-        got = tuple(tensor.shape[:2] if port is None else tensor.shape)
-        if got != expected or (port is not None and tensor.dtype != port.dtype):
-            raise InputError(
-                what="the teacher must say every output", where=path,
-                got=f"shape {list(tensor.shape)}, {tensor.dtype}",
-                expected=f"[{', '.join(map(str, expected))}{', …' if port is None else ''}]"
-                + ("" if port is None else f", {port.dtype}"),
-            )  # fmt: skip
+def _seed() -> int:
+    """One draw from torch's default generator; a transform around the call does not batch it."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        with temporarily_clear_interpreter_stack():
+            return int(torch.randint(2**62, ()).item())
+    return int(torch.randint(2**62, ()).item())
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

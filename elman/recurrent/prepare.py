@@ -11,7 +11,7 @@ import torch
 
 from elman.circuit.form import Circuit, Kind
 from elman.circuit.signature import Place, Tree
-from elman.errors import InputTypeError
+from elman.errors import InputError, InputTypeError
 from elman.execute import Program
 from elman.forcing import force, teachers
 from elman.trace import trace
@@ -128,6 +128,21 @@ def _check_structure(circuit: Circuit, teacher: Tree) -> None:
             what="the teacher does not have the structure of the output", where="teacher=",
             got=str(list(teacher.paths)), expected=str(list(output.paths) if output is not None else None),
         )  # fmt: skip
+
+
+def check_teacher(program: Program, teachers_: dict[str, Tensor], steps: int, batch: int) -> None:
+    known = {port.path: port for port in program.inputs}
+    for path, tensor in teachers_.items():
+        port = known.get(path)  # None: this tensor of the output is no entry of the state, and not looked at
+        expected = (steps, batch) if port is None else (steps, batch, *port.shape)
+        got = tuple(tensor.shape[:2] if port is None else tensor.shape)
+        if got != expected or (port is not None and tensor.dtype != port.dtype):
+            raise InputError(
+                what="the teacher must say every output", where=path,
+                got=f"shape {list(tensor.shape)}, {tensor.dtype}",
+                expected=f"[{', '.join(map(str, expected))}{', …' if port is None else ''}]"
+                + ("" if port is None else f", {port.dtype}"),
+            )  # fmt: skip
 
 
 def meta(tensors: Sequence[Tensor], leading: int) -> tuple[Any, ...]:

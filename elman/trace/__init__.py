@@ -46,7 +46,7 @@ def trace(cell: torch.nn.Module, x: Any, state: Any, context: Any = None, *, che
 def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool) -> Circuit:
     name = type(cell).__name__
     bones = skeleton(cell)
-    taken: set[str] = {"rows"}
+    taken: set[str] = {"rows", "timeline"}
     ports: list[InPort] = []
 
     def add(path: str, kind: Kind, tensor: torch.Tensor, rows: bool, word: str, frozen: bool = False) -> str:
@@ -65,9 +65,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         tensor = store_of(cell, entry[0])[entry[0].key]
         frozen = not isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
         frozen = frozen and all(place.store != "_parameters" for place in entry)
-        owned[
-            add(entry[0].path, Kind.CONSTANT, tensor, False, _word(entry[0].path), frozen)
-        ] = entry
+        owned[add(entry[0].path, Kind.CONSTANT, tensor, False, _word(entry[0].path), frozen)] = entry
     xs, x_tree = flatten(x, "x")
     states, state_tree = flatten(state, "state")
     if not states:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from elman.circuit.signature import Place, Tree, flatten
 from elman.errors import TraceError
+from elman.trace.key import loose_tensors
 
 Tensor = torch.Tensor
 
@@ -42,7 +43,7 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
 
     A cell that cannot be copied is used itself.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(value): value for value in loose_tensors(cell)}
     for entry in places(cell):
         value = store_of(cell, entry[0])[entry[0].key]
         empty = torch.empty(value.shape, dtype=value.dtype, device="meta")

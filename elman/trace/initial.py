@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from elman.circuit.signature import Tree, flatten
-from elman.errors import ElmanError, TraceError
+from elman.errors import TraceError
 from elman.trace.call import places, skeleton, store_of, swapped, understand
 from elman.trace.outside import is_plain, outside, readable
 
@@ -72,26 +72,30 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
                     return bones(some_x, *state)
                 return bones(some_x, *(state or (None,)), some_context)
 
-    hidden = getattr(cell, "hidden_size", None)
+    tried, hidden = "", getattr(cell, "hidden_size", None)
     if isinstance(hidden, int) and not isinstance(hidden, bool):
         dtype, device = _kind(cell, x)
         zeros = torch.zeros((PROBED, hidden), dtype=dtype, device=device)
-        if _keeps(call, zeros, _name(cell)):
+        fault = _fault(call, zeros, _name(cell))
+        if fault is None:
             return _zeros(zeros)
+        tried = f"cell(x, zeros [B, {hidden}]): {fault}; "
     try:
         alone = call()
     except Exception as error:
         raise TraceError(
             what="the cell does not say which state it starts from",
             where=_name(cell),
-            got=f"cell(x) without a state: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            mend=f"{MEND}, or give it the attribute hidden_size",
+            got=f"{tried}cell(x) without a state: {_first_line(error)}",
+            mend=MEND if tried else f"{MEND}, or give it the attribute hidden_size",
         ) from error
     candidates = [alone]
     if isinstance(alone, (tuple, list)) and len(alone) == 2:
         candidates.append(alone[1])
     fitting = [
-        c for c in (pytree.tree_map(_zeros_like, c) for c in candidates) if _keeps(call, c, _name(cell))
+        c
+        for c in (pytree.tree_map(_zeros_like, c) for c in candidates)
+        if _fault(call, c, _name(cell)) is None
     ]
     if len(fitting) != 1:
         raise TraceError(
@@ -144,16 +148,21 @@ def _zeros_like(leaf: Any) -> Any:
     return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
 
 
-def _keeps(call: Callable[..., Any], state: Any, name: str) -> bool:
-    """Whether a cell maps this state to a state of the same structure, shapes and dtypes."""
+def _fault(call: Callable[..., Any], state: Any, name: str) -> str | None:
+    """Why a cell does not map this state to one of the same structure, shapes and dtypes; None if it does."""
     try:
         tensors, tree = flatten(state, "state")
         new = flatten(understand(call(state), tree, name)[1], "state")[0]
-    except (ElmanError, Exception):
-        return False
-    return bool(tensors) and all(
-        a.shape == b.shape and a.dtype == b.dtype for a, b in zip(tensors, new, strict=True)
-    )
+    except Exception as error:
+        return _first_line(error)
+    if not tensors:
+        return "no tensor in it"
+    fits = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(tensors, new, strict=True))
+    return None if fits else "the new state has another shape or dtype"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _zeros(state: Any) -> Zeros:

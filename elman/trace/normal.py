@@ -38,6 +38,19 @@ def _to_copy(graph: fx.Graph, node: fx.Node) -> Any:
     return source if before.dtype == after.dtype and before.device == after.device else None
 
 
+def _copy(graph: fx.Graph, node: fx.Node) -> Any:
+    """What is written over all of a value is the value; aten.copy itself has no derivative."""
+    source = node.args[1]
+    before, after = _val(source), _val(node)
+    if before.dtype != after.dtype or before.device != after.device:
+        source = insert(graph, aten._to_copy.default, source, dtype=after.dtype, device=after.device, like=node)
+    if tuple(before.shape) == tuple(after.shape):
+        return source
+    if any(factor(size) for size in after.shape) and not any(factor(size) for size in before.shape):
+        return None  # the rows come from the value that is written over
+    return insert(graph, aten.expand.default, source, _shape_of(node), like=node)
+
+
 def _shape_of(node: fx.Node) -> list[Any]:
     """The result's shape as arguments: the batch is -1 (there is at most one), so that no size has to be passed."""
     sizes = list(_val(node).shape)
@@ -288,6 +301,7 @@ _HANDLERS: dict[Any, Handler] = {
     aten.lift_fresh_copy.default: _same,
     aten.contiguous.default: _same,
     aten._to_copy.default: _to_copy,
+    aten.copy.default: _copy,
     aten.view.default: _reshape,
     aten._unsafe_view.default: _reshape,
     aten.reshape.default: _reshape,

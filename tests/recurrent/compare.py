@@ -30,7 +30,9 @@ class Inputs:
     steps: int | None
 
     @classmethod
-    def of(cls, case: Case, T: int, B: int, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: int) -> Inputs:
+    def of(
+        cls, case: Case, T: int, B: int, dtype: torch.dtype = torch.float64, seed: int = 0, **sizes: int
+    ) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
         trees = [case.x(T, B, generator, dtype, **sizes)]
         trees += [draw(B, generator, dtype, **sizes) for draw in (case.state, case.context)]
@@ -142,7 +144,9 @@ def assert_equal(got: Named, expected: Named, tolerance: float = 1e-10) -> None:
             continue
         assert value.shape == other.shape, f"{name}: {list(value.shape)} against {list(other.shape)}"
         assert value.dtype == other.dtype, f"{name}: {value.dtype} against {other.dtype}"
-        torch.testing.assert_close(value, other, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, other, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def distances(got: Named, expected: Named) -> dict[str, float]:

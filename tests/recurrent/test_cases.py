@@ -59,7 +59,9 @@ def test_float32_is_as_exact_as_eager_pytorch(case: Case) -> None:
             distance, allowed = compare.distances(mine, right), compare.distances(loop, right)
             assert list(distance) == list(allowed)
             for name, found in distance.items():
-                assert found <= max(4 * allowed[name], 1e-6), f"{name}: {found:.1e}, eager {allowed[name]:.1e}"
+                assert found <= max(4 * allowed[name], 1e-6), (
+                    f"{name}: {found:.1e}, eager {allowed[name]:.1e}"
+                )
 
 
 # --- second derivatives ---------------------------------------------------------------------------------------------

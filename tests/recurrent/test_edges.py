@@ -36,7 +36,9 @@ def random(*size: int, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "delayed_rnn", "swing", "zoneout_lstm", "context_rnn", "loss_rnn"])
+@pytest.mark.parametrize(
+    "name", ["elman", "gru", "lstm", "delayed_rnn", "swing", "zoneout_lstm", "context_rnn", "loss_rnn"]
+)
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (1, 3), (4, 0), (0, 0)], ids=str)
 def test_no_step_and_no_row(name: str, T: int, B: int, reverse: bool) -> None:
     rnn = layer(name, reverse=reverse)
@@ -143,7 +145,9 @@ def test_outputs_are_tensors_of_their_own(grad: bool) -> None:
         for name in names:
             if name != written:
                 right = expected[name] if name != "final" else expected["new"][-1]
-                torch.testing.assert_close(made[name], right, msg=f"writing into {written} changed {name}", **EXACT)
+                torch.testing.assert_close(
+                    made[name], right, msg=f"writing into {written} changed {name}", **EXACT
+                )
 
 
 def test_writing_into_an_output_is_seen_by_autograd() -> None:
@@ -212,7 +216,9 @@ def test_inputs_without_gradient_and_frozen_parameters() -> None:
         inputs.state[0].requires_grad_(len(frozen) != 2)
         values = compare.flat(*compare.ours(rnn, inputs))
         others = compare.flat(*compare.theirs(rnn, inputs))
-        assert {n: v.requires_grad for n, v in values.items()} == {n: v.requires_grad for n, v in others.items()}
+        assert {n: v.requires_grad for n, v in values.items()} == {
+            n: v.requires_grad for n, v in others.items()
+        }
         wanted = {n: t for n, t in compare.wanted_of(rnn, inputs).items() if t.requires_grad}
         compare.assert_equal(compare.gradients(values, wanted), compare.gradients(others, wanted))
 
@@ -292,7 +298,10 @@ def test_another_default_dtype() -> None:
 # --- step by step ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["elman", "lstm", "cat_rnn", "named_tuple_lstm", "dict_input_rnn", "context_rnn", "silent_rnn", "swing"])
+@pytest.mark.parametrize(
+    "name",
+    ["elman", "lstm", "cat_rnn", "named_tuple_lstm", "dict_input_rnn", "context_rnn", "silent_rnn", "swing"],
+)
 def test_step_repeated_is_the_whole_call(name: str) -> None:
     rnn, case = layer(name), CASES[name]
     inputs = Inputs.of(case, 4, 3)
@@ -541,12 +550,24 @@ F32 = torch.float32
         (torch.zeros(3, 2, 5), (torch.zeros(2, 7), torch.zeros(2, 7)), "state"),  # another structure
         (torch.zeros(3, 2, 5), torch.zeros(2, 7, dtype=torch.float64), "dtype"),
         (torch.zeros(3, 2, 5, dtype=torch.float64), None, "dtype"),
-        ({"signal": torch.zeros(3, 2, 5)}, None, ""),
+        ({"signal": torch.zeros(3, 2, 5)}, None, "GRU"),
         ([torch.zeros(3, 2, 5), torch.zeros(4, 2, 5)], None, "T or B"),
-        ("text", None, ""),
+        ("text", None, "steps"),
         (object(), None, "no tensor"),
     ],
-    ids=["width", "rank", "batch", "state-width", "structure", "state-dtype", "dtype", "dict", "lengths", "text", "object"],
+    ids=[
+        "width",
+        "rank",
+        "batch",
+        "state-width",
+        "structure",
+        "state-dtype",
+        "dtype",
+        "dict",
+        "lengths",
+        "text",
+        "object",
+    ],
 )
 def test_arguments_that_do_not_fit(x: Any, state: Any, words: str) -> None:
     rnn = elman.Recurrent(CASES["gru"].make())
@@ -565,7 +586,11 @@ def test_deepcopy_and_pickle() -> None:
     stream = io.BytesIO()
     torch.save(rnn, stream)
     stream.seek(0)
-    for other in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn)), torch.load(stream, weights_only=False)):
+    for other in (
+        copy.deepcopy(rnn),
+        pickle.loads(pickle.dumps(rnn)),
+        torch.load(stream, weights_only=False),
+    ):
         assert torch.equal(other(x)[0], expected)
         with torch.no_grad():
             other.cell.W.zero_()
@@ -655,7 +680,9 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("names", [NAMES, *[(name,) for name in ("o", "h_next", "d_x", "noise_0", "tanh")]], ids="-".join)
+@pytest.mark.parametrize(
+    "names", [NAMES, *[(name,) for name in ("o", "h_next", "d_x", "noise_0", "tanh")]], ids="-".join
+)
 def test_parameters_may_have_any_name(names: tuple[str, ...]) -> None:
     rnn = elman.Recurrent(Named(*names).double())
     x, h = random(4, 2, 4, requires_grad=True), random(2, 4, requires_grad=True)

@@ -35,7 +35,9 @@ def test_few_random_cells_are_refused() -> None:
     """Everything that eager PyTorch runs should be a circuit; 20 % refused would hide a class of cells."""
     refused, draws = [], 60
 
-    @hypothesis.settings(max_examples=draws, derandomize=True, database=None, phases=[hypothesis.Phase.generate])
+    @hypothesis.settings(
+        max_examples=draws, derandomize=True, database=None, phases=[hypothesis.Phase.generate]
+    )
     @hypothesis.given(random_cells())
     def look(cell: RandomCell) -> None:
         inputs = _inputs(cell, 1, 2)

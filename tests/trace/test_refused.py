@@ -68,7 +68,9 @@ def test_the_error_helps_and_the_cell_stays_as_it_was(entry: Refused) -> None:
         assert torch.equal(tensor, old), "it wrote into the example"
 
 
-@pytest.mark.parametrize("name", ["mean_over_the_batch", "state_in_attribute", "batch_norm", "branch_on_the_sum"])
+@pytest.mark.parametrize(
+    "name", ["mean_over_the_batch", "state_in_attribute", "batch_norm", "branch_on_the_sum"]
+)
 def test_a_layer_refuses_it_at_every_call(name: str) -> None:
     entry = REFUSED[name]
     rnn = elman.Recurrent(entry.make())

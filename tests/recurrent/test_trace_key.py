@@ -1,0 +1,478 @@
+"""What may change between two calls is honoured; what has not changed is not traced again."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import elman
+from elman import cells
+from tests import eager, zoo
+from tests.cases import CASES
+
+Tensor = torch.Tensor
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+T, B, I, H = 4, 3, 5, 7
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the cells that are traced from here on; programs of other tests are not reused."""
+    prepare = importlib.import_module("elman.recurrent.prepare")
+    found: list[str] = []
+    original = prepare.trace
+
+    def counted(cell: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        found.append(type(cell).__name__)
+        return original(cell, *args, **kwargs)
+
+    monkeypatch.setattr(prepare, "trace", counted)
+    monkeypatch.setattr(prepare, "_SHARED", type(prepare._SHARED)())
+    return found
+
+
+def data() -> tuple[Tensor, Tensor]:
+    return torch.randn(T, B, I, dtype=torch.float64), torch.randn(B, H, dtype=torch.float64)
+
+
+def agrees(rnn: elman.Recurrent, x: Tensor, h: Tensor) -> Tensor:
+    """Outputs and gradients are those of the eager loop now; returns the outputs."""
+    x = x.detach().requires_grad_()
+    wanted = [x, *(p for p in rnn.cell.parameters() if p.requires_grad)]
+    found = []
+    for run in (lambda: rnn(x, h), lambda: eager.unroll(rnn.cell, x, h, reverse=rnn.reverse)):
+        outputs, final = run()
+        loss = outputs.square().sum() + final.sum()
+        found.append((outputs, final, *torch.autograd.grad(loss, wanted, allow_unused=True)))
+    for mine, right in zip(*found, strict=True):
+        assert (mine is None) == (right is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, right, **EXACT)
+    return found[0][0].detach()
+
+
+# --- attributes -----------------------------------------------------------------------------------------------------
+
+
+def test_alpha_changed_between_two_calls(traces: list[str]) -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Leaky(I, H, alpha=0.2).double()), data()
+    first = agrees(rnn, x, h)
+    rnn.cell.alpha = 0.9
+    second = agrees(rnn, x, h)
+    assert not torch.allclose(first, second)
+    rnn.cell.alpha = 0.2
+    assert torch.equal(agrees(rnn, x, h), first)
+    assert traces == ["Leaky", "Leaky"], "the first program is still known"
+
+
+@dataclass
+class Options:
+    gain: float
+    inner: Any = None
+
+
+class Table:
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+
+class Slotted:
+    __slots__ = ("gain",)
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+
+class Scale:
+    """A plain object that can be called."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, a: Tensor) -> Tensor:
+        return self.factor * a
+
+
+class Holder(zoo.Base):
+    """A cell that reads its gain from wherever it is kept."""
+
+    def __init__(self, kept: Any, read: Callable[[Any], Any]) -> None:
+        super().__init__(I, H)
+        self.kept, self.read = kept, read
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.U(x) + self.W(h)) * self.read(self.kept)
+
+
+def set_item(kept: Any, key: Any) -> None:
+    kept[key] = 0.3
+
+
+KEEPERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], None]]] = {
+    "object": (lambda: Table(0.7), lambda k: k.gain, lambda k: setattr(k, "gain", 0.3)),
+    "dataclass": (lambda: Options(0.7), lambda k: k.gain, lambda k: setattr(k, "gain", 0.3)),
+    "object in an object": (
+        lambda: Options(0.0, Table(0.7)), lambda k: k.inner.gain, lambda k: setattr(k.inner, "gain", 0.3)
+    ),
+    "list": (lambda: [0.7], lambda k: k[0], lambda k: set_item(k, 0)),
+    "dict": (lambda: {"gain": 0.7}, lambda k: k["gain"], lambda k: set_item(k, "gain")),
+    "list of dicts of lists": (lambda: [{"a": [0.7]}], lambda k: k[0]["a"][0], lambda k: set_item(k[0]["a"], 0)),
+    "set": (lambda: {0.7}, lambda k: max(k), lambda k: (k.clear(), k.add(0.3))),
+    "slots": (lambda: Slotted(0.7), lambda k: k.gain, lambda k: setattr(k, "gain", 0.3)),
+    "callable": (lambda: Scale(0.7), lambda k: k(1.0), lambda k: setattr(k, "factor", 0.3)),
+    "deep": (lambda: [[[[[[0.7]]]]]], lambda k: k[0][0][0][0][0][0], lambda k: set_item(k[0][0][0][0][0], 0)),
+    "tensor in a list": (
+        lambda: [torch.tensor(0.7)], lambda k: k[0].double(), lambda k: set_item(k, 0) or k.__setitem__(0, torch.tensor(0.3))
+    ),
+    "tensor in a list, in place": (lambda: [torch.tensor(0.7)], lambda k: k[0].double(), lambda k: k[0].fill_(0.3)),
+    "module in a list": (
+        lambda: [nn.LeakyReLU(0.7)], lambda k: k[0](torch.full((1,), -1.0, dtype=torch.float64)),
+        lambda k: setattr(k[0], "negative_slope", 0.3),
+    ),
+    "a closure": (
+        lambda: (lambda box: lambda: box)([0.7]), lambda k: k()[0], lambda k: set_item(k(), 0)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_what_the_cell_keeps_in_objects(name: str, traces: list[str]) -> None:
+    make, read, change = KEEPERS[name]
+    rnn, (x, h) = elman.Recurrent(Holder(make(), read).double()), data()
+    first = agrees(rnn, x, h)
+    agrees(rnn, x, h)
+    assert len(traces) == 1, "nothing has changed"
+    change(rnn.cell.kept)
+    assert not torch.allclose(first, agrees(rnn, x, h))
+
+
+def test_a_number_changed_in_a_submodule() -> None:
+    class Nested(zoo.Base):
+        def __init__(self) -> None:
+            super().__init__(I, H)
+            self.act = nn.Sequential(nn.LeakyReLU(0.1), nn.Softplus(beta=2.0))
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(self.act(self.U(x) + self.W(h)))
+
+    rnn, (x, h) = elman.Recurrent(Nested().double()), data()
+    agrees(rnn, x, h)
+    rnn.cell.act[0].negative_slope = 0.9
+    agrees(rnn, x, h)
+    rnn.cell.act[1] = nn.Tanh()
+    agrees(rnn, x, h)
+    rnn.cell.act.append(nn.Sigmoid())
+    agrees(rnn, x, h)
+
+
+def test_train_and_eval(traces: list[str]) -> None:
+    rnn, (x, h) = elman.Recurrent(CASES["dropout_rnn"].make().double()), data()
+    assert not torch.equal(rnn(x, h)[0], rnn(x, h)[0])
+    rnn.eval()
+    assert torch.equal(rnn(x, h)[0], rnn(x, h)[0])
+    agrees(rnn, x, h)
+    rnn.train()
+    assert not torch.equal(rnn(x, h)[0], rnn(x, h)[0])
+    assert len(traces) == 2
+
+
+def test_the_probability_of_dropout() -> None:
+    class Dropped(zoo.Base):
+        def __init__(self) -> None:
+            super().__init__(I, H)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return self.drop(torch.tanh(self.U(x) + self.W(h)))
+
+    rnn, (x, h) = elman.Recurrent(Dropped().double()), data()
+    rnn(x, h)
+    rnn.cell.drop.p = 1.0
+    assert not rnn(x, h)[0].any()
+    rnn.cell.drop.p = 0.0
+    agrees(rnn, x, h)
+
+
+def test_another_forward() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    first = agrees(rnn, x, h)
+
+    def other(self: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        return torch.sin(nn.functional.linear(x, self.U) + h)
+
+    rnn.cell.forward = types.MethodType(other, rnn.cell)
+    assert not torch.allclose(first, agrees(rnn, x, h))
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+
+class Plain(zoo.Base):
+    """A tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(I, H)
+        self.gain = torch.linspace(0.5, 1.5, H, dtype=torch.float64)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.gain * torch.tanh(self.U(x) + self.W(h))
+
+
+def test_a_plain_tensor_changed_and_replaced(traces: list[str]) -> None:
+    rnn, (x, h) = elman.Recurrent(Plain().double()), data()
+    agrees(rnn, x, h)
+    rnn.cell.gain.mul_(0.5)
+    agrees(rnn, x, h)
+    rnn.cell.gain = torch.rand(H, dtype=torch.float64)
+    agrees(rnn, x, h)
+    assert len(traces) == 1, "values of tensors are not a part of the key"
+    rnn.cell.gain = torch.rand(1, dtype=torch.float64)  # another shape
+    agrees(rnn, x, h)
+    assert len(traces) == 2
+
+
+def test_a_plain_tensor_that_begins_to_want_a_gradient() -> None:
+    rnn, (x, h) = elman.Recurrent(Plain().double()), data()
+    rnn(x, h)[0].sum().backward()
+    gain = rnn.cell.gain.requires_grad_()
+    found = []
+    for run in (rnn, lambda x, h: eager.unroll(rnn.cell, x, h)):
+        found.append(torch.autograd.grad(run(x, h)[0].sum(), gain)[0])
+    torch.testing.assert_close(*found, **EXACT)
+    rnn.cell.gain = gain.detach()
+    agrees(rnn, x, h)
+
+
+def test_a_buffer_that_begins_to_want_a_gradient() -> None:
+    rnn, (x, h) = elman.Recurrent(CASES["dale_rnn"].make().double()), data()
+    agrees(rnn, x, h)
+    rnn.cell.sign.requires_grad_()
+    found = [
+        torch.autograd.grad(run(x, h)[0].sum(), rnn.cell.sign)[0]
+        for run in (rnn, lambda x, h: eager.unroll(rnn.cell, x, h))
+    ]
+    torch.testing.assert_close(*found, **EXACT)
+
+
+ELSEWHERE = torch.full((H,), 0.5, dtype=torch.float64)
+
+
+class Captures(zoo.Base):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return ELSEWHERE * torch.tanh(self.U(x) + self.W(h))
+
+
+def test_a_captured_tensor_changed_in_place(traces: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "ELSEWHERE", ELSEWHERE.clone())
+    rnn, (x, h) = elman.Recurrent(Captures(I, H).double()), data()
+    agrees(rnn, x, h)
+    ELSEWHERE.mul_(1.5)
+    agrees(rnn, x, h)
+    assert len(traces) == 1
+
+
+def test_requires_grad_may_change(traces: list[str]) -> None:
+    rnn, (x, h) = elman.Recurrent(cells.GRU(I, H).double()), data()
+    agrees(rnn, x, h)
+    rnn.cell.W.requires_grad_(False)
+    agrees(rnn, x, h)
+    rnn.requires_grad_(False)
+    agrees(rnn, x, h)
+    rnn.requires_grad_(True)
+    agrees(rnn, x, h)
+    assert len(traces) == 1
+
+
+def test_dtype_and_width_and_structure_are_traced_anew(traces: list[str]) -> None:
+    rnn = elman.Recurrent(cells.Elman(I, H))
+    rnn(torch.randn(T, B, I))
+    rnn(torch.randn(2 * T, B + 1, I))
+    rnn(torch.randn(1, 1, I))
+    assert len(traces) == 1, "one trace serves every T and B"
+    rnn.double()
+    rnn(torch.randn(T, B, I, dtype=torch.float64))
+    assert len(traces) == 2
+    rnn.float()
+    rnn(torch.randn(T, B, I))
+    assert len(traces) == 2
+    elman.Recurrent(cells.Elman(I, H + 1))(torch.randn(T, B, I))
+    assert len(traces) == 3
+
+
+def test_two_instances_share_a_program(traces: list[str]) -> None:
+    first, second = (elman.Recurrent(cells.GRU(I, H).double()) for _ in range(2))
+    x, h = data()
+    agrees(first, x, h)
+    agrees(second, x, h)
+    agrees(copy.deepcopy(first), x, h)
+    agrees(elman.Recurrent(cells.GRU(I, H).double(), reverse=True), x, h)
+    assert len(traces) == 1
+    assert first._latest is second._latest
+
+
+def test_tied_weights_are_not_those_that_are_not_tied(traces: list[str]) -> None:
+    rnn, (x, h) = elman.Recurrent(CASES["tied_rnn"].make().double()), data()
+    rnn(x, h)
+    rnn.cell.again.weight = nn.Parameter(rnn.cell.again.weight.detach().clone())
+    agrees(rnn, x, h)
+    assert len(traces) == 2
+    rnn.cell.W.weight = rnn.cell.again.weight
+    agrees(rnn, x, h)
+    assert len(traces) == 2
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def trained(
+    optimiser: Callable[[Any], torch.optim.Optimizer], whole: bool, clip: bool = False
+) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    cell = cells.GRU(I, H).double()
+    rnn, how = elman.Recurrent(cell), optimiser(cell.parameters())
+    for _ in range(6):
+        x, h = data()
+        how.zero_grad()
+        outputs, final = rnn(x, h) if whole else eager.unroll(cell, x, h)
+        (outputs.square().mean() + final.square().mean()).backward()
+        if clip:
+            norm = torch.nn.utils.clip_grad_norm_(cell.parameters(), 0.05)
+            assert norm > 0.05
+        how.step()
+    return {name: p.detach() for name, p in cell.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        lambda p: torch.optim.AdamW(p, 0.05, fused=True),
+        lambda p: torch.optim.Adam(p, 0.05, foreach=True),
+        lambda p: torch.optim.SGD(p, 0.5, momentum=0.9),
+    ],
+    ids=["AdamW-fused", "Adam-foreach", "SGD"],
+)
+def test_training_is_that_of_the_eager_loop(optimiser: Callable[[Any], torch.optim.Optimizer]) -> None:
+    torch.testing.assert_close(trained(optimiser, True), trained(optimiser, False), rtol=1e-8, atol=1e-8)
+
+
+def test_training_with_clipped_gradients() -> None:
+    def sgd(p: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(p, 0.5)
+
+    torch.testing.assert_close(
+        trained(sgd, True, clip=True), trained(sgd, False, clip=True), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_gradients_do_not_share_memory() -> None:
+    """b and c enter alike, so their gradients are equal; clipping in place must not happen twice."""
+    rnn, (x, h) = elman.Recurrent(CASES["torch_rnn_tanh"].make().double()), data()
+    y = x.clone().requires_grad_()
+    k = h.clone().requires_grad_()
+    rnn(y, k)[0].sum().backward()
+    grads = {**{n: p.grad for n, p in rnn.cell.named_parameters()}, "x": y.grad, "h": k.grad}
+    places = [g.untyped_storage().data_ptr() for g in grads.values()]
+    assert len(set(places)) == len(places), list(grads)
+
+
+class Sums(nn.Module):
+    """Everything's gradient is the cotangent itself."""
+
+    def forward(self, x: dict[str, Tensor], h: Tensor) -> Tensor:
+        return h + x["a"] + x["b"]
+
+
+def test_gradients_of_sums_do_not_share_memory() -> None:
+    rnn = elman.Recurrent(Sums())
+    x = {name: torch.randn(T, B, I, requires_grad=True) for name in "ab"}
+    h = torch.randn(B, I, requires_grad=True)
+    outputs, final = rnn(x, h)
+    cotangent = torch.ones_like(outputs)
+    torch.autograd.backward([outputs, final], [cotangent, torch.ones_like(final)])
+    with torch.no_grad():
+        x["a"].grad.zero_()
+    assert x["b"].grad.any()
+    assert cotangent.all()
+
+
+def test_writes_that_autograd_does_not_see() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    agrees(rnn, x, h)
+    rnn.cell.W.data.mul_(0.5)
+    agrees(rnn, x, h)
+    rnn.cell.W.data = torch.randn(H, H, dtype=torch.float64) * 0.1
+    agrees(rnn, x, h)
+    rnn.cell.b.detach().numpy()[:] = 0.25
+    agrees(rnn, x, h)
+    vector = torch.nn.utils.parameters_to_vector(rnn.cell.parameters())
+    torch.nn.utils.vector_to_parameters(vector * 0.9, rnn.cell.parameters())
+    agrees(rnn, x, h)
+    rnn.cell.U = nn.Parameter(torch.zeros(H, I, dtype=torch.float64))
+    agrees(rnn, x, h)
+
+
+def test_functional_call(traces: list[str]) -> None:
+    rnn, (x, h) = elman.Recurrent(cells.LSTM(I, H).double()), data()
+    state = (h, h.flip(0))
+    rnn(x, state)
+    other = {name: (0.5 * p.detach()).requires_grad_() for name, p in rnn.named_parameters()}
+    outputs, _ = functional_call(rnn, other, (x, state))
+    got = torch.autograd.grad(outputs.square().sum(), list(other.values()))
+    cell = cells.LSTM(I, H).double()
+    cell.load_state_dict({name.removeprefix("cell."): value for name, value in other.items()})
+    expected, _ = eager.unroll(cell, x, state)
+    torch.testing.assert_close(outputs, expected, **EXACT)
+    right = torch.autograd.grad(expected.square().sum(), list(cell.parameters()))
+    for mine, loop in zip(got, right, strict=True):
+        torch.testing.assert_close(mine, loop, **EXACT)
+    assert len(traces) == 1
+    mixed = {**other, "cell.W": (other["cell.W"] * 2)}  # a tensor with a history of its own
+    functional_call(rnn, mixed, (x, state))[0].sum().backward()
+    assert other["cell.W"].grad is not None
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "orthogonal", "own"])
+def test_parametrizations(name: str) -> None:
+    class Twice(nn.Module):
+        def forward(self, W: Tensor) -> Tensor:
+            return 0.5 * (W - W.t())
+
+    cell = zoo.MGU(I, H).double()
+    rnn, (x, h) = elman.Recurrent(cell), data()
+    agrees(rnn, x, h)
+    if name == "own":
+        torch.nn.utils.parametrize.register_parametrization(cell.W_h, "weight", Twice())
+    else:
+        getattr(torch.nn.utils.parametrizations, name)(cell.W_h)
+    before = agrees(rnn, x, h)
+    with torch.no_grad():
+        for p in cell.W_h.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    assert not torch.allclose(before, agrees(rnn, x, h))
+    torch.nn.utils.parametrize.remove_parametrizations(cell.W_h, "weight")
+    agrees(rnn, x, h)
+
+
+def test_pruning_is_a_change_of_the_cell() -> None:
+    """torch.nn.utils.prune recomputes the weight in a hook before every step."""
+    from torch.nn.utils import prune
+
+    cell = zoo.MGU(I, H).double()
+    rnn, (x, h) = elman.Recurrent(cell), data()
+    agrees(rnn, x, h)
+    prune.random_unstructured(cell.W_h, "weight", 0.5)
+    try:
+        agrees(rnn, x, h)
+    except elman.ElmanError as error:
+        assert "W_h.weight" in str(error)
+    prune.remove(cell.W_h, "weight")
+    agrees(rnn, x, h)
