@@ -112,7 +112,7 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
     ports: list[InPort] = []
     after_inputs = next(node for node in graph.nodes if node.op != "placeholder")
     draws = [node for node in graph.nodes if node.op == "call_function" and is_random(node)]
-    # A draw that nothing reads counts too: it may be read in the derivative, or only there not.
+    # A draw that nothing reads counts too, so that a draw has one number in the step and in all its adjoints.
     for index, node in enumerate(draws):
         train = node.args[2] if node.target is aten.native_dropout.default else True
         lifting = LIFTINGS.get(node.target)

@@ -129,11 +129,9 @@ def inputs_of(
     """Port -> tensor: the cell's own tensors, what is passed (by the user's word for it), and noise."""
     assert circuit.signature is not None
     inputs: dict[str, Tensor] = {}
-    index = 0
     for port in circuit.inputs:
         if port.kind is Kind.NOISE:
-            inputs[port.name] = noise.draw(port, index, SEED, 0, T, B)
-            index += 1
+            inputs[port.name] = noise.draw(port, noise.number(port), SEED, 0, T, B)
         elif port.name in circuit.signature.owned:
             place = circuit.signature.owned[port.name][0]
             inputs[port.name] = store_of(cell, place)[place.key]

@@ -19,17 +19,17 @@ HONEST = [name for name, case in CASES.items() if case.honest]
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@DIRECTIONS
 @pytest.mark.parametrize("name", CASES)
 def test_it_computes_what_the_eager_loop_computes(name: str, reverse: bool) -> None:
-    at = problem(name, 4, 3, reverse=reverse)
-    assert_close(unfolded(at.circuit, 4).check()(at.inputs), at.unrolled())
+    at = problem(name, 3, 2, reverse=reverse)
+    assert_close(unfolded(at.circuit, 3).check()(at.inputs), at.unrolled())
 
 
 @pytest.mark.parametrize("name", HONEST)
 def test_its_gradient_is_back_propagation_through_time(name: str) -> None:
-    at = problem(name, 4, 3)
-    got, expected = unfolded(at.circuit, 4)(at.inputs), at.unrolled()
+    at = problem(name, 3, 2)
+    got, expected = unfolded(at.circuit, 3)(at.inputs), at.unrolled()
     given = cotangents(expected)
     assert given
     assert_close(gradients(got, given, at.leaves()), gradients(expected, given, at.leaves()))
@@ -50,7 +50,7 @@ def test_one_step_is_the_cell(name: str) -> None:
 
 
 @DIRECTIONS
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["elman", "twin_rnn", "delayed_rnn", "counting_rnn", "swing", "dict_output_rnn", "silent_rnn"])
 def test_no_step_hands_on_the_state(name: str, reverse: bool) -> None:
     at = problem(name, 0, 2, reverse=reverse)
     made = unfold(at.circuit, 0).check()(at.inputs)

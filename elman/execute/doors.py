@@ -70,6 +70,12 @@ class _Eager(torch.autograd.Function):
         given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
         if all(c is None for c in given):
             return (None,) * (count + 2)
+        if any(c is not None and torch._C._dispatch_keys(c).has(torch.DispatchKey.Batched) for c in given):
+            raise NotSupported(
+                what="a batch of gradients at once (is_grads_batched=True, jacobian(vectorize=True)) is not available",
+                where="elman.Recurrent",
+                mend="use torch.func.jacrev, or leave vectorize=False",
+            )
         if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             gradients = _differentiable(program, call, wants, tensors, given)
         else:

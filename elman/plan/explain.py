@@ -75,6 +75,11 @@ class Explanation:
         return f"<table>{''.join(rows)}</table>"
 
 
+def explain(*plans: Plan) -> Explanation:
+    """What runs once, before, in and after the loop of plans, and why: print it, or show it in a notebook."""
+    return Explanation(plans)
+
+
 def parts(plan: Plan) -> list[Part]:
     """The four stages of a plan in words; a plan without a loop has three."""
     found = []
@@ -195,4 +200,4 @@ def _wrap(text: str, width: int) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-__all__ = ["Explanation", "Part", "cycles", "parts", "why"]
+__all__ = ["Explanation", "Part", "cycles", "explain", "parts", "why"]

@@ -167,15 +167,6 @@ class Plan:
                 raise CircuitError(what=f"nobody makes '{name}' for output port '{port}'", where=where)
         return self
 
-    def explain(self) -> Any:
-        """What runs once, before, in and after the loop, and why: print it, or show it in a notebook."""
-        from elman.plan.explain import Explanation
-
-        return Explanation((self,))
-
-    def __str__(self) -> str:
-        return str(self.explain())
-
 
 def operations(graph: fx.Graph) -> Iterator[fx.Node]:
     """The nodes that compute something."""

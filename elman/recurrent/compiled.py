@@ -102,7 +102,8 @@ def _program(
 ) -> tuple[Any, ...]:
     """(key, sources, output structure, output slots, state structure, state slots, noisy).
 
-    The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context, teacher.
+    The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context,
+    teacher.
     flows: for x, state, context, teacher in order, whether a gradient is wanted; None for none at all.
     """
     layer = _LAYERS[handle]

@@ -103,9 +103,10 @@ def _inside(value: Any) -> tuple[Any, ...] | None:
         return value.func, value.args, value.keywords
     if type(value).__module__.partition(".")[0] == "torch":
         return None if callable(value) else _attributes(value)
-    if callable(value) and not isinstance(getattr(type(value), "__call__", None), types.FunctionType):
-        return None
-    return _attributes(value)
+    called = next(
+        (base.__dict__["__call__"] for base in type(value).__mro__ if "__call__" in base.__dict__), None
+    )
+    return _attributes(value) if called is None or isinstance(called, types.FunctionType) else None
 
 
 def _cells(function: types.FunctionType) -> Iterator[Any]:
@@ -121,7 +122,7 @@ def _attributes(value: Any) -> tuple[Any, ...] | None:
     inner = getattr(value, "__dict__", None)
     slots = [
         name
-        for base in type(value).__mro__
+        for base in type(value).__mro__[:-1]
         for name in (
             [base.__dict__["__slots__"]]
             if isinstance(base.__dict__.get("__slots__"), str)

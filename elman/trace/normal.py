@@ -43,7 +43,9 @@ def _copy(graph: fx.Graph, node: fx.Node) -> Any:
     source = node.args[1]
     before, after = _val(source), _val(node)
     if before.dtype != after.dtype or before.device != after.device:
-        source = insert(graph, aten._to_copy.default, source, dtype=after.dtype, device=after.device, like=node)
+        source = insert(
+            graph, aten._to_copy.default, source, dtype=after.dtype, device=after.device, like=node
+        )
     if tuple(before.shape) == tuple(after.shape):
         return source
     if any(factor(size) for size in after.shape) and not any(factor(size) for size in before.shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 import elman
 from elman import cells
 from elman.execute import operator
-from tests import eager
+from tests import eager, zoo
 from tests.cases import CASES
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
@@ -206,7 +207,7 @@ def test_inductor(compiler: None) -> None:
 
 
 def test_a_number_changed_after_compiling(compiler: None) -> None:
-    """A compiled graph honours what a plain call honours."""
+    """A compiled graph honours numbers as a plain call does, those in objects and containers too."""
     rnn, inputs = layer("leaky"), Inputs.of(CASES["leaky"], 3, 2)
     fast = compiled(rnn)
     agrees(rnn, fast, inputs)
@@ -214,6 +215,38 @@ def test_a_number_changed_after_compiling(compiler: None) -> None:
     agrees(rnn, fast, inputs)
     rnn.cell.alpha = 0.5
     agrees(rnn, fast, inputs)
+
+
+class Kept(zoo.Base):
+    """Numbers in an object, a list and a dict, and a name."""
+
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__(n_in, n_hidden)
+        self.options, self.many, self.names = types.SimpleNamespace(gain=0.5), [0.9], {"f": "tanh"}
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        f = getattr(torch, self.names["f"])
+        return self.options.gain * f(self.U(x) + self.W(h)) * sum(self.many)
+
+
+def test_what_is_kept_in_objects_changed_after_compiling(compiler: None) -> None:
+    rnn, inputs = elman.Recurrent(Kept(5, 7).double()), Inputs.of(CASES["elman"], 3, 2)
+    fast = compiled(rnn)
+    agrees(rnn, fast, inputs)
+    rnn.cell.options.gain = 0.7
+    agrees(rnn, fast, inputs)
+    rnn.cell.many.append(0.3)
+    agrees(rnn, fast, inputs)
+    rnn.cell.names["f"] = "sin"
+    agrees(rnn, fast, inputs)
+
+
+@pytest.mark.parametrize("which", ["state", "teacher"])
+def test_arguments_that_do_not_fit_are_refused_while_compiling(which: str, compiler: None) -> None:
+    rnn = elman.Recurrent(cells.Jordan(3, 5, 2))
+    given = {"state": torch.zeros(1, 2)} if which == "state" else {"teacher": torch.zeros(4, 1, 2)}
+    with pytest.raises(Exception, match="batch size of the sequences|disagree about T or B"):
+        torch.compile(rnn, backend="aot_eager")(torch.zeros(4, 3, 3), **given)
 
 
 def test_train_and_eval_after_compiling(compiler: None) -> None:
@@ -317,7 +350,7 @@ def test_gradients_of_parameters_by_functional_call(name: str) -> None:
     weights = {n: p.detach() for n, p in rnn.named_parameters()}
 
     def loss(weights: dict[str, Tensor]) -> Tensor:
-        outputs, final = functional_call(rnn, weights, (inputs.x.detach(), inputs.state))
+        outputs, _ = functional_call(rnn, weights, (inputs.x.detach(), inputs.state))
         return outputs.square().sum()
 
     got = grad(loss)(weights)
@@ -446,18 +479,20 @@ def test_forward_over_reverse_is_refused() -> None:
 
 
 def test_batched_gradients_of_autograd() -> None:
-    """torch.autograd.functional.jacobian(vectorize=True) runs the backward pass under vmap."""
+    """torch.autograd.functional.jacobian(vectorize=True) runs the backward pass under an old kind of vmap: refused."""
     rnn, x, h = layer("gru"), random(2, 1, 5), random(1, 7)
+    with pytest.raises(elman.ElmanError, match="vectorize=False"):
+        torch.autograd.functional.jacobian(lambda x: rnn(x, h)[0], x, vectorize=True)
 
-    def call(x: Tensor) -> Tensor:
-        return rnn(x, h)[0]
 
-    expected = torch.autograd.functional.jacobian(call, x)
-    try:
-        got = torch.autograd.functional.jacobian(call, x, vectorize=True)
-    except elman.ElmanError:
-        return
-    torch.testing.assert_close(got, expected, **EXACT)
+def test_a_backward_pass_under_vmap() -> None:
+    rnn, x, h = layer("gru"), random(2, 1, 5, requires_grad=True), random(1, 7)
+    outputs, _ = rnn(x, h)
+    many = random(3, *outputs.shape)
+    got = vmap(lambda v: torch.autograd.grad(outputs, x, v, retain_graph=True)[0])(many)
+    for i in range(3):
+        right = torch.autograd.grad(outputs, x, many[i], retain_graph=True)[0]
+        torch.testing.assert_close(got[i], right, **EXACT)
 
 
 def test_create_graph() -> None:
