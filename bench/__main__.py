@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,12 +48,16 @@ def main(
         torch.set_num_threads(threads)
     if quick:
         cells, shapes, repeats, overheads = "rnn,gru,lstm", "B16H64", 3, False
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)
     about = machine()
     console.print("\n".join(f"{name}: {value}" for name, value in about.items()), highlight=False)
     console.print(
         f"T = {steps}; us per time step, median of up to {repeats} rounds in turns; ×: theirs / ours\n"
     )
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.7 * (os.cpu_count() or 1):
+        console.print(
+            "Other processes keep this machine busy: ratios below may be off by much.\n", style="bold"
+        )
     rows: list[measure.Row] = []
     wrong: list[str] = []
     for shape in map(Shape.parse, shapes.split(",")):

@@ -33,6 +33,7 @@ class Call:
     engine: str
 
 
+@torch.no_grad()
 def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Run a plan without recording gradients.
 

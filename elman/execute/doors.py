@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_of
@@ -70,7 +70,7 @@ class _Eager(torch.autograd.Function):
         given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
         if all(c is None for c in given):
             return (None,) * (count + 2)
-        if any(c is not None and torch._C._dispatch_keys(c).has(torch.DispatchKey.Batched) for c in given):
+        if any(c is not None and is_legacy_batchedtensor(c) for c in given):
             raise NotSupported(
                 what="a batch of gradients at once (is_grads_batched=True, jacobian(vectorize=True)) is not available",
                 where="elman.Recurrent",

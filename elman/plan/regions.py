@@ -99,7 +99,9 @@ def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
         reasons.update(dict.fromkeys(drawn_in, "its value at every step is needed in the loop"))
         loop = _hull(edges, loop | drawn_in)
     # The parts of a tuple stay where the tuple is made.
-    loop |= {node for node in time if node.target is operator.getitem and node.args[0] in loop}
+    parts = {node for node in time if node.target is operator.getitem and node.args[0] in loop} - loop
+    reasons.update(dict.fromkeys(parts & summed, "one operation makes it together with what lies on a cycle"))
+    loop |= parts
     downstream = set(loop)
     for source in loop:
         downstream |= nx.descendants(edges, source) if source in edges else set()

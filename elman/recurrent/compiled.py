@@ -212,7 +212,7 @@ def _gather(value: Any, way: tuple[Any, ...], found: list[Any]) -> None:
 def _guard(layer: Any) -> None:
     """Read what the program depends on, so that the compilation is done again when one of it changes."""
     for way, value in _plain_attributes(layer._handle):
-        here = layer.cell.get_submodule(way[0])
+        here: Any = layer.cell.get_submodule(way[0])
         for kind, name in way[1:]:
             if kind == "attribute":
                 here = getattr(here, name)

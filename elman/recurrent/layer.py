@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from elman.circuit.form import Circuit
@@ -279,7 +280,7 @@ class Recurrent(torch.nn.Module):
 
 def _seed() -> int:
     """One draw from torch's default generator; a transform around the call does not batch it."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if peek_interpreter_stack() is not None:
         with temporarily_clear_interpreter_stack():
             return int(torch.randint(2**62, ()).item())
     return int(torch.randint(2**62, ()).item())

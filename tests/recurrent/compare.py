@@ -158,9 +158,3 @@ def distances(got: Named, expected: Named) -> dict[str, float]:
             scale = max(float(other.detach().abs().max()), 1e-3)
             found[name] = float((value.detach().double() - other.detach().double()).abs().max()) / scale
     return found
-
-
-def theirs_after_ours(rnn: elman.Recurrent, inputs: Inputs) -> tuple[Any, Any]:
-    """The eager loop, for a layer that may not have been called yet."""
-    ours(rnn, inputs)
-    return theirs(rnn, inputs)

@@ -13,7 +13,7 @@ from tests.recurrent import compare
 from tests.recurrent.compare import Inputs, Named
 
 Tensor = torch.Tensor
-SIZES = ((1, 1), (5, 3), (18, 1), (2, 13))  # 18 steps are more than one block of noise
+SIZES = ((1, 1), (17, 3), (2, 13))  # 17 steps are more than one block of noise
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
 
 
@@ -31,25 +31,25 @@ def test_a_call_equals_the_eager_loop(case: Case, reverse: bool) -> None:
         compare.assert_equal(got.gradients, expected.gradients)
 
 
-@some("elman", "gru", "lstm", "torch_lstm", "layer_norm_lstm", "zoneout_lstm", "two_level_gru")
+@some("elman", "gru", "lstm", "two_level_gru")
 def test_odd_widths(case: Case) -> None:
     sizes = {"n_in": 3, "n_hidden": 17}
     rnn = elman.Recurrent(case.make(*sizes.values()).double())
-    for T, B in ((63, 1), (7, 13)):
+    for T, B in ((33, 1), (7, 13)):
         got, expected = compare.both(rnn, Inputs.of(case, T, B, **sizes))
         compare.assert_equal(got.values, expected.values)
         compare.assert_equal(got.gradients, expected.gradients)
 
 
 @some(
-    "elman", "jordan", "gru", "lstm", "leaky", "torch_rnn_relu", "torch_gru", "torch_lstm", "layer_norm_lstm", "mgu",
-    "zoneout_lstm", "cat_rnn", "weight_norm_rnn", "smooth_rnn", "competing_rnn", "fast_weights_rnn",
+    "elman", "jordan", "gru", "lstm", "leaky", "torch_rnn_relu", "layer_norm_lstm", "noisy_rnn", "weight_norm_rnn",
+    "competing_rnn",
 )  # fmt: skip
 def test_float32_is_as_exact_as_eager_pytorch(case: Case) -> None:
     """The distance from the float64 loop is at most four times that of the float32 loop."""
     exact = elman.Recurrent(case.make().double())
     rnn = elman.Recurrent(case.make().float())
-    for T, B in ((40, 3), (3, 13)):
+    for T, B in ((20, 3), (3, 13)):
         _, reference = compare.both(exact, Inputs.of(case, T, B))
         got, eager = compare.both(rnn, Inputs.of(case, T, B, torch.float32))
         for mine, loop, right in (
@@ -127,7 +127,10 @@ def test_gradgradcheck(case: Case) -> None:
 
 @some("hard_gru", "token_rnn", "kinked_rnn", "smooth_rnn", "convolutional_rnn")
 def test_second_derivatives_that_cannot_be_traced_are_refused(case: Case) -> None:
-    """PyTorch has none (hardsigmoid), or computes them in a way that fixes the batch size (abs, embedding, convolution)."""
+    """PyTorch has none (hardsigmoid), or computes them in a way that fixes the batch size (abs, embedding, convolution).
+
+    What would be wrong is refused; first derivatives are right.
+    """
     rnn = elman.Recurrent(case.make().double())
     inputs = Inputs.of(case, 2, 3)
     with pytest.raises(elman.ElmanError, match="adjoint"):

@@ -1,0 +1,110 @@
+"""Costs: the book's network counted by hand, and how they grow."""
+
+from __future__ import annotations
+
+import pytest
+
+from elman.errors import InputError
+from elman.forcing import force
+from elman.plan import cost, plan
+from elman.plan.cost import Cost, count, size
+from tests.circuits import circuit_of, plan_of, training_of
+
+I, H = 5, 7
+SHAPES = pytest.mark.parametrize(("T", "B"), [(1, 1), (6, 2), (100, 3), (0, 4), (9, 0)])
+
+
+@SHAPES
+def test_the_books_network_by_hand(T: int, B: int) -> None:
+    made = cost(plan_of("elman"), T, B)
+    assert made.once == 0, "transpositions only"
+    assert made.before == 2 * T * B * I * H, "U x + b, the sum within the product"
+    assert made.loop == T * (2 * B * H * H + B * H), "W h and a tanh at each step"
+    assert made.after == 0
+    assert made.kept == T * B * H * 8, "h in float64"
+    assert made.parameters == H * I + H * H + H
+    assert made.depth == 2
+    assert made.path == 1 + 2 * T
+    assert made.total == made.before + made.loop
+
+
+@SHAPES
+def test_its_adjoint_by_hand(T: int, B: int) -> None:
+    made = cost(training_of("elman")[1], T, B)
+    assert made.loop == T * (2 * B * H * H + 2 * B * H), "g W, a sum, tanh's derivative"
+    assert made.after == T * B * (2 * I * H + 2 * H * H + 2 * I * H + H), "dU, dW, dx and db"
+    assert made.before == 0
+    assert made.kept == T * B * 0, "the backward pass takes in what was kept"
+    assert made.depth == 3
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "layer_norm_lstm", "dale_rnn", "attention_rnn", "cat_rnn"])
+def test_work_and_memory_are_linear_in_steps_and_batch(name: str) -> None:
+    for made in (plan_of(name), *training_of(name)):
+        base, longer, wider = cost(made, 10, 2), cost(made, 30, 2), cost(made, 10, 6)
+        for part in ("before", "loop", "after", "kept"):
+            assert getattr(longer, part) == 3 * getattr(base, part), part
+        for part in ("before", "after", "kept", "loop"):
+            # A product of weights alone would be the same for every batch; none is left outside of `once`.
+            assert getattr(wider, part) == pytest.approx(3 * getattr(base, part), rel=0.02), part
+        assert longer.once == base.once
+        assert longer.parameters == wider.parameters == base.parameters
+
+
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru", "jordan", "multiplicative_lstm"])
+def test_the_path_grows_by_the_depth_of_the_loop(name: str) -> None:
+    for made in (plan_of(name), *training_of(name)):
+        at = [cost(made, T, 4) for T in (0, 1, 2, 50)]
+        assert at[0].depth > 0
+        assert [c.path - at[0].path for c in at] == [T * at[0].depth for T in (0, 1, 2, 50)]
+        assert at[0].path == cost(made, 0, 400).path, "a batch is parallel"
+
+
+def test_without_a_loop_the_path_does_not_grow() -> None:
+    made = plan(force(circuit_of("jordan")))
+    assert cost(made, 1000, 2).path == cost(made, 1, 2).path
+    assert cost(made, 1000, 2).loop == 0
+    assert cost(made, 1000, 2).sequential_share == 0
+    assert cost(made, 1000, 2).depth == 0
+
+
+def test_a_weight_is_counted_once_however_often_it_stands() -> None:
+    assert cost(plan_of("tied_rnn"), 1, 1).parameters == H * I + H + H * H + H
+
+
+def test_a_context_is_no_parameter_and_costs_once() -> None:
+    made = cost(plan_of("context_rnn"), 10, 3)
+    assert made.parameters == I * H + H + H * H + 4 * H + H
+    assert made.once == cost(plan_of("context_rnn"), 1000, 3).once
+    assert made.once >= 2 * 3 * 4 * H
+
+
+def test_the_kept_bytes_are_those_of_training() -> None:
+    for name, floats in (("elman", 1), ("gru", 5), ("lstm", 6)):
+        assert cost(plan_of(name), 3, 2).kept == 3 * 2 * floats * H * 8
+        assert cost(training_of(name)[0], 3, 2).kept == 3 * 2 * floats * H * 8
+
+
+def test_negative_sizes_are_refused() -> None:
+    for T, B in ((-1, 2), (2, -1)):
+        with pytest.raises(InputError, match="not negative"):
+            cost(plan_of("elman"), T, B)
+
+
+def test_it_reads_well() -> None:
+    text = str(cost(plan_of("elman"), 100, 3))
+    assert "T = 100, B = 3" in text
+    assert "201 operations one after the other, 2 at every step" in text
+    assert "parameters 91" in text
+    assert Cost(1, 1, 0, 0, 0, 0, 0, 0, 0, 0).sequential_share == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1230, "1.23 k"), (4.5e6, "4.5 M"), (2e9, "2 G"), (3e15, "3e+03 T")]
+)
+def test_numbers_for_people(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+def test_bytes_for_people() -> None:
+    assert [size(n) for n in (5, 1500, 2.5e6, 7e9)] == ["5 B", "1.5 kB", "2.5 MB", "7 GB"]
