@@ -112,7 +112,7 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
     ports: list[InPort] = []
     after_inputs = next(node for node in graph.nodes if node.op != "placeholder")
     draws = [node for node in graph.nodes if node.op == "call_function" and is_random(node)]
-    # A draw that nothing reads counts too, so that a draw has one number in the step and in all its adjoints.
+    # A draw that nothing reads has a port too, so that a draw has one number in the step and in all its adjoints.
     for index, node in enumerate(draws):
         train = node.args[2] if node.target is aten.native_dropout.default else True
         lifting = LIFTINGS.get(node.target)
@@ -122,9 +122,6 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
                 where=where(node),
                 mend="use rand, randn, bernoulli, dropout, uniform, normal, exponential or randint",
             )
-        if not node.users:
-            graph.erase_node(node)
-            continue
         value = node.meta["val"]
         out = value[0] if isinstance(value, (tuple, list)) else value
         port, noise = _port(graph, after_inputs, out, lifting.draw, index)

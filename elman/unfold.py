@@ -6,6 +6,7 @@ through time. (A custom backward of the cell is not in it: that lives in the cir
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from elman.circuit import graphs
-from elman.circuit.form import ROWS, Circuit, Kind, check_graph
+from elman.circuit.form import ROWS, Circuit, Kind, check_graph, describe, is_transposition, word
 from elman.errors import CircuitError, InputError
 
 aten = torch.ops.aten
@@ -58,6 +59,26 @@ class Unfolded:
             else:
                 out[port.name] = values[port.name]
         return out
+
+    def __str__(self) -> str:
+        """Shared inputs, then the operations of every step in the order in which they run, then the outputs."""
+        places = [node for node in self.graph.nodes if node.op == "placeholder" and node.target != ROWS]
+        lines = [f"{self.circuit.name}, unfolded for {self.steps} steps"]
+        lines.append(f"  in   {', '.join(str(node.target) for node in places)}")
+        before = None
+        for node in self.graph.nodes:
+            if node.op == "call_function" and not is_transposition(node):
+                step = re.search(r"_t(\d+)$", node.name)
+                label = f"t={step[1]}" if step is not None else ""
+                lines.append(f"  {'' if label == before else label:5}{node.name} = {describe(node)}")
+                before = label
+        results = graphs.results_of(self.graph)
+        for name in sorted(results, key=lambda name: re.search(r"_t\d+$", name) is None):  # sequences first
+            lines.append(f"  out  {name} = {word(results[name])}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<{self.circuit.name}, unfolded for {self.steps} steps>"
 
     def check(self) -> Unfolded:
         """Return itself, or raise CircuitError: every node is of a step or between steps, and parameters are shared."""

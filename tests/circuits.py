@@ -167,7 +167,8 @@ def gradients(
         allow_unused=True, create_graph=create_graph,
     )  # fmt: skip
     return {
-        name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), found, strict=True)
+        name: torch.zeros_like(leaf) if g is None else g
+        for (name, leaf), g in zip(leaves.items(), found, strict=True)
     }
 
 
@@ -186,7 +187,11 @@ def backward_inputs(
     known |= {cotangent_of(circuit, name): value for name, value in given.items()}
     found = {}
     for port in back.inputs:
-        size = (() if port.kind in (Kind.STATE, Kind.CONSTANT) else (T,)) + ((B,) if port.rows else ()) + port.shape
+        size = (
+            (() if port.kind in (Kind.STATE, Kind.CONSTANT) else (T,))
+            + ((B,) if port.rows else ())
+            + port.shape
+        )
         value = known.get(port.name)
         found[port.name] = torch.zeros(size, dtype=port.dtype) if value is None else value
         assert found[port.name].shape == size, port

@@ -38,7 +38,16 @@ def by_adjoint(at: Problem, back: Circuit, given: dict[str, Tensor]) -> dict[str
     return {name.removeprefix("d_"): value for name, value in made.items()}
 
 
-REVERSED = ["elman", "lstm", "delayed_rnn", "dropout_rnn", "lying_rnn", "detached_rnn", "context_rnn", "twin_rnn"]
+REVERSED = [
+    "elman",
+    "lstm",
+    "delayed_rnn",
+    "dropout_rnn",
+    "lying_rnn",
+    "detached_rnn",
+    "context_rnn",
+    "twin_rnn",
+]
 
 
 @pytest.mark.parametrize(
@@ -81,14 +90,20 @@ def test_ports_are_dual_and_time_turns(name: str) -> None:
     outs = {out.name: out for out in back.outputs}
     for port in circuit.inputs:
         flows = port.differentiable and joint.gradients.get(port.name) is not None
-        wired = flows or any(p.next == port.name or out.wire == port.name for p in circuit.inputs for out in circuit.outputs)
+        wired = flows or any(
+            p.next == port.name or out.wire == port.name for p in circuit.inputs for out in circuit.outputs
+        )
         if flows:
             assert outs[f"d_{port.name}"].kind is DUAL[port.kind]
         elif not port.differentiable or not wired:
             assert f"d_{port.name}" not in outs
         if any(p.name == port.name for p in back.inputs) and port.kind is not Kind.STATE:
             assert back.input(port.name) == port, "the adjoint sees what the circuit saw"
-    assert all(port.next is None and port.kind is Kind.SEQUENCE for port in back.inputs if port.name in {p.name for p in circuit.inputs_of(Kind.STATE)})
+    assert all(
+        port.next is None and port.kind is Kind.SEQUENCE
+        for port in back.inputs
+        if port.name in {p.name for p in circuit.inputs_of(Kind.STATE)}
+    )
     for out in circuit.outputs:
         if out.wire not in joint.cotangents:
             continue
@@ -126,7 +141,7 @@ def test_the_ports_of_the_books_network() -> None:
     assert kinds["d_g_h_final"] is Kind.STATE
 
 
-# --- the gradients that are asked for ----------------------------------------------------------------------------------
+# --- the gradients that are asked for -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrt", [("x",), ("W",), ("h",), ("U", "b"), ()], ids=str)
@@ -159,7 +174,7 @@ def test_a_buffer_and_an_integer_have_no_gradient() -> None:
     assert not [port for port in adjoint_of("counting_rnn").inputs if port.name.endswith("h_1_final")]
 
 
-# --- a backward of one's own --------------------------------------------------------------------------------------------
+# --- a backward of one's own --------------------------------------------------------------------------------
 
 
 def test_a_lie_is_told_as_it_is() -> None:
@@ -196,7 +211,7 @@ def test_what_is_detached_stays_detached() -> None:
     assert not torch.allclose(got["h"], true["h"]), "the forward graph knows no detach, the joint does"
 
 
-# --- higher derivatives -------------------------------------------------------------------------------------------------
+# --- higher derivatives -------------------------------------------------------------------------------------
 
 _adjoint = functools.cache(adjoint)
 _expose = functools.cache(expose)
@@ -295,6 +310,8 @@ def test_no_name_of_the_cell_is_taken_for_one_of_the_adjoint() -> None:
     circuit = trace(Cell(), x, x)
     assert cotangent_of(circuit, "output") not in {port.name for port in circuit.inputs}
     back = adjoint(circuit)
-    assert [port.name for port in back.inputs_of(Kind.CONSTANT)] == [p.name for p in circuit.inputs_of(Kind.CONSTANT)]
+    assert [port.name for port in back.inputs_of(Kind.CONSTANT)] == [
+        p.name for p in circuit.inputs_of(Kind.CONSTANT)
+    ]
     assert len(back.outputs_of(Kind.SUM)) == 3
     assert len(back.inputs_of(Kind.NOISE)) == 1

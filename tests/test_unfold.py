@@ -50,7 +50,9 @@ def test_one_step_is_the_cell(name: str) -> None:
 
 
 @DIRECTIONS
-@pytest.mark.parametrize("name", ["elman", "twin_rnn", "delayed_rnn", "counting_rnn", "swing", "dict_output_rnn", "silent_rnn"])
+@pytest.mark.parametrize(
+    "name", ["elman", "twin_rnn", "delayed_rnn", "counting_rnn", "swing", "dict_output_rnn", "silent_rnn"]
+)
 def test_no_step_hands_on_the_state(name: str, reverse: bool) -> None:
     at = problem(name, 0, 2, reverse=reverse)
     made = unfold(at.circuit, 0).check()(at.inputs)
@@ -63,7 +65,9 @@ def test_no_step_hands_on_the_state(name: str, reverse: bool) -> None:
 
 
 @DIRECTIONS
-@pytest.mark.parametrize("name", ["elman", "lstm", "delayed_rnn", "zoneout_lstm", "swing", "counting_rnn", "jordan"])
+@pytest.mark.parametrize(
+    "name", ["elman", "lstm", "delayed_rnn", "zoneout_lstm", "swing", "counting_rnn", "jordan"]
+)
 def test_a_sequence_in_two_pieces_is_the_whole(name: str, reverse: bool) -> None:
     T, cut = 5, 2
     at = problem(name, T, 2, reverse=reverse)

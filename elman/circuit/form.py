@@ -7,8 +7,9 @@ of one of its input ports; ports and delays point at wires, never at positions.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -196,15 +197,22 @@ class Circuit:
             return f"[{', '.join(sizes)}]"
 
         lines = [f"circuit {self.name}" + (", time runs backward" if self.reverse else "")]
+        def delay(port: InPort) -> str:
+            if port.kind is not Kind.STATE:
+                return ""
+            return f" <- delay of {port.next} ({word(self.wire(port.next))})" if port.next else " <- delay of zero"
+
         for port in self.inputs:
-            extra = f" <- delay of {port.next or 'zero'}" if port.kind is Kind.STATE else ""
-            lines.append(f"  in   {port.kind.value:9}{port.name} {shape(port)}{extra}")
+            lines.append(f"  in   {port.kind.value:9}{port.name} {shape(port)}{delay(port)}")
         for node in self.graph.nodes:
-            if node.op in ("call_function", "get_attr"):
+            if node.op in ("call_function", "get_attr") and not is_transposition(node):
                 lines.append(f"       {node.name} = {describe(node)}")
         for out in self.outputs:
-            lines.append(f"  out  {out.kind.value:9}{out.name} = {self.wire(out.wire).name}")
+            lines.append(f"  out  {out.kind.value:9}{out.name} = {word(self.wire(out.wire))}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<circuit {self.name}: {len(self.inputs)} ports in, {len(self.outputs)} out>"
 
 
 def results_of(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -223,15 +231,38 @@ def placeholder(graph: fx.Graph, name: str) -> fx.Node:
 
 def op_name(node: fx.Node) -> str:
     """A short name of what a node computes: `mm`, `tanh`, `getitem`."""
-    target = node.target
+    return target_name(node.target)
+
+
+def target_name(target: Any) -> str:
+    """The same for what a node calls."""
     if isinstance(target, torch._ops.OpOverload):
         return str(target.overloadpacket.__name__)
     return str(getattr(target, "__name__", target))
 
 
-def describe(node: fx.Node) -> str:
-    """`mm(h, t)`: the operation and its operands, for printing."""
-    return f"{op_name(node)}({', '.join(str(arg) for arg in node.args)})"
+def is_transposition(node: fx.Node) -> bool:
+    """Whether a node is the transpose of a matrix: it is printed as `Wᵀ` where it is used, without a line of its own."""
+    return node.target is torch.ops.aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
+
+
+def word(value: Any, names: Mapping[str, str] | None = None) -> str:
+    """A value for printing: `Wᵀ`, `mm_1`, `[1, 0]`. names: what placeholders are called, where not by their own name."""
+    if isinstance(value, fx.Node):
+        if value.op == "placeholder":
+            return (names or {}).get(str(value.target), str(value.target))
+        return f"{word(value.args[0], names)}ᵀ" if is_transposition(value) else value.name
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(word(part, names) for part in value)}]"
+    return str(value)
+
+
+def describe(node: fx.Node, names: Mapping[str, str] | None = None) -> str:
+    """`mm(h, Wᵀ)`: the operation and its operands, for printing."""
+    where = {"device", "layout", "pin_memory", "memory_format"}
+    words = [word(arg, names) for arg in node.args]
+    words += [f"{key}={word(arg, names)}" for key, arg in node.kwargs.items() if key not in where]
+    return f"{op_name(node)}({', '.join(words)})"
 
 
 def check_graph(graph: fx.Graph, where: str) -> None:

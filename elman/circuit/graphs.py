@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from elman.circuit.form import ROWS, placeholder, results_of
+from elman.circuit.form import ROWS, op_name, placeholder, results_of, target_name
 
 aten = torch.ops.aten
 
@@ -26,7 +26,7 @@ def insert(
 
     like: the node whose source line the new node inherits.
     """
-    node = graph.call_function(target, args, kwargs)
+    node = graph.create_node("call_function", target, args, kwargs, target_name(target))
     modes: set[Any] = {
         n.meta["val"].fake_mode for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
     }
@@ -93,6 +93,23 @@ def copy(graph: fx.Graph) -> fx.Graph:
         else:
             copies[node] = new.node_copy(node, lambda n: copies[n])
             copies[node].meta = dict(node.meta)
+    return new
+
+
+def renamed(graph: fx.Graph) -> fx.Graph:
+    """A copy whose operations are called `mm`, `mm_1`, `mm_2`, … in order, as they are named to a reader."""
+    new = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            new.output({name: copies[n] for name, n in results_of(graph).items()})
+            continue
+        if node.op == "call_function":
+            args, kwargs = map_arg(node.args, copies.__getitem__), map_arg(node.kwargs, copies.__getitem__)
+            copies[node] = new.create_node(node.op, node.target, args, kwargs, op_name(node))
+        else:
+            copies[node] = new.node_copy(node)
+        copies[node].meta = dict(node.meta)
     return new
 
 
@@ -176,6 +193,7 @@ __all__ = [
     "merge_equal",
     "meta_of",
     "placeholder",
+    "renamed",
     "run",
     "with_placeholders",
 ]

@@ -454,6 +454,10 @@ def stays_summed(node: fx.Node, summed: set[fx.Node], constant: Callable[[fx.Nod
     tensors = [n for n in node.all_input_nodes if isinstance(_value(n), (torch.Tensor, tuple, list))]
     others = [n for n in tensors if n not in summed]
     name = _packet(node)
+    if name == "constant_pad_nd" and _argument(node, "value") != 0:
+        return False
+    if name == "_to_copy" and not (_value(node).is_floating_point() or _value(node).is_complex()):
+        return False
     if node.target is operator.getitem or name in LINEAR:
         return not others or (name == "sum" and not others)
     if name in ("add", "sub"):

@@ -93,7 +93,8 @@ def parts(plan: Plan) -> list[Part]:
         if stage is None:
             continue
         nodes = stage.nodes()
-        computing = Counter(_label(node, origin) for node in nodes if op_name(node) not in ADDRESSING)
+        made = _makers(plan) if name == "after" else {}
+        computing = Counter(_label(node, origin, made) for node in nodes if op_name(node) not in ADDRESSING)
         addressing = sum(op_name(node) in ADDRESSING for node in nodes)
         found.append(Part(name, tuple(computing.items()), addressing))
     return found
@@ -113,16 +114,30 @@ def _origins(plan: Plan) -> dict[str, tuple[str, ...]]:
     return origins
 
 
-def _label(node: fx.Node, origin: dict[str, tuple[str, ...]]) -> str:
-    """The operation, and for a product which weights it multiplies with: `addmm[U, b]`."""
+def _makers(plan: Plan) -> dict[fx.Node, str]:
+    """Operation of the after stage -> the output that it makes, where nothing but addressing lies between."""
+    results, found = graphs.results_of(plan.after.graph), {}
+    for out, name in plan.outputs.items():
+        node = results.get(name)
+        while node is not None and op_name(node) in ADDRESSING and len(node.all_input_nodes) == 1:
+            node = node.all_input_nodes[0]
+        if node is not None and node.op == "call_function":
+            found.setdefault(node, out)
+    return found
+
+
+def _label(node: fx.Node, origin: dict[str, tuple[str, ...]], made: dict[fx.Node, str]) -> str:
+    """The operation; for a product the weights that it multiplies with, `addmm[U, b]`; what it makes, `d_W = mm`."""
     name = op_name(node)
-    if name not in ("mm", "addmm", "bmm"):
-        return name
-    weights: list[str] = []
-    for source in node.all_input_nodes:
-        near = [source, *source.all_input_nodes] if source.op != "placeholder" else [source]
-        weights += [w for n in near if n.op == "placeholder" for w in origin.get(str(n.target), ())]
-    return f"{name}[{', '.join(dict.fromkeys(weights))}]" if weights else name
+    if name in ("mm", "addmm", "bmm"):
+        weights: dict[str, None] = {}
+        for source in (*node.all_input_nodes[1:], node.all_input_nodes[0]):  # addmm's start comes last
+            while op_name(source) in ADDRESSING and len(source.all_input_nodes) == 1:
+                source = source.all_input_nodes[0]
+            if source.op == "placeholder":
+                weights |= dict.fromkeys(origin.get(str(source.target), ()))
+        name = f"{name}[{', '.join(weights)}]" if weights else name
+    return f"{made[node]} = {name}" if node in made else name
 
 
 def why(plan: Plan) -> list[str]:

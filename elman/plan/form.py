@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from elman.circuit import graphs
-from elman.circuit.form import ROWS, Circuit, check_graph
+from elman.circuit.form import ROWS, Circuit, check_graph, describe, is_transposition, word
 from elman.errors import CircuitError
 
 TIMELINE = "timeline"  # the placeholder through which a stage reaches the lengths of the call
@@ -141,6 +141,40 @@ class Plan:
 
     def stages(self) -> tuple[Stage, Stage, Stage]:
         return self.once, self.before, self.after
+
+    def __str__(self) -> str:
+        """The operations of every stage, in the order in which they run."""
+        lines = [f"plan of {self.circuit.name}" + (", time runs backward" if self.circuit.reverse else "")]
+        names: dict[str, str] = {}
+
+        def block(label: str, said: list[str]) -> None:
+            lines.extend(f"  {'' if i else label:7} {line}" for i, line in enumerate(said or ["nothing"]))
+
+        for label, stage in (
+            ("once", self.once),
+            ("before", self.before),
+            ("loop", self.loop),
+            ("after", self.after),
+        ):
+            if stage is None:
+                continue
+            results = graphs.results_of(stage.graph)
+            names |= {name: word(node, names) for name, node in results.items()}
+            said = [
+                f"{node.name} = {describe(node, names).replace(f', {TIMELINE})', ')')}"
+                for node in stage.graph.nodes
+                if node.op == "call_function" and not is_transposition(node)
+            ]
+            if isinstance(stage, Loop):
+                said += [f"next {s.name} = {names[s.next] if s.next else 'zero'}" for s in stage.states]
+                names |= {f"{name} summed": f"Σ {names[name]}" for name in stage.sums}
+                names |= {f"{s.name} final": f"{s.name} at the end of the loop" for s in stage.states}
+            block(label, said)
+        block("out", [f"{name} = {names.get(made, made)}" for name, made in self.outputs.items()])
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<plan of {self.circuit.name}>"
 
     def check(self) -> Plan:
         """Return itself, or raise CircuitError: every value is made before it is used, and nothing outside the loop is

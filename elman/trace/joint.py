@@ -145,6 +145,7 @@ def trace_joint(
     _rename_results(graph, {key: new for new, key in joint_results.items()})
     drawn = noise.lift(graph, where)
     normalise(graph)
+    graph = graphs.renamed(graph)
     _mark_primal(graph, {f"ct_{result}" for result in cotangents})
     final = graphs.results_of(graph)
     return Joint(

@@ -13,12 +13,12 @@ from elman.app.cli import app
 from elman.plan import plan
 from elman.plan.explain import Explanation, cycles, parts, why
 from elman.trace import trace
-from tests.circuits import circuit_of, plan_of, training_of
 from tests.cases import CASES
+from tests.circuits import circuit_of, plan_of, training_of
 
 
 def test_the_books_network_is_explained() -> None:
-    text = str(plan_of("elman").explain())
+    text = str(Explanation((plan_of("elman"),)))
     assert "Elman: 2 operations in the loop, time runs forward" in text
     for stage in ("once", "before", "loop", "after"):
         assert any(line.split()[:1] == [stage] for line in text.splitlines())
@@ -56,14 +56,14 @@ def test_a_cycle_through_two_states() -> None:
 
 
 def test_reasons_are_told() -> None:
-    text = str(training_of("convolutional_rnn")[1].explain())
+    text = str(Explanation(training_of("convolutional_rnn")))
     assert "is in the loop because" in text
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_can_be_explained(name: str) -> None:
     for made in (plan_of(name), *training_of(name)):
-        said = made.explain()
+        said = Explanation((made,))
         assert max(map(len, str(said).splitlines())) < 2000
         counted = sum(count for part in parts(made) if part.name == "loop" for _, count in part.operations)
         addressing = sum(part.addressing for part in parts(made) if part.name == "loop")

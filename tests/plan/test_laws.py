@@ -31,7 +31,16 @@ from tests.circuits import (
 )
 
 Tensor = torch.Tensor
-REVERSED = ["elman", "lstm", "delayed_rnn", "dropout_rnn", "lying_rnn", "context_rnn", "twin_rnn", "attention_rnn"]
+REVERSED = [
+    "elman",
+    "lstm",
+    "delayed_rnn",
+    "dropout_rnn",
+    "lying_rnn",
+    "context_rnn",
+    "twin_rnn",
+    "attention_rnn",
+]
 WAYS = [*((name, False) for name in CASES), *((name, True) for name in REVERSED)]
 
 
@@ -87,7 +96,7 @@ def test_no_rows_at_all() -> None:
     assert made["output"].shape == (3, 0, 7)
 
 
-# --- rows that end early ----------------------------------------------------------------------------------------------
+# --- rows that end early ------------------------------------------------------------------------------------
 
 
 def pack(value: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -103,8 +112,17 @@ def row_of(packed: Tensor, lengths: tuple[int, ...], row: int) -> Tensor:
 
 
 LENGTHS = [(5, 3, 3, 1), (4, 4, 2), (3, 2, 1), (6, 1), (2,)]
-# The book's network, two states, a constant with rows, a draw without rows, a state that is handed on, sums in the loop.
-LOOPS = ["elman", "lstm", "context_rnn", "attention_rnn", "shared_noise", "counting_rnn", "noisy_rnn", "layer_norm_lstm"]
+# The book's network, two states, constants with rows, a draw without rows, integers, noise.
+LOOPS = [
+    "elman",
+    "lstm",
+    "context_rnn",
+    "attention_rnn",
+    "shared_noise",
+    "counting_rnn",
+    "noisy_rnn",
+    "layer_norm_lstm",
+]
 
 
 class SharedNoise(torch.nn.Module):
@@ -161,11 +179,15 @@ def room(loop: Loop, rows: int, steps: int) -> dict[str, Tensor]:
 def run_uneven(loop: Loop, lengths: tuple[int, ...], reverse: bool) -> None:
     T, B = max(lengths), len(lengths)
     constants = {
-        name: random_like(described(loop, name), (B,), 1) if name in loop.rowed else random_like(described(loop, name), (), 0)
+        name: random_like(described(loop, name), (B,), 1)
+        if name in loop.rowed
+        else random_like(described(loop, name), (), 0)
         for name in loop.constants
     }
     sequences = {
-        name: random_like(described(loop, name), (T,), 0) if name in loop.stepped else random_like(described(loop, name), (T, B), 1)
+        name: random_like(described(loop, name), (T,), 0)
+        if name in loop.stepped
+        else random_like(described(loop, name), (T, B), 1)
         for name in loop.sequences
     }
     fed = {state.name for state in loop.states}
@@ -186,7 +208,9 @@ def run_uneven(loop: Loop, lengths: tuple[int, ...], reverse: bool) -> None:
             torch.testing.assert_close(made.finals[name][row : row + 1], value, rtol=1e-12, atol=1e-12)
         for name in loop.emits:
             if name not in loop.stepped:
-                torch.testing.assert_close(row_of(out[name], lengths, row), mine[name], rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(
+                    row_of(out[name], lengths, row), mine[name], rtol=1e-12, atol=1e-12
+                )
         for name, value in single.sums.items():
             total[name] = total.get(name, torch.zeros_like(value)) + value
     assert_close(made.sums, total)
@@ -201,7 +225,9 @@ def test_rows_of_different_lengths_are_rows_alone(name: str, lengths: tuple[int,
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("name", ["elman", "gru", "layer_norm_lstm", "heads_rnn", "attention_rnn", "delayed_rnn"])
+@pytest.mark.parametrize(
+    "name", ["elman", "gru", "layer_norm_lstm", "heads_rnn", "attention_rnn", "delayed_rnn"]
+)
 @pytest.mark.usefixtures("poisoned")
 def test_backward_loops_with_rows_of_different_lengths(name: str, reverse: bool) -> None:
     loop = training_of(name)[1].loop
@@ -224,7 +250,14 @@ def test_sums_of_rows_that_end_early() -> None:
     from elman.plan.form import LoopState
 
     loop = Loop(
-        graph, (), ("x",), (LoopState("h", "h next"),), ("kept",), ("over", "square"), frozenset(), frozenset()
+        graph,
+        (),
+        ("x",),
+        (LoopState("h", "h next"),),
+        ("kept",),
+        ("over", "square"),
+        frozenset(),
+        frozenset(),
     )
     loop.check("by hand")
     for reverse in (False, True):
@@ -232,7 +265,7 @@ def test_sums_of_rows_that_end_early() -> None:
             run_uneven(loop, lengths, reverse)
 
 
-# --- the check --------------------------------------------------------------------------------------------------------
+# --- the check ----------------------------------------------------------------------------------------------
 
 
 def fresh(name: str) -> Plan:
@@ -292,7 +325,7 @@ def test_the_order_of_stages_is_checked() -> None:
         replace(broken, before=replace(broken.after, name="before"), after=broken.before).check()
 
 
-# --- the timeline -----------------------------------------------------------------------------------------------------
+# --- the timeline -------------------------------------------------------------------------------------------
 
 SIZES = [(0, 2), (1, 1), (1, 3), (4, 1), (5, 3), (3, 0), (0, 0)]
 
@@ -323,9 +356,7 @@ def test_the_operations_on_time(T: int, B: int, reverse: bool) -> None:
         assert not T or not B or got.data_ptr() != packed.data_ptr()
     torch.testing.assert_close(line.total(packed), value.sum(0))
     assert torch.equal(line.times(start, True), start * T)
-    assert torch.equal(
-        line.unpack(line.spread(start, 0)), start.expand(T, B, 3, 2)
-    )
+    assert torch.equal(line.unpack(line.spread(start, 0)), start.expand(T, B, 3, 2))
     assert torch.equal(line.spread(start[:, 0, 0].sum(), -1), start[:, 0, 0].sum().expand(T * B))
     # Rows in another dimension: [3, B, 2] -> [3, N, 2], the row index fast within a step.
     moved = line.spread(start.transpose(0, 1), 1)
@@ -345,7 +376,9 @@ def test_a_trail_is_a_view_of_the_same_delay(T: int, B: int, reverse: bool) -> N
     assert torch.equal(got, plain.shift(room_.clone(), start))
     if T and B:
         assert got.untyped_storage().data_ptr() == room_.untyped_storage().data_ptr()
-    assert torch.equal(line.shift(room_, other), plain.shift(room_.clone(), other)), "another start, another delay"
+    assert torch.equal(line.shift(room_, other), plain.shift(room_.clone(), other)), (
+        "another start, another delay"
+    )
     assert torch.equal(line.shift(room_, None), plain.shift(room_.clone(), None))
 
 

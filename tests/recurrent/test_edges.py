@@ -158,7 +158,7 @@ def test_writing_into_an_output_is_seen_by_autograd() -> None:
         outputs.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(outputs.sum(), inputs.x)
-    rnn, inputs = layer("cat_rnn"), Inputs.of(CASES["cat_rnn"], 4, 2)
+    rnn, inputs = layer("tied_rnn"), Inputs.of(CASES["tied_rnn"], 4, 2)
     found = []
     for run in (compare.ours, compare.theirs):
         outputs, final = run(rnn, inputs)
