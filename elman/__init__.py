@@ -1,7 +1,7 @@
 """elman: write a recurrence once, as the plain step h(t) = f(h(t-1), x(t); θ); it is traced into a circuit, unfolded
 through time, and trained at hardware speed."""
 
-from elman import cells
+from elman import cells, models
 from elman.adjoint import adjoint
 from elman.circuit import Circuit
 from elman.errors import ElmanError
@@ -19,6 +19,7 @@ __all__ = [
     "adjoint",
     "cells",
     "cost",
+    "models",
     "plan",
     "trace",
     "unfold",

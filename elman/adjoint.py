@@ -158,7 +158,13 @@ def _wire(circuit: Circuit, joint: Joint, inputs: tuple[InPort, ...]) -> dict[st
             final = finals.get(port.next)
         if final is not None and final.name not in paired and final.wire == port.next:
             paired.add(final.name)
-            add(port.next, cotangent_of(circuit, final.name), Kind.STATE, f"gradient of {final.path}", port.name)
+            add(
+                port.next,
+                cotangent_of(circuit, final.name),
+                Kind.STATE,
+                f"gradient of {final.path}",
+                port.name,
+            )
         else:
             add(
                 port.next,

@@ -192,8 +192,7 @@ def number(port: InPort) -> int:
 
 
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
-    """The numbers of noise port number `index` for steps start to stop: [stop - start, B, …], without B for a port without
-    rows."""
+    """The numbers of noise port number `index` for steps start to stop: [stop - start, B, …], no B without rows."""
     size = ((batch,) if port.rows else ()) + port.shape
     first, last = start // BLOCK, -(-stop // BLOCK)
     blocks = [_block(port, _mix(seed, index, block), size) for block in range(first, last)]

@@ -35,7 +35,11 @@ class Unfolded:
     graph: fx.Graph
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run it. inputs: port name -> constant, sequence or noise `[T, B, …]`, or starting state `[B, …]`. Returns: port name -> sequence `[T, B, …]`, sum, or final state."""
+        """Run it.
+
+        inputs: port name -> constant, sequence or noise `[T, B, …]`, or starting state `[B, …]`.
+        Returns port name -> sequence `[T, B, …]`, sum, or final state. Raises InputError for a missing input.
+        """
         flat: dict[str, torch.Tensor] = {}
         batch = 1
         for port in self.circuit.inputs:

@@ -197,10 +197,15 @@ class Circuit:
             return f"[{', '.join(sizes)}]"
 
         lines = [f"circuit {self.name}" + (", time runs backward" if self.reverse else "")]
+
         def delay(port: InPort) -> str:
             if port.kind is not Kind.STATE:
                 return ""
-            return f" <- delay of {port.next} ({word(self.wire(port.next))})" if port.next else " <- delay of zero"
+            return (
+                f" <- delay of {port.next} ({word(self.wire(port.next))})"
+                if port.next
+                else " <- delay of zero"
+            )
 
         for port in self.inputs:
             lines.append(f"  in   {port.kind.value:9}{port.name} {shape(port)}{delay(port)}")
@@ -242,12 +247,12 @@ def target_name(target: Any) -> str:
 
 
 def is_transposition(node: fx.Node) -> bool:
-    """Whether a node is the transpose of a matrix: it is printed as `Wᵀ` where it is used, without a line of its own."""
+    """Whether a node is the transpose of a matrix: printed as `Wᵀ` where it is used, without a line of its own."""
     return node.target is torch.ops.aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
 
 
 def word(value: Any, names: Mapping[str, str] | None = None) -> str:
-    """A value for printing: `Wᵀ`, `mm_1`, `[1, 0]`. names: what placeholders are called, where not by their own name."""
+    """A value for printing: `Wᵀ`, `mm_1`, `[1, 0]`. names: what placeholders are called if not by their own."""
     if isinstance(value, fx.Node):
         if value.op == "placeholder":
             return (names or {}).get(str(value.target), str(value.target))

@@ -27,9 +27,8 @@ def insert(
     like: the node whose source line the new node inherits.
     """
     node = graph.create_node("call_function", target, args, kwargs, target_name(target))
-    modes: set[Any] = {
-        n.meta["val"].fake_mode for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
-    }
+    values: list[Any] = [source.meta["val"] for source in node.all_input_nodes]
+    modes = {getattr(value, "fake_mode") for value in values if isinstance(value, torch.Tensor)}  # noqa: B009
     fake_args, fake_kwargs = meta_of(node.args), meta_of(node.kwargs)
     if modes:
         with modes.pop():

@@ -273,12 +273,9 @@ def _repeat(node: fx.Node) -> str:
     before, after = rows_of(_value(node.args[0])), rows_of(_value(node))
     if before is None:
         return ROWWISE
-    fits = after is not None and after.factor == before.factor
-    return (
-        ROWWISE
-        if fits and before.dim - _rank(node.args[0]) == after.dim - _rank(node)
-        else "it repeats the batch"
-    )  # type: ignore[union-attr]
+    if after is None or after.factor != before.factor:
+        return "it repeats the batch"
+    return ROWWISE if before.dim - _rank(node.args[0]) == after.dim - _rank(node) else "it moves the batch"
 
 
 def _cat(node: fx.Node) -> str:
@@ -414,7 +411,44 @@ _POINTWISE = {
 _VIEWS_KEEP = {"permute", "transpose", "t", "squeeze", "unsqueeze", "movedim"}
 
 # Operations along `dim`: reductions, softmax, sorting, writing and reading along one dimension.
-_ALONG = ["slice", "select", "cumsum", "cumprod", "cummax", "cummin", "sort", "topk", "kthvalue", "mean", "amax", "amin", "max", "min", "argmax", "argmin", "var_mean", "var", "std", "logsumexp", "prod", "any", "all", "linalg_vector_norm", "norm", "_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data", "slice_scatter", "select_scatter", "split_with_sizes", "unbind", "glu", "glu_backward", "index_select"]
+_ALONG = [
+    "slice",
+    "select",
+    "cumsum",
+    "cumprod",
+    "cummax",
+    "cummin",
+    "sort",
+    "topk",
+    "kthvalue",
+    "mean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "var_mean",
+    "var",
+    "std",
+    "logsumexp",
+    "prod",
+    "any",
+    "all",
+    "linalg_vector_norm",
+    "norm",
+    "_softmax",
+    "_log_softmax",
+    "_softmax_backward_data",
+    "_log_softmax_backward_data",
+    "slice_scatter",
+    "select_scatter",
+    "split_with_sizes",
+    "unbind",
+    "glu",
+    "glu_backward",
+    "index_select",
+]
 
 _RULES: dict[str, Callable[[fx.Node], str]] = {
     **dict.fromkeys(_ALONG, _along("dim")),

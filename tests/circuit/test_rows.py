@@ -67,15 +67,14 @@ TABLE = [
     *(
         Row(f"{name}_features", ((B, 3),), op(target, *features), ROWWISE)
         for name, target, features in (
-            ("softmax", aten._softmax.default, (1, False),
-            ("log_softmax", aten._log_softmax.default, (-1, False),
-            ("cumsum", aten.cumsum.default, (1,), ("flip", aten.flip.default, ([1],),
-            ("roll", aten.roll.default, ([1], [1]), ("mean", aten.mean.dim, ([1],),
-            ("amax", aten.amax.default, ([-1],), ("sum", aten.sum.dim_IntList, ([1],),
-            ("var_mean", aten.var_mean.correction, ([1],), ("sort", aten.sort.default, (1,),
-            ("slice", aten.slice.Tensor, (1, 0, 2), ("select", aten.select.int, (1, 0),
-            ("argmax", aten.argmax.default, (1,), ("logsumexp", aten.logsumexp.default, ([1],),
-            ("pad", aten.constant_pad_nd.default, ([1, 2],), ("prod", aten.prod.dim_int, (1,),
+            ("softmax", aten._softmax.default, (1, False)), ("log_softmax", aten._log_softmax.default, (-1, False)),
+            ("cumsum", aten.cumsum.default, (1,)), ("flip", aten.flip.default, ([1],)),
+            ("roll", aten.roll.default, ([1], [1])), ("mean", aten.mean.dim, ([1],)),
+            ("amax", aten.amax.default, ([-1],)), ("sum", aten.sum.dim_IntList, ([1],)),
+            ("var_mean", aten.var_mean.correction, ([1],)), ("sort", aten.sort.default, (1,)),
+            ("slice", aten.slice.Tensor, (1, 0, 2)), ("select", aten.select.int, (1, 0)),
+            ("argmax", aten.argmax.default, (1,)), ("logsumexp", aten.logsumexp.default, ([1],)),
+            ("pad", aten.constant_pad_nd.default, ([1, 2],)), ("prod", aten.prod.dim_int, (1,)),
         )
     ),
     *(

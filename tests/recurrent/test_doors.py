@@ -245,7 +245,7 @@ def test_what_is_kept_in_objects_changed_after_compiling(compiler: None) -> None
 def test_arguments_that_do_not_fit_are_refused_while_compiling(which: str, compiler: None) -> None:
     rnn = elman.Recurrent(cells.Jordan(3, 5, 2))
     given = {"state": torch.zeros(1, 2)} if which == "state" else {"teacher": torch.zeros(4, 1, 2)}
-    with pytest.raises(Exception, match="batch size of the sequences|disagree about T or B"):
+    with pytest.raises(Exception, match=r"batch size of the sequences|disagree about T or B"):
         torch.compile(rnn, backend="aot_eager")(torch.zeros(4, 3, 3), **given)
 
 
