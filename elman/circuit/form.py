@@ -201,11 +201,8 @@ class Circuit:
         def delay(port: InPort) -> str:
             if port.kind is not Kind.STATE:
                 return ""
-            return (
-                f" <- delay of {port.next} ({word(self.wire(port.next))})"
-                if port.next
-                else " <- delay of zero"
-            )
+            made = word(self.wire(port.next)) if port.next is not None else None
+            return f" <- delay of {port.next or 'zero'}" + (f" ({made})" if made != port.next else "")
 
         for port in self.inputs:
             lines.append(f"  in   {port.kind.value:9}{port.name} {shape(port)}{delay(port)}")

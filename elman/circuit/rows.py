@@ -411,44 +411,13 @@ _POINTWISE = {
 _VIEWS_KEEP = {"permute", "transpose", "t", "squeeze", "unsqueeze", "movedim"}
 
 # Operations along `dim`: reductions, softmax, sorting, writing and reading along one dimension.
-_ALONG = [
-    "slice",
-    "select",
-    "cumsum",
-    "cumprod",
-    "cummax",
-    "cummin",
-    "sort",
-    "topk",
-    "kthvalue",
-    "mean",
-    "amax",
-    "amin",
-    "max",
-    "min",
-    "argmax",
-    "argmin",
-    "var_mean",
-    "var",
-    "std",
-    "logsumexp",
-    "prod",
-    "any",
-    "all",
-    "linalg_vector_norm",
-    "norm",
-    "_softmax",
-    "_log_softmax",
-    "_softmax_backward_data",
-    "_log_softmax_backward_data",
-    "slice_scatter",
-    "select_scatter",
-    "split_with_sizes",
-    "unbind",
-    "glu",
-    "glu_backward",
-    "index_select",
-]
+_ALONG = (
+    "slice", "select", "cumsum", "cumprod", "cummax", "cummin", "sort", "topk", "kthvalue", "mean", "amax",
+    "amin", "max", "min", "argmax", "argmin", "var_mean", "var", "std", "logsumexp", "prod", "any", "all",
+    "linalg_vector_norm", "norm", "_softmax", "_log_softmax", "_softmax_backward_data",
+    "_log_softmax_backward_data", "slice_scatter", "select_scatter", "split_with_sizes", "unbind", "glu",
+    "glu_backward", "index_select",
+)  # fmt: skip
 
 _RULES: dict[str, Callable[[fx.Node], str]] = {
     **dict.fromkeys(_ALONG, _along("dim")),

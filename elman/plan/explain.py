@@ -32,7 +32,9 @@ class Part:
     def text(self) -> str:
         words = [f"{count} {name}" if count > 1 else name for name, count in self.operations]
         if self.addressing:
-            words.append(f"({self.addressing} for addressing)")
+            words.append(
+                f"({self.addressing} for addressing)" if words else f"addressing only ({self.addressing})"
+            )
         return ", ".join(words) if words else "nothing"
 
 
@@ -83,7 +85,7 @@ def explain(*plans: Plan) -> Explanation:
 def parts(plan: Plan) -> list[Part]:
     """The four stages of a plan in words; a plan without a loop has three."""
     found = []
-    origin = _origins(plan)
+    origin, made = _origins(plan), _makers(plan)
     for name, stage in (
         ("once", plan.once),
         ("before", plan.before),
@@ -93,7 +95,6 @@ def parts(plan: Plan) -> list[Part]:
         if stage is None:
             continue
         nodes = stage.nodes()
-        made = _makers(plan) if name == "after" else {}
         computing = Counter(_label(node, origin, made) for node in nodes if op_name(node) not in ADDRESSING)
         addressing = sum(op_name(node) in ADDRESSING for node in nodes)
         found.append(Part(name, tuple(computing.items()), addressing))
@@ -115,14 +116,18 @@ def _origins(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 
 def _makers(plan: Plan) -> dict[fx.Node, str]:
-    """Operation of the after stage -> the output that it makes, where nothing but addressing lies between."""
-    results, found = graphs.results_of(plan.after.graph), {}
+    """Operation outside the loop -> the output that it makes, where nothing but addressing lies between."""
+    found: dict[fx.Node, str] = {}
     for out, name in plan.outputs.items():
-        node = results.get(name)
-        while node is not None and op_name(node) in ADDRESSING and len(node.all_input_nodes) == 1:
-            node = node.all_input_nodes[0]
-        if node is not None and node.op == "call_function":
-            found.setdefault(node, out)
+        for stage in reversed(plan.stages()):
+            node = graphs.results_of(stage.graph).get(name)
+            while node is not None and op_name(node) in ADDRESSING and len(node.all_input_nodes) == 1:
+                node = node.all_input_nodes[0]
+            if node is not None and node.op == "placeholder":
+                name = str(node.target)  # made by a stage before
+            elif node is not None:
+                found.setdefault(node, out)
+                break
     return found
 
 
@@ -208,11 +213,11 @@ def _title(plan: Plan) -> str:
 
 def _wrap(text: str, width: int) -> list[str]:
     lines = [""]
-    for word in text.split(" "):
-        if len(lines[-1]) + len(word) > width:
+    for word in text.split(", "):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
             lines.append("")
-        lines[-1] += word + " "
-    return [line.rstrip() for line in lines]
+        lines[-1] += word + ", "
+    return [line.removesuffix(" ") for line in (*lines[:-1], lines[-1].removesuffix(", "))]
 
 
 __all__ = ["Explanation", "Part", "cycles", "explain", "parts", "why"]
