@@ -21,6 +21,7 @@ from torch import fx
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort
 from elman.circuit.rows import feature_shape, rows_of
+from elman.errors import CircuitError
 from elman.trace.joint import trace_joint
 from elman.trace.outside import outside
 
@@ -191,11 +192,11 @@ def _sum_up(
             if name not in have:
                 continue
             terms = [have[entry.port.name] for entry in wiring.get(result, [])]
-            total = (
-                functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
-                if terms
-                else (graphs.insert(graph, aten.zeros_like.default, _primal(graph, joint, result)))
-            )
+            if not terms:
+                raise CircuitError(
+                    f"result '{result}' goes to no port, so it has no gradient", where="adjoint"
+                )
+            total = functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
             have[name].replace_all_uses_with(total)
             old_results = {k: total if v is have[name] else v for k, v in old_results.items()}
             graph.erase_node(have[name])
@@ -214,11 +215,6 @@ def _sum_up(
                 lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms
             )
     return results
-
-
-def _primal(graph: fx.Graph, joint: Joint, result: str) -> fx.Node:
-    """A node with the shape of a result whose cotangent nobody gives: the cotangent's own placeholder."""
-    return graphs.placeholder(graph, joint.cotangents[result])
 
 
 def _states_fed(

@@ -5,7 +5,7 @@
     loop    what lies on a cycle: the only part that is sequential
     after   what no cycle depends on, on N rows; sums over time come out of single products
 
-Values travel between stages under their names. Rows of all steps are *packed*: `[N, …]`, step after step. Four
+Values travel between stages under their names. Rows of all steps are *packed*: `[N, …]`, step after step. Five
 operations exist beside ATen, all of them about time; they take the call's timeline (see elman.layout):
 
     shift(v, h0)   v delayed by one step, h0 at the first        spread(v)  a row's constant at every step of the row
