@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.immutable_collections import immutable_list
 
 aten = torch.ops.aten
 
@@ -208,7 +209,7 @@ class _Body:
     def _literal(self, value: Any) -> str:
         if isinstance(value, fx.Node):
             return self.names[value]
-        if isinstance(value, (list, fx.immutable_collections.immutable_list)):
+        if isinstance(value, (list, immutable_list)):
             return f"[{', '.join(map(self._literal, value))}]"
         if isinstance(value, tuple):
             return f"({', '.join(map(self._literal, value))}{',' if len(value) == 1 else ''})"
