@@ -343,6 +343,16 @@ def _gather(node: fx.Node) -> str:
     return "it indexes along the batch" if mine.dim == dim else ROWWISE
 
 
+def _index_add(node: fx.Node) -> str:
+    """index_add along another dimension than the batch, by an index that is the same for all rows."""
+    source, added, index = node.args[0], node.args[3], node.args[2]
+    mine = rows_of(_value(node))
+    if mine is None or rows_of(_value(source)) != mine or rows_of(_value(added)) != mine:
+        return "its operands carry the batch in different dimensions"
+    same = rows_of(_value(index)) is None and int(_argument(node, "dim")) % _rank(source) != mine.dim
+    return ROWWISE if same else "it writes along the batch"
+
+
 def _index(node: fx.Node) -> str:
     """x[i]: rows come either from x, in a dimension that is not indexed, or from one index into a batchless table."""
     source, indices = node.args[0], node.args[1]
@@ -428,6 +438,7 @@ _RULES: dict[str, Callable[[fx.Node], str]] = {
     **dict.fromkeys(_VIEWS_KEEP, _moves),
     **dict.fromkeys(("gather", "scatter", "scatter_add"), _gather),
     **dict.fromkeys(("index", "_unsafe_index"), _index),
+    "index_add": _index_add,
     **dict.fromkeys(("index_put", "_unsafe_index_put"), _index_put),
     "addmm": _addmm,
     "expand": _expand,

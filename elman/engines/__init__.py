@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from elman.engines.base import Engine, LoopResult
+from elman.engines.native import Native
 from elman.engines.reference import Reference
 from elman.errors import InputError, NotSupported
 from elman.plan.form import Loop
 
-ENGINES: tuple[Engine, ...] = (Reference(),)
+ENGINES: tuple[Engine, ...] = (Native(), Reference())
 
 __all__ = ["ENGINES", "Engine", "LoopResult", "choose"]
 

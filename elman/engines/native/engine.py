@@ -1,0 +1,177 @@
+"""The engine that runs lowered programs."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elman.engines.base import Engine, LoopResult
+from elman.engines.native.lower import Lowered, lower
+from elman.engines.native.values import Unsupported
+from elman.engines.native.writer import Op
+from elman.errors import InputError
+from elman.plan.form import Loop
+
+try:
+    from elman import _native
+except ImportError:  # no compiler was there when elman was installed
+    _native = None  # type: ignore[assignment]
+
+Tensor = torch.Tensor
+KINDS = ("constant", "rowed", "sequence", "stepped", "emit", "state", "next", "scratch", "prepared")
+OPERANDS, DIMENSIONS = 6, 4  # as in native/program.hpp
+_FORCED: list[str] = []  # the instruction set that tests ask for
+
+
+def why_not_built() -> str | None:
+    """None if the native module is there, else why not."""
+    if _native is not None:
+        return None
+    return "its compiled part is missing: install elman where a C++ compiler is at hand"
+
+
+def isa() -> str | None:
+    """The instruction set that is used: "avx512", "avx2" or "plain"; None without the native module."""
+    if _native is None:
+        return None
+    return _FORCED[-1] if _FORCED else _native.instruction_sets()[0]
+
+
+@contextlib.contextmanager
+def forced(name: str) -> Iterator[None]:
+    """For tests: use another instruction set than the best one. Programs that are there already keep theirs."""
+    _FORCED.append(name)
+    try:
+        yield
+    finally:
+        _FORCED.pop()
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A loop that can run. widths: shape of a row of each state."""
+
+    run: Any
+    dtype: torch.dtype
+    constants: tuple[tuple[str, bool], ...]
+    sequences: tuple[str, ...]
+    emits: tuple[str, ...]
+    states: tuple[str, ...]
+
+
+class Native(Engine):
+    """C++ on CPUs: float32 and float64, most operations; `supports()` says which not."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self._made: weakref.WeakKeyDictionary[Loop, dict[str, _Ready | str]] = weakref.WeakKeyDictionary()
+
+    def supports(self, loop: Loop, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"it runs on CPUs, not on {device.type}"
+        found = self._ready(loop)
+        return found if isinstance(found, str) else None
+
+    def _ready(self, loop: Loop) -> _Ready | str:
+        """The loop as a program, or why it cannot be one."""
+        name = isa()
+        if name is None:
+            return why_not_built() or ""
+        made = self._made.get(loop)
+        if made is None:
+            made = self._made[loop] = {}
+        if name not in made:
+            try:
+                made[name] = _prepared(loop, lower(loop, *_native.panels(name)), name)
+            except Unsupported as reason:
+                made[name] = f"it has no form for {reason}"
+        return made[name]
+
+    def run(
+        self,
+        loop: Loop,
+        values: Mapping[str, Tensor],
+        batch_sizes: Sequence[int],
+        reverse: bool,
+        out: Mapping[str, Tensor],
+    ) -> LoopResult:
+        ready = self._ready(loop)
+        assert not isinstance(ready, str), ready
+        steps = len(batch_sizes)
+        pointers: list[int] = []
+        held: list[Tensor] = []  # what is made here has to live until the call ends
+        for name, rowed in ready.constants:
+            _enter(values[name], pointers, held, rowed)
+        for name in ready.sequences:
+            _enter(values[name], pointers, held, True)
+        for name in ready.emits:
+            pointers.append(out[name].data_ptr())
+        finals: dict[str, Tensor] = {}
+        batch = 0
+        for name in ready.states:
+            start = values[name]
+            batch = start.shape[0]
+            _enter(start, pointers, held, True)
+            finals[name] = torch.empty(start.shape, dtype=start.dtype)
+        pointers += [final.data_ptr() for final in finals.values()]
+        even = steps == 0 or (batch_sizes[0] == batch_sizes[-1] and batch_sizes[0] == batch)
+        error = ready.run(
+            steps, batch, None if even else list(batch_sizes), reverse, pointers, torch.get_num_threads()
+        )
+        if error:
+            raise InputError(what="an index inside the recurrence is out of range", where="the cell")
+        return LoopResult(finals, {})
+
+
+def _enter(value: Tensor, pointers: list[int], held: list[Tensor], rows: bool) -> None:
+    """Address and row stride of a tensor whose rows are in order themselves."""
+    if not value.is_contiguous() and not (rows and _rows_in_order(value)):
+        value = value.contiguous()
+        held.append(value)
+    pointers.append(value.data_ptr())
+    pointers.append(value.stride(0) if rows else 0)
+
+
+def _rows_in_order(value: Tensor) -> bool:
+    if value.dim() <= 2:
+        return value.dim() < 2 or value.stride(1) == 1 or value.shape[1] == 1
+    step = 1
+    for size, stride in zip(reversed(value.shape[1:]), reversed(value.stride()[1:]), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
+    codes = _native.codes()
+    numbers = {buffer: i for i, buffer in enumerate(program.buffers)}
+    width = {"real": 8 if program.real is torch.float64 else 4, "int": 8, "bool": 1}
+
+    def flat(op: Op) -> list[int]:
+        made = [codes[op.code], int(op.wait), int(op.split), *op.size, op.k]
+        for view, strides in zip(op.operands, op.strides, strict=True):
+            if view is None:
+                made += [-1] + [0] * (1 + DIMENSIONS)
+                continue
+            root, inner = view.buffer.root()
+            made += [numbers[root], inner + view.offset, *strides]
+        return made + ([-1] + [0] * (1 + DIMENSIONS)) * (OPERANDS - len(op.operands))
+
+    made = _native.Loop(
+        name, program.real is torch.float64, [flat(op) for op in program.prepare], [op.number for op in program.prepare],
+        [flat(op) for op in program.ops], [op.number for op in program.ops],
+        [[KINDS.index(b.kind), b.index, b.width, width[b.type], b.offset] for b in program.buffers],
+        [list(state) for state in program.states], program.scratch_bytes, program.prepared_bytes, program.work,
+        program.widest, len(loop.constants), len(loop.sequences), len(loop.emits),
+    )  # fmt: skip
+    return _Ready(
+        made.run, program.real, tuple((n, n in loop.rowed) for n in loop.constants), loop.sequences, loop.emits,
+        tuple(state.name for state in loop.states),
+    )  # fmt: skip

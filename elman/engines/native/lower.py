@@ -1,0 +1,375 @@
+"""Loop -> program: walk the graph of a step, give every value a place, write down what the interpreter runs.
+
+    lower(loop, panel)  ->  Lowered      or raises Unsupported with the reason
+
+The passes, in order: choose fused operations, lower node by node, bind results to the memory that they are wanted
+in, share out scratch memory by lifetime, find where threads that share columns have to meet.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from elman.circuit import graphs
+from elman.circuit.form import ROWS
+from elman.circuit.rows import ROWWISE, carries, verdict
+from elman.engines.native.operations import RULES, Want
+from elman.engines.native.values import BOOL, INT, REAL, Buffer, Unsupported, View, contiguous, row_sizes, type_of
+from elman.engines.native.writer import Op, Writer
+from elman.plan.form import Loop, operations
+
+aten = torch.ops.aten
+LINE = 64  # bytes of a cache line
+MOST_BUFFERS, MOST_STATES = 1024, 64  # as in native/program.hpp
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A program as plain data. widths: elements in a row of every sequence and state, by name."""
+
+    real: torch.dtype
+    ops: list[Op]
+    prepare: list[Op]
+    buffers: list[Buffer]
+    states: list[tuple[int, int, int]]  # the emit that holds its next values or -1, width, bytes of an element
+    scratch_bytes: int
+    prepared_bytes: int
+    work: int
+    widest: int
+
+
+def lower(loop: Loop, panel32: int, panel64: int) -> Lowered:
+    """A loop as a program. Raises Unsupported."""
+    return _Lowering(loop, panel32, panel64).lowered()
+
+
+class _Lowering:
+    def __init__(self, loop: Loop, panel32: int, panel64: int):
+        self.loop = loop
+        self.real = _real(loop)
+        wide = self.real is torch.float64
+        self.w = Writer(8 if wide else 4, panel64 if wide else panel32)
+        self.values: dict[fx.Node, Any] = {}
+        self.results = graphs.results_of(loop.graph)
+        self.states: list[tuple[int, int, int]] = []
+
+    def lowered(self) -> Lowered:
+        if self.loop.sums:
+            raise Unsupported("sums over rows inside the loop")
+        if len(self.loop.states) > MOST_STATES:
+            raise Unsupported(f"more than {MOST_STATES} states")
+        self._inputs()
+        fused = _fused(self.loop.graph)
+        for node in self.loop.graph.nodes:
+            if node.op == "call_function" and node not in fused.skipped:
+                self.values[node] = fused.lower(self, node) or self._node(node)
+        self._outputs()
+        w = self.w
+        w.ops = _alive(w.ops)
+        w.prepare = _needed(w.prepare, w.ops)
+        scratch = _scratch(w)
+        prepared = _prepared(w)
+        widest = max((op.k * op.size[3] for op in w.ops if op.code == "product"), default=0)
+        _meetings(w)
+        used = {_root(v) for op in (*w.ops, *w.prepare) for v in op.operands if v is not None}
+        buffers = [buffer for buffer in w.buffers if buffer in used]
+        if len(buffers) > MOST_BUFFERS:
+            raise Unsupported(f"more than {MOST_BUFFERS} values")
+        work = sum(2 * op.k * op.size[3] if op.code == "product" else 8 * _count(op) for op in w.ops)
+        return Lowered(self.real, w.ops, w.prepare, buffers, self.states, scratch, prepared, work, widest)
+
+    # --- what comes in ------------------------------------------------------------------------------------------------
+
+    def _inputs(self) -> None:
+        loop = self.loop
+        known: dict[str, tuple[str, int]] = {}
+        known |= {name: ("rowed" if name in loop.rowed else "constant", i) for i, name in enumerate(loop.constants)}
+        known |= {
+            name: ("stepped" if name in loop.stepped else "sequence", i) for i, name in enumerate(loop.sequences)
+        }
+        known |= {state.name: ("state", i) for i, state in enumerate(loop.states)}
+        for node in loop.graph.nodes:
+            if node.op != "placeholder" or node.target == ROWS or not node.users:
+                continue
+            kind, index = known[str(node.target)]
+            value = node.meta["val"]
+            sizes = row_sizes(value)
+            width = contiguous(sizes)[0] * sizes[0] if sizes else 1
+            buffer = self.w.buffer(kind, type_of(value), width, index)
+            self.values[node] = View(buffer, 0, sizes, contiguous(sizes))
+
+    # --- one operation ------------------------------------------------------------------------------------------------
+
+    def _node(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            return self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return None  # arithmetic on sizes
+        value = node.meta["val"]
+        if not isinstance(value, (torch.Tensor, tuple, list)):
+            return None
+        rule = RULES.get(node.target)
+        if rule is None:
+            raise Unsupported(f"{str(node.target).removesuffix('.default')}")
+        if verdict(node) != ROWWISE and any(_carries(arg) for arg in node.all_input_nodes):
+            raise Unsupported(f"{node.target} adds up over rows")
+        return rule(self.w, self.want(node), *[self._argument(a) for a in node.args], **{
+            key: self._argument(a) for key, a in node.kwargs.items() if a is not None
+        })  # fmt: skip
+
+    def want(self, node: fx.Node) -> Want:
+        value = node.meta["val"]
+        results = [v for v in value if v is not None] if isinstance(value, (tuple, list)) else [value]
+        return Want(row_sizes(results[0]), type_of(results[0]), tuple(row_sizes(v) for v in results))
+
+    def _argument(self, arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            return self.values.get(arg)
+        if isinstance(arg, (list, tuple)):
+            return [self._argument(a) for a in arg]
+        return arg
+
+    # --- what goes out ------------------------------------------------------------------------------------------------
+
+    def _outputs(self) -> None:
+        loop, w = self.loop, self.w
+        emitted: dict[fx.Node, int] = {}
+        for i, name in enumerate(loop.emits):
+            if name in loop.stepped:
+                raise Unsupported(f"'{name}' has no rows")
+            node = self.results[name]
+            self._bind(self._value(node), "emit", i)
+            emitted.setdefault(node, i)
+        for i, state in enumerate(loop.states):
+            placeholder = next((n for n in loop.graph.nodes if n.op == "placeholder" and n.target == state.name), None)
+            feeding = None if state.next is None else self.results[state.next]
+            like = (placeholder if placeholder is not None else feeding).meta["val"]  # type: ignore[union-attr]
+            sizes, type = row_sizes(like), type_of(like)
+            width = contiguous(sizes)[0] * sizes[0] if sizes else 1
+            if feeding is not None and feeding in emitted:
+                self.states.append((emitted[feeding], width, w.bytes_of(type)))
+                continue
+            self.states.append((-1, width, w.bytes_of(type)))
+            value = w.number(0, type, sizes) if feeding is None else self._value(feeding)
+            self._bind(value.expand(sizes) if feeding is None else value, "next", i)
+
+    def _value(self, node: fx.Node) -> View:
+        value = self.values.get(node)
+        if not isinstance(value, View):
+            raise Unsupported(f"'{node.name}' is no tensor of rows")
+        return value
+
+    def _bind(self, value: View, kind: str, index: int) -> None:
+        """Have a value where it is wanted: made there, if it was made in scratch memory of its own; else copied."""
+        buffer = value.buffer
+        if value.whole and buffer.kind == "scratch" and buffer.inside is None:
+            buffer.kind, buffer.index = kind, index
+            return
+        self.w.copy(value, into=self.w.new(value.type, value.sizes, kind))
+        self.w.buffers[-1].index = index
+
+
+def _real(loop: Loop) -> torch.dtype:
+    found = {
+        value.dtype
+        for node in loop.graph.nodes
+        for value in _tensors(node.meta.get("val"))
+        if value.dtype.is_floating_point
+    }
+    if len(found) > 1:
+        raise Unsupported(f"{' and '.join(sorted(str(d).removeprefix('torch.') for d in found))} in one loop")
+    real = next(iter(found), torch.float32)
+    if real not in (torch.float32, torch.float64):
+        raise Unsupported(f"values of type {str(real).removeprefix('torch.')}")
+    return real
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for t in value if isinstance(t, torch.Tensor)] if isinstance(value, (tuple, list)) else []
+
+
+def _carries(node: fx.Node) -> bool:
+    return any(carries(value) for value in _tensors(node.meta.get("val")))
+
+
+# --- fused operations -------------------------------------------------------------------------------------------------
+
+
+class _fused:
+    """a b + c, c - a b, a b - c and a + (-b) as one operation, where nothing else reads the part."""
+
+    def __init__(self, graph: fx.Graph):
+        self.skipped: set[fx.Node] = set()
+        self.made: dict[fx.Node, tuple[str, tuple[Any, ...]]] = {}
+        for node in graph.nodes:
+            if node.target not in (aten.add.Tensor, aten.sub.Tensor) or node.kwargs or not _is_real(node):
+                continue
+            a, b = node.args
+            plus = node.target is aten.add.Tensor
+            if _alone(a, node, aten.mul.Tensor) and isinstance(b, fx.Node):
+                self._enter(node, a, "fma" if plus else "fms", (*a.args, b))
+            elif _alone(b, node, aten.mul.Tensor) and isinstance(a, fx.Node):
+                self._enter(node, b, "fma" if plus else "fnma", (*b.args, a))
+            elif plus and _alone(b, node, aten.neg.default) and isinstance(a, fx.Node):
+                self._enter(node, b, "sub", (a, *b.args))
+
+    def _enter(self, node: fx.Node, part: fx.Node, code: str, args: tuple[Any, ...]) -> None:
+        self.skipped.add(part)
+        self.made[node] = (code, args)
+
+    def lower(self, lowering: _Lowering, node: fx.Node) -> View | None:
+        if node not in self.made:
+            return None
+        code, args = self.made[node]
+        arguments = [lowering._argument(arg) for arg in args]
+        return lowering.w.map(code, REAL, lowering.want(node).sizes, *arguments)
+
+
+def _is_real(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    operands = [value, *(arg.meta["val"] for arg in node.all_input_nodes)]
+    return all(isinstance(v, torch.Tensor) and v.dtype.is_floating_point for v in operands)
+
+
+def _alone(part: Any, user: fx.Node, target: Any) -> bool:
+    return (
+        isinstance(part, fx.Node) and part.target is target and len(part.users) == 1 and not part.kwargs
+        and _is_real(part) and sum(arg is part for arg in user.args) == 1
+        and row_sizes(part.meta["val"]) == row_sizes(user.meta["val"])
+    )  # fmt: skip
+
+
+# --- after the walk -----------------------------------------------------------------------------------------------------
+
+
+def _root(view: View) -> Buffer:
+    return view.buffer.root()[0]
+
+
+def _count(op: Op) -> int:
+    total = 1
+    for size in op.size:
+        total *= size
+    return total * max(op.k, 1) if op.code == "matmul" else total
+
+
+def _alive(ops: list[Op]) -> list[Op]:
+    """Without operations whose results nobody reads; results that nobody reads are not written."""
+    read: set[Buffer] = set()
+    kept: list[Op] = []
+    for op in reversed(ops):
+        results = [v for v in op.operands[: op.results] if v is not None]
+        if not any(_root(v).kind in ("emit", "next") or _root(v) in read for v in results):
+            continue
+        if op.results > 1:
+            op.operands[: op.results] = [
+                v if v is not None and _root(v) in read | {b for b in map(_root, results) if b.kind in ("emit", "next")} else None
+                for v in op.operands[: op.results]
+            ]
+        read.update(_root(v) for v in op.operands if v is not None)
+        kept.append(op)
+    return kept[::-1]
+
+
+def _needed(prepare: list[Op], ops: list[Op]) -> list[Op]:
+    read = {_root(v) for op in ops for v in op.operands if v is not None}
+    kept = []
+    for op in reversed(prepare):
+        if any(_root(v) in read for v in op.operands[: op.results] if v is not None):
+            read.update(_root(v) for v in op.operands if v is not None)
+            kept.append(op)
+    return kept[::-1]
+
+
+def _up(size: int) -> int:
+    return -(-size // LINE) * LINE
+
+
+def _scratch(w: Writer) -> int:
+    """Give scratch buffers their places in a row of scratch: two that are not needed at the same time may share one."""
+    first: dict[Buffer, int] = {}
+    last: dict[Buffer, int] = {}
+    for i, op in enumerate(w.ops):
+        for view in op.operands:
+            if view is not None and _root(view).kind == "scratch":
+                first.setdefault(_root(view), i)
+                last[_root(view)] = i
+    placed: list[Buffer] = []
+    end = 0
+    for buffer in first:  # in the order in which they are made
+        size = _up(buffer.width * w.bytes_of(buffer.type))
+        taken = sorted(
+            (b.offset, b.offset + _up(b.width * w.bytes_of(b.type))) for b in placed if last[b] >= first[buffer]
+        )
+        at = 0
+        for start, stop in taken:
+            if at + size <= start:
+                break
+            at = max(at, stop)
+        buffer.offset = at
+        placed.append(buffer)
+        end = max(end, at + size)
+    return end
+
+
+def _prepared(w: Writer) -> int:
+    end = 0
+    for op in w.prepare:
+        for view in op.operands[: op.results]:
+            assert view is not None
+            _root(view).offset = end
+            end += _up(_root(view).width * w.bytes_of(view.type))
+    return end
+
+
+SHARED = 64  # columns from which an operation is worth sharing out
+
+
+def _meetings(w: Writer) -> None:
+    """Mark what is shared out by columns, and where the threads have to meet before it.
+
+    A run of operations on lines of n elements is shared out alike, so nobody waits within it, unless one writes
+    where another one looks with a different share. Around everything else the threads meet.
+    """
+    seen: list[tuple[tuple[Any, ...], int, int, int, bool]] = []  # memory, begin, length in bytes, n, written
+    must = True
+    for op in w.ops:
+        line = _count(op) == op.size[3] and op.code not in _WHOLE
+        strides = {own[3] for view, own in zip(op.operands, op.strides, strict=True) if view is not None}
+        op.split = op.code == "product" or (line and op.size[3] >= SHARED and strides == {1})
+        if not op.split or op.code == "product":
+            op.wait, must = True, True
+            seen.clear()
+            continue
+        touched = []
+        for i, view in enumerate(op.operands):
+            if view is None or view.buffer.fixed:
+                continue
+            root, inner = view.buffer.root()
+            size = w.bytes_of(view.type)
+            begin = (inner + view.offset) * size + (root.offset if root.kind == "scratch" else 0)
+            memory = ("scratch",) if root.kind == "scratch" else (root.kind, root.index)
+            touched.append((memory, begin, op.size[3] * size, op.size[3], i < op.results))
+        clash = any(
+            a[0] == b[0] and a[1] < b[1] + b[2] and b[1] < a[1] + a[2] and (a[4] or b[4]) and a[1:4] != b[1:4]
+            for a in touched
+            for b in seen
+        )
+        op.wait = must or clash
+        if op.wait:
+            seen.clear()
+        must = False
+        seen += touched
+
+
+_WHOLE = {"matmul", "gather", "scatter", "scatter_add", "cumsum", "softmax", "log_softmax", "softmax_backward",
+          "log_softmax_backward", "layer_norm", "layer_norm_backward", "sum", "prod", "amax", "amin", "argmax", "argmin",
+          "any", "all"}  # fmt: skip

@@ -1,0 +1,174 @@
+"""Writes a program: buffers and operations on views. What an ATen operation becomes stands in operations.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from elman.engines.native.values import INT, REAL, Buffer, Unsupported, View, collapse, contiguous
+
+DIMENSIONS = 4
+NUMBER = float | int | bool
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation. operands: results first; strides are in `strides`, one tuple of four for each operand."""
+
+    code: str
+    size: tuple[int, ...]
+    operands: list[View | None]
+    strides: list[tuple[int, ...]]
+    results: int = 1
+    k: int = 0
+    number: float = 0.0
+    wait: bool = False
+    split: bool = False
+
+
+@dataclass(eq=False)
+class Writer:
+    """A program while it grows. real_bytes: 4 or 8. panel: columns of a packed panel."""
+
+    real_bytes: int
+    panel: int
+    ops: list[Op] = field(default_factory=list)
+    prepare: list[Op] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._numbers: dict[tuple[str, NUMBER, int], View] = {}
+        self._packed: dict[tuple[object, ...], View] = {}
+        self._spread: dict[tuple[object, ...], View] = {}
+
+    def bytes_of(self, type: str) -> int:
+        return {REAL: self.real_bytes, INT: 8}.get(type, 1)
+
+    def buffer(self, kind: str, type: str, width: int, index: int = 0) -> Buffer:
+        made = Buffer(kind, type, width, index)
+        self.buffers.append(made)
+        return made
+
+    def new(self, type: str, sizes: Sequence[int], kind: str = "scratch") -> View:
+        """A value that is not there yet."""
+        strides = contiguous(sizes)
+        width = strides[0] * sizes[0] if sizes else 1
+        return View(self.buffer(kind, type, width), 0, tuple(sizes), strides)
+
+    # --- element by element ---------------------------------------------------------------------------------------
+
+    def number(self, value: NUMBER, type: str, sizes: Sequence[int]) -> View:
+        """A number as a tensor."""
+        width = 1
+        for size in sizes:
+            width *= size
+        key = (type, float(value), width)
+        if key not in self._numbers:
+            made = self.new(type, (width,), "prepared")
+            if type == REAL:
+                self._add("fill", [made], number=float(value), prepare=True)
+            else:
+                source = self.number(float(value), REAL, (width,))
+                self._add("real_to_int" if type == INT else "real_to_bool", [made, source], prepare=True)
+            self._numbers[key] = made
+        found = self._numbers[key].reshape(sizes)
+        assert found is not None
+        return found
+
+    def map(self, code: str, type: str, sizes: Sequence[int], *arguments: View | NUMBER, into: View | None = None) -> View:
+        """An operation element by element, arguments broadcast to sizes; numbers are real unless said otherwise."""
+        views = [self.number(a, REAL, sizes) if isinstance(a, NUMBER) else a.expand(sizes) for a in arguments]
+        fixed = bool(views) and all(view.buffer.fixed for view in views)
+        out = into or self.new(type, sizes, "prepared" if fixed else "scratch")
+        if not fixed:
+            views = [self._in_order(view) if view.buffer.fixed else view for view in views]
+        self._add(code, [out, *views], prepare=fixed and out.buffer.fixed)
+        return out
+
+    def _in_order(self, view: View) -> View:
+        """Something fixed as it is read: broadcast and turned once per call."""
+        if view.contiguous:
+            return view
+        key = (view.buffer, view.offset, view.sizes, view.strides)
+        if key not in self._spread:
+            made = self.new(view.type, view.sizes, "prepared")
+            self._add(self.copying(view.type), [made, view], prepare=True)
+            self._spread[key] = made
+        return self._spread[key]
+
+    def copying(self, type: str) -> str:
+        return f"copy{self.bytes_of(type)}"
+
+    def copy(self, view: View, into: View | None = None) -> View:
+        into = into or self.new(view.type, view.sizes)
+        return self.map(self.copying(view.type), view.type, view.sizes, view, into=into)
+
+    def _add(self, code: str, views: list[View], number: float = 0.0, prepare: bool = False) -> None:
+        sizes, strides = collapse(views)
+        if len(sizes) > DIMENSIONS:
+            raise Unsupported(f"{code} over more than {DIMENSIONS} dimensions that do not lie in order")
+        missing = DIMENSIONS - len(sizes)
+        if not sizes:  # one element: any stride will do, so the plain one
+            strides = [(1,) for _ in views]
+            sizes, missing = (1,), DIMENSIONS - 1
+        padded = [(0,) * missing + own for own in strides]
+        (self.prepare if prepare else self.ops).append(
+            Op(code, (1,) * missing + sizes, list(views), padded, number=number)
+        )
+
+    # --- along lines ------------------------------------------------------------------------------------------------
+
+    def lines(
+        self, code: str, outer: Sequence[int], n: int, operands: Sequence[tuple[View, int] | None], results: int = 1,
+        k: int = 0, number: float = 0.0,
+    ) -> None:  # fmt: skip
+        """An operation on lines: each operand is a view of sizes `outer`, and its stride along the line."""
+        known = [o for o in operands if o is not None]
+        sizes, strides = collapse([view.expand(outer) for view, _ in known])
+        if len(sizes) > DIMENSIONS - 1:
+            raise Unsupported(f"{code} over more than {DIMENSIONS - 1} dimensions that do not lie in order")
+        missing = DIMENSIONS - 1 - len(sizes)
+        padded = iter([(0,) * missing + own + (o[1],) for own, o in zip(strides, known, strict=True)])
+        self.ops.append(
+            Op(
+                code, (1,) * missing + sizes + (n,), [o[0] if o is not None else None for o in operands],
+                [next(padded) if o is not None else (0,) * DIMENSIONS for o in operands], results, k, number,
+            )
+        )  # fmt: skip
+
+    # --- products ---------------------------------------------------------------------------------------------------
+
+    def product(self, left: View, weight: View, start: View | None, out: View) -> None:
+        """out [M, N] = start + left [M, K] · weight [K, N], where weight is fixed: packed once per call."""
+        (M, K), (_, N) = left.sizes, weight.sizes
+        if K > 1 and left.strides[1] != 1:
+            left = self.copy(left)
+        packed = self._pack(weight)
+        if start is not None:
+            start = start.expand((M, N))
+            if N > 1 and start.strides[1] != 1:
+                start = self._in_order(start) if start.buffer.fixed else self.copy(start)
+        for m in range(M):
+            row = [None if view is None else view.select(0, m) for view in (out, left, start)]
+            operands: list[View | None] = [*row, packed]
+            self.ops.append(Op("product", (1, 1, 1, N), operands, [(0, 0, 0, 1)] * 4, k=K))
+
+    def _pack(self, weight: View) -> View:
+        key = (weight.buffer, weight.offset, weight.sizes, weight.strides)
+        if key not in self._packed:
+            K, N = weight.sizes
+            made = self.new(REAL, (-(-N // self.panel) * self.panel * K,), "prepared")
+            strides = [(0,) * DIMENSIONS, (*weight.strides, 0, 0)]
+            self.prepare.append(Op("product", (1, 1, 1, N), [made, weight], strides, k=K))
+            self._packed[key] = made
+        return self._packed[key]
+
+    def matmul(self, left: View, right: View, start: View | None, out: View) -> None:
+        """out [i, M, N] = start + left [i, M, K] · right [i, K, N], row by row."""
+        I, M, N = out.sizes
+        K = left.sizes[2]
+        strides = [
+            (0, *out.strides), (0, *left.expand((I, M, K)).strides), (0, *right.expand((I, K, N)).strides),
+            (0,) * 4 if start is None else (0, *start.expand((I, M, N)).strides),
+        ]  # fmt: skip
+        self.ops.append(Op("matmul", (1, I, M, N), [out, left, right, start], strides, k=K))

@@ -1,0 +1,14 @@
+// Everything that depends on the instruction set, compiled once for each: -DELMAN_ISA says which.
+#include "loop.hpp"
+
+namespace elman {
+namespace ELMAN_ISA {
+
+#define ELMAN_TEXT_OF(x) #x
+#define ELMAN_TEXT(x) ELMAN_TEXT_OF(x)
+
+extern const Kernels kernels;
+const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run<float>, run<double>, workspace_bytes};
+
+}  // namespace ELMAN_ISA
+}  // namespace elman

@@ -1,0 +1,367 @@
+// The interpreter: runs a program over time, on a share of the rows.
+//
+// Rows are independent, so each thread takes some of them through all steps and waits for nobody. Only where there are
+// fewer rows than threads are the columns of every operation shared out instead; then all threads meet before
+// an operation that needs what the others made.
+#pragma once
+
+#include "features.hpp"
+#include "frame.hpp"
+#include "pointwise.hpp"
+#include "products.hpp"
+#include "team.hpp"
+
+namespace elman {
+namespace ELMAN_ISA {
+
+// --- operations -----------------------------------------------------------------------------------------------------------
+
+// result, left, start (may be none), packed
+template <class T>
+static void packed_product(const Op& op, const Frame& f) {
+    const Operand &out = op.operand[0], &left = op.operand[1], &start = op.operand[2], &packed = op.operand[3];
+    const int64_t N = op.size[3];
+    const int64_t first = f.share(N, f.part), stop = f.share(N, f.part + 1);
+    if (first < stop)
+        product<T>(f.at<T>(left), f.row(left), f.at<T>(packed), op.k, start.buffer < 0 ? nullptr : f.at<T>(start),
+                   start.buffer < 0 ? 0 : f.row(start), f.at<T>(out), f.row(out), f.rows, first, stop);
+}
+
+template <class T>
+static void perform(const Op& op, Frame& f) {
+    switch (op.code) {
+#define ELMAN_CASE(name) \
+    case code_##name: return unary<T, name##_lanes>(op, f);
+        ELMAN_UNARY(ELMAN_CASE)
+#undef ELMAN_CASE
+#define ELMAN_CASE(name) \
+    case code_##name: return binary<T, name##_lanes>(op, f);
+        ELMAN_BINARY(ELMAN_CASE)
+#undef ELMAN_CASE
+#define ELMAN_CASE(name) \
+    case code_##name: return ternary<T, name##_lanes>(op, f);
+        ELMAN_TERNARY(ELMAN_CASE)
+#undef ELMAN_CASE
+#define ELMAN_CASE(name)                                                 \
+    case code_##name: return map2<uint8_t, T, name##_scalar>(op, f);     \
+    case code_int_##name: return map2<uint8_t, int64_t, name##_scalar>(op, f);
+        ELMAN_COMPARE(ELMAN_CASE)
+#undef ELMAN_CASE
+        case code_copy1: return map1<uint8_t, uint8_t, same_scalar>(op, f);
+        case code_copy4: return map1<int32_t, int32_t, same_scalar>(op, f);
+        case code_copy8: return map1<int64_t, int64_t, same_scalar>(op, f);
+        case code_fill: return fill<T>(op, f);
+        case code_where1: return where<uint8_t>(op, f);
+        case code_where4: return where<int32_t>(op, f);
+        case code_where8: return where<int64_t>(op, f);
+#define ELMAN_CASE(name) \
+    case code_##name: return map2<uint8_t, uint8_t, name##_scalar>(op, f);
+        ELMAN_CASE(bool_and) ELMAN_CASE(bool_or) ELMAN_CASE(bool_xor)
+#undef ELMAN_CASE
+        case code_bool_not: return map1<uint8_t, uint8_t, bool_not_scalar>(op, f);
+#define ELMAN_CASE(name) \
+    case code_##name: return map2<int64_t, int64_t, name##_scalar>(op, f);
+        ELMAN_CASE(int_add) ELMAN_CASE(int_sub) ELMAN_CASE(int_mul) ELMAN_CASE(int_remainder)
+        ELMAN_CASE(int_floordiv) ELMAN_CASE(int_maximum) ELMAN_CASE(int_minimum)
+#undef ELMAN_CASE
+        case code_bool_to_real: return map1<T, uint8_t, same_scalar>(op, f);
+        case code_int_to_real: return map1<T, int64_t, same_scalar>(op, f);
+        case code_bool_to_int: return map1<int64_t, uint8_t, same_scalar>(op, f);
+        case code_real_to_int: return map1<int64_t, T, same_scalar>(op, f);
+        case code_real_to_bool: return map1<uint8_t, T, nonzero_scalar>(op, f);
+        case code_int_to_bool: return map1<uint8_t, int64_t, nonzero_scalar>(op, f);
+        case code_product: return packed_product<T>(op, f);
+        case code_matmul: return matmul<T>(op, f);
+        case code_sum: return reduce<T, code_sum>(op, f);
+        case code_prod: return reduce<T, code_prod>(op, f);
+        case code_amax: return reduce<T, code_amax>(op, f);
+        case code_amin: return reduce<T, code_amin>(op, f);
+        case code_argmax: return extremes<T, true>(op, f);
+        case code_argmin: return extremes<T, false>(op, f);
+        case code_any: return logical<false>(op, f);
+        case code_all: return logical<true>(op, f);
+        case code_cumsum: return cumsum<T>(op, f);
+        case code_softmax: return softmax<T, false>(op, f);
+        case code_log_softmax: return softmax<T, true>(op, f);
+        case code_softmax_backward: return softmax_backward<T, false>(op, f);
+        case code_log_softmax_backward: return softmax_backward<T, true>(op, f);
+        case code_layer_norm: return layer_norm<T>(op, f);
+        case code_layer_norm_backward: return layer_norm_backward<T>(op, f);
+        case code_gather: return gather<T>(op, f);
+        case code_scatter: return scatter<T, false>(op, f);
+        case code_scatter_add: return scatter<T, true>(op, f);
+        case CODES: return;
+    }
+}
+
+// --- sizes --------------------------------------------------------------------------------------------------------------
+
+constexpr int64_t LINE = 64;  // bytes of a cache line
+
+INLINE int64_t rounded(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+
+// Rows that go through a step together: so many that what they leave behind stays in the nearer caches.
+INLINE int64_t block_rows(const Program& p) {
+    const int64_t fitting = (192 << 10) / (p.scratch_bytes + 1) / TALLEST * TALLEST;
+    return fitting < TALLEST ? TALLEST : fitting > 36 ? 36 : fitting;
+}
+
+INLINE int64_t state_bytes(const Program& p, int64_t rows) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < p.state_count; i++) total += 2 * rounded(rows * p.states[i].width * p.states[i].bytes);
+    return total;
+}
+
+// Few rows and large products: share out columns.
+INLINE bool by_columns(const Program& p, const Call& c) {
+    return c.batch < c.threads && !c.sizes && p.widest >= 128 * 128;
+}
+
+INLINE int64_t team_size(const Program& p, const Call& c) {
+    if (p.work * c.batch * c.steps < (1 << 19)) return 1;
+    return by_columns(p, c) ? c.threads : c.batch < c.threads ? c.batch : c.threads;
+}
+
+struct Share {
+    int64_t first, stop;
+};
+
+// The rows of a thread: as much work for each, whole rows, neighbours together.
+static Share share_rows(const Call& c, int thread, int threads) {
+    if (!c.sizes) return {c.batch * thread / threads, c.batch * (thread + 1) / threads};
+    auto work_before = [&](int64_t row) {
+        int64_t total = 0;
+        for (int64_t t = 0; t < c.steps; t++) total += c.sizes[t] < row ? c.sizes[t] : row;
+        return total;
+    };
+    const int64_t all = work_before(c.batch);
+    auto border = [&](int i) {
+        if (i == 0) return int64_t(0);
+        if (i == threads) return c.batch;
+        int64_t low = 0, high = c.batch;
+        while (low < high) {
+            const int64_t middle = (low + high) / 2;
+            if (work_before(middle) * threads < all * i)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        return low;
+    };
+    return {border(thread), border(thread + 1)};
+}
+
+// --- the loop -----------------------------------------------------------------------------------------------------------
+
+INLINE void copy_rows(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t width, int64_t rows) {
+    if (rows <= 0) return;
+    if (to_stride == width && from_stride == width) width *= rows, rows = 1;
+    for (int64_t r = 0; r < rows; r++) __builtin_memcpy(to + r * to_stride, from + r * from_stride, std::size_t(width));
+}
+
+struct Meeting {
+    int arrived = 0, round = 0;
+};
+
+template <class T>
+struct Loop {
+    const Program& p;
+    const Call& c;
+    char* prepared;
+    char* workspace;       // behind the prepared memory
+    int64_t arena;         // bytes for each thread
+    Meeting meeting = {};
+    int64_t error = 0;
+
+    void meet(int parts) {
+        if (parts == 1) return;
+        const int round = __atomic_load_n(&meeting.round, __ATOMIC_RELAXED);
+        if (__atomic_add_fetch(&meeting.arrived, 1, __ATOMIC_ACQ_REL) == parts) {
+            __atomic_store_n(&meeting.arrived, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&meeting.round, round + 1, __ATOMIC_RELEASE);
+            return;
+        }
+        for (int64_t spins = 0; __atomic_load_n(&meeting.round, __ATOMIC_ACQUIRE) == round; spins++)
+            if (spins > 2000) give_way();  // somebody else has the processor of a thread that we wait for
+    }
+
+    void work(int thread, int threads) {
+        const bool columns = by_columns(p, c);
+        Share rows = columns ? Share{0, c.batch} : share_rows(c, thread, threads);
+        if (rows.first >= rows.stop) return;
+        run_rows(rows, workspace + (columns ? 0 : thread) * arena, columns ? thread : 0, columns ? threads : 1);
+    }
+
+    void run_rows(Share rows, char* memory, int part, int parts) {
+        const int64_t mine = rows.stop - rows.first, block = block_rows(p);
+        char* base[MOST_BUFFERS];
+        int64_t stride[MOST_BUFFERS];
+        char *current[MOST_STATES], *spare[MOST_STATES], *other[MOST_STATES];
+        char* scratch = memory;
+        memory += rounded((block < mine ? block : mine) * p.scratch_bytes);
+        for (int64_t i = 0; i < p.state_count; i++) {
+            const int64_t bytes = rounded(mine * p.states[i].width * p.states[i].bytes);
+            spare[i] = memory, other[i] = memory + bytes, memory += 2 * bytes;
+            // Rows that have no step at all keep what they start from.
+            const int64_t running = c.sizes ? (c.steps ? c.sizes[0] : 0) : (c.steps ? c.batch : 0);
+            const int64_t first = running > rows.first ? running : rows.first;
+            if (part == 0) finish(i, first, rows.stop, start_of(i, first), c.starts[i].stride * p.states[i].bytes);
+        }
+        Frame f = {base, stride, 0, part, parts, 0};
+        int64_t before = 0, before_offset = 0;  // rows of this thread at the step before, and where its rows lie
+        for (int64_t s = 0; s < c.steps; s++) {
+            const int64_t t = c.reverse ? c.steps - 1 - s : s;
+            const int64_t offset = c.offsets ? c.offsets[t] : t * c.batch;
+            const int64_t all = c.sizes ? c.sizes[t] : c.batch;
+            const int64_t now = (all < rows.stop ? all : rows.stop) - rows.first;
+            if (now <= 0) {
+                if (c.reverse) continue;
+                break;
+            }
+            for (int64_t i = 0; i < p.state_count; i++) locate(i, rows.first, before, before_offset, now, current, spare, other);
+            const int64_t blocks = (now + block - 1) / block;
+            for (int64_t b = 0, row = 0; b < blocks; b++) {
+                f.rows = (now - row) / (blocks - b) + ((now - row) % (blocks - b) != 0);
+                place(f, rows.first, row, t, offset, scratch, current, spare);
+                meet(parts);
+                for (int64_t i = 0; i < p.count; i++) {
+                    const Op& op = p.ops[i];
+                    if (parts > 1) {
+                        if (op.wait) meet(parts);
+                        if (!op.split && part) continue;
+                    }
+                    perform<T>(op, f);
+                }
+                row += f.rows;
+            }
+            if (f.error) break;
+            // Rows that end here.
+            int64_t next = 0;
+            if (c.reverse)
+                next = s + 1 < c.steps ? now : 0;
+            else if (s + 1 < c.steps) {
+                next = (c.sizes ? c.sizes[t + 1] : c.batch) - rows.first;
+                next = next < 0 ? 0 : next < now ? next : now;
+            }
+            if (next < now) {
+                meet(parts);
+                for (int64_t i = 0; i < p.state_count && part == 0; i++) {
+                    const int64_t width = p.states[i].width * p.states[i].bytes;
+                    const int64_t e = p.states[i].emit;
+                    const char* made = e < 0 ? spare[i] : c.emits[e].data + (offset + rows.first) * width;
+                    finish(i, rows.first + next, rows.first + now, made + next * width, width);
+                }
+            }
+            for (int64_t i = 0; i < p.state_count; i++) {  // what was written becomes what is read
+                char* written = spare[i];
+                spare[i] = other[i], other[i] = written;
+            }
+            before = now, before_offset = offset;
+        }
+        if (f.error) __atomic_store_n(&error, f.error, __ATOMIC_RELAXED);
+    }
+
+    char* start_of(int64_t i, int64_t row) const { return c.starts[i].data + row * c.starts[i].stride * p.states[i].bytes; }
+
+    void finish(int64_t i, int64_t first, int64_t stop, const char* from, int64_t from_stride) const {
+        const int64_t width = p.states[i].width * p.states[i].bytes;
+        copy_rows(c.finals[i].data + first * width, width, from, from_stride, width, stop - first);
+    }
+
+    // Where the state's value for this step lies. `other` is what the step before wrote, if no emit holds that.
+    void locate(int64_t i, int64_t first, int64_t before, int64_t before_offset, int64_t now, char** current, char** spare, char** other) const {
+        const State& s = p.states[i];
+        const int64_t width = s.width * s.bytes;
+        if (before == 0) {
+            current[i] = nullptr;  // the starting value
+            return;
+        }
+        char* written = s.emit < 0 ? other[i] : c.emits[s.emit].data + (before_offset + first) * width;
+        current[i] = written;
+        if (now <= before) return;
+        if (s.emit >= 0) copy_rows(other[i], width, written, width, width, before);
+        copy_rows(other[i] + before * width, width, start_of(i, first + before), c.starts[i].stride * s.bytes, width, now - before);
+        current[i] = other[i];
+        (void)spare;
+    }
+
+    // The buffers of a block: `row` is its first row among the thread's, `first` the thread's first row.
+    void place(Frame& f, int64_t first, int64_t row, int64_t t, int64_t offset, char* scratch, char** current, char** spare) const {
+        for (int64_t b = 0; b < p.buffer_count; b++) {
+            const Buffer& buffer = p.buffers[b];
+            int64_t stride = buffer.width;
+            char* data = nullptr;
+            switch (buffer.kind) {
+                case constant: data = c.constants[buffer.index].data, stride = 0; break;
+                case rowed:
+                    stride = c.constants[buffer.index].stride;
+                    data = c.constants[buffer.index].data + (first + row) * stride * buffer.bytes;
+                    break;
+                case sequence:
+                    stride = c.sequences[buffer.index].stride;
+                    data = c.sequences[buffer.index].data + (offset + first + row) * stride * buffer.bytes;
+                    break;
+                case stepped:
+                    data = c.sequences[buffer.index].data + t * c.sequences[buffer.index].stride * buffer.bytes, stride = 0;
+                    break;
+                case emit: data = c.emits[buffer.index].data + (offset + first + row) * stride * buffer.bytes; break;
+                case state:
+                    if (!current[buffer.index]) {
+                        stride = c.starts[buffer.index].stride;
+                        data = start_of(buffer.index, first + row);
+                    } else
+                        data = current[buffer.index] + row * stride * buffer.bytes;
+                    break;
+                case next: data = spare[buffer.index] + row * stride * buffer.bytes; break;
+                case elman::scratch: data = scratch + buffer.offset * f.rows; break;
+                case elman::prepared: data = prepared + buffer.offset, stride = 0; break;
+            }
+            f.base[b] = data, f.stride[b] = stride;
+        }
+    }
+};
+
+// Packs weights and spreads what does not change.
+template <class T>
+static void prepare(const Program& p, const Call& c, char* prepared) {
+    char* base[MOST_BUFFERS];
+    int64_t stride[MOST_BUFFERS] = {};
+    for (int64_t b = 0; b < p.buffer_count; b++) {
+        const Buffer& buffer = p.buffers[b];
+        base[b] = buffer.kind == constant ? c.constants[buffer.index].data : buffer.kind == elman::prepared ? prepared + buffer.offset : nullptr;
+    }
+    Frame f = {base, stride, 1, 0, 1, 0};
+    for (int64_t i = 0; i < p.prepares; i++) {
+        const Op& op = p.prepare[i];
+        if (op.code == code_product)  // to pack: packed, weight with strides of k and n
+            pack<T>(f.at<T>(op.operand[1]), op.operand[1].stride[0], op.operand[1].stride[1], op.k, op.size[3], f.at<T>(op.operand[0]));
+        else
+            perform<T>(op, f);
+    }
+}
+
+INLINE int64_t arena_bytes(const Program& p, const Call& c) {
+    const int64_t block = block_rows(p);
+    return rounded((block < c.batch ? block : c.batch) * p.scratch_bytes) + state_bytes(p, c.batch) + 4 * LINE;
+}
+
+static int64_t workspace_bytes(const Program& p, const Call& c) {
+    return rounded(p.prepared_bytes) + team_size(p, c) * arena_bytes(p, c) + LINE;
+}
+
+template <class T>
+static int64_t run(const Program& p, const Call& c, char* workspace) {
+    workspace += (LINE - int64_t(reinterpret_cast<uintptr_t>(workspace)) % LINE) % LINE;
+    if (c.poison) __builtin_memset(workspace, 0xff, std::size_t(workspace_bytes(p, c) - LINE));
+    prepare<T>(p, c, workspace);
+    Loop<T> loop = {p, c, workspace, workspace + rounded(p.prepared_bytes), arena_bytes(p, c)};
+    const int threads = int(team_size(p, c));
+    if (threads <= 1)
+        loop.work(0, 1);
+    else
+        run_team(threads, [](void* argument, int thread, int all) { static_cast<Loop<T>*>(argument)->work(thread, all); }, &loop);
+    return loop.error;
+}
+
+}  // namespace ELMAN_ISA
+}  // namespace elman

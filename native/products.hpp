@@ -1,0 +1,137 @@
+// Matrix products with a packed right operand: out [rows, N] = start + a [rows, K] · w [K, N].
+//
+// w is packed into panels of PANEL columns, [K, PANEL] each, the last one filled up with zeros. A tile of a few rows of
+// a stays in the nearest cache while the panels stream by. Every element of the result is one chain of
+// multiply-adds over k, whatever tile it falls into: a row's bits depend neither on the rows beside it nor on threads.
+#pragma once
+
+#include "vector.hpp"
+
+namespace elman {
+namespace ELMAN_ISA {
+
+template <class T>
+constexpr int PANEL = 2 * LANES<T>;
+
+// How many registers hold sums: 12 of 16, or 24 of 32.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int SUMS = 24;
+constexpr int TALLEST = 12;
+#else
+constexpr int SUMS = 12;
+constexpr int TALLEST = 6;
+#endif
+
+// Panels that a tile of so many rows takes at once: few rows need more columns to keep the units busy.
+constexpr int panels_at_once(int rows) {
+    return SUMS / (2 * rows) < 1 ? 1 : SUMS / (2 * rows) > 4 ? 4 : SUMS / (2 * rows);
+}
+
+// Copies w (element (k, n) at w[k * sk + n * sn]) into panels; `to` has room for ceil(N / PANEL) * PANEL * K elements.
+template <class T>
+void pack(const T* w, int64_t sk, int64_t sn, int64_t K, int64_t N, T* to) {
+    constexpr int P = PANEL<T>;
+    for (int64_t n = 0; n < N; n += P, to += K * P) {
+        const int64_t width = N - n < P ? N - n : P;
+        const T* from = w + n * sn;
+        if (sn == 1 && width == P) {
+            for (int64_t k = 0; k < K; k++) {
+                store<T>(to + k * P, load(from + k * sk));
+                store<T>(to + k * P + LANES<T>, load(from + k * sk + LANES<T>));
+            }
+            continue;
+        }
+        if (width < P)
+            for (int64_t i = 0; i < K * P; i++) to[i] = 0;
+        // Blocks of columns that stay in the cache while they are turned.
+        for (int64_t k0 = 0; k0 < K; k0 += 16) {
+            const int64_t k1 = K - k0 < 16 ? K : k0 + 16;
+            for (int64_t j = 0; j < width; j++)
+                for (int64_t k = k0; k < k1; k++) to[k * P + j] = from[k * sk + j * sn];
+        }
+    }
+}
+
+// A tile of R rows and Q panels. n: columns of it that exist.
+template <class T, int R, int Q>
+static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n) {
+    constexpr int L = LANES<T>, P = PANEL<T>;
+    Vec<T> sum[R][2 * Q];
+    const bool whole = n >= Q * P;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int q = 0; q < 2 * Q; q++) {
+            sum[r][q] = Vec<T>{};
+            if (start) {
+                const T* from = start + r * lds + q * L;
+                if (whole || (q + 1) * L <= n)
+                    sum[r][q] = load(from);
+                else if (q * L < n)
+                    sum[r][q] = load_part(from, int(n - q * L));
+            }
+        }
+    const T* column[Q];
+    for (int q = 0; q < Q; q++) column[q] = w + q * K * P;
+    for (int64_t k = 0; k < K; k++) {
+        Vec<T> right[2 * Q];
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; q++) {
+            right[2 * q] = load(column[q] + k * P);
+            right[2 * q + 1] = load(column[q] + k * P + L);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            const Vec<T> left = splat<T>(a[r * lda + k]);
+#pragma GCC unroll 8
+            for (int q = 0; q < 2 * Q; q++) sum[r][q] += left * right[q];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int q = 0; q < 2 * Q; q++) {
+            T* to = out + r * ldo + q * L;
+            if (whole || (q + 1) * L <= n)
+                store<T>(to, sum[r][q]);
+            else if (q * L < n)
+                store_part<T>(to, sum[r][q], int(n - q * L));
+        }
+}
+
+// R rows, columns first … stop - 1 (first a multiple of PANEL).
+template <class T, int R>
+static void strip(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t first, int64_t stop) {
+    constexpr int P = PANEL<T>, Q = panels_at_once(R);
+    int64_t n = first;
+    if (Q > 1)
+        for (; stop - n > (Q - 1) * P; n += Q * P)
+            tile<T, R, Q>(a, lda, w + n * K, K, start ? start + n : nullptr, lds, out + n, ldo, stop - n);
+    for (; n < stop; n += P)
+        tile<T, R, 1>(a, lda, w + n * K, K, start ? start + n : nullptr, lds, out + n, ldo, stop - n);
+}
+
+// a [rows, K], w packed, start [rows, N] or null for zero (lds 0: one row for all), out [rows, N], columns
+// first … stop - 1. out may be start, and neither may overlap a.
+template <class T>
+void product(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t rows, int64_t first, int64_t stop) {
+    const int64_t tiles = (rows + TALLEST - 1) / TALLEST;
+    for (int64_t i = 0, row = 0; i < tiles; i++) {
+        const int64_t height = (rows - row) / (tiles - i) + ((rows - row) % (tiles - i) != 0);
+        const T *ai = a + row * lda, *si = start ? start + row * lds : nullptr;
+        T* oi = out + row * ldo;
+        switch (height) {
+#define ELMAN_STRIP(R) \
+    case R: strip<T, R>(ai, lda, w, K, si, lds, oi, ldo, first, stop); break;
+            ELMAN_STRIP(1) ELMAN_STRIP(2) ELMAN_STRIP(3) ELMAN_STRIP(4) ELMAN_STRIP(5) ELMAN_STRIP(6)
+#if defined(__AVX512F__) || defined(__aarch64__)
+            ELMAN_STRIP(7) ELMAN_STRIP(8) ELMAN_STRIP(9) ELMAN_STRIP(10) ELMAN_STRIP(11) ELMAN_STRIP(12)
+#endif
+#undef ELMAN_STRIP
+        }
+        row += height;
+    }
+}
+
+}  // namespace ELMAN_ISA
+}  // namespace elman

@@ -1,0 +1,144 @@
+// What a loop is to the interpreter: plain data, made once in Python (elman/engines/native/) and run many times.
+//
+// A program computes one time step for a block of rows. Every value is a tensor per row; the rows of a value lie a
+// fixed stride apart. A value lives in a buffer; an operand is a view into one: an offset and strides, in elements. So
+// slices, transpositions, broadcasts and (mostly) concatenations cost nothing.
+//
+// No templates and nothing of the standard library here: this file is seen by every instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace elman {
+
+// --- operations -------------------------------------------------------------------------------------------------------
+// Names are shared with Python. Number types: real is the program's float or double, bool one byte, int 64 bits.
+
+// real -> real, element by element
+#define ELMAN_UNARY(X) \
+    X(neg) X(abs) X(sign) X(exp) X(expm1) X(log) X(log1p) X(tanh) X(sigmoid) X(sqrt) X(rsqrt) X(reciprocal) X(relu) \
+    X(round) X(floor) X(ceil) X(trunc) X(erf) X(sin) X(cos) X(atan) X(square)
+
+// real, real -> real; the last two are g (1 - y²) and g y (1 - y)
+#define ELMAN_BINARY(X) \
+    X(add) X(sub) X(mul) X(div) X(maximum) X(minimum) X(pow) X(remainder) X(atan2) X(tanh_backward) X(sigmoid_backward)
+
+// real, real, real -> real: a b + c, c - a b, a b - c, a + w (b - a), x > t ? g : 0, min(max(x, lo), hi)
+#define ELMAN_TERNARY(X) X(fma) X(fnma) X(fms) X(lerp) X(threshold_backward) X(clamp)
+
+// real, real -> bool; int, int -> bool
+#define ELMAN_COMPARE(X) X(lt) X(le) X(gt) X(ge) X(eq) X(ne)
+
+// Everything else. Which operands they take stands beside their code in features.hpp and pointwise.hpp.
+#define ELMAN_OTHER(X) \
+    X(copy1) X(copy4) X(copy8) X(fill) X(where1) X(where4) X(where8) \
+    X(bool_and) X(bool_or) X(bool_xor) X(bool_not) \
+    X(int_add) X(int_sub) X(int_mul) X(int_remainder) X(int_floordiv) X(int_maximum) X(int_minimum) \
+    X(bool_to_real) X(int_to_real) X(bool_to_int) X(real_to_int) X(real_to_bool) X(int_to_bool) \
+    X(product) X(matmul) X(sum) X(prod) X(amax) X(amin) X(argmax) X(argmin) X(any) X(all) X(cumsum) X(softmax) \
+    X(log_softmax) X(softmax_backward) X(log_softmax_backward) X(layer_norm) X(layer_norm_backward) X(gather) \
+    X(scatter) X(scatter_add)
+
+#define ELMAN_CODE(name) code_##name,
+#define ELMAN_INT_CODE(name) code_int_##name,
+enum Code : int32_t {
+    ELMAN_UNARY(ELMAN_CODE) ELMAN_BINARY(ELMAN_CODE) ELMAN_TERNARY(ELMAN_CODE) ELMAN_COMPARE(ELMAN_CODE)
+        ELMAN_COMPARE(ELMAN_INT_CODE) ELMAN_OTHER(ELMAN_CODE) CODES
+};
+#undef ELMAN_CODE
+#undef ELMAN_INT_CODE
+
+// --- a program --------------------------------------------------------------------------------------------------------
+
+enum Kind : int32_t {
+    constant,  // the same for all rows and steps
+    rowed,     // the same at all steps, one for each row
+    sequence,  // packed rows: row i of step t is at (offset of t) + i
+    stepped,   // one for each step, the same for all rows
+    emit,      // like a sequence, written by the loop
+    state,     // the value that a delay holds at this step
+    next,      // where its value for the next step is written, unless an emit holds it
+    scratch,   // lives within a step
+    prepared,  // made of constants at the beginning of a call: packed weights, broadcast biases, numbers
+};
+
+struct Buffer {
+    Kind kind;
+    int64_t index;   // which constant, sequence, emit or state
+    int64_t width;   // elements in a row
+    int64_t bytes;   // of an element
+    int64_t offset;  // scratch: bytes in front of it in a row of scratch, whole cache lines; prepared: in the prepared memory
+};
+
+constexpr int DIMENSIONS = 4, OPERANDS = 6;
+constexpr int MOST_BUFFERS = 1024, MOST_STATES = 64;  // of a program
+
+struct Operand {
+    int64_t buffer;  // -1: none
+    int64_t offset;
+    int64_t stride[DIMENSIONS];
+};
+
+struct Op {
+    Code code;
+    int64_t wait;                // where columns are shared out between threads: all must have got here
+    int64_t split;               // and this operation is shared out; else one thread does it
+    int64_t size[DIMENSIONS];    // elements in a row that it computes, innermost last, 1 in front
+    int64_t k;                   // products: the length of a sum; gather, scatter: the length of the dimension
+    double number;               // fill: the number; layer_norm: epsilon
+    Operand operand[OPERANDS];   // results first
+};
+
+struct State {
+    int64_t emit;   // the emit that holds its next values, or -1
+    int64_t width;  // elements in a row
+    int64_t bytes;  // of an element
+};
+
+struct Program {
+    const Op* prepare;  // run once at the beginning of a call, by one thread
+    int64_t prepares;
+    const Op* ops;
+    int64_t count;
+    const Buffer* buffers;
+    int64_t buffer_count;
+    const State* states;
+    int64_t state_count;
+    int64_t scratch_bytes;   // for one row
+    int64_t prepared_bytes;  // in all
+    int64_t work;            // multiplications and the like for one row and step, to choose the number of threads
+    int64_t widest;          // columns of the widest product
+};
+
+struct Pointer {
+    char* data;
+    int64_t stride;  // elements between rows (between steps, if stepped)
+};
+
+// One call. `offsets[t]` is the number of packed rows in front of step t; with `offsets` null all steps have `batch` rows.
+struct Call {
+    int64_t steps, batch;
+    const int64_t* sizes;    // rows at each step, never growing; null: `batch` at every step
+    const int64_t* offsets;
+    bool reverse;
+    const Pointer* constants;
+    const Pointer* sequences;
+    const Pointer* emits;
+    const Pointer* starts;
+    const Pointer* finals;
+    int threads;
+    bool poison;             // fill scratch with NaN first
+};
+
+// What an instruction set offers. Both return 0, or 1 + the number of the operation that met an index out of range.
+struct Kernels {
+    const char* name;
+    int64_t panel_real32, panel_real64;  // columns of a packed panel
+    int64_t (*run32)(const Program&, const Call&, char* workspace);
+    int64_t (*run64)(const Program&, const Call&, char* workspace);
+    // Bytes of workspace that a call needs.
+    int64_t (*workspace)(const Program&, const Call&);
+};
+
+}  // namespace elman

@@ -1,0 +1,100 @@
+// The vector type: as many lanes as the instruction set of this translation unit has, for float and double.
+//
+// Written with the vector extension of GCC and Clang, so that one source serves SSE2, AVX2, AVX-512 and NEON. Every
+// instruction set compiles it in a namespace of its own (ELMAN_ISA): nothing here may be shared between them by the linker,
+// or code for one machine would run on another.
+#pragma once
+
+#include <cstdint>
+
+#ifndef ELMAN_ISA
+#error "say which instruction set this file is compiled for: -DELMAN_ISA=plain, avx2 or avx512"
+#endif
+
+#if defined(__AVX512F__)
+#define ELMAN_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define ELMAN_VECTOR_BYTES 32
+#else
+#define ELMAN_VECTOR_BYTES 16
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace elman {
+namespace ELMAN_ISA {
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    typedef float type __attribute__((vector_size(ELMAN_VECTOR_BYTES)));
+    typedef float loose __attribute__((vector_size(ELMAN_VECTOR_BYTES), aligned(4), may_alias));
+    typedef int32_t bits __attribute__((vector_size(ELMAN_VECTOR_BYTES)));
+    typedef uint32_t unsigned_bits __attribute__((vector_size(ELMAN_VECTOR_BYTES)));
+    typedef int32_t bit;
+};
+template <>
+struct VectorOf<double> {
+    typedef double type __attribute__((vector_size(ELMAN_VECTOR_BYTES)));
+    typedef double loose __attribute__((vector_size(ELMAN_VECTOR_BYTES), aligned(8), may_alias));
+    typedef int64_t bits __attribute__((vector_size(ELMAN_VECTOR_BYTES)));
+    typedef uint64_t unsigned_bits __attribute__((vector_size(ELMAN_VECTOR_BYTES)));
+    typedef int64_t bit;
+};
+
+template <class T>
+using Vec = typename VectorOf<T>::type;
+// A vector of integers as wide as T: what a comparison gives (0 or -1 in each lane), and T's bit pattern.
+template <class T>
+using Bits = typename VectorOf<T>::bits;
+
+template <class T>
+constexpr int LANES = ELMAN_VECTOR_BYTES / int(sizeof(T));
+
+template <class T>
+INLINE Vec<T> load(const T* p) {
+    return *reinterpret_cast<const typename VectorOf<T>::loose*>(p);
+}
+
+template <class T>
+INLINE void store(T* p, Vec<T> v) {
+    *reinterpret_cast<typename VectorOf<T>::loose*>(p) = v;
+}
+
+// The first n lanes, 0 < n < LANES; the others are 0. Nothing behind them is touched.
+template <class T>
+INLINE Vec<T> load_part(const T* p, int n) {
+    Vec<T> v = {};
+    for (int i = 0; i < n; i++) reinterpret_cast<T*>(&v)[i] = p[i];
+    return v;
+}
+
+template <class T>
+INLINE void store_part(T* p, Vec<T> v, int n) {
+    for (int i = 0; i < n; i++) p[i] = reinterpret_cast<const T*>(&v)[i];
+}
+
+template <class T>
+INLINE Vec<T> splat(T x) {
+    return x - Vec<T>{};  // x - 0 keeps a negative zero
+}
+
+template <class T>
+INLINE Bits<T> bits_of(Vec<T> v) {
+    return (Bits<T>)v;
+}
+
+template <class T>
+INLINE Vec<T> from_bits(Bits<T> b) {
+    return (Vec<T>)b;
+}
+
+// Lane by lane: where the mask is -1, a; where it is 0, b.
+template <class T>
+INLINE Vec<T> select(Bits<T> mask, Vec<T> a, Vec<T> b) {
+    return mask ? a : b;
+}
+
+}  // namespace ELMAN_ISA
+}  // namespace elman
