@@ -200,6 +200,7 @@ const char* const CODE_NAMES[] = {
 
 NB_MODULE(_native, m) {
     using namespace elman;
+    nb::set_leak_warnings(false);  // programs live as long as the process: they are cached
     m.doc() = "The native engine: runs loop programs on the CPU. See elman/engines/native/ for what makes them.";
     m.def("codes", [] {
         nb::dict found;

@@ -64,6 +64,21 @@ def _is_sum(node: Any) -> bool:
     )  # fmt: skip
 
 
+def open_products(graph: fx.Graph, where: Regions) -> None:
+    """addmm(b, x, U) + a = (x U + b) + a in the loop, so that b may join what is added before the loop."""
+    for node in list(graph.nodes):
+        if node.target is not aten.addmm.default or node.kwargs or len(node.users) != 1:
+            continue
+        (user,) = node.users
+        if not _is_sum(user) or user not in where.loop or node.args[0].meta["val"].dim() != 1:
+            continue
+        with graph.inserting_before(node):
+            made = insert(graph, aten.mm.default, *node.args[1:], like=node)
+            made = insert(graph, aten.add.Tensor, made, node.args[0], like=node)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
+
+
 def reassociate(graph: fx.Graph, where: Regions) -> None:
     """a + (b + c) in the loop: what can be added before the loop is added there, constants first, products last."""
     order = {"once": 0, "before": 1, "after": 2, "loop": 2}
@@ -90,11 +105,15 @@ def reassociate(graph: fx.Graph, where: Regions) -> None:
 
 
 def _terms(node: fx.Node, where: Regions) -> list[fx.Node]:
-    """The terms of a sum, looking through additions that nothing else reads and that are not hoisted as a whole."""
+    """The terms of a sum, looking through additions that nothing else reads: in the loop, or of a product and a bias."""
     terms: list[fx.Node] = []
     for arg in node.args:
         assert isinstance(arg, fx.Node)
-        if _is_sum(arg) and len(arg.users) == 1 and arg in where.loop:
+        if (
+            _is_sum(arg)
+            and len(arg.users) == 1
+            and (arg in where.loop or arg.args[0].target is aten.mm.default)
+        ):
             terms += _terms(arg, where)
         else:
             terms.append(arg)
@@ -129,11 +148,108 @@ def fuse_products(graph: fx.Graph, where: Regions) -> None:
     graphs.drop_dead(graph)
 
 
+def share_out_joins(graph: fx.Graph, where: Regions) -> None:
+    """After the loop, products of a concatenation become products of its parts: nothing is copied together.
+
+    (p ‖ q)ᵀ x = pᵀ x above qᵀ x;  (p ‖ q) U = p U₁ + q U₂;  Σ (p ‖ q) = Σ p ‖ Σ q.
+    Parts that the loop itself puts side by side are read there, as a slice.
+    """
+    joined = [n for n in graph.nodes if _is_join(n) and n in where.loop]
+    for node in list(graph.nodes):
+        if not _is_join(node) or node not in where.after:
+            continue
+        uses = [_use_of_join(node, user) for user in node.users]
+        if not uses or any(use is None for use in uses):
+            continue
+        with graph.inserting_before(node):
+            parts = _read_in_place(graph, list(node.args[0]), joined)
+        for use in uses:
+            assert use is not None
+            old, rebuild = use
+            with graph.inserting_before(old):
+                new = rebuild(graph, parts, old)
+            old.replace_all_uses_with(new)
+            graph.erase_node(old)
+    graphs.drop_dead(graph)
+
+
+def _is_join(node: fx.Node) -> bool:
+    return node.target is aten.cat.default and node.meta["val"].dim() == 2 and node.args[1:] in ((1,), (-1,))
+
+
+def _width(node: fx.Node) -> int:
+    return int(node.meta["val"].shape[1])
+
+
+def _read_in_place(graph: fx.Graph, parts: list[fx.Node], joined: list[fx.Node]) -> list[fx.Node]:
+    """The same columns in fewer parts, where runs of them stand side by side in another concatenation."""
+    for whole in joined:
+        others = list(whole.args[0])  # type: ignore[arg-type]
+        found: list[fx.Node] = []
+        i = 0
+        while i < len(parts):
+            at = others.index(parts[i]) if parts[i] in others else -1
+            length = 0
+            while (
+                at >= 0 and parts[i + length : i + length + 1] == others[at + length : at + length + 1] != []
+            ):
+                length += 1
+            if not length:
+                found.append(parts[i])
+                i += 1
+                continue
+            start = sum(map(_width, others[:at]))
+            stop = start + sum(map(_width, others[at : at + length]))
+            found.append(insert(graph, aten.slice.Tensor, whole, 1, start, stop, like=whole))
+            i += length
+        parts = found
+    return parts
+
+
+Rebuild = Callable[[fx.Graph, list[fx.Node], fx.Node], fx.Node]
+
+
+def _use_of_join(node: fx.Node, user: fx.Node) -> tuple[fx.Node, Rebuild] | None:
+    """What reads a concatenation, and how it is made of the parts instead; None if it needs it as a whole."""
+    if user.target is aten.mm.default and user.args[0] is node and user.args[1] is not node:
+        return (user, _sum_of_products) if not rows.carries(user.args[1].meta["val"]) else None  # type: ignore[union-attr]
+    if user.target is aten.sum.dim_IntList and list(user.args[1]) == [0] and len(user.args) > 2:  # type: ignore[arg-type]
+        return (user, _join_of_sums) if user.args[2] is True else None
+    if user.target is aten.permute.default and list(user.args[1]) == [1, 0] and len(user.users) == 1:  # type: ignore[arg-type]
+        (product,) = user.users
+        if product.target is aten.mm.default and product.args[0] is user and product.args[1] is not user:
+            return product, _stack_of_products
+    return None
+
+
+def _sum_of_products(graph: fx.Graph, parts: list[fx.Node], old: fx.Node) -> fx.Node:
+    weight, at = old.args[1], 0
+    total: fx.Node | None = None
+    for part in parts:
+        block = insert(graph, aten.slice.Tensor, weight, 0, at, at + _width(part), like=old)
+        product = insert(graph, aten.mm.default, part, block, like=old)
+        total = product if total is None else insert(graph, aten.add.Tensor, total, product, like=old)
+        at += _width(part)
+    assert total is not None
+    return total
+
+
+def _stack_of_products(graph: fx.Graph, parts: list[fx.Node], old: fx.Node) -> fx.Node:
+    turned = [insert(graph, aten.permute.default, part, [1, 0], like=old) for part in parts]
+    products = [insert(graph, aten.mm.default, part, old.args[1], like=old) for part in turned]
+    return insert(graph, aten.cat.default, products, 0, like=old)
+
+
+def _join_of_sums(graph: fx.Graph, parts: list[fx.Node], old: fx.Node) -> fx.Node:
+    sums = [insert(graph, aten.sum.dim_IntList, part, [0], True, like=old) for part in parts]
+    return insert(graph, aten.cat.default, sums, 1, like=old)
+
+
 def _follows(graph: fx.Graph, product: fx.Node, node: fx.Node) -> bool:
     return product.meta["val"].shape == node.meta["val"].shape
 
 
-PASSES: tuple[Pass, ...] = (split_products, reassociate, fuse_products)
+PASSES: tuple[Pass, ...] = (split_products, open_products, reassociate, share_out_joins, fuse_products)
 
 
 def rewritten(circuit: Circuit) -> tuple[fx.Graph, Regions]:
