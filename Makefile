@@ -41,7 +41,8 @@ bench: setup  ## run the benchmarks
 
 freeze: setup  ## write what is installed now into constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \
-	   $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+[a-z0-9.]*$$//' | LC_ALL=C sort -f; } > constraints.new
+	   { grep -E '^(nanobind|pathspec|scikit-build-core)==' constraints.txt; \
+	     $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+[a-z0-9.]*$$//'; } | LC_ALL=C sort -f; } > constraints.new
 	@mv constraints.new constraints.txt && touch $(READY)
 
 clean:  ## remove the environment, caches and builds; what you trained under runs/ stays
@@ -49,8 +50,8 @@ clean:  ## remove the environment, caches and builds; what you trained under run
 	find elman tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamps are touched last, so an interrupted setup leaves none and the next call starts again where it must.
-$(READY): $(MADE) pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+$(READY): $(MADE) pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.*pp)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -e '.[dev]'
 	@touch $@
 
 $(MADE):

@@ -105,7 +105,7 @@ def reassociate(graph: fx.Graph, where: Regions) -> None:
 
 
 def _terms(node: fx.Node, where: Regions) -> list[fx.Node]:
-    """The terms of a sum, looking through additions that nothing else reads: in the loop, or of a product and a bias."""
+    """The terms of a sum, looking through additions that nothing else reads: in the loop, or product and bias."""
     terms: list[fx.Node] = []
     for arg in node.args:
         assert isinstance(arg, fx.Node)

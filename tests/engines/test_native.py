@@ -61,7 +61,7 @@ def assert_same_bits(got: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
         assert torch.equal(got[name].nan_to_num(7.0), value.nan_to_num(7.0)), name
 
 
-# --- every loop of every case -------------------------------------------------------------------------------------------
+# --- every loop of every case ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED])
@@ -138,7 +138,7 @@ def _outputs(case, dtype: torch.dtype, engine: str, T: int, B: int, I: int, H: i
     return [t.detach() for t in (*leaves, *gradients)]
 
 
-# --- bits -----------------------------------------------------------------------------------------------------------------
+# --- bits -----------------------------------------------------------------------------------------------------------
 
 BITS = ("elman", "gru", "lstm", "layer_norm_lstm", "slots_rnn", "fast_weights_rnn")
 
@@ -222,7 +222,7 @@ def test_a_training_step_gives_the_same_bits_again() -> None:
         assert torch.equal(again, first)
 
 
-# --- memory that is laid out in other ways --------------------------------------------------------------------------------
+# --- memory that is laid out in other ways --------------------------------------------------------------------------
 
 
 def test_strides() -> None:
@@ -277,7 +277,7 @@ def test_nan_stays_in_its_row() -> None:
     assert dirty[f"{loop.states[0].name} final"][4].isnan().all()
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 def test_what_it_does_not_run() -> None:
@@ -286,7 +286,7 @@ def test_what_it_does_not_run() -> None:
     layer = elman.Recurrent(CASES["convolutional_rnn"].make().double(), engine="native")
     case, g = CASES["convolutional_rnn"], torch.Generator().manual_seed(0)
     with pytest.raises(
-        NotSupported, match="engine 'native' cannot run this loop: it has no form for aten.convolution"
+        NotSupported, match=r"engine 'native' cannot run this loop: it has no form for aten.convolution"
     ):
         layer(case.x(3, 2, g), case.state(2, g))
     automatic = elman.Recurrent(CASES["convolutional_rnn"].make().double())
@@ -320,7 +320,7 @@ def test_an_index_out_of_range() -> None:
         layer(torch.tensor([[[3]], [[4]]]), torch.ones(1, 4))
 
 
-# --- threads and processes ----------------------------------------------------------------------------------------------
+# --- threads and processes ------------------------------------------------------------------------------------------
 
 
 def test_python_threads_share_a_program() -> None:

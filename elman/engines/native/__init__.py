@@ -1,10 +1,10 @@
 """The native engine: loops as flat programs, run by the interpreter in native/ (C++), on CPUs.
 
-    values.py      what a value is: a view into a buffer, per row
-    writer.py      buffers and operations while a program grows
-    operations.py  what every ATen operation becomes: one table
-    lower.py       a loop as a program: the walk, and the passes after it
-    engine.py      the engine
+values.py      what a value is: a view into a buffer, per row
+writer.py      buffers and operations while a program grows
+operations.py  what every ATen operation becomes: one table
+lower.py       a loop as a program: the walk, and the passes after it
+engine.py      the engine
 """
 
 from elman.engines.native.engine import Native, isa, why_not_built

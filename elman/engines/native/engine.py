@@ -165,7 +165,8 @@ def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
         return made + ([-1] + [0] * (1 + DIMENSIONS)) * (OPERANDS - len(op.operands))
 
     made = _native.Loop(
-        name, program.real is torch.float64, [flat(op) for op in program.prepare], [op.number for op in program.prepare],
+        name, program.real is torch.float64,
+        [flat(op) for op in program.prepare], [op.number for op in program.prepare],
         [flat(op) for op in program.ops], [op.number for op in program.ops],
         [[KINDS.index(b.kind), b.index, b.width, width[b.type], b.offset] for b in program.buffers],
         [list(state) for state in program.states], program.scratch_bytes, program.prepared_bytes, program.work,

@@ -9,7 +9,6 @@ in, share out scratch memory by lifetime, find where threads that share columns 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,17 @@ from elman.circuit import graphs
 from elman.circuit.form import ROWS
 from elman.circuit.rows import ROWWISE, carries, verdict
 from elman.engines.native.operations import RULES, Want
-from elman.engines.native.values import BOOL, INT, REAL, Buffer, Unsupported, View, contiguous, row_sizes, type_of
+from elman.engines.native.values import (
+    REAL,
+    Buffer,
+    Unsupported,
+    View,
+    contiguous,
+    row_sizes,
+    type_of,
+)
 from elman.engines.native.writer import Op, Writer
-from elman.plan.form import Loop, operations
+from elman.plan.form import Loop
 
 aten = torch.ops.aten
 LINE = 64  # bytes of a cache line
@@ -37,7 +44,9 @@ class Lowered:
     ops: list[Op]
     prepare: list[Op]
     buffers: list[Buffer]
-    states: list[tuple[int, int, int]]  # the emit that holds its next values or -1, width, bytes of an element
+    states: list[
+        tuple[int, int, int]
+    ]  # the emit that holds its next values or -1, width, bytes of an element
     scratch_bytes: int
     prepared_bytes: int
     work: int
@@ -89,9 +98,12 @@ class _Lowering:
     def _inputs(self) -> None:
         loop = self.loop
         known: dict[str, tuple[str, int]] = {}
-        known |= {name: ("rowed" if name in loop.rowed else "constant", i) for i, name in enumerate(loop.constants)}
         known |= {
-            name: ("stepped" if name in loop.stepped else "sequence", i) for i, name in enumerate(loop.sequences)
+            name: ("rowed" if name in loop.rowed else "constant", i) for i, name in enumerate(loop.constants)
+        }
+        known |= {
+            name: ("stepped" if name in loop.stepped else "sequence", i)
+            for i, name in enumerate(loop.sequences)
         }
         known |= {state.name: ("state", i) for i, state in enumerate(loop.states)}
         for node in loop.graph.nodes:
@@ -147,7 +159,9 @@ class _Lowering:
             self._bind(self._value(node), "emit", i)
             emitted.setdefault(node, i)
         for i, state in enumerate(loop.states):
-            placeholder = next((n for n in loop.graph.nodes if n.op == "placeholder" and n.target == state.name), None)
+            placeholder = next(
+                (n for n in loop.graph.nodes if n.op == "placeholder" and n.target == state.name), None
+            )
             feeding = None if state.next is None else self.results[state.next]
             like = (placeholder if placeholder is not None else feeding).meta["val"]  # type: ignore[union-attr]
             sizes, type = row_sizes(like), type_of(like)
@@ -200,7 +214,7 @@ def _carries(node: fx.Node) -> bool:
     return any(carries(value) for value in _tensors(node.meta.get("val")))
 
 
-# --- fused operations -------------------------------------------------------------------------------------------------
+# --- fused operations -----------------------------------------------------------------------------------------------
 
 
 class _fused:
@@ -247,7 +261,7 @@ def _alone(part: Any, user: fx.Node, target: Any) -> bool:
     )  # fmt: skip
 
 
-# --- after the walk -----------------------------------------------------------------------------------------------------
+# --- after the walk -------------------------------------------------------------------------------------------------
 
 
 def _root(view: View) -> Buffer:
@@ -271,7 +285,10 @@ def _alive(ops: list[Op]) -> list[Op]:
             continue
         if op.results > 1:
             op.operands[: op.results] = [
-                v if v is not None and _root(v) in read | {b for b in map(_root, results) if b.kind in ("emit", "next")} else None
+                v
+                if v is not None
+                and _root(v) in read | {b for b in map(_root, results) if b.kind in ("emit", "next")}
+                else None
                 for v in op.operands[: op.results]
             ]
         read.update(_root(v) for v in op.operands if v is not None)
@@ -307,7 +324,9 @@ def _scratch(w: Writer) -> int:
     for buffer in first:  # in the order in which they are made
         size = _up(buffer.width * w.bytes_of(buffer.type))
         taken = sorted(
-            (b.offset, b.offset + _up(b.width * w.bytes_of(b.type))) for b in placed if last[b] >= first[buffer]
+            (b.offset, b.offset + _up(b.width * w.bytes_of(b.type)))
+            for b in placed
+            if last[b] >= first[buffer]
         )
         at = 0
         for start, stop in taken:
@@ -371,5 +390,5 @@ def _meetings(w: Writer) -> None:
 
 
 _WHOLE = {"matmul", "gather", "scatter", "scatter_add", "cumsum", "softmax", "log_softmax", "softmax_backward",
-          "log_softmax_backward", "layer_norm", "layer_norm_backward", "sum", "prod", "amax", "amin", "argmax", "argmin",
-          "any", "all"}  # fmt: skip
+          "log_softmax_backward", "layer_norm", "layer_norm_backward", "sum", "prod", "amax", "amin", "argmax",
+          "argmin", "any", "all"}  # fmt: skip

@@ -39,7 +39,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return enter
 
 
-# --- types ------------------------------------------------------------------------------------------------------------
+# --- types ----------------------------------------------------------------------------------------------------------
 
 
 def cast(w: Writer, x: View | NUMBER, type: str) -> View | NUMBER:
@@ -62,7 +62,7 @@ def _common(w: Writer, *values: View | NUMBER) -> tuple[str, list[View | NUMBER]
     return to, [cast(w, v, to) for v in values]
 
 
-# --- element by element -----------------------------------------------------------------------------------------------
+# --- element by element ---------------------------------------------------------------------------------------------
 
 UNARY = {
     "neg": aten.neg, "abs": aten.abs, "sign": aten.sign, "exp": aten.exp, "expm1": aten.expm1, "log": aten.log,
@@ -100,13 +100,17 @@ def _arithmetic(code: str, a: Any, b: Any, w: Writer, want: Want) -> View:
 
 
 def _binary(code: str) -> Rule:
-    def lower(w: Writer, want: Want, a: Any, b: Any, alpha: NUMBER = 1, rounding_mode: str | None = None) -> View:
+    def lower(
+        w: Writer, want: Want, a: Any, b: Any, alpha: NUMBER = 1, rounding_mode: str | None = None
+    ) -> View:
         if alpha != 1:
             b = b * alpha if isinstance(b, NUMBER) else _arithmetic("mul", b, alpha, w, want)
         if rounding_mode is not None:
             if want.type != REAL:
                 if rounding_mode == "floor":
-                    return w.map("int_floordiv", INT, want.sizes, *[view_of(w, v, INT, want.sizes) for v in (a, b)])
+                    return w.map(
+                        "int_floordiv", INT, want.sizes, *[view_of(w, v, INT, want.sizes) for v in (a, b)]
+                    )
                 raise Unsupported("division of whole numbers towards zero")
             made = _arithmetic(code, a, b, w, want)
             return w.map(rounding_mode, REAL, want.sizes, made)
@@ -239,7 +243,9 @@ def _logic(code: str) -> Rule:
 
 for _name in ("and", "or", "xor"):
     _bits = getattr(aten, f"bitwise_{_name}")
-    RULES[getattr(aten, f"logical_{_name}").default] = RULES[_bits.Tensor] = RULES[_bits.Scalar] = _logic(_name)
+    RULES[getattr(aten, f"logical_{_name}").default] = RULES[_bits.Tensor] = RULES[_bits.Scalar] = _logic(
+        _name
+    )
 
 
 @rule(aten.isnan.default)
@@ -257,7 +263,7 @@ def _dropout_backward(w: Writer, want: Want, g: View, mask: View, scale: NUMBER)
     return w.map("mul", REAL, want.sizes, w.map("mul", REAL, want.sizes, g, cast(w, mask, REAL)), scale)
 
 
-# --- activations, out of simpler ones -----------------------------------------------------------------------------------
+# --- activations, out of simpler ones -------------------------------------------------------------------------------
 
 
 class _Sums:
@@ -410,7 +416,7 @@ def _prelu(f: _Sums, x: View, slope: View) -> View:
     return f.where(f("gt", x, 0.0), x, f("mul", x, slope))
 
 
-# --- numbers as tensors -------------------------------------------------------------------------------------------------
+# --- numbers as tensors ---------------------------------------------------------------------------------------------
 
 
 def _filled(value: NUMBER | None) -> Rule:
@@ -430,7 +436,7 @@ for _target in (aten.full_like, aten.new_full, aten.full, aten.scalar_tensor):
     RULES[_target.default] = _filled(None)
 
 
-# --- addressing -----------------------------------------------------------------------------------------------------------
+# --- addressing -----------------------------------------------------------------------------------------------------
 
 
 @rule(aten.alias.default, aten.detach.default, aten.clone.default, aten.lift_fresh_copy.default)
@@ -466,7 +472,9 @@ def _transpose(w: Writer, want: Want, x: View, a: int, b: int) -> View:
 
 
 @rule(aten.slice.Tensor)
-def _slice(w: Writer, want: Want, x: View, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> View:
+def _slice(
+    w: Writer, want: Want, x: View, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
+) -> View:
     dim %= len(x.sizes)
     if want.sizes[dim] == x.sizes[dim]:
         return x  # all of it (perhaps all rows)
@@ -550,7 +558,13 @@ def _stack(w: Writer, want: Want, parts: Sequence[View], dim: int = 0) -> View:
 
 @rule(aten.constant_pad_nd.default)
 def _pad(w: Writer, want: Want, x: View, pads: Sequence[int], value: NUMBER = 0) -> View:
-    out = w.map(w.copying(want.type), want.type, want.sizes, w.number(value, want.type, want.sizes), into=w.new(want.type, want.sizes))
+    out = w.map(
+        w.copying(want.type),
+        want.type,
+        want.sizes,
+        w.number(value, want.type, want.sizes),
+        into=w.new(want.type, want.sizes),
+    )
     target = out
     for i in range(len(pads) // 2):
         dim = len(x.sizes) - 1 - i
@@ -569,7 +583,14 @@ def _replaced(w: Writer, x: View, place: Callable[[View], View], source: View) -
 
 @rule(aten.slice_scatter.default)
 def _slice_scatter(
-    w: Writer, want: Want, x: View, source: View, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
+    w: Writer,
+    want: Want,
+    x: View,
+    source: View,
+    dim: int = 0,
+    start: Any = None,
+    stop: Any = None,
+    step: int = 1,
 ) -> View:
     stop = x.sizes[dim] if stop is None else stop
     return _replaced(w, x, lambda out: out.slice(dim % len(out.sizes), start or 0, stop, step), source)
@@ -581,7 +602,9 @@ def _select_scatter(w: Writer, want: Want, x: View, source: View, dim: int, inde
 
 
 @rule(aten.slice_backward.default)
-def _slice_backward(w: Writer, want: Want, g: View, sizes: Any, dim: int, start: int, stop: int, step: int) -> View:
+def _slice_backward(
+    w: Writer, want: Want, g: View, sizes: Any, dim: int, start: int, stop: int, step: int
+) -> View:
     zero = w.number(0, want.type, want.sizes)
     return _replaced(w, zero, lambda out: out.slice(dim % len(out.sizes), start, stop, step), g)
 
@@ -596,7 +619,7 @@ def _must(view: View | None) -> View:
     return view
 
 
-# --- along features ---------------------------------------------------------------------------------------------------
+# --- along features -------------------------------------------------------------------------------------------------
 
 
 def _last(w: Writer, x: View, dims: Sequence[int]) -> tuple[View, int, int]:
@@ -672,7 +695,13 @@ def _extremes(code: str, values: bool) -> Rule:
         view, n, stride = _last(w, x, [dim])
         value = w.new(REAL, view.sizes) if values else None
         index = w.new(INT, view.sizes)
-        w.lines(code, view.sizes, n, [None if value is None else (value, 0), (index, 0), (view, stride)], results=2)
+        w.lines(
+            code,
+            view.sizes,
+            n,
+            [None if value is None else (value, 0), (index, 0), (view, stride)],
+            results=2,
+        )
         made = tuple(_must(v.reshape(want.sizes)) for v in (value, index) if v is not None)
         return made if values else made[0]
 
@@ -680,7 +709,10 @@ def _extremes(code: str, values: bool) -> Rule:
 
 
 RULES[aten.max.dim], RULES[aten.min.dim] = _extremes("argmax", True), _extremes("argmin", True)
-RULES[aten.argmax.default], RULES[aten.argmin.default] = _extremes("argmax", False), _extremes("argmin", False)
+RULES[aten.argmax.default], RULES[aten.argmin.default] = (
+    _extremes("argmax", False),
+    _extremes("argmin", False),
+)
 
 
 def variance(w: Writer, want: Want, x: View, dims: Any, correction: NUMBER | None) -> tuple[View, View]:
@@ -697,25 +729,41 @@ def variance(w: Writer, want: Want, x: View, dims: Any, correction: NUMBER | Non
 
 
 @rule(aten.var_mean.correction)
-def _var_mean(w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+def _var_mean(
+    w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> Any:
     return variance(w, want, x, dims, correction)
 
 
 @rule(aten.var.correction)
-def _var(w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> View:
+def _var(
+    w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> View:
     return variance(w, want, x, dims, correction)[0]
 
 
 @rule(aten.std.correction)
-def _std(w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False) -> View:
+def _std(
+    w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+) -> View:
     return w.map("sqrt", REAL, want.sizes, variance(w, want, x, dims, correction)[0])
 
 
 @rule(aten.linalg_vector_norm.default)
-def _norm(w: Writer, want: Want, x: View, order: NUMBER = 2, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> View:
+def _norm(
+    w: Writer,
+    want: Want,
+    x: View,
+    order: NUMBER = 2,
+    dims: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> View:
     size = w.map("abs", REAL, x.sizes, x)
     if order == 2:
-        return w.map("sqrt", REAL, want.sizes, reduced(w, want, "sum", w.map("square", REAL, x.sizes, x), dims))
+        return w.map(
+            "sqrt", REAL, want.sizes, reduced(w, want, "sum", w.map("square", REAL, x.sizes, x), dims)
+        )
     if order == 1:
         return reduced(w, want, "sum", size, dims)
     if order == math.inf:
@@ -783,7 +831,9 @@ def _flat(w: Writer, x: View | None, outer: Sequence[int]) -> tuple[View, int] |
 
 
 @rule(aten.native_layer_norm.default)
-def _layer_norm(w: Writer, want: Want, x: View, shape: Sequence[int], scale: Any, shift: Any, epsilon: float) -> Any:
+def _layer_norm(
+    w: Writer, want: Want, x: View, shape: Sequence[int], scale: Any, shift: Any, epsilon: float
+) -> Any:
     view, n = _line(w, x, len(shape))
     out, mean, inverse = (w.new(REAL, sizes) for sizes in want.all)
     lines, _ = _line(w, out, len(shape))
@@ -813,7 +863,7 @@ def _layer_norm_backward(
     return out, None, None
 
 
-# --- products ---------------------------------------------------------------------------------------------------------
+# --- products -------------------------------------------------------------------------------------------------------
 
 
 def product(w: Writer, start: View | None, left: View, right: View, sizes: tuple[int, ...]) -> View:
@@ -830,10 +880,19 @@ def product(w: Writer, start: View | None, left: View, right: View, sizes: tuple
     begin = begin.unsqueeze(0) if begin is not None and not stack else begin
     if right.buffer.fixed or left.buffer.fixed:
         for i in range(whole.sizes[0]):
-            a, b, o = left.select(0, i if left.sizes[0] > 1 else 0), right.select(0, i if right.sizes[0] > 1 else 0), whole.select(0, i)
+            a, b, o = (
+                left.select(0, i if left.sizes[0] > 1 else 0),
+                right.select(0, i if right.sizes[0] > 1 else 0),
+                whole.select(0, i),
+            )
             s = None if begin is None else begin.select(0, i)
             if not right.buffer.fixed:  # (a b)ᵀ = bᵀ aᵀ
-                a, b, o, s = b.permute((1, 0)), a.permute((1, 0)), o.permute((1, 0)), None if s is None else s.permute((1, 0))
+                a, b, o, s = (
+                    b.permute((1, 0)),
+                    a.permute((1, 0)),
+                    o.permute((1, 0)),
+                    None if s is None else s.permute((1, 0)),
+                )
             if o.sizes[1] > 1 and o.strides[1] != 1:
                 made = w.new(REAL, o.sizes)
                 w.product(a, b, s, made)
@@ -851,7 +910,9 @@ def _mm(w: Writer, want: Want, left: View, right: View) -> View:
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)
-def _addmm(w: Writer, want: Want, start: View, left: View, right: View, beta: NUMBER = 1, alpha: NUMBER = 1) -> View:
+def _addmm(
+    w: Writer, want: Want, start: View, left: View, right: View, beta: NUMBER = 1, alpha: NUMBER = 1
+) -> View:
     if alpha != 1:
         left = w.map("mul", REAL, left.sizes, left, alpha)
     if beta != 1:
@@ -859,7 +920,7 @@ def _addmm(w: Writer, want: Want, start: View, left: View, right: View, beta: NU
     return product(w, start if beta != 0 else None, left, right, want.sizes)
 
 
-# --- indices ----------------------------------------------------------------------------------------------------------
+# --- indices --------------------------------------------------------------------------------------------------------
 
 
 def _typed(w: Writer, code: str, type: str) -> str:
@@ -876,7 +937,9 @@ def gather(w: Writer, x: View, dim: int, index: View) -> View:
     (a, n, so), (b, _, si) = _last(w, out, [dim]), _last(w, index, [dim])
     rest = x.slice(dim, 0, 1).select(dim, 0)
     source = View(rest.buffer, rest.offset, tuple(outer), rest.strides)
-    w.lines(_typed(w, "gather", x.type), outer, n, [(a, so), (source, x.strides[dim]), (b, si)], k=x.sizes[dim])
+    w.lines(
+        _typed(w, "gather", x.type), outer, n, [(a, so), (source, x.strides[dim]), (b, si)], k=x.sizes[dim]
+    )
     return out
 
 
@@ -941,14 +1004,18 @@ def _index(w: Writer, want: Want, x: View, indices: Sequence[View | None]) -> Vi
 
 
 @rule(aten.index_put.default)
-def _index_put(w: Writer, want: Want, x: View, indices: Sequence[View | None], values: View, accumulate: bool = False) -> View:
+def _index_put(
+    w: Writer, want: Want, x: View, indices: Sequence[View | None], values: View, accumulate: bool = False
+) -> View:
     dim, index = _one_index(x, indices)
     spread = _spread_index(index, dim, x.sizes)
     return scatter(w, "scatter_add" if accumulate else "scatter", x, dim, spread, values.expand(spread.sizes))
 
 
 @rule(aten.index_add.default)
-def _index_add(w: Writer, want: Want, x: View, dim: int, index: View, source: View, alpha: NUMBER = 1) -> View:
+def _index_add(
+    w: Writer, want: Want, x: View, dim: int, index: View, source: View, alpha: NUMBER = 1
+) -> View:
     dim %= len(x.sizes)
     if alpha != 1:
         source = w.map("mul", REAL, source.sizes, source, alpha)

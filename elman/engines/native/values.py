@@ -1,7 +1,7 @@
 """What a value is while a loop is lowered: a view into a buffer, per row.
 
-The batch is left out: `[B, 3, 7]` is a tensor `[1, 3, 7]` in each row, `[B·heads, d]` is `[heads, d]`. So slices, transpositions and
-broadcasts are new strides on old memory, whatever they do to the batch dimension.
+The batch is left out: `[B, 3, 7]` is a tensor `[1, 3, 7]` in each row, `[B·heads, d]` is `[heads, d]`. So slices,
+transpositions and broadcasts are new strides on old memory, whatever they do to the batch dimension.
 """
 
 from __future__ import annotations

@@ -75,7 +75,9 @@ class Writer:
         assert found is not None
         return found
 
-    def map(self, code: str, type: str, sizes: Sequence[int], *arguments: View | NUMBER, into: View | None = None) -> View:
+    def map(
+        self, code: str, type: str, sizes: Sequence[int], *arguments: View | NUMBER, into: View | None = None
+    ) -> View:
         """An operation element by element, arguments broadcast to sizes; numbers are real unless said otherwise."""
         views = [self.number(a, REAL, sizes) if isinstance(a, NUMBER) else a.expand(sizes) for a in arguments]
         fixed = bool(views) and all(view.buffer.fixed for view in views)
