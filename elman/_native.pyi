@@ -24,6 +24,12 @@ class Loop:
         prepared_bytes: int, work: int, widest: int, constants: int, sequences: int, emits: int, /,
     ) -> None: ...  # fmt: skip
     def run(
-        self, steps: int, batch: int, sizes: list[int] | None, reverse: bool, pointers: list[int], threads: int
+        self,
+        steps: int,
+        batch: int,
+        sizes: list[int] | None,
+        reverse: bool,
+        pointers: list[int],
+        threads: int,
     ) -> int:
         """0, or not 0 if an index inside the loop was out of range."""

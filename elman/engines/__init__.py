@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from elman.engines.base import Engine, LoopResult
@@ -12,7 +14,7 @@ from elman.plan.form import Loop
 
 ENGINES: tuple[Engine, ...] = (Native(), Reference())
 
-__all__ = ["ENGINES", "Engine", "LoopResult", "choose"]
+__all__ = ["ENGINES", "Engine", "LoopResult", "choose", "report"]
 
 
 def choose(name: str, loop: Loop, device: torch.device) -> Engine:
@@ -34,3 +36,19 @@ def choose(name: str, loop: Loop, device: torch.device) -> Engine:
             return engine
     known = ", ".join(f'"{engine.name}"' for engine in ENGINES)
     raise InputError(what="there is no such engine", where="engine=", got=name, expected=f'"auto", {known}')
+
+
+def report(name: str, loops: Mapping[str, Loop], device: torch.device) -> str:
+    """Which engine runs each of some loops (by what they are for), and why those before it do not."""
+    found = {what: _report(name, loop, device) for what, loop in loops.items()}
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    return "; ".join(f"{what}: {said}" for what, said in found.items())
+
+
+def _report(name: str, loop: Loop, device: torch.device) -> str:
+    engine = choose(name, loop, device)
+    if name != "auto":
+        return engine.describe()
+    passed = [(other.name, other.supports(loop, device)) for other in ENGINES[: ENGINES.index(engine)]]
+    return engine.describe() + "".join(f" (not {other}: {reason})" for other, reason in passed)

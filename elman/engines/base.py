@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from elman.circuit import graphs
 from elman.plan.form import Loop
 
 Tensor = torch.Tensor
@@ -21,10 +22,21 @@ class LoopResult:
     sums: dict[str, Tensor]
 
 
+# (batch, batch_sizes, reverse, values, out) -> final states and sums, in the order of the loop.
+#
+# values: constants, sequences and starting states in the order of the loop; out: memory for the emits. Where every step
+# has B rows, a sequence or an emit may have the shape [T, B, …] if it is contiguous: that is the same memory.
+Runner = Callable[[int, Sequence[int], bool, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
 class Engine(ABC):
     """Runs loops. Engines are stateless for the user: the same loop and values give the same bits."""
 
     name: str
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Its name, and what it makes use of on this machine."""
 
     @abstractmethod
     def supports(self, loop: Loop, device: torch.device) -> str | None:
@@ -46,3 +58,28 @@ class Engine(ABC):
         reverse: from the last step to the first. A row then starts, from its starting value, at its last step.
         out: one tensor for each of `loop.emits`, packed, to write every step's value into.
         """
+
+    def runner(self, loop: Loop) -> Runner:
+        """`run` without names, for whoever runs the same loop again and again."""
+        names = (*loop.constants, *loop.sequences, *(state.name for state in loop.states))
+        results = graphs.results_of(loop.graph)
+        inputs = {str(node.target): node for node in loop.graph.nodes if node.op == "placeholder"}
+        # Dimensions of what is packed.
+        depth = {name: inputs[name].meta["val"].dim() for name in loop.sequences if name not in loop.stepped}
+        depth |= {name: results[name].meta["val"].dim() for name in loop.emits if name not in loop.stepped}
+
+        def packed(name: str, value: Tensor) -> Tensor:
+            return value.flatten(0, 1) if value.dim() > depth.get(name, value.dim()) else value
+
+        def run(
+            batch: int, sizes: Sequence[int], reverse: bool, values: Sequence[Tensor], out: Sequence[Tensor]
+        ) -> Sequence[Tensor]:
+            given = {name: packed(name, value) for name, value in zip(names, values, strict=True)}
+            room = {name: packed(name, value) for name, value in zip(loop.emits, out, strict=True)}
+            result = self.run(loop, given, sizes, reverse, room)
+            return (
+                *(result.finals[state.name] for state in loop.states),
+                *(result.sums[name] for name in loop.sums),
+            )
+
+        return run

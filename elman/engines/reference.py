@@ -27,6 +27,9 @@ class Reference(Engine):
             weakref.WeakKeyDictionary()
         )
 
+    def describe(self) -> str:
+        return self.name
+
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         return None
 

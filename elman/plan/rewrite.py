@@ -104,6 +104,10 @@ def reassociate(graph: fx.Graph, where: Regions) -> None:
     graphs.drop_dead(graph)
 
 
+def _is_product(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is aten.mm.default
+
+
 def _terms(node: fx.Node, where: Regions) -> list[fx.Node]:
     """The terms of a sum, looking through additions that nothing else reads: in the loop, or product and bias."""
     terms: list[fx.Node] = []
@@ -112,7 +116,7 @@ def _terms(node: fx.Node, where: Regions) -> list[fx.Node]:
         if (
             _is_sum(arg)
             and len(arg.users) == 1
-            and (arg in where.loop or arg.args[0].target is aten.mm.default)
+            and (arg in where.loop or _is_product(arg.args[0]))
         ):
             terms += _terms(arg, where)
         else:

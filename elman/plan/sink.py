@@ -21,9 +21,9 @@ def sunk(plan: Plan) -> Plan:
     """The same plan with what is element by element, and feeds nothing but the loop, inside the loop."""
     if plan.loop is None:
         return plan
-    elsewhere = {*plan.after.inputs(), *plan.outputs.values()}
+    elsewhere = {*plan.after.inputs(), *plan.outputs.values(), *plan.loop.stepped}
     for name in plan.loop.sequences:
-        if name not in elsewhere and name not in plan.loop.stepped:
+        if name not in elsewhere:
             plan = _one(plan, name)
     return plan.check()
 

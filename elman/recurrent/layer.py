@@ -11,7 +11,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
-from elman.engines import choose
+from elman.engines import report
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
 from elman.execute import Call, apply
 from elman.plan.explain import Explanation
@@ -42,7 +42,7 @@ class Recurrent(torch.nn.Module):
         of it as output.
     reverse: read the sequence from its last step to its first; outputs stay in their places.
     memory: None stores for the backward pass what a minimum cut says (budgets come later).
-    engine: "auto", or the name of the one engine that has to run the loop ("reference").
+    engine: "auto", or the name of the one engine that has to run the loop ("native", "reference").
 
     Raises TraceError at the first call for a cell that cannot be a circuit, naming the line and the mend.
     """
@@ -265,9 +265,10 @@ class Recurrent(torch.nn.Module):
         program = self._of_latest_call().program
         wants = frozenset(p.name for p in program.inputs if p.differentiable)
         training = program.training(wants)
-        loop = training.forward.loop
-        names = [] if loop is None else [choose(self.engine, loop, program.inputs[0].device).name]
-        return Explanation((training.forward, training.backward), *names)
+        plans = {"forward": training.forward, "backward": training.backward}
+        loops = {what: plan.loop for what, plan in plans.items() if plan.loop is not None}
+        engines = report(self.engine, loops, program.inputs[0].device) if loops else None
+        return Explanation(tuple(plans.values()), engines)
 
     def _of_latest_call(self) -> Prepared:
         if self._latest is None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import elman
 from elman.app.cli import app
+from elman.engines import choose
 from elman.plan import plan
 from elman.plan.explain import Explanation, cycles, parts, why
 from elman.trace import trace
@@ -118,7 +119,16 @@ def test_a_layer_explains_its_latest_call() -> None:
     rnn(torch.randn(2, 1, 3))
     text = str(rnn.explain())
     assert "GRU" in text
-    assert "engine: reference" in text
+    assert (
+        f"engine: {choose('auto', rnn._of_latest_call().program.plan.loop, torch.device('cpu')).describe()}"
+        in text
+    )
+
+
+def test_an_engine_that_is_passed_over_says_why() -> None:
+    rnn = elman.Recurrent(elman.cells.GRU(3, 4).bfloat16())
+    rnn(torch.randn(2, 1, 3, dtype=torch.bfloat16))
+    assert "engine: reference (not native: " in str(rnn.explain())
 
 
 def test_the_command_line_explains_a_cell() -> None:

@@ -20,7 +20,7 @@ from elman.plan.form import Loop
 try:
     from elman import _native
 except ImportError:  # no compiler was there when elman was installed
-    _native = None  # type: ignore[assignment]
+    _native: Any = None
 
 Tensor = torch.Tensor
 KINDS = ("constant", "rowed", "sequence", "stepped", "emit", "state", "next", "scratch", "prepared")
@@ -72,6 +72,9 @@ class Native(Engine):
     def __init__(self) -> None:
         self._made: weakref.WeakKeyDictionary[Loop, dict[str, _Ready | str]] = weakref.WeakKeyDictionary()
 
+    def describe(self) -> str:
+        return f"{self.name} ({isa()})"
+
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         if device.type != "cpu":
             return f"it runs on CPUs, not on {device.type}"
@@ -101,32 +104,42 @@ class Native(Engine):
         reverse: bool,
         out: Mapping[str, Tensor],
     ) -> LoopResult:
-        ready = self._ready(loop)
-        assert not isinstance(ready, str), ready
-        steps = len(batch_sizes)
-        pointers: list[int] = []
-        held: list[Tensor] = []  # what is made here has to live until the call ends
-        for name, rowed in ready.constants:
-            _enter(values[name], pointers, held, rowed)
-        for name in ready.sequences:
-            _enter(values[name], pointers, held, True)
-        for name in ready.emits:
-            pointers.append(out[name].data_ptr())
-        finals: dict[str, Tensor] = {}
-        batch = 0
-        for name in ready.states:
-            start = values[name]
-            batch = start.shape[0]
-            _enter(start, pointers, held, True)
-            finals[name] = torch.empty(start.shape, dtype=start.dtype)
-        pointers += [final.data_ptr() for final in finals.values()]
-        even = steps == 0 or (batch_sizes[0] == batch_sizes[-1] and batch_sizes[0] == batch)
-        error = ready.run(
-            steps, batch, None if even else list(batch_sizes), reverse, pointers, torch.get_num_threads()
-        )
-        if error:
-            raise InputError(what="an index inside the recurrence is out of range", where="the cell")
-        return LoopResult(finals, {})
+        starts = [values[state.name] for state in loop.states]
+        inputs = [values[name] for name in (*loop.constants, *loop.sequences)] + starts
+        batch = int(starts[0].shape[0]) if starts else 0
+        finals = self.runner(loop)(batch, batch_sizes, reverse, inputs, [out[name] for name in loop.emits])
+        return LoopResult({state.name: final for state, final in zip(loop.states, finals, strict=True)}, {})
+
+    def runner(self, loop: Loop) -> Runner:
+        usual, known = isa(), self._ready(loop)
+
+        def run(
+            batch: int, sizes: Sequence[int], reverse: bool, values: Sequence[Tensor], out: Sequence[Tensor]
+        ) -> Sequence[Tensor]:
+            ready = known if isa() == usual else self._ready(loop)
+            assert isinstance(ready, _Ready), ready
+            pointers: list[int] = []
+            held: list[Tensor] = []  # what is made here has to live until the call ends
+            for value, stride in zip(values, ready.strides, strict=True):
+                if value.is_contiguous():
+                    pointers += value.data_ptr(), stride
+                else:
+                    _enter(value, pointers, held, stride)
+            pointers += [value.data_ptr() for value in out]
+            finals = []
+            for i, start in enumerate(values[ready.first_state :]):
+                final = torch.empty_like(start, memory_format=torch.contiguous_format)
+                finals.append(final)
+            pointers += [final.data_ptr() for final in finals]
+            even = not sizes or (sizes[0] == batch and sizes[-1] == batch)
+            error = ready.run(
+                len(sizes), batch, None if even else list(sizes), reverse, pointers, torch.get_num_threads()
+            )
+            if error:
+                raise InputError(what="an index inside the recurrence is out of range", where="the cell")
+            return finals
+
+        return run
 
 
 def _enter(value: Tensor, pointers: list[int], held: list[Tensor], rows: bool) -> None:

@@ -188,6 +188,7 @@ def _clamp(w: Writer, want: Want, x: View, low: Any = None, high: Any = None) ->
         return w.map("clamp", REAL, want.sizes, x, low, high)
     if low is not None:
         return w.map("maximum", REAL, want.sizes, x, low)
+    assert high is not None
     return w.map("minimum", REAL, want.sizes, x, high)
 
 
