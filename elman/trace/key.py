@@ -281,8 +281,8 @@ class Watch:
 class Seen:
     """A cell as it was when its fingerprint was `mark`: `holds` says that it is still the same, in 2 us.
 
-    Everything that a fingerprint looks at is remembered by identity (1 and 1.0 are equal and not the same trace), with
-    strong references, so that no address is used twice. What cannot change but by being replaced is thereby settled;
+    Everything that a fingerprint looks at is remembered and compared by identity (1 and 1.0 are equal and not the same
+    trace). What cannot change but by being replaced is thereby settled;
     containers, plain objects and closures are looked into again, tensors asked for what `.to()` and `.data = ` change
     in place. It may say no where nothing counts has changed: then the fingerprint decides.
     """
@@ -291,10 +291,9 @@ class Seen:
         self.cell, self.mark = cell, mark
         self._modules: list[tuple[torch.nn.Module, type, dict[str, Any]]] = []
         self._empty: list[Any] = []  # containers with nothing in them: tables of hooks above all
-        self._tables: list[tuple[dict[str, Any], list[str], list[int]]] = []
+        self._tables: list[tuple[dict[str, Any], list[str], list[Any]]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Size, torch.dtype, torch.device, bool | None]] = []
-        self._inner: list[tuple[Any, Any, list[int]]] = []
-        self._held: list[Any] = []
+        self._inner: list[tuple[Any, Any, tuple[Any, ...]]] = []
         self._met: set[int] = set()
 
     @classmethod
@@ -312,7 +311,7 @@ class Seen:
         if any(self._empty):
             return False
         for table, names, values in self._tables:
-            if [*map(id, table.values())] != values or [*table] != names:
+            if [*table] != names or not all(map(is_, table.values(), values)):
                 return False
         for module, kind, table in self._modules:
             if type(module) is not kind or module.__dict__ is not table:
@@ -323,7 +322,8 @@ class Seen:
             if wants is not None and tensor.requires_grad is not wants:
                 return False
         for value, kind, parts in self._inner:
-            if _kind(value) is not kind or [*map(id, _inside(value) or ())] != parts:
+            inner = _inside(value) if _kind(value) is kind else None
+            if inner is None or len(inner) != len(parts) or not all(map(is_, inner, parts)):
                 return False
         return True
 
@@ -333,8 +333,7 @@ class Seen:
         self._modules.append((module, type(module), table))
         for entries in (table, table["_parameters"], table["_buffers"], table["_modules"]):
             if entries:
-                self._tables.append((entries, [*entries], [*map(id, entries.values())]))
-                self._held.append([*entries.values()])
+                self._tables.append((entries, [*entries], [*entries.values()]))
             else:
                 self._empty.append(entries)
         for parameter in table["_parameters"].values():
@@ -369,8 +368,7 @@ class Seen:
                     self._module(module)
             return
         if not isinstance(value, (tuple, frozenset)):
-            self._inner.append((value, _kind(value), [*map(id, inner)]))
-        self._held.append((value, inner))
+            self._inner.append((value, _kind(value), inner))
         for part in inner:
             self._value(part, depth + 1)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from elman.engines.base import Engine, LoopResult
+from elman.circuit import graphs
+from elman.engines.base import Engine, LoopResult, Runner
 from elman.engines.native.lower import Lowered, lower
-from elman.engines.native.values import Unsupported
+from elman.engines.native.values import Unsupported, row_sizes
 from elman.engines.native.writer import Op
 from elman.errors import InputError
-from elman.plan.form import Loop
+from elman.plan.form import Loop, LoopState
 
 try:
     from elman import _native
@@ -54,14 +56,10 @@ def forced(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Ready:
-    """A loop that can run. widths: shape of a row of each state."""
+    """A loop that can run. widths: elements in a row of every constant, sequence and state; 0 for what has no rows."""
 
-    run: Any
-    dtype: torch.dtype
-    constants: tuple[tuple[str, bool], ...]
-    sequences: tuple[str, ...]
-    emits: tuple[str, ...]
-    states: tuple[str, ...]
+    run: Callable[..., int]
+    widths: tuple[int, ...]
 
 
 class Native(Engine):
@@ -106,12 +104,12 @@ class Native(Engine):
     ) -> LoopResult:
         starts = [values[state.name] for state in loop.states]
         inputs = [values[name] for name in (*loop.constants, *loop.sequences)] + starts
-        batch = int(starts[0].shape[0]) if starts else 0
+        batch = int(starts[0].shape[0]) if starts else max(batch_sizes, default=0)
         finals = self.runner(loop)(batch, batch_sizes, reverse, inputs, [out[name] for name in loop.emits])
         return LoopResult({state.name: final for state, final in zip(loop.states, finals, strict=True)}, {})
 
     def runner(self, loop: Loop) -> Runner:
-        usual, known = isa(), self._ready(loop)
+        usual, known, inputs = isa(), self._ready(loop), len(loop.constants) + len(loop.sequences)
 
         def run(
             batch: int, sizes: Sequence[int], reverse: bool, values: Sequence[Tensor], out: Sequence[Tensor]
@@ -120,16 +118,13 @@ class Native(Engine):
             assert isinstance(ready, _Ready), ready
             pointers: list[int] = []
             held: list[Tensor] = []  # what is made here has to live until the call ends
-            for value, stride in zip(values, ready.strides, strict=True):
-                if value.is_contiguous():
-                    pointers += value.data_ptr(), stride
-                else:
-                    _enter(value, pointers, held, stride)
-            pointers += [value.data_ptr() for value in out]
-            finals = []
-            for i, start in enumerate(values[ready.first_state :]):
-                final = torch.empty_like(start, memory_format=torch.contiguous_format)
-                finals.append(final)
+            starts = values[inputs:]
+            finals = [torch.empty_like(start, memory_format=torch.contiguous_format) for start in starts]
+            for value, width in zip(values[:inputs], ready.widths[:inputs], strict=True):
+                _enter(value, width, pointers, held)
+            pointers += [emit.data_ptr() for emit in out]
+            for value, width in zip(starts, ready.widths[inputs:], strict=True):
+                _enter(value, width, pointers, held)
             pointers += [final.data_ptr() for final in finals]
             even = not sizes or (sizes[0] == batch and sizes[-1] == batch)
             error = ready.run(
@@ -142,13 +137,17 @@ class Native(Engine):
         return run
 
 
-def _enter(value: Tensor, pointers: list[int], held: list[Tensor], rows: bool) -> None:
+def _enter(value: Tensor, width: int, pointers: list[int], held: list[Tensor]) -> None:
     """Address and row stride of a tensor whose rows are in order themselves."""
-    if not value.is_contiguous() and not (rows and _rows_in_order(value)):
-        value = value.contiguous()
-        held.append(value)
+    stride = width
+    if not value.is_contiguous():
+        if width and _rows_in_order(value):
+            stride = value.stride(0)
+        else:
+            value = value.contiguous()
+            held.append(value)
     pointers.append(value.data_ptr())
-    pointers.append(value.stride(0) if rows else 0)
+    pointers.append(stride)
 
 
 def _rows_in_order(value: Tensor) -> bool:
@@ -185,7 +184,14 @@ def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
         [list(state) for state in program.states], program.scratch_bytes, program.prepared_bytes, program.work,
         program.widest, len(loop.constants), len(loop.sequences), len(loop.emits),
     )  # fmt: skip
-    return _Ready(
-        made.run, program.real, tuple((n, n in loop.rowed) for n in loop.constants), loop.sequences, loop.emits,
-        tuple(state.name for state in loop.states),
-    )  # fmt: skip
+    inputs = {str(node.target): node.meta["val"] for node in loop.graph.nodes if node.op == "placeholder"}
+    results = graphs.results_of(loop.graph)
+    like = [inputs[name] if name in loop.rowed else None for name in loop.constants]
+    like += [inputs[name] for name in loop.sequences]
+    like += [inputs[s.name] if s.name in inputs else _fed(s, results) for s in loop.states]
+    return _Ready(made.run, tuple(0 if value is None else math.prod(row_sizes(value)) for value in like))
+
+
+def _fed(state: LoopState, results: Mapping[str, Any]) -> Any:
+    """What a state that nobody reads looks like."""
+    return results[state.next].meta["val"] if state.next is not None else None
