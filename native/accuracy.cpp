@@ -139,7 +139,10 @@ void many_doubles(const Function<double>& f, uint64_t stride) {
             else
                 x[i] = double(word >> 11) * 0x1p-53 * 40 - 20;
             // Two of three of the patterns go where the functions do something: 2^-60 to 2^11.
-            if (i % 2 && i % 3) x[i] = std::ldexp(std::frexp(std::isfinite(x[i]) ? x[i] : 1.0, (int[1]){}), int(word % 72) - 60);
+            if (i % 2 && i % 3) {
+                int exponent;
+                x[i] = std::ldexp(std::frexp(std::isfinite(x[i]) ? x[i] : 1.0, &exponent), int(word % 72) - 60);
+            }
         }
         compare<double>(f, x, 4096, worst);
     }

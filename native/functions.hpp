@@ -253,8 +253,13 @@ INLINE Vec<T> sigmoid_(Vec<T> x) {
     const Vec<T> lifted = power_of_two<T>(x_.n, C::LIFT_BITS);
     const Vec<T> p = lifted * (1 / C::LIFT);
     const Vec<T> below = p * m + (p + T(1));
-    const Vec<T> above = select<T>(x < T(0), (lifted * m + lifted) * (1 / C::LIFT), splat<T>(1));
-    return above / below;
+    const Vec<T> e = lifted * m + lifted;
+    const Bits<T> left = x < T(0);
+    const Vec<T> q = select<T>(left, e * (1 / C::LIFT), splat<T>(1)) / below;
+    // What rounding took from numerator and denominator goes back in at the end: three roundings are one too many.
+    const Vec<T> lost_below = p * m + (p - (below - T(1)));
+    const Vec<T> lost_above = select<T>(left, (lifted * m - (e - lifted)) * (1 / C::LIFT), Vec<T>{});
+    return q + (lost_above - q * lost_below) * select<T>(left, T(1) - q, q);
 }
 
 // exp(2a) + 1 for 0 <= a <= TANH_HIGH.

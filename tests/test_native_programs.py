@@ -1,0 +1,42 @@
+"""The native code's own tests, compiled for every instruction set and run where this machine can."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+NATIVE = Path(__file__).parent.parent / "native"
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+FLAGS = ["-O2", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"]
+SETS = {"plain": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    SETS |= {"avx2": ["-mavx2", "-mfma"], "avx512": ["-march=x86-64-v4"]}
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is at hand")
+@pytest.mark.parametrize("name", SETS)
+def test_functions_and_products(name: str, tmp_path: Path) -> None:
+    program = tmp_path / "functions"
+    source = NATIVE / "tests" / "functions.cpp"
+    command = [str(COMPILER), *FLAGS, *SETS[name], f"-DELMAN_ISA={name}", "-I", str(NATIVE), str(source)]
+    runs = name in _usable()
+    goal = ["-o", str(program)] if runs else ["-fsyntax-only"]
+    made = subprocess.run([*command, *goal], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    if not runs:
+        pytest.skip(f"it compiles; this machine does not run {name}")
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def _usable() -> list[str]:
+    try:
+        from elman import _native
+    except ImportError:
+        return ["plain"]
+    return list(_native.instruction_sets())
