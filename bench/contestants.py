@@ -1,8 +1,7 @@
 """The cells of the benchmark, and every way to run each of them.
 
-A contestant runs the same recurrence with the same weights over x `[T, B, I]` from a state: it is called as
-`run(x, state) -> (outputs [T, B, H], final state)`. `weights` says where it keeps the tensors that the cell has under
-the same names, so that every gradient can be compared.
+A contestant runs the same recurrence with the same weights over x `[T, B, I]` from a state. `weights` says where it
+keeps the tensors that the cell has under the same names, so that every gradient can be compared.
 """
 
 from __future__ import annotations
@@ -13,42 +12,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import elman
+from bench import hoisted, jaxed
+from bench.form import COMPILED, HOISTED, LOOP, OURS, TORCH, Contestant, Eager, Run
 from elman import cells
 from tests.cases import CASES, Case
 
 Tensor = torch.Tensor
-Run = Callable[[Tensor, Any], tuple[Tensor, Any]]
-
-OURS, LOOP, HOISTED, TORCH = "elman", "Python loop", "hoisted loop", "torch.nn"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """B rows, I = H wide."""
-
-    B: int
-    H: int
-
-    @staticmethod
-    def parse(text: str) -> Shape:
-        """`B16H64` -> Shape(16, 64)."""
-        batch, _, hidden = text.strip().upper().removeprefix("B").partition("H")
-        return Shape(int(batch), int(hidden))
-
-    def __str__(self) -> str:
-        return f"B{self.B} H{self.H}"
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One way to run a cell. weights: the cell's name of a parameter -> the tensor that this way computes with."""
-
-    name: str
-    run: Run
-    weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,18 +30,25 @@ class Entry:
     case: Case
     torch: type[nn.RNNBase] | None = None
     hoisted: Callable[[nn.Module], Run] | None = None
+    jax: jaxed.Step | None = None
 
-    def contestants(self, cell: nn.Module, engine: str = "auto") -> list[Contestant]:
-        """Ours first, then the plain loop, then the others."""
+    def contestants(self, cell: nn.Module, engine: str = "auto", compiled: bool = False) -> list[Contestant]:
+        """Ours first, then the plain loop, then the others. compiled: torch.compile of the plain loop among them."""
         weights = dict(cell.named_parameters())
-        found = [
-            Contestant(OURS, elman.Recurrent(cell, engine=engine), weights),
-            Contestant(LOOP, loop(cell), weights),
+        found: list[Contestant] = [
+            Eager(OURS, elman.Recurrent(cell, engine=engine), weights),
+            Eager(LOOP, loop(cell), weights),
         ]
         if self.hoisted is not None:
-            found.append(Contestant(HOISTED, self.hoisted(cell), weights))
+            found.append(Eager(HOISTED, self.hoisted(cell), weights))
         if self.torch is not None:
             found.append(torchs(self.torch, cell))
+        if self.jax is not None and jaxed.version() is not None:
+            found.append(jaxed.Jaxed(self.jax, weights))
+        if compiled:
+            # All loops are one function to the compiler, which gives up on a function after eight compilations.
+            torch.compiler.reset()
+            found.append(Eager(COMPILED, torch.compile(loop(cell), dynamic=False), weights))
         return found
 
 
@@ -90,33 +68,7 @@ def loop(cell: nn.Module) -> Run:
     return run
 
 
-def hoisted_elman(cell: nn.Module) -> Run:
-    """The same, with U x + b for all time steps before the loop."""
-
-    def run(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, W = [], cell.W.t()
-        for a in F.linear(x, cell.U, cell.b):
-            h = torch.tanh(torch.addmm(a, h, W))
-            outputs.append(h)
-        return torch.stack(outputs), h
-
-    return run
-
-
-def hoisted_leaky(cell: nn.Module) -> Run:
-    """The same for leaky integrators."""
-
-    def run(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, W, alpha = [], cell.W.t(), cell.alpha
-        for a in F.linear(x, cell.U, cell.b):
-            h = (1 - alpha) * h + alpha * torch.tanh(torch.addmm(a, h, W))
-            outputs.append(h)
-        return torch.stack(outputs), h
-
-    return run
-
-
-def torchs(kind: type[nn.RNNBase], cell: nn.Module) -> Contestant:
+def torchs(kind: type[nn.RNNBase], cell: nn.Module) -> Eager:
     """torch.nn's layer with a shipped cell's weights. Where the cell has one bias and torch two, the second is zero."""
     layer = kind(cell.input_size, cell.hidden_size).to(cell.U.dtype)
     weights = {"U": layer.weight_ih_l0, "W": layer.weight_hh_l0, "b": layer.bias_ih_l0, "c": layer.bias_hh_l0}
@@ -132,18 +84,18 @@ def torchs(kind: type[nn.RNNBase], cell: nn.Module) -> Contestant:
         outputs, h = layer(x, state.unsqueeze(0))
         return outputs, h.squeeze(0)
 
-    return Contestant(TORCH, run, {name: weights[name] for name in own})
+    return Eager(TORCH, run, {name: weights[name] for name in own})
 
 
 ENTRIES = {
     entry.name: entry
     for entry in (
-        Entry("rnn", CASES["elman"], torch=nn.RNN, hoisted=hoisted_elman),
-        Entry("gru", CASES["gru"], torch=nn.GRU),
-        Entry("lstm", CASES["lstm"], torch=nn.LSTM),
-        Entry("leaky", CASES["leaky"], hoisted=hoisted_leaky),
-        Entry("ln", CASES["layer_norm_rnn"]),
-        Entry("mgu", CASES["mgu"]),
+        Entry("rnn", CASES["elman"], torch=nn.RNN, hoisted=hoisted.elman, jax=jaxed.tanh),
+        Entry("gru", CASES["gru"], torch=nn.GRU, jax=jaxed.gru),
+        Entry("lstm", CASES["lstm"], torch=nn.LSTM, jax=jaxed.lstm),
+        Entry("leaky", CASES["leaky"], hoisted=hoisted.leaky),
+        Entry("ln", CASES["layer_norm_rnn"], hoisted=hoisted.layer_norm),
+        Entry("mgu", CASES["mgu"], hoisted=hoisted.mgu),
         Entry("dale", CASES["dale_rnn"]),
         Entry("zoneout", CASES["zoneout_lstm"]),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,32 +12,34 @@ import torch
 from torch.utils import _pytree as pytree
 
 import elman
-from bench.agree import Problem, check, train
-from bench.contestants import OURS, Entry, Shape
-from elman.circuit.rows import factor
-from elman.plan.form import Plan
+from bench.agree import check
+from bench.bound import BOUND, products_of
+from bench.contestants import Entry
+from bench.form import COMPILED, JAX, OURS, Contestant, Eager, Problem, Shape
 
 Tensor = torch.Tensor
-BOUND = "torch.mm"
-aten = torch.ops.aten
+Ways = dict[str, Callable[[], Any]]
+TRAINING, INFERENCE = "training step", "inference"
 
 
 @dataclass
 class Row:
-    """One cell at one shape: seconds of every round, by contestant."""
+    """One cell at one shape: seconds of every round, by contestant. first_call: of the compiled loop, in seconds."""
 
     cell: str
     shape: str
-    what: str  # "training step" or "inference"
+    what: str  # TRAINING or INFERENCE
     steps: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    first_call: float | None = None
 
     def per_step(self, name: str) -> float:
         """Microseconds per time step, the median of the rounds."""
         return 1e6 * statistics.median(self.seconds[name]) / self.steps
 
     def ratio(self, name: str) -> float:
-        """How many times longer than ours a contestant takes: the median over rounds of the ratio within a round."""
+        """How many times longer than ours a contestant takes: the median over rounds of the ratio within a round. For
+        the bound it is the fraction of torch.mm's speed that a whole call of ours reaches."""
         rounds = zip(self.seconds[name], self.seconds[OURS], strict=True)
         return statistics.median(theirs / ours for theirs, ours in rounds)
 
@@ -49,57 +51,105 @@ class Row:
         }
 
 
-def problem(entry: Entry, shape: Shape, T: int) -> Problem:
-    """Random x, state and cotangents in float32. I = H."""
+@dataclass(frozen=True)
+class Contest:
+    """A cell at a shape: contestants that agree, and what they are given."""
+
+    entry: Entry
+    shape: Shape
+    T: int
+    contestants: list[Contestant]
+    given: Problem
+    first_call: float | None = None
+
+    def ways(self, what: str, names: Collection[str] | None = None) -> Ways:
+        """Ours, the others called so (None: all) and the bound, ready to be timed."""
+        chosen = [c for c in self.contestants if names is None or c.name == OURS or c.name in names]
+        ways = {
+            c.name: c.training(self.given) if what == TRAINING else c.inference(self.given) for c in chosen
+        }
+        return ways | {BOUND: self.bound(what)}
+
+    def bound(self, what: str) -> Callable[[], None]:
+        """The products of what ours runs."""
+        ours = self.contestants[0]
+        assert isinstance(ours, Eager)
+        assert isinstance(ours.run, elman.Recurrent)
+        program = ours.run._of_latest_call().program
+        if what == INFERENCE:
+            return products_of(self.T, self.shape.B, program.plan)
+        wants = frozenset(port.name for port in program.inputs if port.differentiable)
+        plans = program.training(wants)
+        return products_of(self.T, self.shape.B, plans.forward, plans.backward)
+
+    def row(self, what: str, seconds: dict[str, list[float]]) -> Row:
+        return Row(self.entry.name, str(self.shape), what, self.T, seconds, self.first_call)
+
+
+def problem(entry: Entry, shape: Shape, T: int, dtype: torch.dtype = torch.float32) -> Problem:
+    """Random x, state and cotangents. I = H."""
     g = torch.Generator().manual_seed(0)
     B, H = shape.B, shape.H
-    x = entry.case.x(T, B, g, torch.float32, H, H)
-    state = entry.case.state(B, g, torch.float32, H, H)
+    x = entry.case.x(T, B, g, dtype, H, H)
+    state = entry.case.state(B, g, dtype, H, H)
     leaves = pytree.tree_leaves((x, state))
     for leaf in leaves:
         leaf.requires_grad_()
     sizes = [(T, B, H), *(leaf.shape for leaf in leaves[1:])]
-    return Problem(x, state, [torch.randn(size, generator=g) for size in sizes])
+    return Problem(x, state, [torch.randn(size, generator=g, dtype=dtype) for size in sizes])
 
 
-def run(entry: Entry, shape: Shape, T: int, repeats: int, seconds: float, engine: str = "auto") -> list[Row]:
+def contest(
+    entry: Entry,
+    shape: Shape,
+    T: int,
+    *,
+    engine: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> Contest:
+    """One cell at one shape, after the check. compiled: torch.compile of the plain loop takes part; its first training
+    step is timed, which compiles it. Raises Disagreement if any contestant is wrong."""
+    cell = entry.case.make(shape.H, shape.H).to(dtype)
+    contestants = entry.contestants(cell, engine, compiled)
+    given = problem(entry, shape, T, dtype)
+    first = None
+    for contestant in contestants:
+        if contestant.name == COMPILED:
+            first = seconds_of(contestant.training(given))
+    check(contestants, cell, given)
+    return Contest(entry, shape, T, contestants, given, first)
+
+
+def run(entry: Entry, shape: Shape, T: int, repeats: int, seconds: float, **options: Any) -> list[Row]:
     """Check one cell at one shape, then time a training step and inference: two rows.
 
-    repeats: rounds. seconds: no new round begins after this time, once there are three.
-    Raises Disagreement if any contestant is wrong.
+    repeats: rounds. seconds: no new round begins after this time, once there are three. options: of `contest`.
     """
-    cell = entry.case.make(shape.H, shape.H)
-    contestants = entry.contestants(cell, engine)
-    given = problem(entry, shape, T)
-    check(contestants, cell, given)
-    layer = contestants[0].run
-    assert isinstance(layer, elman.Recurrent)
-    program = layer._of_latest_call().program
-    wants = frozenset(port.name for port in program.inputs if port.differentiable)
-    plans = program.training(wants)
+    found = contest(entry, shape, T, **options)
+    return [found.row(what, in_turns(found.ways(what), repeats, seconds)) for what in (TRAINING, INFERENCE)]
 
-    def training(contestant: Any) -> Callable[[], Any]:
-        return lambda: train(contestant, given)
 
-    def inference(contestant: Any) -> Callable[[], Any]:
-        def call() -> Any:
-            with torch.no_grad():
-                return contestant.run(given.x, given.state)
-
-        return call
-
+def alone(entry: Entry, shape: Shape, T: int, seconds: float, **options: Any) -> list[Row]:
+    """Ours again and again with nobody between, then the bound: what a loop over batches gets, whose caches and threads
+    no peer has touched. Two rows."""
+    found = contest(entry, shape, T, **options)
     rows = []
-    for what, make, products in (
-        ("training step", training, products_of(T, shape.B, plans.forward, plans.backward)),
-        ("inference", inference, products_of(T, shape.B, program.plan)),
-    ):
-        ways = {contestant.name: make(contestant) for contestant in contestants} | {BOUND: products}
-        rows.append(Row(entry.name, str(shape), what, T, in_turns(ways, repeats, seconds)))
+    for what in (TRAINING, INFERENCE):
+        times: dict[str, list[float]] = {}
+        for name, way in found.ways(what, ()).items():
+            times |= in_turns({name: way}, 1000, seconds)
+        rounds = min(map(len, times.values()))
+        rows.append(found.row(what, {name: values[:rounds] for name, values in times.items()}))
     return rows
 
 
-def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of every call: one round without measuring, then rounds that begin with a different way each."""
+def in_turns(ways: Ways, repeats: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds of every call: one round without measuring, then rounds that begin with a different way each.
+
+    JAX has threads of its own. They find both cores taken while torch's wait for more work after a call, spinning, so
+    it gets one call without measuring in each of its turns.
+    """
     found: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for name in names:
@@ -110,54 +160,13 @@ def in_turns(ways: dict[str, Callable[[], Any]], repeats: int, seconds: float) -
             break
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            ways[name]()
-            found[name].append(time.perf_counter() - start)
+            if name == JAX:
+                ways[name]()
+            found[name].append(seconds_of(ways[name]))
     return found
 
 
-# --- the bound --------------------------------------------------------------------------------------------------------
-
-
-def products_of(T: int, B: int, *plans: Plan) -> Callable[[], None]:
-    """The matrix products of plans and nothing else, each into memory that is there: what no engine can do without."""
-    work: list[tuple[int, list[tuple[Tensor, ...]]]] = []
-    for plan in plans:
-        stages = ((plan.once, 1, B), (plan.before, 1, T * B), (plan.loop, T, B), (plan.after, 1, T * B))
-        for stage, times, rows in stages:
-            found = (
-                []
-                if stage is None
-                else [p for node in stage.nodes() if (p := _product(node, rows)) is not None]
-            )
-            if found:
-                work.append((times, found))
-
-    def run() -> None:
-        with torch.no_grad():
-            for times, found in work:
-                for _ in range(times):
-                    for a, b, out in found:
-                        torch.matmul(a, b, out=out)
-
-    return run
-
-
-def _product(node: Any, rows: int) -> tuple[Tensor, ...] | None:
-    """Operands and result for the product that a node is, as they lie in memory; None if it is none."""
-    if node.target in (aten.mm.default, aten.bmm.default):
-        a, b = node.args[0], node.args[1]
-    elif node.target is aten.addmm.default:
-        a, b = node.args[1], node.args[2]
-    else:
-        return None
-    left, right = (_like(operand.meta["val"], rows) for operand in (a, b))
-    return left, right, torch.matmul(left, right)
-
-
-def _like(value: Tensor, rows: int) -> Tensor:
-    """A tensor of ones with the layout of a traced value."""
-    size = [s if isinstance(s, int) else rows * factor(s) for s in value.shape]
-    last = value.stride()[-1]
-    transposed = value.dim() == 2 and not (isinstance(last, int) and last == 1)
-    return torch.ones(size[::-1]).t() if transposed else torch.ones(size)
+def seconds_of(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -6,17 +6,22 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 import elman
-from bench.contestants import SHIPPED
+from bench import measure
+from bench.contestants import ENTRIES, SHIPPED
+from bench.form import OURS, TORCH, Shape
+from bench.measure import in_turns, seconds_of
 
 _IMPORT = "import time, torch; t = time.perf_counter(); import elman; print(time.perf_counter() - t)"
 _TRACE = "import json; from bench.overhead import traces; print(json.dumps(traces()))"
+LENGTHS = (1, 10, 100, 1000)
+Table = dict[str, dict[str, float]]
 
 
 def import_seconds(times: int = 3) -> float:
@@ -24,12 +29,12 @@ def import_seconds(times: int = 3) -> float:
     return statistics.median(float(_fresh(_IMPORT)) for _ in range(times))
 
 
-def trace_seconds() -> dict[str, dict[str, float]]:
+def trace_seconds() -> Table:
     """`traces`, in a fresh process."""
     return json.loads(_fresh(_TRACE))  # type: ignore[no-any-return]
 
 
-def traces() -> dict[str, dict[str, float]]:
+def traces() -> Table:
     """Shipped cell -> seconds from the cell to its first result: the first inference, the first training step after it,
     and the first of each for another instance with the same trace key. "first in a process" stands by itself."""
     found = {"first in a process": _trace(elman.cells.Elman, 12)}
@@ -46,12 +51,12 @@ def _trace(kind: Any, width: int) -> dict[str, float]:
         )
         x = torch.randn(3, 2, width)
         with torch.no_grad():
-            made[f"inference{words}"] = _seconds(lambda layer=layer, x=x: layer(x))
-        made[f"training{words}"] = _seconds(lambda layer=layer, x=x: layer(x)[0].sum().backward())
+            made[f"inference{words}"] = seconds_of(lambda layer=layer, x=x: layer(x))
+        made[f"training{words}"] = seconds_of(lambda layer=layer, x=x: layer(x)[0].sum().backward())
     return made
 
 
-def call_seconds(times: int = 300) -> dict[str, dict[str, float]]:
+def call_seconds(times: int = 300) -> Table:
     """Shipped cell -> median seconds of one call at T = 1, B = 1, H = 64 without gradients: the layer, its `step`, the
     cell itself."""
     found = {}
@@ -66,15 +71,47 @@ def call_seconds(times: int = 300) -> dict[str, dict[str, float]]:
                 "layer.step(x, state)": lambda layer=layer, x=x, state=state: layer.step(x[0], state),
                 "cell(x, state)": lambda cell=cell, x=x, state=state: cell(x[0], state),
             }
-            rounds = [{words: _seconds(way) for words, way in ways.items()} for _ in range(times)]
-        found[name] = {words: statistics.median(each[words] for each in rounds) for words in ways}
+            found[name] = _medians(ways, times)
     return found
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def step_seconds(times: int = 300, width: int = 128) -> Table:
+    """torch's cell -> median seconds of one step at B = 1 without gradients: our `step` over that cell, the cell. The
+    results are compared first."""
+    found = {}
+    for kind in (nn.RNNCell, nn.GRUCell, nn.LSTMCell):
+        cell = kind(width, width)
+        layer, x, h = elman.Recurrent(cell), torch.randn(1, width), torch.randn(1, width)
+        state = (h, torch.randn(1, width)) if kind is nn.LSTMCell else h
+        with torch.no_grad():
+            ways: dict[str, Callable[[], Any]] = {
+                "layer.step(x, state)": lambda layer=layer, x=x, state=state: layer.step(x, state)[1],
+                "torch's cell": lambda cell=cell, x=x, state=state: cell(x, state),
+            }
+            ours, theirs = (way() for way in ways.values())
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            found[kind.__name__] = _medians(ways, times)
+    return found
+
+
+def length_seconds(seconds: float = 0.5, width: int = 64) -> Table:
+    """Cell and length T -> median seconds per time step at B = 1: ours and torch.nn, training and inference, in turns
+    and after the usual check."""
+    found = {}
+    for name in ("rnn", "gru", "lstm"):
+        for T in LENGTHS:
+            contest = measure.contest(ENTRIES[name], Shape(1, width), T)
+            line = {}
+            for what in (measure.TRAINING, measure.INFERENCE):
+                row = contest.row(what, in_turns(contest.ways(what, (TORCH,)), 300, seconds))
+                line |= {f"{way}, {what}": 1e-6 * row.per_step(way) for way in (OURS, TORCH)}
+            found[f"{name}, T = {T}"] = line
+    return found
+
+
+def _medians(ways: dict[str, Callable[[], Any]], times: int) -> dict[str, float]:
+    rounds = in_turns(ways, times, float("inf"))
+    return {name: statistics.median(values) for name, values in rounds.items()}
 
 
 def _fresh(code: str) -> str:

@@ -9,25 +9,20 @@ about steps and rows asks a Timeline and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 Tensor = torch.Tensor
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Timeline:
-    """The steps of one call: `steps` of `batch` rows, running backward if `reverse`.
-
-    trails: sequences of a state that were allocated with one block more for the starting value, by the address of
-        their data, so that their delay is a view; with that starting value.
-    """
+    """The steps of one call: `steps` of `batch` rows, running backward if `reverse`."""
 
     steps: int
     batch: int
     reverse: bool
-    trails: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def batch_sizes(self) -> Sequence[int]:
@@ -47,30 +42,19 @@ class Timeline:
         """[N, …] -> [T, B, …]."""
         return value.reshape(self.steps, self.batch, *value.shape[1:])
 
-    def allocate(
-        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, start: Tensor | None
-    ) -> Tensor:
-        """Room for a packed sequence; with the starting value of its state, room for that beside it."""
-        if start is None or self.steps == 0:
-            return torch.empty((self.rows, *shape), dtype=dtype, device=device)
-        trail = torch.empty((self.rows + self.batch, *shape), dtype=dtype, device=device)
-        sequence, first = self._parts(trail)
-        first.copy_(start)
-        self.trails[sequence.data_ptr()] = (trail, start)
-        return sequence
+    def trail(self, room: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory `[T + 1, B, …]` for the sequence of a state: (the sequence, its delay that begins with `start`).
 
-    def _parts(self, trail: Tensor) -> tuple[Tensor, Tensor]:
-        """(the sequence, the starting value) in a trail."""
+        Both are `[T, B, …]`, views of the same memory, one step apart: what is written into one, the other shows.
+        """
         if self.reverse:
-            return trail[: self.rows], trail[self.rows :]
-        return trail[self.batch :], trail[: self.batch]
+            room[self.steps].copy_(start)
+            return room[: self.steps], room[1:]
+        room[0].copy_(start)
+        return room[1:], room[: self.steps]
 
     def shift(self, value: Tensor, initial: Tensor | None) -> Tensor:
         """What each step sees of the step that ran before it; `initial` [B, …] (or zeros) at the first."""
-        # Two states may be fed by one value and start from different ones: a trail is good for its own start only.
-        trail, start = self.trails.get(value.data_ptr(), (None, None)) if self.rows else (None, None)
-        if trail is not None and start is initial and trail.shape[1:] == value.shape[1:]:
-            return trail[self.batch :] if self.reverse else trail[: self.rows]
         if self.steps == 0:
             return value
         start = value.new_zeros((self.batch, *value.shape[1:])) if initial is None else initial

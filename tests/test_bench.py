@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from bench import agree, measure
-from bench.contestants import ENTRIES, LOOP, OURS, TORCH, Shape
+from bench.bound import BOUND
+from bench.contestants import ENTRIES
+from bench.form import LOOP, OURS, TORCH, Shape
 from tests.cases import CASES
 
 T, SHAPE = 4, Shape(2, 5)
@@ -19,7 +21,7 @@ def test_a_case_runs(name: str) -> None:
     training, inference = measure.run(ENTRIES[name], SHAPE, T, repeats=1, seconds=1)
     assert (training.what, inference.what) == ("training step", "inference")
     for row in (training, inference):
-        expected = {OURS, LOOP, measure.BOUND} | ({TORCH} if ENTRIES[name].torch else set())
+        expected = {OURS, LOOP, BOUND} | ({TORCH} if ENTRIES[name].torch else set())
         assert expected <= set(row.seconds)
         assert all(len(times) == 1 and times[0] > 0 for times in row.seconds.values())
         assert row.ratio(LOOP) > 0

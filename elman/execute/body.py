@@ -1,27 +1,24 @@
-"""Run one plan: draw the noise, pack the rows, go through the stages."""
+"""Run one plan: a function written for it takes the tensors of a call through the stages."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
-from elman import noise
-from elman.circuit import graphs
-from elman.circuit.form import ROWS, Kind
-from elman.engines import choose
-from elman.engines.codegen import function
-from elman.layout import Timeline
-from elman.plan.form import TIMELINE, Loop, Plan, Stage
+from elman import engines
+from elman.circuit.form import Kind
+from elman.engines.base import Runner
+from elman.execute.writer import Made, written
+from elman.plan.form import Plan
+from elman.plan.stepwise import with_views
 
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What one call of a circuit shares between its forward and its backward passes.
 
     steps, batch: T and B. seed: of the noise; drawn once per call from torch's default generator. engine: by name.
@@ -33,109 +30,70 @@ class Call:
     engine: str
 
 
+class Recipe:
+    """A plan and, for each choice of an engine, the function that runs it.
+
+    ends: for each output, "own" for a tensor of its own rather than a view, so that users may write into it where
+        autograd can tell; "copy" for one in memory of its own; "" for whatever comes. By default "".
+    single: for one step alone, whose sequences go in and come out as `[B, …]`.
+    """
+
+    def __init__(self, plan: Plan, ends: Sequence[str] = (), single: bool = False):
+        self.plan, self.single = plan, single
+        self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
+        self._among = engines.ENGINES
+        self._made: dict[str, Made] = {}
+
+    def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
+
+        tensors: constants, sequences `[T, B, …]`, starting states `[B, …]`; None for zeros. What comes out has no
+        history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
+        """
+        steps, batch, seed, engine = call
+        made = self._made.get(engine)
+        if made is None or self._among is not engines.ENGINES:
+            made = self._function(engine)
+        return made(steps, batch, seed, *tensors)
+
+    def _function(self, engine: str) -> Made:
+        if self._among is not engines.ENGINES:
+            self._among, self._made = engines.ENGINES, {}
+        if engine not in self._made:
+            self._made[engine] = written(*self._prepared(engine), self.ends, self.single)
+        return self._made[engine]
+
+    def engine(self, name: str) -> engines.Engine | None:
+        """The engine that runs the loop, None if there is no loop. Raises as `elman.engines.choose` does."""
+        loop = self.plan.loop
+        return None if loop is None else engines.choose(name, loop, self.plan.circuit.inputs[0].device)
+
+    def _prepared(self, name: str) -> tuple[Plan, Runner | None]:
+        """The plan as its engine likes it, and what runs its loop."""
+        engine, plan = self.engine(name), self.plan
+        if engine is None or plan.loop is None:
+            return plan, None
+        if engine.name != "reference":
+            viewing = with_views(plan)
+            assert viewing.loop is not None
+            if engine.supports(viewing.loop, plan.circuit.inputs[0].device) is None:
+                return viewing, engine.runner(viewing.loop)
+        return plan, engine.runner(plan.loop)
+
+
+@functools.lru_cache(maxsize=64)
+def _recipe(plan: Plan) -> Recipe:
+    return Recipe(plan)
+
+
 @torch.no_grad()
 def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """Run a plan without recording gradients.
+    """Run a plan by the names of its ports, for whoever is in no hurry; gradients are not recorded.
 
     inputs: input port -> constant, sequence `[T, B, …]`, or starting state `[B, …]` (None for
         zeros); noise is drawn here.
     Returns output port -> sum, sequence `[T, B, …]`, or final state `[B, …]`.
     """
-    circuit = plan.circuit
-    timeline = Timeline(call.steps, call.batch, circuit.reverse)
-    values: dict[str, Any] = {}
-    for port in circuit.inputs:
-        if port.kind is Kind.NOISE:
-            drawn = noise.draw(port, noise.number(port), call.seed, 0, call.steps, call.batch)
-            values[port.name] = timeline.pack(drawn) if port.rows else drawn
-            continue
-        value = inputs[port.name]
-        if value is None:
-            size = ((call.batch,) if port.rows else ()) + port.shape
-            if port.kind is Kind.SEQUENCE:
-                values[port.name] = torch.zeros((), dtype=port.dtype, device=port.device).expand(
-                    (timeline.rows if port.rows else call.steps, *port.shape)
-                )
-                continue
-            value = torch.zeros(size, dtype=port.dtype, device=port.device)
-        elif port.kind is Kind.SEQUENCE and port.rows:
-            value = timeline.pack(value)
-        values[port.name] = value
-    _stage(plan.once, values, call.batch, timeline)
-    _stage(plan.before, values, timeline.rows, timeline)
-    if plan.loop is not None:
-        _loop(plan, plan.loop, call, timeline, values)
-    _stage(plan.after, values, timeline.rows, timeline)
-    outputs: dict[str, Tensor] = {}
-    for out in circuit.outputs:
-        value = values[plan.outputs[out.name]]
-        packed = out.kind is Kind.SEQUENCE and plan.outputs[out.name] not in (
-            plan.loop.stepped if plan.loop else ()
-        )
-        outputs[out.name] = timeline.unpack(value) if packed else value
-    return outputs
-
-
-def _stage(stage: Stage, values: dict[str, Any], rows: int, timeline: Timeline) -> None:
-    compiled = _STAGES.get(stage)
-    if compiled is None:
-        inputs, outputs = stage.inputs(), stage.outputs()
-        compiled = _STAGES[stage] = (
-            function(stage.graph, (*inputs, ROWS, TIMELINE), outputs),
-            inputs,
-            outputs,
-        )
-    run_stage, inputs, outputs = compiled
-    if outputs:
-        made = run_stage(*[values[name] for name in inputs], rows, timeline)
-        values.update(zip(outputs, made, strict=True))
-
-
-_STAGES: weakref.WeakKeyDictionary[Stage, tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A sequence that a loop writes: its width, and the state whose next values it holds, if it is one's."""
-
-    name: str
-    stepped: bool
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    state: str | None
-
-
-_KEPT: weakref.WeakKeyDictionary[Loop, list[_Kept]] = weakref.WeakKeyDictionary()
-
-
-def _kept(loop: Loop) -> list[_Kept]:
-    """What a loop writes, worked out once."""
-    found = _KEPT.get(loop)
-    if found is None:
-        results = graphs.results_of(loop.graph)
-        delayed = {results[state.next]: state.name for state in loop.states if state.next is not None}
-        found = _KEPT[loop] = []
-        for name in loop.emits:
-            like, stepped = results[name].meta["val"], name in loop.stepped
-            shape = tuple(int(size) for size in (like.shape if stepped else like.shape[1:]))
-            found.append(_Kept(name, stepped, shape, like.dtype, like.device, delayed.get(results[name])))
-    return found
-
-
-def _loop(plan: Plan, loop: Loop, call: Call, timeline: Timeline, values: dict[str, Any]) -> None:
-    out: dict[str, Tensor] = {}
-    for kept in _kept(loop):
-        if kept.stepped:
-            out[kept.name] = torch.empty((call.steps, *kept.shape), dtype=kept.dtype, device=kept.device)
-        else:
-            # A state's sequence gets room for the starting value beside it: its delay is then a view.
-            start = values[kept.state] if kept.state is not None else None
-            out[kept.name] = timeline.allocate(kept.shape, kept.dtype, kept.device, start)
-    engine = choose(call.engine, loop, plan.circuit.inputs[0].device)
-    result = engine.run(loop, values, timeline.batch_sizes, timeline.reverse, out)
-    values.update(out)
-    values.update({f"{name} final": value for name, value in result.finals.items()})
-    values.update(result.sums)
+    tensors = [inputs[port.name] for port in plan.circuit.inputs if port.kind is not Kind.NOISE]
+    made = _recipe(plan).run(call, tensors)
+    return {port.name: value for port, value in zip(plan.circuit.outputs, made, strict=True)}

@@ -8,7 +8,6 @@ from the circuit with its states exposed, the gradient from the adjoint circuit,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,26 +17,35 @@ from torch.autograd import forward_ad
 from elman.adjoint import cotangent_of
 from elman.circuit.form import Kind
 from elman.errors import NotSupported
-from elman.execute.body import Call, run
-from elman.execute.program import Program, Training
+from elman.execute.body import Call
+from elman.execute.program import Program
 
 Tensor = torch.Tensor
 
 
-def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:
     """Run a circuit on tensors (in the order of `program.inputs`), differentiably.
 
     None stands for a starting state, or a sequence of cotangents, of zeros.
     """
     if peek_interpreter_stack() is not None:
-        return list(_Transformed.apply(program, call, *tensors))
+        return _Transformed.apply(program, call, *tensors)
     if forward_ad._current_level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
         raise _no_forward_mode()
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return list(_Eager.apply(program, call, *tensors))
-    return list(_own(program, program.run(call, list(tensors))))
+    if wants_gradient(tensors):
+        return _Eager.apply(program, call, *tensors)
+    return program.run(call, tensors)
+
+
+def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd has to record what is computed from these tensors."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 class _Eager(torch.autograd.Function):
@@ -45,70 +53,41 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        wants = frozenset(
-            port.name for port, needed in zip(program.inputs, ctx.needs_input_grad[2:], strict=True)
-            if needed and port.differentiable
-        )  # fmt: skip
-        training = program.training(wants)
-        made = run(training.forward, call, program.named(list(tensors)))
+        training = program.training_for(ctx.needs_input_grad[2:])
+        made = training.forwards.run(call, tensors)
+        count = len(program.outputs)
         ctx.set_materialize_grads(False)
-        ctx.program, ctx.call, ctx.wants = program, call, wants
-        kept = [made[port] for port in training.pair.kept]
-        ctx.save_for_backward(*tensors, *kept)
-        outputs = _own(program, [made[port.name] for port in program.outputs])
-        ctx.mark_non_differentiable(
-            *[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows]
-        )
+        ctx.program, ctx.call, ctx.training = program, call, training
+        ctx.save_for_backward(*tensors, *made[count:])
+        outputs = made[:count]
+        if not program.carries_all:
+            ctx.mark_non_differentiable(
+                *[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows]
+            )
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        program, call, wants = ctx.program, ctx.call, ctx.wants
-        count = len(program.inputs)
+        program, training = ctx.program, ctx.training
         saved = ctx.saved_tensors  # once: reading it unpacks, which checkpointing allows only once
-        tensors, kept = saved[:count], saved[count:]
-        given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
-        if all(c is None for c in given):
-            return (None,) * (count + 2)
-        if any(c is not None and is_legacy_batchedtensor(c) for c in given):
-            raise NotSupported(
-                what="a batch of gradients at once (is_grads_batched=True, jacobian(vectorize=True)) is not available",
-                where="elman.Recurrent",
-                mend="use torch.func.jacrev, or leave vectorize=False",
-            )
+        given: Sequence[Tensor | None] = cotangents
+        if not program.carries_all:
+            given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
+        used = False
+        for cotangent in given:
+            if cotangent is not None:
+                used = True
+                if is_legacy_batchedtensor(cotangent):
+                    raise _no_batch_of_gradients()
+        if not used:
+            return (None,) * (len(program.inputs) + 2)
         if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
-            gradients = _differentiable(program, call, wants, tensors, given)
-        else:
-            training = program.training(wants)
-            values: dict[str, Tensor | None] = dict(zip(training.pair.kept.values(), kept, strict=True))
-            gradients = _gradients(training, call, program, tensors, given, values)
-        return (None, None, *(gradients.get(port.name) for port in program.inputs))
-
-
-def _own(program: Program, made: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Outputs as tensors of their own rather than views, so that users may write into them where autograd can tell."""
-    return tuple(
-        value.clone() if shared else value.detach()
-        for value, shared in zip(made, program.sharing, strict=True)
-    )
-
-
-def _gradients(
-    training: Training, call: Call, program: Program, tensors: Sequence[Tensor | None],
-    cotangents: Sequence[Tensor | None], values: dict[str, Tensor | None],
-) -> dict[str, Tensor]:  # fmt: skip
-    """Run a backward plan: values of the forward pass and cotangents in, input port -> gradient out."""
-    known = dict(program.named(list(tensors))) | values
-    known |= {
-        cotangent_of(program.circuit, port.name): c
-        for port, c in zip(program.outputs, cotangents, strict=True)
-    }
-    inputs = {p.name: known.get(p.name) for p in training.backward.circuit.inputs if p.kind is not Kind.NOISE}
-    made = run(training.backward, call, inputs)
-    return {
-        name.removeprefix("d_"): value.clone() if name in training.shared else value
-        for name, value in made.items()
-    }
+            tensors = saved[: len(program.inputs)]
+            gradients = _differentiable(program, ctx.call, training.wants, tensors, given)
+            return (None, None, *(gradients.get(port.name) for port in program.inputs))
+        values = (*saved, *given, None)
+        made = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
+        return (None, None, *[made[place] for place in training.gives])
 
 
 def _differentiable(
@@ -117,7 +96,9 @@ def _differentiable(
 ) -> dict[str, Tensor]:  # fmt: skip
     """The gradient as a differentiable function of inputs and cotangents."""
     adjoint = program.adjoint(wants)
-    known: dict[str, Tensor | None] = dict(program.named(list(tensors)))
+    known: dict[str, Tensor | None] = {
+        port.name: tensor for port, tensor in zip(program.inputs, tensors, strict=True)
+    }
     states = [port.name for port in program.inputs if port.kind is Kind.STATE]
     if states:
         exposed = program.exposed
@@ -137,7 +118,8 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return _own(program, program.run(call, list(tensors)))
+        with torch.no_grad():
+            return program.run(call, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -181,9 +163,17 @@ class _Transformed(torch.autograd.Function):
                 for t, dim in zip(tensors, in_dims[2:], strict=True)
             ]
             seed = call.seed + (i if info.randomness == "different" else 0)
-            results.append(apply(program, replace(call, seed=seed), one))
+            results.append(apply(program, call._replace(seed=seed), one))
         stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def _no_batch_of_gradients() -> NotSupported:
+    return NotSupported(
+        what="a batch of gradients at once (is_grads_batched=True, jacobian(vectorize=True)) is not available",
+        where="elman.Recurrent",
+        mend="use torch.func.jacrev, or leave vectorize=False",
+    )
 
 
 def _no_forward_mode() -> NotSupported:

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from elman.adjoint import cotangent_of
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
-from elman.execute.body import Call, run
+from elman.execute.body import Call, Recipe
 from elman.execute.program import Program
-from elman.plan import Plan
 
-_PLANS: dict[str, tuple[Program, Plan, tuple[str, ...]]] = {}  # digest -> program, plan, wants
+_PLANS: dict[str, tuple[Program, Recipe, tuple[str, ...]]] = {}  # digest -> program, one of its plans, wants
 
 
 def digest(circuit: Circuit) -> str:
@@ -40,10 +39,10 @@ def register(program: Program, wants: frozenset[str] | None) -> str:
     if key not in _PLANS:
         if wants:
             training = program.training(wants)
-            _PLANS[key] = (program, training.forward, tuple(sorted(wants)))
-            _PLANS[f"{key}-backward"] = (program, training.backward, ())
+            _PLANS[key] = (program, Recipe(training.forward), tuple(sorted(wants)))
+            _PLANS[f"{key}-backward"] = (program, Recipe(training.backward), ())
         else:
-            _PLANS[key] = (program, program.plan, ())
+            _PLANS[key] = (program, Recipe(program.plan), ())
     return key
 
 
@@ -57,17 +56,20 @@ def _passed(circuit: Circuit) -> list[str]:
     return [p.name for p in circuit.inputs if p.kind is not Kind.NOISE and p.name not in _bound(circuit)]
 
 
-def _outputs(plan: Plan) -> tuple[OutPort, ...]:
-    return plan.circuit.outputs
+def _outputs(recipe: Recipe) -> tuple[OutPort, ...]:
+    return recipe.plan.circuit.outputs
 
 
 def _call(
     tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
 ) -> list[Tensor]:
-    _, plan, _ = _PLANS[key]
+    _, recipe, _ = _PLANS[key]
+    circuit = recipe.plan.circuit
+    known = dict(zip(_passed(circuit), tensors, strict=True)) | _bound(circuit)
     call = Call(steps, batch, 0 if seed is None else int(seed.item()), engine)
-    made = run(plan, call, dict(zip(_passed(plan.circuit), tensors, strict=True)) | _bound(plan.circuit))
-    return _apart(tensors, [made[out.name] for out in _outputs(plan)])
+    with torch.no_grad():
+        made = recipe.run(call, [known[p.name] for p in circuit.inputs if p.kind is not Kind.NOISE])
+    return _apart(tensors, made)
 
 
 def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -87,10 +89,10 @@ def _shapes(
     tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
 ) -> list[Tensor]:
     """What comes out, without computing it."""
-    _, plan, _ = _PLANS[key]
+    _, recipe, _ = _PLANS[key]
     made = []
-    for out in _outputs(plan):
-        like = plan.circuit.wire(out.wire).meta["val"]
+    for out in _outputs(recipe):
+        like = recipe.plan.circuit.wire(out.wire).meta["val"]
         shape = [size if isinstance(size, int) else batch for size in like.shape]
         if out.kind is Kind.SEQUENCE:
             shape = [steps, *shape]
@@ -131,7 +133,7 @@ def _zeros(port: InPort, ctx: Any, like: Tensor) -> Tensor:
 
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     program, forward, wants = _PLANS[ctx.key]
-    _, backward, _ = _PLANS[f"{ctx.key}-backward"]
+    backward = _PLANS[f"{ctx.key}-backward"][1].plan.circuit
     saved = ctx.saved_tensors
     seed = saved[-1] if ctx.seeded else None
     tensors, outputs = saved[: ctx.count], saved[ctx.count : len(saved) - ctx.seeded]
@@ -145,14 +147,14 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
             known[cotangent_of(program.circuit, port.name)] = (
                 torch.zeros_like(value) if cotangent is None else cotangent
             )
-    ports = {port.name: port for port in backward.circuit.inputs}
+    ports = {port.name: port for port in backward.inputs}
     given = [
         known[name].contiguous() if name in known else _zeros(ports[name], ctx, tensors[0])
-        for name in _passed(backward.circuit)
+        for name in _passed(backward)
     ]
     made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine)
     gradients = {
-        out.name.removeprefix("d_"): value for out, value in zip(_outputs(backward), made, strict=True)
+        out.name.removeprefix("d_"): value for out, value in zip(backward.outputs, made, strict=True)
     }
     return [gradients.get(name) for name in passed], None, None, None, None, None
 

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
 
-from elman.adjoint import adjoint, expose
+from elman import engines
+from elman.adjoint import adjoint, cotangent_of, expose
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
-from elman.execute.body import Call, run
+from elman.errors import NotSupported
+from elman.execute.body import Call, Recipe
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
+from elman.plan.stepwise import stepwise
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """The two plans of training, for one choice of inputs that want gradients."""
+    """The two plans of training, for one choice of inputs that want gradients.
 
+    The recipe `forwards` gives out the outputs of the circuit, then what is kept; `backwards` takes what stands at the
+    places `feeds` in (inputs, kept, cotangents), and gradients stand at the places `gives` in what it returns, input
+    by input. Place -1: there is none.
+    """
+
+    wants: frozenset[str]
     pair: Pair
     forward: Plan
     backward: Plan
-
-    @functools.cached_property
-    def shared(self) -> frozenset[str]:
-        """The gradients that may lie in the memory of another, or of a cotangent."""
-        circuit = self.backward.circuit
-        return frozenset(
-            out.name for out, shared in zip(circuit.outputs, sharing(circuit), strict=True) if shared
-        )
+    forwards: Recipe
+    backwards: Recipe
+    feeds: tuple[int, ...]
+    gives: tuple[int, ...]
 
 
 class Program:
@@ -43,6 +48,9 @@ class Program:
         self.inputs: tuple[InPort, ...] = tuple(p for p in circuit.inputs if p.kind is not Kind.NOISE)
         self.outputs: tuple[OutPort, ...] = circuit.outputs
         self._training: dict[frozenset[str], Training] = {}
+        self._needed: dict[tuple[bool, ...], Training] = {}
+        self._stepping: dict[str, bool] = {}
+        self._among = engines.ENGINES
         self._adjoints: dict[frozenset[str], Program] = {}
 
     @functools.cached_property
@@ -62,16 +70,22 @@ class Program:
         return tuple(out.wire in joint.cotangents or out.wire in inputs for out in self.outputs)
 
     @functools.cached_property
-    def sharing(self) -> tuple[bool, ...]:
-        """For each output, whether it may lie in the memory of an input, or of an output before it."""
-        return sharing(self.circuit)
+    def carries_all(self) -> bool:
+        return all(self.carrying)
 
     def training(self, wants: frozenset[str]) -> Training:
         """The plans for a call in which the inputs `wants` require gradients."""
         found = self._training.get(wants)
         if found is None:
-            both = pair(self.circuit, wants)
-            found = self._training[wants] = Training(both, plan(both.forward), plan(both.backward))
+            found = self._training[wants] = _training(self, wants)
+        return found
+
+    def training_for(self, needed: Sequence[bool]) -> Training:
+        """The same, given for every input whether its gradient is needed."""
+        found = self._needed.get(needed)  # type: ignore[call-overload]
+        if found is None:
+            names = (p.name for p, need in zip(self.inputs, needed, strict=True) if need and p.differentiable)
+            found = self._needed[tuple(needed)] = self.training(frozenset(names))
         return found
 
     @functools.cached_property
@@ -86,13 +100,77 @@ class Program:
             found = self._adjoints[wants] = Program(adjoint(self.circuit, wants))
         return found
 
-    def run(self, call: Call, tensors: list[Tensor | None]) -> list[Tensor]:
-        """Without gradients."""
-        made = run(self.plan, call, self.named(tensors))
-        return [made[port.name] for port in self.outputs]
+    # --- running without gradients ------------------------------------------------------------------------------------
 
-    def named(self, tensors: list[Tensor | None]) -> Mapping[str, Tensor | None]:
-        return {port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)}
+    def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Outputs for inputs, without gradients (see `Recipe.run`)."""
+        if call.steps == 1 and self.steps_by_loop(call.engine):
+            return self._single.run(call, tensors)
+        return self._whole.run(call, tensors)
+
+    def step(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """The same for a single step, whose sequences are `[B, …]`."""
+        return self._step.run(call, tensors)
+
+    def steps_by_loop(self, engine: str) -> bool:
+        """Whether a single step is to be run as a loop that everything stands in.
+
+        That is one call of an engine whose operations cost nothing to start; with the reference engine it would be
+        calls of PyTorch all the same.
+        """
+        if self._among is not engines.ENGINES:
+            self._among, self._stepping = engines.ENGINES, {}
+        found = self._stepping.get(engine)
+        if found is None:
+            found = self._stepping[engine] = self._can_step_by_loop(engine)
+        return found
+
+    def _can_step_by_loop(self, engine: str) -> bool:
+        if engine == "reference" or self.plan.loop is None:
+            return False
+        try:
+            chosen = self._single.engine(engine)
+        except NotSupported:  # it runs the usual loop; or says why not, when it is asked to
+            return False
+        return chosen is not None and chosen.name != "reference"
+
+    @functools.cached_property
+    def _whole(self) -> Recipe:
+        return Recipe(self.plan, self.ends)
+
+    @functools.cached_property
+    def _single(self) -> Recipe:
+        return Recipe(stepwise(self.circuit), self.ends)
+
+    @functools.cached_property
+    def _step(self) -> Recipe:
+        return Recipe(self._single.plan, self.ends, single=True)
+
+    @functools.cached_property
+    def ends(self) -> tuple[str, ...]:
+        """What `Recipe` has to do to each output before users get it."""
+        return tuple("copy" if shared else "own" for shared in sharing(self.circuit))
+
+
+def _training(program: Program, wants: frozenset[str]) -> Training:
+    both = pair(program.circuit, wants)
+    forward, backward = plan(both.forward), plan(both.backward)
+    outputs = [out.name for out in program.outputs]
+    made = [out.name for out in both.forward.outputs]
+    assert made[: len(outputs)] == outputs, "what is kept comes after the outputs"
+    kept = [both.kept[name] for name in made[len(outputs) :]]
+    cotangents = [cotangent_of(program.circuit, name) for name in outputs]
+    inputs = [port.name for port in program.inputs]
+    wanted = [port.name for port in both.backward.inputs if port.kind is not Kind.NOISE]
+    # What is kept takes the place of an input of the same name.
+    places = {name: i for i, name in enumerate([*inputs, *kept, *cotangents])}
+    gradients = {out.name.removeprefix("d_"): i for i, out in enumerate(both.backward.outputs)}
+    return Training(
+        wants, both, forward, backward,
+        Recipe(forward, (*program.ends, *("" for _ in kept))),
+        Recipe(backward, ["copy" if shared else "" for shared in sharing(both.backward)]),
+        tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
+    )  # fmt: skip
 
 
 def sharing(circuit: Circuit) -> tuple[bool, ...]:

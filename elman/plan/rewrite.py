@@ -113,11 +113,7 @@ def _terms(node: fx.Node, where: Regions) -> list[fx.Node]:
     terms: list[fx.Node] = []
     for arg in node.args:
         assert isinstance(arg, fx.Node)
-        if (
-            _is_sum(arg)
-            and len(arg.users) == 1
-            and (arg in where.loop or _is_product(arg.args[0]))
-        ):
+        if _is_sum(arg) and len(arg.users) == 1 and (arg in where.loop or _is_product(arg.args[0])):
             terms += _terms(arg, where)
         else:
             terms.append(arg)

@@ -15,13 +15,15 @@ from elman.engines import report
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
 from elman.execute import Call, apply
 from elman.plan.explain import Explanation
+from elman.recurrent.again import Known, plain, structure
 from elman.recurrent.compiled import register, run_compiled
 from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
-from elman.trace.key import fingerprint
+from elman.trace.key import fingerprint, watch
 
 Tensor = torch.Tensor
+_PATIENCE = 16  # steps in a row that may differ from one another before the cell itself runs them all
 
 
 class Recurrent(torch.nn.Module):
@@ -69,10 +71,14 @@ class Recurrent(torch.nn.Module):
         self._own: dict[Any, Prepared] = {}
         self._latest: Prepared | None = None
         self._start: tuple[Any, Callable[[int], Any]] | None = None
+        self._known: Known | None = None  # a call, and a step, that the next one may be like
+        self._known_step: Known | None = None
+        self._misses = 0  # steps in a row that were not like the known one
         self._handle = register(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_own", "_latest", "_start", "_handle")}
+        forgotten = ("_own", "_latest", "_start", "_known", "_known_step", "_misses", "_handle")
+        return {k: v for k, v in self.__dict__.items() if k not in forgotten}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -111,19 +117,45 @@ class Recurrent(torch.nn.Module):
         Returns (outputs, final state): outputs `[T, B, …]` in the structure of the cell's output (None if it is None).
         Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
         """
-        for name, value in (
-            ("lengths", lengths),
-            ("mask", mask),
-            ("reset", reset),
-            ("teacher_weight", teacher_weight),
-        ):
-            if value is not None:
-                raise NotSupported(
-                    what=f"{name}= is not available yet", where="Recurrent(…)",
-                    mend="run rows of equal length, or call once for every stretch",
-                )  # fmt: skip
+        if lengths is not None or mask is not None or reset is not None or teacher_weight is not None:
+            raise _missing(lengths=lengths, mask=mask, reset=reset, teacher_weight=teacher_weight)
         if torch.compiler.is_compiling():
             return run_compiled(self, x, state, steps, teacher, context)
+        if steps is not None or teacher is not None or context is not None:
+            return self._long_way(x, state, steps, teacher, context)
+        known = self._known
+        if known is not None and (found := known.fits(self, x, state)) is not None:
+            return self._again(known, *found)
+        before = self._latest
+        outputs, final = self._long_way(x, state, steps, teacher, context)
+        if self._latest is before:  # it was needed twice
+            self._known = self._learn(x, state is None, final)
+        return outputs, final
+
+    def _again(self, known: Known, steps: int, batch: int, tensors: list[Tensor | None]) -> tuple[Any, Any]:
+        """A call that is like a known one."""
+        prepared = known.prepared
+        assert prepared is not None
+        self.__dict__["_latest"] = prepared  # torch.nn.Module's own way of setting it takes a microsecond
+        seed = _seed() if prepared.program.has_noise else 0
+        made = apply(prepared.program, Call(steps, batch, seed, self.engine), tensors)
+        return known.output(made), known.final(made)
+
+    def _learn(self, x: Any, starts: bool, state: Any) -> Known | None:
+        """What the latest call has found out, if that can be said to hold for another; a state like the one it had."""
+        if peek_interpreter_stack() is not None or not plain((structure(x, []), structure(state, []))):
+            return None
+        unchanged = watch(self.cell)
+        if unchanged is None:
+            return None
+        return Known(self, self._latest, unchanged, x, state, 2, self._starts(starts))
+
+    def _starts(self, missing: bool) -> str:
+        """Where a state comes from that is not given, if that is known: it has been `missing`."""
+        own = callable(getattr(self.cell, "initial_state", None))
+        return "own" if own else "zeros" if missing else ""
+
+    def _long_way(self, x: Any, state: Any, steps: int | None, teacher: Any, context: Any) -> tuple[Any, Any]:
         xs, x_tree = flatten(x, "x")
         contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
         steps, batch = self._size(xs, x_tree, steps)
@@ -234,24 +266,66 @@ class Recurrent(torch.nn.Module):
     def step(self, x: Any, state: Any = None, *, context: Any = None) -> tuple[Any, Any]:
         """One step, for streaming: x `[B, …]` -> (output, new state), always in this order.
 
-        Calling it T times is the same as one call on T steps. Raises InputError under `reverse=True`.
+        Calling it T times is the same as one call on T steps. Without gradients the engine runs it where it can; else,
+        and where hooks want to see it, the cell itself does. Raises InputError under `reverse=True`.
         """
         if self.reverse:
             raise InputError(
                 what="a reversed layer cannot run step by step: its first step is the sequence's last", where="step()",
                 mend="call the layer on the whole sequence",
             )  # fmt: skip
+        if context is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            known = self._known_step
+            found = known.fits(self, x, state) if known is not None else None
+            if found is None and self._misses < _PATIENCE:
+                self._misses += 1
+                known = self._known_step = self._learn_step(x, state)
+                found = known.fits(self, x, state) if known is not None else None
+            elif self._misses and found is not None:
+                self._misses = 0
+            if known is not None and found is not None and known.prepared is not None:
+                program = known.prepared.program
+                call = Call(1, found[1], _seed() if program.has_noise else 0, self.engine)
+                made = program.step(call, found[2])
+                return known.output(made), known.final(made)
         if state is None:
-            xs, x_tree = flatten(x, "x")
-            contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-            if not xs:
-                raise InputError(
-                    what="an autonomous system needs a state, which says the batch size", where="state"
-                )
-            batched = [tensor.unsqueeze(0) for tensor in xs]
-            state = self._initial(int(xs[0].shape[0]), batched, x_tree, contexts, context_tree)
+            state = self._start_of_step(x, context)
         returned = call_cell(self.cell, x, state, context, context is not None)
         return understand(returned, flatten(state, "state")[1], type(self.cell).__name__)
+
+    def _start_of_step(self, x: Any, context: Any) -> Any:
+        xs, x_tree = flatten(x, "x")
+        contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
+        if not xs:
+            raise InputError(
+                what="an autonomous system needs a state, which says the batch size", where="state"
+            )
+        batched = [tensor.unsqueeze(0) for tensor in xs]
+        return self._initial(int(xs[0].shape[0]), batched, x_tree, contexts, context_tree)
+
+    def _learn_step(self, x: Any, state: Any) -> Known | None:
+        """How a step without gradients is run: by the engine if the cell is a circuit, and the engine has it; else the
+        cell itself. None if that cannot be said to hold for another step."""
+        if peek_interpreter_stack() is not None or torch.is_autocast_enabled("cpu"):
+            return None
+        unchanged = watch(self.cell) if plain((structure(x, []), structure(state, []))) else None
+        if unchanged is None:
+            return None
+        prepared, starts = None, self._starts(state is None)
+        try:
+            xs, x_tree = flatten(x, "x")
+            xs = [tensor.unsqueeze(0) for tensor in xs]
+            state = self._start_of_step(x, None) if state is None else state
+            states, state_tree = flatten(state, "state")
+            _batch_of(states, state_tree, [], None, int(xs[0].shape[1]))
+            shapes = Shapes(x_tree, state_tree, None, None, (meta(xs, 2), meta(states, 1), ()))
+            found = look_up(self.cell, False, shapes, self._own, xs, states, [])
+            if found.program.steps_by_loop(self.engine):
+                prepared = found
+        except Exception:  # whatever it is, the cell itself runs, or says it in its own words
+            if state is None:
+                return None
+        return Known(self, prepared, unchanged, x, state, 1, starts)
 
     # --- looking inside -------------------------------------------------------------------------------------------
 
@@ -285,6 +359,14 @@ def _seed() -> int:
         with temporarily_clear_interpreter_stack():
             return int(torch.randint(2**62, ()).item())
     return int(torch.randint(2**62, ()).item())
+
+
+def _missing(**given: Any) -> NotSupported:
+    name = next(name for name, value in given.items() if value is not None)
+    return NotSupported(
+        what=f"{name}= is not available yet", where="Recurrent(…)",
+        mend="run rows of equal length, or call once for every stretch",
+    )  # fmt: skip
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

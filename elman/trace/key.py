@@ -12,10 +12,11 @@ import functools
 import types
 from collections.abc import Callable, Hashable, Iterator
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from elman.trace.outside import is_plain
 
@@ -153,6 +154,9 @@ _GLOBAL_HOOKS: tuple[dict[Any, Any], ...] = tuple(
 )
 
 
+_form = attrgetter("shape", "dtype", "device")
+
+
 def watch(cell: torch.nn.Module) -> Callable[[], bool] | None:
     """A function that says whether everything the trace key depends on is as it was when `watch` was called.
 
@@ -170,7 +174,7 @@ def watch(cell: torch.nn.Module) -> Callable[[], bool] | None:
     empty = (*watched.empty, *_GLOBAL_HOOKS)
     dicts = [(d, len(d), (*d, *d.values())) for d in watched.dicts]
     lists = [(items, len(items), tuple(items)) for items in watched.lists]
-    tensors = [(t, t.shape, t.dtype, t.device) for t in watched.tensors]
+    tensors, forms = watched.tensors, list(map(_form, watched.tensors))
     flowing = [(t, t.requires_grad) for t in watched.flowing]
 
     def unchanged() -> bool:
@@ -182,13 +186,9 @@ def watch(cell: torch.nn.Module) -> Callable[[], bool] | None:
         for items, size, before in lists:
             if len(items) != size or not all(map(is_, items, before)):
                 return False
-        for tensor, shape, dtype, device in tensors:
-            if tensor.dtype is not dtype or tensor.shape != shape or tensor.device != device:
-                return False
-        for tensor, flows in flowing:
-            if tensor.requires_grad is not flows:
-                return False
-        return True
+        if list(map(_form, tensors)) != forms:
+            return False
+        return all(tensor.requires_grad is flows for tensor, flows in flowing)
 
     return unchanged
 
@@ -218,9 +218,8 @@ class _Watched:
         if isinstance(value, torch.nn.Module):
             return self._module(value)
         if isinstance(value, torch.Tensor):
-            self.tensors.append(value)
             self.flowing.append(value)
-            return True
+            return self._tensor(value)
         if isinstance(value, types.FunctionType):
             return value.__closure__ is None
         if isinstance(value, (tuple, frozenset)):
@@ -239,6 +238,11 @@ class _Watched:
         self.objects.append(value)
         return self.look(attributes)
 
+    def _tensor(self, value: torch.Tensor) -> bool:
+        """A tensor; not one that belongs to a graph or a transform, which must not be held on to."""
+        self.tensors.append(value)
+        return value.grad_fn is None and not is_functorch_wrapped_tensor(value)
+
     def _module(self, module: torch.nn.Module) -> bool:
         self.objects.append(module)
         self.dicts.append(module.__dict__)
@@ -251,7 +255,8 @@ class _Watched:
                     return False  # hooks: what they do, they may do with something that is not looked at
                 self.dicts.append(value)
                 if name == "_parameters":  # whether they want a gradient is none of the trace's business
-                    self.tensors += [p for p in value.values() if p is not None]
+                    if not all(self._tensor(p) for p in value.values() if p is not None):
+                        return False
                 elif not all(map(self.look, value.values())):
                     return False
             elif name not in _HIDDEN and not self.look(value):

@@ -367,19 +367,12 @@ def test_the_operations_on_time(T: int, B: int, reverse: bool) -> None:
 @pytest.mark.parametrize(("T", "B"), SIZES)
 def test_a_trail_is_a_view_of_the_same_delay(T: int, B: int, reverse: bool) -> None:
     line = Timeline(T, B, reverse)
-    start, other = torch.randn(B, 3), torch.randn(B, 3)
-    room_ = line.allocate((3,), torch.float32, torch.device("cpu"), start)
-    assert room_.shape == (T * B, 3)
-    room_.copy_(torch.randn(T * B, 3))
-    plain = Timeline(T, B, reverse)
-    got = line.shift(room_, start)
-    assert torch.equal(got, plain.shift(room_.clone(), start))
-    if T and B:
-        assert got.untyped_storage().data_ptr() == room_.untyped_storage().data_ptr()
-    assert torch.equal(line.shift(room_, other), plain.shift(room_.clone(), other)), (
-        "another start, another delay"
-    )
-    assert torch.equal(line.shift(room_, None), plain.shift(room_.clone(), None))
+    start = torch.randn(B, 3)
+    sequence, delay = line.trail(torch.empty(T + 1, B, 3), start)
+    assert sequence.shape == delay.shape == (T, B, 3)
+    sequence.copy_(torch.randn(T, B, 3))
+    assert torch.equal(line.pack(delay), line.shift(line.pack(sequence).clone(), start))
+    assert delay.untyped_storage().data_ptr() == sequence.untyped_storage().data_ptr()
 
 
 def test_a_call_draws_what_the_problem_holds() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ except ImportError:  # no compiler was there when elman was installed
 Tensor = torch.Tensor
 KINDS = ("constant", "rowed", "sequence", "stepped", "emit", "state", "next", "scratch", "prepared")
 OPERANDS, DIMENSIONS = 6, 4  # as in native/program.hpp
+_address, _is_contiguous = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
+_room = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
 _FORCED: list[str] = []  # the instruction set that tests ask for
 
 
@@ -109,23 +113,29 @@ class Native(Engine):
         return LoopResult({state.name: final for state, final in zip(loop.states, finals, strict=True)}, {})
 
     def runner(self, loop: Loop) -> Runner:
-        usual, known, inputs = isa(), self._ready(loop), len(loop.constants) + len(loop.sequences)
+        usual, known, first_state = isa(), self._ready(loop), len(loop.constants) + len(loop.sequences)
+        ends, emits = first_state + len(loop.states), len(loop.emits)
+        # Loop::run in native/bind.cpp wants address and row stride of every constant, sequence and start; before the
+        # starts the addresses of emits, after them those of final values. `pick` takes them from the addresses of
+        # values, emits, finals, and the strides.
+        strided = ends + emits + len(loop.states)
+        order = [i for value in range(first_state) for i in (value, strided + value)]
+        order += range(ends, ends + emits)
+        order += [i for value in range(first_state, ends) for i in (value, strided + value)]
+        pick = itemgetter(*order, *range(ends + emits, strided), 0)  # one more: it then always gives a tuple
 
         def run(
             batch: int, sizes: Sequence[int], reverse: bool, values: Sequence[Tensor], out: Sequence[Tensor]
         ) -> Sequence[Tensor]:
-            ready = known if isa() == usual else self._ready(loop)
-            assert isinstance(ready, _Ready), ready
-            pointers: list[int] = []
-            held: list[Tensor] = []  # what is made here has to live until the call ends
-            starts = values[inputs:]
-            finals = [torch.empty_like(start, memory_format=torch.contiguous_format) for start in starts]
-            for value, width in zip(values[:inputs], ready.widths[:inputs], strict=True):
-                _enter(value, width, pointers, held)
-            pointers += [emit.data_ptr() for emit in out]
-            for value, width in zip(starts, ready.widths[inputs:], strict=True):
-                _enter(value, width, pointers, held)
-            pointers += [final.data_ptr() for final in finals]
+            ready = known if not _FORCED or isa() == usual else self._ready(loop)
+            assert type(ready) is _Ready, ready
+            strides: Sequence[int] = ready.widths
+            finals = list(map(_room, values[first_state:]))
+            if not all(map(_is_contiguous, values)):
+                values, strides = _in_order(values, strides)
+            found = [*map(_address, values), *map(_address, out), *map(_address, finals), *strides]
+            pointers = list(pick(found))
+            del pointers[-1]
             even = not sizes or (sizes[0] == batch and sizes[-1] == batch)
             error = ready.run(
                 len(sizes), batch, None if even else list(sizes), reverse, pointers, torch.get_num_threads()
@@ -137,17 +147,19 @@ class Native(Engine):
         return run
 
 
-def _enter(value: Tensor, width: int, pointers: list[int], held: list[Tensor]) -> None:
-    """Address and row stride of a tensor whose rows are in order themselves."""
-    stride = width
-    if not value.is_contiguous():
-        if width and _rows_in_order(value):
-            stride = value.stride(0)
+def _in_order(values: Sequence[Tensor], widths: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+    """The same values as tensors whose rows are in order themselves, and their row strides."""
+    kept, strides = [], []
+    for value, width in zip(values, widths, strict=True):
+        if value.is_contiguous():
+            strides.append(width)
+        elif width and _rows_in_order(value):
+            strides.append(value.stride(0))
         else:
             value = value.contiguous()
-            held.append(value)
-    pointers.append(value.data_ptr())
-    pointers.append(stride)
+            strides.append(width)
+        kept.append(value)
+    return kept, strides
 
 
 def _rows_in_order(value: Tensor) -> bool:

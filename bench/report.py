@@ -1,0 +1,138 @@
+"""Prints tables as they are made, and keeps what they were made of."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench import busy, machine, measure, overhead, tables, targets
+from bench.agree import Disagreement
+from bench.contestants import ENTRIES
+from bench.form import COMPILED, LOOP, Shape
+
+COMPILED_STEPS = 50  # torch.compile unrolls the loop: its time grows with T
+
+
+class Report:
+    """What one run of the command prints and writes. Cells that are wrong are told at the end."""
+
+    def __init__(self, engine: str, dtype: torch.dtype) -> None:
+        self.console = Console() if sys.stdout.isatty() else Console(width=130)
+        self.options: dict[str, Any] = {"engine": engine, "dtype": dtype}
+        self.made: dict[str, Any] = {"about": machine.about(engine, dtype), "rows": []}
+        self.wrong: list[str] = []
+        self.say("\n".join(f"{name}: {value}" for name, value in self.made["about"].items()))
+        self.say(
+            "us per time step, medians of rounds in turns; ×: theirs / ours; of torch.mm: its time / ours\n"
+        )
+        if machine.busy():
+            self.say(
+                "Other processes keep this machine busy: ratios below may be off by much.\n", style="bold"
+            )
+
+    def say(self, words: str, **how: Any) -> None:
+        self.console.print(words, highlight=False, **how)
+
+    def tried(self, name: str, shape: str, call: Any) -> list[Any]:
+        """The rows of a cell at a shape; none if a contestant is wrong."""
+        with self.console.status(f"{name} {shape}"):
+            try:
+                return list(call())
+            except Disagreement as error:
+                self.wrong.append(f"{name} {shape}: {error}")
+                return []
+
+    def rows(self, cells: list[str], shapes: list[str], steps: int, repeats: int, seconds: float) -> None:
+        for shape in map(Shape.parse, shapes):
+            found: list[measure.Row] = []
+            for name in cells:
+                call = functools.partial(measure.run, ENTRIES[name], shape, steps, repeats, seconds)
+                found += self.tried(name, str(shape), functools.partial(call, **self.options))
+            for what in (measure.TRAINING, measure.INFERENCE) if found else ():
+                title = f"{shape}, T = {steps}, {what}"
+                self.console.print(tables.of_rows(title, [row for row in found if row.what == what]))
+            self.made["rows"] += [row.as_json() for row in found]
+
+    def compiled(self, cells: list[str], shapes: list[str], repeats: int, seconds: float) -> None:
+        """A training step beside torch.compile of the plain loop, and how long the first one takes."""
+
+        def measured(name: str, shape: Shape) -> list[measure.Row]:
+            found = measure.contest(ENTRIES[name], shape, COMPILED_STEPS, compiled=True, **self.options)
+            ways = found.ways(measure.TRAINING, (LOOP, COMPILED))
+            return [found.row(measure.TRAINING, measure.in_turns(ways, repeats, seconds))]
+
+        for shape in map(Shape.parse, shapes):
+            found: list[measure.Row] = []
+            for name in cells:
+                found += self.tried(name, f"{shape}, compiling", functools.partial(measured, name, shape))
+            if found:
+                title = f"{shape}, T = {COMPILED_STEPS}, training step, torch.compile"
+                self.console.print(tables.of_rows(title, found))
+            self.made["rows"] += [row.as_json() for row in found]
+
+    def alone(self, cells: list[str], shapes: list[str], steps: int, seconds: float) -> None:
+        found: list[measure.Row] = []
+        for shape in map(Shape.parse, shapes):
+            for name in cells:
+                call = functools.partial(measure.alone, ENTRIES[name], shape, steps, seconds, **self.options)
+                found += self.tried(name, str(shape), call)
+        if found:
+            self.console.print(tables.of_shapes(f"ours alone, T = {steps}", found))
+        self.made["alone"] = [row.as_json() for row in found]
+
+    def targets(self, cells: list[str], shapes: list[str]) -> None:
+        every: list[targets.Line] = []
+        for name in cells:
+            found: list[targets.Line] = []
+            for shape in targets.STEPS:
+                if not shapes or shape in shapes:
+                    call = functools.partial(targets.lines, name, shape, self.options["engine"])
+                    found += self.tried(name, shape, call)
+            if found:
+                self.console.print(tables.of_targets(f"{name}, training step", found))
+            every += found
+        judged = [line.met for line in every if line.met is not None]
+        self.say(f"{sum(judged)} of {len(judged)} reached\n")
+        self.made["targets"] = [
+            {"peer": line.peer, "prototype": line.prototype, "reach": line.reach, "met": line.met}
+            | line.row.as_json()
+            for line in every
+        ]
+
+    def busy(self, cells: list[str], shapes: list[str], steps: int) -> None:
+        found: list[busy.Slowed] = []
+        for shape in shapes:
+            for name in cells:
+                call = functools.partial(busy.run, name, shape, steps, **self.options)
+                found += self.tried(name, shape, lambda call=call: [call()])
+        if found:
+            self.console.print(tables.of_busy("training step beside one busy process", found))
+        self.made["busy"] = [slowed.as_json() for slowed in found]
+
+    def overheads(self) -> None:
+        with self.console.status("import, traces, calls"):
+            self.made |= {"import": overhead.import_seconds(), "trace": overhead.trace_seconds()}
+            self.made |= {"call": overhead.call_seconds(), "step": overhead.step_seconds()}
+            self.made["lengths"] = overhead.length_seconds()
+        self.say(f"import elman, after torch: {self.made['import']:.2f} s\n")
+        for title, name, scale, digits in (
+            ("from a cell to its first result, s", "trace", 1, 3),
+            ("one call, T = 1, B = 1, H = 64, no gradient, us", "call", 1e6, 0),
+            ("one step, B = 1, H = 128, no gradient, us", "step", 1e6, 0),
+            ("B = 1, H = 64, us per time step", "lengths", 1e6, 1),
+        ):
+            self.console.print(tables.of_times(title, self.made[name], scale, digits))
+
+    def close(self, json_to: Path | None) -> int:
+        """Write the file, name what was wrong, and give the exit code."""
+        if json_to is not None:
+            json_to.write_text(json.dumps(self.made, indent=1), "utf-8")
+        for line in self.wrong:
+            self.say(f"NOT TIMED  {line}", style="bold red")
+        return int(bool(self.wrong))

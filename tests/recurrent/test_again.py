@@ -1,0 +1,472 @@
+"""The short way of a call: it is taken by what is like a call before, left by everything else, and gives the same."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import elman
+from elman import cells
+from elman.engines import choose
+from elman.execute import Call
+from elman.recurrent.again import Known
+from elman.trace.call import store_of
+from elman.trace.key import watch
+from tests import eager, zoo
+from tests.cases import CASES, Case
+from tests.recurrent.test_trace_key import KEEPERS, Holder, Options
+
+Tensor = torch.Tensor
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+T, B, I, H = 4, 3, 5, 7
+CPU = torch.device("cpu")
+# What `watch` has no way to look into: these cells always take the long way.
+UNWATCHED = ("weight_norm_rnn",)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every try of the short way from here on, whether it was taken."""
+    tries: list[bool] = []
+    original = Known.fits
+
+    def counted(self: Known, *args: Any) -> Any:
+        found = original(self, *args)
+        tries.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Known, "fits", counted)
+    return tries
+
+
+def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    return torch.randn(T, B, I, dtype=dtype), torch.randn(B, H, dtype=dtype)
+
+
+def same(got: Any, expected: Any) -> None:
+    mine, right = pytree.tree_leaves(got), pytree.tree_leaves(expected)
+    torch.testing.assert_close(mine, right, **EXACT)
+
+
+def warm(rnn: elman.Recurrent, x: Any, h: Any) -> None:
+    """Until the next call like this one goes the short way, and the next step."""
+    with torch.no_grad():
+        for _ in range(3):
+            rnn(x, h)
+            rnn.step(pytree.tree_map(lambda t: t[0], x), h)
+
+
+def right(rnn: elman.Recurrent, x: Tensor, h: Tensor) -> None:
+    """Call and step are what the cell says now."""
+    with torch.no_grad():
+        outputs, final = eager.unroll(rnn.cell, x, h)
+        same(rnn(x, h), (outputs, final))
+        same(rnn.step(x[0], h), (outputs[0], eager.unroll(rnn.cell, x[:1], h)[1]))
+
+
+# --- the same results -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("case", CASES.values(), ids=str)
+def test_the_short_way_is_the_long_way(case: Case, steps: int, short: list[bool]) -> None:
+    if case.inputs is None or case.contexts is not None:
+        pytest.skip("such calls always go the long way")
+    rnn = elman.Recurrent(case.make().double())
+    x, state = case.x(steps, B), case.state(B)
+    found = []
+    for _ in range(3):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            found.append(rnn(x, state))
+    assert any(short) == (case.name not in UNWATCHED)
+    for one, other in zip(pytree.tree_leaves(found[0]), pytree.tree_leaves(found[2]), strict=True):
+        assert one is other is None or torch.equal(one, other)
+    assert pytree.tree_structure(found[0]) == pytree.tree_structure(found[2])
+
+
+@pytest.mark.parametrize("kind", [cells.Elman, cells.GRU, cells.LSTM, cells.Leaky])
+def test_gradients_on_the_short_way(kind: Callable[..., nn.Module], short: list[bool]) -> None:
+    rnn, (x, _) = elman.Recurrent(kind(I, H).double()), data()
+    x.requires_grad_()
+    wanted = [x, *rnn.cell.parameters()]
+    found = [torch.autograd.grad(rnn(x)[0].square().sum(), wanted) for _ in range(4)]
+    assert short[-1]
+    expected = torch.autograd.grad(
+        eager.unroll(rnn.cell, x, rnn._initial(B, [x], *_none(x)))[0].square().sum(), wanted
+    )
+    for got in found:
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def _none(x: Tensor) -> tuple[Any, list[Tensor], None]:
+    from elman.circuit.signature import flatten
+
+    return flatten(x, "x")[1], [], None
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=str)
+def test_a_step_by_the_engine_is_the_cell(case: Case) -> None:
+    cell = case.make().double()
+    rnn = elman.Recurrent(cell)
+    x, state, context = case.x(1, B), case.state(B), case.context(B)
+    with torch.no_grad():
+        rnn(x, state, steps=case.steps(1), context=context)
+        prepared = rnn._latest
+        assert prepared is not None
+        program = prepared.program
+        if not program.steps_by_loop("auto"):
+            assert case.name == "convolutional_rnn"
+            return
+        x = None if x is None else pytree.tree_map(lambda t: t[0], x)
+        given = {"x": x, "state": state, "context": context}
+        rest = {
+            name: iter([t for t in pytree.tree_leaves(v) if isinstance(t, Tensor)])
+            for name, v in given.items()
+        }
+        tensors = [
+            next(rest[source]) if isinstance(source, str)
+            else source if isinstance(source, Tensor)
+            else store_of(cell, source)[source.key]
+            for source in prepared.sources
+        ]  # fmt: skip
+        made = program.step(Call(1, B, 3, "auto"), tensors)
+        if case.noise:
+            return
+        arguments = [x, state] if context is None else [x, state, context]
+        returned = cell(*arguments)
+        leaves = [t for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
+        final = [made[slot] for slot in prepared.state_slots]
+        same(final, leaves[len(leaves) - len(final) :])
+        if prepared.output is not None and len(leaves) > len(final):
+            same([made[slot] for slot in prepared.output_slots], leaves[: len(leaves) - len(final)])
+
+
+@pytest.mark.parametrize(
+    "name", ["elman", "lstm", "two_level_gru", "delayed_rnn", "dict_output_rnn", "silent_rnn"]
+)
+def test_steps_without_gradients(name: str, short: list[bool]) -> None:
+    case = CASES[name]
+    rnn = elman.Recurrent(case.make().double())
+    xs, state = case.x(3, B), case.state(B)
+    with torch.no_grad():
+        whole, final = rnn(xs, state)
+        outputs = []
+        for t in range(3):
+            output, state = rnn.step(pytree.tree_map(lambda x, t=t: x[t], xs), state)
+            outputs.append(output)
+    assert short[-2:] == [True, True]
+    assert type(state) is type(final)
+    same(state, final)
+    for t, output in enumerate(outputs):
+        same(output, None if whole is None else pytree.tree_map(lambda o, t=t: o[t], whole))
+
+
+def test_a_step_with_gradients_is_the_cell() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.GRU(I, H).double()), data()
+    warm(rnn, x, h)
+    output, _ = rnn.step(x[0], h)
+    assert output.requires_grad
+    rnn.requires_grad_(False)
+    assert not rnn.step(x[0], h)[0].requires_grad
+
+
+def test_a_step_of_a_cell_that_is_no_circuit(short: list[bool]) -> None:
+    class Branches(zoo.Base):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(self.U(x)) if h.sum() > 0 else h
+
+    rnn, (x, h) = elman.Recurrent(Branches(I, H).double()), data()
+    with torch.no_grad():
+        for state in (h.abs(), -h.abs(), h.abs()):
+            same(rnn.step(x[0], state)[0], rnn.cell(x[0], state))
+    assert short[-1], "that it is none is found out once"
+
+
+def test_noise_is_fresh_at_every_step() -> None:
+    rnn = elman.Recurrent(CASES["noisy_rnn"].make().double())
+    x, h = torch.zeros(4, I, dtype=torch.float64), torch.zeros(4, H, dtype=torch.float64)
+    with torch.no_grad():
+        drawn = [rnn.step(x, h)[0] for _ in range(400)]
+        torch.manual_seed(1)
+        theirs = torch.stack(
+            [rnn.cell(x, h) if isinstance(rnn.cell(x, h), Tensor) else rnn.cell(x, h)[0] for _ in range(400)]
+        )
+        torch.manual_seed(5)
+        one = rnn.step(x, h)[0]
+        torch.manual_seed(5)
+        again = rnn.step(x, h)[0]
+    assert torch.equal(one, again)
+    assert not torch.equal(drawn[-1], drawn[-2])
+    assert torch.stack(drawn).std().item() == pytest.approx(theirs.std().item(), rel=0.1)
+    assert torch.stack(drawn).mean().item() == pytest.approx(theirs.mean().item(), abs=0.05)
+
+
+def test_results_belong_to_the_user() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    warm(rnn, x, h)
+    with torch.no_grad():
+        outputs, final = rnn(x, h)
+        kept = outputs.clone()
+        final.zero_()
+        assert torch.equal(outputs, kept)
+        output, state = rnn.step(x[0], h)
+        kept = output.clone()
+        rnn.step(x[1], h)
+        assert torch.equal(output, kept)
+    outputs.requires_grad_().sum().backward()
+    state.requires_grad_()
+
+
+# --- what changes is noticed ----------------------------------------------------------------------------------------
+
+
+def _hooked(cell: nn.Module) -> None:
+    cell.register_forward_hook(lambda module, given, made: made * 0.5)
+
+
+def _other_forward(cell: nn.Module) -> None:
+    def forward(self: nn.Module, x: Tensor, h: Tensor) -> Tensor:
+        return torch.sin(h) + nn.functional.linear(x, self.U)
+
+    cell.forward = types.MethodType(forward, cell)
+
+
+def _set(name: str, value: Any) -> Callable[[nn.Module], None]:
+    return lambda cell: setattr(cell, name, value)
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "a number": _set("alpha", 0.9),
+    "a parameter": lambda c: setattr(c, "W", nn.Parameter(torch.randn_like(c.W))),
+    "a parameter's data": lambda c: setattr(c.W, "data", torch.randn_like(c.W)),
+    "a parameter in place": lambda c: c.W.data.mul_(0.5),
+    "a parameter that is gone": _set("b", None),
+    "another forward": _other_forward,
+    "a hook": _hooked,
+    "tied weights": lambda c: setattr(c, "U", c.W),
+    "another class": lambda c: setattr(c, "__class__", Doubled),
+}  # fmt: skip
+
+
+class Doubled(cells.Leaky):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return 2 * super().forward(x, h)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_between_two_calls(name: str, short: list[bool]) -> None:
+    rnn = elman.Recurrent(cells.Leaky(H, H).double())
+    x, h = torch.randn(T, B, H, dtype=torch.float64), torch.randn(B, H, dtype=torch.float64)
+    warm(rnn, x, h)
+    assert short[-1]
+    right(rnn, x, h)
+    CHANGES[name](rnn.cell)
+    right(rnn, x, h)
+    right(rnn, x, h)
+    right(rnn, x, h)
+
+
+def test_one_and_one_point_nought(short: list[bool]) -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Leaky(I, H, alpha=1).double()), data()
+    warm(rnn, x, h)
+    rnn.cell.alpha = 1.0
+    short.clear()
+    right(rnn, x, h)
+    assert not short[0]
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_change_of_what_the_cell_keeps(name: str) -> None:
+    make, read, change = KEEPERS[name]
+    rnn, (x, h) = elman.Recurrent(Holder(make(), read).double()), data()
+    warm(rnn, x, h)
+    right(rnn, x, h)
+    change(rnn.cell.kept)
+    right(rnn, x, h)
+
+
+def test_a_change_of_a_submodule() -> None:
+    class Nested(zoo.Base):
+        def __init__(self) -> None:
+            super().__init__(I, H)
+            self.act = nn.Sequential(nn.LeakyReLU(0.1), nn.Softplus(beta=2.0))
+            self.register_buffer("gain", torch.ones(H))
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(self.act(self.U(x) + self.W(h))) * self.gain
+
+    rnn, (x, h) = elman.Recurrent(Nested().double()), data()
+    changes: list[Callable[[], Any]] = [
+        lambda: setattr(rnn.cell.act[0], "negative_slope", 0.9),
+        lambda: rnn.cell.act.__setitem__(1, nn.Tanh()),
+        lambda: rnn.cell.act.append(nn.Sigmoid()),
+        lambda: setattr(rnn.cell, "gain", torch.full((H,), 0.5, dtype=torch.float64)),
+        lambda: rnn.cell.gain.mul_(0.5),
+        lambda: setattr(rnn, "cell", CASES["elman"].make().double()),
+    ]
+    for change in changes:
+        warm(rnn, x, h)
+        change()
+        right(rnn, x, h)
+
+
+def test_train_and_eval_through_the_short_way() -> None:
+    rnn, (x, h) = elman.Recurrent(CASES["dropout_rnn"].make().double().eval()), data()
+    warm(rnn, x, h)
+    with torch.no_grad():
+        assert torch.equal(rnn(x, h)[0], rnn(x, h)[0])
+        rnn.train()
+        for _ in range(3):
+            assert not torch.equal(rnn(x, h)[0], rnn(x, h)[0])
+            assert not torch.equal(rnn.step(x[0], h)[0], rnn.step(x[0], h)[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda o: setattr(o, "gain", 2.0), lambda o: setattr(o, "inner", [1]), lambda o: o.inner.append(2),
+        lambda o: o.inner.__setitem__(0, 1.0), lambda o: setattr(o, "more", None),
+    ],
+)  # fmt: skip
+def test_watch(change: Callable[[Any], None]) -> None:
+    cell = Holder(Options(0.7, [1]), lambda kept: kept.gain)
+    cell.read = float  # a closure-free word for it
+    unchanged = watch(cell)
+    assert unchanged is not None
+    assert unchanged()
+    change(cell.kept)
+    assert not unchanged()
+
+
+def test_watch_sees_tensors_change_in_place() -> None:
+    cell = CASES["dale_rnn"].make()
+    for change in (
+        lambda: cell.double(),
+        lambda: cell.sign.requires_grad_(),
+        lambda: setattr(next(cell.parameters()), "data", torch.zeros(1)),
+        lambda: cell.register_forward_pre_hook(lambda *_: None),
+    ):
+        unchanged = watch(cell)
+        assert unchanged is not None
+        assert unchanged()
+        change()
+        assert not unchanged()
+    assert watch(cell) is None, "it has a hook"
+
+
+# --- who leaves it --------------------------------------------------------------------------------------------------
+
+
+def test_dtype_shape_and_structure(short: list[bool]) -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    warm(rnn, x, h)
+    for T_, B_ in ((1, 1), (7, 2), (0, 3), (T, 0)):
+        short.clear()
+        got = rnn(x.new_zeros(T_, B_, I), h.new_ones(B_, H))
+        assert short == [True], "one program serves every T and B"
+        assert list(got[0].shape) == [T_, B_, H]
+    with pytest.raises(elman.ElmanError):
+        rnn(x, h[:1])
+    with pytest.raises(elman.ElmanError):
+        rnn(x[0], h)
+    with pytest.raises(elman.ElmanError):
+        rnn(x, h, lengths=torch.ones(B))
+    with pytest.raises(elman.ElmanError):
+        rnn(x, (h, h))
+    rnn.float()
+    assert rnn(x.float(), h.float())[0].dtype == torch.float32
+    rnn.double()
+    right(rnn, x, h)
+    right(rnn, x.transpose(0, 1).contiguous().transpose(0, 1), h)
+    right(rnn, x, h.t().contiguous().t())
+
+
+def test_without_a_state(short: list[bool]) -> None:
+    for kind in (cells.Elman, cells.LSTM):
+        rnn, (x, _) = elman.Recurrent(kind(I, H).double()), data()
+        with torch.no_grad():
+            found = [rnn(x) for _ in range(3)]
+            steps = [rnn.step(x[0]) for _ in range(3)]
+        assert short[-1]
+        for one in found[1:]:
+            same(one, found[0])
+        for one in steps:
+            same(one[0], found[0][0][0])
+
+
+def test_hooks_fire() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    warm(rnn, x, h)
+    fired: list[str] = []
+    first = rnn.cell.register_forward_hook(lambda *_: fired.append("cell"))
+    with torch.no_grad():
+        rnn.step(x[0], h)
+        assert fired == ["cell"]
+        first.remove()
+        every = torch.nn.modules.module.register_module_forward_hook(lambda *_: fired.append("every"))
+        try:
+            rnn.step(x[0], h)
+        finally:
+            every.remove()
+        assert fired == ["cell", "every"]
+        rnn.register_forward_hook(lambda *_: fired.append("layer"))
+        rnn(x, h)
+    assert fired == ["cell", "every", "layer"]
+
+
+def test_engines_by_name_and_direction() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    warm(rnn, x, h)
+    with torch.no_grad():
+        first = rnn(x, h)
+        rnn.engine = "reference"
+        same(rnn(x, h), first)
+        same(rnn.step(x[0], h)[0], first[0][0])
+        rnn.engine = "abacus"
+        with pytest.raises(elman.ElmanError, match="no such engine"):
+            rnn(x, h)
+        rnn.engine, rnn.reverse = "auto", True
+        same(rnn(x, h)[0].flip(0), elman.Recurrent(rnn.cell)(x.flip(0), h)[0])
+        with pytest.raises(elman.ElmanError):
+            rnn.step(x[0], h)
+
+
+def test_autocast_and_transforms() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H)), data(torch.float32)
+    warm(rnn, x, h)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rnn(x.bfloat16(), h.bfloat16())[0].dtype == torch.float32
+        assert rnn(x, h)[0].dtype == torch.float32
+    gradient = torch.func.grad(lambda x: rnn(x, h)[0].sum())(x)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(rnn(y := x.clone().requires_grad_(), h)[0].sum(), y)[0]
+    )
+
+
+def test_copies_forget() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    warm(rnn, x, h)
+    for other in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn))):
+        assert other._known is None
+        other.cell.W.data.zero_()
+        right(other, x, h)
+    right(rnn, x, h)
+
+
+def test_the_engine_is_there() -> None:
+    """Where no compiler was, steps are the cell's own, and nothing above shows the engine's step."""
+    rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
+    warm(rnn, x, h)
+    loop = rnn._latest.program.plan.loop
+    native = choose("auto", loop, CPU).name == "native"
+    assert rnn._known_step is not None
+    assert (rnn._known_step.prepared is not None) == native
