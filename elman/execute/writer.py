@@ -26,8 +26,7 @@ from torch import fx
 from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
-from elman.engines.base import Runner
-from elman.engines.codegen import function
+from elman.engines.base import Runner, StageMaker
 from elman.layout import Timeline
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, shift
 from elman.trace.outside import outside
@@ -35,15 +34,16 @@ from elman.trace.outside import outside
 Made = Callable[..., tuple[torch.Tensor, ...]]
 
 
-def written(plan: Plan, runner: Runner | None, ends: Sequence[str], single: bool) -> Made:
-    """The function `(steps, batch, seed, *inputs) -> outputs` of a plan whose loop `runner` runs.
+def written(plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool) -> Made:
+    """The function `(steps, batch, seed, *inputs) -> outputs` of a plan whose stages `make` makes and whose loop
+    `runner` runs.
 
     inputs: in the order of the circuit's, noise left out: constants, sequences, starting states, or None for zeros.
     ends: for each output, "own" for a tensor of its own rather than a view, "copy" for one in memory of its own.
     single: for one step alone, whose sequences go in and come out as `[B, …]`. Its noise comes straight from torch's
         default generator, since nobody draws it again.
     """
-    return _Writer(plan, runner, ends, single).function()
+    return _Writer(plan, make, runner, ends, single).function()
 
 
 class _Writer:
@@ -53,8 +53,10 @@ class _Writer:
     and `rows` hold the names of both. Everything else has one form and stands in both.
     """
 
-    def __init__(self, plan: Plan, runner: Runner | None, ends: Sequence[str], single: bool):
-        self.plan, self.runner, self.ends, self.single = plan, runner, ends, single
+    def __init__(
+        self, plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool
+    ):
+        self.plan, self.make, self.runner, self.ends, self.single = plan, make, runner, ends, single
         self.whole: dict[str, str] = {}
         self.rows: dict[str, str] = {}
         self.fresh: set[str] = set()  # tensors that were made here and are no views
@@ -172,7 +174,7 @@ class _Writer:
         if made:
             read = [name for name in stage.inputs() if _is_read(stage.graph, name)]
             given = [*map(self._in_rows, read), rows, "line" if _is_read(stage.graph, TIMELINE) else "None"]
-            run = self._constant(function(stage.graph, (*read, ROWS, TIMELINE), made))
+            run = self._constant(self.make(stage.graph, (*read, ROWS, TIMELINE), made))
             names = [self._new() for _ in made]
             self.lines.append(f"{''.join(f'{name}, ' for name in names)} = {run}({', '.join(given)})")
             self.rows.update(zip(made, names, strict=True))
