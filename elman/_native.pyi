@@ -20,8 +20,10 @@ def team() -> str:
 def poison(on: bool) -> None:
     """Fill scratch memory with NaN before every call (for tests)."""
 
-def uniform(to: Tensor, wide: bool, seed: int, first: int, steps: int, count: int, threads: int) -> None:
-    """Fill a contiguous tensor with `count` numbers in [0, 1) for each step from `first`."""
+def uniform(
+    to: Tensor, wide: bool, seed: int, first: int, steps: int, count: int, threads: int, isa: str = ""
+) -> None:
+    """Fill a contiguous tensor with `count` numbers in [0, 1) for each step from `first`. The same for every isa."""
 
 class Loop:
     """A program that can run."""

@@ -304,11 +304,13 @@ NB_MODULE(_native, m) {
           "Columns of a packed panel, in float32 and float64.");
     m.def("team", &team_name, "Which threads are used: \"openmp\" or \"own\".");
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
-    m.def("uniform", [](const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads) {
+    m.def("uniform", [](const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {
+        const Kernels& kernels = isa.empty() ? *usable().front() : named(isa);
         const Drawing drawing = {seed, first, steps, count, address(to.ptr())};
         nb::gil_scoped_release release;
-        (wide ? usable().front()->uniform64 : usable().front()->uniform32)(drawing, threads);
-    }, "Fill a contiguous tensor with the numbers of some steps, in [0, 1); a number depends on seed, step and place only.");
+        (wide ? kernels.uniform64 : kernels.uniform32)(drawing, threads);
+    }, nb::arg("to"), nb::arg("wide"), nb::arg("seed"), nb::arg("first"), nb::arg("steps"), nb::arg("count"), nb::arg("threads"), nb::arg("isa") = "",
+          "Fill a contiguous tensor with the numbers of some steps, in [0, 1); a number depends on seed, step and place only.");
     nb::class_<Loop>(m, "Loop")
         .def("__init__",
              [](Loop* self, const std::string& isa, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,

@@ -51,26 +51,33 @@ static void any_tile(int64_t R, const T* a, int64_t lda, const T* w, int64_t K, 
     }
 }
 
-// Rows first_row … stop_row - 1 and columns first … stop - 1 of a product.
+// A piece of a product: rows, columns, and the part of its sums that is added now.
+struct Piece {
+    int64_t first_row, stop_row, first, stop, first_k, stop_k;
+};
+
 template <class T>
-static void multiply_part(const Matrices& p, int64_t first_row, int64_t stop_row, int64_t first, int64_t stop, T* space) {
+static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
     constexpr int64_t P = PANEL<T>;
     T *panels = space, *strips = space + DEEP * BROAD;
     const T *a = reinterpret_cast<const T*>(p.a), *b = reinterpret_cast<const T*>(p.b), *start = reinterpret_cast<const T*>(p.start);
     T* out = reinterpret_cast<T*>(p.out);
     const bool turned = p.a_column != 1;
-    const int64_t count = (stop_row - first_row + TALLEST - 1) / TALLEST;  // strips, all as high as they can be alike
-    auto row_of = [&](int64_t strip) { return first_row + (stop_row - first_row) * strip / count; };
-    for (int64_t n0 = first; n0 < stop; n0 += BROAD) {
-        const int64_t n1 = stop - n0 < BROAD ? stop : n0 + BROAD;
-        for (int64_t k0 = 0; k0 < p.k || k0 == 0; k0 += DEEP) {
-            const int64_t K = p.k - k0 < DEEP ? p.k - k0 : DEEP;
+    const int64_t rows = piece.stop_row - piece.first_row;
+    const int64_t count = (rows + TALLEST - 1) / TALLEST;  // strips, all as high as they can be alike
+    auto row_of = [&](int64_t strip) { return piece.first_row + rows * strip / count; };
+    for (int64_t n0 = piece.first; n0 < piece.stop; n0 += BROAD) {
+        const int64_t n1 = piece.stop - n0 < BROAD ? piece.stop : n0 + BROAD;
+        int64_t k0 = piece.first_k;
+        do {
+            const int64_t K = piece.stop_k - k0 < DEEP ? piece.stop_k - k0 : DEEP;
             pack<T>(b + k0 * p.b_row + n0 * p.b_column, p.b_row, p.b_column, K, n1 - n0, panels);
             for (int64_t i0 = 0; i0 < count; i0 += HIGH) {
                 const int64_t i1 = count - i0 < HIGH ? count : i0 + HIGH;
                 if (turned)
                     for (int64_t i = i0; i < i1; i++)
-                        pack_strip<T>(row_of(i + 1) - row_of(i), a + row_of(i) * p.a_row + k0 * p.a_column, p.a_row, p.a_column, K, strips + (row_of(i) - row_of(i0)) * K);
+                        pack_strip<T>(row_of(i + 1) - row_of(i), a + row_of(i) * p.a_row + k0 * p.a_column, p.a_row, p.a_column, K,
+                                      strips + (row_of(i) - row_of(i0)) * K);
                 for (int64_t n = n0; n < n1; n += P)
                     for (int64_t i = i0; i < i1; i++) {
                         const int64_t row = row_of(i), R = row_of(i + 1) - row;
@@ -83,68 +90,102 @@ static void multiply_part(const Matrices& p, int64_t first_row, int64_t stop_row
                             any_tile<T, false>(R, a + row * p.a_row + k0, p.a_row, w, K, from, p.start_row, to, p.out_row, n1 - n, k0 > 0);
                     }
             }
-        }
+            k0 += DEEP;
+        } while (k0 < piece.stop_k);
     }
 }
 
-// out [n] = the sum over the k rows of b, columns first … stop - 1.
+// out [n] += or = the sum of b's rows first_k … stop_k - 1, columns first … stop - 1.
 template <class T>
-static void sum_part(const Matrices& p, int64_t first, int64_t stop) {
+static void sum_piece(const Matrices& p, const Piece& piece) {
     constexpr int64_t L = LANES<T>, MANY = 8;
     const T* b = reinterpret_cast<const T*>(p.b);
     T* out = reinterpret_cast<T*>(p.out);
-    int64_t n = first;
-    auto columns = [&](auto width) {
-        constexpr int W = decltype(width)::value;
-        Vec<T> total[W] = {};
-        for (int64_t k0 = 0; k0 < p.k; k0 += DEEP) {
-            const int64_t k1 = p.k - k0 < DEEP ? p.k : k0 + DEEP;
+    int64_t n = piece.first, k0 = piece.first_k;
+    do {
+        const int64_t k1 = piece.stop_k - k0 < DEEP ? piece.stop_k : k0 + DEEP;
+        auto columns = [&](auto width) {
+            constexpr int W = decltype(width)::value;
             Vec<T> sum[W] = {};
             for (int64_t k = k0; k < k1; k++)
 #pragma GCC unroll 8
                 for (int i = 0; i < W; i++) sum[i] += load(b + k * p.b_row + n + i * L);
-            for (int i = 0; i < W; i++) total[i] += sum[i];
+            for (int i = 0; i < W; i++) store<T>(out + n + i * L, k0 > 0 ? load(out + n + i * L) + sum[i] : sum[i]);
+            n += W * L;
+        };
+        n = piece.first;
+        if (p.b_column == 1) {
+            while (n + MANY * L <= piece.stop) columns(Number<MANY>{});
+            while (n + L <= piece.stop) columns(Number<1>{});
         }
-        for (int i = 0; i < W; i++) store<T>(out + n + i * L, total[i]);
-        n += W * L;
-    };
-    if (p.b_column == 1) {
-        while (n + MANY * L <= stop) columns(Number<MANY>{});
-        while (n + L <= stop) columns(Number<1>{});
-    }
-    for (; n < stop; n++) {
-        T total = 0;
-        for (int64_t k0 = 0; k0 < p.k; k0 += DEEP) {
-            const int64_t k1 = p.k - k0 < DEEP ? p.k : k0 + DEEP;
+        for (; n < piece.stop; n++) {
             T sum = 0;
             for (int64_t k = k0; k < k1; k++) sum += b[k * p.b_row + n * p.b_column];
-            total += sum;
+            out[n] = k0 > 0 ? out[n] + sum : sum;
         }
-        out[n] = total;
-    }
+        k0 += DEEP;
+    } while (k0 < piece.stop_k);
 }
 
+// Products that are computed together. Most of them read the same rows, either row by row or summed over all rows: so the
+// rows are taken in chunks that stay in the cache until all products have used them.
 template <class T>
 struct Multiplying {
     const Matrices* products;
     int64_t count;
     T* space;
 
-    void work(int thread, int threads) const {
-        constexpr int64_t unit = PANEL<T>;
-        auto shared = [](int64_t all, int64_t of, int64_t i, int64_t n) { return i >= n ? all : (all / of) * i / n * of; };
-        T* mine = space + thread * packed_elements<T>;
-        mine += (64 - int64_t(reinterpret_cast<uintptr_t>(mine)) % 64) % 64 / int64_t(sizeof(T));
+    int64_t rows() const {
+        int64_t most = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t here = products[i].sums || products[i].k > products[i].m ? products[i].k : products[i].m;
+            most = here > most ? here : most;
+        }
+        return most;
+    }
+
+    int64_t chunk(int64_t all) const {
+        int64_t wide = 0;  // elements that the products read and write of a row
         for (int64_t i = 0; i < count; i++) {
             const Matrices& p = products[i];
-            const int64_t first = shared(p.n, unit, thread, threads), stop = shared(p.n, unit, thread + 1, threads);
-            if (p.sums)
-                sum_part<T>(p, first, stop);
-            else if (p.m >= p.n)
-                multiply_part<T>(p, shared(p.m, 1, thread, threads), shared(p.m, 1, thread + 1, threads), 0, p.n, mine);
-            else if (first < stop)
-                multiply_part<T>(p, 0, p.m, first, stop, mine);
+            if (p.m != all && p.k != all) return all;
+            // What begins with another one's sum has to find it complete.
+            for (int64_t j = 0; j < i; j++)
+                if (p.start && p.start == products[j].out && p.m != all) return all;
+            wide += p.n + (p.sums ? 0 : p.m == all ? p.k : p.m);
         }
+        const int64_t fitting = (512 << 10) / (wide * int64_t(sizeof(T)) + 1) / DEEP * DEEP;
+        return fitting < DEEP ? all : fitting;
+    }
+
+    void work(int thread, int threads) const {
+        auto shared = [](int64_t all, int64_t unit, int64_t i, int64_t n) { return i >= n ? all : (all / unit) * i / n * unit; };
+        T* mine = space + thread * packed_elements<T>;
+        mine += (64 - int64_t(reinterpret_cast<uintptr_t>(mine)) % 64) % 64 / int64_t(sizeof(T));
+        const int64_t all = rows(), step = chunk(all);
+        int64_t r0 = 0;
+        do {
+            const int64_t r1 = all - r0 < step ? all : r0 + step;
+            for (int64_t i = 0; i < count; i++) {
+                const Matrices& p = products[i];
+                Piece piece = {0, p.m, 0, p.n, 0, p.k};
+                if (!p.sums && p.m == all) {
+                    piece.first_row = r0 + shared(r1 - r0, 1, thread, threads), piece.stop_row = r0 + shared(r1 - r0, 1, thread + 1, threads);
+                } else {
+                    if (p.k == all) piece.first_k = r0, piece.stop_k = r1;
+                    if (!p.sums && p.m >= p.n)
+                        piece.first_row = shared(p.m, 1, thread, threads), piece.stop_row = shared(p.m, 1, thread + 1, threads);
+                    else
+                        piece.first = shared(p.n, PANEL<T>, thread, threads), piece.stop = shared(p.n, PANEL<T>, thread + 1, threads);
+                }
+                if (piece.first_row >= piece.stop_row || piece.first >= piece.stop) continue;
+                if (p.sums)
+                    sum_piece<T>(p, piece);
+                else
+                    multiply_piece<T>(p, piece, mine);
+            }
+            r0 = r1;
+        } while (r0 < all);
     }
 };
 
