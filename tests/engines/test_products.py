@@ -1,4 +1,4 @@
-"""Products outside the loop, and random numbers: the native ones are the right ones, with the same bits for all threads."""
+"""Products outside the loop, and random numbers: the native ones are right, and have the same bits for all threads."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_products_and_sums(m: int, n: int, k: int, dtype: torch.dtype, isa: str)
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("rows", [1, 40, 700, 3000])
 def test_bits_do_not_depend_on_threads_or_company(rows: int, isa: str) -> None:
-    """A backward pass: gradients of weights and inputs that read the same rows, chunk by chunk, one started by another."""
+    """A backward pass: gradients of weights and inputs read the same rows chunk by chunk, one starts from another."""
     d, h, x = (matrix(rows, width, torch.float32, "plain", width) for width in (96, 32, 40))
     U, V = matrix(96, 40, torch.float32, "plain", 4), matrix(96, 40, torch.float32, "plain", 5)
     dx = torch.full((rows, 40), float("nan"))
@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (a, b, None, torch.zeros(3, 6)), (a, b[:4], None, torch.zeros(3, 5)), (a, b[:4], None, torch.zeros(6, 3).t()),
         (a, torch.zeros(4), None, torch.zeros(3, 1)), (a, b[:4], torch.zeros(6, 3).t(), torch.zeros(3, 6)),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match="fit|form|matrices|columns"):
+        with pytest.raises(ValueError, match=r"fit|form|matrices|columns"):
             call((product,), 1)
 
 
