@@ -1,4 +1,4 @@
-"""Writes a program: buffers and operations on views. What an ATen operation becomes stands in operations.py."""
+"""Writes a program: buffers and operations on views. What an ATen operation becomes stands in rules/."""
 
 from __future__ import annotations
 
