@@ -9,11 +9,20 @@ activations.py  sigmoid's relatives and their backwards, out of simpler operatio
 addressing.py   slices, reshapes, broadcasts, concatenations, numbers as tensors
 features.py     sums, softmax, layer norm
 products.py     products of matrices
+convolutions.py the taps of a convolution as views, and a product
 indices.py      gather, scatter, and their like
 """
 
-from elman.engines.native.rules import activations, addressing, features, indices, pointwise, products
+from elman.engines.native.rules import (
+    activations,
+    addressing,
+    convolutions,
+    features,
+    indices,
+    pointwise,
+    products,
+)
 from elman.engines.native.rules.table import RULES, Rule, Want
 
-FAMILIES = (pointwise, activations, addressing, features, products, indices)
+FAMILIES = (pointwise, activations, addressing, features, products, convolutions, indices)
 __all__ = ["FAMILIES", "RULES", "Rule", "Want"]

@@ -219,8 +219,7 @@ def _flat(w: Writer, x: View | None, outer: Sequence[int]) -> tuple[View, int] |
     """A scale or shift, the same for every line."""
     if x is None:
         return None
-    if not x.contiguous:
-        x = w._in_order(x) if x.buffer.fixed else w.copy(x)
+    x = w.in_order(x)
     return View(x.buffer, x.offset, (1,) * len(outer), (0,) * len(outer)), 1
 
 
