@@ -22,6 +22,7 @@ from elman.engines.native.values import REAL, Unsupported, View
 from elman.engines.native.writer import Writer
 
 aten = torch.ops.aten
+COLUMNS = 1 << 15  # bytes of the taps that one product reads
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,28 @@ def _product(
 ) -> None:  # fmt: skip
     """out [O, *positions] = bias [O] + weight [O, I / groups, taps] · the taps of x [I, *in]."""
     (O, *positions), I, taps = out.sizes, x.sizes[0], weight.sizes[2]
-    columns = w.new(REAL, (I, taps, *positions))
-    for tap, at in enumerate(itertools.product(*map(range, kernel))):
-        view = x
-        for d, (k, n) in enumerate(zip(at, positions, strict=True), start=1):
-            begin = k * dilation[d - 1]
-            view = view.slice(d, begin, begin + (n - 1) * stride[d - 1] + 1, stride[d - 1])
-        w.copy(view, into=columns.select(1, tap))
-    shape = (groups, O // groups, math.prod(positions))
-    right = must(columns.reshape((groups, I // groups * taps, shape[2])))
     left = must(w.in_order(weight).reshape((groups, O // groups, I // groups * taps)))
-    start = None
-    if bias is not None:
-        start = must(w.in_order(bias.unsqueeze(1).expand((O, shape[2]))).reshape(shape))
-    w.matmul(left, right, start, must(out.reshape(shape)))
+    start = None if bias is None else w.in_order(bias.unsqueeze(1).expand((O, math.prod(positions))))
+    # Some places at a time along the first dimension, so that the columns stay in the nearest cache.
+    many = max(COLUMNS // (I * taps * max(math.prod(positions[1:]), 1) * w.real_bytes), 1)
+    for first in range(0, positions[0], many):
+        here = (min(many, positions[0] - first), *positions[1:])
+        columns = w.new(REAL, (I, taps, *here))
+        for tap, at in enumerate(itertools.product(*map(range, kernel))):
+            view = x
+            for d, n in enumerate(here):
+                begin = at[d] * dilation[d] + (first * stride[0] if d == 0 else 0)
+                view = view.slice(1 + d, begin, begin + (n - 1) * stride[d] + 1, stride[d])
+            w.copy(view, into=columns.select(1, tap))
+        n, begin = math.prod(here), first * math.prod(positions[1:])
+        right = must(columns.reshape((groups, I // groups * taps, n)))
+        place = must(out.reshape((groups, O // groups, math.prod(positions)))).slice(2, begin, begin + n)
+        added = None
+        if start is not None:
+            added = must(start.reshape((groups, O // groups, math.prod(positions)))).slice(
+                2, begin, begin + n
+            )
+        w.matmul(left, right, added, place)
 
 
 def _zeros(w: Writer, sizes: Sequence[int]) -> View:
