@@ -112,9 +112,9 @@ INLINE int64_t state_bytes(const Program& p, int64_t rows) {
     return total;
 }
 
-// Few rows and large products: share out columns.
+// Few rows and large products: share out columns. (A row's product of 128 by 128 takes 0.7 us, a meeting 0.2.)
 INLINE bool by_columns(const Program& p, const Call& c) {
-    return c.batch < c.threads && !c.sizes && p.widest >= 128 * 128;
+    return c.batch < c.threads && !c.sizes && p.widest >= 2 * 128 * 128;
 }
 
 // No more threads than these are of use.
