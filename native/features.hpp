@@ -227,7 +227,10 @@ void layer_norm_backward(const Op& op, const Frame& f) {
     each_line<5>(op, f, [&](const int64_t* at) {
         const T *g = gradient + at[1], *x = in + at[2];
         const T mean = means[at[3]], inverse = inverses[at[4]];
-        auto u = [&](int64_t i, int m) { return !scale ? some(g + i, m) : some(g + i, m) * some(scale + i, m); };
+        auto u = [&](int64_t i, int m) {
+            const Vec<T> v = some(g + i, m);
+            return !scale ? v : v * some(scale + i, m);
+        };
         auto normal = [&](int64_t i, int m) { return (some(x + i, m) - mean) * inverse; };
         const T first = added<T>(n, u) / T(n);
         const T second = added<T>(n, [&](int64_t i, int m) { return u(i, m) * normal(i, m); }) / T(n);

@@ -438,6 +438,7 @@ _POINTWISE = {
     "log_sigmoid_forward", "log_sigmoid_backward", "mish_backward", "rsub", "masked_fill", "detach", "alias",
     "native_dropout", "native_dropout_backward", "_prelu_kernel", "lift_fresh_copy", "where", "copy", "bernoulli",
     "new_zeros", "new_full", "new_empty", "new_ones", "fmod", "smooth_l1_loss", "mse_loss", "sgn", "isfinite",
+    "hardswish", "floor_divide", "_prelu_kernel_backward",
 }  # fmt: skip
 _VIEWS_KEEP = {"permute", "transpose", "t", "squeeze", "unsqueeze", "movedim"}
 

@@ -107,6 +107,16 @@ def _elu_backward(
     return f("mul", g, f.where(f("le", x, 0.0), slope, scale))
 
 
+@activation(aten.celu.default)
+def _celu(f: Sums, x: View, alpha: NUMBER = 1) -> View:
+    return _elu(f, x, alpha, 1, 1 / alpha)
+
+
+@activation(aten.threshold.default)
+def _threshold(f: Sums, x: View, threshold: NUMBER, value: NUMBER) -> View:
+    return f.where(f("le", x, threshold), value, x)
+
+
 @activation(aten.softplus.default)
 def _softplus(f: Sums, x: View, beta: NUMBER = 1, threshold: NUMBER = 20) -> View:
     z = f("mul", x, beta) if beta != 1 else x
@@ -117,6 +127,13 @@ def _softplus(f: Sums, x: View, beta: NUMBER = 1, threshold: NUMBER = 20) -> Vie
 def _softplus_backward(f: Sums, g: View, x: View, beta: NUMBER, threshold: NUMBER) -> View:
     z = f("mul", x, beta) if beta != 1 else x
     return f.where(f("gt", z, threshold), g, f("mul", g, f("sigmoid", z)))
+
+
+@rule(aten._prelu_kernel_backward.default)
+def _prelu_backward(w: Writer, want: Want, g: View, x: View, slope: View) -> tuple[View, View]:
+    f = Sums(w, want.sizes)
+    positive = f("gt", x, 0.0)
+    return f.where(positive, g, f("mul", g, slope)), f.where(positive, 0.0, f("mul", g, x))
 
 
 @rule(aten.log_sigmoid_forward.default)
@@ -159,6 +176,13 @@ def _gelu_backward(f: Sums, g: View, x: View, approximate: str = "none") -> View
 @activation(aten.mish.default)
 def _mish(f: Sums, x: View) -> View:
     return f("mul", x, f("tanh", _softplus(f, x)))
+
+
+@activation(aten.mish_backward.default)
+def _mish_backward(f: Sums, g: View, x: View) -> View:
+    t = f("tanh", _softplus(f, x))
+    slope = f("fma", f("mul", x, f("sigmoid", x)), f("sub", 1.0, f("square", t)), t)
+    return f("mul", g, slope)
 
 
 @activation(aten._prelu_kernel.default)

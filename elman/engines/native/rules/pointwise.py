@@ -26,9 +26,12 @@ COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
 
 def _unary(code: str) -> Rule:
     def lower(w: Writer, want: Want, x: View) -> View:
-        if x.type != REAL and code == "neg":
-            return w.map("int_sub", INT, want.sizes, w.number(0, INT, want.sizes), x)
-        return w.map(code, REAL, want.sizes, cast(w, x, REAL))
+        if want.type == REAL:
+            return w.map(code, REAL, want.sizes, cast(w, x, REAL))
+        if want.type == INT and code in ("neg", "abs"):
+            minus = w.map("int_sub", INT, want.sizes, w.number(0, INT, want.sizes), x)
+            return minus if code == "neg" else w.map("int_maximum", INT, want.sizes, x, minus)
+        raise Unsupported(f"{code} of {want.type} values")
 
     return lower
 
@@ -99,6 +102,11 @@ for _name, _packet in BINARY.items():
             RULES[getattr(_packet, _overload)] = _binary(_name)
 for _name in COMPARE:
     RULES[getattr(aten, _name).Tensor] = RULES[getattr(aten, _name).Scalar] = _compare(_name)
+
+
+@rule(aten.floor_divide.default, aten.floor_divide.Scalar)
+def _floor_divide(w: Writer, want: Want, a: Any, b: Any) -> View:
+    return _binary("div")(w, want, a, b, rounding_mode="floor")
 
 
 @rule(aten.rsub.Scalar, aten.rsub.Tensor)
