@@ -24,6 +24,7 @@ from elman.errors import TraceError
 
 aten = torch.ops.aten
 BLOCK = 16  # time steps that are drawn together
+ROW_BLOCK = 512  # rows that are drawn together, where steps have different numbers of them
 Call = Callable[..., Any]
 
 
@@ -194,16 +195,27 @@ def number(port: InPort) -> int:
 
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
     """The numbers of noise port number `index` for steps start to stop: [stop - start, B, …], no B without rows."""
-    size = ((batch,) if port.rows else ()) + port.shape
-    first, last = start // BLOCK, -(-stop // BLOCK)
-    drawn = torch.empty(((last - first) * BLOCK, *size), dtype=port.dtype, device=port.device)
+    return _drawn(port, index, seed, start, stop, ((batch,) if port.rows else ()) + port.shape, BLOCK)
+
+
+def draw_rows(port: InPort, index: int, seed: int, start: int, stop: int) -> torch.Tensor:
+    """The numbers of a noise port for packed rows start to stop: [stop - start, …]."""
+    return _drawn(port, index, seed, start, stop, port.shape, ROW_BLOCK)
+
+
+def _drawn(
+    port: InPort, index: int, seed: int, start: int, stop: int, size: tuple[int, ...], length: int
+) -> torch.Tensor:
+    """[stop - start, *size], drawn in blocks of `length`."""
+    first, last = start // length, -(-stop // length)
+    drawn = torch.empty(((last - first) * length, *size), dtype=port.dtype, device=port.device)
     fill = torch.rand if port.draw == "uniform" else torch.randn
 
     def fill_block(block: int) -> None:
         generator = torch.Generator(device=port.device)
         generator.manual_seed(_mix(seed, index, block))
-        begin = (block - first) * BLOCK
-        fill((BLOCK, *size), generator=generator, out=drawn[begin : begin + BLOCK])
+        begin = (block - first) * length
+        fill((length, *size), generator=generator, out=drawn[begin : begin + length])
 
     workers = torch.get_num_threads()
     if port.device.type == "cpu" and workers > 1 and last - first > 1 and drawn.numel() >= _WORTH_SHARING:
@@ -213,7 +225,7 @@ def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int)
     else:
         for block in range(first, last):
             fill_block(block)
-    return drawn[start - first * BLOCK : stop - first * BLOCK]
+    return drawn[start - first * length : stop - first * length]
 
 
 _WORTH_SHARING = 1 << 17  # numbers: starting threads takes about 0.1 ms

@@ -31,6 +31,7 @@ ROOMS = (
     "adjoint",
     "plan",
     "layout",
+    "pieces",
     "draw",
     "engines",
     "execute",

@@ -129,8 +129,7 @@ def _program(
             check_teacher(
                 found.program,
                 dict(zip(teacher_tree.paths, [t.unsqueeze(0) for t in teachers], strict=True)),
-                1,
-                2,
+                (1, 2),
             )
         counters = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
         first_teacher = len(xs) + len(states) + len(contexts)
