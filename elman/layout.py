@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 Tensor = torch.Tensor
 
@@ -139,7 +141,15 @@ class Packing:
         return np.searchsorted(-self._counts, -np.arange(self.batch))
 
     def _tensor(self, index: np.ndarray) -> Tensor:
-        return torch.from_numpy(index).to(self.device)
+        return as_index(index, self.device)
+
+
+def as_index(index: np.ndarray, device: torch.device) -> Tensor:
+    """Numbers of rows as a tensor that belongs to no transform that is going on."""
+    if peek_interpreter_stack() is None:
+        return torch.from_numpy(index).to(device)
+    with temporarily_clear_interpreter_stack():
+        return torch.from_numpy(index).to(device)
 
 
 @dataclass(eq=False, slots=True)

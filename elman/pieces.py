@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.errors import InputError, InputTypeError
-from elman.layout import Packing
+from elman.errors import InputError, InputTypeError, NotSupported
+from elman.layout import Packing, as_index
 
 Tensor = torch.Tensor
 
@@ -113,7 +115,7 @@ class Layout:
         uneven = packing is not None and not packing.even
         return cls(
             (steps, batch), batch, (len(rows),) if uneven else (len(sizes), len(starts)), device,
-            packing if uneven else None, pieces, None if in_order else torch.from_numpy(rows).to(device),
+            packing if uneven else None, pieces, None if in_order else as_index(rows, device),
         )  # fmt: skip
 
     @classmethod
@@ -221,11 +223,11 @@ class Layout:
         """Rows of a tensor."""
         if len(index) == len(value) and np.array_equal(index, np.arange(len(index))):
             return value
-        return value.index_select(0, torch.from_numpy(index).to(self.device))
+        return value.index_select(0, as_index(index, self.device))
 
 
 def _lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> np.ndarray:
-    given = torch.as_tensor(lengths)
+    given = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths)
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise InputTypeError(
             what="lengths are whole numbers", where="lengths=", got=str(given.dtype), expected="int64 or int32",
@@ -236,7 +238,7 @@ def _lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> np.ndar
             what="there is one length for each sequence", where="lengths=", got=f"shape {list(given.shape)}",
             expected=f"[{batch}]",
         )  # fmt: skip
-    found = given.detach().cpu().numpy()
+    found = _read(given, "lengths")
     wrong = np.flatnonzero((found < 0) | (found > steps))
     if len(wrong):
         raise InputError(
@@ -259,4 +261,17 @@ def _bools(value: Tensor, name: str, steps: int, batch: int) -> np.ndarray:
             what=f"{name} says it for each step of each sequence", where=f"{name}=",
             got=f"shape {list(value.shape)}", expected=f"[{steps}, {batch}]", mend=mend,
         )  # fmt: skip
-    return value.detach().cpu().numpy()
+    return _read(value, name)
+
+
+def _read(value: Tensor, name: str) -> np.ndarray:
+    """The numbers of a tensor, from wherever it lies and whatever transform is going on around."""
+    if is_functorch_wrapped_tensor(value):
+        raise NotSupported(
+            what=f"{name} is an argument of a transform of torch.func, so that nobody knows its numbers",
+            where=f"{name}=", mend="let the function that is transformed take it from outside",
+        )  # fmt: skip
+    if peek_interpreter_stack() is None:
+        return value.detach().cpu().numpy()
+    with temporarily_clear_interpreter_stack():
+        return value.detach().cpu().numpy()

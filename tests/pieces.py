@@ -8,6 +8,7 @@ As tests/eager.py, it shares no code with elman, on purpose.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 from tests import eager
 
 Tensor = torch.Tensor
+Replay = Callable[[int, int], contextlib.AbstractContextManager[Any]]
 
 
 def unroll(
@@ -33,8 +35,13 @@ def unroll(
     reset: Tensor | None = None,
     teacher: Any = None,
     teacher_weight: Tensor | None = None,
+    replay: Replay | None = None,
 ) -> tuple[Any, Any]:
-    """(outputs [T, B, …], final state [B, …]). initial: the cell's initial state for one row, `[1, …]`."""
+    """(outputs [T, B, …], final state [B, …]).
+
+    initial: the cell's initial state for one row, `[1, …]`. replay: (t, b) -> a context manager in which step t of row
+    b runs, to feed it somebody else's random numbers.
+    """
     T = steps if steps is not None else len(next(iter(_tensors(x))))
     B = len(next(iter(_tensors(state))))
     rows, finals = [], []
@@ -54,7 +61,8 @@ def unroll(
             last = start
             for t in order:
                 given = None if context is None else _row(context, b)
-                found[t], last = eager.step(cell, _row(eager.at(x, t), b), last, given)
+                with replay(t, b) if replay is not None else contextlib.nullcontext():
+                    found[t], last = eager.step(cell, _row(eager.at(x, t), b), last, given)
                 if teacher is not None and t != order[-1]:
                     w = None if teacher_weight is None else teacher_weight[t, b]
                     seen = _blend(w, _row(eager.at(teacher, t), b), found[t])

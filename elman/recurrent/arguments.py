@@ -90,16 +90,6 @@ def batch_of(
     return batch
 
 
-def one_device(tensors: Sequence[Tensor], tree: Tree | None, device: torch.device | None) -> None:
-    """Refuse tensors that do not lie where the others do."""
-    for tensor, path in zip(tensors, tree.paths if tree is not None else (), strict=True):
-        if device is not None and tensor.device != device:
-            raise InputError(
-                what="it lies on another device than the rest", where=path, got=str(tensor.device),
-                expected=str(device), mend=f'use .to("{device}")',
-            )  # fmt: skip
-
-
 def weight_of(weight: Any, teacher: Any, lead: tuple[int, ...]) -> Tensor | None:
     """The teacher's weight as a tensor that fits, numbers in the teacher's dtype."""
     if weight is None:

@@ -21,7 +21,7 @@ from elman.pieces import Layout
 from elman.plan.explain import Explanation
 from elman.recurrent.again import Known, plain, structure
 from elman.recurrent.arguments import EVERY, Happens, batch_of, sizes, unwrap, weight_of
-from elman.recurrent.compiled import register, run_compiled
+from elman.recurrent.compiled import refuse_compiled, register, run_compiled
 from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
@@ -135,7 +135,9 @@ class Recurrent(torch.nn.Module):
         if lengths is not None or mask is not None or reset is not None:
             happens = Happens(lengths, mask, reset)
         if torch.compiler.is_compiling():
-            _not_compiled(x, happens, teacher_weight)
+            missing = [*happens.said, *(["teacher_weight"] if teacher_weight is not None else [])]
+            if missing or isinstance(x, PackedSequence):
+                refuse_compiled(f"{missing[0]}=" if missing else "a PackedSequence")
             return run_compiled(self, x, state, steps, teacher, context)
         if (
             steps is not None or teacher is not None or context is not None or teacher_weight is not None
@@ -209,7 +211,7 @@ class Recurrent(torch.nn.Module):
         x: packed, `[*layout.inner, …]`. Everything else is as users give it, `teacher` and `weight` with the leading
         dimensions `layout.lead`.
         """
-        device = layout.device.type
+        device = "cpu" if layout.device.type == "meta" else layout.device.type
         if torch.is_autocast_enabled(device):
             # A recurrence adds up small changes over many steps: it runs in the precision of its parameters.
             dtype = self._dtype()
@@ -383,17 +385,6 @@ def _seed() -> int:
         with temporarily_clear_interpreter_stack():
             return int(torch.randint(2**62, ()).item())
     return int(torch.randint(2**62, ()).item())
-
-
-def _not_compiled(x: Any, happens: Happens, weight: Any) -> None:
-    """Refuse what a compiled call cannot do yet."""
-    said = [*happens.said, *(["teacher_weight"] if weight is not None else [])]
-    if said or isinstance(x, PackedSequence):
-        raise NotSupported(
-            what=f"{said[0]}= is not available under torch.compile yet" if said
-            else "a PackedSequence is not available under torch.compile yet",
-            where="Recurrent(…)", mend="leave this layer out with torch.compiler.disable",
-        )  # fmt: skip
 
 
 def _like(initial: Any, states: Sequence[Tensor], tree: Tree) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,6 +73,7 @@ def look_up(
         if known is not None:  # direction and teacher are none of the trace's business
             circuit = replace(known.program.circuit, reverse=False)
         else:
+            _check_devices(cell, shapes)
             circuit = trace(
                 cell,
                 shapes.x.fill(first_step(xs)),
@@ -139,6 +141,23 @@ def _check_structure(circuit: Circuit, teacher: Tree) -> None:
         )  # fmt: skip
 
 
+def _check_devices(cell: torch.nn.Module, shapes: Shapes) -> None:
+    """Refuse tensors that do not lie where the cell does, if that is one place."""
+    devices = {parameter.device for parameter in cell.parameters()}
+    if len(devices) != 1:
+        return
+    (device,) = devices
+    paths = [
+        path for tree in (shapes.x, shapes.state, shapes.context) if tree is not None for path in tree.paths
+    ]
+    for path, (_, _, found) in zip(paths, itertools.chain(*shapes.metas), strict=True):
+        if found != device:
+            raise InputError(
+                what="it lies on another device than the cell", where=path, got=str(found), expected=str(device),
+                mend=f'use .to("{device}")',
+            )  # fmt: skip
+
+
 def check_teacher(program: Program, teachers_: dict[str, Tensor], lead: tuple[int, ...]) -> None:
     """lead: the leading dimensions of sequences, (T, B)."""
     known = {port.path: port for port in program.inputs if port.kind is Kind.SEQUENCE}
@@ -146,12 +165,14 @@ def check_teacher(program: Program, teachers_: dict[str, Tensor], lead: tuple[in
         port = known.get(path)  # None: this tensor of the output is no entry of the state, and not looked at
         expected = lead if port is None else (*lead, *port.shape)
         got = tuple(tensor.shape[: len(lead)] if port is None else tensor.shape)
-        if got != expected or (port is not None and tensor.dtype != port.dtype):
+        if got != expected or (
+            port is not None and (tensor.dtype, tensor.device) != (port.dtype, port.device)
+        ):
             raise InputError(
                 what="the teacher must say every output", where=path,
-                got=f"shape {list(tensor.shape)}, {tensor.dtype}",
+                got=f"shape {list(tensor.shape)}, {tensor.dtype} on {tensor.device}",
                 expected=f"[{', '.join(map(str, expected))}{', …' if port is None else ''}]"
-                + ("" if port is None else f", {port.dtype}"),
+                + ("" if port is None else f", {port.dtype} on {port.device}"),
             )  # fmt: skip
 
 
