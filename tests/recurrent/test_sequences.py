@@ -55,7 +55,7 @@ def test_every_choice_equals_the_definition(name: str, reverse: bool, engine: st
             assert not got.gradients["x"][outside].any()
 
 
-@engines
+@pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize(
     "name",
     [
@@ -65,18 +65,16 @@ def test_every_choice_equals_the_definition(name: str, reverse: bool, engine: st
     ],
 )  # fmt: skip
 def test_many_cells_equal_the_definition(name: str, engine: str) -> None:
+    """With NaN, and indices that are none, where nothing happens. Each engine runs one way, to save time."""
     case: Case = CASES[name]
-    if engine == "native" and name in ("attention_rnn", "counting_rnn", "latch_rnn", "slots_rnn"):
-        engine = "auto"
-    for reverse in (False, True):
-        rnn = layer(name, reverse=reverse, engine=engine)
-        inputs, told = Inputs.of(case, 7, 4), ragged.said(7, 4)
-        if not case.starts:
-            del told["reset"]  # nobody knows what a new sequence would start from
-        inputs.x = ragged.poisoned(inputs.x, ragged.happens(7, 4, **told))
-        got = ragged.agree(rnn, inputs, **told)
-        for found in (*got.values.values(), *got.gradients.values()):
-            assert found is None or not found.isnan().any()
+    rnn = layer(name, reverse=engine == "auto", engine=engine)
+    inputs, told = Inputs.of(case, 7, 4), ragged.said(7, 4)
+    if not case.starts:
+        del told["reset"]  # nobody knows what a new sequence would start from
+    inputs.x = ragged.poisoned(inputs.x, ragged.happens(7, 4, **told))
+    got = ragged.agree(rnn, inputs, **told)
+    for found in (*got.values.values(), *got.gradients.values()):
+        assert found is None or not found.isnan().any()
 
 
 @pytest.mark.parametrize("name", ["zoneout_lstm_eval", "zoneout_lstm", "noisy_rnn", "dropout_rnn"])
