@@ -77,14 +77,29 @@ class Layout:
         mask: `[T, B]` bools: steps where it is true happen. reset: `[T, B]` bools: step t begins a new sequence.
         Raises InputError or InputTypeError for what does not fit.
         """
+        known = None if lengths is None else _lengths(lengths, steps, batch)
+        if mask is None and reset is None:
+            return cls.whole(steps, batch, device) if known is None else cls._ragged(known, steps, device)
         happens = np.ones((steps, batch), bool) if mask is None else _bools(mask, "mask", steps, batch)
-        if lengths is not None:
-            happens = happens & (np.arange(steps)[:, None] < _lengths(lengths, steps, batch))
+        if known is not None:
+            happens = happens & (np.arange(steps)[:, None] < known)
         resets = None if reset is None else _bools(reset, "reset", steps, batch)
         return cls._cut(happens, resets, device)
 
     @classmethod
+    def _ragged(cls, lengths: np.ndarray, steps: int, device: torch.device) -> Layout:
+        """The first steps of each row: one piece for each that has any."""
+        batch = len(lengths)
+        order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+        each = lengths[order]
+        step, place = (np.arange(each.max(initial=0))[:, None] < each).nonzero()
+        every = np.ones(len(order), bool)
+        pieces = _Pieces(order, every, every, ~every)
+        return cls._placed(steps, batch, pieces, np.bincount(step), step * batch + order[place], device)
+
+    @classmethod
     def _cut(cls, happens: np.ndarray, resets: np.ndarray | None, device: torch.device) -> Layout:
+        """Whatever there is."""
         steps, batch = happens.shape
         # All steps that happen, row after row: two of a row are in one piece if as many resets stand before both.
         row, time = happens.T.nonzero()
@@ -96,27 +111,31 @@ class Layout:
         owner = row[starts]
         first = np.diff(owner, prepend=-1) > 0
         last = np.diff(owner, append=batch) > 0
-        if resets is None and len(row) == steps * batch:
-            return cls.whole(steps, batch, device)
         # The longest first, and then step after step.
         order = np.argsort(-lengths, kind="stable")
-        sizes = len(starts) - np.searchsorted(
-            lengths[order[::-1]], np.arange(lengths.max(initial=0)), side="right"
-        )
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         piece = begins.cumsum() - 1
         step = np.arange(len(row)) - starts[piece]
+        sizes = np.bincount(step)
         rows = np.empty_like(row)
         rows[(sizes.cumsum() - sizes)[step] + place[piece]] = time * batch + row
         pieces = _Pieces(owner[order], first[order], last[order], before[starts[order]] > 0)
+        return cls._placed(steps, batch, pieces, sizes, rows, device)
+
+    @classmethod
+    def _placed(
+        cls, steps: int, batch: int, pieces: _Pieces, sizes: np.ndarray, rows: np.ndarray, device: torch.device
+    ) -> Layout:  # fmt: skip
+        """rows: where each packed row lies among the `T * B`. sizes: how many there are at each step."""
         in_order = np.array_equal(rows, np.arange(len(rows)))
-        packing = Packing(sizes.tolist(), device) if len(row) else None
-        uneven = packing is not None and not packing.even
-        return cls(
-            (steps, batch), batch, (len(rows),) if uneven else (len(sizes), len(starts)), device,
-            packing if uneven else None, pieces, None if in_order else as_index(rows, device),
-        )  # fmt: skip
+        if in_order and len(rows) == steps * batch and not pieces.fresh.any():
+            return cls.whole(steps, batch, device)
+        index = None if in_order else as_index(rows, device)
+        if len(sizes) == 0 or sizes[0] == sizes[-1]:
+            return cls((steps, batch), batch, (len(sizes), len(pieces.owner)), device, None, pieces, index)
+        packing = Packing(sizes.tolist(), device)
+        return cls((steps, batch), batch, (packing.rows,), device, packing, pieces, index)
 
     @classmethod
     def of_packed(cls, sequence: PackedSequence) -> Layout:
