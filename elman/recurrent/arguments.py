@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,32 @@ class Happens:
 
 
 EVERY = Happens()
+
+
+def over_sequences(
+    run: Callable[..., tuple[Any, Any]], x: Any, state: Any, happens: Happens, *, steps: int | None = None,
+    teacher: Any = None, weight: Any = None, **more: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Lay out a call, run it on packed sequences, and put the outputs back in place.
+
+    run: `(layout, x, state, …)` -> (packed outputs, final state); teacher and weight are handed to it if there are any.
+    """
+    layout = None
+    if isinstance(x, PackedSequence):
+        x, layout, teacher, weight = unwrap(x, steps, happens, teacher, weight)
+    xs, tree = flatten(x, "x")
+    if layout is None:
+        steps, batch = sizes(xs, tree, steps)
+        states = flatten(state, "state") if not xs else ([], None)
+        batch = batch_of(*states, (), None, batch)
+        layout = happens.layout(steps, batch, (xs or states[0])[0].device)
+    if teacher is not None or weight is not None:
+        more |= {"teacher": teacher, "weight": weight}
+    outputs, final = run(layout, tree.fill([layout.pack(x) for x in xs]), state, **more)
+    if outputs is None:
+        return None, final
+    made, tree = flatten(outputs, "output")
+    return tree.fill([layout.unpack(value) for value in made]), final
 
 
 def sizes(xs: Sequence[Tensor], tree: Tree, steps: int | None) -> tuple[int, int | None]:

@@ -20,7 +20,7 @@ from elman.forcing import WEIGHT
 from elman.pieces import Layout
 from elman.plan.explain import Explanation
 from elman.recurrent.again import Known, plain, structure
-from elman.recurrent.arguments import EVERY, Happens, batch_of, sizes, unwrap, weight_of
+from elman.recurrent.arguments import EVERY, Happens, batch_of, over_sequences, weight_of
 from elman.recurrent.compiled import refuse_compiled, register, run_compiled
 from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
@@ -180,22 +180,9 @@ class Recurrent(torch.nn.Module):
         self, x: Any, state: Any, steps: int | None = None, happens: Happens = EVERY, teacher: Any = None,
         weight: Any = None, context: Any = None,
     ) -> tuple[Any, Any]:  # fmt: skip
-        layout, batch = None, None
-        if isinstance(x, PackedSequence):
-            x, layout, teacher, weight = unwrap(x, steps, happens, teacher, weight)
-        xs, tree = flatten(x, "x")
-        if layout is None:
-            steps, batch = sizes(xs, tree, steps)
-            if batch is None:
-                batch = batch_of(*flatten(state, "state"), (), None, None)
-            device = xs[0].device if xs else flatten(state, "state")[0][0].device
-            layout = happens.layout(steps, batch, device)
-        rows = tree.fill([layout.pack(x) for x in xs])
-        outputs, final = self.run(layout, rows, state, teacher, weight, context)
-        if outputs is None:
-            return None, final
-        made, tree = flatten(outputs, "output")
-        return tree.fill([layout.unpack(value) for value in made]), final
+        return over_sequences(
+            self.run, x, state, happens, steps=steps, teacher=teacher, weight=weight, context=context
+        )
 
     def run(
         self,
