@@ -1,5 +1,10 @@
 """The compiled part of the native engine: native/bind.cpp."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
 def codes() -> dict[str, int]:
     """Name -> number of every operation."""
 
@@ -15,13 +20,19 @@ def team() -> str:
 def poison(on: bool) -> None:
     """Fill scratch memory with NaN before every call (for tests)."""
 
+def uniform(
+    to: Tensor, wide: bool, seed: int, first: int, steps: int, count: int, threads: int, isa: str = ""
+) -> None:
+    """Fill a contiguous tensor with `count` numbers in [0, 1) for each step from `first`. The same for every isa."""
+
 class Loop:
     """A program that can run."""
 
     def __init__(
         self, isa: str, wide: bool, prepare: list[list[int]], prepare_numbers: list[float], ops: list[list[int]],
         numbers: list[float], buffers: list[list[int]], states: list[list[int]], scratch_bytes: int,
-        prepared_bytes: int, work: int, widest: int, constants: int, sequences: int, emits: int, /,
+        prepared_bytes: int, work: int, widest: int, constants: int, sequences: int, emits: int,
+        widths: Sequence[int], /,
     ) -> None: ...  # fmt: skip
     def run(
         self,
@@ -29,7 +40,27 @@ class Loop:
         batch: int,
         sizes: list[int] | None,
         reverse: bool,
-        pointers: list[int],
+        values: tuple[Tensor, ...],
+        strides: Sequence[int] | None,
+        out: tuple[Tensor, ...],
+        finals: list[Tensor],
         threads: int,
     ) -> int:
-        """0, or not 0 if an index inside the loop was out of range."""
+        """0; -1 if strides are None although values do not lie in order; more if an index was out of range."""
+
+class Multiplier:
+    """Products of matrices outside the loop."""
+
+    def __init__(self, isa: str, wide: bool, /) -> None: ...
+    def __call__(
+        self, products: tuple[tuple[Tensor | None, Tensor, Tensor | None, Tensor], ...], threads: int, /
+    ) -> None:
+        """Compute out = start + a b for each (a, b, start, out), or out = the sum of b's rows where a is None."""
+
+class Watch:
+    """Whether objects are as they were: their classes, and the entries of containers, by identity."""
+
+    def __init__(
+        self, objects: list[Any], empty: list[Any], dicts: list[dict[Any, Any]], lists: list[list[Any]], /
+    ) -> None: ...
+    def unchanged(self) -> bool: ...

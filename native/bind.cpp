@@ -12,6 +12,7 @@
 
 #include "program.hpp"
 #include "team.hpp"
+#include "watch.hpp"
 
 namespace nb = nanobind;
 
@@ -90,6 +91,91 @@ private:
     std::vector<Block> free_;
 };
 
+Workspaces& workspaces() {
+    static Workspaces& made = *new Workspaces;
+    return made;
+}
+
+// --- tensors ----------------------------------------------------------------------------------------------------------------
+
+// What is asked of a torch.Tensor. This module is not linked to torch: it calls the methods that Python code would call.
+struct Asked {
+    PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+    PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
+    PyObject* size = PyUnicode_InternFromString("size");
+    PyObject* stride = PyUnicode_InternFromString("stride");
+};
+
+const Asked& asked() {
+    static const Asked& made = *new Asked;
+    return made;
+}
+
+nb::object ask(PyObject* tensor, PyObject* method) {
+    PyObject* found = PyObject_CallMethodNoArgs(tensor, method);
+    if (!found) throw nb::python_error();
+    return nb::steal(found);
+}
+
+char* address(PyObject* tensor) {
+    const nb::object found = ask(tensor, asked().data_ptr);
+    const int64_t value = PyLong_AsLongLong(found.ptr());
+    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    return reinterpret_cast<char*>(value);
+}
+
+bool is_contiguous(PyObject* tensor) { return ask(tensor, asked().is_contiguous).ptr() == Py_True; }
+
+struct Pair {
+    int64_t first, second;
+};
+
+// Sizes or strides of a matrix.
+Pair pair(PyObject* tensor, PyObject* method) {
+    const nb::object found = ask(tensor, method);
+    if (!PyTuple_Check(found.ptr()) || PyTuple_GET_SIZE(found.ptr()) != 2) throw std::invalid_argument("a product of something else than matrices");
+    const Pair made = {PyLong_AsLongLong(PyTuple_GET_ITEM(found.ptr(), 0)), PyLong_AsLongLong(PyTuple_GET_ITEM(found.ptr(), 1))};
+    if (PyErr_Occurred()) throw nb::python_error();
+    return made;
+}
+
+// --- products outside the loop ------------------------------------------------------------------------------------------
+
+// products: (a, b, start, out) each; a None for the sum over b's rows, start None for nothing or [n] for all rows alike.
+void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int threads) {
+    std::vector<Matrices> found;
+    found.reserve(nb::len(products));
+    for (const nb::handle item : products) {
+        if (!PyTuple_Check(item.ptr()) || PyTuple_GET_SIZE(item.ptr()) != 4) throw std::invalid_argument("a product is (a, b, start, out)");
+        PyObject *a = PyTuple_GET_ITEM(item.ptr(), 0), *b = PyTuple_GET_ITEM(item.ptr(), 1);
+        PyObject *start = PyTuple_GET_ITEM(item.ptr(), 2), *out = PyTuple_GET_ITEM(item.ptr(), 3);
+        Matrices p = {};
+        const Pair size = pair(b, asked().size), step = pair(b, asked().stride);
+        p.k = size.first, p.n = size.second, p.m = 1, p.sums = a == Py_None;
+        p.b = address(b), p.b_row = step.first, p.b_column = step.second;
+        if (!p.sums) {
+            const Pair left = pair(a, asked().size), along = pair(a, asked().stride);
+            if (left.second != p.k) throw std::invalid_argument("matrices that do not fit together");
+            p.m = left.first, p.a = address(a), p.a_row = along.first, p.a_column = p.k == 1 ? 1 : along.second;
+        }
+        const Pair made = pair(out, asked().size), over = pair(out, asked().stride);
+        if (made.first != p.m || made.second != p.n || (over.second != 1 && p.n > 1)) throw std::invalid_argument("a result of a wrong form");
+        p.out = address(out), p.out_row = over.first;
+        if (start != Py_None) {
+            const nb::object steps = ask(start, asked().stride);
+            const Py_ssize_t dimensions = PyTuple_GET_SIZE(steps.ptr());
+            if (p.n > 1 && PyLong_AsLongLong(PyTuple_GET_ITEM(steps.ptr(), dimensions - 1)) != 1) throw std::invalid_argument("a start whose columns do not lie side by side");
+            p.start = address(start), p.start_row = dimensions == 1 ? 0 : pair(start, asked().stride).first;
+        }
+        found.push_back(p);
+    }
+    nb::gil_scoped_release release;
+    const int64_t count = int64_t(found.size());
+    Workspaces::Block block = workspaces().take((wide ? kernels.multiply_bytes64 : kernels.multiply_bytes32)(found.data(), count, threads));
+    (wide ? kernels.multiply64 : kernels.multiply32)(found.data(), count, threads, block.data.get());
+    workspaces().give_back(std::move(block));
+}
+
 // --- a program --------------------------------------------------------------------------------------------------------------
 
 class Loop {
@@ -98,8 +184,9 @@ public:
     Loop(const Kernels& kernels, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,
          const std::vector<std::vector<int64_t>>& ops, const std::vector<double>& numbers, const std::vector<std::vector<int64_t>>& buffers,
          const std::vector<std::vector<int64_t>>& states, int64_t scratch_bytes, int64_t prepared_bytes, int64_t work, int64_t widest,
-         int64_t constants, int64_t sequences, int64_t emits)
-        : kernels_(kernels), wide_(wide), constants_(constants), sequences_(sequences), emits_(emits) {
+         int64_t constants, int64_t sequences, int64_t emits, const std::vector<int64_t>& widths)
+        : kernels_(kernels), wide_(wide), constants_(constants), sequences_(sequences), emits_(emits), widths_(widths) {
+        if (int64_t(widths.size()) != constants + sequences + int64_t(states.size())) throw std::invalid_argument("a wrong number of widths");
         for (size_t i = 0; i < prepare.size(); i++) prepare_.push_back(operation(prepare[i], prepare_numbers[i]));
         for (size_t i = 0; i < ops.size(); i++) ops_.push_back(operation(ops[i], numbers[i]));
         for (const auto& b : buffers) buffers_.push_back({Kind(b.at(0)), b.at(1), b.at(2), b.at(3), b.at(4)});
@@ -109,31 +196,31 @@ public:
                     states_.data(), int64_t(states_.size()), scratch_bytes, prepared_bytes, work, widest};
     }
 
-    // pointers: address and row stride of every constant, sequence and start; address of every emit and final value, in the
-    // order constants, sequences, emits, starts, finals. sizes: None or the rows of every step.
-    int64_t run(int64_t steps, int64_t batch, nb::handle sizes, bool reverse, nb::list pointers, int threads) {
-        const int64_t states = int64_t(states_.size());
-        const int64_t expected = 2 * (constants_ + sequences_ + states) + emits_ + states;
-        if (int64_t(nb::len(pointers)) != expected) throw std::invalid_argument("a wrong number of pointers");
-        std::vector<Pointer> found(size_t(constants_ + sequences_ + emits_ + 2 * states));
-        int64_t at = 0, number = 0;
-        auto next = [&]() { return PyLong_AsLongLong(PyList_GET_ITEM(pointers.ptr(), at++)); };
-        auto read = [&](int64_t count, bool strides) {
-            const int64_t first = number;
-            for (int64_t i = 0; i < count; i++, number++) {
-                found[size_t(number)].data = reinterpret_cast<char*>(next());
-                found[size_t(number)].stride = strides ? next() : 0;
-            }
-            return found.data() + first;
-        };
+    // values: constants, sequences and starts. out: memory for the emits, in order; finals: for the final states. strides:
+    // elements between rows of every value, or None where all of them lie in order. sizes: None or the rows of every step.
+    // Gives 0; -1 if strides are None and should not be; 1 + the number of an operation that met an index out of range.
+    int64_t run(int64_t steps, int64_t batch, nb::handle sizes, bool reverse, const nb::tuple& values, nb::handle strides, const nb::tuple& out,
+                const nb::list& finals, int threads) {
+        const int64_t states = int64_t(states_.size()), given = constants_ + sequences_ + states;
+        if (int64_t(nb::len(values)) != given || int64_t(nb::len(out)) != emits_ || int64_t(nb::len(finals)) != states ||
+            (!strides.is_none() && int64_t(nb::len(strides)) != given))
+            throw std::invalid_argument("a wrong number of tensors");
+        std::vector<Pointer> found(size_t(given + emits_ + states));
+        Pointer* at = found.data();
+        for (int64_t i = 0; i < given; i++) {
+            PyObject* value = PyTuple_GET_ITEM(values.ptr(), i);
+            if (strides.is_none() && !is_contiguous(value)) return -1;
+            *at++ = {address(value), strides.is_none() ? widths_[size_t(i)] : nb::cast<int64_t>(strides[i])};
+        }
+        for (int64_t i = 0; i < emits_; i++) *at++ = {address(PyTuple_GET_ITEM(out.ptr(), i)), 0};
+        for (int64_t i = 0; i < states; i++) *at++ = {address(PyList_GET_ITEM(finals.ptr(), i)), 0};
         Call call = {};
         call.steps = steps, call.batch = batch, call.reverse = reverse, call.threads = threads, call.poison = poisoned;
-        call.constants = read(constants_, true);
-        call.sequences = read(sequences_, true);
-        call.emits = read(emits_, false);
-        call.starts = read(states, true);
-        call.finals = read(states, false);
-        if (PyErr_Occurred()) throw nb::python_error();
+        call.constants = found.data();
+        call.sequences = call.constants + constants_;
+        call.starts = call.sequences + sequences_;
+        call.emits = call.starts + states;
+        call.finals = call.emits + emits_;
         std::vector<int64_t> rows, offsets;
         if (!sizes.is_none()) {
             rows = nb::cast<std::vector<int64_t>>(sizes);
@@ -165,18 +252,19 @@ private:
         return op;
     }
 
-    static Workspaces& workspaces() {
-        static Workspaces& made = *new Workspaces;
-        return made;
-    }
-
     const Kernels& kernels_;
     bool wide_;
     int64_t constants_, sequences_, emits_;
+    std::vector<int64_t> widths_;  // elements in a row of every constant, sequence and start; 0 for what has no rows
     std::vector<Op> prepare_, ops_;
     std::vector<Buffer> buffers_;
     std::vector<State> states_;
     Program program_;
+};
+
+struct Multiplier {
+    const Kernels& kernels;
+    bool wide;
 };
 
 const Kernels& named(const std::string& name) {
@@ -216,14 +304,29 @@ NB_MODULE(_native, m) {
           "Columns of a packed panel, in float32 and float64.");
     m.def("team", &team_name, "Which threads are used: \"openmp\" or \"own\".");
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
+    m.def("uniform", [](const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {
+        const Kernels& kernels = isa.empty() ? *usable().front() : named(isa);
+        const Drawing drawing = {seed, first, steps, count, address(to.ptr())};
+        nb::gil_scoped_release release;
+        (wide ? kernels.uniform64 : kernels.uniform32)(drawing, threads);
+    }, nb::arg("to"), nb::arg("wide"), nb::arg("seed"), nb::arg("first"), nb::arg("steps"), nb::arg("count"), nb::arg("threads"), nb::arg("isa") = "",
+          "Fill a contiguous tensor with the numbers of some steps, in [0, 1); a number depends on seed, step and place only.");
     nb::class_<Loop>(m, "Loop")
         .def("__init__",
              [](Loop* self, const std::string& isa, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,
                 const std::vector<std::vector<int64_t>>& ops, const std::vector<double>& numbers, const std::vector<std::vector<int64_t>>& buffers,
                 const std::vector<std::vector<int64_t>>& states, int64_t scratch_bytes, int64_t prepared_bytes, int64_t work, int64_t widest,
-                int64_t constants, int64_t sequences, int64_t emits) {
+                int64_t constants, int64_t sequences, int64_t emits, const std::vector<int64_t>& widths) {
                  new (self) Loop(named(isa), wide, prepare, prepare_numbers, ops, numbers, buffers, states, scratch_bytes, prepared_bytes, work, widest,
-                                 constants, sequences, emits);
+                                 constants, sequences, emits, widths);
              })
-        .def("run", &Loop::run, nb::arg("steps"), nb::arg("batch"), nb::arg("sizes").none(), nb::arg("reverse"), nb::arg("pointers"), nb::arg("threads"));
+        .def("run", &Loop::run, nb::arg("steps"), nb::arg("batch"), nb::arg("sizes").none(), nb::arg("reverse"), nb::arg("values"), nb::arg("strides").none(), nb::arg("out"),
+             nb::arg("finals"), nb::arg("threads"));
+    static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
+    nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
+        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&>())
+        .def("unchanged", &Watch::unchanged);
+    nb::class_<Multiplier>(m, "Multiplier")
+        .def("__init__", [](Multiplier* self, const std::string& isa, bool wide) { new (self) Multiplier{named(isa), wide}; })
+        .def("__call__", [](const Multiplier& self, const nb::tuple& products, int threads) { multiply(self.kernels, self.wide, products, threads); });
 }

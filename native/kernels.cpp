@@ -1,5 +1,7 @@
 // Everything that depends on the instruction set, compiled once for each: -DELMAN_ISA says which.
+#include "draws.hpp"
 #include "loop.hpp"
+#include "matrices.hpp"
 
 namespace elman {
 namespace ELMAN_ISA {
@@ -8,7 +10,9 @@ namespace ELMAN_ISA {
 #define ELMAN_TEXT(x) ELMAN_TEXT_OF(x)
 
 extern const Kernels kernels;
-const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run<float>, run<double>, workspace_bytes};
+const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run<float>, run<double>, workspace_bytes,
+                         multiply<float>, multiply<double>, multiply_bytes<float>, multiply_bytes<double>,
+                         uniform<float>, uniform<double>};
 
 }  // namespace ELMAN_ISA
 }  // namespace elman

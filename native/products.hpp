@@ -17,9 +17,11 @@ constexpr int PANEL = 2 * LANES<T>;
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int SUMS = 24;
 constexpr int TALLEST = 12;
+#define ELMAN_HEIGHTS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 #else
 constexpr int SUMS = 12;
 constexpr int TALLEST = 6;
+#define ELMAN_HEIGHTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #endif
 
 // Panels that a tile of so many rows takes at once: few rows need more columns to keep the units busy.
@@ -43,18 +45,30 @@ void pack(const T* w, int64_t sk, int64_t sn, int64_t K, int64_t N, T* to) {
         }
         if (width < P)
             for (int64_t i = 0; i < K * P; i++) to[i] = 0;
-        // Blocks of columns that stay in the cache while they are turned.
-        for (int64_t k0 = 0; k0 < K; k0 += 16) {
-            const int64_t k1 = K - k0 < 16 ? K : k0 + 16;
-            for (int64_t j = 0; j < width; j++)
-                for (int64_t k = k0; k < k1; k++) to[k * P + j] = from[k * sk + j * sn];
+        constexpr int L = LANES<T>;
+        const int64_t across = sk == 1 ? width / L * L : 0;  // columns that are turned in registers
+        for (int64_t j = 0; j < across; j += L) {
+            int64_t k = 0;
+            for (; k + L <= K; k += L) {
+                Vec<T> rows[L];
+#pragma GCC unroll 16
+                for (int i = 0; i < L; i++) rows[i] = load(from + (j + i) * sn + k);
+                transpose<T>(rows);
+#pragma GCC unroll 16
+                for (int i = 0; i < L; i++) store<T>(to + (k + i) * P + j, rows[i]);
+            }
+            for (; k < K; k++)
+                for (int64_t i = j; i < j + L; i++) to[k * P + i] = from[k + i * sn];
         }
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t j = across; j < width; j++) to[k * P + j] = from[k * sk + j * sn];
     }
 }
 
-// A tile of R rows and Q panels. n: columns of it that exist.
-template <class T, int R, int Q>
-static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n) {
+// A tile of R rows and Q panels. n: columns of it that exist. TURNED: a is [K, R], as matrices.hpp packs it. add: to what
+// is there already.
+template <class T, int R, int Q, bool TURNED = false>
+static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n, bool add = false) {
     constexpr int L = LANES<T>, P = PANEL<T>;
     Vec<T> sum[R][2 * Q];
     const bool whole = n >= Q * P;
@@ -82,7 +96,7 @@ static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start,
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-            const Vec<T> left = splat<T>(a[r * lda + k]);
+            const Vec<T> left = splat<T>(TURNED ? a[k * R + r] : a[r * lda + k]);
 #pragma GCC unroll 8
             for (int q = 0; q < 2 * Q; q++) sum[r][q] += left * right[q];
         }
@@ -92,6 +106,7 @@ static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start,
 #pragma GCC unroll 8
         for (int q = 0; q < 2 * Q; q++) {
             T* to = out + r * ldo + q * L;
+            if (add) sum[r][q] += whole || (q + 1) * L <= n ? load(to) : q * L < n ? load_part(to, int(n - q * L)) : Vec<T>{};
             if (whole || (q + 1) * L <= n)
                 store<T>(to, sum[r][q]);
             else if (q * L < n)
@@ -123,10 +138,7 @@ void product(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int
         switch (height) {
 #define ELMAN_STRIP(R) \
     case R: strip<T, R>(ai, lda, w, K, si, lds, oi, ldo, first, stop); break;
-            ELMAN_STRIP(1) ELMAN_STRIP(2) ELMAN_STRIP(3) ELMAN_STRIP(4) ELMAN_STRIP(5) ELMAN_STRIP(6)
-#if defined(__AVX512F__) || defined(__aarch64__)
-            ELMAN_STRIP(7) ELMAN_STRIP(8) ELMAN_STRIP(9) ELMAN_STRIP(10) ELMAN_STRIP(11) ELMAN_STRIP(12)
-#endif
+            ELMAN_HEIGHTS(ELMAN_STRIP)
 #undef ELMAN_STRIP
         }
         row += height;

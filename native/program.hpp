@@ -131,6 +131,33 @@ struct Call {
     bool poison;             // fill scratch with NaN first
 };
 
+// --- products outside the loop ------------------------------------------------------------------------------------------
+
+// out [m, n] = start + a [m, k] b [k, n]; or, if sums, out [n], the sum of b's k rows. Strides in elements; columns of out and
+// start lie side by side, start may be null or have one row for all (start_row 0), and out may be start but overlaps
+// neither a nor b.
+struct Matrices {
+    bool sums;
+    int64_t m, n, k;
+    const char* a;
+    int64_t a_row, a_column;
+    const char* b;
+    int64_t b_row, b_column;
+    const char* start;
+    int64_t start_row;
+    char* out;
+    int64_t out_row;
+};
+
+// --- random numbers --------------------------------------------------------------------------------------------------------
+
+// Steps first … first + steps - 1 of a sequence of numbers in [0, 1), `count` at each step, written to `to` in order.
+struct Drawing {
+    uint64_t seed;
+    int64_t first, steps, count;
+    char* to;
+};
+
 // What an instruction set offers. Both return 0, or 1 + the number of the operation that met an index out of range.
 struct Kernels {
     const char* name;
@@ -139,6 +166,13 @@ struct Kernels {
     int64_t (*run64)(const Program&, const Call&, char* workspace);
     // Bytes of workspace that a call needs.
     int64_t (*workspace)(const Program&, const Call&);
+    // Several products, and the bytes they need.
+    void (*multiply32)(const Matrices*, int64_t count, int threads, char* space);
+    void (*multiply64)(const Matrices*, int64_t count, int threads, char* space);
+    int64_t (*multiply_bytes32)(const Matrices*, int64_t count, int threads);
+    int64_t (*multiply_bytes64)(const Matrices*, int64_t count, int threads);
+    void (*uniform32)(const Drawing&, int threads);
+    void (*uniform64)(const Drawing&, int threads);
 };
 
 }  // namespace elman

@@ -1,6 +1,7 @@
 #include "team.hpp"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <string>
@@ -149,6 +150,10 @@ void give_way() {
 #else
     std::this_thread::yield();
 #endif
+}
+
+int64_t nanoseconds() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 const char* team_name() { return openmp() ? "openmp" : "own"; }

@@ -1,6 +1,8 @@
 // The threads that run a loop.
 #pragma once
 
+#include <cstdint>
+
 namespace elman {
 
 // Calls work(argument, thread, threads) on up to `threads` threads at once, and returns when all are done. It may be
@@ -10,6 +12,9 @@ void run_team(int threads, void (*work)(void*, int, int), void* argument);
 
 // Lets somebody else have the processor.
 void give_way();
+
+// A clock that never goes back.
+int64_t nanoseconds();
 
 // "openmp" or "own": which threads these are.
 const char* team_name();

@@ -52,6 +52,20 @@ using Bits = typename VectorOf<T>::bits;
 template <class T>
 constexpr int LANES = ELMAN_VECTOR_BYTES / int(sizeof(T));
 
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct Counted : Counted<N - 1, N - 1, I...> {};
+template <int... I>
+struct Counted<0, I...> {
+    typedef Lanes<I...> type;
+};
+
+template <int N>
+struct Number {
+    static constexpr int value = N;
+};
+
 template <class T>
 INLINE Vec<T> load(const T* p) {
     return *reinterpret_cast<const typename VectorOf<T>::loose*>(p);
@@ -94,6 +108,36 @@ INLINE Vec<T> from_bits(Bits<T> b) {
 template <class T>
 INLINE Vec<T> select(Bits<T> mask, Vec<T> a, Vec<T> b) {
     return mask ? a : b;
+}
+
+// --- turning a square of LANES x LANES elements --------------------------------------------------------------------------
+
+// Lane i of a with bit S of i clear, else lane i - S of b; and the other half: lane i + S of a where it is clear, else b.
+template <class T, int S, int... I>
+INLINE void exchange(Vec<T>& a, Vec<T>& b, Lanes<I...>) {
+    constexpr int L = LANES<T>;
+#if defined(__clang__)
+    const Vec<T> x = __builtin_shufflevector(a, b, (I & S ? L + I - S : I)...);
+    const Vec<T> y = __builtin_shufflevector(a, b, (I & S ? L + I : I + S)...);
+#else
+    const Vec<T> x = __builtin_shuffle(a, b, Bits<T>{(I & S ? L + I - S : I)...});
+    const Vec<T> y = __builtin_shuffle(a, b, Bits<T>{(I & S ? L + I : I + S)...});
+#endif
+    a = x, b = y;
+}
+
+template <class T, int S>
+INLINE void exchange_all(Vec<T>* rows) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES<T>; i++)
+        if (!(i & S)) exchange<T, S>(rows[i], rows[i + S], typename Counted<LANES<T>>::type{});
+    if constexpr (S > 1) exchange_all<T, S / 2>(rows);
+}
+
+// rows[i] becomes what was column i.
+template <class T>
+INLINE void transpose(Vec<T>* rows) {
+    if constexpr (LANES<T> > 1) exchange_all<T, LANES<T> / 2>(rows);
 }
 
 }  // namespace ELMAN_ISA

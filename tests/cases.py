@@ -183,6 +183,7 @@ _TABLE = (
     Case("spiking_rnn", zoo_gradients.SpikingRNN, X, (H, zeros("H")), honest=False),
     Case("detached_rnn", zoo_gradients.DetachedRNN, X, H, honest=False),
     Case("no_grad_rnn", zoo_gradients.NoGradRNN, X, H, honest=False),
+    Case("clipped_rnn", zoo_gradients.ClippedRNN, X, H, honest=False),
     Case("cut_rnn", zoo_gradients.CutRNN, X, H, honest=False),
     # Operations.
     Case("hard_gru", zoo_operations.HardGRU, X, H, twice=False),
@@ -198,6 +199,10 @@ _TABLE = (
     Case("pointer_rnn", zoo_operations.PointerRNN, (X, integers(100)), H, teachable=False),
     Case("accumulating_rnn", zoo_operations.AccumulatingRNN, X, H),
     Case("convolutional_rnn", zoo_operations.ConvolutionalRNN, X, floats(2, "H", scale=0.5), starts=False),
+    Case(
+        "conv_lstm", zoo_operations.ConvLSTM, floats(1, 3, "H"),
+        (floats(2, 3, "H", scale=0.5), floats(2, 3, "H", scale=0.5)), starts=False,
+    ),
     Case("linear_rnn", zoo_operations.LinearRNN, X, H, teachable=False),
     Case("baddbmm_rnn", zoo_operations.BaddbmmRNN, X, H),
 )  # fmt: skip

@@ -115,6 +115,27 @@ class NoGradRNN(Base):
         return torch.tanh(self.U(x) + self.W(h / scale))
 
 
+class Clip(torch.autograd.Function):
+    """Forward W h, backward with W's gradient clipped: what is clipped is a sum over rows at one step."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(h, weight)
+        return h @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        h, weight = ctx.saved_tensors
+        return g @ weight, (g.t() @ h).clamp(-0.05, 0.05)
+
+
+class ClippedRNN(Base):
+    """The gradient of W is clipped at every step, before it is added up."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.U(x) + Clip.apply(h, self.W.weight))
+
+
 class CutRNN(Base):
     """Nothing flows back through time at all, though the state is used."""
 

@@ -160,7 +160,7 @@ class AccumulatingRNN(Base):
 
 
 class ConvolutionalRNN(nn.Module):
-    """Shi et al. 2015: the state is a map [B, 2, H], and products are convolutions along it."""
+    """The state is a map [B, 2, H], and the product with it a convolution along it."""
 
     def __init__(self, n_in: int, n_hidden: int) -> None:
         super().__init__()
@@ -168,6 +168,22 @@ class ConvolutionalRNN(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.tanh(self.U(x).view(-1, 2, h.shape[2]) + self.W(h))
+
+
+class ConvLSTM(nn.Module):
+    """Shi et al. 2015: an LSTM whose products are convolutions over a picture; x is [B, 1, 3, H], h [B, 2, 3, H]."""
+
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__()
+        self.U = nn.Conv2d(1, 8, 3, padding=1)
+        self.W = nn.Conv2d(2, 8, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        h, c = state
+        i, f, g, o = (self.U(x) + self.W(h)).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return h, (h, c)
 
 
 class LinearRNN(nn.Module):

@@ -315,11 +315,32 @@ def _layer_norm_backward(node: fx.Node) -> str:
     normalized = _argument(node, "normalized_shape")
     if mine is not None and mine.dim >= _rank(source) - len(normalized):
         return "the normalisation runs along the batch"
-    # Both halves in one call cannot be folded apart; the normal form splits it into dx and the sums.
+    return _parted(node, "layer norm")
+
+
+def _parted(node: fx.Node, name: str) -> str:
+    """Both halves in one call cannot be folded apart; the normal form splits it into dx and the sums."""
     mask = _argument(node, "output_mask")
     if mask[0] and any(mask[1:]):
-        return "layer norm's dx and its sums over rows come from one call"
+        return f"{name}'s dx and its sums over rows come from one call"
     return ROWWISE if mask[0] else SUMMED
+
+
+def _convolution(node: fx.Node) -> str:
+    """Images side by side in dimension 0, one kernel for all."""
+    source, *others = (n for n in node.args[:3] if isinstance(n, fx.Node))
+    mine = rows_of(_value(source))
+    if mine is None or mine.dim != 0 or any(carries(_value(n)) for n in others):
+        return "the kernel is not the same for all rows of the batch"
+    return ROWWISE
+
+
+def _convolution_backward(node: fx.Node) -> str:
+    gradient, source, weight = (_value(n) for n in node.args[:3])
+    mine = rows_of(gradient)
+    if mine is None or mine.dim != 0 or rows_of(source) != mine or rows_of(weight) is not None:
+        return "the kernel is not the same for all rows of the batch"
+    return _parted(node, "a convolution")
 
 
 def _embedding(node: fx.Node) -> str:
@@ -448,6 +469,8 @@ _RULES: dict[str, Callable[[fx.Node], str]] = {
     "constant_pad_nd": _pad,
     "native_layer_norm": _layer_norm,
     "native_layer_norm_backward": _layer_norm_backward,
+    "convolution": _convolution,
+    "convolution_backward": _convolution_backward,
     "embedding": _embedding,
     "embedding_dense_backward": _always_summed,
 }

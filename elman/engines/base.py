@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import fx
 
 from elman.circuit import graphs
+from elman.engines import codegen
 from elman.plan.form import Loop
 
 Tensor = torch.Tensor
@@ -27,6 +30,10 @@ class LoopResult:
 # values: constants, sequences and starting states in the order of the loop; out: memory for the emits. Where every step
 # has B rows, a sequence or an emit may have the shape [T, B, …] if it is contiguous: that is the same memory.
 Runner = Callable[[int, Sequence[int], bool, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
+# (graph, names of arguments, names of results) -> the function of a stage beside the loop.
+StageMaker = Callable[[fx.Graph, Sequence[str], Sequence[str]], Callable[..., tuple[Any, ...]]]
 
 
 class Engine(ABC):
@@ -58,6 +65,12 @@ class Engine(ABC):
         reverse: from the last step to the first. A row then starts, from its starting value, at its last step.
         out: one tensor for each of `loop.emits`, packed, to write every step's value into.
         """
+
+    def stage(
+        self, graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]
+    ) -> Callable[..., tuple[Any, ...]]:
+        """A stage before or after the loop as a function of its arguments, both by name."""
+        return codegen.function(graph, arguments, results)
 
     def runner(self, loop: Loop) -> Runner:
         """`run` without names, for whoever runs the same loop again and again."""

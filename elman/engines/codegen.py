@@ -55,15 +55,10 @@ def function(
     graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]
 ) -> Callable[..., tuple[Any, ...]]:
     """Compile a graph to `f(*arguments) -> tuple of results`, both by name; placeholders not listed must be unused."""
-    targets = {name: f"a{i}" for i, name in enumerate(arguments)}
-    wanted = [_outputs(graph)[name] for name in results]
-    body = _Body(graph, targets, set(wanted), {})
+    wanted = [outputs_of(graph)[name] for name in results]
+    body = Body(graph, {name: f"a{i}" for i, name in enumerate(arguments)}, set(wanted), {})
     body.write()
-    return body.function([
-        f"def made({', '.join(targets.values())}):",
-        *(f"    {line}" for line in body.lines),
-        f"    return ({''.join(body.names[node] + ', ' for node in wanted)})",
-    ])  # fmt: skip
+    return body.returning([body.names[node] for node in wanted])
 
 
 def repeated(
@@ -83,7 +78,7 @@ def repeated(
     memory to write each step's value into. states: placeholder -> the result that feeds it, None for zero. Sums
     start from what is passed, None for nothing. A state that is returned may lie in an emit's memory.
     """
-    outputs = _outputs(graph)
+    outputs = outputs_of(graph)
     names = {rows: "rows"}
     names |= {name: f"a{i}" for i, name in enumerate(constants)}
     names |= {name: f"x{i}" for i, name in enumerate(sequences)}
@@ -93,7 +88,7 @@ def repeated(
     slots: dict[fx.Node, list[str]] = {}
     for i, name in enumerate(emits):
         slots.setdefault(outputs[name], []).append(f"y{i}")
-    body = _Body(graph, names, {n for n in feeding if n is not None} | set(added) | set(slots), slots)
+    body = Body(graph, names, {n for n in feeding if n is not None} | set(added) | set(slots), slots)
     body.write()
     ends = [f"h{i}" for i in range(len(feeding))] + [f"z{i}" for i in range(len(added))]
     nexts = [
@@ -122,7 +117,7 @@ def repeated(
     ])  # fmt: skip
 
 
-class _Body:
+class Body:
     """The lines of Python that compute a graph's values, one after the other.
 
     inputs: placeholder -> its name in Python. wanted: values that outlive the body. slots: value -> memory that it has
@@ -137,7 +132,7 @@ class _Body:
         slots: Mapping[fx.Node, Sequence[str]],
     ):
         self.graph, self.inputs, self.slots = graph, inputs, slots
-        self.dying = _last_uses(graph, wanted)
+        self.dying = _last_uses(self.order(), wanted)
         self.places = {node: names[0] for node, names in slots.items() if node.target in _INTO}
         self.chunks = _chunks(graph)
         self.names: dict[fx.Node, str] = {}
@@ -149,34 +144,42 @@ class _Body:
         for node in reversed(self.graph.nodes):
             if node in self.places and (operand := self._to_overwrite(node)) is not None:
                 self.places[operand] = self.places[node]
-        for node in self.graph.nodes:
+        for node in self.order():
             if node.op == "placeholder":
                 self.names[node] = self.inputs.get(str(node.target), "None")
             elif node.op == "call_function":
-                self._call(node)
+                self.call(node)
             for slot in self.slots.get(node, ()):
                 if self.places.get(node) != slot:
                     self.lines.append(f"{slot}.copy_({self.names[node]})")
             dead = [self.names[value] for value in self.dying.get(node, ()) if value.op != "placeholder"]
             if dead:
-                self.lines.append(f"del {', '.join(dead)}")
+                self.drop(dead)
 
-    def _call(self, node: fx.Node) -> None:
+    def order(self) -> Sequence[fx.Node]:
+        """The nodes in the order in which they are computed."""
+        return list(self.graph.nodes)
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Values that nobody needs any more."""
+        self.lines.append(f"del {', '.join(names)}")
+
+    def call(self, node: fx.Node) -> None:
         if node in self.names:
             return
         if node in self.chunks:
             parts = self.chunks[node]
             self.names |= {part: f"v{len(self.names) + i}" for i, part in enumerate(parts)}
-            call = f"{self.constant(torch.chunk)}({self._literal(node.args[0])}, {len(parts)}, 1)"
+            call = f"{self.constant(torch.chunk)}({self.literal(node.args[0])}, {len(parts)}, 1)"
             self.lines.append(f"{', '.join(self.names[part] for part in parts)} = {call}")
             return
         if node.target is operator.getitem:
-            expression = f"{self._literal(node.args[0])}[{self._literal(node.args[1])}]"
+            expression = f"{self.literal(node.args[0])}[{self.literal(node.args[1])}]"
         elif node.target is aten.slice.Tensor and node.args[1] == 1 and len(node.args) == 4:
-            expression = f"{self._literal(node.args[0])}[:, {node.args[2]}:{node.args[3]}]"
+            expression = f"{self.literal(node.args[0])}[:, {node.args[2]}:{node.args[3]}]"
         else:
-            arguments = [self._literal(arg) for arg in node.args]
-            arguments += [f"{key}={self._literal(value)}" for key, value in node.kwargs.items()]
+            arguments = [self.literal(arg) for arg in node.args]
+            arguments += [f"{key}={self.literal(value)}" for key, value in node.kwargs.items()]
             place = self.places.get(node)
             if place is None and (operand := self._to_overwrite(node)) is not None:
                 place = self.names[operand]
@@ -196,7 +199,7 @@ class _Body:
             return None
         for value in self.dying.get(node, ()):
             alone = value.target in _INTO and all(user.target in _INTO for user in value.users)
-            if alone and value is not node and value not in self.places and _form(value) == _form(node):
+            if alone and value is not node and value not in self.places and form_of(value) == form_of(node):
                 return value
         return None
 
@@ -206,27 +209,35 @@ class _Body:
         self.space[key] = value
         return key
 
-    def _literal(self, value: Any) -> str:
+    def literal(self, value: Any) -> str:
         if isinstance(value, fx.Node):
             return self.names[value]
         if isinstance(value, (list, immutable_list)):
-            return f"[{', '.join(map(self._literal, value))}]"
+            return f"[{', '.join(map(self.literal, value))}]"
         if isinstance(value, tuple):
-            return f"({', '.join(map(self._literal, value))}{',' if len(value) == 1 else ''})"
+            return f"({', '.join(map(self.literal, value))}{',' if len(value) == 1 else ''})"
         if value is None or isinstance(value, (bool, int)):
             return repr(value)
         return self.constant(value)
+
+    def returning(self, names: Iterable[str]) -> Callable[..., tuple[Any, ...]]:
+        """The function of the body's inputs that computes it and returns these values."""
+        return self.function([
+            f"def made({', '.join(self.inputs.values())}):",
+            *(f"    {line}" for line in self.lines),
+            f"    return ({''.join(name + ', ' for name in names)})",
+        ])  # fmt: skip
 
     def function(self, lines: Iterable[str]) -> Callable[..., tuple[Any, ...]]:
         exec(compile("\n".join(lines) + "\n", "<elman stage>", "exec"), self.space)
         return self.space["made"]  # type: ignore[no-any-return]
 
 
-def _outputs(graph: fx.Graph) -> dict[str, fx.Node]:
+def outputs_of(graph: fx.Graph) -> dict[str, fx.Node]:
     return next(node for node in graph.nodes if node.op == "output").args[0]  # type: ignore[return-value]
 
 
-def _form(node: fx.Node) -> tuple[Any, ...]:
+def form_of(node: fx.Node) -> tuple[Any, ...]:
     """Shape and dtype; the batch is a symbol."""
     value = node.meta["val"]
     return (tuple(size if isinstance(size, int) else str(size) for size in value.shape), value.dtype)
@@ -250,10 +261,10 @@ def _chunks(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return {min(parts, key=first_in_order.__getitem__): parts for parts in found.values()}
 
 
-def _last_uses(graph: fx.Graph, wanted: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Node -> values that nothing reads after it."""
+def _last_uses(nodes: Sequence[fx.Node], wanted: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """Node -> values that nothing reads after it, in this order."""
     last: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
+    for node in nodes:
         if node.op != "output":
             for source in node.all_input_nodes:
                 last[source] = node

@@ -10,10 +10,12 @@ import torch
 
 from elman import engines
 from elman.circuit.form import Kind
-from elman.engines.base import Runner
+from elman.engines import codegen
+from elman.engines.base import Runner, StageMaker
 from elman.execute.writer import Made, written
 from elman.layout import Packing
 from elman.plan.form import Plan
+from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
 
 Tensor = torch.Tensor
@@ -71,17 +73,17 @@ class Recipe:
         loop = self.plan.loop
         return None if loop is None else engines.choose(name, loop, self.plan.circuit.inputs[0].device)
 
-    def _prepared(self, name: str) -> tuple[Plan, Runner | None]:
-        """The plan as its engine likes it, and what runs its loop."""
+    def _prepared(self, name: str) -> tuple[Plan, StageMaker, Runner | None]:
+        """The plan as its engine likes it, and what runs its stages and its loop."""
         engine, plan = self.engine(name), self.plan
         if engine is None or plan.loop is None:
-            return plan, None
+            return plan, codegen.function, None
         if engine.name != "reference":
-            viewing = with_views(plan)
+            viewing = with_views(sunk(plan))
             assert viewing.loop is not None
             if engine.supports(viewing.loop, plan.circuit.inputs[0].device) is None:
-                return viewing, engine.runner(viewing.loop)
-        return plan, engine.runner(plan.loop)
+                return viewing, engine.stage, engine.runner(viewing.loop)
+        return plan, engine.stage, engine.runner(plan.loop)
 
 
 @functools.lru_cache(maxsize=64)

@@ -28,8 +28,7 @@ from torch import fx
 from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
-from elman.engines.base import Runner
-from elman.engines.codegen import function
+from elman.engines.base import Runner, StageMaker
 from elman.layout import Ragged, Timeline
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, shift
 from elman.trace.outside import outside
@@ -38,9 +37,10 @@ Made = Callable[..., tuple[torch.Tensor, ...]]
 
 
 def written(
-    plan: Plan, runner: Runner | None, ends: Sequence[str], single: bool = False, ragged: bool = False
-) -> Made:
-    """The function `(steps, batch, seed, *inputs) -> outputs` of a plan whose loop `runner` runs.
+    plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool = False, ragged: bool = False
+) -> Made:  # fmt: skip
+    """The function `(steps, batch, seed, *inputs) -> outputs` of a plan whose stages `make` makes and whose loop
+    `runner` runs.
 
     inputs: in the order of the circuit's, noise left out: constants, sequences, starting states, or None for zeros.
     ends: for each output, "own" for a tensor of its own rather than a view, "copy" for one in memory of its own.
@@ -49,7 +49,7 @@ def written(
     ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs`, whose sequences go in and come out as
         packed rows `[N, …]`.
     """
-    return _Writer(plan, runner, ends, single, ragged).function()
+    return _Writer(plan, make, runner, ends, single, ragged).function()
 
 
 class _Writer:
@@ -59,8 +59,11 @@ class _Writer:
     and `rows` hold the names of both. Everything else has one form and stands in both.
     """
 
-    def __init__(self, plan: Plan, runner: Runner | None, ends: Sequence[str], single: bool, ragged: bool):
-        self.plan, self.runner, self.ends, self.single, self.ragged = plan, runner, ends, single, ragged
+    def __init__(
+        self, plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool, ragged: bool
+    ):  # fmt: skip
+        self.plan, self.make, self.runner, self.ends = plan, make, runner, ends
+        self.single, self.ragged = single, ragged
         self.as_rows = single or ragged  # whether users' sequences are packed rows
         self.whole: dict[str, str] = {}
         self.rows: dict[str, str] = {}
@@ -190,7 +193,7 @@ class _Writer:
         if made:
             read = [name for name in stage.inputs() if _is_read(stage.graph, name)]
             given = [*map(self._in_rows, read), rows, "line" if _is_read(stage.graph, TIMELINE) else "None"]
-            run = self._constant(function(stage.graph, (*read, ROWS, TIMELINE), made))
+            run = self._constant(self.make(stage.graph, (*read, ROWS, TIMELINE), made))
             names = [self._new() for _ in made]
             self.lines.append(f"{''.join(f'{name}, ' for name in names)} = {run}({', '.join(given)})")
             self.rows.update(zip(made, names, strict=True))

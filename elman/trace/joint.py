@@ -166,10 +166,18 @@ def _leaves(tensors: Mapping[str, torch.Tensor], ports: Sequence[InPort]) -> dic
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tracing touches things that torch warns about (autocast off, lazily loaded parts); users did not ask."""
-    with warnings.catch_warnings():
+    """Tracing touches things that torch warns about (autocast off, lazily loaded parts); users did not ask.
+
+    And for a convolution torch asks how large the batch is, on fake tensors too, if oneDNN or NNPACK is to be chosen.
+    """
+    oneDNN = torch.backends.mkldnn.enabled
+    with warnings.catch_warnings(), torch.backends.nnpack.flags(enabled=False):
         warnings.simplefilter("ignore")
-        yield
+        torch.backends.mkldnn.enabled = False
+        try:
+            yield
+        finally:
+            torch.backends.mkldnn.enabled = oneDNN
 
 
 def _writes(node: fx.Node) -> bool:

@@ -20,6 +20,11 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from elman.trace.outside import is_plain
 
+try:
+    from elman import _native
+except ImportError:  # no compiler was there when elman was installed
+    _native: Any = None
+
 _TABLES = ("_parameters", "_buffers")
 _HIDDEN = {"_modules", "_non_persistent_buffers_set", "_version", *_TABLES}
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, complex)
@@ -170,27 +175,37 @@ def watch(cell: torch.nn.Module) -> Callable[[], bool] | None:
             return None
     except RecursionError:
         return None
-    objects, types_ = tuple(watched.objects), tuple(map(type, watched.objects))
-    empty = (*watched.empty, *_GLOBAL_HOOKS)
-    dicts = [(d, len(d), (*d, *d.values())) for d in watched.dicts]
-    lists = [(items, len(items), tuple(items)) for items in watched.lists]
     tensors, forms = watched.tensors, list(map(_form, watched.tensors))
     flowing = [(t, t.requires_grad) for t in watched.flowing]
+    same = _same(watched.objects, [*watched.empty, *_GLOBAL_HOOKS], watched.dicts, watched.lists)
 
     def unchanged() -> bool:
-        if any(empty) or not all(map(is_, map(type, objects), types_)):
-            return False
-        for now, size, before in dicts:
-            if len(now) != size or not all(map(is_, chain(now, now.values()), before)):
-                return False
-        for items, size, before in lists:
-            if len(items) != size or not all(map(is_, items, before)):
-                return False
-        if list(map(_form, tensors)) != forms:
+        if not same() or list(map(_form, tensors)) != forms:
             return False
         return all(tensor.requires_grad is flows for tensor, flows in flowing)
 
     return unchanged
+
+
+def _same(
+    objects: list[Any], empty: list[Any], dicts: list[dict[Any, Any]], lists: list[list[Any]]
+) -> Callable[[], bool]:
+    """Whether objects are of the classes that they are now of, and containers hold what they hold now."""
+    if _native is not None:
+        return _native.Watch(objects, empty, dicts, lists).unchanged
+    types_ = tuple(map(type, objects))
+    held = [(d, len(d), (*d, *d.values())) for d in dicts]
+    rows = [(items, len(items), tuple(items)) for items in lists]
+
+    def same() -> bool:
+        if any(empty) or not all(map(is_, map(type, objects), types_)):
+            return False
+        for now, size, before in held:
+            if len(now) != size or not all(map(is_, chain(now, now.values()), before)):
+                return False
+        return all(len(items) == size and all(map(is_, items, before)) for items, size, before in rows)
+
+    return same
 
 
 class _Watched:

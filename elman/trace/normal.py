@@ -1,8 +1,8 @@
 """The normal form of a traced step: few operations, each saying plainly what it does to features and to rows.
 
 `PASSES` is the whole list, in order. After it there are no detach, clone or alias; views are reshape, permute,
-unsqueeze, expand, slice, select and cat; addmm is a product and a sum; layer norm's backward is apart in what stays
-per row and what is summed over rows; nothing is computed twice and nothing is dead.
+unsqueeze, expand, slice, select and cat; addmm is a product and a sum; the backwards of layer norm and convolution
+are apart in what stays per row and what is summed over rows; nothing is computed twice and nothing is dead.
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ def _broadcasts(node: fx.Node) -> bool:
     )
 
 
-def _layer_norm_backward(graph: fx.Graph, node: fx.Node) -> Any:
-    """dx stays with the row, dγ and dβ are sums over rows: two calls, so that they can be run apart."""
+def _parameters_apart(graph: fx.Graph, node: fx.Node) -> Any:
+    """dx stays with the row, gradients of parameters are sums over rows: two calls, so that they can be run apart."""
     *arguments, mask = node.args
     if not (mask[0] and any(mask[1:])):  # type: ignore[index]
         return None
@@ -329,7 +329,8 @@ _HANDLERS: dict[Any, Handler] = {
     aten.stack.default: _stack,
     aten.cat.default: _cat,
     aten.expand.default: _expand,
-    aten.native_layer_norm_backward.default: _layer_norm_backward,
+    aten.native_layer_norm_backward.default: _parameters_apart,
+    aten.convolution_backward.default: _parameters_apart,
 }
 
 

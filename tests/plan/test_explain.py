@@ -57,7 +57,7 @@ def test_a_cycle_through_two_states() -> None:
 
 
 def test_reasons_are_told() -> None:
-    text = str(Explanation(training_of("convolutional_rnn")))
+    text = str(Explanation(training_of("clipped_rnn")))
     assert "is in the loop because" in text
 
 

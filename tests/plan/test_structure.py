@@ -257,7 +257,7 @@ def test_noise_that_no_cycle_needs_stays_outside() -> None:
 # --- sums over time -----------------------------------------------------------------------------------------
 
 # Cells in which something is added up step by step, with what makes it so.
-SUMMED_IN_THE_LOOP = {"convolutional_rnn"}
+SUMMED_IN_THE_LOOP = {"clipped_rnn"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,7 +2,7 @@
 
 values.py      what a value is: a view into a buffer, per row
 writer.py      buffers and operations while a program grows
-operations.py  what every ATen operation becomes: one table
+rules/         what every ATen operation becomes: one table, a file for each family
 lower.py       a loop as a program: the walk, and the passes after it
 engine.py      the engine
 """

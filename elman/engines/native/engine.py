@@ -8,13 +8,14 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import torch
+from torch import fx
 
 from elman.circuit import graphs
 from elman.engines.base import Engine, LoopResult, Runner
+from elman.engines.native import stage
 from elman.engines.native.lower import Lowered, lower
 from elman.engines.native.values import Unsupported, row_sizes
 from elman.engines.native.writer import Op
@@ -29,8 +30,9 @@ except ImportError:  # no compiler was there when elman was installed
 Tensor = torch.Tensor
 KINDS = ("constant", "rowed", "sequence", "stepped", "emit", "state", "next", "scratch", "prepared")
 OPERANDS, DIMENSIONS = 6, 4  # as in native/program.hpp
-_address, _is_contiguous = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
-_room = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
+_REAL = (torch.float32, torch.float64)
+_threads = torch.get_num_threads
+_like = torch.empty_like
 _FORCED: list[str] = []  # the instruction set that tests ask for
 
 
@@ -56,6 +58,11 @@ def forced(name: str) -> Iterator[None]:
         yield
     finally:
         _FORCED.pop()
+
+
+@functools.cache
+def _multiplier(name: str, dtype: torch.dtype) -> Any:
+    return _native.Multiplier(name, dtype is torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,39 +114,46 @@ class Native(Engine):
         out: Mapping[str, Tensor],
     ) -> LoopResult:
         starts = [values[state.name] for state in loop.states]
-        inputs = [values[name] for name in (*loop.constants, *loop.sequences)] + starts
+        inputs = (*[values[name] for name in (*loop.constants, *loop.sequences)], *starts)
         batch = int(starts[0].shape[0]) if starts else max(batch_sizes, default=0)
         finals = self.runner(loop)(batch, batch_sizes, reverse, inputs, [out[name] for name in loop.emits])
         return LoopResult({state.name: final for state, final in zip(loop.states, finals, strict=True)}, {})
 
+    def stage(
+        self, graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]
+    ) -> Callable[..., tuple[Any, ...]]:
+        real = [
+            v.dtype
+            for n in graph.nodes
+            if isinstance(v := n.meta.get("val"), Tensor) and v.dtype.is_floating_point
+        ]
+        name = isa()
+        if name is None or not real or any(dtype != real[0] for dtype in real) or real[0] not in _REAL:
+            return super().stage(graph, arguments, results)
+        return stage.function(graph, arguments, results, _multiplier(name, real[0]), real[0])
+
     def runner(self, loop: Loop) -> Runner:
         usual, known, first_state = isa(), self._ready(loop), len(loop.constants) + len(loop.sequences)
-        ends, emits = first_state + len(loop.states), len(loop.emits)
-        # Loop::run in native/bind.cpp wants address and row stride of every constant, sequence and start; before the
-        # starts the addresses of emits, after them those of final values. `pick` takes them from the addresses of
-        # values, emits, finals, and the strides.
-        strided = ends + emits + len(loop.states)
-        order = [i for value in range(first_state) for i in (value, strided + value)]
-        order += range(ends, ends + emits)
-        order += [i for value in range(first_state, ends) for i in (value, strided + value)]
-        pick = itemgetter(*order, *range(ends + emits, strided), 0)  # one more: it then always gives a tuple
 
         def run(
             batch: int, sizes: Sequence[int], reverse: bool, values: Sequence[Tensor], out: Sequence[Tensor]
         ) -> Sequence[Tensor]:
             ready = known if not _FORCED or isa() == usual else self._ready(loop)
             assert type(ready) is _Ready, ready
-            strides: Sequence[int] = ready.widths
-            finals = list(map(_room, values[first_state:]))
-            if not all(map(_is_contiguous, values)):
-                values, strides = _in_order(values, strides)
-            found = [*map(_address, values), *map(_address, out), *map(_address, finals), *strides]
-            pointers = list(pick(found))
-            del pointers[-1]
-            even = not sizes or (sizes[0] == batch and sizes[-1] == batch)
-            error = ready.run(
-                len(sizes), batch, None if even else list(sizes), reverse, pointers, torch.get_num_threads()
-            )
+            steps = len(sizes)
+            if steps and (sizes[0] != batch or sizes[-1] != batch):
+                rows: list[int] | None = list(sizes)
+            else:
+                rows = None
+            values, out, threads = tuple(values), tuple(out), _threads()
+            finals = list(map(_like, values[first_state:]))
+            error = ready.run(steps, batch, rows, reverse, values, None, out, finals, threads)
+            if error < 0:
+                ordered, strides = _in_order(values, ready.widths)
+                finals = [
+                    torch.empty_like(v, memory_format=torch.contiguous_format) for v in ordered[first_state:]
+                ]
+                error = ready.run(steps, batch, rows, reverse, ordered, strides, out, finals, threads)
             if error:
                 raise InputError(what="an index inside the recurrence is out of range", where="the cell")
             return finals
@@ -147,7 +161,7 @@ class Native(Engine):
         return run
 
 
-def _in_order(values: Sequence[Tensor], widths: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+def _in_order(values: Sequence[Tensor], widths: Sequence[int]) -> tuple[tuple[Tensor, ...], list[int]]:
     """The same values as tensors whose rows are in order themselves, and their row strides."""
     kept, strides = [], []
     for value, width in zip(values, widths, strict=True):
@@ -159,7 +173,7 @@ def _in_order(values: Sequence[Tensor], widths: Sequence[int]) -> tuple[list[Ten
             value = value.contiguous()
             strides.append(width)
         kept.append(value)
-    return kept, strides
+    return tuple(kept), strides
 
 
 def _rows_in_order(value: Tensor) -> bool:
@@ -188,20 +202,21 @@ def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
             made += [numbers[root], inner + view.offset, *strides]
         return made + ([-1] + [0] * (1 + DIMENSIONS)) * (OPERANDS - len(op.operands))
 
+    inputs = {str(node.target): node.meta["val"] for node in loop.graph.nodes if node.op == "placeholder"}
+    results = graphs.results_of(loop.graph)
+    like = [inputs[name] if name in loop.rowed else None for name in loop.constants]
+    like += [inputs[name] for name in loop.sequences]
+    like += [inputs[s.name] if s.name in inputs else _fed(s, results) for s in loop.states]
+    widths = tuple(0 if value is None else math.prod(row_sizes(value)) for value in like)
     made = _native.Loop(
         name, program.real is torch.float64,
         [flat(op) for op in program.prepare], [op.number for op in program.prepare],
         [flat(op) for op in program.ops], [op.number for op in program.ops],
         [[KINDS.index(b.kind), b.index, b.width, width[b.type], b.offset] for b in program.buffers],
         [list(state) for state in program.states], program.scratch_bytes, program.prepared_bytes, program.work,
-        program.widest, len(loop.constants), len(loop.sequences), len(loop.emits),
+        program.widest, len(loop.constants), len(loop.sequences), len(loop.emits), widths,
     )  # fmt: skip
-    inputs = {str(node.target): node.meta["val"] for node in loop.graph.nodes if node.op == "placeholder"}
-    results = graphs.results_of(loop.graph)
-    like = [inputs[name] if name in loop.rowed else None for name in loop.constants]
-    like += [inputs[name] for name in loop.sequences]
-    like += [inputs[s.name] if s.name in inputs else _fed(s, results) for s in loop.states]
-    return _Ready(made.run, tuple(0 if value is None else math.prod(row_sizes(value)) for value in like))
+    return _Ready(made.run, widths)
 
 
 def _fed(state: LoopState, results: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from torch import fx
 from elman.circuit import graphs
 from elman.circuit.form import ROWS
 from elman.circuit.rows import ROWWISE, carries, verdict
-from elman.engines.native.operations import RULES, Want
+from elman.engines.native.rules import RULES, Want
 from elman.engines.native.values import (
     REAL,
     Buffer,

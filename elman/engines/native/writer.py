@@ -1,4 +1,4 @@
-"""Writes a program: buffers and operations on views. What an ATen operation becomes stands in operations.py."""
+"""Writes a program: buffers and operations on views. What an ATen operation becomes stands in rules/."""
 
 from __future__ import annotations
 
@@ -83,14 +83,16 @@ class Writer:
         fixed = bool(views) and all(view.buffer.fixed for view in views)
         out = into or self.new(type, sizes, "prepared" if fixed else "scratch")
         if not fixed:
-            views = [self._in_order(view) if view.buffer.fixed else view for view in views]
+            views = [self.in_order(view) if view.buffer.fixed else view for view in views]
         self._add(code, [out, *views], prepare=fixed and out.buffer.fixed)
         return out
 
-    def _in_order(self, view: View) -> View:
-        """Something fixed as it is read: broadcast and turned once per call."""
+    def in_order(self, view: View) -> View:
+        """A value as it is read, broadcast and turned; what is fixed is so once per call."""
         if view.contiguous:
             return view
+        if not view.buffer.fixed:
+            return self.copy(view)
         key = (view.buffer, view.offset, view.sizes, view.strides)
         if key not in self._spread:
             made = self.new(view.type, view.sizes, "prepared")
@@ -149,7 +151,7 @@ class Writer:
         if start is not None:
             start = start.expand((M, N))
             if N > 1 and start.strides[1] != 1:
-                start = self._in_order(start) if start.buffer.fixed else self.copy(start)
+                start = self.in_order(start)
         for m in range(M):
             row = [None if view is None else view.select(0, m) for view in (out, left, start)]
             operands: list[View | None] = [*row, packed]

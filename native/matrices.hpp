@@ -1,0 +1,212 @@
+// Matrix products outside the loop, whose rows are all rows of all steps: what the loop is fed with, and afterwards the
+// gradients of weights and inputs. Several products that do not need one another are one call of the team.
+//
+// Both operands are cut into blocks that stay in the nearer caches. A block of the right one is packed into panels, and so
+// is the left one where its rows do not lie in order (a transposed matrix). Sums longer than a block are summed
+// block by block, which is also more exact. Threads share out the rows or the columns of a result, never a sum: the bits
+// are the same for any number of threads.
+#pragma once
+
+#include "products.hpp"
+#include "team.hpp"
+
+namespace elman {
+namespace ELMAN_ISA {
+
+constexpr int64_t DEEP = 256;    // of a sum, in a block
+constexpr int64_t BROAD = 256;   // columns
+constexpr int64_t HIGH = 8;      // strips of rows
+
+template <class T>
+constexpr int64_t packed_elements = DEEP * BROAD + DEEP * HIGH * TALLEST + 2 * 64 / int64_t(sizeof(T));
+
+// [K, R] of a: the rows of a strip, side by side.
+template <class T, int R>
+static void pack_rows(const T* a, int64_t row, int64_t column, int64_t K, T* to) {
+    if (row == 1) {
+        for (int64_t k = 0; k < K; k++) __builtin_memcpy(to + k * R, a + k * column, R * sizeof(T));
+        return;
+    }
+    for (int64_t k = 0; k < K; k++)
+        for (int r = 0; r < R; r++) to[k * R + r] = a[r * row + k * column];
+}
+
+template <class T>
+static void pack_strip(int64_t R, const T* a, int64_t row, int64_t column, int64_t K, T* to) {
+    switch (R) {
+#define ELMAN_PACK(R) \
+    case R: return pack_rows<T, R>(a, row, column, K, to);
+        ELMAN_HEIGHTS(ELMAN_PACK)
+#undef ELMAN_PACK
+    }
+}
+
+template <class T, bool TURNED>
+static void any_tile(int64_t R, const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n, bool add) {
+    switch (R) {
+#define ELMAN_TILE(R) \
+    case R: return tile<T, R, 1, TURNED>(a, lda, w, K, start, lds, out, ldo, n, add);
+        ELMAN_HEIGHTS(ELMAN_TILE)
+#undef ELMAN_TILE
+    }
+}
+
+// A piece of a product: rows, columns, and the part of its sums that is added now.
+struct Piece {
+    int64_t first_row, stop_row, first, stop, first_k, stop_k;
+};
+
+template <class T>
+static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
+    constexpr int64_t P = PANEL<T>;
+    T *panels = space, *strips = space + DEEP * BROAD;
+    const T *a = reinterpret_cast<const T*>(p.a), *b = reinterpret_cast<const T*>(p.b), *start = reinterpret_cast<const T*>(p.start);
+    T* out = reinterpret_cast<T*>(p.out);
+    const bool turned = p.a_column != 1;
+    const int64_t rows = piece.stop_row - piece.first_row;
+    const int64_t count = (rows + TALLEST - 1) / TALLEST;  // strips, all as high as they can be alike
+    auto row_of = [&](int64_t strip) { return piece.first_row + rows * strip / count; };
+    for (int64_t n0 = piece.first; n0 < piece.stop; n0 += BROAD) {
+        const int64_t n1 = piece.stop - n0 < BROAD ? piece.stop : n0 + BROAD;
+        int64_t k0 = piece.first_k;
+        do {
+            const int64_t K = piece.stop_k - k0 < DEEP ? piece.stop_k - k0 : DEEP;
+            pack<T>(b + k0 * p.b_row + n0 * p.b_column, p.b_row, p.b_column, K, n1 - n0, panels);
+            for (int64_t i0 = 0; i0 < count; i0 += HIGH) {
+                const int64_t i1 = count - i0 < HIGH ? count : i0 + HIGH;
+                if (turned)
+                    for (int64_t i = i0; i < i1; i++)
+                        pack_strip<T>(row_of(i + 1) - row_of(i), a + row_of(i) * p.a_row + k0 * p.a_column, p.a_row, p.a_column, K,
+                                      strips + (row_of(i) - row_of(i0)) * K);
+                for (int64_t n = n0; n < n1; n += P)
+                    for (int64_t i = i0; i < i1; i++) {
+                        const int64_t row = row_of(i), R = row_of(i + 1) - row;
+                        const T* from = start && k0 == 0 ? start + row * p.start_row + n : nullptr;
+                        T* to = out + row * p.out_row + n;
+                        const T* w = panels + (n - n0) * K;
+                        if (turned)
+                            any_tile<T, true>(R, strips + (row - row_of(i0)) * K, 0, w, K, from, p.start_row, to, p.out_row, n1 - n, k0 > 0);
+                        else
+                            any_tile<T, false>(R, a + row * p.a_row + k0, p.a_row, w, K, from, p.start_row, to, p.out_row, n1 - n, k0 > 0);
+                    }
+            }
+            k0 += DEEP;
+        } while (k0 < piece.stop_k);
+    }
+}
+
+// out [n] += or = the sum of b's rows first_k … stop_k - 1, columns first … stop - 1.
+template <class T>
+static void sum_piece(const Matrices& p, const Piece& piece) {
+    constexpr int64_t L = LANES<T>, MANY = 8;
+    const T* b = reinterpret_cast<const T*>(p.b);
+    T* out = reinterpret_cast<T*>(p.out);
+    int64_t n = piece.first, k0 = piece.first_k;
+    do {
+        const int64_t k1 = piece.stop_k - k0 < DEEP ? piece.stop_k : k0 + DEEP;
+        auto columns = [&](auto width) {
+            constexpr int W = decltype(width)::value;
+            Vec<T> sum[W] = {};
+            for (int64_t k = k0; k < k1; k++)
+#pragma GCC unroll 8
+                for (int i = 0; i < W; i++) sum[i] += load(b + k * p.b_row + n + i * L);
+            for (int i = 0; i < W; i++) store<T>(out + n + i * L, k0 > 0 ? load(out + n + i * L) + sum[i] : sum[i]);
+            n += W * L;
+        };
+        n = piece.first;
+        if (p.b_column == 1) {
+            while (n + MANY * L <= piece.stop) columns(Number<MANY>{});
+            while (n + L <= piece.stop) columns(Number<1>{});
+        }
+        for (; n < piece.stop; n++) {
+            T sum = 0;
+            for (int64_t k = k0; k < k1; k++) sum += b[k * p.b_row + n * p.b_column];
+            out[n] = k0 > 0 ? out[n] + sum : sum;
+        }
+        k0 += DEEP;
+    } while (k0 < piece.stop_k);
+}
+
+// Products that are computed together. Most of them read the same rows, either row by row or summed over all rows: so the
+// rows are taken in chunks that stay in the cache until all products have used them.
+template <class T>
+struct Multiplying {
+    const Matrices* products;
+    int64_t count;
+    T* space;
+
+    int64_t rows() const {
+        int64_t most = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t here = products[i].sums || products[i].k > products[i].m ? products[i].k : products[i].m;
+            most = here > most ? here : most;
+        }
+        return most;
+    }
+
+    int64_t chunk(int64_t all) const {
+        int64_t wide = 0;  // elements that the products read and write of a row
+        for (int64_t i = 0; i < count; i++) {
+            const Matrices& p = products[i];
+            if (p.m != all && p.k != all) return all;
+            // What begins with another one's sum has to find it complete.
+            for (int64_t j = 0; j < i; j++)
+                if (p.start && p.start == products[j].out && p.m != all) return all;
+            wide += p.n + (p.sums ? 0 : p.m == all ? p.k : p.m);
+        }
+        const int64_t fitting = (512 << 10) / (wide * int64_t(sizeof(T)) + 1) / DEEP * DEEP;
+        return fitting < DEEP ? all : fitting;
+    }
+
+    void work(int thread, int threads) const {
+        auto shared = [](int64_t all, int64_t unit, int64_t i, int64_t n) { return i >= n ? all : (all / unit) * i / n * unit; };
+        T* mine = space + thread * packed_elements<T>;
+        mine += (64 - int64_t(reinterpret_cast<uintptr_t>(mine)) % 64) % 64 / int64_t(sizeof(T));
+        const int64_t all = rows(), step = chunk(all);
+        int64_t r0 = 0;
+        do {
+            const int64_t r1 = all - r0 < step ? all : r0 + step;
+            for (int64_t i = 0; i < count; i++) {
+                const Matrices& p = products[i];
+                Piece piece = {0, p.m, 0, p.n, 0, p.k};
+                if (!p.sums && p.m == all) {
+                    piece.first_row = r0 + shared(r1 - r0, 1, thread, threads), piece.stop_row = r0 + shared(r1 - r0, 1, thread + 1, threads);
+                } else {
+                    if (p.k == all) piece.first_k = r0, piece.stop_k = r1;
+                    if (!p.sums && p.m >= p.n)
+                        piece.first_row = shared(p.m, 1, thread, threads), piece.stop_row = shared(p.m, 1, thread + 1, threads);
+                    else
+                        piece.first = shared(p.n, PANEL<T>, thread, threads), piece.stop = shared(p.n, PANEL<T>, thread + 1, threads);
+                }
+                if (piece.first_row >= piece.stop_row || piece.first >= piece.stop) continue;
+                if (p.sums)
+                    sum_piece<T>(p, piece);
+                else
+                    multiply_piece<T>(p, piece, mine);
+            }
+            r0 = r1;
+        } while (r0 < all);
+    }
+};
+
+INLINE int matrices_team(const Matrices* products, int64_t count, int threads) {
+    int64_t work = 0;
+    for (int64_t i = 0; i < count; i++) work += products[i].m * products[i].n * products[i].k;
+    const int64_t worth = work >> 18;  // fewer operations than that take no longer than waking a thread
+    return worth < 1 ? 1 : worth < threads ? int(worth) : threads;
+}
+
+template <class T>
+static int64_t multiply_bytes(const Matrices* products, int64_t count, int threads) {
+    return matrices_team(products, count, threads) * packed_elements<T> * int64_t(sizeof(T));
+}
+
+template <class T>
+static void multiply(const Matrices* products, int64_t count, int threads, char* space) {
+    Multiplying<T> all = {products, count, reinterpret_cast<T*>(space)};
+    run_team(matrices_team(products, count, threads),
+             [](void* argument, int thread, int of) { static_cast<const Multiplying<T>*>(argument)->work(thread, of); }, &all);
+}
+
+}  // namespace ELMAN_ISA
+}  // namespace elman
