@@ -6,16 +6,18 @@ from elman.adjoint import adjoint
 from elman.circuit import Circuit
 from elman.errors import ElmanError
 from elman.plan import cost, plan
-from elman.recurrent import Recurrent
+from elman.recurrent import Bidirectional, Recurrent, Stack
 from elman.trace import trace, verify
 from elman.unfold import unfold
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Bidirectional",
     "Circuit",
     "ElmanError",
     "Recurrent",
+    "Stack",
     "adjoint",
     "cells",
     "cost",

@@ -2,16 +2,20 @@
 
 The rows of all steps that happen are one tensor `[N, …]`: first those of step 0, then those of step 1, and so on;
 `batch_sizes[t]` rows run at step t, and the sizes never grow (as in torch's PackedSequence). A row keeps its place
-among the rows of a step. Here is the dense case, where every step has B rows and packing is a view; what knows
-about steps and rows asks a Timeline and nothing else.
+among the rows of a step. What knows about steps and rows asks a timeline and nothing else: `Timeline` where every step
+has B rows and packing is a view, `Ragged` where the rows are of different lengths.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 Tensor = torch.Tensor
 
@@ -81,3 +85,117 @@ class Timeline:
     def times(self, value: Tensor, rows: bool) -> Tensor:
         """A value that is the same at every step, summed over the steps."""
         return value * self.steps
+
+
+class Packing:
+    """Where the steps of rows of different lengths lie; the same forward and backward. Every row has a step.
+
+    sizes: rows at each step, never growing, the last one above zero. device: of the tensors that are packed.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device):
+        self.sizes = list(sizes)
+        self.device = device
+        self.steps, self.batch, self.rows = len(self.sizes), self.sizes[0], sum(self.sizes)
+        self._counts = np.asarray(self.sizes)
+        self._first = np.cumsum(self._counts) - self._counts  # of each step's rows
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows are of one length, and a Timeline will do."""
+        return self.sizes[0] == self.sizes[-1]
+
+    @functools.cached_property
+    def sequence(self) -> Tensor:
+        """[N]: the sequence that a packed row belongs to."""
+        return self._tensor(self._sequence)
+
+    @functools.cached_property
+    def before(self) -> Tensor:
+        """[N - B]: where the step before lies, for every row behind those of the first step."""
+        return self._tensor(np.arange(self.batch, self.rows) - np.repeat(self._counts[:-1], self._counts[1:]))
+
+    @functools.cached_property
+    def after(self) -> Tensor:
+        """[N]: where the step after lies; any row for a sequence's last step."""
+        return self._tensor(
+            np.minimum(np.arange(self.rows) + np.repeat(self._counts, self._counts), self.rows - 1)
+        )
+
+    @functools.cached_property
+    def ends(self) -> Tensor:
+        """[B]: where each sequence's last step lies."""
+        return self._tensor(self._first[self._lengths - 1] + np.arange(self.batch))
+
+    @functools.cached_property
+    def lengths(self) -> Tensor:
+        """[B]: the steps of each sequence."""
+        return self._tensor(self._lengths)
+
+    @functools.cached_property
+    def _sequence(self) -> np.ndarray:
+        return np.arange(self.rows) - np.repeat(self._first, self._counts)
+
+    @functools.cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.searchsorted(-self._counts, -np.arange(self.batch))
+
+    def _tensor(self, index: np.ndarray) -> Tensor:
+        return as_index(index, self.device)
+
+
+def as_index(index: np.ndarray, device: torch.device) -> Tensor:
+    """Numbers of rows as a tensor that belongs to no transform that is going on."""
+    if peek_interpreter_stack() is None:
+        return torch.from_numpy(index).to(device)
+    with temporarily_clear_interpreter_stack():
+        return torch.from_numpy(index).to(device)
+
+
+@dataclass(eq=False, slots=True)
+class Ragged:
+    """A Timeline for rows of different lengths: each begins at step 0 and ends at its own last, backward if `reverse`.
+
+    What starts a sequence is given as `[B, …]`, and taken where it starts.
+    """
+
+    packing: Packing
+    reverse: bool
+
+    def shift(self, value: Tensor, initial: Tensor | None) -> Tensor:
+        """What each step sees of the step that ran before it; `initial` [B, …] (or zeros) at the first."""
+        packing = self.packing
+        start = value.new_zeros((packing.batch, *value.shape[1:])) if initial is None else initial
+        if self.reverse:
+            return value.index_select(0, packing.after).index_copy_(0, packing.ends, start)
+        made = torch.empty_like(value, memory_format=torch.contiguous_format)
+        made[: packing.batch] = start
+        torch.index_select(value, 0, packing.before, out=made[packing.batch :])
+        return made
+
+    def spread(self, value: Tensor, dim: int) -> Tensor:
+        """A value per sequence, at each of its steps; `dim` carries the B rows (-1: the value has none yet)."""
+        packing = self.packing
+        if dim < 0:
+            return value.unsqueeze(0).expand(packing.rows, *value.shape)
+        if value.shape[dim] == packing.batch:
+            return value.index_select(dim, packing.sequence)
+        apart = value.unflatten(dim, (packing.batch, -1))  # several rows of the value for each sequence
+        return apart.index_select(dim, packing.sequence).flatten(dim, dim + 1)
+
+    def total(self, value: Tensor) -> Tensor:
+        """[N, …] -> [B, …], summed over each sequence's steps."""
+        made = value.new_zeros((self.packing.batch, *value.shape[1:]))
+        return made.index_add_(0, self.packing.sequence, value)
+
+    def last(self, value: Tensor, initial: Tensor | None) -> Tensor:
+        """[N, …] -> [B, …], the step of each sequence that runs last."""
+        packing = self.packing
+        return value[: packing.batch].clone() if self.reverse else value.index_select(0, packing.ends)
+
+    def times(self, value: Tensor, rows: bool) -> Tensor:
+        """A value that is the same at every step, summed over the steps."""
+        if not rows:
+            return value * self.packing.steps
+        lengths = self.packing.lengths.to(value.dtype)
+        return value * lengths.reshape(-1, *[1] * (value.dim() - 1))

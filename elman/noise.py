@@ -31,6 +31,7 @@ except ImportError:  # no compiler was there when elman was installed
 aten = torch.ops.aten
 _REAL = (torch.float32, torch.float64)
 BLOCK = 16  # time steps that are drawn together
+ROW_BLOCK = 512  # rows that are drawn together, where steps have different numbers of them
 Call = Callable[..., Any]
 
 
@@ -201,25 +202,33 @@ def number(port: InPort) -> int:
 
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
     """The numbers of noise port number `index` for steps start to stop: [stop - start, B, …], no B without rows."""
-    size = ((batch,) if port.rows else ()) + port.shape
+    return _drawn(port, index, seed, start, stop, ((batch,) if port.rows else ()) + port.shape, BLOCK)
+
+
+def draw_rows(port: InPort, index: int, seed: int, start: int, stop: int) -> torch.Tensor:
+    """The numbers of a noise port for packed rows start to stop: [stop - start, …]."""
+    return _drawn(port, index, seed, start, stop, port.shape, ROW_BLOCK)
+
+
+def _drawn(
+    port: InPort, index: int, seed: int, start: int, stop: int, size: tuple[int, ...], length: int
+) -> torch.Tensor:
+    """[stop - start, *size], drawn in blocks of `length`."""
     if _native is not None and port.draw == "uniform" and port.device.type == "cpu" and port.dtype in _REAL:
         # torch draws a number in 3.5 ns and cannot share the work out; this takes a fifth of it on one core.
         drawn = torch.empty((stop - start, *size), dtype=port.dtype)
-        count = math.prod(size)
-        wide = port.dtype is torch.float64
-        _native.uniform(
-            drawn, wide, _mix(seed, index, 0), start, stop - start, count, torch.get_num_threads()
-        )
+        wide, threads = port.dtype is torch.float64, torch.get_num_threads()
+        _native.uniform(drawn, wide, _mix(seed, index, 0), start, stop - start, math.prod(size), threads)
         return drawn
-    first, last = start // BLOCK, -(-stop // BLOCK)
-    drawn = torch.empty(((last - first) * BLOCK, *size), dtype=port.dtype, device=port.device)
+    first, last = start // length, -(-stop // length)
+    drawn = torch.empty(((last - first) * length, *size), dtype=port.dtype, device=port.device)
     fill = torch.rand if port.draw == "uniform" else torch.randn
 
     def fill_block(block: int) -> None:
         generator = torch.Generator(device=port.device)
         generator.manual_seed(_mix(seed, index, block))
-        begin = (block - first) * BLOCK
-        fill((BLOCK, *size), generator=generator, out=drawn[begin : begin + BLOCK])
+        begin = (block - first) * length
+        fill((length, *size), generator=generator, out=drawn[begin : begin + length])
 
     workers = torch.get_num_threads()
     if port.device.type == "cpu" and workers > 1 and last - first > 1 and drawn.numel() >= _WORTH_SHARING:
@@ -229,7 +238,7 @@ def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int)
     else:
         for block in range(first, last):
             fill_block(block)
-    return drawn[start - first * BLOCK : stop - first * BLOCK]
+    return drawn[start - first * length : stop - first * length]
 
 
 _WORTH_SHARING = 1 << 17  # numbers: starting threads takes about 0.1 ms

@@ -31,6 +31,7 @@ ROOMS = (
     "adjoint",
     "plan",
     "layout",
+    "pieces",
     "draw",
     "engines",
     "execute",
@@ -46,9 +47,11 @@ ROOMS = (
 
 # What `import elman` promises. A name that goes or comes is a line in CHANGELOG.md.
 PUBLIC = (
+    "Bidirectional",
     "Circuit",
     "ElmanError",
     "Recurrent",
+    "Stack",
     "adjoint",
     "cells",
     "cost",

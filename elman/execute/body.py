@@ -13,6 +13,7 @@ from elman.circuit.form import Kind
 from elman.engines import codegen
 from elman.engines.base import Runner, StageMaker
 from elman.execute.writer import Made, written
+from elman.layout import Packing
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
@@ -24,12 +25,14 @@ class Call(NamedTuple):
     """What one call of a circuit shares between its forward and its backward passes.
 
     steps, batch: T and B. seed: of the noise; drawn once per call from torch's default generator. engine: by name.
+    packing: for rows of different lengths; sequences are then packed rows, `[N, …]` for `[T, B, …]` everywhere.
     """
 
     steps: int
     batch: int
     seed: int
     engine: str
+    packing: Packing | None = None
 
 
 class Recipe:
@@ -44,7 +47,7 @@ class Recipe:
         self.plan, self.single = plan, single
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
         self._among = engines.ENGINES
-        self._made: dict[str, Made] = {}
+        self._made: dict[tuple[str, bool], Made] = {}
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
@@ -52,18 +55,18 @@ class Recipe:
         tensors: constants, sequences `[T, B, …]`, starting states `[B, …]`; None for zeros. What comes out has no
         history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
         """
-        steps, batch, seed, engine = call
-        made = self._made.get(engine)
+        steps, batch, seed, engine, packing = call
+        made = self._made.get((engine, packing is not None))
         if made is None or self._among is not engines.ENGINES:
-            made = self._function(engine)
-        return made(steps, batch, seed, *tensors)
+            made = self._function(engine, packing is not None)
+        return made(steps, batch, seed, *tensors) if packing is None else made(packing, seed, *tensors)
 
-    def _function(self, engine: str) -> Made:
+    def _function(self, engine: str, ragged: bool) -> Made:
         if self._among is not engines.ENGINES:
             self._among, self._made = engines.ENGINES, {}
-        if engine not in self._made:
-            self._made[engine] = written(*self._prepared(engine), self.ends, self.single)
-        return self._made[engine]
+        if (engine, ragged) not in self._made:
+            self._made[engine, ragged] = written(*self._prepared(engine), self.ends, self.single, ragged)
+        return self._made[engine, ragged]
 
     def engine(self, name: str) -> engines.Engine | None:
         """The engine that runs the loop, None if there is no loop. Raises as `elman.engines.choose` does."""

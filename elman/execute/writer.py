@@ -12,6 +12,8 @@ A call on a short sequence costs what its Python costs. So a plan becomes straig
         v7 = empty((steps, batch, 64))
         v8, = loop(batch, (batch,) * steps, False, (a1, v6, a4,), (v7,))
         return (v7, v8,)
+
+For rows of different lengths it takes a Packing in the place of steps and batch; sequences go in and come out packed.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
 from elman.engines.base import Runner, StageMaker
-from elman.layout import Timeline
+from elman.layout import Ragged, Timeline
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, shift
 from elman.trace.outside import outside
 
 Made = Callable[..., tuple[torch.Tensor, ...]]
 
 
-def written(plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool) -> Made:
+def written(
+    plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool = False, ragged: bool = False
+) -> Made:  # fmt: skip
     """The function `(steps, batch, seed, *inputs) -> outputs` of a plan whose stages `make` makes and whose loop
     `runner` runs.
 
@@ -42,8 +46,10 @@ def written(plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[
     ends: for each output, "own" for a tensor of its own rather than a view, "copy" for one in memory of its own.
     single: for one step alone, whose sequences go in and come out as `[B, …]`. Its noise comes straight from torch's
         default generator, since nobody draws it again.
+    ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs`, whose sequences go in and come out as
+        packed rows `[N, …]`.
     """
-    return _Writer(plan, make, runner, ends, single).function()
+    return _Writer(plan, make, runner, ends, single, ragged).function()
 
 
 class _Writer:
@@ -54,16 +60,18 @@ class _Writer:
     """
 
     def __init__(
-        self, plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool
-    ):
-        self.plan, self.make, self.runner, self.ends, self.single = plan, make, runner, ends, single
+        self, plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool, ragged: bool
+    ):  # fmt: skip
+        self.plan, self.make, self.runner, self.ends = plan, make, runner, ends
+        self.single, self.ragged = single, ragged
+        self.as_rows = single or ragged  # whether users' sequences are packed rows
         self.whole: dict[str, str] = {}
         self.rows: dict[str, str] = {}
         self.fresh: set[str] = set()  # tensors that were made here and are no views
         self.views: dict[str, str] = {}  # expression -> view
         self.viewed: dict[str, str] = {}  # view -> the tensor that it looks at
         self.lines: list[str] = []
-        self.space: dict[str, Any] = {"Timeline": Timeline}
+        self.space: dict[str, Any] = {"Timeline": Timeline, "Ragged": Ragged}
         self.count = 0
 
     def function(self) -> Made:
@@ -82,10 +90,17 @@ class _Writer:
             else name
             for name, end in zip(ready, self.ends, strict=True)
         ]  # fmt: skip
-        taken = ", ".join(["steps", "batch", "seed", *(name for name in arguments if name)])
-        first = ["rows = steps * batch"]
+        if self.ragged:
+            taken = ["packing"]
+            first = ["steps, batch, rows = packing.steps, packing.batch, packing.rows"]
+            line = f"line = Ragged(packing, {plan.circuit.reverse})"
+        else:
+            taken = ["steps", "batch"]
+            first = ["rows = steps * batch"]
+            line = f"line = Timeline(steps, batch, {plan.circuit.reverse})"
+        taken = ", ".join([*taken, "seed", *(name for name in arguments if name)])
         if any("line" in line for line in self.lines):
-            first.append(f"line = Timeline(steps, batch, {plan.circuit.reverse})")
+            first.append(line)
         body = [*first, *self.lines, f"return ({''.join(f'{name}, ' for name in results)})"]
         text = "\n    ".join([f"def made({taken}):", *body])
         exec(compile(f"{text}\n", f"<elman plan of {plan.circuit.name}>", "exec"), self.space)
@@ -143,13 +158,15 @@ class _Writer:
             self.lines.append(f"if {name} is None: {name} = {self._zeros(port, timed)}")
         if timed and self.single:
             name = name if port.rows else self._let(f"{name}.unsqueeze(0)")
-        if timed and port.rows and not self.single:
+        if timed and port.rows and not self.as_rows:
             self.whole[port.name] = name
         else:
             self.whole[port.name] = self.rows[port.name] = name
         return argument
 
     def _drawn(self, port: InPort) -> str:
+        if self.ragged and port.rows:
+            return f"{self._constant(noise.draw_rows)}({self._constant(port)}, {noise.number(port)}, seed, 0, rows)"
         if not self.single:
             said = f"{self._constant(port)}, {noise.number(port)}, seed, 0, steps, batch"
             return f"{self._constant(noise.draw)}({said})"
@@ -160,7 +177,9 @@ class _Writer:
     def _zeros(self, port: InPort, timed: bool) -> str:
         """Zeros for what is left out: a starting state, or the cotangents of an output that nobody used."""
         leading = "batch" if port.rows else ""
-        if timed and not self.single:
+        if timed and self.ragged:
+            leading = "rows" if port.rows else "steps"
+        elif timed and not self.single:
             leading = f"steps, {leading}".rstrip(", ")
         with outside():
             zero = torch.zeros(port.shape, dtype=port.dtype, device=port.device)
@@ -186,7 +205,7 @@ class _Writer:
 
     def _loop(self, loop: Loop) -> None:
         results = graphs.results_of(loop.graph)
-        delays = _delays(self.plan.after, loop.emits)
+        delays = {} if self.ragged else _delays(self.plan.after, loop.emits)
         out = []
         for name in loop.emits:
             node, stepped = results[name], name in loop.stepped
@@ -203,9 +222,9 @@ class _Writer:
                 self.lines.append(f"{made}, {delay} = line.trail({room}, {self.rows[delays[name]]})")
                 self.whole[name], self.whole[_delay(name)] = made, delay
             else:
-                size = _tuple("rows" if self.single else "steps, batch", *shape)
+                size = _tuple("rows" if self.as_rows else "steps, batch", *shape)
                 made = self._let(self._empty(size, like))
-                (self.rows if self.single else self.whole)[name] = made
+                (self.rows if self.as_rows else self.whole)[name] = made
                 self.fresh.add(made)
             out.append(made)
         values = [self.rows[name] for name in loop.constants]
@@ -214,9 +233,8 @@ class _Writer:
         ended = [f"{state.name} final" for state in loop.states] + [*loop.sums]
         names = [self._new() for _ in ended]
         run = self._constant(self.runner)
-        call = (
-            f"{run}(batch, (batch,) * steps, {self.plan.circuit.reverse}, {_tuple(*values)}, {_tuple(*out)})"
-        )
+        sizes = "packing.sizes" if self.ragged else "(batch,) * steps"
+        call = f"{run}(batch, {sizes}, {self.plan.circuit.reverse}, {_tuple(*values)}, {_tuple(*out)})"
         self.lines.append(f"{''.join(f'{name}, ' for name in names)} = {call}" if names else call)
         self.fresh.update(names)
         self.whole.update(zip(ended, names, strict=True))
@@ -225,7 +243,7 @@ class _Writer:
     def _with_delays(self, after: Stage) -> Stage:
         """The stage after the loop, with the delays that are views already coming in."""
         loop = self.plan.loop
-        delays = {} if loop is None else _delays(after, loop.emits)
+        delays = {} if loop is None or self.ragged else _delays(after, loop.emits)
         stops = {}
         for node in after.graph.nodes:
             ends = _ends(node)
@@ -240,7 +258,7 @@ class _Writer:
             return self.rows[value]
         if self.plan.loop and value in self.plan.loop.stepped:
             return f"{self.rows[value]}[0]" if self.single else self.rows[value]
-        return self._in_rows(value) if self.single else self._in_time(value)
+        return self._in_rows(value) if self.as_rows else self._in_time(value)
 
 
 def _tuple(*parts: Any) -> str:

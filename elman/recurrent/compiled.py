@@ -91,6 +91,15 @@ def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -
 
 
 @_constant
+def refuse_compiled(what: str) -> None:
+    """Raise NotSupported for an argument; as a constant of the compilation, so that its words are seen."""
+    raise NotSupported(
+        what=f"{what} is not available under torch.compile yet", where="Recurrent(…)",
+        mend="leave this layer out of the compilation with torch.compiler.disable",
+    )  # fmt: skip
+
+
+@_constant
 def _program(
     handle: int,
     x: Any,
@@ -129,8 +138,7 @@ def _program(
             check_teacher(
                 found.program,
                 dict(zip(teacher_tree.paths, [t.unsqueeze(0) for t in teachers], strict=True)),
-                1,
-                2,
+                (1, 2),
             )
         counters = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
         first_teacher = len(xs) + len(states) + len(contexts)
@@ -317,4 +325,4 @@ def run_compiled(
     return decode(output, [made[i] for i in output_slots]), last
 
 
-__all__ = ["Kind", "register", "run_compiled"]
+__all__ = ["Kind", "refuse_compiled", "register", "run_compiled"]

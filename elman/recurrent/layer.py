@@ -8,15 +8,20 @@ from typing import Any
 import torch
 from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn.utils.rnn import PackedSequence
 
-from elman.circuit.form import Circuit
+from elman.circuit.form import Circuit, Kind
+from elman.circuit.rows import carries
 from elman.circuit.signature import Place, Tree, flatten
 from elman.engines import report
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
 from elman.execute import Call, apply
+from elman.forcing import WEIGHT
+from elman.pieces import Layout
 from elman.plan.explain import Explanation
 from elman.recurrent.again import Known, plain, structure
-from elman.recurrent.compiled import register, run_compiled
+from elman.recurrent.arguments import EVERY, Happens, batch_of, over_sequences, weight_of
+from elman.recurrent.compiled import refuse_compiled, register, run_compiled
 from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
@@ -98,7 +103,7 @@ class Recurrent(torch.nn.Module):
         state: Any = None,
         *,
         steps: int | None = None,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
         teacher: Any = None,
@@ -107,27 +112,43 @@ class Recurrent(torch.nn.Module):
     ) -> tuple[Any, Any]:
         """Run over a batch of sequences.
 
-        x: tensors `[T, B, …]`, alone or nested; None for an autonomous system s(t) = f(s(t-1)).
+        x: tensors `[T, B, …]`, alone or nested; None for an autonomous system s(t) = f(s(t-1)). Or a PackedSequence:
+            outputs, teacher and its weight are then PackedSequences as well, and states in the order before sorting.
         state: `[B, …]` in the cell's structure; by default `cell.initial_state(B)` if there is one, else zeros.
         steps: T, given if and only if no tensor of x has it.
+        lengths: `[B]` whole numbers in 0 … T, in any order: sequence b has the steps t < lengths[b].
+        mask: `[T, B]` bools: steps where it is false do not happen. What stands there is never looked at, outputs are
+            zero, and the state waits.
+        reset: `[T, B]` bools: step t begins a new sequence, from the cell's initial state rather than the one before
+            it, or `state`; nothing flows across in either direction. It may stand at a masked step.
         teacher: targets of the output's structure `[T, B, …]`: each step sees the teacher's last output, not its own.
+        teacher_weight: `[T, B]`, bools, or numbers in [0, 1]: the step after t sees w teacher[t] + (1 - w) output[t].
         context: tensors `[B, …]`, the same at every step, handed to the cell as third argument.
-        lengths, mask, reset, teacher_weight: not available yet.
+
+        With `reverse`, each sequence runs from its last step that happens to its first; `state` starts the last
+        sequence of a row, and the final state is that of its first. A row without a step keeps its state.
 
         Returns (outputs, final state): outputs `[T, B, …]` in the structure of the cell's output (None if it is None).
         Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
         """
-        if lengths is not None or mask is not None or reset is not None or teacher_weight is not None:
-            raise _missing(lengths=lengths, mask=mask, reset=reset, teacher_weight=teacher_weight)
+        happens = EVERY
+        if lengths is not None or mask is not None or reset is not None:
+            happens = Happens(lengths, mask, reset)
         if torch.compiler.is_compiling():
+            missing = [*happens.said, *(["teacher_weight"] if teacher_weight is not None else [])]
+            if missing or isinstance(x, PackedSequence):
+                refuse_compiled(f"{missing[0]}=" if missing else "a PackedSequence")
             return run_compiled(self, x, state, steps, teacher, context)
-        if steps is not None or teacher is not None or context is not None:
-            return self._long_way(x, state, steps, teacher, context)
+        if (
+            steps is not None or teacher is not None or context is not None or teacher_weight is not None
+            or happens is not EVERY or isinstance(x, PackedSequence)
+        ):  # fmt: skip
+            return self._long_way(x, state, steps, happens, teacher, teacher_weight, context)
         known = self._known
         if known is not None and (found := known.fits(self, x, state)) is not None:
             return self._again(known, *found)
         before = self._latest
-        outputs, final = self._long_way(x, state, steps, teacher, context)
+        outputs, final = self._long_way(x, state)
         if self._latest is before:  # it was needed twice
             self._known = self._learn(x, state is None, final)
         return outputs, final
@@ -155,88 +176,90 @@ class Recurrent(torch.nn.Module):
         own = callable(getattr(self.cell, "initial_state", None))
         return "own" if own else "zeros" if missing else ""
 
-    def _long_way(self, x: Any, state: Any, steps: int | None, teacher: Any, context: Any) -> tuple[Any, Any]:
-        xs, x_tree = flatten(x, "x")
-        contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-        steps, batch = self._size(xs, x_tree, steps)
-        device = xs[0].device.type if xs else None
-        if torch.is_autocast_enabled(device or "cpu"):
+    def _long_way(
+        self, x: Any, state: Any, steps: int | None = None, happens: Happens = EVERY, teacher: Any = None,
+        weight: Any = None, context: Any = None,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        return over_sequences(
+            self.run, x, state, happens, steps=steps, teacher=teacher, weight=weight, context=context
+        )
+
+    def run(
+        self,
+        layout: Layout,
+        x: Any,
+        state: Any = None,
+        teacher: Any = None,
+        weight: Any = None,
+        context: Any = None,
+    ) -> tuple[Any, Any]:
+        """Run on sequences that a layout has packed: (packed outputs, final state of each row).
+
+        x: packed, `[*layout.inner, …]`. Everything else is as users give it, `teacher` and `weight` with the leading
+        dimensions `layout.lead`.
+        """
+        device = "cpu" if layout.device.type == "meta" else layout.device.type
+        if torch.is_autocast_enabled(device):
             # A recurrence adds up small changes over many steps: it runs in the precision of its parameters.
             dtype = self._dtype()
-            xs, contexts = _cast(xs, dtype), _cast(contexts, dtype)
-            state = None if state is None else _recast(state, dtype)
-            teacher = None if teacher is None else _recast(teacher, dtype)
-            with torch.autocast(device or "cpu", enabled=False):
-                return self._run(xs, x_tree, state, contexts, context_tree, teacher, steps, batch)
-        return self._run(xs, x_tree, state, contexts, context_tree, teacher, steps, batch)
+            x, state, teacher, context = (
+                None if value is None else _recast(value, dtype) for value in (x, state, teacher, context)
+            )
+            with torch.autocast(device, enabled=False):
+                return self._run(layout, x, state, teacher, weight, context)
+        return self._run(layout, x, state, teacher, weight, context)
 
     def _run(
-        self, xs: list[Tensor], x_tree: Tree, state: Any, contexts: list[Tensor], context_tree: Tree | None,
-        teacher: Any, steps: int, batch: int | None,
-    ) -> tuple[Any, Any]:  # fmt: skip
-        if state is None:
-            if batch is None:
-                raise InputError(
-                    what="an autonomous system needs a state, which says the batch size", where="state"
-                )
-            state = self._initial(batch, xs, x_tree, contexts, context_tree)
-        states, state_tree = flatten(state, "state")
-        batch = _batch_of(states, state_tree, contexts, context_tree, batch)
+        self, layout: Layout, x: Any, state: Any, teacher: Any, weight: Any, context: Any
+    ) -> tuple[Any, Any]:
+        xs, x_tree = flatten(x, "x")
+        contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
         forced, teacher_tree = flatten(teacher, "teacher") if teacher is not None else ([], None)
-        prepared = self._prepare(xs, x_tree, states, state_tree, contexts, context_tree, teacher_tree)
+        weight = weight_of(weight, teacher, layout.lead)
+        batch_of((), None, contexts, context_tree, layout.batch)
+        examples = [layout.example(x) for x in xs]
+        some = [layout.spread(value) for value in contexts]
+
+        def initial(batch: int) -> Any:
+            return self._initial(batch, examples, x_tree, some, context_tree)
+
+        states, state_tree = flatten(initial(layout.batch) if state is None else state, "state")
+        batch_of(states, state_tree, contexts, context_tree, layout.batch)
+        starts = layout.start(states, self.reverse, lambda batch: _like(initial(batch), states, state_tree))
+        metas = (meta(examples, 2), meta(starts, 1), meta(some, 1))
+        dtype = None if weight is None else weight.dtype
+        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, metas, dtype)
+        prepared = look_up(self.cell, self.reverse, shapes, self._own, examples, starts, some)
+        self._latest = prepared
         program = prepared.program
-        given = {"x": iter(xs), "state": iter(states), "context": iter(contexts)}
-        by_path = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
-        check_teacher(program, by_path, steps, batch)
+        if layout.is_cut:
+            _check_rows(prepared, layout)
+        taught = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
+        check_teacher(program, taught, layout.lead)
+        if weight is not None:
+            taught[WEIGHT] = weight
+        given = {"x": iter(xs), "state": iter(starts), "context": iter(some)}
         tensors: list[Tensor | None] = []
         for source in prepared.sources:
             if isinstance(source, Place):
                 tensors.append(store_of(self.cell, source)[source.key])
-            elif isinstance(source, Tensor):
+            elif isinstance(source, Tensor) or source is None:
                 tensors.append(source)
             elif source in given:
                 tensors.append(next(given[source]))
             else:
-                tensors.append(by_path[source])
+                tensors.append(layout.pack(taught[source]))
         seed = _seed() if program.has_noise else 0
-        made = apply(program, Call(steps, batch, seed, self.engine), tensors)
-        final = prepared.state.fill([made[slot] for slot in prepared.state_slots])
+        call = Call(layout.steps, layout.pieces, seed, self.engine, layout.packing)
+        made = apply(program, call, tensors)
+        ended = layout.final([made[slot] for slot in prepared.state_slots], states, self.reverse)
+        final = prepared.state.fill(ended)
         if prepared.output is None:
             return None, final
         return prepared.output.fill([made[slot] for slot in prepared.output_slots]), final
 
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.cell.parameters() if p.dtype.is_floating_point), torch.float32)
-
-    def _size(self, xs: Sequence[Tensor], tree: Tree, steps: int | None) -> tuple[int, int | None]:
-        """T and B, or an error that says which tensor does not fit."""
-        if not xs:
-            if steps is None:
-                raise InputError(
-                    what="nobody says how many steps to run", where="x", got="no tensor with a time dimension",
-                    mend="pass steps=T",
-                )  # fmt: skip
-            if steps < 0:
-                raise InputError(what="the number of steps is negative", where="steps=", got=steps)
-            return int(steps), None
-        if steps is not None:
-            raise InputError(
-                what="the number of steps is given twice", where="steps=",
-                got=f"steps={steps} and {tree.paths[0]} {list(xs[0].shape)}",
-                mend="leave steps= to autonomous systems, whose x is None",
-            )  # fmt: skip
-        for tensor, path in zip(xs, tree.paths, strict=True):
-            if tensor.dim() < 2:
-                raise InputError(
-                    what="a sequence needs a time and a batch dimension", where=path, got=f"shape {list(tensor.shape)}",
-                    expected="[T, B, …]",
-                )  # fmt: skip
-            if tensor.shape[:2] != xs[0].shape[:2]:
-                raise InputError(
-                    what="the sequences disagree about T or B", where=path, got=f"shape {list(tensor.shape)}",
-                    expected=f"[{xs[0].shape[0]}, {xs[0].shape[1]}, …] as {tree.paths[0]}",
-                )  # fmt: skip
-        return xs[0].shape[0], xs[0].shape[1]
 
     def _initial(
         self, batch: int, xs: list[Tensor], x_tree: Tree, contexts: list[Tensor], context_tree: Tree | None
@@ -250,16 +273,6 @@ class Recurrent(torch.nn.Module):
             context = context_tree.fill(contexts) if context_tree is not None else None
             self._start = (key, starting_state(self.cell, x, context))
         return self._start[1](batch)
-
-    def _prepare(
-        self, xs: list[Tensor], x_tree: Tree, states: list[Tensor], state_tree: Tree, contexts: list[Tensor],
-        context_tree: Tree | None, teacher_tree: Tree | None,
-    ) -> Prepared:  # fmt: skip
-        """The program for this call."""
-        metas = (meta(xs, 2), meta(states, 1), meta(contexts, 1))
-        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, metas)
-        self._latest = look_up(self.cell, self.reverse, shapes, self._own, xs, states, contexts)
-        return self._latest
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -317,7 +330,7 @@ class Recurrent(torch.nn.Module):
             xs = [tensor.unsqueeze(0) for tensor in xs]
             state = self._start_of_step(x, None) if state is None else state
             states, state_tree = flatten(state, "state")
-            _batch_of(states, state_tree, [], None, int(xs[0].shape[1]))
+            batch_of(states, state_tree, (), None, int(xs[0].shape[1]))
             shapes = Shapes(x_tree, state_tree, None, None, (meta(xs, 2), meta(states, 1), ()))
             found = look_up(self.cell, False, shapes, self._own, xs, states, [])
             if found.program.steps_by_loop(self.engine):
@@ -361,12 +374,38 @@ def _seed() -> int:
     return int(torch.randint(2**62, ()).item())
 
 
-def _missing(**given: Any) -> NotSupported:
-    name = next(name for name, value in given.items() if value is not None)
-    return NotSupported(
-        what=f"{name}= is not available yet", where="Recurrent(…)",
-        mend="run rows of equal length, or call once for every stretch",
-    )  # fmt: skip
+def _like(initial: Any, states: Sequence[Tensor], tree: Tree) -> list[Tensor]:
+    """The tensors of the cell's initial state, which must look like the state that was given."""
+    found, own = flatten(initial, "state")
+    if own != tree:
+        raise InputTypeError(
+            what="the state is not built like the cell's initial state, from which a reset starts", where="state",
+            got=str(list(tree.paths)), expected=str(list(own.paths)),
+        )  # fmt: skip
+    for given, mine, path in zip(states, found, tree.paths, strict=True):
+        if (given.shape[1:], given.dtype, given.device) != (mine.shape[1:], mine.dtype, mine.device):
+            raise InputError(
+                what="the state does not look like the cell's initial state, from which a reset starts", where=path,
+                got=f"{list(given.shape)} {given.dtype} on {given.device}",
+                expected=f"[B, {', '.join(map(str, mine.shape[1:]))}] {mine.dtype} on {mine.device}",
+            )  # fmt: skip
+    return found
+
+
+def _check_rows(prepared: Prepared, layout: Layout) -> None:
+    """Refuse what belongs to all rows of a step at once, where rows have steps of their own."""
+    circuit = prepared.program.circuit
+    for out in circuit.outputs_of(Kind.SEQUENCE):
+        if not carries(circuit.wire(out.wire).meta["val"]):
+            raise NotSupported(
+                what="an output without a batch dimension belongs to no sequence, whose steps could be left out",
+                where=out.path, mend="give it out as [B, …], or leave lengths, mask and reset away",
+            )  # fmt: skip
+    if layout.cuts and not all(port.rows for port in circuit.inputs_of(Kind.NOISE)):
+        raise NotSupported(
+            what="the cell draws random numbers for all rows at once, which rows that are cut cannot share",
+            where=circuit.name, mend="draw them for each row: [B, …]",
+        )  # fmt: skip
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -376,26 +415,3 @@ def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 def _recast(state: Any, dtype: torch.dtype) -> Any:
     tensors, tree = flatten(state, "state")
     return tree.fill(_cast(tensors, dtype))
-
-
-def _batch_of(
-    states: Sequence[Tensor],
-    state_tree: Tree,
-    contexts: Sequence[Tensor],
-    context_tree: Tree | None,
-    batch: int | None,
-) -> int:
-    """The batch size that x, state and context agree on."""
-    paths = [*state_tree.paths, *(context_tree.paths if context_tree is not None else ())]
-    for tensor, path in zip([*states, *contexts], paths, strict=True):
-        size = tensor.shape[0] if tensor.dim() else None
-        if batch is None:
-            batch = size
-        if size is None or size != batch:
-            raise InputError(
-                what="it does not have the batch size of the sequences", where=path, got=f"shape {list(tensor.shape)}",
-                expected=f"[{batch}, …]",
-            )  # fmt: skip
-    if batch is None:
-        raise InputError(what="nobody says the batch size", where="state")
-    return batch

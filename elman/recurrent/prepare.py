@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from elman.circuit.form import Circuit, Kind
 from elman.circuit.signature import Place, Tree
 from elman.errors import InputError, InputTypeError
 from elman.execute import Program
-from elman.forcing import force, teachers
+from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
 from elman.trace.key import fingerprint
 
@@ -25,9 +26,8 @@ class Prepared:
     """A program, and how the tensors of a call go into it and come out."""
 
     program: Program
-    sources: tuple[
-        Place | Tensor | str, ...
-    ]  # per input: kept by the cell, known, or "x", "state", "context", a teacher's path
+    # Per input: kept by the cell, known, or "x", "state", "context", path of a teacher or its weight; None for zeros.
+    sources: tuple[Place | Tensor | str | None, ...]
     output: Tree | None
     output_slots: tuple[int, ...]
     state: Tree
@@ -42,13 +42,17 @@ _LIMIT = 256
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a trace depends on besides the cell: structures of the arguments; widths, dtype, device of their tensors."""
+    """What a trace depends on besides the cell: structures of the arguments; widths, dtype, device of their tensors.
+
+    weight: the dtype of the teacher's weight, None without one.
+    """
 
     x: Tree
     state: Tree
     context: Tree | None
     teacher: Tree | None
     metas: tuple[Any, ...]
+    weight: torch.dtype | None = None
 
 
 def look_up(
@@ -63,19 +67,20 @@ def look_up(
         return latest
     found = own.pop(key, None) or _SHARED.get(key)
     if found is None:
-        plain = replace(shapes, teacher=None)
+        plain = replace(shapes, teacher=None, weight=None)
         others = [(mark, direction, plain) for direction in (reverse, not reverse)]
         known = next((p for other in others if (p := own.get(other) or _SHARED.get(other)) is not None), None)
         if known is not None:  # direction and teacher are none of the trace's business
             circuit = replace(known.program.circuit, reverse=False)
         else:
+            _check_devices(cell, shapes)
             circuit = trace(
                 cell,
                 shapes.x.fill(first_step(xs)),
                 shapes.state.fill(states),
                 shapes.context.fill(contexts) if shapes.context is not None else None,
             )
-        found = prepare(circuit, reverse, shapes.teacher)
+        found = prepare(circuit, reverse, shapes.teacher, shapes.weight)
         if circuit.signature is not None and not circuit.signature.captured:
             _SHARED[key] = found
             if len(_SHARED) > _LIMIT:
@@ -84,7 +89,9 @@ def look_up(
     return found
 
 
-def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
+def prepare(
+    circuit: Circuit, reverse: bool, teacher: Tree | None, weight: torch.dtype | None = None
+) -> Prepared:
     """Make a traced circuit ready for calls: its direction, its teacher, and where each input comes from."""
     signature = circuit.signature
     assert signature is not None
@@ -93,8 +100,9 @@ def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
     taught: dict[str, str] = {}
     if teacher is not None:
         _check_structure(circuit, teacher)
-        circuit = force(circuit)
+        circuit = force(circuit) if weight is None else blend(circuit, weight)
         taught = {port: path.replace("output", "teacher", 1) for path, port in teachers(circuit).items()}
+        taught |= {port.name: WEIGHT for port in circuit.inputs_of(Kind.SEQUENCE) if port.path == WEIGHT}
     program = Program(circuit)
     sources: list[Any] = []
     for port in program.inputs:
@@ -102,6 +110,8 @@ def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
             sources.append(signature.owned[port.name][0])
         elif port.name in signature.captured:
             sources.append(signature.captured[port.name])
+        elif port.kind is Kind.STATE and port.next in taught and port.path in taught.values():
+            sources.append(None)  # the delay of a teacher, or of its weight
         elif port.name in taught:
             sources.append(taught[port.name])
         elif port.kind is Kind.STATE:
@@ -110,7 +120,8 @@ def prepare(circuit: Circuit, reverse: bool, teacher: Tree | None) -> Prepared:
             sources.append("context" if port.kind is Kind.CONSTANT else "x")
     slots = {out.name: i for i, out in enumerate(program.outputs)}
     kept = [out for out in program.outputs if out.kind is Kind.SEQUENCE]
-    finals = [slots[f"{port.name}_final"] for port in circuit.inputs_of(Kind.STATE)]
+    states = [port for port, source in zip(program.inputs, sources, strict=True) if source == "state"]
+    finals = [slots[f"{port.name}_final"] for port in states]
     return Prepared(
         program,
         tuple(sources),
@@ -130,18 +141,38 @@ def _check_structure(circuit: Circuit, teacher: Tree) -> None:
         )  # fmt: skip
 
 
-def check_teacher(program: Program, teachers_: dict[str, Tensor], steps: int, batch: int) -> None:
-    known = {port.path: port for port in program.inputs}
+def _check_devices(cell: torch.nn.Module, shapes: Shapes) -> None:
+    """Refuse tensors that do not lie where the cell does, if that is one place."""
+    devices = {parameter.device for parameter in cell.parameters()}
+    if len(devices) != 1:
+        return
+    (device,) = devices
+    paths = [
+        path for tree in (shapes.x, shapes.state, shapes.context) if tree is not None for path in tree.paths
+    ]
+    for path, (_, _, found) in zip(paths, itertools.chain(*shapes.metas), strict=True):
+        if found != device:
+            raise InputError(
+                what="it lies on another device than the cell", where=path, got=str(found), expected=str(device),
+                mend=f'use .to("{device}")',
+            )  # fmt: skip
+
+
+def check_teacher(program: Program, teachers_: dict[str, Tensor], lead: tuple[int, ...]) -> None:
+    """lead: the leading dimensions of sequences, (T, B)."""
+    known = {port.path: port for port in program.inputs if port.kind is Kind.SEQUENCE}
     for path, tensor in teachers_.items():
         port = known.get(path)  # None: this tensor of the output is no entry of the state, and not looked at
-        expected = (steps, batch) if port is None else (steps, batch, *port.shape)
-        got = tuple(tensor.shape[:2] if port is None else tensor.shape)
-        if got != expected or (port is not None and tensor.dtype != port.dtype):
+        expected = lead if port is None else (*lead, *port.shape)
+        got = tuple(tensor.shape[: len(lead)] if port is None else tensor.shape)
+        if got != expected or (
+            port is not None and (tensor.dtype, tensor.device) != (port.dtype, port.device)
+        ):
             raise InputError(
                 what="the teacher must say every output", where=path,
-                got=f"shape {list(tensor.shape)}, {tensor.dtype}",
+                got=f"shape {list(tensor.shape)}, {tensor.dtype} on {tensor.device}",
                 expected=f"[{', '.join(map(str, expected))}{', …' if port is None else ''}]"
-                + ("" if port is None else f", {port.dtype}"),
+                + ("" if port is None else f", {port.dtype} on {port.device}"),
             )  # fmt: skip
 
 

@@ -515,3 +515,10 @@ def test_checkpointing() -> None:
     torch.manual_seed(5)
     outputs, _ = checkpoint(rnn, x, h, use_reentrant=False)
     torch.testing.assert_close(torch.autograd.grad(outputs.square().sum(), x)[0], right, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["lengths", "mask", "reset", "teacher_weight"])
+def test_what_cannot_be_compiled_yet_is_refused(name: str, compiler: None) -> None:
+    rnn, given = layer(), torch.ones(2, dtype=torch.int64)
+    with pytest.raises(Exception, match=f"{name}= is not available under torch.compile"):
+        compiled(rnn)(random(3, 2, 5), **{name: given})

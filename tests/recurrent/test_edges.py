@@ -512,12 +512,6 @@ def test_gradients_add_up_over_calls() -> None:
 # --- what does not fit ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lengths", "mask", "reset", "teacher_weight"])
-def test_what_is_not_there_yet_is_refused(name: str) -> None:
-    with pytest.raises(NotSupported, match=f"{name}= is not available yet"):
-        layer()(random(3, 2, 5), **{name: torch.ones(2, dtype=torch.int64)})
-
-
 def test_memory_is_not_there_yet() -> None:
     with pytest.raises(NotSupported, match="memory"):
         elman.Recurrent(cells.GRU(5, 7), memory="64 MB")

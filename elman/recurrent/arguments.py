@@ -1,0 +1,167 @@
+"""What a call is given, sorted out: how long it is, which of its steps happen, and whether it fits together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from elman.circuit.signature import Tree, flatten
+from elman.errors import InputError, InputTypeError
+from elman.forcing import WEIGHT
+from elman.pieces import Layout
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Happens:
+    """What a call says about the steps that happen, as users say it."""
+
+    lengths: Tensor | Sequence[int] | None = None
+    mask: Tensor | None = None
+    reset: Tensor | None = None
+
+    @property
+    def said(self) -> list[str]:
+        """The names of what is given."""
+        return [name for name in ("lengths", "mask", "reset") if getattr(self, name) is not None]
+
+    def layout(self, steps: int, batch: int, device: torch.device) -> Layout:
+        if self.lengths is None and self.mask is None and self.reset is None:
+            return Layout.whole(steps, batch, device)
+        return Layout.of(steps, batch, device, lengths=self.lengths, mask=self.mask, reset=self.reset)
+
+
+EVERY = Happens()
+
+
+def over_sequences(
+    run: Callable[..., tuple[Any, Any]], x: Any, state: Any, happens: Happens, *, steps: int | None = None,
+    teacher: Any = None, weight: Any = None, **more: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Lay out a call, run it on packed sequences, and put the outputs back in place.
+
+    run: `(layout, x, state, …)` -> (packed outputs, final state); teacher and weight are handed to it if there are any.
+    """
+    layout = None
+    if isinstance(x, PackedSequence):
+        x, layout, teacher, weight = unwrap(x, steps, happens, teacher, weight)
+    xs, tree = flatten(x, "x")
+    if layout is None:
+        steps, batch = sizes(xs, tree, steps)
+        states = flatten(state, "state") if not xs else ([], None)
+        batch = batch_of(*states, (), None, batch)
+        layout = happens.layout(steps, batch, (xs or states[0])[0].device)
+    if teacher is not None or weight is not None:
+        more |= {"teacher": teacher, "weight": weight}
+    outputs, final = run(layout, tree.fill([layout.pack(x) for x in xs]), state, **more)
+    if outputs is None:
+        return None, final
+    made, tree = flatten(outputs, "output")
+    return tree.fill([layout.unpack(value) for value in made]), final
+
+
+def sizes(xs: Sequence[Tensor], tree: Tree, steps: int | None) -> tuple[int, int | None]:
+    """T and B, or an error that says which tensor does not fit. B is None where only a state can say it."""
+    if not xs:
+        if steps is None:
+            raise InputError(
+                what="nobody says how many steps to run", where="x", got="no tensor with a time dimension",
+                mend="pass steps=T",
+            )  # fmt: skip
+        if steps < 0:
+            raise InputError(what="the number of steps is negative", where="steps=", got=steps)
+        return int(steps), None
+    if steps is not None:
+        raise InputError(
+            what="the number of steps is given twice", where="steps=",
+            got=f"steps={steps} and {tree.paths[0]} {list(xs[0].shape)}",
+            mend="leave steps= to autonomous systems, whose x is None",
+        )  # fmt: skip
+    for tensor, path in zip(xs, tree.paths, strict=True):
+        if tensor.dim() < 2:
+            raise InputError(
+                what="a sequence needs a time and a batch dimension", where=path, got=f"shape {list(tensor.shape)}",
+                expected="[T, B, …]",
+            )  # fmt: skip
+        if tensor.shape[:2] != xs[0].shape[:2]:
+            raise InputError(
+                what="the sequences disagree about T or B", where=path, got=f"shape {list(tensor.shape)}",
+                expected=f"[{xs[0].shape[0]}, {xs[0].shape[1]}, …] as {tree.paths[0]}",
+            )  # fmt: skip
+    return xs[0].shape[0], xs[0].shape[1]
+
+
+def batch_of(
+    states: Sequence[Tensor], state_tree: Tree | None, contexts: Sequence[Tensor], context_tree: Tree | None,
+    batch: int | None,
+) -> int:  # fmt: skip
+    """The batch size that x, state and context agree on."""
+    paths = [path for tree in (state_tree, context_tree) if tree is not None for path in tree.paths]
+    for tensor, path in zip([*states, *contexts], paths, strict=True):
+        size = tensor.shape[0] if tensor.dim() else None
+        if batch is None:
+            batch = size
+        if size is None or size != batch:
+            raise InputError(
+                what="it does not have the batch size of the sequences", where=path, got=f"shape {list(tensor.shape)}",
+                expected=f"[{batch}, …]",
+            )  # fmt: skip
+    if batch is None:
+        raise InputError(what="an autonomous system needs a state, which says the batch size", where="state")
+    return batch
+
+
+def weight_of(weight: Any, teacher: Any, lead: tuple[int, ...]) -> Tensor | None:
+    """The teacher's weight as a tensor that fits, numbers in the teacher's dtype."""
+    if weight is None:
+        return None
+    if teacher is None:
+        raise InputError(
+            what="there is a weight and no teacher", where=f"{WEIGHT}=", mend="pass teacher= as well"
+        )
+    if not isinstance(weight, Tensor) or not (weight.is_floating_point() or weight.dtype == torch.bool):
+        raise InputTypeError(
+            what="the teacher's weight is bools, or numbers in [0, 1]", where=f"{WEIGHT}=",
+            got=str(weight.dtype) if isinstance(weight, Tensor) else type(weight).__name__,
+            expected="a tensor of bools or floats",
+        )  # fmt: skip
+    if weight.shape != lead:
+        raise InputError(
+            what="the teacher has one weight at each step of each sequence", where=f"{WEIGHT}=",
+            got=f"shape {list(weight.shape)}", expected=str(list(lead)),
+        )  # fmt: skip
+    if weight.dtype == torch.bool:
+        return weight
+    floats = [t.dtype for t in flatten(teacher, "teacher")[0] if t.is_floating_point()]
+    return weight.to(floats[0]) if floats else weight
+
+
+def unwrap(
+    x: PackedSequence, steps: int | None, happens: Happens, teacher: Any, weight: Any
+) -> tuple[Tensor, Layout, Any, Any]:
+    """(x, layout, teacher, its weight) of a call on a PackedSequence, as packed rows."""
+    said = [*happens.said, *(["steps"] if steps is not None else [])]
+    if said:
+        raise InputError(
+            what="a PackedSequence says which steps happen, and so does another argument", where=f"{said[0]}=",
+            mend="unpack it with torch.nn.utils.rnn.pad_packed_sequence, and pass lengths= as well",
+        )  # fmt: skip
+    return x.data, Layout.of_packed(x), _rows(teacher, x, "teacher"), _rows(weight, x, WEIGHT)
+
+
+def _rows(value: Any, like: PackedSequence, name: str) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, PackedSequence) and torch.equal(value.batch_sizes, like.batch_sizes):
+        orders = [p.sorted_indices for p in (value, like) if p.sorted_indices is not None]
+        if not orders or (len(orders) == 2 and torch.equal(*orders)):
+            return value.data
+    raise InputError(
+        what=f"the {name.replace('_', ' ')} is not packed as x is", where=f"{name}=", got=type(value).__name__,
+        expected="a PackedSequence with the batch sizes and the order of x",
+    )  # fmt: skip

@@ -1,0 +1,136 @@
+"""Bidirectional and Stack: what they are of their parts, and what torch.nn makes of the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils import _pytree as pytree
+
+import elman
+from elman import Bidirectional, Recurrent, Stack
+from elman.errors import InputError, InputTypeError
+from elman.pieces import Layout
+from tests.cases import CASES
+from tests.recurrent import compare, ragged
+
+Tensor = torch.Tensor
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+LENGTHS = torch.tensor([6, 2, 4, 0])
+
+
+def random(*size: int, **options: Any) -> Tensor:
+    return torch.randn(size, dtype=torch.float64, **options)
+
+
+def cell(name: str, *sizes: int) -> torch.nn.Module:
+    return CASES[name].make(*sizes).double()
+
+
+@pytest.mark.parametrize("told", [{}, ragged.said(6, 4)], ids=["whole", "cut"])
+def test_layers_are_the_sum_of_their_parts(told: dict[str, Tensor]) -> None:
+    both = Bidirectional(cell("gru"), cell("elman", 5, 4))
+    top = Recurrent(cell("lstm", 11, 6), reverse=True)
+    deep, x = Stack(both, top), random(6, 4, 5, requires_grad=True)
+    state = ((random(4, 7), random(4, 4)), (random(4, 6), random(4, 6)))
+    outputs, final = deep(x, state, **told)
+    one, first = Recurrent(both.ahead.cell)(x, state[0][0], **told)
+    other, second = Recurrent(both.back.cell, reverse=True)(x, state[0][1], **told)
+    expected, last = top(torch.cat([one, other], -1), state[1], **told)
+    found = []
+    for made in ((outputs, final), (expected, ((first, second), last))):
+        values = compare.flat(*made)
+        found.append((values, compare.gradients(values, {"x": x, **dict(deep.named_parameters())})))
+    for mine, right in zip(*found, strict=True):
+        compare.assert_equal(mine, right)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["lengths", "packed"])
+def test_as_torch_does_it(packed: bool) -> None:
+    theirs = torch.nn.GRU(5, 7, num_layers=2, bidirectional=True).double()
+
+    def own(layer: int, suffix: str) -> torch.nn.Module:
+        made = torch.nn.GRUCell(5 if layer == 0 else 14, 7).double()
+        made.load_state_dict(
+            {
+                n: getattr(theirs, f"{n}_l{layer}{suffix}")
+                for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            }
+        )
+        return made
+
+    ours = Stack(*[Bidirectional(own(layer, ""), own(layer, "_reverse")) for layer in range(2)])
+    lengths = torch.tensor([6, 2, 4, 1])
+    x, h = random(6, 4, 5), random(4, 4, 7)
+    pack = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    right, last = theirs(pack, h)
+    state = ((h[0], h[1]), (h[2], h[3]))
+    if packed:
+        mine, final = ours(pack, state)
+        torch.testing.assert_close(mine.data, right.data, **EXACT)
+    else:
+        mine, final = ours(x, state, lengths=lengths)
+        torch.testing.assert_close(mine, pad_packed_sequence(right)[0], **EXACT)
+    torch.testing.assert_close(torch.stack(pytree.tree_leaves(final)), last, **EXACT)
+
+
+def test_one_layout_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Layout] = []
+    of = Layout.of
+    monkeypatch.setattr(Layout, "of", lambda *args, **said: made.append(of(*args, **said)) or made[-1])
+    deep = Stack(Bidirectional(cell("gru"), cell("gru")), Stack(Recurrent(cell("lstm", 14, 3))))
+    deep(random(6, 4, 5), lengths=LENGTHS)
+    assert len(made) == 1
+
+
+def test_dropout_between_layers_in_training_alone() -> None:
+    deep, x = Stack(Recurrent(cell("gru")), Recurrent(cell("elman", 7, 3)), dropout=1.0), random(6, 4, 5)
+    for told in ({}, {"lengths": LENGTHS}):
+        hidden = torch.zeros(6, 4, 7, dtype=torch.float64)
+        torch.testing.assert_close(deep.train()(x, **told)[0], deep.layers[1](hidden, **told)[0], **EXACT)
+        hidden, _ = deep.layers[0](x, **told)
+        torch.testing.assert_close(deep.eval()(x, **told)[0], deep.layers[1](hidden, **told)[0], **EXACT)
+
+
+def test_step_repeated_is_the_whole_call() -> None:
+    deep, x = Stack(Recurrent(cell("gru")), Recurrent(cell("lstm", 7, 3))), random(5, 2, 5)
+    outputs, final = deep(x)
+    state: Any = None
+    for t in range(5):
+        output, state = deep.step(x[t], state)
+        torch.testing.assert_close(output, outputs[t], **EXACT)
+    torch.testing.assert_close(state, final, **EXACT)
+    with pytest.raises(InputError, match="backward"):
+        Stack(Bidirectional(cell("gru"), cell("gru"))).step(x[0])
+
+
+def test_compiled() -> None:
+    torch._dynamo.reset()
+    deep, x = Stack(Bidirectional(cell("gru"), cell("gru")), Recurrent(cell("lstm", 14, 3))), random(5, 2, 5)
+    fast = torch.compile(deep, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(fast(x), deep(x), **EXACT)
+    torch._dynamo.reset()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    both, x = Bidirectional(cell("gru"), cell("gru")), random(6, 4, 5)
+    deep = Stack(both)
+    for told in ({}, {"lengths": LENGTHS}):
+        with pytest.raises(InputTypeError, match="where: state"):
+            both(x, random(4, 7), **told)
+        with pytest.raises(InputTypeError, match="where: state"):
+            deep(x, (None, None), **told)
+    with pytest.raises(InputTypeError, match=r"elman.Recurrent\(cell\)"):
+        Stack(cell("gru"))
+    with pytest.raises(InputError, match="at least one"):
+        Stack()
+    with pytest.raises(InputError, match="probability"):
+        Stack(both, dropout=2.0)
+    with pytest.raises(InputTypeError, match="different structures"):
+        Bidirectional(cell("dict_output_rnn"), cell("gru"))(x)
+    with pytest.raises(InputError, match="side by side"):
+        Bidirectional(cell("convolutional_rnn"), cell("gru"))(x, (random(4, 2, 7), None))
+    with pytest.raises(elman.ElmanError, match="where: lengths"):
+        deep(x, lengths=torch.tensor([1]))

@@ -1,0 +1,492 @@
+"""Lengths, masks, resets, teachers, PackedSequence: every call is what its definition says, piece by piece."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils import _pytree as pytree
+
+import elman
+from elman import cells, noise
+from elman.circuit.form import Kind
+from elman.errors import InputError, InputTypeError, NotSupported
+from elman.pieces import Layout
+from tests import zoo
+from tests.cases import CASES, Case
+from tests.recurrent import compare, ragged
+from tests.recurrent.compare import Inputs
+
+Tensor = torch.Tensor
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+CPU = torch.device("cpu")
+ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+engines = pytest.mark.parametrize("engine", ["reference", "native"])
+
+
+def layer(name: str = "gru", **options: Any) -> elman.Recurrent:
+    return elman.Recurrent(CASES[name].make().double(), **options)
+
+
+def random(*size: int, **options: Any) -> Tensor:
+    return torch.randn(size, dtype=torch.float64, **options)
+
+
+# --- the definition -------------------------------------------------------------------------------------------------
+
+WHOLE = [["lengths"], ["reset"], ["lengths", "mask", "reset"]]
+
+
+@engines
+@ways
+@pytest.mark.parametrize("name", ["elman", "jordan", "gru", "lstm", "leaky", "learned_start_rnn"])
+def test_every_choice_equals_the_definition(name: str, reverse: bool, engine: str) -> None:
+    rnn = layer(name, reverse=reverse, engine=engine)
+    for T, B in ((1, 1), (1, 4), (9, 4)):
+        told = ragged.said(T, B, seed=T)
+        for names in itertools.chain(WHOLE, [["mask"], ["mask", "reset"]] if name == "gru" else []):
+            given = {key: told[key] for key in names}
+            got = ragged.agree(rnn, Inputs.of(CASES[name], T, B), **given)
+            outside = ~ragged.happens(T, B, **given)
+            assert not got.values["outputs"][outside].any()
+            assert not got.gradients["x"][outside].any()
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "context_rnn", "attention_rnn", "loss_rnn", "token_rnn", "dict_input_rnn", "slots_rnn", "heads_rnn",
+        "layer_norm_lstm", "delayed_rnn", "counting_rnn", "latch_rnn", "swing", "dict_output_rnn", "silent_rnn",
+        "dale_rnn", "spiking_rnn", "two_level_gru", "linear_rnn",
+    ],
+)  # fmt: skip
+def test_many_cells_equal_the_definition(name: str, engine: str) -> None:
+    """With NaN, and indices that are none, where nothing happens. Each engine runs one way, to save time."""
+    case: Case = CASES[name]
+    rnn = layer(name, reverse=engine == "auto", engine=engine)
+    inputs, told = Inputs.of(case, 7, 4), ragged.said(7, 4)
+    if not case.starts:
+        del told["reset"]  # nobody knows what a new sequence would start from
+    inputs.x = ragged.poisoned(inputs.x, ragged.happens(7, 4, **told))
+    got = ragged.agree(rnn, inputs, **told)
+    for found in (*got.values.values(), *got.gradients.values()):
+        assert found is None or not found.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["zoneout_lstm_eval", "zoneout_lstm", "noisy_rnn", "dropout_rnn"])
+def test_noise_is_drawn_for_the_steps_that_happen(name: str) -> None:
+    """The cell fed with the very numbers gives the same; so the backward pass has drawn the same numbers again."""
+    case, T, B = CASES[name], 6, 4
+    told = ragged.said(T, B)
+    if not case.starts:
+        del told["reset"]
+    rnn, inputs = layer(name), Inputs.of(case, T, B)
+    wanted = compare.wanted_of(rnn, inputs)
+    values = compare.flat(*ragged.ours(rnn, inputs, **told))
+    torch.manual_seed(5)
+    seed = int(torch.randint(2**62, ()).item())
+    layout = Layout.of(T, B, CPU, **told)
+    assert layout.packing is not None
+    ports = rnn.circuit.inputs_of(Kind.NOISE)
+    drawn = [noise.draw_rows(port, i, seed, 0, layout.packing.rows) for i, port in enumerate(ports)]
+    placed = [layout.unpack(numbers) for numbers in drawn]
+    others = compare.flat(
+        *ragged.theirs(
+            rnn, inputs, replay=lambda t, b: noise.Replay([v[t, b : b + 1] for v in placed]), **told
+        )
+    )
+    compare.assert_equal(values, others)
+    compare.assert_equal(compare.gradients(values, wanted), compare.gradients(others, wanted))
+
+
+def test_rows_of_noise_do_not_depend_on_where_they_are_cut() -> None:
+    rnn = layer("noisy_rnn")
+    ragged.ours(rnn, Inputs.of(CASES["noisy_rnn"], 2, 2))
+    (port,) = rnn.circuit.inputs_of(Kind.NOISE)
+    whole = noise.draw_rows(port, 0, 3, 0, 1500)
+    assert torch.equal(noise.draw_rows(port, 0, 3, 500, 1100), whole[500:1100])
+    assert whole.unique().numel() > 0.99 * whole.numel()
+
+
+@ways
+def test_second_derivatives(reverse: bool) -> None:
+    for name in ("lstm", "learned_start_rnn"):
+        rnn, inputs, told = layer(name, reverse=reverse), Inputs.of(CASES[name], 5, 3), ragged.said(5, 3, 2)
+        found = []
+        for run in (ragged.ours, ragged.theirs):
+            wanted = compare.wanted_of(rnn, inputs)
+            first = compare.gradients(compare.flat(*run(rnn, inputs, **told)), wanted, create_graph=True)
+            found.append((first, compare.gradients(first, wanted)))
+        for mine, right in zip(*found, strict=True):
+            compare.assert_equal(mine, right)
+
+
+def test_transforms_of_torch_func() -> None:
+    rnn, x, told = layer("gru"), random(5, 3, 5), ragged.said(5, 3)
+    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(rnn, parameters, (x,), told)[0].square().sum()
+
+    got = torch.func.grad(loss, argnums=(0, 1))(parameters, x)
+    x.requires_grad_()
+    rnn(x, **told)[0].square().sum().backward()
+    torch.testing.assert_close(got, ({n: p.grad for n, p in rnn.named_parameters()}, x.grad), **EXACT)
+    start = random(3, 7)
+    slope = torch.func.grad(lambda h: rnn(x.detach(), h, **told)[0].square().sum())
+    second = torch.func.jacrev(slope)(start)
+    right = torch.autograd.functional.jacobian(slope, start)
+    torch.testing.assert_close(second, right, **EXACT)
+    with pytest.raises(NotSupported, match="transform"):
+        torch.func.vmap(lambda n: rnn(x, lengths=n)[0])(torch.tensor([[1, 2, 3], [5, 5, 0]]))
+
+
+def test_memory_is_never_read_before_it_is_written(poisoned: None) -> None:
+    for name in ("gru", "lstm", "delayed_rnn"):
+        told = ragged.said(6, 4)
+        if not CASES[name].starts:
+            del told["reset"]
+        for reverse in (False, True):
+            ragged.agree(layer(name, reverse=reverse), Inputs.of(CASES[name], 6, 4), **told)
+
+
+def test_outputs_are_tensors_of_their_own() -> None:
+    """Whoever writes into one of them changes neither the other nor what went in."""
+    rnn, x, h = layer(), random(5, 4, 5), random(4, 7)
+    for told in (
+        ragged.said(5, 4),
+        {"lengths": torch.tensor([3] * 4)},
+        {"lengths": torch.zeros(4, dtype=int)},
+    ):
+        expected = rnn(x, h, **told)
+        for written in (0, 1):
+            given = x.clone(), h.clone()
+            with torch.no_grad():
+                made = rnn(*given, **told)
+                made[written].fill_(7.0)
+            assert torch.equal(given[0], x)
+            assert torch.equal(given[1], h)
+            torch.testing.assert_close(made[1 - written], expected[1 - written].detach(), **EXACT)
+
+
+# --- where a sequence starts ----------------------------------------------------------------------------------------
+
+
+def test_nothing_happens() -> None:
+    for reverse in (False, True):
+        rnn, inputs = layer("lstm", reverse=reverse), Inputs.of(CASES["lstm"], 3, 2)
+        for told in (
+            {"mask": torch.zeros(3, 2, dtype=torch.bool)},
+            {"lengths": torch.zeros(2, dtype=torch.int32), "reset": torch.ones(3, 2, dtype=torch.bool)},
+        ):
+            got = ragged.agree(rnn, inputs, **told)
+            assert not got.values["outputs"].any()
+            assert torch.equal(got.values["final[0]"], inputs.state[0])
+            rnn(inputs.x, **told)[0].sum().backward()  # it is a call as any other: a loss may be made of it
+
+
+def test_nothing_happens_at_the_very_first_call() -> None:
+    rnn = elman.Recurrent(cells.GRU(3, 11))
+    outputs, final = rnn(torch.full((4, 2, 3), torch.nan), lengths=torch.zeros(2, dtype=torch.int64))
+    assert torch.equal(outputs, torch.zeros(4, 2, 11))
+    assert torch.equal(final, torch.zeros(2, 11))
+    tokens = elman.Recurrent(zoo.TokenRNN(6, 9))
+    assert not tokens(torch.full((4, 2), 99), lengths=torch.zeros(2, dtype=torch.int64))[0].any()
+
+
+def test_a_learned_start_collects_from_every_cut() -> None:
+    rnn, x = layer("learned_start_rnn"), random(6, 1, 5)
+    reset = torch.zeros(6, 1, dtype=torch.bool)
+    reset[[2, 4]] = True
+    rnn(x, reset=reset)[0].sum().backward()
+    got, rnn.cell.start.grad = rnn.cell.start.grad, None
+    for piece in x.split(2):
+        rnn(piece)[0].sum().backward()
+    torch.testing.assert_close(got, rnn.cell.start.grad, **EXACT)
+
+
+def test_a_state_carried_over_does_not_leak_into_a_new_episode() -> None:
+    for reverse in (False, True):
+        rnn, x, reset = layer(reverse=reverse), random(5, 2, 5), torch.zeros(5, 2, dtype=torch.bool)
+        reset[0] = True
+        h = random(2, 7, requires_grad=True)
+        outputs, final = rnn(x, h, reset=reset)
+        torch.testing.assert_close(outputs, rnn(x, h if reverse else None)[0], **EXACT)
+        (gradient,) = torch.autograd.grad(final.sum(), h)
+        assert gradient.any() == reverse  # backward, the first step is the last to run
+
+
+def test_a_reset_needs_a_start() -> None:
+    rnn, inputs = layer("two_level_gru"), Inputs.of(CASES["two_level_gru"], 3, 2)
+    reset = torch.ones(3, 2, dtype=torch.bool)
+    with pytest.raises(elman.ElmanError, match="initial_state"):
+        rnn(inputs.x, inputs.state, reset=reset)
+
+
+# --- as little as possible is done ------------------------------------------------------------------------------------
+
+
+def test_rows_of_one_length_run_as_a_dense_batch() -> None:
+    reset = torch.zeros(12, 3, dtype=torch.bool)
+    reset[::4] = True
+    layout = Layout.of(12, 3, CPU, reset=reset)
+    assert (layout.inner, layout.packing, layout.cuts) == ((4, 9), None, True)
+    layout = Layout.of(12, 3, CPU, lengths=torch.tensor([5, 5, 5]))
+    x = random(12, 3, 2)
+    assert layout.inner == (5, 3)
+    assert layout.pack(x).data_ptr() == x.data_ptr()
+    whole = Layout.of(12, 3, CPU, lengths=[12] * 3, mask=torch.ones(12, 3, dtype=torch.bool))
+    assert not whole.is_cut
+    assert whole.pack(x) is x
+    assert whole.unpack(x) is x
+
+
+def test_resets_make_a_loop_shorter() -> None:
+    reset = torch.zeros(64, 2, dtype=torch.bool)
+    reset[[9, 30, 50]] = True
+    layout = Layout.of(64, 2, CPU, reset=reset)
+    assert layout.packing is not None
+    assert (layout.steps, layout.pieces, layout.packing.rows) == (21, 8, 128)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_packed_rows_lie_step_after_step(seed: int) -> None:
+    """What is packed comes back in place, and each row of a step goes on in the same row of the next."""
+    T, B = 11, 5
+    told = ragged.said(T, B, seed)
+    layout = Layout.of(T, B, CPU, **told)
+    packing, place = layout.packing, torch.arange(T * B).reshape(T, B)
+    assert packing is not None
+    rows = layout.pack(place)
+    happens = ragged.happens(T, B, **told)
+    assert torch.equal(rows.sort().values, place[happens])
+    assert torch.equal(layout.unpack(rows), torch.where(happens, place, 0))
+    assert packing.sizes == sorted(packing.sizes, reverse=True)
+    steps = rows.split(packing.sizes)
+    for now, later in itertools.pairwise(steps):
+        assert torch.equal(now[: len(later)] % B, later % B)
+        assert (now[: len(later)] < later).all()
+    assert torch.equal(rows[packing.ends] % B, steps[0] % B)
+    assert int(packing.lengths.sum()) == packing.rows
+
+
+# --- teachers ---------------------------------------------------------------------------------------------------------
+
+teachable = pytest.mark.parametrize(("name", "width"), [("jordan", 4), ("lstm", 7)])
+
+
+@ways
+@teachable
+def test_a_teacher_with_all_of_it(name: str, width: int, reverse: bool) -> None:
+    rnn, T, B = layer(name, reverse=reverse), 8, 4
+    for seed, names in enumerate(WHOLE):
+        told = {key: value for key, value in ragged.said(T, B, seed).items() if key in names}
+        teacher = ragged.poisoned(random(T, B, width), ragged.happens(T, B, **told))
+        got = ragged.agree(rnn, Inputs.of(CASES[name], T, B), teacher=teacher, **told)
+        assert not got.gradients["teacher"].isnan().any()
+
+
+@ways
+@teachable
+@engines
+def test_a_weighed_teacher(name: str, width: int, reverse: bool, engine: str) -> None:
+    rnn, T, B = layer(name, reverse=reverse, engine=engine), 7, 4
+    told = ragged.said(T, B)
+    for given in ({}, told):
+        for weight in (torch.rand(T, B) < 0.5, torch.rand(T, B, dtype=torch.float64, requires_grad=True)):
+            teacher = random(T, B, width, requires_grad=True)
+            got = ragged.agree(
+                rnn, Inputs.of(CASES[name], T, B), teacher=teacher, teacher_weight=weight, **given
+            )
+            assert got.gradients["teacher"].any()
+
+
+def test_weights_at_their_ends() -> None:
+    """All true or one is the teacher alone, and nothing of the rest gets in; all false or zero is no teacher."""
+    rnn, x, y = layer("jordan"), random(6, 3, 5), random(6, 3, 4)
+    for kind in (torch.bool, torch.float64, torch.float32):
+        ones = torch.ones(6, 3, dtype=kind)
+        torch.testing.assert_close(rnn(x, teacher=y, teacher_weight=ones), rnn(x, teacher=y), **EXACT)
+        torch.testing.assert_close(rnn(x, teacher=y, teacher_weight=torch.zeros_like(ones)), rnn(x), **EXACT)
+
+
+def test_scheduled_sampling_does_not_look_at_what_it_does_not_show() -> None:
+    rnn, x, weight = layer("jordan"), random(6, 3, 5), torch.rand(6, 3) < 0.5
+    y = random(6, 3, 4)
+    y[~weight] = torch.nan
+    outputs, _ = rnn(x, teacher=y.requires_grad_(), teacher_weight=weight)
+    outputs.sum().backward()
+    assert not outputs.isnan().any()
+    assert not y.grad.isnan().any()
+    assert not any(p.grad.isnan().any() for p in rnn.parameters())
+
+
+def test_second_derivatives_through_a_weighed_teacher() -> None:
+    rnn, inputs, told = layer("jordan"), Inputs.of(CASES["jordan"], 4, 3), ragged.said(4, 3)
+    more = {
+        "teacher": random(4, 3, 4, requires_grad=True),
+        "teacher_weight": torch.rand(4, 3, dtype=torch.float64, requires_grad=True),
+    }
+    found = []
+    for run in (ragged.ours, ragged.theirs):
+        wanted = compare.wanted_of(rnn, inputs) | more
+        values = compare.flat(*run(rnn, inputs, **told, **more))
+        first = compare.gradients(values, wanted, create_graph=True)
+        found.append(compare.gradients(first, wanted))
+    compare.assert_equal(*found)
+
+
+# --- PackedSequence ---------------------------------------------------------------------------------------------------
+
+
+@ways
+@pytest.mark.parametrize("name", ["lstm", "dict_output_rnn", "silent_rnn"])
+@pytest.mark.parametrize(
+    "lengths", [[5, 4, 4, 1], [2, 5, 1, 5], [3, 3, 3, 3]], ids=["sorted", "mixed", "even"]
+)
+def test_a_packed_sequence_is_one_with_lengths(name: str, lengths: list[int], reverse: bool) -> None:
+    rnn, inputs = layer(name, reverse=reverse), Inputs.of(CASES[name], 5, 4)
+    packed = pack_padded_sequence(inputs.x, torch.tensor(lengths), enforce_sorted=False)
+    wanted, found = compare.wanted_of(rnn, inputs), []
+    outputs, final = rnn(packed, inputs.state)
+    padded = (
+        pytree.tree_map(
+            lambda leaf: pad_packed_sequence(leaf, total_length=5)[0],
+            outputs,
+            is_leaf=lambda leaf: isinstance(leaf, PackedSequence),
+        )
+        if outputs is not None
+        else None
+    )
+    for made in ((padded, final), rnn(inputs.x, inputs.state, lengths=torch.tensor(lengths))):
+        values = compare.flat(*made)
+        found.append((values, compare.gradients(values, wanted)))
+    for mine, right in zip(*found, strict=True):
+        compare.assert_equal(mine, right)
+
+
+def test_a_packed_sequence_as_torch_has_it() -> None:
+    """Outputs, order, state and gradients of torch.nn.GRU."""
+    theirs = torch.nn.GRU(5, 7).double()
+    cell = torch.nn.GRUCell(5, 7).double()
+    cell.load_state_dict({name.removesuffix("_l0"): p for name, p in theirs.state_dict().items()})
+    rnn, x, h = elman.Recurrent(cell), random(6, 4, 5), random(4, 7)
+    for sorted_ in (False, True):
+        lengths = torch.tensor([6, 3, 3, 1] if sorted_ else [3, 6, 1, 3])
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=sorted_)
+        (mine, final), (right, last) = rnn(packed, h), theirs(packed, h.unsqueeze(0))
+        assert torch.equal(mine.batch_sizes, right.batch_sizes)
+        assert (mine.sorted_indices is None) == (right.sorted_indices is None)
+        torch.testing.assert_close(mine.data, right.data, **EXACT)
+        torch.testing.assert_close(final, last[0], **EXACT)
+
+
+def test_a_packed_sequence_is_not_copied() -> None:
+    packed = pack_padded_sequence(random(6, 3, 5), torch.tensor([6, 3, 1]))
+    layout = Layout.of_packed(packed)
+    assert layout.pack(packed.data) is packed.data
+    data = random(10, 7)
+    assert layout.unpack(data).data is data
+
+
+def test_a_packed_teacher() -> None:
+    rnn, x, y = layer("jordan"), random(5, 3, 5), random(5, 3, 4)
+    lengths, weight = torch.tensor([2, 5, 4]), torch.rand(5, 3) < 0.5
+    packed = [pack_padded_sequence(value, lengths, enforce_sorted=False) for value in (x, y, weight)]
+    outputs, final = rnn(packed[0], teacher=packed[1], teacher_weight=packed[2])
+    expected, ended = rnn(x, lengths=lengths, teacher=y, teacher_weight=weight)
+    torch.testing.assert_close(pad_packed_sequence(outputs)[0], expected, **EXACT)
+    torch.testing.assert_close(final, ended, **EXACT)
+    for wrong in (y, pack_padded_sequence(y, torch.tensor([2, 5, 3]), enforce_sorted=False)):
+        with pytest.raises(InputError, match="packed as x"):
+            rnn(packed[0], teacher=wrong)
+
+
+# --- arguments that do not fit ----------------------------------------------------------------------------------------
+
+YES = torch.ones(4, 3, dtype=torch.bool)
+X, H = torch.zeros(4, 3, 5, dtype=torch.float64), torch.zeros(3, 7, dtype=torch.float64)
+PACKED = pack_padded_sequence(X, torch.tensor([4, 3, 1]))
+
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "x of one dimension": ({"x": torch.zeros(4)}, InputError, "where: x"),
+    "x too wide": ({"x": torch.zeros(4, 3, 6, dtype=torch.float64)}, elman.ElmanError, "GRU"),
+    "x in another precision": ({"x": X.float()}, elman.ElmanError, "GRU"),
+    "x elsewhere": ({"x": X.to("meta")}, InputError, "where: x"),
+    "x no tensor": ({"x": [1.0, object()]}, InputTypeError, r"where: x\[1\]"),
+    "a state elsewhere": ({"state": H.to("meta")}, InputError, "where: state"),
+    "a state of another batch": ({"state": H[:2]}, InputError, "where: state"),
+    "a state without a batch": ({"state": H[0, 0]}, InputError, "where: state"),
+    "a state of another width": ({"state": H[:, :6]}, elman.ElmanError, "GRU|state"),
+    "a state of another structure": ({"state": (H, H)}, elman.ElmanError, "GRU|state"),
+    "a cut state of another structure": ({"state": (H, H), "reset": YES}, InputTypeError, "where: state"),
+    "a cut state of another width": ({"state": H[:, :6], "reset": YES}, InputError, "where: state"),
+    "a cut state in another precision": ({"state": H.float(), "reset": YES}, InputError, "float64"),
+    "lengths of floats": ({"lengths": torch.tensor([1.0, 2, 3])}, InputTypeError, "where: lengths="),
+    "lengths of bools": ({"lengths": YES[0]}, InputTypeError, "where: lengths="),
+    "too many lengths": ({"lengths": torch.tensor([1, 2, 3, 4])}, InputError, r"expected: \[3\]"),
+    "a single length": ({"lengths": torch.tensor(3)}, InputError, r"expected: \[3\]"),
+    "lengths too long": ({"lengths": torch.tensor([1, 5, 3])}, InputError, r"at \[1\]\n  got: 5\n  expected: 0 … 4"),
+    "a negative length": ({"lengths": torch.tensor([-1, 2, 3])}, InputError, r"at \[0\]\n  got: -1"),
+    "a mask of numbers": ({"mask": YES.long()}, InputTypeError, r"mask.bool\(\)"),
+    "a mask of the wrong shape": ({"mask": YES[:2]}, InputError, r"expected: \[4, 3\]"),
+    "a mask lying down": ({"mask": YES.t()}, InputError, "time comes first"),
+    "a mask that is none": ({"mask": [True]}, InputTypeError, "got: list"),
+    "resets of numbers": ({"reset": YES.double()}, InputTypeError, "where: reset="),
+    "resets of the wrong rank": ({"reset": YES[0]}, InputError, "where: reset="),
+    "a weight without a teacher": ({"teacher_weight": YES}, InputError, "where: teacher_weight="),
+    "a weight of integers": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": YES.long()}, InputTypeError,
+                             "where: teacher_weight="),
+    "a teacher elsewhere": ({"teacher": torch.zeros(4, 3, 7, dtype=torch.float64, device="meta")}, InputError,
+                            "on meta"),
+    "a weight of the wrong shape": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": YES[0]}, InputError,
+                                    r"expected: \[4, 3\]"),
+    "a context of another batch": ({"context": H[:2]}, InputError, "where: context"),
+    "steps twice": ({"steps": 4}, InputError, "where: steps="),
+    "a packed sequence with lengths": ({"x": PACKED, "lengths": [1, 1, 1]}, InputError, "where: lengths="),
+    "a packed sequence with resets": ({"x": PACKED, "reset": YES}, InputError, "where: reset="),
+    "a packed sequence with steps": ({"x": PACKED, "steps": 4}, InputError, "where: steps="),
+    "a packed sequence and another state": ({"x": PACKED, "state": H[:2]}, InputError, "where: state"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_does_not_fit_is_refused(what: str) -> None:
+    given, kind, words = BAD[what]
+    rnn = layer()
+    for warm in (False, True):
+        if warm:  # a call that is known may take a shorter way
+            for _ in range(2):
+                rnn(X, H)
+        with pytest.raises(kind, match=words) as caught:
+            rnn(**({"x": X, "state": H} | given))
+        assert isinstance(caught.value, elman.ElmanError)
+
+
+class PerStep(zoo.Base):
+    """Gives out a number for each step rather than for each row."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.tanh(self.U(x) + self.W(h))
+        return self.W.weight.sum(), h
+
+
+class SharedNoise(zoo.Base):
+    """Draws the same numbers for all rows."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.U(x) + self.W(h) + torch.rand(self.hidden_size))
+
+
+def test_what_belongs_to_all_rows_at_once_is_refused() -> None:
+    x = torch.randn(4, 3, 5)
+    with pytest.raises(NotSupported, match="belongs to no sequence"):
+        elman.Recurrent(PerStep(5, 6))(x, lengths=torch.tensor([1, 2, 3]))
+    rnn = elman.Recurrent(SharedNoise(5, 6))
+    rnn(x, lengths=torch.tensor([1, 2, 3]))
+    with pytest.raises(NotSupported, match="for all rows at once"):
+        rnn(x, reset=YES)
