@@ -20,9 +20,10 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is at hand")
 @pytest.mark.parametrize("name", SETS)
-def test_functions_and_products(name: str, tmp_path: Path) -> None:
-    program = tmp_path / "functions"
-    source = NATIVE / "tests" / "functions.cpp"
+@pytest.mark.parametrize("what", ["functions", "products"])
+def test_native(what: str, name: str, tmp_path: Path) -> None:
+    program = tmp_path / what
+    source = NATIVE / "tests" / f"{what}.cpp"
     command = [str(COMPILER), *FLAGS, *SETS[name], f"-DELMAN_ISA={name}", "-I", str(NATIVE), str(source)]
     runs = name in _usable()
     goal = ["-o", str(program)] if runs else ["-fsyntax-only"]

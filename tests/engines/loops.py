@@ -63,6 +63,8 @@ class Given:
             lead = len(self.sizes) if name in self.loop.stepped else self.rows
             shape = [int(s) for s in (like.shape if name in self.loop.stepped else like.shape[1:])]
             out[name] = torch.zeros((lead, *shape), dtype=like.dtype)
+            if like.dtype.is_floating_point:  # what is not written shows
+                out[name].fill_(float("nan"))
         result = engine.run(self.loop, self.values, self.sizes, reverse, out)
         finals = {f"{name} final": value for name, value in result.finals.items()}
         return out | finals | {f"{name} summed": value for name, value in result.sums.items()}

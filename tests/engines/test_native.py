@@ -95,7 +95,7 @@ SHIPPED = (
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("n_in", "n_hidden"), [(1, 1), (5, 17), (3, 34), (17, 68), (2, 130)])
+@pytest.mark.parametrize(("n_in", "n_hidden"), [(1, 1), (34, 17), (17, 34), (130, 68), (68, 130)])
 @pytest.mark.parametrize("name", SHIPPED[:6])
 def test_odd_sizes(name: str, n_in: int, n_hidden: int, dtype: torch.dtype, instructions: str) -> None:
     scale = 0.5 / n_hidden**0.5
@@ -120,6 +120,24 @@ def test_float32_is_as_near_to_float64_as_torch(name: str) -> None:
         ]
     for ours, torchs in zip(errors["native"], errors["reference"], strict=True):
         assert ours <= max(4 * torchs, 1e-6)
+
+
+def test_a_chaotic_cell(instructions: str) -> None:
+    """Differences double at every step, so a few steps show whether any is larger than torch's own."""
+    cell = elman.cells.Elman(5, 34)
+    x, g = torch.randn(5, 3, 5, dtype=torch.float64), torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        cell.W.copy_(torch.randn(34, 34, generator=g) * 0.5)  # of norm 6
+        out = {}
+        for engine, dtype in (
+            ("reference", torch.float64),
+            ("reference", torch.float32),
+            ("native", torch.float32),
+        ):
+            out[engine, dtype] = elman.Recurrent(cell.to(dtype), engine=engine)(x.to(dtype))[0].double()
+    exact = out["reference", torch.float64]
+    torchs, ours = (float((out[e, torch.float32] - exact).abs().max()) for e in ("reference", "native"))
+    assert ours <= max(4 * torchs, 1e-6)
 
 
 def _outputs(case, dtype: torch.dtype, engine: str, T: int, B: int, I: int, H: int) -> list[Tensor]:
@@ -240,6 +258,19 @@ def test_strides() -> None:
         one = at.values[name][:1].expand_as(at.values[name])
         spread = Given(loop, at.values | {name: one}, at.sizes).run(NATIVE)
         assert_same_bits(spread, Given(loop, at.values | {name: one.contiguous()}, at.sizes).run(NATIVE))
+
+
+def test_rows_that_lie_further_apart_than_32_bits_can_say() -> None:
+    """Memory that is asked for and hardly touched: 12 GiB of addresses, some pages of memory."""
+    loop = loops_at("elman", 5, 17, torch.float32)["inference"]
+    at = given(loop, [1] * 4, scale=0.3)
+    (name,) = loop.sequences
+    try:
+        far = torch.empty(3 * 2**30 + 17).as_strided((4, 17), (2**30, 1))
+    except RuntimeError:
+        pytest.skip("this machine gives no addresses without memory")
+    far.copy_(at.values[name])
+    assert_same_bits(Given(loop, at.values | {name: far}, at.sizes).run(NATIVE), at.run(NATIVE))
 
 
 @pytest.mark.parametrize("name", ["elman", "lstm", "counting_rnn"])
