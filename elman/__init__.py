@@ -1,7 +1,7 @@
 """elman: write a recurrence once, as the plain step h(t) = f(h(t-1), x(t); θ); it is traced into a circuit, unfolded
 through time, and trained at hardware speed."""
 
-from elman import cells, models
+from elman import cells, models, nn
 from elman.adjoint import adjoint
 from elman.circuit import Circuit
 from elman.errors import ElmanError
@@ -22,6 +22,7 @@ __all__ = [
     "cells",
     "cost",
     "models",
+    "nn",
     "plan",
     "trace",
     "unfold",

@@ -56,6 +56,7 @@ PUBLIC = (
     "cells",
     "cost",
     "models",
+    "nn",
     "plan",
     "trace",
     "unfold",

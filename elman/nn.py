@@ -1,0 +1,255 @@
+"""Drop-ins for torch.nn's recurrent layers: the same names, parameters, calls and errors, run by elman.
+
+    layer = elman.nn.GRU(8, 16, num_layers=2, bidirectional=True)     # instead of torch.nn.GRU(…)
+    print(elman.nn.swap(model))                                       # all layers of a model, in place
+
+They are subclasses of torch.nn's, whose constructors, checks and `state_dict` they inherit. What elman has nothing to
+gain from, or says otherwise (other devices than the CPU, autocast, wrong arguments), goes to torch.nn's own forward.
+torch.compile refuses whatever is a torch.nn.RNN, unless `torch._dynamo.config.allow_rnn` is set; then these compile
+whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from elman.recurrent import Bidirectional, Recurrent, Stack
+
+Tensor = torch.Tensor
+
+
+_NAMES = {"U": "weight_ih", "W": "weight_hh", "b": "bias_ih", "c": "bias_hh", "P": "weight_hr"}
+
+
+class _Step(torch.nn.Module):
+    """One layer's step in one direction, with the weights of torch.nn: U, W, biases b and c, and P, the projection.
+
+    They are taken from the layer before every call, so they may be computed there (parametrizations, functional_call).
+    """
+
+    U: Tensor
+    W: Tensor
+    b: Tensor | None
+    c: Tensor | None
+    P: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in _NAMES:
+            self.register_parameter(name, None)
+
+    def take(self, layer: torch.nn.RNNBase, ending: str) -> None:
+        for name, theirs in _NAMES.items():
+            weight = getattr(layer, f"{theirs}_{ending}", None)
+            if self._parameters[name] is not weight:
+                self._parameters[name] = weight
+
+
+class _Tanh(_Step):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c))
+
+
+class _Relu(_Step):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.relu(F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c))
+
+
+class _Gru(_Step):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        a_r, a_z, a_n = F.linear(x, self.U, self.b).chunk(3, -1)
+        w_r, w_z, w_n = F.linear(h, self.W, self.c).chunk(3, -1)
+        r, z = torch.sigmoid(a_r + w_r), torch.sigmoid(a_z + w_z)
+        n = torch.tanh(a_n + r * w_n)
+        return n + z * (h - n)
+
+
+class _Lstm(_Step):
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        h, c = state
+        i, f, g, o = (F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c)).chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return (h if self.P is None else F.linear(h, self.P)), c
+
+
+_STEPS = {"RNN_TANH": _Tanh, "RNN_RELU": _Relu, "GRU": _Gru, "LSTM": _Lstm}
+
+
+class _Layers(torch.nn.RNNBase):
+    """What the three have in common."""
+
+    _elman: tuple[Stack, list[tuple[_Step, str]]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._build()
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
+        """As the forward of the torch.nn class: the same arguments, results and errors."""
+        if not self._fits(input, hx):
+            return super().forward(input, hx)
+        x, turned, alone = input, False, False
+        if not isinstance(x, PackedSequence):
+            turned, alone = self.batch_first, x.dim() == 2
+            x = x.unsqueeze(1) if alone else x.transpose(0, 1) if turned else x
+        parts = [] if hx is None else list(hx) if self.mode == "LSTM" else [hx]
+        if alone:
+            parts = [part.unsqueeze(1) for part in parts]
+        batch = _batch_of(x)
+        parts = parts or [self._zeros(batch, width) for width in self._widths()]
+        outputs, finals = self._stack()(x, self._nested([part.unbind(0) for part in parts]))
+        ends = [torch.stack(list(end)) for end in zip(*self._flat(finals), strict=True)]
+        if alone:
+            outputs, ends = outputs.squeeze(1), [end.squeeze(1) for end in ends]
+        elif turned:
+            outputs = outputs.transpose(0, 1)
+        return outputs, (tuple(ends) if self.mode == "LSTM" else ends[0])
+
+    def _fits(self, given: Any, hx: Any) -> bool:
+        """Whether elman runs this call: everything that torch would refuse is left to torch, which says why."""
+        packed = isinstance(given, PackedSequence)
+        data = given.data if packed else given
+        if not isinstance(data, Tensor) or data.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        weight = self.weight_ih_l0
+        if (
+            data.dim() not in ((2,) if packed else (2, 3))
+            or 0 in data.shape
+            or data.shape[-1] != self.input_size
+        ):
+            return False
+        if (
+            data.dtype != weight.dtype
+            or data.device != weight.device
+            or (packed and torch.compiler.is_compiling())
+        ):
+            return False
+        if hx is None:
+            return True
+        parts = hx if self.mode == "LSTM" else (hx,)
+        if not isinstance(parts, tuple) or len(parts) != len(self._widths()):
+            return False
+        alone = not packed and data.dim() == 2
+        batch = (
+            () if alone else (_batch_of(given.transpose(0, 1) if self.batch_first and not packed else given),)
+        )
+        return all(
+            isinstance(part, Tensor) and part.dtype == data.dtype and part.device == data.device
+            and tuple(part.shape) == (self.num_layers * self._ways, *batch, width)
+            for part, width in zip(parts, self._widths(), strict=True)
+        )  # fmt: skip
+
+    @property
+    def _ways(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _widths(self) -> tuple[int, ...]:
+        """Of h, and of an LSTM's c."""
+        h = self.proj_size or self.hidden_size
+        return (h, self.hidden_size) if self.mode == "LSTM" else (h,)
+
+    def _zeros(self, batch: int, width: int) -> Tensor:
+        weight: Any = self.weight_ih_l0
+        return weight.new_zeros(self.num_layers * self._ways, batch, width)
+
+    def _nested(self, parts: list[tuple[Tensor, ...]]) -> tuple[Any, ...]:
+        """States as `Stack` has them, from those of all layers and directions one after the other."""
+        each = [state if self.mode == "LSTM" else state[0] for state in zip(*parts, strict=True)]
+        return tuple(each[i : i + 2] for i in range(0, len(each), 2)) if self.bidirectional else tuple(each)
+
+    def _flat(self, finals: tuple[Any, ...]) -> list[tuple[Tensor, ...]]:
+        """The other way round."""
+        each = [state for layer in finals for state in layer] if self.bidirectional else list(finals)
+        return each if self.mode == "LSTM" else [(state,) for state in each]
+
+    def _stack(self) -> Stack:
+        """The layers as elman runs them, with the weights of now."""
+        stack, steps = self._elman
+        for step, ending in steps:
+            step.take(self, ending)
+        stack.training, stack.dropout = self.training, self.dropout
+        return stack
+
+    def _build(self) -> None:
+        """Make them. They are no submodules: the weights belong to this one."""
+        kind, layers = _STEPS[self.mode], range(self.num_layers)
+        if self.bidirectional:
+            stack = Stack(*(Bidirectional(kind(), kind()) for _ in layers), dropout=self.dropout)
+        else:
+            stack = Stack(*(Recurrent(kind()) for _ in layers), dropout=self.dropout)
+        steps = [step for step in stack.modules() if isinstance(step, _Step)]
+        ends = [f"l{i}{way}" for i in layers for way in ("", "_reverse")[: self._ways]]
+        self.__dict__["_elman"] = (stack, list(zip(steps, ends, strict=True)))
+        for step, ending in self._elman[1]:
+            step.take(self, ending)
+
+    def __setstate__(self, d: dict[str, Any]) -> None:
+        super().__setstate__(d)
+        self._build()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_elman", None)
+        return state
+
+
+class RNN(_Layers, torch.nn.RNN):
+    """torch.nn.RNN, run by elman."""
+
+
+class GRU(_Layers, torch.nn.GRU):
+    """torch.nn.GRU, run by elman."""
+
+
+class LSTM(_Layers, torch.nn.LSTM):
+    """torch.nn.LSTM, run by elman."""
+
+
+_DROP_INS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.GRU: GRU, torch.nn.LSTM: LSTM}
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What `swap` did: path in the model -> the layer's new class, and -> why another one was left as it is."""
+
+    swapped: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{path or 'the model'}: {name}" for path, name in self.swapped.items()]
+        lines += [f"{path or 'the model'}: left, {reason}" for path, reason in self.left.items()]
+        return "\n".join(lines) or "no recurrent layer of torch.nn in this model"
+
+
+def swap(model: torch.nn.Module) -> Swapped:
+    """Let elman run every torch.nn.RNN, GRU and LSTM of a model, in place.
+
+    The layers stay the objects that they are, with their weights, hooks and names; only their class changes. A layer of
+    somebody's own subclass is left as it is, because elman cannot know what its forward adds.
+    """
+    report = Swapped()
+    for path, module in model.named_modules():
+        kind = type(module)
+        if kind in _DROP_INS:
+            module.__class__ = _DROP_INS[kind]
+            module._build()  # type: ignore[operator]
+            report.swapped[path] = f"elman.nn.{kind.__name__}"
+        elif isinstance(module, torch.nn.RNNBase) and not isinstance(module, _Layers):
+            parametrized = hasattr(module, "parametrizations")
+            why = (
+                "it is parametrized: swap first"
+                if parametrized
+                else f"{kind.__name__} has a forward of its own"
+            )
+            report.left[path] = why
+    return report
+
+
+def _batch_of(x: Any) -> int:
+    return int(x.batch_sizes[0]) if isinstance(x, PackedSequence) else x.shape[1]
