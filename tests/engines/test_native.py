@@ -158,7 +158,7 @@ def _outputs(case, dtype: torch.dtype, engine: str, T: int, B: int, I: int, H: i
 
 # --- bits -----------------------------------------------------------------------------------------------------------
 
-BITS = ("elman", "gru", "lstm", "layer_norm_lstm", "slots_rnn", "fast_weights_rnn")
+BITS = ("elman", "gru", "lstm", "layer_norm_lstm", "slots_rnn", "fast_weights_rnn", "attention_rnn")
 
 
 def _with_threads(n: int, at: Given, reverse: bool = False) -> dict[str, Tensor]:
@@ -331,6 +331,24 @@ def test_half_precision_is_left_to_the_reference() -> None:
     assert "bfloat16" in str(layer.explain())
 
 
+class Shaking(torch.nn.Module):
+    """What it draws is the same for all rows."""
+
+    hidden_size = 4
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + h * torch.rand(4, dtype=h.dtype))
+
+
+def test_what_has_no_rows_is_read_step_by_step(instructions: str) -> None:
+    plan = elman.plan(elman.trace(Shaking().double(), *torch.zeros(2, 2, 4, dtype=torch.float64)))
+    assert plan.loop is not None
+    assert plan.loop.stepped != frozenset()
+    for reverse in (False, True):
+        at = given(plan.loop, [7, 7, 3, 1])
+        assert_same(at.run(NATIVE, reverse), at.run(REFERENCE, reverse))
+
+
 class Choosing(torch.nn.Module):
     """Reads its state at a place that the input says."""
 
@@ -372,6 +390,7 @@ def test_a_forked_child() -> None:
     """After parallel work in the parent the engine still runs in a child, with one thread."""
     code = """
 import os, sys, torch
+torch.set_num_threads(2)
 sys.path.insert(0, ".")
 from tests.engines.loops import given, loops_at
 from elman.engines.native import Native

@@ -111,14 +111,14 @@ FUNCTIONS: dict[str, Function] = {
         torch.cat([h.sqrt().amax(1, True), (1 + h).log().amin(1, True), h.amax(1, True)], 1)
     ),
     "where the largest is": lambda x, h, n, b, v: (
-        h.argmax(1, True) - (h * x).argmin(1, True) + torch.round(h).argmax(1, True)
+        h.argmax(1, True) - (h * x).argmin(1, True) + torch.round(h).argmax(1, True) + h.sqrt().argmax(1, True)
     ),
     "the smallest and where": lambda x, h, n, b, v: (
         h.min(1, True)[0] * h.min(1, True)[1] + torch.round(2 * h).max(1)[1].unsqueeze(1)
     ),
     "cumsum": lambda x, h, n, b, v: h.cumsum(1) - h.flip(1).cumsum(1) * 0.1,
     "softmax": lambda x, h, n, b, v: (
-        torch.softmax(100 * h, 1) + torch.softmax(h[:, :18].view(-1, 6, 3), 1).reshape(-1, 18).sum(1, True)
+        torch.softmax(100 * h, 1).detach() + torch.softmax(h[:, :18].view(-1, 6, 3), 1).reshape(-1, 18).sum(1, True)
     ),
     "log_softmax": lambda x, h, n, b, v: F.log_softmax(200 * h, 1) * 0.01 + F.log_softmax(h, 1) * x,
     "logsumexp": lambda x, h, n, b, v: (
@@ -131,6 +131,9 @@ FUNCTIONS: dict[str, Function] = {
     "layer norm": lambda x, h, n, b, v: F.layer_norm(h, (19,), v, v + 1, 0.5),
     "layer norm, plain": lambda x, h, n, b, v: (
         F.layer_norm(h, (19,)) * 0.2 + F.layer_norm(h[:, ::2], (10,), None, v[:10]).sum(1, True)
+    ),
+    "moments": lambda x, h, n, b, v: (
+        x * torch.native_layer_norm(3 * h, [19], None, None, 0.1)[1] + torch.native_layer_norm(h, [19], v, v, 0.1)[2]
     ),
     # addresses
     "pieces": lambda x, h, n, b, v: torch.cat([h[:, 3:10], x[:, ::4], h.flip(1)[:, 2:9]], 1),
@@ -186,7 +189,7 @@ class Holding(nn.Module):
         made = self.function(x, h, n, b, self.v)
         real = made.to(h.dtype)
         real = torch.where(real == real, real, 0.1).clamp(-2, 2)
-        h = torch.tanh(x + 0.3 * real.sum(list(range(1, real.dim())), keepdim=True).reshape(-1, 1) - 0.5 * h)
+        h = torch.tanh(x + 0.4 * real.mean(list(range(1, real.dim())), keepdim=True).reshape(-1, 1) - 0.5 * h)
         return made, (h, torch.remainder(n + 3 * (h > 0).long(), 7), h > x)
 
 
@@ -209,6 +212,10 @@ def values(loop: Loop, sizes: list[int]) -> Given:
             drawn = torch.randn(value.shape, generator=g, dtype=torch.float64)
             drawn = torch.where(torch.rand(value.shape, generator=g) < 0.1, drawn.round(), drawn)
             at.values[name] = drawn.tanh().to(value.dtype)
+        elif name in loop.constants and value.shape == PLACES.shape:  # the places, or what they were made to
+            at.values[name] = PLACES if name.startswith("captured") else PLACES.abs()
+        elif value.dtype == torch.int64 and any(state.name == name for state in loop.states):
+            at.values[name] = torch.randint(0, 7, value.shape, generator=g)
     return at
 
 
