@@ -1,9 +1,10 @@
 """Random draws as noise ports: what each random operation is in terms of one standard draw, and the draws themselves.
 
 Every draw in a cell is lifted to a port that holds uniform numbers in [0, 1) or standard normal ones; the
-operation itself becomes plain arithmetic on them (dropout is z·(u < 1 - p)/(1 - p)). The numbers of a port are drawn
-in fixed blocks of time steps from a seed that the call draws once, so that they do not depend on the engine or on
-where a sequence is cut, and can be drawn again instead of being stored.
+operation itself becomes plain arithmetic on them (dropout is z·(u < 1 - p)/(1 - p)). The numbers of a port depend on a
+seed that the call draws once and on their time step, so neither on the engine nor on where a sequence is cut, and can
+be drawn again instead of being stored. On CPUs, where elman's compiled part is there, uniform numbers are its own
+(native/draws.hpp); all others are torch's, drawn in fixed blocks of time steps.
 """
 
 from __future__ import annotations
