@@ -19,7 +19,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with elman (editable) and everything that development needs
 
-demo: setup  ## train a language model on real text for two minutes, and let it write
+demo: setup  ## train a language model on real text for a minute, and let it write
 	@$(BIN)/elman demo
 
 test: setup  ## run the tests; one file or one test: make test ARGS="tests/test_house.py -k rooms"

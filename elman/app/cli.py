@@ -174,11 +174,11 @@ def explain(
 
 @app.command()
 def demo(
-    minutes: Annotated[float, typer.Option(help="Of training.")] = 2.0,
+    minutes: Annotated[float, typer.Option(help="Of training.")] = 1.0,
     out: Annotated[Path, typer.Option(help="The run folder; a run in it is replaced.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
 ) -> None:
-    """Watch a recurrent network learn the Python manual and write some, in about two minutes."""
+    """Watch a recurrent network learn the Python manual and write some, in about a minute."""
     from elman.app.demo import demo as run_demo
 
     run_demo(_console(), minutes, out, seed)

@@ -1,4 +1,4 @@
-"""`elman demo`: a recurrent network learns real text in two minutes, and writes some."""
+"""`elman demo`: a recurrent network learns real text in a minute, and writes some."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elman.data import BUILT_IN
 from elman.training import evaluate
 
 _PROMPT = "The "
-# Half of what is usual: in two minutes, twice as many steps are worth more than the speed that they cost.
+# Half of what is usual: in a minute, twice as many steps are worth more than the speed that they cost.
 _BATCH = 16
 _TEMPERATURE = 0.7  # a little below 1: fewer slips of the pen, still no two samples alike
 
