@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elman import data
+from elman.data import tokenizer as tokenizing
 from elman.errors import DataError, InputError
 
 TEXT = "To be, or not to be:\r\n\tthat is the question…\n\n  é ß 漢字 🎈 <unk> e\u0301 \x00\x1b[0m end"
@@ -34,7 +35,7 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
 
 
 def test_a_long_text_is_encoded_as_its_characters_in_order() -> None:
-    text = "".join(random.choices("abcdé\n", k=2 * data._PIECE * data._GROUP + 5))
+    text = "".join(random.choices("abcdé\n", k=2 * tokenizing._PIECE * tokenizing._GROUP + 5))
     tokenizer = data.Tokenizer.characters(text)
     number = {char: k + 1 for k, char in enumerate(sorted(set(text)))}
     assert tokenizer.encode(text).tolist() == [number[char] for char in text]

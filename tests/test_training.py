@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def test_the_learning_rate_rises_then_falls_on_a_cosine() -> None:
 
 def test_minutes_are_kept_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 3))  # every look at the clock finds it three seconds later
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     steps = list(training.fit(Counted(), torch.randint(5, (500,)), minutes=2, window=5, batch=4))
     assert len(steps) == 40
     assert steps[-1].done == 1
@@ -127,7 +128,7 @@ def test_the_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
             norms.append(torch.stack([g.norm() for g in grads]).norm().item())
             super().step()
 
-    monkeypatch.setattr(training.torch.optim, "AdamW", Watched)
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
     model, _, tokens = small()
     steps = list(training.fit(model, tokens, steps=10, window=16, batch=8, clip=1e-3))
     assert max(norms) < 1.001e-3
@@ -261,7 +262,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         training.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

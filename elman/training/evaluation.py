@@ -1,0 +1,64 @@
+"""Measuring a model on a whole text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.errors import InputError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """nats: -log p summed over `symbols`, which are all of the text but the first."""
+
+    nats: float
+    symbols: int
+
+    @property
+    def nats_per_symbol(self) -> float:
+        return self.nats / self.symbols
+
+    @property
+    def bits_per_symbol(self) -> float:
+        """For symbols that are characters: bits per character."""
+        return self.nats_per_symbol / math.log(2)
+
+
+def evaluate(
+    model: Any, tokens: Tensor, *, window: int = 1000, progress: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """-log p(x(2), …, x(N) | x(1)) of a whole text, as one stream with the state carried: exact.
+
+    tokens: int64 [N], N >= 2. window: steps per call; it bounds memory and does not change the figure.
+    progress: called with (symbols done, symbols in all) after each window.
+    """
+    total = len(tokens) - 1
+    if total < 1:
+        raise InputError(
+            what="the text is too short to predict a symbol from another",
+            where="tokens",
+            got=f"{len(tokens)} symbols",
+            expected="at least 2",
+            mend="give more text",
+        )
+    device = next(model.parameters()).device
+    nats, state, training = 0.0, None, model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for t in range(0, total, window):
+                end = min(t + window, total)
+                x, y = tokens[t:end, None].to(device), tokens[t + 1 : end + 1, None].to(device)
+                loss, state = model.loss(x, y, state)
+                nats += loss.item() * (end - t)
+                if progress is not None:
+                    progress(end, total)
+    finally:
+        model.train(training)
+    return Evaluation(nats, total)
