@@ -25,6 +25,11 @@ def uniform(
 ) -> None:
     """Fill a contiguous tensor with `count` numbers in [0, 1) for each step from `first`. The same for every isa."""
 
+def cut(
+    steps: int, batch: int, lengths: Tensor | None, happens: Tensor | None, resets: Tensor | None
+) -> tuple[Any, ...]:
+    """Arrays (owner, fresh, first, last, sizes, before, places, rows): see elman.pieces.cut.Pieces."""
+
 class Loop:
     """A program that can run."""
 

@@ -91,14 +91,20 @@ class Packing:
     """Where the steps of rows of different lengths lie; the same forward and backward. Every row has a step.
 
     sizes: rows at each step, never growing, the last one above zero. device: of the tensors that are packed.
+    before: as the property, if it is known.
     """
 
-    def __init__(self, sizes: Sequence[int], device: torch.device):
-        self.sizes = list(sizes)
+    def __init__(
+        self, sizes: Sequence[int] | np.ndarray, device: torch.device, before: np.ndarray | None = None
+    ):
+        self.counts = np.asarray(sizes)
+        self._before = before
+        self.sizes: list[int] = self.counts.tolist()
         self.device = device
-        self.steps, self.batch, self.rows = len(self.sizes), self.sizes[0], sum(self.sizes)
-        self._counts = np.asarray(self.sizes)
-        self._first = np.cumsum(self._counts) - self._counts  # of each step's rows
+        self.steps, self.batch = len(self.sizes), self.sizes[0]
+        after = self.counts.cumsum()
+        self._first = after - self.counts  # of each step's rows
+        self.rows = int(after[-1])
 
     @property
     def even(self) -> bool:
@@ -112,14 +118,18 @@ class Packing:
 
     @functools.cached_property
     def before(self) -> Tensor:
-        """[N - B]: where the step before lies, for every row behind those of the first step."""
-        return self._tensor(np.arange(self.batch, self.rows) - np.repeat(self._counts[:-1], self._counts[1:]))
+        """[N]: where the step before lies; any row for a sequence's first step."""
+        if self._before is not None:
+            return self._tensor(self._before)
+        found = np.arange(self.rows)
+        found[self.batch :] -= np.repeat(self.counts[:-1], self.counts[1:])
+        return self._tensor(found)
 
     @functools.cached_property
     def after(self) -> Tensor:
         """[N]: where the step after lies; any row for a sequence's last step."""
         return self._tensor(
-            np.minimum(np.arange(self.rows) + np.repeat(self._counts, self._counts), self.rows - 1)
+            np.minimum(np.arange(self.rows) + np.repeat(self.counts, self.counts), self.rows - 1)
         )
 
     @functools.cached_property
@@ -134,11 +144,11 @@ class Packing:
 
     @functools.cached_property
     def _sequence(self) -> np.ndarray:
-        return np.arange(self.rows) - np.repeat(self._first, self._counts)
+        return np.arange(self.rows) - np.repeat(self._first, self.counts)
 
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
-        return np.searchsorted(-self._counts, -np.arange(self.batch))
+        return np.searchsorted(-self.counts, -np.arange(self.batch))
 
     def _tensor(self, index: np.ndarray) -> Tensor:
         return as_index(index, self.device)
@@ -168,9 +178,8 @@ class Ragged:
         start = value.new_zeros((packing.batch, *value.shape[1:])) if initial is None else initial
         if self.reverse:
             return value.index_select(0, packing.after).index_copy_(0, packing.ends, start)
-        made = torch.empty_like(value, memory_format=torch.contiguous_format)
-        made[: packing.batch] = start
-        torch.index_select(value, 0, packing.before, out=made[packing.batch :])
+        made = value.index_select(0, packing.before)
+        made.narrow(0, 0, packing.batch).copy_(start)
         return made
 
     def spread(self, value: Tensor, dim: int) -> Tensor:

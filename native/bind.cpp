@@ -1,5 +1,6 @@
 // The Python module elman._native. Nothing else here sees Python.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -10,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "pieces.hpp"
 #include "program.hpp"
 #include "team.hpp"
 #include "watch.hpp"
@@ -282,6 +284,29 @@ const char* const CODE_NAMES[] = {
 #undef ELMAN_INT_NAME
 };
 
+// --- pieces ---------------------------------------------------------------------------------------------------------------
+
+// A numpy array that owns the numbers of a vector.
+template <class T>
+nb::object array(std::vector<T>&& numbers) {
+    auto* kept = new std::vector<T>(std::move(numbers));
+    nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    const size_t shape[1] = {kept->size()};
+    return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(kept->data(), 1, shape, owner));
+}
+
+template <class T>
+const T* optional_address(const nb::object& tensor) {
+    return tensor.is_none() ? nullptr : reinterpret_cast<const T*>(address(tensor.ptr()));
+}
+
+nb::object cut_pieces(int64_t steps, int64_t batch, const nb::object& lengths, const nb::object& happens, const nb::object& resets) {
+    Pieces made = cut(steps, batch, optional_address<int64_t>(lengths), optional_address<uint8_t>(happens), optional_address<uint8_t>(resets));
+    return nb::make_tuple(array(std::move(made.owner)), array(std::move(made.fresh)), array(std::move(made.first)), array(std::move(made.last)),
+                          array(std::move(made.sizes)), array(std::move(made.before)),
+                          array(std::move(made.places)), made.in_order ? nb::none() : array(std::move(made.rows)));
+}
+
 }  // namespace
 
 }  // namespace elman
@@ -304,6 +329,8 @@ NB_MODULE(_native, m) {
           "Columns of a packed panel, in float32 and float64.");
     m.def("team", &team_name, "Which threads are used: \"openmp\" or \"own\".");
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
+    m.def("cut", &cut_pieces, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none(),
+          "The steps of a batch that happen, cut into pieces: see native/pieces.hpp.");
     m.def("uniform", [](const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {
         const Kernels& kernels = isa.empty() ? *usable().front() : named(isa);
         const Drawing drawing = {seed, first, steps, count, address(to.ptr())};

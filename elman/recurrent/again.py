@@ -15,7 +15,8 @@ import torch
 from torch._C._functorch import peek_interpreter_stack
 
 from elman.circuit.signature import Place, Tree
-from elman.recurrent.prepare import Prepared
+from elman.pieces import Layout
+from elman.recurrent.prepare import Prepared, indivisible
 from elman.trace.call import store_of
 
 Tensor = torch.Tensor
@@ -27,8 +28,8 @@ class Known:
 
     prepared: what it found; None for a step that has to be the cell's own. unchanged: whether the cell is as it was
     (see `trace.key.watch`). xs, states: widths, dtype and device of every tensor, in the structures x and state.
-    leading: dimensions before the widths of x, [T, B] or, for a step, [B]. starts: what a state that is not given is,
-    "zeros", "own" or "" for unknown.
+    leading: dimensions before the widths of x, [T, B] or, for a step and for packed rows, [B] or [N]. starts: what a
+    state that is not given is, "zeros", "own" or "" for unknown.
     """
 
     def __init__(
@@ -37,16 +38,14 @@ class Known:
     ) -> None:  # fmt: skip
         self.cell, self.reverse, self.engine = layer.cell, layer.reverse, layer.engine
         self.prepared, self.unchanged = prepared, unchanged
-        self.leading, self.starts = leading, starts
+        self.starts = starts
         xs: list[Tensor] = []
         states: list[Tensor] = []
         self.x, self.state = structure(x, xs), structure(state, states)
         self.xs = [(x.shape[leading:], x.dtype, x.device) for x in xs]
         self.states = [(s.shape[1:], s.dtype, s.device) for s in states]
-        self.latest: tuple[Any, tuple[int, int]] = (
-            None,
-            (0, 0),
-        )  # all shapes of the latest call, and its T and B
+        # All shapes of the latest call, and its T and B.
+        self.latest: tuple[Any, tuple[int, int]] = None, (0, 0)
         self.device = xs[0].device.type if xs else "cpu"
         if prepared is None:
             return
@@ -59,9 +58,17 @@ class Known:
         self.state_slots = [i for i, source in enumerate(prepared.sources) if source == "state"]
         self.output = _filling(prepared.output, prepared.output_slots)
         self.final = _filling(prepared.state, prepared.state_slots)
+        # Whether rows may have steps of their own, and whether one may be cut into several.
+        self.divisible = indivisible(prepared, cuts=False) is None
+        self.cuttable = indivisible(prepared, cuts=True) is None
 
-    def fits(self, layer: Any, x: Any, state: Any) -> tuple[int, int, list[Any]] | None:
-        """(T, B, inputs of the program) of a call with these arguments; None if it is not like the known one."""
+    def fits(
+        self, layer: Any, x: Any, state: Any, leading: int = 2, batch: int | None = None
+    ) -> tuple[int, int, list[Any]] | None:
+        """(T, B, inputs of the program) of a call with these arguments; None if it is not like the known one.
+
+        leading: dimensions before the widths of x: [T, B], of a step [B], or, where B is told, of packed rows [N].
+        """
         if (
             layer._modules.get("cell") is not self.cell
             or layer.reverse is not self.reverse
@@ -75,20 +82,22 @@ class Known:
         if structure(x, xs) != self.x:
             return None
         if state is None and self.starts == "own":
-            lead = xs[0].shape[: self.leading] if xs else ()
-            state = self.cell.initial_state(lead[-1]) if lead else None  # type: ignore[operator]
+            lead = xs[0].shape[:leading] if xs else ()
+            rows = lead[-1] if batch is None and lead else batch
+            state = self.cell.initial_state(rows) if rows is not None else None  # type: ignore[operator]
         if state is None and self.starts == "zeros":
             states = [None] * len(self.states)
         elif structure(state, states) != self.state:
             return None
         forms = [*map(_form, xs), *map(_form, states)] if state is not None else list(map(_form, xs))
-        if forms == self.latest[0]:
+        if forms == self.latest[0] and batch is None:
             sizes = self.latest[1]
         else:
-            sizes = self._sizes(xs, states if state is not None else [])
+            sizes = self._sizes(xs, states if state is not None else [], leading, batch)
             if sizes is None:
                 return None
-            self.latest = forms, sizes
+            if batch is None:
+                self.latest = forms, sizes
         if not self.unchanged():
             return None
         if self.prepared is None:
@@ -100,18 +109,46 @@ class Known:
             inputs[slot] = tensor
         return *sizes, inputs
 
-    def _sizes(self, xs: list[Tensor], states: list[Tensor]) -> tuple[int, int] | None:
+    def _sizes(
+        self, xs: list[Tensor], states: list[Tensor], leading: int, batch: int | None
+    ) -> tuple[int, int] | None:
         """(T, B), T being 1 for a step; None if the tensors are not like the known ones, or disagree."""
-        if not xs or xs[0].dim() < self.leading:
+        if not xs or xs[0].dim() < leading:
             return None
-        lead = xs[0].shape[: self.leading]
+        lead = xs[0].shape[:leading]
+        rows = lead[-1] if batch is None else batch
         for tensor, (widths, dtype, device) in zip(xs, self.xs, strict=True):
             if tensor.shape != (*lead, *widths) or tensor.dtype is not dtype or tensor.device != device:
                 return None
         for tensor, (widths, dtype, device) in zip(states, self.states if states else [], strict=True):
-            if tensor.shape != (lead[-1], *widths) or tensor.dtype is not dtype or tensor.device != device:
+            if tensor.shape != (rows, *widths) or tensor.dtype is not dtype or tensor.device != device:
                 return None
-        return (lead[0] if self.leading == 2 else 1), lead[-1]
+        return (lead[0] if leading == 2 else 1), rows
+
+    def laid_out(self, inputs: list[Any], layout: Layout) -> tuple[list[Any], list[Tensor | None]] | None:
+        """(the inputs of a program as its circuit runs them on pieces, the states of the rows); None if that is not
+        known."""
+        if not (self.cuttable if layout.cuts else self.divisible):
+            return None
+        states = [inputs[slot] for slot in self.state_slots]
+        if any(state is not None for state in states):
+            if self.starts == "" and layout.starts_anew(self.reverse):
+                return None
+            for slot, start in zip(
+                self.state_slots, layout.start(states, self.reverse, self._initial), strict=True
+            ):
+                inputs[slot] = start
+        for slot in self.x_slots:
+            inputs[slot] = layout.pack(inputs[slot])
+        return inputs, states
+
+    def _initial(self, batch: int) -> list[Tensor]:
+        """The cell's initial states."""
+        if self.starts == "zeros":
+            return [torch.zeros((batch, *form[0]), dtype=form[1], device=form[2]) for form in self.states]
+        found: list[Tensor] = []
+        structure(self.cell.initial_state(batch), found)  # type: ignore[operator]
+        return found
 
 
 def structure(value: Any, found: list[Tensor]) -> Any:

@@ -10,8 +10,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.circuit.form import Circuit, Kind
-from elman.circuit.rows import carries
+from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
 from elman.engines import report
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
@@ -22,7 +21,7 @@ from elman.plan.explain import Explanation
 from elman.recurrent.again import Known, plain, structure
 from elman.recurrent.arguments import EVERY, Happens, batch_of, over_sequences, weight_of
 from elman.recurrent.compiled import refuse_compiled, register, run_compiled
-from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, look_up, meta
+from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, indivisible, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
 from elman.trace.key import fingerprint, watch
@@ -139,37 +138,70 @@ class Recurrent(torch.nn.Module):
             if missing or isinstance(x, PackedSequence):
                 refuse_compiled(f"{missing[0]}=" if missing else "a PackedSequence")
             return run_compiled(self, x, state, steps, teacher, context)
-        if (
-            steps is not None or teacher is not None or context is not None or teacher_weight is not None
-            or happens is not EVERY or isinstance(x, PackedSequence)
-        ):  # fmt: skip
+        if steps is not None or teacher is not None or context is not None or teacher_weight is not None:
             return self._long_way(x, state, steps, happens, teacher, teacher_weight, context)
-        known = self._known
-        if known is not None and (found := known.fits(self, x, state)) is not None:
-            return self._again(known, *found)
+        if self._known is not None and (made := self._again(self._known, x, state, happens)) is not None:
+            return made
         before = self._latest
-        outputs, final = self._long_way(x, state)
+        outputs, final = self._long_way(x, state, None, happens)
         if self._latest is before:  # it was needed twice
             self._known = self._learn(x, state is None, final)
         return outputs, final
 
-    def _again(self, known: Known, steps: int, batch: int, tensors: list[Tensor | None]) -> tuple[Any, Any]:
-        """A call that is like a known one."""
+    def _again(self, known: Known, x: Any, state: Any, happens: Happens) -> tuple[Any, Any] | None:
+        """A call that is like a known one; None if it is not."""
+        layout = None
+        if type(x) is PackedSequence:
+            if happens is not EVERY:
+                return None
+            layout = Layout.of_packed(x)
+            found = known.fits(self, x.data, state, 1, layout.batch)
+        else:
+            found = known.fits(self, x, state)
+        if found is None:
+            return None
+        steps, batch, tensors = found
         prepared = known.prepared
         assert prepared is not None
+        if happens is not EVERY:
+            layout = happens.layout(steps, batch, prepared.program.inputs[0].device)
+        if layout is not None:
+            return self._again_on(known, layout, tensors)
         self.__dict__["_latest"] = prepared  # torch.nn.Module's own way of setting it takes a microsecond
         seed = _seed() if prepared.program.has_noise else 0
         made = apply(prepared.program, Call(steps, batch, seed, self.engine), tensors)
         return known.output(made), known.final(made)
 
+    def _again_on(self, known: Known, layout: Layout, tensors: list[Any]) -> tuple[Any, Any] | None:
+        """The same on the pieces of a layout."""
+        found = known.laid_out(tensors, layout)
+        if found is None:
+            return None
+        prepared = known.prepared
+        assert prepared is not None
+        self.__dict__["_latest"] = prepared
+        seed = _seed() if prepared.program.has_noise else 0
+        call = Call(layout.steps, layout.pieces, seed, self.engine, layout.packing)
+        made: list[Any] = list(apply(prepared.program, call, found[0]))
+        slots = prepared.state_slots
+        ended = layout.final([made[slot] for slot in slots], found[1], self.reverse)
+        for slot, value in zip(slots, ended, strict=True):
+            made[slot] = value
+        for slot in prepared.output_slots:
+            made[slot] = layout.unpack(made[slot])
+        return known.output(made), known.final(made)
+
     def _learn(self, x: Any, starts: bool, state: Any) -> Known | None:
         """What the latest call has found out, if that can be said to hold for another; a state like the one it had."""
+        leading = 2
+        if type(x) is PackedSequence:
+            x, leading = x.data, 1
         if peek_interpreter_stack() is not None or not plain((structure(x, []), structure(state, []))):
             return None
         unchanged = watch(self.cell)
         if unchanged is None:
             return None
-        return Known(self, self._latest, unchanged, x, state, 2, self._starts(starts))
+        return Known(self, self._latest, unchanged, x, state, leading, self._starts(starts))
 
     def _starts(self, missing: bool) -> str:
         """Where a state comes from that is not given, if that is known: it has been `missing`."""
@@ -232,8 +264,8 @@ class Recurrent(torch.nn.Module):
         prepared = look_up(self.cell, self.reverse, shapes, self._own, examples, starts, some)
         self._latest = prepared
         program = prepared.program
-        if layout.is_cut:
-            _check_rows(prepared, layout)
+        if layout.is_cut and (reason := indivisible(prepared, layout.cuts)) is not None:
+            raise reason
         taught = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
         check_teacher(program, taught, layout.lead)
         if weight is not None:
@@ -289,11 +321,11 @@ class Recurrent(torch.nn.Module):
             )  # fmt: skip
         if context is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             known = self._known_step
-            found = known.fits(self, x, state) if known is not None else None
+            found = known.fits(self, x, state, 1) if known is not None else None
             if found is None and self._misses < _PATIENCE:
                 self._misses += 1
                 known = self._known_step = self._learn_step(x, state)
-                found = known.fits(self, x, state) if known is not None else None
+                found = known.fits(self, x, state, 1) if known is not None else None
             elif self._misses and found is not None:
                 self._misses = 0
             if known is not None and found is not None and known.prepared is not None:
@@ -390,22 +422,6 @@ def _like(initial: Any, states: Sequence[Tensor], tree: Tree) -> list[Tensor]:
                 expected=f"[B, {', '.join(map(str, mine.shape[1:]))}] {mine.dtype} on {mine.device}",
             )  # fmt: skip
     return found
-
-
-def _check_rows(prepared: Prepared, layout: Layout) -> None:
-    """Refuse what belongs to all rows of a step at once, where rows have steps of their own."""
-    circuit = prepared.program.circuit
-    for out in circuit.outputs_of(Kind.SEQUENCE):
-        if not carries(circuit.wire(out.wire).meta["val"]):
-            raise NotSupported(
-                what="an output without a batch dimension belongs to no sequence, whose steps could be left out",
-                where=out.path, mend="give it out as [B, …], or leave lengths, mask and reset away",
-            )  # fmt: skip
-    if layout.cuts and not all(port.rows for port in circuit.inputs_of(Kind.NOISE)):
-        raise NotSupported(
-            what="the cell draws random numbers for all rows at once, which rows that are cut cannot share",
-            where=circuit.name, mend="draw them for each row: [B, …]",
-        )  # fmt: skip
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

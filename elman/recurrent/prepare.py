@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from elman.circuit.form import Circuit, Kind
+from elman.circuit.rows import carries
 from elman.circuit.signature import Place, Tree
-from elman.errors import InputError, InputTypeError
+from elman.errors import InputError, InputTypeError, NotSupported
 from elman.execute import Program
 from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
@@ -174,6 +175,23 @@ def check_teacher(program: Program, teachers_: dict[str, Tensor], lead: tuple[in
                 expected=f"[{', '.join(map(str, expected))}{', …' if port is None else ''}]"
                 + ("" if port is None else f", {port.dtype} on {port.device}"),
             )  # fmt: skip
+
+
+def indivisible(prepared: Prepared, cuts: bool) -> NotSupported | None:
+    """Why rows cannot have steps of their own or, where a layout `cuts`, be cut: what belongs to all rows at once."""
+    circuit = prepared.program.circuit
+    for out in circuit.outputs_of(Kind.SEQUENCE):
+        if not carries(circuit.wire(out.wire).meta["val"]):
+            return NotSupported(
+                what="an output without a batch dimension belongs to no sequence, whose steps could be left out",
+                where=out.path, mend="give it out as [B, …], or leave lengths, mask and reset away",
+            )  # fmt: skip
+    if cuts and not all(port.rows for port in circuit.inputs_of(Kind.NOISE)):
+        return NotSupported(
+            what="the cell draws random numbers for all rows at once, which rows that are cut cannot share",
+            where=circuit.name, mend="draw them for each row: [B, …]",
+        )  # fmt: skip
+    return None
 
 
 def meta(tensors: Sequence[Tensor], leading: int) -> tuple[Any, ...]:

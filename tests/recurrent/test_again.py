@@ -64,6 +64,20 @@ def warm(rnn: elman.Recurrent, x: Any, h: Any) -> None:
             rnn.step(pytree.tree_map(lambda t: t[0], x), h)
 
 
+def _owning(kind: type[nn.Module]) -> Callable[..., nn.Module]:
+    """The cell with a learned initial state."""
+
+    class Owning(kind):
+        def __init__(self, *sizes: int) -> None:
+            super().__init__(*sizes)
+            self.start = nn.Parameter(torch.randn(sizes[1]))
+
+        def initial_state(self, batch: int) -> Tensor:
+            return self.start.expand(batch, -1)
+
+    return Owning
+
+
 def right(rnn: elman.Recurrent, x: Tensor, h: Tensor) -> None:
     """Call and step are what the cell says now."""
     with torch.no_grad():
@@ -91,6 +105,57 @@ def test_the_short_way_is_the_long_way(case: Case, steps: int, short: list[bool]
     for one, other in zip(pytree.tree_leaves(found[0]), pytree.tree_leaves(found[2]), strict=True):
         assert one is other is None or torch.equal(one, other)
     assert pytree.tree_structure(found[0]) == pytree.tree_structure(found[2])
+
+
+RAGGED = {
+    "lengths": lambda: {"lengths": torch.tensor([2, 0, 4])},
+    "mask": lambda: {"mask": torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0]]).bool()},
+    "resets": lambda: {"reset": torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]).bool()},
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("happens", RAGGED.values(), ids=RAGGED)
+@pytest.mark.parametrize("own", [False, True], ids=["given", "missing"])
+@pytest.mark.parametrize(
+    "kind", [cells.GRU, cells.LSTM, _owning(cells.Elman)], ids=["GRU", "LSTM", "own start"]
+)
+def test_the_short_way_of_pieces_is_the_long_way(
+    kind: Callable[..., nn.Module], own: bool, happens: Callable[[], Any], reverse: bool, short: list[bool]
+) -> None:
+    """Taught by a call without pieces, and by one with a state or without."""
+    rnn = elman.Recurrent(kind(I, H).double(), reverse=reverse)
+    (x, h), more = data(), happens()
+    h = (h, h + 1) if kind is cells.LSTM else h
+    x.requires_grad_()
+    wanted = [x, *rnn.parameters()]
+    state = None if own else h
+
+    def found() -> list[Tensor]:
+        outputs, final = rnn(x, state, **more)
+        total = outputs.square().sum() + sum(f.square().sum() for f in pytree.tree_leaves(final))
+        return [outputs, *pytree.tree_leaves(final), *torch.autograd.grad(total, wanted, allow_unused=True)]
+
+    first = found()
+    short.clear()
+    rnn(x)
+    rnn(x)
+    assert short[-1] is True or not own
+    again = found()
+    for one, other in zip(again, first, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_the_short_way_of_a_packed_sequence(short: list[bool]) -> None:
+    rnn, (x, h) = elman.Recurrent(cells.GRU(I, H).double()), data()
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([2, 1, 4]), enforce_sorted=False)
+    found = [rnn(packed, h) for _ in range(4)]
+    assert short[-1]
+    outputs, final = rnn(x, h, lengths=torch.tensor([2, 1, 4]))
+    assert short[-1]
+    for other, last in found:
+        torch.testing.assert_close(nn.utils.rnn.pad_packed_sequence(other)[0], outputs, **EXACT)
+        torch.testing.assert_close(last, final, **EXACT)
 
 
 @pytest.mark.parametrize("kind", [cells.Elman, cells.GRU, cells.LSTM, cells.Leaky])

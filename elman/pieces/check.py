@@ -1,0 +1,66 @@
+"""What users say of the steps that happen, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from elman.errors import InputError, InputTypeError, NotSupported
+
+Tensor = torch.Tensor
+
+
+def read_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
+    """Lengths `[B]` in 0 … T as int64 on the CPU. Raises InputError or InputTypeError for what they cannot be."""
+    given = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise InputTypeError(
+            what="lengths are whole numbers", where="lengths=", got=str(given.dtype), expected="int64 or int32",
+            mend="use lengths.long()",
+        )  # fmt: skip
+    if given.shape != (batch,):
+        raise InputError(
+            what="there is one length for each sequence", where="lengths=", got=f"shape {list(given.shape)}",
+            expected=f"[{batch}]",
+        )  # fmt: skip
+    found = _read(given, "lengths", torch.int64)
+    for row, length in enumerate(found.tolist()):
+        if not 0 <= length <= steps:
+            raise InputError(
+                what="a length is not between none and all of the steps", where=f"lengths=, at [{row}]", got=length,
+                expected=f"0 … {steps}",
+            )  # fmt: skip
+    return found
+
+
+def read_bools(value: Tensor, name: str, steps: int, batch: int) -> Tensor:
+    """Bools `[T, B]` on the CPU. Raises InputError or InputTypeError for anything else."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise InputTypeError(
+            what=f"{name} says yes or no for each step", where=f"{name}=",
+            got=str(value.dtype) if isinstance(value, Tensor) else type(value).__name__,
+            expected="a tensor of bools", mend=f"use {name}.bool()",
+        )  # fmt: skip
+    if value.shape != (steps, batch):
+        mend = "transpose it: time comes first" if value.shape == (batch, steps) else None
+        raise InputError(
+            what=f"{name} says it for each step of each sequence", where=f"{name}=",
+            got=f"shape {list(value.shape)}", expected=f"[{steps}, {batch}]", mend=mend,
+        )  # fmt: skip
+    return _read(value, name, torch.bool)
+
+
+def _read(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """The numbers of a tensor, from wherever it lies and whatever transform is going on around."""
+    if is_functorch_wrapped_tensor(value):
+        raise NotSupported(
+            what=f"{name} is an argument of a transform of torch.func, so that nobody knows its numbers",
+            where=f"{name}=", mend="let the function that is transformed take it from outside",
+        )  # fmt: skip
+    if peek_interpreter_stack() is None:
+        return value.detach().to("cpu", dtype).contiguous()
+    with temporarily_clear_interpreter_stack():
+        return value.detach().to("cpu", dtype).contiguous()

@@ -1,0 +1,94 @@
+"""Cutting a batch into pieces: numbers only, in C++ where that part is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+try:
+    from elman import _native
+except ImportError:
+    _native: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The pieces of a batch `[T, B]`, the longest first, and its N packed rows: the steps of all pieces, those of their
+    first steps before those of their second ones.
+
+    owner: [P], the row of each piece. fresh: [P], whether a reset stands at or before its first step.
+    first, last: [B], a row's first and last piece in time, -1 for a row without a step.
+    sizes: [steps of the longest piece], how many pieces are longer than t.
+    rows: [N], t B + b of each packed row; None if they are the first N, in order.
+    places: [T B], which packed row is step t of row b; N where it does not happen.
+    before: [N], which packed row is the step before; itself for a piece's first.
+    """
+
+    owner: np.ndarray
+    fresh: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    sizes: np.ndarray
+    rows: np.ndarray | None
+    places: np.ndarray
+    before: np.ndarray
+
+    def carried(self, reverse: bool) -> np.ndarray:
+        """[P]: whether each starts from its row's state."""
+        found = np.zeros(len(self.owner), bool)
+        begins = self.last if reverse else self.first
+        found[begins[begins >= 0]] = True
+        return found if reverse else found & ~self.fresh
+
+
+def cut(
+    steps: int, batch: int, lengths: torch.Tensor | None, happens: torch.Tensor | None, resets: torch.Tensor | None
+) -> Pieces:  # fmt: skip
+    """The pieces of a batch, of which the steps happen that are within the lengths and where `happens` is true.
+
+    lengths: int64 [B], in 0 … T. happens, resets: bool [T, B]. All contiguous, on the CPU.
+    """
+    if _native is not None:
+        *found, rows = _native.cut(steps, batch, lengths, happens, resets)
+        owner, fresh, first, last, sizes, before, places = found
+        return Pieces(owner, fresh.view(bool), first, last, sizes, rows, places, before)
+    within = None if lengths is None else lengths.numpy()
+    return plainly(steps, batch, within, *(None if t is None else t.numpy() for t in (happens, resets)))
+
+
+def plainly(
+    steps: int, batch: int, lengths: np.ndarray | None, happens: np.ndarray | None, resets: np.ndarray | None
+) -> Pieces:
+    """The same in numpy: what it means."""
+    kept = np.ones((steps, batch), bool) if happens is None else happens
+    if lengths is not None:
+        kept = kept & (np.arange(steps)[:, None] < lengths)
+    # All steps that happen, row after row: two of a row are in one piece if as many resets stand before both.
+    row, time = kept.T.nonzero()
+    passed = np.zeros(len(row), int) if resets is None else resets.cumsum(0)[time, row]
+    begins = np.ones(len(row), bool)
+    begins[1:] = (row[1:] != row[:-1]) | (passed[1:] != passed[:-1])
+    (starts,) = begins.nonzero()
+    owner, fresh = row[starts], passed[starts] > 0
+    each = np.diff(starts, append=len(row))
+    # The longest first, and then step after step.
+    order = np.argsort(-each, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    first, last = np.full(batch, -1), np.full(batch, -1)
+    last[owner] = place
+    first[owner[::-1]] = place[::-1]
+    piece = begins.cumsum() - 1
+    step = np.arange(len(row)) - starts[piece]
+    sizes = np.bincount(step)
+    packed = (sizes.cumsum() - sizes)[step] + place[piece]
+    rows, before = np.empty_like(row), np.empty_like(row)
+    rows[packed] = time * batch + row
+    before[packed] = packed - np.where(step > 0, sizes[step - 1], 0)
+    places = np.full(steps * batch, len(rows))
+    places[rows] = np.arange(len(rows))
+    in_order = np.array_equal(rows, np.arange(len(rows)))
+    return Pieces(owner[order], fresh[order], first, last, sizes, None if in_order else rows, places, before)

@@ -1,0 +1,200 @@
+"""Where the steps of a call lie, from users' sequences to packed rows and back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from elman.layout import Packing, as_index
+from elman.pieces.check import read_bools, read_lengths
+from elman.pieces.cut import Pieces, cut
+from elman.pieces.move import Move
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the steps of a call lie: sequences as users have them on one side, as circuits run them on the other.
+
+    lead: the leading dimensions of the user's sequences, (T, B), or (N,) for a PackedSequence. batch: B.
+    inner: the leading dimensions of packed ones: (steps, pieces) where all pieces are of one length, else (N,).
+    device: of the tensors. packing: the sizes of steps, where they differ.
+    """
+
+    lead: tuple[int, ...]
+    batch: int
+    inner: tuple[int, ...]
+    device: torch.device
+    packing: Packing | None = None
+    _pieces: Pieces | None = None  # None: piece i is all of row i
+    _move: Move | None = None  # from the user's rows to packed ones; None: they are the first N, in order
+    _packed: PackedSequence | None = None  # one that came in
+
+    # --- making one -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def whole(cls, steps: int, batch: int, device: torch.device) -> Layout:
+        """Every step of every row happens."""
+        return cls((steps, batch), batch, (steps, batch), device)
+
+    @classmethod
+    def of(
+        cls, steps: int, batch: int, device: torch.device, *,
+        lengths: Tensor | Sequence[int] | None = None, mask: Tensor | None = None, reset: Tensor | None = None,
+    ) -> Layout:  # fmt: skip
+        """The layout of a batch `[T, B, …]` of which not all steps happen, or which resets cut.
+
+        lengths: `[B]` whole numbers in 0 … T, on any device: steps t < lengths[b] happen.
+        mask: `[T, B]` bools: steps where it is true happen. reset: `[T, B]` bools: step t begins a new sequence.
+        Raises InputError or InputTypeError for what does not fit.
+        """
+        known = None if lengths is None else read_lengths(lengths, steps, batch)
+        happens = None if mask is None else read_bools(mask, "mask", steps, batch)
+        resets = None if reset is None else read_bools(reset, "reset", steps, batch)
+        pieces = cut(steps, batch, known, happens, resets)
+        count, sizes, rows = len(pieces.owner), pieces.sizes, pieces.rows
+        even = len(sizes) == 0 or sizes[0] == sizes[-1]
+        if rows is None and even and count == batch and len(sizes) == steps and not pieces.fresh.any():
+            return cls.whole(steps, batch, device)
+        move = None if rows is None else Move(as_index(rows, device), as_index(pieces.places, device))
+        if even:
+            return cls((steps, batch), batch, (len(sizes), count), device, None, pieces, move)
+        packing = Packing(sizes, device, pieces.before)
+        return cls((steps, batch), batch, (packing.rows,), device, packing, pieces, move)
+
+    @classmethod
+    def of_packed(cls, sequence: PackedSequence) -> Layout:
+        """The layout of a PackedSequence, which is packed already: its data is taken as it lies."""
+        data, sizes = sequence.data, sequence.batch_sizes.numpy()
+        packing = Packing(sizes, data.device)
+        inner = (packing.steps, packing.batch) if packing.even else (packing.rows,)
+        pieces, order, back = None, sequence.sorted_indices, sequence.unsorted_indices
+        if order is not None and back is not None:
+            owner, place = order.cpu().numpy(), back.cpu().numpy()
+            pieces = Pieces(owner, owner < 0, place, place, packing.counts, None, place, place)
+        uneven = None if packing.even else packing
+        return cls((packing.rows,), packing.batch, inner, data.device, uneven, pieces, None, sequence)
+
+    # --- what circuits see ----------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """The steps of the longest piece."""
+        return self.inner[0] if self.packing is None else self.packing.steps
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces there are: the batch that circuits run on."""
+        return self.inner[1] if self.packing is None else self.packing.batch
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether not every step of every row happens, in one piece."""
+        return self._pieces is not None or self._packed is not None
+
+    @functools.cached_property
+    def cuts(self) -> bool:
+        """Whether a row runs as several pieces."""
+        pieces = self._pieces
+        return pieces is not None and len(pieces.owner) > int(np.count_nonzero(pieces.first >= 0))
+
+    def pack(self, value: Tensor) -> Tensor:
+        """A sequence as circuits run it: `[T, B, …]` (of a PackedSequence the data) -> `[*inner, …]`."""
+        if self.lead == self.inner:
+            return value
+        if len(self.lead) > 1:
+            value = value.flatten(0, 1)
+            count = self.pieces * self.steps if self.packing is None else self.packing.rows
+            value = value[:count] if self._move is None else self._move(value)
+        return value if self.packing is not None else value.unflatten(0, self.inner)
+
+    def unpack(self, value: Tensor) -> Tensor | PackedSequence:
+        """Back in place: `[*inner, …]` -> `[T, B, …]`, zeros at steps that do not happen, or a PackedSequence."""
+        if self._packed is not None:
+            _, sizes, order, back = self._packed
+            return PackedSequence(
+                value if self.packing is not None else value.flatten(0, 1), sizes, order, back
+            )
+        if self.lead == self.inner and self._move is None:
+            return value
+        if self.packing is None:
+            value = value.flatten(0, 1)
+        if self._move is not None:
+            return self._move.back(value).unflatten(0, self.lead)
+        steps, batch = self.lead
+        made = value.new_zeros((steps * batch, *value.shape[1:]))
+        made[: len(value)] = value
+        return made.unflatten(0, self.lead)
+
+    def example(self, value: Tensor) -> Tensor:
+        """One step of a packed sequence, `[1, pieces, …]`, for tracing."""
+        return value[:1] if self.packing is None else value[: self.pieces].unsqueeze(0)
+
+    def spread(self, value: Tensor) -> Tensor:
+        """A value per row, for each piece: `[B, …]` -> `[pieces, …]`."""
+        return value if self._pieces is None else self._choose([value], self._pieces.owner)[0]
+
+    def starts_anew(self, reverse: bool) -> int:
+        """How many pieces start from the cell's initial state rather than from that of their row."""
+        pieces = self._pieces
+        if pieces is None or (not self.cuts and not pieces.fresh.any()):
+            return 0
+        return len(pieces.owner) - int(pieces.carried(reverse).sum())
+
+    def start(
+        self, states: Sequence[Tensor], reverse: bool, initial: Callable[[int], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """What each piece starts from, `[pieces, …]`: its row's state `[B, …]`, or the cell's initial state.
+
+        initial: batch size -> initial states; asked only where a piece needs one.
+        """
+        pieces = self._pieces
+        if pieces is None:
+            return list(states)
+        count = self.starts_anew(reverse)
+        if not count:
+            return self._choose(states, pieces.owner)
+        carried = pieces.carried(reverse)
+        index = np.where(carried, pieces.owner, self.batch - 1 + (~carried).cumsum())
+        both = [torch.cat(some) for some in zip(states, initial(count), strict=True)]
+        return self._choose(both, index)
+
+    def final(self, ended: Sequence[Tensor], states: Sequence[Tensor | None], reverse: bool) -> list[Tensor]:
+        """Each row's final state, from those of its pieces, and from its own (None: zeros) where no step happens."""
+        pieces = self._pieces
+        if pieces is None:
+            return list(ended)
+        index = pieces.first if reverse else pieces.last
+        missing = index < 0
+        if missing.any():
+            index = np.where(missing, len(pieces.owner) + _numbers(self.batch), index)
+            own = [
+                value.new_zeros((self.batch, *value.shape[1:])) if state is None else state
+                for value, state in zip(ended, states, strict=True)
+            ]
+            ended = [torch.cat(both) for both in zip(ended, own, strict=True)]
+        return self._choose(ended, index)
+
+    def _choose(self, values: Sequence[Tensor], index: np.ndarray) -> list[Tensor]:
+        """The same rows of several tensors."""
+        if not values or (len(index) == len(values[0]) and bool((index == _numbers(len(index))).all())):
+            return list(values)
+        rows = as_index(index, self.device)
+        return [value.index_select(0, rows) for value in values]
+
+
+def _numbers(count: int) -> np.ndarray:
+    """0 … count - 1: a part of one array, which is made once and grows. Not to be written to."""
+    global _counted
+    if count > len(_counted):
+        _counted = np.arange(2 * count)
+    return _counted[:count]
+
+
+_counted = np.arange(1024)
