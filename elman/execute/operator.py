@@ -15,8 +15,10 @@ from torch import Tensor
 
 from elman.adjoint import cotangent_of
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
+from elman.circuit.rows import carries
 from elman.execute.body import Call, Recipe
 from elman.execute.program import Program
+from elman.layout import Packing
 
 _PLANS: dict[str, tuple[Program, Recipe, tuple[str, ...]]] = {}  # digest -> program, one of its plans, wants
 
@@ -61,15 +63,54 @@ def _outputs(recipe: Recipe) -> tuple[OutPort, ...]:
 
 
 def _call(
-    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
-) -> list[Tensor]:
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
+    sizes: Tensor | None, rows: int,
+) -> list[Tensor]:  # fmt: skip
     _, recipe, _ = _PLANS[key]
     circuit = recipe.plan.circuit
     known = dict(zip(_passed(circuit), tensors, strict=True)) | _bound(circuit)
-    call = Call(steps, batch, 0 if seed is None else int(seed.item()), engine)
+    number = 0 if seed is None else int(seed.item())
+    ports = [port for port in circuit.inputs if port.kind is not Kind.NOISE]
     with torch.no_grad():
-        made = recipe.run(call, [known[p.name] for p in circuit.inputs if p.kind is not Kind.NOISE])
-    return _apart(tensors, made)
+        if sizes is None:
+            made = recipe.run(Call(steps, batch, number, engine), [known[port.name] for port in ports])
+            return _apart(tensors, made)
+        filled = _Filled(sizes, device=ports[0].device)
+        made = recipe.run(filled.call(number, engine), [filled.part(known[p.name], p) for p in ports])
+        shapes = [_shape(recipe, out, steps, batch, rows) for out in _outputs(recipe)]
+        return [
+            filled.whole(value, out, shape)
+            for value, out, shape in zip(made, _outputs(recipe), shapes, strict=True)
+        ]
+
+
+class _Filled:
+    """The part of padded tensors that packed rows fill: see elman.pieces.compiled."""
+
+    def __init__(self, sizes: Tensor, device: torch.device) -> None:
+        rows = [size for size in sizes.tolist() if size]
+        self.steps, self.pieces, self.rows = len(rows), max(rows, default=0), sum(rows)
+        self.packing = Packing(rows, device) if rows and rows[0] != rows[-1] else None
+
+    def call(self, seed: int, engine: str) -> Call:
+        return Call(self.steps, self.pieces, seed, engine, self.packing)
+
+    def part(self, value: Tensor, port: InPort) -> Tensor:
+        """What a recipe is given of a padded input."""
+        if port.kind is not Kind.SEQUENCE:
+            return value[: self.pieces] if port.rows else value
+        if not port.rows:
+            return value[: self.steps]
+        value = value[: self.rows]
+        return value if self.packing is not None else value.unflatten(0, (self.steps, self.pieces))
+
+    def whole(self, value: Tensor, out: OutPort, shape: Sequence[int]) -> Tensor:
+        """Padded with zeros to a shape."""
+        if out.kind is Kind.SEQUENCE and self.packing is None and value.dim() > len(shape):
+            value = value.flatten(0, 1)
+        made = value.new_zeros(shape)
+        made[tuple(slice(size) for size in value.shape)] = value
+        return made
 
 
 def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -85,33 +126,46 @@ def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
+def _shape(recipe: Recipe, out: OutPort, steps: int, batch: int, rows: int) -> list[int]:
+    """Of an output; rows: of all steps, where they are packed."""
+    like = recipe.plan.circuit.wire(out.wire).meta["val"]
+    shape = [size if isinstance(size, int) else batch for size in like.shape]
+    if out.kind is not Kind.SEQUENCE:
+        return shape
+    if rows and carries(like):
+        return [rows, *shape[1:]]
+    return [steps, *shape]
+
+
 def _shapes(
-    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
-) -> list[Tensor]:
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
+    sizes: Tensor | None, rows: int,
+) -> list[Tensor]:  # fmt: skip
     """What comes out, without computing it."""
     _, recipe, _ = _PLANS[key]
     made = []
     for out in _outputs(recipe):
-        like = recipe.plan.circuit.wire(out.wire).meta["val"]
-        shape = [size if isinstance(size, int) else batch for size in like.shape]
-        if out.kind is Kind.SEQUENCE:
-            shape = [steps, *shape]
-        made.append(tensors[0].new_empty(shape, dtype=like.dtype, device=like.device))
+        dtype = recipe.plan.circuit.wire(out.wire).meta["val"].dtype
+        made.append(
+            tensors[0].new_empty(_shape(recipe, out, steps, batch, 0 if sizes is None else rows), dtype=dtype)
+        )
     return made
 
 
 @torch.library.custom_op("elman::run", mutates_args=())
 def run_op(
-    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
-) -> list[Tensor]:
-    return _call(tensors, key, steps, batch, seed, engine)
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
+    sizes: Tensor | None, rows: int,
+) -> list[Tensor]:  # fmt: skip
+    return _call(tensors, key, steps, batch, seed, engine, sizes, rows)
 
 
 @torch.library.custom_op("elman::train", mutates_args=())
 def train_op(
-    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str
-) -> list[Tensor]:
-    return _call(tensors, key, steps, batch, seed, engine)
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
+    sizes: Tensor | None, rows: int,
+) -> list[Tensor]:  # fmt: skip
+    return _call(tensors, key, steps, batch, seed, engine, sizes, rows)
 
 
 run_op.register_fake(_shapes)
@@ -119,24 +173,27 @@ train_op.register_fake(_shapes)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    tensors, ctx.key, ctx.steps, ctx.batch, seed, ctx.engine = inputs
+    tensors, ctx.key, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows = inputs
     ctx.count = len(tensors)
-    ctx.save_for_backward(*tensors, *output, *([] if seed is None else [seed]))
-    ctx.seeded = seed is not None
+    ctx.seeded, ctx.ragged = seed is not None, sizes is not None
+    ctx.save_for_backward(*tensors, *output, *[t for t in (seed, sizes) if t is not None])
 
 
 def _zeros(port: InPort, ctx: Any, like: Tensor) -> Tensor:
     """Where nothing comes in: the starting value of a state, or the cotangents of an output, are zeros."""
     size = ([ctx.steps] if port.kind is Kind.SEQUENCE else []) + ([ctx.batch] if port.rows else [])
+    if ctx.ragged and len(size) == 2:
+        size = [ctx.rows]
     return like.new_zeros([*size, *port.shape], dtype=port.dtype, device=port.device)
 
 
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     program, forward, wants = _PLANS[ctx.key]
     backward = _PLANS[f"{ctx.key}-backward"][1].plan.circuit
-    saved = ctx.saved_tensors
-    seed = saved[-1] if ctx.seeded else None
-    tensors, outputs = saved[: ctx.count], saved[ctx.count : len(saved) - ctx.seeded]
+    saved = list(ctx.saved_tensors)
+    sizes = saved.pop() if ctx.ragged else None
+    seed = saved.pop() if ctx.seeded else None
+    tensors, outputs = saved[: ctx.count], saved[ctx.count :]
     passed = _passed(program.circuit)
     known: dict[str, Tensor] = dict(zip(passed, tensors, strict=True))
     training = program.training(frozenset(wants))
@@ -152,11 +209,11 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
         known[name].contiguous() if name in known else _zeros(ports[name], ctx, tensors[0])
         for name in _passed(backward)
     ]
-    made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine)
+    made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows)
     gradients = {
         out.name.removeprefix("d_"): value for out, value in zip(backward.outputs, made, strict=True)
     }
-    return [gradients.get(name) for name in passed], None, None, None, None, None
+    return [gradients.get(name) for name in passed], *[None] * 7
 
 
 train_op.register_autograd(_backward, setup_context=_save)

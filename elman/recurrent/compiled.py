@@ -18,7 +18,9 @@ from elman.circuit.form import Kind
 from elman.circuit.signature import Place, flatten
 from elman.errors import InputError, NotSupported, StateError
 from elman.execute import operator
-from elman.recurrent.prepare import Shapes, check_teacher, look_up, meta
+from elman.forcing import WEIGHT
+from elman.pieces.compiled import PaddedLayout, check_happens
+from elman.recurrent.prepare import Shapes, check_teacher, indivisible, look_up, meta
 from elman.trace.initial import find_zeros
 from elman.trace.outside import outside
 
@@ -91,12 +93,9 @@ def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -
 
 
 @_constant
-def refuse_compiled(what: str) -> None:
+def refuse_compiled(what: str, mend: str) -> None:
     """Raise NotSupported for an argument; as a constant of the compilation, so that its words are seen."""
-    raise NotSupported(
-        what=f"{what} is not available under torch.compile yet", where="Recurrent(…)",
-        mend="leave this layer out of the compilation with torch.compiler.disable",
-    )  # fmt: skip
+    raise NotSupported(what=f"{what} is not available under torch.compile", where="Recurrent(…)", mend=mend)
 
 
 @_constant
@@ -108,12 +107,14 @@ def _program(
     teacher: Any,
     metas: tuple[Any, ...],
     flows: tuple[bool, ...] | None,
+    cuts: bool | None,
 ) -> tuple[Any, ...]:
     """(key, sources, output structure, output slots, state structure, state slots, noisy).
 
     The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context,
-    teacher.
-    flows: for x, state, context, teacher in order, whether a gradient is wanted; None for none at all.
+    teacher, which one more follows for its weight if there is one.
+    flows: for x, state, context, teacher, weight in order, whether a gradient is wanted; None for none at all.
+    cuts: whether resets cut rows; None where every step happens.
     """
     layer = _LAYERS[handle]
     with outside():
@@ -127,13 +128,17 @@ def _program(
         teachers, teacher_tree = [], None
         if teacher is not None:
             teachers, teacher_tree = flatten(examples[3], "teacher")
+        weighted = teacher_tree is not None and len(metas[3]) > len(teachers)
         shapes = Shapes(
-            x_tree, state_tree, context_tree, teacher_tree, (meta(xs, 1), meta(states, 1), meta(contexts, 1))
-        )
+            x_tree, state_tree, context_tree, teacher_tree, (meta(xs, 1), meta(states, 1), meta(contexts, 1)),
+            metas[3][-1][1] if weighted else None,
+        )  # fmt: skip
         found = look_up(
             layer.cell, layer.reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts
         )
         layer._latest = found
+        if cuts is not None and (reason := indivisible(found, cuts)) is not None:
+            raise reason
         if teacher_tree is not None:
             check_teacher(
                 found.program,
@@ -151,13 +156,17 @@ def _program(
                 flowing = flows is not None and tensor.requires_grad
             elif isinstance(source, Tensor):
                 continue
+            elif source is None:  # a state that starts from zeros
+                sources.append((port.shape, port.dtype, port.device))
+                flowing = False
             else:
                 if source in counters:
                     slot = counters[source]
                     counters[source] += 1
                 else:
                     assert teacher_tree is not None
-                    slot = first_teacher + teacher_tree.paths.index(source)
+                    paths = (*teacher_tree.paths, WEIGHT)
+                    slot = first_teacher + paths.index(source)
                 sources.append(slot)
                 flowing = flows is not None and flows[slot]
             if flowing and port.differentiable:
@@ -270,9 +279,10 @@ def _check_sizes(sequences: list[Tensor], rows: list[Tensor], steps: Any, batch:
 
 
 def run_compiled(
-    layer: Any, x: Any, state: Any, steps: int | None, teacher: Any, context: Any
-) -> tuple[Any, Any]:
-    """`Recurrent.forward` while it is being compiled."""
+    layer: Any, x: Any, state: Any, steps: int | None, happens: tuple[Any, Any, Any], teacher: Any, weight: Any,
+    context: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """`Recurrent.forward` while it is being compiled. happens: lengths, mask, reset."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise NotSupported(
             what="torch.compile of a recurrence under autocast is not available yet", where="Recurrent",
@@ -289,8 +299,10 @@ def run_compiled(
         if steps is None or state is None:
             raise InputError("an autonomous system needs steps= and a state", where="x")
         batch = pytree.tree_leaves(state)[0].shape[0]
+    assert steps is not None
+    own = hasattr(layer.cell, "initial_state")
     if state is None:
-        if hasattr(layer.cell, "initial_state"):
+        if own:
             state = layer.cell.initial_state(batch)
         else:
             code, leaves = _starting_zeros(
@@ -301,28 +313,58 @@ def run_compiled(
             )
     states, state_shape = _numbered(state)
     taught, teacher_shape = _numbered(teacher) if teacher is not None else ([], None)
-    given = [*xs, *states, *contexts, *taught]
-    flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
+    if weight is not None:
+        if teacher is None:
+            raise InputError("there is a weight and no teacher", where="teacher_weight=")
+        taught = [*taught, weight if weight.dtype == torch.bool else weight.to(taught[0].dtype)]
     _check_sizes([*xs, *taught], [*states, *contexts], steps, batch)
-    metas = (_metas(xs, 2), _metas(states, 1), _metas(contexts, 1), _metas(taught, 2))
+    layout = None
+    starts = states
+    if happens[0] is not None or happens[1] is not None or happens[2] is not None:
+        check_happens(*happens, steps, batch)
+        device = (xs or states)[0].device
+        layout = PaddedLayout(*happens, steps, batch, layer.reverse, device)
+        xs, taught = [layout.pack(t) for t in xs], [layout.pack(t) for t in taught]
+        contexts = [layout.spread(t) for t in contexts]
+        initial = None
+        if layout.starts_anew:
+            if own:
+                initial = _numbered(layer.cell.initial_state(layout.most))[0]
+            else:  # a cell that does not say that it starts from zeros is refused
+                _starting_zeros(layer._handle, x_shape, _metas(xs, 1), context_shape, _metas(contexts, 1))
+        starts = layout.start(states, initial)
+    given = [*xs, *starts, *contexts, *taught]
+    flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
+    lead = 2 if layout is None else 1
+    metas = (_metas(xs, lead), _metas(states, 1), _metas(contexts, 1), _metas(taught, lead))
+    cuts = None if layout is None else layout.starts_anew
     key, training, sources, output, output_slots, final, final_slots, noisy = _program(
-        layer._handle, x_shape, state_shape, context_shape, teacher_shape, metas, flows
+        layer._handle, x_shape, state_shape, context_shape, teacher_shape, metas, flows, cuts
     )
     tensors = []
     for source in sources:
         if isinstance(source, int):
             tensors.append(given[source])
+        elif len(source) == 3:
+            rows = batch if layout is None else layout.most
+            tensors.append(torch.zeros((rows, *source[0]), dtype=source[1], device=source[2]))
         else:
             tensors.append(getattr(layer.cell.get_submodule(source[0]), source[1]))
     seed = torch.randint(2**62, (), dtype=torch.int64) if noisy else None
-    if training:
-        made = torch.ops.elman.train(tensors, key, steps, batch, seed, layer.engine)
+    run: Any = torch.ops.elman.train if training else torch.ops.elman.run
+    if layout is None:
+        made = run(tensors, key, steps, batch, seed, layer.engine, None, 0)
     else:
-        made = torch.ops.elman.run(tensors, key, steps, batch, seed, layer.engine)
-    last = decode(final, [made[i] for i in final_slots])
+        made = run(tensors, key, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows)
+    ended = [made[i] for i in final_slots]
+    outputs = [made[i] for i in output_slots]
+    if layout is not None:
+        ended = layout.final(ended, states)
+        outputs = [layout.unpack(t) for t in outputs]
+    last = decode(final, ended)
     if output is None:
         return None, last
-    return decode(output, [made[i] for i in output_slots]), last
+    return decode(output, outputs), last
 
 
 __all__ = ["Kind", "refuse_compiled", "register", "run_compiled"]

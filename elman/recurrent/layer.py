@@ -130,14 +130,16 @@ class Recurrent(torch.nn.Module):
         Returns (outputs, final state): outputs `[T, B, …]` in the structure of the cell's output (None if it is None).
         Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
         """
+        if torch.compiler.is_compiling():
+            if isinstance(x, PackedSequence):
+                refuse_compiled("a PackedSequence", "unpack it before, and pass lengths=")
+            if isinstance(lengths, (list, tuple)):
+                lengths = torch.tensor(lengths)
+            said = lengths, mask, reset
+            return run_compiled(self, x, state, steps, said, teacher, teacher_weight, context)
         happens = EVERY
         if lengths is not None or mask is not None or reset is not None:
             happens = Happens(lengths, mask, reset)
-        if torch.compiler.is_compiling():
-            missing = [*happens.said, *(["teacher_weight"] if teacher_weight is not None else [])]
-            if missing or isinstance(x, PackedSequence):
-                refuse_compiled(f"{missing[0]}=" if missing else "a PackedSequence")
-            return run_compiled(self, x, state, steps, teacher, context)
         if steps is not None or teacher is not None or context is not None or teacher_weight is not None:
             return self._long_way(x, state, steps, happens, teacher, teacher_weight, context)
         if self._known is not None and (made := self._again(self._known, x, state, happens)) is not None:

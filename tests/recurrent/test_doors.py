@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
 
 import elman
 from elman import cells
+from elman.errors import InputError
 from elman.execute import operator
 from tests import eager, zoo
 from tests.cases import CASES
@@ -56,10 +57,10 @@ def test_opcheck(name: str) -> None:
     seed = torch.tensor(5) if program.has_noise else None
     wants = frozenset(port.name for port in program.inputs if port.differentiable)
     train = operator.register(program, wants)
-    torch.library.opcheck(torch.ops.elman.train.default, (tensors, train, 3, 2, seed, "auto"))
+    torch.library.opcheck(torch.ops.elman.train.default, (tensors, train, 3, 2, seed, "auto", None, 0))
     run = operator.register(program, None)
     torch.library.opcheck(
-        torch.ops.elman.run.default, ([t.detach() for t in tensors], run, 3, 2, seed, "auto")
+        torch.ops.elman.run.default, ([t.detach() for t in tensors], run, 3, 2, seed, "auto", None, 0)
     )
 
 
@@ -273,9 +274,13 @@ def test_requires_grad_after_compiling(compiler: None) -> None:
 
 
 def test_errors_while_compiling_are_ours(compiler: None) -> None:
-    rnn = layer("gru")
-    with pytest.raises(Exception, match="lengths= is not"):
-        torch.compile(rnn, backend="aot_eager")(random(3, 2, 5), lengths=torch.tensor([3, 2]))
+    rnn, packed = layer("gru"), nn.utils.rnn.pack_sequence([random(3, 5)])
+    with pytest.raises(Exception, match="a PackedSequence is not"):
+        torch.compile(rnn, backend="aot_eager")(packed)
+    with pytest.raises(Exception, match="one length for each sequence"):
+        torch.compile(rnn, backend="aot_eager")(random(3, 2, 5), lengths=torch.tensor([3]))
+    with pytest.raises(InputError, match="between none and all of the steps"):
+        torch.compile(rnn, backend="aot_eager")(random(3, 2, 5), lengths=torch.tensor([3, 4]))
 
 
 FIRST = """
@@ -515,10 +520,3 @@ def test_checkpointing() -> None:
     torch.manual_seed(5)
     outputs, _ = checkpoint(rnn, x, h, use_reentrant=False)
     torch.testing.assert_close(torch.autograd.grad(outputs.square().sum(), x)[0], right, **EXACT)
-
-
-@pytest.mark.parametrize("name", ["lengths", "mask", "reset", "teacher_weight"])
-def test_what_cannot_be_compiled_yet_is_refused(name: str, compiler: None) -> None:
-    rnn, given = layer(), torch.ones(2, dtype=torch.int64)
-    with pytest.raises(Exception, match=f"{name}= is not available under torch.compile"):
-        compiled(rnn)(random(3, 2, 5), **{name: given})

@@ -1,0 +1,109 @@
+"""Lengths, masks and resets under torch.compile: what the plain call gives, and its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+import elman
+from tests.cases import CASES
+from tests.recurrent import compare
+from tests.recurrent.compare import Inputs
+
+Tensor = torch.Tensor
+
+
+STARTLESS = ("named_tuple_lstm", "zoneout_lstm")
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def happens(kind: str, steps: int, batch: int) -> dict[str, Tensor]:
+    made = {
+        "lengths": torch.randint(0, steps + 1, (batch,)),
+        "mask": torch.rand(steps, batch) < 0.7,
+        "reset": torch.rand(steps, batch) < 0.3,
+    }
+    if kind == "nothing":
+        return {"mask": torch.zeros(steps, batch, dtype=torch.bool)}
+    return made if kind == "all" else {kind: made[kind]}
+
+
+def results(run: Any, rnn: elman.Recurrent, inputs: Inputs, **more: Any) -> list[Any]:
+    torch.manual_seed(5)
+    values = compare.flat(*run(inputs.x, inputs.state, steps=inputs.steps, context=inputs.context, **more))
+    return [values, compare.gradients(values, compare.wanted_of(rnn, inputs))]
+
+
+KINDS = [("gru", kind) for kind in ("lengths", "mask", "reset", "all", "nothing")]
+KINDS += [(name, "all") for name in ("noisy_rnn", "context_rnn", "loss_rnn", "learned_start_rnn")]
+KINDS += [(name, "lengths") for name in STARTLESS]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name, kind", KINDS)
+def test_compiled_pieces(name: str, kind: str, reverse: bool) -> None:
+    rnn = elman.Recurrent(CASES[name].make().double(), reverse=reverse)
+    fast = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    for steps, batch in ((5, 3), (4, 4)):
+        inputs, more = Inputs.of(CASES[name], steps, batch), happens(kind, steps, batch)
+        found = [results(run, rnn, inputs, **more) for run in (fast, rnn)]
+        for mine, right in zip(*found, strict=True):
+            compare.assert_equal(mine, right)
+
+
+@pytest.mark.parametrize("name", STARTLESS)
+def test_a_reset_of_a_cell_without_a_start_is_refused(name: str) -> None:
+    rnn, inputs = elman.Recurrent(CASES[name].make().double()), Inputs.of(CASES[name], 4, 2)
+    with pytest.raises(Exception, match="does not say which state it starts from"):
+        torch.compile(rnn, backend="aot_eager")(inputs.x, inputs.state, reset=torch.rand(4, 2) < 0.5)
+
+
+def test_one_compilation_does_for_all_sizes() -> None:
+    rnn = elman.Recurrent(CASES["gru"].make().double())
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    fast = torch.compile(rnn, fullgraph=True, backend=counter, dynamic=True)
+    for steps, batch in ((3, 2), (5, 4), (7, 3)):
+        inputs, more = Inputs.of(CASES["gru"], steps, batch), happens("all", steps, batch)
+        found = [results(run, rnn, inputs, **more) for run in (fast, rnn)]
+        for mine, right in zip(*found, strict=True):
+            compare.assert_equal(mine, right)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_compiled_teacher_with_a_weight(ragged: bool, numbers: bool) -> None:
+    rnn = elman.Recurrent(elman.cells.Jordan(3, 4, 4).double())
+    fast = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 3, 3, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        teacher = torch.randn_like(rnn(x)[0])
+    weight = torch.rand(5, 3, dtype=torch.float64) if numbers else torch.rand(5, 3) < 0.5
+    more = {"lengths": torch.tensor([2, 5, 0])} if ragged else {}
+    found = []
+    for run in (fast, rnn):
+        outputs, final = run(x, teacher=teacher, teacher_weight=weight, **more)
+        total = outputs.square().sum() + sum(t.square().sum() for t in pytree.tree_leaves(final))
+        found.append([outputs, final, *torch.autograd.grad(total, [x, *rnn.parameters()])])
+    for mine, right in zip(*found, strict=True):
+        compare.assert_equal(compare.flat(mine, None), compare.flat(right, None))
+
+
+@pytest.mark.slow
+def test_inductor_takes_them_too() -> None:
+    rnn = elman.Recurrent(elman.cells.GRU(5, 7))
+    x, lengths = torch.randn(6, 4, 5), torch.tensor([6, 0, 3, 5])
+    outputs, final = torch.compile(rnn, fullgraph=True)(x, lengths=lengths)
+    expected, last = rnn(x, lengths=lengths)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(final, last)
