@@ -51,6 +51,12 @@ def main(
     alone: Annotated[
         bool, typer.Option("--alone", help=f"only this: ours without peers between; else {SMALL}")
     ] = False,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="only this: lengths, resets and single steps of a GRU")
+    ] = False,
+    others: Annotated[
+        bool, typer.Option("--others", help="only this: cells of other packages, those that are installed")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
     ] = False,
@@ -71,7 +77,11 @@ def main(
         report.busy((cells or "rnn,gru,lstm").split(","), (shapes or ",".join(busy.SHAPES)).split(","), steps)
     if alone:
         report.alone((cells or "rnn,gru,lstm").split(","), (shapes or SMALL).split(","), steps, seconds)
-    if not (against or beside or alone):
+    if ragged:
+        report.ragged(seconds)
+    if others:
+        report.others(seconds)
+    if not (against or beside or alone or ragged or others):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)
         if compiled:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import busy, machine, measure, overhead, tables, targets
+from bench import busy, machine, measure, others, overhead, ragged, tables, targets
 from bench.agree import Disagreement
 from bench.contestants import ENTRIES
-from bench.form import COMPILED, LOOP, Shape
+from bench.form import COMPILED, LOOP, OURS, Shape
 
 COMPILED_STEPS = 50  # torch.compile unrolls the loop: its time grows with T
 
@@ -114,6 +114,38 @@ class Report:
         if found:
             self.console.print(tables.of_busy("training step beside one busy process", found))
         self.made["busy"] = [slowed.as_json() for slowed in found]
+
+    def ragged(self, seconds: float) -> None:
+        """Lengths, episodes and single steps of a GRU."""
+        batches = []
+        for T, B, H in ragged.SIZES:
+            with self.console.status(f"lengths 1 … {T}, H{H}"):
+                batches.append(ragged.lengths(T, B, H, seconds * (4 if T > 100 else 1)))
+        pairs = [
+            (ragged.RAGGED, ragged.PADDED),
+            (ragged.RAGGED, ragged.DENSE),
+            (ragged.PACKED, ragged.RAGGED),
+        ]
+        self.console.print(tables.of_lines("GRU, lengths, training step, ms", batches, pairs))
+        with self.console.status("episodes"):
+            cut = [ragged.episodes(*ragged.EPISODES, seconds * 4)]
+        pairs = [(ragged.RESET, ragged.WHOLE), (ragged.WHERE, ragged.RESET), (ragged.SPLIT, ragged.RESET)]
+        self.console.print(tables.of_lines("GRU, episodes, training step, ms", cut, pairs))
+        self.made["ragged"] = [{"what": line.words, "seconds": line.seconds} for line in batches + cut]
+        self.made["step"] = overhead.step_seconds()
+        self.console.print(
+            tables.of_times("one step, B = 1, H = 128, no gradient, us", self.made["step"], 1e6, 0)
+        )
+
+    def others(self, seconds: float) -> None:
+        with self.console.status("cells of other packages"):
+            found = others.lines(seconds=seconds)
+        if not found:
+            self.say("none is installed: pip install torchrecurrent ncps snntorch")
+            return
+        title = "cells of other packages, B16H64, T = 100, training step, ms"
+        self.console.print(tables.of_lines(title, found, [(LOOP, OURS)]))
+        self.made["others"] = [{"what": line.words, "seconds": line.seconds} for line in found]
 
     def overheads(self) -> None:
         with self.console.status("import, traces, calls"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from bench import busy, measure, targets
+from bench import busy, measure, ragged, targets
 from bench.bound import BOUND
 from bench.form import OURS
 
@@ -58,6 +58,19 @@ def of_targets(title: str, lines: list[targets.Line]) -> Table:
         met = {None: "", True: "yes", False: "NO"}[line.met]
         ratios = [f"{line.ratio:.2f}", _given(line.prototype), _given(line.reach)]
         made.add_row(line.peer, row.shape, str(row.steps), *times, *ratios, met, _fraction(row))
+    return made
+
+
+def of_lines(title: str, lines: list[ragged.Line], pairs: list[tuple[str, str]]) -> Table:
+    """A line for every problem: the time of each way, and how many times longer one takes than another."""
+    made = _table(title)
+    made.add_column("")
+    names = list(lines[0].seconds)
+    for name in (*names, *(f"{one}\n/ {other}" for one, other in pairs)):
+        made.add_column(name, justify="right")
+    for line in lines:
+        times = [f"{line.milliseconds(name):.2f}" for name in names]
+        made.add_row(line.words, *times, *(f"{line.ratio(*pair):.2f}" for pair in pairs))
     return made
 
 

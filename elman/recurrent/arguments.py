@@ -30,6 +30,11 @@ class Happens:
         """The names of what is given."""
         return [name for name in ("lengths", "mask", "reset") if getattr(self, name) is not None]
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """As the arguments of a call."""
+        return {"lengths": self.lengths, "mask": self.mask, "reset": self.reset}
+
     def layout(self, steps: int, batch: int, device: torch.device) -> Layout:
         if self.lengths is None and self.mask is None and self.reset is None:
             return Layout.whole(steps, batch, device)

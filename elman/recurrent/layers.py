@@ -48,12 +48,13 @@ class Bidirectional(torch.nn.Module):
 
         Raises InputError where an output has no dimension behind the batch, or the two do not fit side by side.
         """
-        if lengths is None and mask is None and reset is None and not isinstance(x, PackedSequence):
+        happens = Happens(lengths, mask, reset)
+        if _each_by_itself(x, happens):
             ahead, back = _states(state, 2)
-            one, first = self.ahead(x, ahead, context=context)
-            other, second = self.back(x, back, context=context)
+            one, first = self.ahead(x, ahead, context=context, **happens.given)
+            other, second = self.back(x, back, context=context, **happens.given)
             return _side_by_side(one, other, 2), (first, second)
-        return over_sequences(self.run, x, state, Happens(lengths, mask, reset), context=context)
+        return over_sequences(self.run, x, state, happens, context=context)
 
     def run(
         self, layout: Layout, x: Any, state: Any = None, context: Any = None
@@ -108,13 +109,14 @@ class Stack(torch.nn.Module):
 
         context: handed to every cell.
         """
-        if lengths is None and mask is None and reset is None and not isinstance(x, PackedSequence):
+        happens = Happens(lengths, mask, reset)
+        if _each_by_itself(x, happens):
             finals = []
             for i, (layer, start) in enumerate(self._layers(state)):
-                x, final = layer(self._dropped(x) if i else x, start, context=context)
+                x, final = layer(self._dropped(x) if i else x, start, context=context, **happens.given)
                 finals.append(final)
             return x, tuple(finals)
-        return over_sequences(self.run, x, state, Happens(lengths, mask, reset), context=context)
+        return over_sequences(self.run, x, state, happens, context=context)
 
     def run(
         self, layout: Layout, x: Any, state: Any = None, context: Any = None
@@ -151,6 +153,12 @@ class Stack(torch.nn.Module):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
             outputs,
         )  # fmt: skip
+
+
+def _each_by_itself(x: Any, happens: Happens) -> bool:
+    """Whether layers lay out their sequences themselves: there is nothing to lay out, or a compiler is looking, which
+    has its own way of doing it."""
+    return torch.compiler.is_compiling() or (not happens.said and not isinstance(x, PackedSequence))
 
 
 def _states(state: Any, count: int) -> Sequence[Any]:

@@ -99,6 +99,23 @@ def test_a_compiled_teacher_with_a_weight(ragged: bool, numbers: bool) -> None:
         compare.assert_equal(compare.flat(mine, None), compare.flat(right, None))
 
 
+def test_compiled_layers() -> None:
+    GRU = elman.cells.GRU
+    both = elman.Bidirectional(GRU(5, 4), GRU(5, 4))
+    model = elman.Stack(both, elman.Recurrent(elman.cells.LSTM(8, 3))).double()
+    fast = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x, more = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True), happens("all", 6, 3)
+    for given in ({}, more):
+        found = []
+        for run in (fast, model):
+            outputs, final = run(x, **given)
+            leaves = [outputs, *pytree.tree_leaves(final)]
+            total = sum(leaf.square().sum() for leaf in leaves)
+            found.append([*leaves, *torch.autograd.grad(total, [x, *model.parameters()])])
+        for mine, right in zip(*found, strict=True):
+            torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.slow
 def test_inductor_takes_them_too() -> None:
     rnn = elman.Recurrent(elman.cells.GRU(5, 7))
