@@ -484,6 +484,9 @@ LINEAR = {
 }  # fmt: skip
 
 
+_SOLVERS = {"linalg_lu_solve": 2, "linalg_solve_triangular": 1, "triangular_solve": 0, "cholesky_solve": 0}
+
+
 def stays_summed(node: fx.Node, summed: set[fx.Node], constant: Callable[[fx.Node], bool]) -> bool:
     """Whether a node of batchless operands, some of them sums over rows, is again such a sum.
 
@@ -511,6 +514,8 @@ def stays_summed(node: fx.Node, summed: set[fx.Node], constant: Callable[[fx.Nod
         )
     if name == "div":
         return node.args[0] in summed and all(map(constant, others))
+    if name in _SOLVERS:  # X of A X = B, in B
+        return node.args[_SOLVERS[name]] in summed and all(map(constant, others))
     # What autograd calls the backward of an operation is linear in its first operand, the gradient.
     return (
         name.endswith(("_backward", "_backward_data"))

@@ -15,6 +15,7 @@ from torch import fx
 
 from elman.circuit import rows
 from elman.circuit.form import ROWS, Circuit, Kind
+from elman.plan.exponential import blocks
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -119,9 +120,13 @@ def _folding(
     """The sums over rows, and the nodes off the cycles that cannot run on all steps at once, with reasons."""
     summed: set[fx.Node] = set()
     reasons: dict[fx.Node, str] = {}
+    inside = blocks(nodes, lambda n: n not in time)
     stepwise: set[fx.Node] = {n for n in nodes if n.op == "placeholder" and not ports[str(n.target)].rows}
     for node in nodes:
         if node.op == "placeholder":
+            continue
+        if inside.get(node) in summed:
+            summed.add(node)
             continue
         if any(source in stepwise for source in node.all_input_nodes):
             fault = "an operand changes from step to step and has no rows"
