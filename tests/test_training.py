@@ -141,7 +141,7 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
         model.readout.bias[0] = torch.nan
     with pytest.raises(ElmanError, match="diverged") as caught:
         list(training.fit(model, tokens, steps=5, window=16, batch=8))
-    assert caught.value.where == "step 1"
+    assert caught.value.where == "step 1, the output of readout in the forward pass"
     assert not any(p.isnan().any() for name, p in model.named_parameters() if name != "readout.bias")
 
 
@@ -236,7 +236,7 @@ def test_the_log_is_a_line_for_every_record(tmp_path: Path) -> None:
     run = training.Run.create(tmp_path / "run", {}, tokenizer)
     steps = list(training.fit(model, tokens, steps=3, window=16, batch=8))
     for step in steps:
-        run.log(step)
+        run.log(vars(step))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[1]["loss"] == pytest.approx(steps[1].loss, rel=1e-5)

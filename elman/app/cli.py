@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -58,12 +59,27 @@ def train_lm(
     lr: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 4e-3,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the first weights and of the order of reading.")] = 0,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on with the run in --out, begin if there is none; never.")
+    ] = "never",
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps between two checkpoints. (default: twice a minute)")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many looks at held-out text without a better one.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines, nothing that is redrawn.")] = False,
 ) -> None:
     """A language model on characters: predict the next one from all before it.
 
     The text is cut into BATCH contiguous lanes, read side by side WINDOW
     characters at a time; the state is carried from window to window, gradients
-    are not. Ctrl-C stops early and keeps what was learned.
+    are not. The weights that did best on held-out text are kept.
+
+    A run survives whatever ends its process: repeat the command with
+    --resume auto and it goes on from its last checkpoint, by --steps to the
+    same bits as if nothing had happened, by --minutes with what was left of
+    them. Ctrl-C writes a checkpoint and says how to go on.
     """
     from rich.text import Text
 
@@ -75,8 +91,9 @@ def train_lm(
         minutes = _MINUTES
     model = jobs.ModelSettings(_absolute(cell), hidden, layers, embedding)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
-    job = jobs.prepare(files or [], valid, model, training, out, overwrite=overwrite)
-    console = _console()
+    keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience)
+    job = jobs.prepare(files or [], valid, model, training, keeping)
+    console = _console(plain=quiet)
     console.print(
         f"{len(job.tokens):,} characters to learn from, {len(job.held_out):,} held out, "
         f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
@@ -87,7 +104,7 @@ def train_lm(
         Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True
     )
     if interrupted:
-        console.print(Text(f"  elman evaluate {out}\n  elman generate {out}", "bold"), soft_wrap=True)
+        console.print(Text(f"Go on with\n  {_going_on()}", "bold"), soft_wrap=True)
         return
     with console.status("measuring on the held-out text …"):
         figure = evaluate(job.model, job.held_out)
@@ -190,10 +207,16 @@ def _absolute(cell: str) -> str:
     return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else cell
 
 
-def _console():
+def _going_on() -> str:
+    """The command that goes on with the run that this one was about."""
+    said = [word for word in sys.argv[1:] if word != "--overwrite"]
+    return shlex.join(["elman", *said, *([] if "--resume" in said else ["--resume", "auto"])])
+
+
+def _console(*, plain: bool = False):
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, force_terminal=False if plain else None)
 
 
 def _tell(nats: float, symbols: int) -> None:

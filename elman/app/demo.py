@@ -21,7 +21,8 @@ _TEMPERATURE = 0.7  # a little below 1: fewer slips of the pen, still no two sam
 
 def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
     training = jobs.TrainingSettings(minutes=minutes, batch=_BATCH, seed=seed)
-    job = jobs.prepare([], None, jobs.ModelSettings(), training, out, overwrite=True)
+    keeping = jobs.KeepingSettings(out, overwrite=True)
+    job = jobs.prepare([], None, jobs.ModelSettings(), training, keeping)
     model, tokenizer = job.model, job.tokenizer
     levels = job.baselines()
     heading(console, "A recurrent network reads the Python manual")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from elman.app.screen import Level, Watch
 from elman.data import Corpus, Tokenizer, read_corpus
+from elman.errors import InputError
 from elman.models import LanguageModel, NGram
-from elman.training import Run, fit, means, pick_threads
+from elman.training import Keeper, Run, Training, locked, pick_threads
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,22 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class KeepingSettings:
+    """What is kept of a run, and where: see elman.training.Keeper. resume: "auto" or "never"."""
+
+    out: Path
+    overwrite: bool = False
+    resume: str = "never"
+    checkpoint_every: int | None = None
+    patience: int | None = None
+
+
+@dataclass
 class Job:
-    """A language model about to be trained. tokens, held_out: int64 [N], the two parts of the corpus."""
+    """A language model about to be trained. tokens, held_out: int64 [N], the two parts of the corpus.
+
+    config: of the run folder. run: the folder, once training has begun.
+    """
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -52,7 +68,8 @@ class Job:
     held_out: Tensor
     model: LanguageModel
     training: TrainingSettings
-    run: Run
+    keeping: KeepingSettings
+    config: dict[str, Any]
 
     def baselines(self) -> list[Level]:
         """Bits per character of a unigram and of a 5-gram model on the held-out text."""
@@ -75,14 +92,31 @@ class Job:
             torch.set_num_threads(before)
 
     def train(self, watch: Watch) -> bool:
-        """Train to the end, or until Ctrl-C; save the model either way. Returns whether it was stopped."""
-        settings = asdict(self.training)
-        with interruption() as interrupted:
-            for step in means(until(interrupted, fit(self.model, self.tokens, **settings))):
-                self.run.log(step)
-                watch.show(step)
-        self.run.save(self.model)
-        return interrupted.is_set()
+        """Train to the end, or until Ctrl-C or SIGTERM. Returns whether it was stopped.
+
+        The run folder then holds the best weights, and a checkpoint to go on from.
+        """
+        keeping = self.keeping
+        training = Training(self.model, self.tokens, **asdict(self.training))
+        with suppress(OSError):  # `Run.create` says it better
+            keeping.out.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            if keeping.out.is_dir():
+                stack.enter_context(locked(keeping.out))
+            stop = stack.enter_context(interruption())
+            resume = keeping.resume == "auto" and not keeping.overwrite
+            run = Run.unfinished(keeping.out, self.config) if resume else None
+            if run is None:
+                run = Run.create(keeping.out, self.config, self.tokenizer, overwrite=keeping.overwrite)
+            keeper = Keeper(
+                training, run, self.held_out, checkpoint_every=keeping.checkpoint_every, patience=keeping.patience,
+                resume=resume, stop=stop, tell=watch.note,
+            )  # fmt: skip
+            if keeper.resumed:
+                watch.note(f"going on from step {training.step:,}, {training.done:.0%} of the run")
+            for event in keeper:
+                watch.show(event)
+            return not keeper.finished
 
 
 def prepare(
@@ -90,22 +124,24 @@ def prepare(
     valid: Path | None,
     model: ModelSettings,
     training: TrainingSettings,
-    out: Path,
-    *,
-    overwrite: bool = False,
+    keeping: KeepingSettings,
 ) -> Job:
-    """Read the text, make the tokenizer and the untrained model, and begin the run folder."""
+    """Read the text, make the tokenizer and the untrained model, and check the settings; no folder is made yet."""
     corpus = read_corpus(files, valid)
     tokenizer = Tokenizer.characters(corpus.train)
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model))
     tokens, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
-    fit(
-        network, tokens, **asdict(training)
-    )  # checks the settings, before a folder is made; nothing is trained yet
+    Training(network, tokens, **asdict(training))
+    for name, value in (("--checkpoint-every", keeping.checkpoint_every), ("--patience", keeping.patience)):
+        if value is not None and value < 1:
+            raise InputError(what=f"{name} must be at least 1", where=name, got=value, mend="leave it out")
+    if keeping.resume not in ("auto", "never"):
+        raise InputError(
+            what="--resume is auto or never", where="--resume", got=keeping.resume, mend="take one of them"
+        )
     config = {"task": "lm", **network.settings, "training": asdict(training), "data": corpus.source}
-    run = Run.create(out, config, tokenizer, overwrite=overwrite)
-    return Job(corpus, tokenizer, tokens, held_out, network, training, run)
+    return Job(corpus, tokenizer, tokens, held_out, network, training, keeping, config)
 
 
 def continuation(
@@ -118,28 +154,23 @@ def continuation(
     return (tokenizer.decode([token]) for token in tokens)
 
 
-def until(stop: threading.Event, steps: Iterator) -> Iterator:
-    """`steps` until `stop` is set; a step that has begun is finished, so weights are never half updated."""
-    for step in steps:
-        yield step
-        if stop.is_set():
-            return
-
-
 @contextmanager
 def interruption() -> Iterator[threading.Event]:
-    """The first Ctrl-C inside sets the event instead of raising; a second one raises as ever."""
+    """The first Ctrl-C or SIGTERM inside sets the event instead of raising; a second one acts as ever."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield event
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: FrameType | None) -> None:
         event.set()
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[signal.Signals(number)])
 
-    before = signal.signal(signal.SIGINT, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

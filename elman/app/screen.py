@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from elman.training import Step
+from elman.training import Step, Validation
 
 NEW, OLD, FAINT = "bold cyan", "yellow", "bright_black"
 _PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal to redraw
@@ -38,6 +38,7 @@ class Watch:
     def __init__(self, console: Console, levels: Sequence[Level] = (), *, plot: bool = True) -> None:
         self.console, self.levels, self.plot = console, levels, plot
         self.steps: list[Step] = []
+        self.validation: Validation | None = None
         self._live = (
             Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         )
@@ -55,13 +56,20 @@ class Watch:
         if self.steps and kind is None and self._shown != self.steps[-1].seconds:
             self._tell(self.steps[-1])
 
-    def show(self, step: Step) -> None:
-        """Take in a step, and draw if it is time to."""
+    def note(self, words: str) -> None:
+        """Say something that is not a figure."""
+        self.console.print(Text(words, OLD), soft_wrap=True)
+
+    def show(self, step: Step | Validation) -> None:
+        """Take in a step or a validation, and draw if it is time to."""
+        if isinstance(step, Validation):
+            self.validation = step
+            return
         self.steps.append(step)
         now = step.seconds
         if self._live is not None and now - self._shown > 0.25:
             self._shown = now
-            parts = [_bar(step), _line(step)]
+            parts = [_bar(step), _line(step, self.validation)]
             if self.plot:
                 parts += [Text(), *curve(self.steps, self.levels, self.console.width)]
             self._live.update(Group(*parts), refresh=True)
@@ -70,7 +78,8 @@ class Watch:
 
     def _tell(self, step: Step) -> None:
         self._shown = step.seconds
-        self.console.print(_plain(step), soft_wrap=True)  # one line in a file, however long
+        # One line in a file, however long.
+        self.console.print(_plain(step, self.validation), soft_wrap=True)
 
 
 def _bar(step: Step) -> Text:
@@ -80,17 +89,19 @@ def _bar(step: Step) -> Text:
     return line.append(f"   {clock(left)} left", FAINT)
 
 
-def _line(step: Step) -> Text:
+def _line(step: Step, validation: Validation | None) -> Text:
     """The figures of a step in one line: loss in nats and in bits, speed, time left or taken."""
     line = Text(f"step {step.step:,}   loss {step.loss:.3f} nats   ")
     line.append(f"{step.loss / math.log(2):.2f} bits per character", NEW)
+    if validation is not None:
+        line.append(f"   held out {validation.nats / math.log(2):.2f}", OLD)
     line.append(f"   {step.symbols / max(step.seconds, 1e-9):,.0f} characters/s")
     return line
 
 
-def _plain(step: Step) -> Text:
+def _plain(step: Step, validation: Validation | None) -> Text:
     left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
-    return _line(step).append(
+    return _line(step, validation).append(
         f"   {clock(left)} left" if step.done < 1 else f"   {clock(step.seconds)}", FAINT
     )
 

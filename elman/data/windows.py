@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,45 +20,70 @@ class Window:
     fresh: bool
 
 
-def windows(tokens: Tensor, window: int, batch: int, seed: int = 0) -> Iterator[Window]:
+class Windows:
     """Endless windows over a text for training with carried state (truncated back-propagation through time).
 
-    The text is cut into `batch` lanes of equal length, each contiguous; window k holds the steps k·T … k·T +
-    T - 1 of every lane, so the state at the end of one window is the one that the next begins with:
+    The text is cut into `batch` lanes of equal length, each contiguous; window k holds the steps k·T … k·T + T - 1 of
+    every lane, so the state at the end of one window is the one that the next begins with:
 
         lanes = tokens[: batch * L].view(batch, L)        # window k: lanes[:, k*T : (k+1)*T].T
 
-    After the last whole window of the lanes they are cut anew from a random place in the first window of the
-    text, so that no symbol is always left over and windows do not always end at the same ones.
+    After the last whole window of the lanes they are cut anew from a random place in the first window of the text, so
+    that no symbol is always left over and windows do not always end at the same ones.
 
-    tokens: int64 [N]. window: T, steps. batch: B, lanes. Raises InputError if the text is too short for that.
+    tokens: [N], a tensor or anything whose slices are int64 tensors; only slices are taken. window: T, steps. batch: B,
+    lanes. Raises InputError if the text is too short for that.
+
+    `position` says where the walk is, (passes over the text, step within its lanes); set it, and it goes on there.
     """
-    needed = batch * window + 1
-    for name, value in (("window", window), ("batch", batch)):
-        if value < 1:
+
+    def __init__(self, tokens: Any, window: int, batch: int, seed: int = 0) -> None:
+        for name, value in (("window", window), ("batch", batch)):
+            if value < 1:
+                raise InputError(
+                    what=f"{name} must be at least 1",
+                    where=name,
+                    got=value,
+                    mend="leave it out for the default",
+                )
+        needed = batch * window + 1
+        if len(tokens) < needed:
             raise InputError(
-                what=f"{name} must be at least 1", where=name, got=value, mend="leave it out for the default"
+                what="the text is too short for one window of every lane",
+                where="tokens",
+                got=f"{len(tokens)} symbols",
+                expected=f"at least {needed} (batch {batch} · window {window} + 1)",
+                mend="take a smaller batch or window, or more text",
             )
-    if len(tokens) < needed:
-        raise InputError(
-            what="the text is too short for one window of every lane",
-            where="tokens",
-            got=f"{len(tokens)} symbols",
-            expected=f"at least {needed} (batch {batch} · window {window} + 1)",
-            mend="take a smaller batch or window, or more text",
-        )
-    return _windows(tokens, window, batch, seed)
+        self.tokens, self.window, self.batch, self.seed = tokens, window, batch, seed
+        self.position = (0, 0)
+
+    def __iter__(self) -> Windows:
+        return self
+
+    def __next__(self) -> Window:
+        turn, t = self.position
+        start = self._start(turn)
+        length = (len(self.tokens) - 1 - start) // self.batch
+        lanes = [
+            self.tokens[first + t : first + t + self.window + 1]
+            for first in range(start, start + self.batch * length, length)
+        ]
+        both = torch.stack(lanes, 1)
+        after = t + self.window
+        self.position = (turn, after) if after + self.window <= length else (turn + 1, 0)
+        return Window(both[:-1], both[1:], fresh=t == 0)
+
+    def _start(self, turn: int) -> int:
+        """Where the lanes of a pass over the text begin; a number of its own, so that no state has to be kept."""
+        if turn == 0:
+            return 0
+        # Starts that leave every lane a whole window.
+        spare = min(self.window, len(self.tokens) - self.batch * self.window)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+        return int(torch.randint(spare, (), generator=generator))
 
 
-def _windows(tokens: Tensor, window: int, batch: int, seed: int) -> Iterator[Window]:
-    generator = torch.Generator().manual_seed(seed)
-    start = 0
-    while True:
-        length = (len(tokens) - 1 - start) // batch
-        end = start + batch * length
-        x = tokens[start:end].view(batch, length).T
-        y = tokens[start + 1 : end + 1].view(batch, length).T
-        for t in range(0, length - window + 1, window):
-            yield Window(x[t : t + window].contiguous(), y[t : t + window].contiguous(), fresh=t == 0)
-        spare = min(window, len(tokens) - batch * window)  # starts that leave every lane a whole window
-        start = int(torch.randint(spare, (), generator=generator))
+def windows(tokens: Any, window: int, batch: int, seed: int = 0) -> Windows:
+    """See `Windows`."""
+    return Windows(tokens, window, batch, seed)

@@ -5,20 +5,32 @@ A model here is any `torch.nn.Module` with
     model.loss(x, y, state) -> (mean nats over all symbols of the window, state)         # x, y: [T, B]
 """
 
-from elman.training.evaluation import Evaluation, evaluate
+from elman.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from elman.training.evaluation import Evaluation, evaluate, glance
 from elman.training.files import write_atomically
-from elman.training.fit import Step, detach, fit, means, pick_threads
+from elman.training.fit import Diverged, Step, Training, detach, fit, means, pick_threads
+from elman.training.keep import Keeper, Validation
+from elman.training.lock import locked
 from elman.training.run import FORMAT, Run
 
 __all__ = [
     "FORMAT",
+    "Checkpoints",
+    "Diverged",
     "Evaluation",
+    "Keeper",
     "Run",
     "Step",
+    "Training",
+    "Validation",
     "detach",
     "evaluate",
     "fit",
+    "glance",
+    "load_checkpoint",
+    "locked",
     "means",
     "pick_threads",
+    "save_checkpoint",
     "write_atomically",
 ]

@@ -9,15 +9,16 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from elman.data import windows
-from elman.errors import ElmanError, InputError
+from elman.errors import DataError, ElmanError, InputError
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Step:
 
     step: its number, from 1. done: the share of the run that is over, 0 … 1. loss: of its window, mean nats
     per symbol. lr: the learning rate it was made with. norm: of the gradient, before clipping. symbols:
-    trained on so far. seconds: since the run began.
+    trained on so far. seconds: since the run began, those of earlier processes included.
     """
 
     step: int
@@ -38,67 +39,227 @@ class Step:
     seconds: float
 
 
-def detach(state: Any) -> Any:
-    """The same state without its history: gradients stop here (truncated back-propagation through time).
-
-    state: a tensor, None, or any nesting of tuples, NamedTuples, lists and dicts of them.
-    """
-    if isinstance(state, Tensor):
-        return state.detach()
-    if isinstance(state, dict):
-        return {name: detach(part) for name, part in state.items()}
-    if isinstance(state, tuple) and hasattr(state, "_fields"):
-        return type(state)(*map(detach, state))
-    if isinstance(state, tuple | list):
-        return type(state)(map(detach, state))
-    return state
+class Diverged(ElmanError):
+    """The loss or its gradient is no finite number any more. where: the step, and the part of the model."""
 
 
-def fit(
-    model: Any,
-    tokens: Tensor,
-    *,
-    steps: int | None = None,
-    minutes: float | None = None,
-    window: int = 64,
-    batch: int = 32,
-    lr: float = 4e-3,
-    clip: float = 1.0,
-    weight_decay: float = 0.01,
-    warmup: int = 100,
-    seed: int = 0,
-) -> Iterator[Step]:
-    """Train a model by truncated back-propagation through time with the state carried; yields every step.
+class Training:
+    """A training run: truncated back-propagation through time with the state carried, one `Step` after another.
+
+        for step in Training(model, tokens, steps=1000):
+            …
 
     AdamW; the gradient is clipped to the norm `clip`; the learning rate rises over `warmup` steps (at most a
     tenth of the run) and falls on a cosine to zero at the end of the run, which is `steps` steps or `minutes`
     minutes by the clock. Leaving the loop early leaves the model as it is then.
 
-    tokens: int64 [N]. window: T, steps through which gradients flow. batch: B, lanes of the text side by
-    side.
+    tokens: [N], a tensor or anything whose slices are int64 tensors. window: T, steps through which gradients flow.
+    batch: B, lanes of the text side by side.
 
-    Raises InputError for settings that cannot be, and ElmanError when the loss is no number any more.
+    Between two steps, `state` is everything that the rest of the run depends on besides these arguments, and `restore`
+    takes it back: a run by steps then goes on to the same bits, on the same machine with as many threads.
+
+    Raises InputError for settings that cannot be, and Diverged when the loss is no number any more.
 
     Source: Loshchilov and Hutter, Decoupled weight decay regularization, 2019; Pascanu et al., On the
     difficulty of training recurrent neural networks, 2013 (clipping).
     """
-    if (steps is None) == (minutes is None):
-        raise InputError(
-            what="how long to train is given twice" if steps else "how long to train is not given",
-            where="steps, minutes",
-            mend="give either steps or minutes",
-        )
-    limits = {"steps": steps, "minutes": minutes, "lr": lr, "clip": clip}
-    for name, value in limits.items():
-        if value is not None and not value > 0:
+
+    def __init__(
+        self, model: Any, tokens: Any, *, steps: int | None = None, minutes: float | None = None, window: int = 64,
+        batch: int = 32, lr: float = 4e-3, clip: float = 1.0, weight_decay: float = 0.01, warmup: int = 100,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        if (steps is None) == (minutes is None):
             raise InputError(
-                what=f"{name} must be above 0", where=name, got=value, mend="leave it out for the default"
+                what="how long to train is given twice" if steps else "how long to train is not given",
+                where="steps, minutes",
+                mend="give either steps or minutes",
             )
-    stream = windows(tokens, window, batch, seed)
-    return _fit(model, stream, steps, minutes, lr, clip, weight_decay, warmup)
+        for name, value in {"steps": steps, "minutes": minutes, "lr": lr, "clip": clip}.items():
+            if value is not None and not value > 0:
+                raise InputError(
+                    what=f"{name} must be above 0", where=name, got=value, mend="leave it out for the default"
+                )
+        self.model, self.steps, self.minutes, self.lr, self.clip = model, steps, minutes, lr, clip
+        self.stream = windows(tokens, window, batch, seed)
+        self.warmup = min(warmup, max(steps // 10, 1)) if steps else warmup
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # Decay is for the matrices of products. Pulling biases to zero makes no model simpler.
+        parts = list(self.parameters.values())
+        groups = [
+            {"params": [p for p in parts if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in parts if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+        self.carried: Any = None
+        self.step, self.symbols, self.done, self.seconds = 0, 0, 0.0, 0.0
+
+    def __iter__(self) -> Iterator[Step]:
+        self.model.train()
+        device = next(iter(self.parameters.values())).device
+        began = time.monotonic() - self.seconds
+        while self.done < 1:
+            position = self.stream.position
+            item = next(self.stream)
+            self.carried = None if item.fresh else detach(self.carried)
+            rate = self.lr * min(1.0, (self.step + 1) / max(self.warmup, 1)) * _cosine(self.done)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            x, y, before = item.x.to(device), item.y.to(device), self.carried
+            loss, self.carried = self.model.loss(x, y, before)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
+            nats = loss.item()
+            if not math.isfinite(nats) or not math.isfinite(norm):
+                self.stream.position, self.carried = position, before
+                raise self._diverged(
+                    nats, norm, lambda x=x, y=y, before=before: self.model.loss(x, y, before)
+                )
+            self.optimizer.step()
+            self.step += 1
+            self.symbols += x.numel()
+            self.seconds = time.monotonic() - began
+            self.done = self._share()
+            yield Step(self.step, min(self.done, 1.0), nats, rate, norm, self.symbols, self.seconds)
+
+    def _share(self) -> float:
+        return self.step / self.steps if self.steps else self.seconds / (60 * (self.minutes or 1))
+
+    def _diverged(self, nats: float, norm: float, again: Callable[[], Any]) -> Diverged:
+        if math.isfinite(nats):
+            # Gradients come from the loss backward: the parts nearest to it are the last to be registered.
+            bad = [
+                name
+                for name, p in self.parameters.items()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ]
+            part = f"the gradient of {bad[-1]} went first" if bad else "the norm of the gradient"
+        else:
+            part = f"the output of {_first_bad(self.model, again)} in the forward pass"
+        return Diverged(
+            what="the training diverged: the loss or its gradient is no finite number any more",
+            where=f"step {self.step + 1}, {part}",
+            got=f"loss {nats:.4g}, gradient norm {norm:.4g}",
+            mend=f"train again with a lower learning rate (it was {self.lr:g}) or a lower clip",
+        )
+
+    # --- stopping and going on --------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors by name, everything else as JSON values)."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, p in self.parameters.items():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        tensors["random"] = torch.get_rng_state()
+        plain = []
+        for i, leaf in enumerate(pytree.tree_leaves(self.carried)):
+            plain.append(None if isinstance(leaf, Tensor) else leaf)
+            if isinstance(leaf, Tensor):
+                tensors[f"carried.{i}"] = leaf
+        facts = {
+            "step": self.step, "symbols": self.symbols, "done": self.done, "seconds": self.seconds,
+            "position": list(self.stream.position), "carried": None if self.carried is None else plain,
+            "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, facts
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Go on from a `state`. Raises DataError if it belongs to another model."""
+        weights = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
+        try:
+            self.model.load_state_dict(weights)
+            self.optimizer.state.clear()
+            for name, p in self.parameters.items():
+                start = f"optimizer.{name}."
+                kept = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+                self.optimizer.state[p] = {
+                    key: value.clone() if key == "step" else value.to(p.device).clone()
+                    for key, value in kept.items()
+                    if key in ("step", "exp_avg", "exp_avg_sq")
+                }
+            self.carried = None
+            if facts["carried"] is not None:
+                self.carried = self._structured(tensors, facts["carried"])
+            self.step, self.symbols = facts["step"], facts["symbols"]
+            self.done, self.seconds = facts["done"], facts["seconds"]
+            self.stream.position = tuple(facts["position"])
+            torch.set_rng_state(tensors["random"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise DataError(
+                what=f"the checkpoint belongs to another model: {error}", where="Training.restore",
+                mend="go on with the model that it was made of",
+            ) from error  # fmt: skip
+        if self.steps is not None:  # the last bits of a product depend on their number
+            torch.set_num_threads(facts["threads"])
+
+    def _structured(self, tensors: dict[str, Tensor], plain: list[Any]) -> Any:
+        """The carried state in the structure that the model gives it."""
+        position = self.stream.position
+        item = next(self.stream)
+        self.stream.position = position
+        device = next(iter(self.parameters.values())).device
+        with torch.no_grad():
+            _, like = self.model.loss(item.x[:1].to(device), item.y[:1].to(device), None)
+        leaves, spec = pytree.tree_flatten(like)
+        if len(leaves) != len(plain):
+            raise ValueError(f"its state has {len(plain)} parts rather than {len(leaves)}")
+        kept = [
+            tensors[f"carried.{i}"].to(device) if isinstance(leaf, Tensor) else plain[i]
+            for i, leaf in enumerate(leaves)
+        ]
+        return pytree.tree_unflatten(kept, spec)
 
 
-def pick_threads(model: Any, tokens: Tensor, window: int, batch: int) -> int:
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
+    """The first part of a model whose output is not finite, when its loss is computed once more."""
+    found: list[str] = []
+
+    def looking(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, given: Any, output: Any) -> None:
+            if any(
+                isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all()
+                for leaf in pytree.tree_leaves(output)
+            ):
+                found.append(name)
+
+        return look
+
+    # Not inside of a layer: a hook on a cell's part would be part of its step.
+    parts = {}
+    for name, module in model.named_children():
+        inner = module.named_children() if isinstance(module, nn.ModuleList) else [("", module)]
+        parts |= {f"{name}.{number}".rstrip("."): part for number, part in inner}
+    hooks = [part.register_forward_hook(looking(name)) for name, part in parts.items()]
+    try:
+        with torch.no_grad():
+            again()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "the model"
+
+
+def fit(model: Any, tokens: Any, **settings: Any) -> Iterator[Step]:
+    """`Training` as an iterator of its steps; settings are checked now."""
+    return iter(Training(model, tokens, **settings))
+
+
+def detach(state: Any) -> Any:
+    """The same state without its history: gradients stop here (truncated back-propagation through time).
+
+    state: a tensor, None, or any nesting of tuples, NamedTuples, lists and dicts of them.
+    """
+    return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, state)
+
+
+def pick_threads(model: Any, tokens: Any, window: int, batch: int) -> int:
     """How many threads train fastest right now: all that torch has, or one.
 
     PyTorch's threads wait for one another in every product, so where another program keeps a core busy, two threads
@@ -125,53 +286,6 @@ def pick_threads(model: Any, tokens: Tensor, window: int, batch: int) -> int:
     return min(took, key=lambda threads: took[threads])
 
 
-def _fit(
-    model: Any,
-    stream: Iterator,
-    steps: int | None,
-    minutes: float | None,
-    lr: float,
-    clip: float,
-    weight_decay: float,
-    warmup: int,
-) -> Iterator[Step]:
-    model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    device = parameters[0].device
-    # Decay is for the matrices of products. Pulling biases to zero makes no model simpler.
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
-    warmup = min(warmup, max(steps // 10, 1)) if steps else warmup
-    began = time.monotonic()
-    state, step, symbols, done = None, 0, 0, 0.0
-    while done < 1:
-        item = next(stream)
-        state = None if item.fresh else detach(state)
-        rate = lr * min(1.0, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, state = model.loss(item.x.to(device), item.y.to(device), state)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, clip)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            raise ElmanError(
-                what="the training diverged: the loss or its gradient is no finite number any more",
-                where=f"step {step + 1}",
-                got=f"loss {loss.item():.4g}, gradient norm {norm.item():.4g}",
-                mend=f"train again with a lower learning rate (it was {lr:g}) or a lower clip",
-            )
-        optimizer.step()
-        step += 1
-        symbols += item.x.numel()
-        seconds = time.monotonic() - began
-        done = step / steps if steps else seconds / (60 * minutes)  # type: ignore[operator]
-        yield Step(step, min(done, 1.0), loss.item(), rate, norm.item(), symbols, seconds)
-
-
 def means(steps: Iterable[Step], every: int = 10) -> Iterator[Step]:
     """Of every `every` steps one: the last, with the mean of their losses. The rest of fewer comes last."""
     losses: list[float] = []
@@ -179,11 +293,12 @@ def means(steps: Iterable[Step], every: int = 10) -> Iterator[Step]:
     for last in steps:
         losses.append(last.loss)
         if len(losses) == every:
-            yield _mean(last, losses)
+            yield mean_of(last, losses)
             losses, last = [], None
     if last is not None:
-        yield _mean(last, losses)
+        yield mean_of(last, losses)
 
 
-def _mean(step: Step, losses: list[float]) -> Step:
+def mean_of(step: Step, losses: list[float]) -> Step:
+    """A step with the mean of some losses in place of its own."""
     return Step(**{**vars(step), "loss": sum(losses) / len(losses)})

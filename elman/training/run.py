@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from elman.data import Tokenizer
 from elman.errors import DataError, InputError
+from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
-from elman.training.fit import Step
+from elman.training.lock import locked
 
 FORMAT = 1  # of the run folder
 
 
 class Run:
-    """A run folder: `config.json`, `model.safetensors`, `tokenizer.json`, `log.jsonl`. No pickle.
+    """A run folder: `config.json`, `model.safetensors`, `tokenizer.json`, `log.jsonl`, `checkpoints/`. No pickle.
 
-    Made by `Run.create` or `Run.open`. Every file but the log is written beside and renamed; the log grows
-    line by line, and a line cut short by a crash is its last.
+    Made by `Run.create`, `Run.open` or `Run.unfinished`. Every file but the log is written beside and renamed; the log
+    grows line by line, and a line cut short by a crash is its last.
     """
 
     FILES = ("config.json", "model.safetensors", "tokenizer.json", "log.jsonl")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.checkpoints = Checkpoints(folder / "checkpoints")
 
     @classmethod
     def create(
@@ -39,10 +45,11 @@ class Run:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            occupied = any(folder.iterdir())
+            # A lock, and what was begun and not renamed, are no run.
+            occupied = any(not path.name.startswith(".") for path in folder.iterdir())
             if occupied and overwrite:
-                for name in cls.FILES:
-                    (folder / name).unlink(missing_ok=True)
+                for path in (*(folder / name for name in cls.FILES), *cls(folder).checkpoints.paths()):
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(
                 what=f"the run folder cannot be made: {error.strerror or error}",
@@ -53,13 +60,36 @@ class Run:
             raise InputError(
                 what="the run folder is not empty",
                 where=folder,
-                mend="choose another --out, or replace the run in it with --overwrite",
+                mend="go on with the run in it by --resume auto, replace it with --overwrite, or choose another --out",
             )
         run = cls(folder)
-        run._write("config.json", (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode())
         run._write("tokenizer.json", tokenizer.to_json().encode())
         run._write("log.jsonl", b"")
+        # Last: a folder with a configuration is a run.
+        run._write("config.json", (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode())
         return run
+
+    @classmethod
+    def unfinished(cls, folder: str | Path, config: dict) -> Run | None:
+        """The run in a folder that was begun with this configuration; None if there is no run in it.
+
+        Raises InputError if the run there was begun with another one, naming the first difference.
+        """
+        run = cls(Path(folder))
+        if not (run.folder / "config.json").is_file():
+            return None
+        there = run.config
+        for path, old, new in _differences(there, {"format": FORMAT, **config}):
+            raise InputError(
+                what="the run was begun with other settings", where=f"{run.folder / 'config.json'}, {path}",
+                got=new, expected=old, mend="repeat the command that began it, replace it with --overwrite, or choose "
+                "another --out",
+            )  # fmt: skip
+        return run
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Inside, no other process trains in this folder (see `locked`)."""
+        return locked(self.folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -117,17 +147,44 @@ class Run:
                 mend="restore the file, or train again",
             ) from error
 
-    def log(self, step: Step) -> None:
-        """Add a line to the log."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _short(value) for name, value in vars(step).items()}) + "\n")
+    @property
+    def validation(self) -> float | None:
+        """Of the weights, mean nats per symbol; None if there are none, or none that were validated."""
+        from safetensors import SafetensorError, safe_open
 
-    def save(self, model: nn.Module) -> None:
-        """Write the model's weights."""
+        try:
+            with safe_open(self.folder / "model.safetensors", "pt") as file:
+                return float((file.metadata() or {})["validation"])
+        except (OSError, KeyError, ValueError, SafetensorError):
+            return None
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Add a line to the log. A log that cannot be written does not stop a training run."""
+        with contextlib.suppress(OSError), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name: _short(value) for name, value in line.items()}) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log; one that was cut short is left out."""
+        found = []
+        with contextlib.suppress(OSError):
+            for line in (self.folder / "log.jsonl").read_text("utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
+
+    def begin_log(self, step: int) -> None:
+        """Take out what was logged after a step."""
+        kept = [line for line in self.read_log() if line["step"] <= step]
+        self._write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def save(self, model: nn.Module, *, validation: float | None = None) -> None:
+        """Write the model's weights. validation: what they reached."""
         from safetensors.torch import save
 
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        self._write("model.safetensors", save(weights, metadata={"format": "pt"}))
+        # One entry: safetensors writes several in any order, and the same weights are to be the same bytes.
+        said = {"format": "pt"} if validation is None else {"validation": repr(validation)}
+        self._write("model.safetensors", save(weights, metadata=said))
 
     def _write(self, name: str, content: bytes) -> None:
         try:
@@ -140,5 +197,14 @@ class Run:
             ) from error
 
 
-def _short(value: float) -> float:
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(where, old, new) of every value in which two configurations differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            yield from _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
+    elif old != new:
+        yield path, old, new
+
+
+def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value

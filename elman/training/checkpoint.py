@@ -1,0 +1,105 @@
+"""Checkpoints that a crash cannot spoil: one file each, written beside and renamed, that knows whether it is whole.
+
+A checkpoint is a safetensors file. Its metadata holds the rest of the state as JSON, and a digest of both: a file that
+was cut short or changed by so much as a bit is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.errors import DataError
+from elman.training.files import write_atomically
+
+_BYTES = torch.uint8
+_KEPT = 2  # the latest ones; should the last be spoiled after all, the one before it is there
+
+
+def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a checkpoint. Raises DataError where that cannot be done; what stood there before is then untouched."""
+    from safetensors.torch import save
+
+    said = json.dumps(facts)
+    metadata = {"format": "pt", "facts": said, "digest": _digest(tensors, said)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(tensors, metadata=metadata))
+    except OSError as error:
+        raise DataError(
+            what=f"the checkpoint cannot be written: {error.strerror or error}", where=path,
+            mend="make room on the disk, or choose another --out",
+        ) from error  # fmt: skip
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, facts). Raises DataError for what is no checkpoint, or not what was written."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
+        facts = json.loads(metadata["facts"])
+        whole = _digest(tensors, metadata["facts"]) == metadata["digest"]
+        problem = "its content is not what was written" if not whole else None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise _broken(path, error) from error
+    if problem is not None:
+        raise _broken(path, problem)
+    return tensors, facts
+
+
+def _broken(path: Path, problem: object) -> DataError:
+    return DataError(
+        what=f"the checkpoint cannot be used: {problem}", where=path,
+        mend="remove it: the one before it is taken then",
+    )  # fmt: skip
+
+
+def _digest(tensors: dict[str, Tensor], facts: str) -> str:
+    made = hashlib.blake2b(facts.encode(), digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name]
+        made.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        made.update(value.reshape(-1).view(_BYTES).numpy().data if value.numel() else b"")
+    return made.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of a run, in a folder of their own, by step; the latest two are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def paths(self) -> list[Path]:
+        """The newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+    def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
+        """Write one, then remove those that are not needed any more. facts: with "step"."""
+        path = self.folder / f"step-{facts['step']:010}.safetensors"
+        save_checkpoint(path, tensors, facts)
+        for old in self.paths()[_KEPT:]:
+            old.unlink(missing_ok=True)
+        for left in self.folder.glob(".step-*"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        return path
+
+    def newest(
+        self, tell: Callable[[DataError], None] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest one that is whole, None if there is none. tell: is given the error of each that is not."""
+        for path in self.paths():
+            try:
+                return load_checkpoint(path)
+            except DataError as error:
+                if tell is not None:
+                    tell(error)
+        return None

@@ -1,0 +1,136 @@
+"""A training run that survives: it validates, keeps the best weights, and can be gone on with after any end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from elman.errors import DataError
+from elman.training.evaluation import glance
+from elman.training.fit import Step, Training, mean_of
+from elman.training.run import Run
+
+_AVERAGED = 10  # steps to a line of the log
+_VALIDATIONS = 16  # in a run
+_SECONDS = 30.0  # between two checkpoints, where no number of steps is given
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A look at held-out text. nats: per symbol, of a part of it. best: whether it is the best so far."""
+
+    step: int
+    seconds: float
+    nats: float
+    best: bool
+
+
+class Keeper:
+    """Trains, and keeps what must not be lost in a run folder; yields steps (means of ten) and validations.
+
+        with run.lock():
+            for event in Keeper(training, run, held_out):
+                …
+
+    The weights of the best validation are the run's `model.safetensors`, which the model also ends with. Checkpoints
+    are written every `checkpoint_every` steps (None: twice a minute), when `stop` is set, and at the end. One that
+    cannot be written while training goes on is told of and tried again at the next; the last one raises.
+
+    resume: go on from the newest checkpoint that is whole, if there is one; steps after it are taken out of the log.
+    patience: stop after so many validations without a better one. tell: is given notes in words.
+    """
+
+    def __init__(
+        self, training: Training, run: Run, held_out: Any, *, checkpoint_every: int | None = None,
+        patience: int | None = None, resume: bool = False, stop: threading.Event | None = None,
+        tell: Callable[[str], None] = lambda words: None,
+    ) -> None:  # fmt: skip
+        self.training, self.run, self.held_out = training, run, held_out
+        self.every, self.patience = checkpoint_every, patience
+        self.stop = stop or threading.Event()
+        self.tell = tell
+        self.best: float | None = None
+        self.worse = 0  # validations since the best one
+        self.losses: list[float] = []  # of the steps since the last line of the log
+        self.resumed = resume and self._restore()
+        if not self.resumed:
+            run.begin_log(-1)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be trained."""
+        return self.training.done >= 1 or (self.patience is not None and self.worse >= self.patience)
+
+    def __iter__(self) -> Iterator[Step | Validation]:
+        saved_at, saved = time.monotonic(), self.training.step
+        if not self.finished:
+            done = self.training.done
+            for step in self.training:
+                self.losses.append(step.loss)
+                over = self.training.done >= 1
+                if len(self.losses) == _AVERAGED or over:
+                    mean = mean_of(step, self.losses)
+                    self.losses = []
+                    self.run.log(vars(mean))
+                    yield mean
+                if over or int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS):
+                    yield self._validate(step)
+                done = step.done
+                due = (
+                    time.monotonic() - saved_at > _SECONDS
+                    if self.every is None
+                    else step.step % self.every == 0
+                )
+                if due and not over:
+                    self._checkpoint()
+                    saved_at, saved = time.monotonic(), step.step
+                if self.stop.is_set() or self.finished:
+                    break
+            if saved != self.training.step or self.finished:
+                self._save()
+        if self.best is None:
+            self.run.save(self.training.model)
+        elif self.finished:
+            self.training.model.load_state_dict(self.run.weights)
+
+    def _validate(self, step: Step) -> Validation:
+        nats = glance(self.training.model, self.held_out)
+        best = self.best is None or nats < self.best
+        if best:
+            self.best, self.worse = nats, 0
+            self.run.save(self.training.model, validation=nats)
+        else:
+            self.worse += 1
+        found = Validation(step.step, step.seconds, nats, best)
+        self.run.log({"step": found.step, "seconds": found.seconds, "valid": found.nats, "best": found.best})
+        return found
+
+    def _checkpoint(self) -> None:
+        """A checkpoint on the way, which may fail."""
+        try:
+            self._save()
+        except DataError as error:
+            self.tell(f"{error.what} ({error.where}); training goes on, and it is tried again")
+
+    def _save(self) -> None:
+        tensors, facts = self.training.state()
+        self.run.checkpoints.save(
+            tensors, facts | {"worse": self.worse, "losses": self.losses, "best": self.best}
+        )
+
+    def _restore(self) -> bool:
+        found = self.run.checkpoints.newest(
+            lambda error: self.tell(f"passed over: {error.what} ({error.where})")
+        )
+        if found is None:
+            return False
+        tensors, facts = found
+        self.training.restore(tensors, facts)
+        self.worse, self.losses, self.best = facts["worse"], list(facts["losses"]), facts["best"]
+        if self.best is not None and self.run.validation is None:  # the weights of the best are gone
+            self.best = None
+        self.run.begin_log(facts["step"])
+        return True
