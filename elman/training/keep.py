@@ -91,8 +91,8 @@ class Keeper:
                     break
             if saved != self.training.step or self.finished:
                 self._save()
-        if self.best is None:
-            self.run.save(self.training.model)
+        if self.run.validation is None:  # there was none, or somebody removed the weights
+            self.run.save(self.training.model, validation=self.best)
         elif self.finished:
             self.training.model.load_state_dict(self.run.weights)
 

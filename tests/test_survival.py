@@ -1,0 +1,328 @@
+"""A training run survives: killed, cut short, flipped, full, locked, diverged, and gone on with to the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elman import data, training
+from elman.errors import DataError, InputError, StateError
+from elman.models import LanguageModel
+from elman.training import Checkpoints, Keeper, Run, Training
+
+TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 40
+COMMAND = [sys.executable, "-m", "elman.app.cli", "train", "lm"]
+SMALL = ["--hidden", "16", "--embedding", "8", "--window", "16", "--batch", "4", "--resume", "auto"]
+Pair = namedtuple("Pair", "h count")
+
+
+def small(cell: str = "gru") -> tuple[LanguageModel, data.Tokenizer, Tensor]:
+    torch.manual_seed(0)
+    tokenizer = data.Tokenizer.characters(TEXT)
+    return LanguageModel(tokenizer.size, cell, hidden=12, embedding=6), tokenizer, tokenizer.encode(TEXT)
+
+
+class Odd(nn.Module):
+    """Its state is nested, holds a number and a NamedTuple, and it draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.E = nn.Embedding(20, 6)
+        self.cell, self.V = nn.GRUCell(6, 6), nn.Linear(6, 20)
+
+    def loss(self, x: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+        h = torch.zeros(x.shape[1], 6) if state is None else state["pair"].h
+        outputs = []
+        for x_t in nn.functional.dropout(self.E(x), 0.2, self.training):
+            h = self.cell(x_t, h)
+            outputs.append(h)
+        count = (0 if state is None else state["pair"].count) + len(x)
+        logits = self.V(torch.stack(outputs)).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, y.flatten()), {"pair": Pair(h, count), "extra": [None]}
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "odd"])
+@pytest.mark.parametrize("stop", [1, 7, 23])
+def test_a_restored_run_goes_on_to_the_same_bits(kind: str, stop: int, tmp_path: Path) -> None:
+    def begin() -> tuple[Any, Training]:
+        model, _, tokens = small() if kind == "odd" else small(kind)
+        model = Odd() if kind == "odd" else model
+        return model, Training(model, tokens, steps=30, window=16, batch=8)
+
+    model, whole = begin()
+    expected = [step.loss for step in whole]
+    _, part = begin()
+    for step in part:
+        if step.step == stop:
+            break
+    training.save_checkpoint(tmp_path / "c", *part.state())
+    again, rest = begin()
+    torch.manual_seed(99)
+    rest.restore(*training.load_checkpoint(tmp_path / "c"))
+    assert [step.loss for step in rest] == expected[stop:]
+    assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(model), strict=True))
+
+
+def test_windows_go_on_from_a_position() -> None:
+    tokens = torch.arange(4 * 25 + 9)
+    stream = data.windows(tokens, 7, 4, seed=3)
+    found = [(stream.position, next(stream).x) for _ in range(12)]
+    for position, x in found:
+        other = data.windows(tokens, 7, 4, seed=3)
+        other.position = position
+        assert torch.equal(next(other).x, x)
+
+
+def test_windows_take_slices_only() -> None:
+    class Slices:
+        def __len__(self) -> int:
+            return 10**12
+
+        def __getitem__(self, where: slice) -> Tensor:
+            assert where.stop - where.start == 8
+            return torch.arange(where.start, where.stop)
+
+    stream = data.windows(Slices(), 7, 4)
+    length = (10**12 - 1) // 4
+    for k in range(3):
+        assert next(stream).x[:, 2].tolist() == list(range(2 * length + 7 * k, 2 * length + 7 * k + 7))
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def keeper(folder: Path, steps: int = 40, **options: Any) -> Keeper:
+    model, tokenizer, tokens = small()
+    run = Run(folder) if (folder / "config.json").exists() else Run.create(folder, {"task": "lm"}, tokenizer)
+    return Keeper(
+        Training(model, tokens, steps=steps, window=16, batch=8),
+        run,
+        tokens[:400],
+        checkpoint_every=5,
+        **options,
+    )
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        kept.save({"t": torch.arange(100.0) + step}, {"step": step})
+    paths = kept.paths()
+    assert [path.name for path in paths] == ["step-0000000003.safetensors", "step-0000000002.safetensors"]
+    whole = paths[0].read_bytes()
+    told: list[DataError] = []
+    for spoiled in (whole[:-1], whole[: len(whole) // 2], b"", _flipped(whole, -7), _flipped(whole, 90)):
+        paths[0].write_bytes(spoiled)
+        found = kept.newest(told.append)
+        assert found is not None
+        assert found[1] == {"step": 2}
+        assert str(paths[0]) in str(told[-1])
+    assert len(told) == 5
+    paths[1].write_bytes(b"")
+    assert kept.newest() is None
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    changed = bytearray(content)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def test_a_spoiled_checkpoint_costs_the_steps_since_the_one_before(tmp_path: Path) -> None:
+    list(keeper(tmp_path / "whole"))
+    broken = keeper(tmp_path / "run")
+    for event in broken:
+        if isinstance(event, training.Step) and event.step == 30:
+            break
+    newest = broken.run.checkpoints.paths()[0]
+    newest.write_bytes(newest.read_bytes()[:100])
+    told: list[str] = []
+    list(keeper(tmp_path / "run", resume=True, tell=told.append))
+    assert newest.name in told[0]
+    for name in ("model.safetensors", "log.jsonl"):
+        mine, right = ((tmp_path / folder / name).read_text("latin1") for folder in ("run", "whole"))
+        if name == "log.jsonl":
+            mine, right = ([{**json.loads(x), "seconds": 0} for x in t.splitlines()] for t in (mine, right))
+        assert mine == right
+
+
+def test_a_full_disk_stops_no_run_that_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, told = os.fsync, []
+    full = threading.Event()
+
+    def maybe(handle: int) -> None:
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", maybe)
+    kept = keeper(tmp_path / "run", tell=told.append)
+    kept.best = -1.0  # no weights are written on the way
+    for event in kept:
+        if isinstance(event, training.Step):
+            full.set() if event.step in (10, 20) else full.clear()
+    assert any("No space left" in words and "tried again" in words for words in told)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    assert kept.run.checkpoints.newest() is not None
+
+
+def test_a_disk_that_stays_full_is_an_error_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = keeper(tmp_path / "run")
+    kept.best = -1.0
+    events = iter(kept)
+    for event in events:
+        if isinstance(event, training.Step) and event.step == 20:
+            break
+    monkeypatch.setattr(os, "fsync", _no_room)
+    with pytest.raises(DataError, match="No space left"):
+        list(events)
+    found = kept.run.checkpoints.newest()
+    assert found is not None
+    assert found[1]["step"] in (15, 20)
+
+
+def _no_room(handle: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
+    kept = keeper(tmp_path / "run")
+    for event in kept:
+        if isinstance(event, training.Step) and event.step == 20:
+            shutil.rmtree(tmp_path / "run" / "checkpoints")
+    found = kept.run.checkpoints.newest()
+    assert found is not None
+    assert found[1]["step"] == 40
+
+
+# --- the best weights -------------------------------------------------------------------------------------------------
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
+    monkeypatch.setattr("elman.training.keep.glance", lambda model, tokens: next(figures))
+    kept = keeper(tmp_path / "run", steps=64, patience=3)
+    best: list[Tensor] = []
+    found = []
+    for event in kept:
+        if isinstance(event, training.Validation):
+            found.append((event.nats, event.best))
+            if event.best:
+                best = weights(kept.training.model)
+    assert found == [(3.0, True), (2.0, True), (2.5, False), (2.6, False), (2.7, False)]
+    assert kept.finished
+    assert kept.run.validation == 2.0
+    assert all(torch.equal(a, b) for a, b in zip(weights(kept.training.model), best, strict=True))
+    assert keeper(tmp_path / "run", steps=64, patience=3, resume=True).finished
+
+
+# --- whole processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+
+    def command(out: str) -> list[str]:
+        more = ["--steps", "400", "--checkpoint-every", "7", "--out", str(tmp_path / out)]
+        return [*COMMAND, str(text), *SMALL, *more]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    chance, kills, begun = random.Random(5), 0, set()
+    for attempt in range(12):
+        log = tmp_path / "run" / "log.jsonl"
+        before = log.stat().st_mtime_ns if log.exists() else 0
+        process = subprocess.Popen(command("run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (
+            log.exists() and log.stat().st_mtime_ns != before and log.read_text()
+        ):
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.25))
+        if attempt < 3 or process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        begun |= {path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
+        if kills >= 3:
+            break
+    assert kills >= 3
+    assert begun
+    done = subprocess.run(command("run"), check=True, capture_output=True, text=True)
+    assert "going on from step" in done.stdout
+    names = ["model.safetensors", "tokenizer.json"]
+    for name in names:
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    logs = []
+    for out in ("run", "whole"):
+        lines = map(json.loads, (tmp_path / out / "log.jsonl").read_text().splitlines())
+        logs.append([{**line, "seconds": 0} for line in lines])
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from elman.training import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "in\n"
+            with pytest.raises(StateError, match=f"process {process.pid}"), training.locked(tmp_path):
+                pass
+        finally:
+            process.kill()
+    with training.locked(tmp_path):
+        pass
+
+
+def test_other_settings_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
+    _, tokenizer, _ = small()
+    config = {"task": "lm", "hidden": 12, "training": {"lr": 0.1, "steps": 30}}
+    Run.create(tmp_path, config, tokenizer)
+    assert Run.unfinished(tmp_path, config) is not None
+    assert Run.unfinished(tmp_path / "elsewhere", config) is None
+    with pytest.raises(InputError, match=r"training\.lr\n  got: 0\.2\n  expected: 0\.1"):
+        Run.unfinished(tmp_path, {**config, "training": {"lr": 0.2, "steps": 30}})
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+def test_what_went_wrong_first_is_named() -> None:
+    model, _, tokens = small()
+    run = Training(model, tokens, steps=20, window=16, batch=8)
+    for step in run:
+        if step.step == 3:
+            model.layers[0].cell.U.register_hook(lambda gradient: gradient * torch.inf)
+            break
+    before = weights(model)
+    with pytest.raises(training.Diverged, match=r"step 4, the gradient of layers\.0\.cell\.U went first"):
+        list(run)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True))
+    assert run.step == 3
