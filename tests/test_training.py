@@ -141,7 +141,7 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
         model.readout.bias[0] = torch.nan
     with pytest.raises(ElmanError, match="diverged") as caught:
         list(training.fit(model, tokens, steps=5, window=16, batch=8))
-    assert caught.value.where == "step 1, the output of readout in the forward pass"
+    assert caught.value.where == "step 1, the output of readout.bias in the forward pass"
     assert not any(p.isnan().any() for name, p in model.named_parameters() if name != "readout.bias")
 
 

@@ -49,7 +49,15 @@ def train_lm(
     ] = "gru",
     hidden: Annotated[int, typer.Option(help="H, units in each layer.")] = 256,
     layers: Annotated[int, typer.Option(help="Recurrences on top of one another.")] = 1,
-    embedding: Annotated[int, typer.Option(help="Width of a symbol's vector.")] = 64,
+    embedding: Annotated[
+        int | None, typer.Option(help="Width of a symbol's vector. (default: 64; H if tied)")
+    ] = None,
+    dropout: Annotated[
+        float, typer.Option(help="Share of what a layer sees that is left out in training.")
+    ] = 0.0,
+    tie: Annotated[
+        bool, typer.Option("--tie", help="One matrix for symbols going in and coming out.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(help="Train for so many steps …")] = None,
     minutes: Annotated[
         float | None, typer.Option(help=f"… or so many minutes by the clock. (default: {_MINUTES:g})")
@@ -89,7 +97,8 @@ def train_lm(
 
     if steps is None and minutes is None:
         minutes = _MINUTES
-    model = jobs.ModelSettings(_absolute(cell), hidden, layers, embedding)
+    width = embedding or (hidden if tie else 64)
+    model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience)
     job = jobs.prepare(files or [], valid, model, training, keeping)

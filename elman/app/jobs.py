@@ -29,6 +29,8 @@ class ModelSettings:
     hidden: int = 256
     layers: int = 1
     embedding: int = 64
+    dropout: float = 0.0
+    tie: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from elman.errors import DataError, InputError
 from elman.models.find import find_cell
+from elman.models.readout import cross_entropy
 from elman.recurrent import Recurrent
 from elman.training import Run
 
@@ -32,8 +32,8 @@ class LanguageModel(nn.Module):
     Source: Goodfellow, Bengio and Courville, Deep Learning, 2016, section 10.2, equations 10.8 to 10.14.
 
     vocabulary: V. cell: a name as `elman.models.find_cell` reads it. hidden: H, units per layer. layers: how
-    many.
-    embedding: width of E. The state is a tuple with one entry for each layer.
+    many. embedding: width of E. dropout: the share of what each layer and the readout get that is left out in
+    training. tie: E is V's matrix too. The state is a tuple with one entry for each layer.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class LanguageModel(nn.Module):
         hidden: int = 256,
         layers: int = 1,
         embedding: int = 64,
+        dropout: float = 0.0,
+        tie: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"vocabulary": vocabulary, "hidden": hidden, "layers": layers, "embedding": embedding}
@@ -51,8 +53,19 @@ class LanguageModel(nn.Module):
                 raise InputError(
                     what=f"{name} must be at least 1", where=name, got=value, mend="give a positive number"
                 )
+        if not 0 <= dropout < 1:
+            raise InputError(
+                what="dropout is a probability below 1", where="dropout", got=dropout, mend="take 0 … 0.5"
+            )
+        if tie and embedding != hidden:
+            raise InputError(
+                what="a tied model has one matrix for symbols going in and coming out", where="tie, embedding",
+                got=f"embedding {embedding}, hidden {hidden}", expected="the same width",
+                mend=f"take embedding={hidden}",
+            )  # fmt: skip
         make = find_cell(cell)
-        self.settings = {"cell": cell, **sizes}
+        self.settings = {"cell": cell, **sizes, "dropout": dropout, "tie": tie}
+        self.dropout = nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.layers = nn.ModuleList(
             Recurrent(make(embedding if k == 0 else hidden, hidden)) for k in range(layers)
@@ -61,15 +74,17 @@ class LanguageModel(nn.Module):
         # Small weights, no bias: the untrained model holds every symbol equally likely, L = log V.
         nn.init.normal_(self.readout.weight, std=0.1 * hidden**-0.5)
         nn.init.zeros_(self.readout.bias)
+        if tie:
+            nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
+            self.readout.weight = self.embedding.weight
 
     @classmethod
     def load(cls, run: Run) -> LanguageModel:
         """The model of a run folder, ready for use. Raises DataError if its files do not fit together."""
         config = run.config
         try:
-            model = cls(
-                **{name: config[name] for name in ("vocabulary", "cell", "hidden", "layers", "embedding")}
-            )
+            names = ("vocabulary", "cell", "hidden", "layers", "embedding", "dropout", "tie")
+            model = cls(**{name: config[name] for name in names})
             model.load_state_dict(run.weights)
         except (KeyError, RuntimeError) as error:
             raise DataError(
@@ -85,26 +100,33 @@ class LanguageModel(nn.Module):
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """x int64 [T, B] -> (logits [T, B, V], final state). Without `state`: the cells' initial one."""
-        h = self.embedding(x)
+        h, after = self._hidden(x, state)
+        return self.readout(h), after
+
+    def _hidden(self, x: Tensor, state: tuple | None) -> tuple[Tensor, tuple]:
+        """What the readout sees, [T, B, H], and the final state."""
+        h = self.dropout(self.embedding(x))
         after = []
         for layer, before in zip(self.layers, self._states(state), strict=True):
             h, final = layer(h, before)
+            h = self.dropout(h)
             after.append(final)
-        return self._read(h), tuple(after)
+        return self._checked(h), tuple(after)
 
     def step(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """One step of streaming: x int64 [B] -> (logits [B, V], state). The same numbers as `forward`'s."""
-        h = self.embedding(x)
+        h = self.dropout(self.embedding(x))
         after = []
         for layer, before in zip(self.layers, self._states(state), strict=True):
             h, final = cast(Recurrent, layer).step(h, before)
+            h = self.dropout(h)
             after.append(final)
-        return self._read(h), tuple(after)
+        return self.readout(self._checked(h)), tuple(after)
 
     def loss(self, x: Tensor, y: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """The mean of -log p(y(t) | x(1), …, x(t)) in nats, and the final state. x, y: int64 [T, B]."""
-        logits, after = self(x, state)
-        return F.cross_entropy(logits.flatten(0, 1), y.flatten()), after
+        h, after = self._hidden(x, state)
+        return cross_entropy(h.flatten(0, 1), self.readout.weight, self.readout.bias, y.flatten()), after
 
     def generate(
         self,
@@ -182,7 +204,7 @@ class LanguageModel(nn.Module):
     def _states(self, state: tuple | None) -> Sequence[Any]:
         return [None] * len(self.layers) if state is None else state
 
-    def _read(self, h: Tensor) -> Tensor:
+    def _checked(self, h: Tensor) -> Tensor:
         if h.shape[-1] != self.readout.in_features:
             raise InputError(
                 what="the cell's output has another width than it was constructed with",
@@ -191,4 +213,4 @@ class LanguageModel(nn.Module):
                 expected=f"hidden = {self.readout.in_features}",
                 mend="let the step return an output as wide as its second constructor argument",
             )
-        return self.readout(h)
+        return h

@@ -164,7 +164,8 @@ class Training:
             "position": list(self.stream.position), "carried": None if self.carried is None else plain,
             "threads": torch.get_num_threads(),
         }  # fmt: skip
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, facts
+        # Each in memory of its own: training goes on, and tied weights are one tensor under two names.
+        return {name: value.detach().cpu().clone() for name, value in tensors.items()}, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Go on from a `state`. Raises DataError if it belongs to another model."""
@@ -243,7 +244,8 @@ def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else "the model"
+    bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    return (found or bad or ["the loss itself"])[0]
 
 
 def fit(model: Any, tokens: Any, **settings: Any) -> Iterator[Step]:

@@ -182,6 +182,10 @@ class Run:
         from safetensors.torch import save
 
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        seen: dict[int, str] = {}
+        for name, value in weights.items():  # safetensors holds no tensor under two names
+            if seen.setdefault(value.data_ptr(), name) != name and value.numel():
+                weights[name] = value.clone()
         # One entry: safetensors writes several in any order, and the same weights are to be the same bytes.
         said = {"format": "pt"} if validation is None else {"validation": repr(validation)}
         self._write("model.safetensors", save(weights, metadata=said))
