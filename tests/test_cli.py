@@ -81,6 +81,22 @@ def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
     assert elman("generate", run, "--prompt", "the ", "--length", 30, "--seed", 1).output == written.output
 
 
+def test_writing_stops_before_a_text_and_in_several_samples(text: Path, tmp_path: Path) -> None:
+    run = trained(text, tmp_path / "run")
+    whole = elman("generate", run, "--prompt", "the ", "--length", 60, "--seed", 1, "--temperature", 1).output
+    stop = whole[30:33]
+    more = ["--length", 60, "--seed", 1, "--temperature", 1, "--stop", stop]
+    short = elman("generate", run, "--prompt", "the ", *more).output
+    assert short == whole[: 4 + whole[4:].index(stop)] + "\n"
+    several = elman(
+        "generate", run, "--prompt", "the ", "--samples", 3, "--length", 9, "--top-k", 3, "--top-p", 0.9
+    )
+    texts = several.output.splitlines()
+    assert several.exit_code == 0, several.output
+    assert texts[0] == "--- 1"
+    assert sum(line.startswith("--- ") for line in texts) == 3
+
+
 def test_the_figure_of_a_text_is_the_mean_of_its_bits(text: Path, tmp_path: Path) -> None:
     run = trained(text, tmp_path / "run")
     result = elman("evaluate", run, text)

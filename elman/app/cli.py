@@ -158,10 +158,18 @@ def generate(
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest; 1: as the model believes.")
     ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest symbols only.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest that together have this probability.")
+    ] = None,
+    stop: Annotated[str | None, typer.Option(help="Stop before this text, should it come.")] = None,
+    samples: Annotated[int, typer.Option(help="So many texts, written side by side.")] = 1,
     seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
 ) -> None:
     """Write text that goes on from a prompt, shown as it is written."""
-    from elman.app.jobs import continuation
+    if samples < 1:
+        raise typer.BadParameter("at least 1", param_hint="--samples")
+    from elman.app import jobs
     from elman.models import LanguageModel
     from elman.training import Run
 
@@ -172,8 +180,15 @@ def generate(
     strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
     if strange:
         _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if samples > 1:
+        texts = jobs.continuations(model, tokenizer, prompt, length, samples, stop, **how)
+        for number, text in enumerate(texts, 1):
+            typer.secho(f"--- {number}", fg="bright_black")
+            typer.echo(prompt.lstrip("\n") + text)
+        return
     sys.stdout.write(prompt.lstrip("\n"))
-    for piece in continuation(model, tokenizer, prompt, length, temperature, seed):
+    for piece in jobs.continuation(model, tokenizer, prompt, length, stop, **how):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

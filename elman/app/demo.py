@@ -39,7 +39,11 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
     console.print(facts)
 
     def sample(length: int) -> None:
-        write(console, _PROMPT, jobs.continuation(model, tokenizer, _PROMPT, length, _TEMPERATURE, seed))
+        write(
+            console,
+            _PROMPT,
+            jobs.continuation(model, tokenizer, _PROMPT, length, temperature=_TEMPERATURE, seed=seed),
+        )
 
     heading(console, "Before training it writes")
     sample(150)

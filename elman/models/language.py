@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from elman.errors import DataError, InputError
 from elman.models.find import find_cell
 from elman.models.readout import cross_entropy
+from elman.models.writer import Writer
 from elman.recurrent import Recurrent
 from elman.training import Run
+
+_BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
 
 class LanguageModel(nn.Module):
@@ -33,7 +36,8 @@ class LanguageModel(nn.Module):
 
     vocabulary: V. cell: a name as `elman.models.find_cell` reads it. hidden: H, units per layer. layers: how
     many. embedding: width of E. dropout: the share of what each layer and the readout get that is left out in
-    training. tie: E is V's matrix too. The state is a tuple with one entry for each layer.
+    training. tie: E is V's matrix too. condition: width of a vector that describes a whole sequence (`context`), and is
+    added to the embedding of every symbol through a matrix. The state is a tuple with one entry for each layer.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class LanguageModel(nn.Module):
         embedding: int = 64,
         dropout: float = 0.0,
         tie: bool = False,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         sizes = {"vocabulary": vocabulary, "hidden": hidden, "layers": layers, "embedding": embedding}
@@ -64,9 +69,10 @@ class LanguageModel(nn.Module):
                 mend=f"take embedding={hidden}",
             )  # fmt: skip
         make = find_cell(cell)
-        self.settings = {"cell": cell, **sizes, "dropout": dropout, "tie": tie}
+        self.settings = {"cell": cell, **sizes, "dropout": dropout, "tie": tie, "condition": condition}
         self.dropout = nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
+        self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
         self.layers = nn.ModuleList(
             Recurrent(make(embedding if k == 0 else hidden, hidden)) for k in range(layers)
         )
@@ -83,7 +89,7 @@ class LanguageModel(nn.Module):
         """The model of a run folder, ready for use. Raises DataError if its files do not fit together."""
         config = run.config
         try:
-            names = ("vocabulary", "cell", "hidden", "layers", "embedding", "dropout", "tie")
+            names = ("vocabulary", "cell", "hidden", "layers", "embedding", "dropout", "tie", "condition")
             model = cls(**{name: config[name] for name in names})
             model.load_state_dict(run.weights)
         except (KeyError, RuntimeError) as error:
@@ -98,24 +104,21 @@ class LanguageModel(nn.Module):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
-    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """x int64 [T, B] -> (logits [T, B, V], final state). Without `state`: the cells' initial one."""
-        h, after = self._hidden(x, state)
+    def forward(
+        self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
+        """x int64 [T, B] -> (logits [T, B, V], final state). Without `state`: the cells' initial one.
+
+        context: [B, condition], what every step of a sequence is told besides its symbol.
+        """
+        h, after = self._hidden(x, state, context)
         return self.readout(h), after
 
-    def _hidden(self, x: Tensor, state: tuple | None) -> tuple[Tensor, tuple]:
-        """What the readout sees, [T, B, H], and the final state."""
-        h = self.dropout(self.embedding(x))
-        after = []
-        for layer, before in zip(self.layers, self._states(state), strict=True):
-            h, final = layer(h, before)
-            h = self.dropout(h)
-            after.append(final)
-        return self._checked(h), tuple(after)
-
-    def step(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+    def step(
+        self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         """One step of streaming: x int64 [B] -> (logits [B, V], state). The same numbers as `forward`'s."""
-        h = self.dropout(self.embedding(x))
+        h = self.dropout(self._embedded(x, context))
         after = []
         for layer, before in zip(self.layers, self._states(state), strict=True):
             h, final = cast(Recurrent, layer).step(h, before)
@@ -123,10 +126,36 @@ class LanguageModel(nn.Module):
             after.append(final)
         return self.readout(self._checked(h)), tuple(after)
 
-    def loss(self, x: Tensor, y: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+    def loss(
+        self, x: Tensor, y: Tensor, state: tuple | None = None, *, context: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         """The mean of -log p(y(t) | x(1), …, x(t)) in nats, and the final state. x, y: int64 [T, B]."""
-        h, after = self._hidden(x, state)
+        h, after = self._hidden(x, state, context)
         return cross_entropy(h.flatten(0, 1), self.readout.weight, self.readout.bias, y.flatten()), after
+
+    def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
+        """What the readout sees, [T, B, H], and the final state."""
+        h = self.dropout(self._embedded(x, context))
+        after = []
+        for layer, before in zip(self.layers, self._states(state), strict=True):
+            h, final = layer(h, before)
+            h = self.dropout(h)
+            after.append(final)
+        return self._checked(h), tuple(after)
+
+    def _embedded(self, x: Tensor, context: Tensor | None) -> Tensor:
+        width = self.settings["condition"]
+        if (context is None) != (self.condition is None) or (
+            context is not None and context.shape != (x.shape[-1], width)
+        ):
+            raise InputError(
+                what="the model is told something about each sequence" if width else "the model takes no context",
+                where="context", got=None if context is None else f"shape {tuple(context.shape)}",
+                expected=f"[{x.shape[-1]}, {width}]" if width else "none",
+                mend=f"pass context [B, {width}]" if width else "construct it with condition=the width of the context",
+            )  # fmt: skip
+        e = self.embedding(x)
+        return e if self.condition is None else e + self.condition(context)
 
     def generate(
         self,
@@ -134,17 +163,25 @@ class LanguageModel(nn.Module):
         length: int,
         *,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int | None = None,
+        stop: Sequence[int] = (),
         exclude: Sequence[int] = (),
-    ) -> Iterator[int]:
+        samples: int | None = None,
+        context: Tensor | None = None,
+    ) -> Iterator[Any]:
         """Symbols that go on from a prompt, one at a time: x(t+1) ~ softmax(o(t) / temperature).
 
-        The prompt is read in one call, then the model takes one step per symbol.
+        The prompt is read in one call; then writing is a recurrence of its own (see `elman.models.writer`), which runs
+        many symbols at a time, at first few, so that the first ones come at once.
 
-        prompt: int64 [P], P >= 1. length: how many symbols. temperature: 0 takes the likeliest symbol every
-        time.
+        prompt: int64 [P], P >= 1. length: how many symbols. temperature: 0 takes the likeliest symbol every time.
+        top_k: draw from the k likeliest only. top_p: from the likeliest that together have this probability.
         seed: makes the draws repeatable; without it they come from torch's default generator.
-        exclude: symbols that are never written (`<unk>`).
+        stop: symbols after which nothing more is written. exclude: symbols that are never written (`<unk>`).
+        samples: so many texts side by side; each step is then a list with a symbol of each, which goes on until all
+        have met a `stop`. context: [condition], or [samples, condition].
         """
         prompt = torch.as_tensor(prompt, dtype=torch.int64)
         if prompt.ndim != 1 or len(prompt) == 0:
@@ -155,49 +192,52 @@ class LanguageModel(nn.Module):
                 expected="[P], P >= 1",
                 mend="begin with a newline where there is nothing else to begin with",
             )
-        if not temperature >= 0:
-            raise InputError(
-                what="the temperature must not be negative",
-                where="temperature",
-                got=temperature,
-                mend="take 0 … 1.5",
+        for name, value, right, mend in (
+            ("temperature", temperature, temperature >= 0, "take 0 … 1.5"),
+            ("length", length, length >= 0, "take 0 or more"),
+            ("top_k", top_k, top_k is None or top_k >= 1, "take 1 or more, or leave it out"),
+            ("top_p", top_p, top_p is None or 0 < top_p <= 1, "take a probability above 0, or leave it out"),
+            ("samples", samples, samples is None or samples >= 1, "take 1 or more, or leave it out"),
+        ):
+            if not right:
+                raise InputError(what=f"{name} cannot be that", where=name, got=value, mend=mend)
+        cells = [cast(nn.Module, cast(Recurrent, layer).cell) for layer in self.layers]
+        writer = Recurrent(
+            Writer(
+                self.embedding, cells, self.readout, self.condition, temperature=temperature, top_k=top_k, top_p=top_p,
+                exclude=tuple(exclude),
             )
-        if length < 0:
-            raise InputError(
-                what="the length must not be negative", where="length", got=length, mend="take 0 or more"
-            )
-        generator = None if seed is None else torch.Generator(prompt.device).manual_seed(seed)
-        return self._generate(prompt, length, temperature, generator, list(exclude))
+        )  # fmt: skip
+        draws = None if seed is None else torch.Generator().manual_seed(seed).get_state()
+        if context is not None:
+            context = context.expand(samples or 1, -1)
+        written = self._written(writer, prompt, length, samples or 1, draws, context)
+        return _until(written, set(stop), one=samples is None)
 
-    @torch.no_grad()
-    def _generate(
-        self,
-        prompt: Tensor,
-        length: int,
-        temperature: float,
-        generator: torch.Generator | None,
-        exclude: list[int],
-    ) -> Iterator[int]:
-        # torch.no_grad on a generator function is switched off again at every yield, so the caller's mode is
-        # kept.
+    def _written(
+        self, writer: Recurrent, prompt: Tensor, length: int, samples: int, draws: Tensor | None, context: Tensor | None
+    ) -> Iterator[list[int]]:  # fmt: skip
+        """Steps of writing, each a symbol per sample."""
+        device = self.readout.weight.device
+        prompt = prompt.to(device)[:, None].expand(-1, samples)
         training = self.training
         self.eval()
         try:
-            device = self.readout.weight.device
-            logits, state = self(prompt.to(device)[:, None])
-            logits = logits[-1]
-            for left in range(length, 0, -1):
-                scores = logits[0].float().cpu()
-                scores[exclude] = -torch.inf
-                if temperature == 0:
-                    token = scores.argmax()
-                else:
-                    token = torch.multinomial(torch.softmax(scores / temperature, 0), 1, generator=generator)[
-                        0
-                    ]
-                yield int(token)
-                if left > 1:
-                    logits, state = self.step(token.view(1).to(device), state)
+            with torch.no_grad():
+                _, states = self._hidden(prompt[:-1], None, context)
+            state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
+            while left > 0:
+                with torch.no_grad():
+                    before = torch.get_rng_state()
+                    if draws is not None:
+                        torch.set_rng_state(draws)
+                    symbols, state = writer(None, state, steps=min(block, left), context=context)
+                    if draws is not None:
+                        draws = torch.get_rng_state()
+                        torch.set_rng_state(before)
+                yield from symbols.tolist()
+                left -= block
+                block = min(2 * block, _BLOCK)
         finally:
             self.train(training)
 
@@ -214,3 +254,16 @@ class LanguageModel(nn.Module):
                 mend="let the step return an output as wide as its second constructor argument",
             )
         return h
+
+
+def _until(written: Iterator[list[int]], stop: set[int], one: bool) -> Iterator[Any]:
+    """What is written until every sample has met a symbol of `stop`; `one`: the symbols of one sample by themselves."""
+    stopped: list[bool] = []
+    for symbols in written:
+        yield symbols[0] if one else symbols
+        if stop:
+            stopped = [
+                a or b in stop for a, b in zip(stopped or [False] * len(symbols), symbols, strict=True)
+            ]
+            if all(stopped):
+                return
