@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from elman.data import Tokenizer
 from elman.errors import DataError, InputError
+from elman.models import pretrained
 from elman.models.find import find_cell
 from elman.models.readout import cross_entropy
 from elman.models.writer import Writer
@@ -98,6 +101,25 @@ class LanguageModel(nn.Module):
                 where=Path(run.folder),
                 mend="restore the files of one run, or train again; a cell of your own must not have changed",
             ) from error
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
+        """Write the model as a folder that `huggingface_hub.PyTorchModelHubMixin` reads too: see `pretrained`."""
+        pretrained.save(folder, self.settings, self, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> LanguageModel:
+        """The model of such a folder, of a run folder, or of the Hugging Face Hub, ready for use."""
+        config, weights = pretrained.load(name)
+        known = [key for key in inspect.signature(cls).parameters if key in config]
+        try:
+            model = cls(**{key: config[key] for key in known})
+            pretrained.fill(model, weights, name)
+        except (TypeError, RuntimeError) as error:
+            raise DataError(
+                what=f"the configuration and the weights do not fit together: {error}", where=name,
+                mend="restore the files of one model; a cell of your own must not have changed",
+            ) from error  # fmt: skip
         return model.eval()
 
     @property
