@@ -57,6 +57,9 @@ def main(
     others: Annotated[
         bool, typer.Option("--others", help="only this: cells of other packages, those that are installed")
     ] = False,
+    language: Annotated[
+        bool, typer.Option("--language", help="only this: a language model, trained and writing")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
     ] = False,
@@ -81,7 +84,9 @@ def main(
         report.ragged(seconds)
     if others:
         report.others(seconds)
-    if not (against or beside or alone or ragged or others):
+    if language:
+        report.language()
+    if not (against or beside or alone or ragged or others or language):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)
         if compiled:

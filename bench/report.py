@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import busy, machine, measure, others, overhead, ragged, tables, targets
+from bench import busy, language, machine, measure, others, overhead, ragged, tables, targets
 from bench.agree import Disagreement
 from bench.contestants import ENTRIES
-from bench.form import COMPILED, LOOP, OURS, Shape
+from bench.form import COMPILED, LOOP, OURS, TORCH, Shape
 
 COMPILED_STEPS = 50  # torch.compile unrolls the loop: its time grows with T
 
@@ -136,6 +136,22 @@ class Report:
         self.console.print(
             tables.of_times("one step, B = 1, H = 128, no gradient, us", self.made["step"], 1e6, 0)
         )
+
+    def language(self) -> None:
+        """A language model with everything included."""
+        found = []
+        for measured in (language.training, language.writing):
+            with self.console.status(measured.__name__):
+                found.append(measured())
+        lines = [line for line, _ in found]
+        words = f"GRU {language.H}, {language.V} symbols, B {language.B}, T {language.T}"
+        self.console.print(tables.of_lines(words, lines, [(TORCH, OURS)]))
+        for line, speeds in found:
+            self.say(
+                f"{line.words.split(',')[0]}: symbols per second "
+                + str({n: round(v) for n, v in speeds.items()})
+            )
+        self.made["language"] = [{"what": line.words, "seconds": line.seconds} for line in lines]
 
     def others(self, seconds: float) -> None:
         with self.console.status("cells of other packages"):

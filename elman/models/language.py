@@ -92,10 +92,11 @@ class LanguageModel(nn.Module):
         """The model of a run folder, ready for use. Raises DataError if its files do not fit together."""
         config = run.config
         try:
-            names = ("vocabulary", "cell", "hidden", "layers", "embedding", "dropout", "tie", "condition")
-            model = cls(**{name: config[name] for name in names})
+            model = cls(
+                **{name: config[name] for name in inspect.signature(cls).parameters if name in config}
+            )
             model.load_state_dict(run.weights)
-        except (KeyError, RuntimeError) as error:
+        except (TypeError, RuntimeError) as error:
             raise DataError(
                 what=f"the configuration and the weights do not fit together: {error}",
                 where=Path(run.folder),
