@@ -81,6 +81,14 @@ def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
     assert elman("generate", run, "--prompt", "the ", "--length", 30, "--seed", 1).output == written.output
 
 
+def test_a_run_that_diverges_says_what_is_kept(text: Path, tmp_path: Path) -> None:
+    more = ["--steps", 200, "--checkpoint-every", 5, "--lr", 1e30, "--clip", 1e30, "--seed", 1]
+    result = elman("train", "lm", text, "--out", tmp_path / "run", *SMALL[:-4], *more)
+    assert isinstance(result.exception, ElmanError)
+    assert "the training diverged" in str(result.exception)
+    assert "kept are" in str(result.exception)
+
+
 def test_writing_stops_before_a_text_and_in_several_samples(text: Path, tmp_path: Path) -> None:
     run = trained(text, tmp_path / "run")
     whole = elman("generate", run, "--prompt", "the ", "--length", 60, "--seed", 1, "--temperature", 1).output

@@ -18,7 +18,7 @@ from elman.app.screen import Level, Watch
 from elman.data import Corpus, Tokenizer, read_corpus
 from elman.errors import InputError
 from elman.models import LanguageModel, NGram
-from elman.training import Keeper, Run, Training, locked, pick_threads
+from elman.training import Diverged, Keeper, Run, Training, locked, pick_threads
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,15 @@ class Job:
             )  # fmt: skip
             if keeper.resumed:
                 watch.note(f"going on from step {training.step:,}, {training.done:.0%} of the run")
-            for event in keeper:
-                watch.show(event)
+            try:
+                for event in keeper:
+                    watch.show(event)
+            except Diverged as error:
+                kept = run.checkpoints.paths()
+                error.mend = f"{error.mend}; kept are " + (
+                    f"the checkpoint {kept[0]} and the best weights" if kept else "the best weights"
+                )
+                raise
             return not keeper.finished
 
 
