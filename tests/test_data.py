@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import time
@@ -195,3 +196,55 @@ def test_tokenizers_is_imported_only_when_it_is_needed() -> None:
 
     code = "import sys, elman.data; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- bytes, words, byte pairs -----------------------------------------------------------------------------------------
+
+PROSE = "The cat sat. The dog, 12 years old, didn't!\n\n  Ça va? \u20ac5 \U0001f600 done\n" * 400
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_bytes_and_byte_pairs_give_back_any_text(text: str) -> None:
+    for tokenizer in (data.Tokenizer.bytes(), _byte_pairs()):
+        tokens = tokenizer.encode(text)
+        assert tokenizer.decode(tokens) == text
+        assert "".join(tokenizer.stream(tokens.tolist())) == text
+    assert data.Tokenizer.bytes().encode(text).tolist() == list(text.encode())
+
+
+@functools.cache
+def _byte_pairs() -> data.Tokenizer:
+    return data.Tokenizer.bpe(PROSE, 400)
+
+
+@pytest.mark.parametrize("kind", data.KINDS)
+def test_cutting_a_text_into_pieces_changes_no_symbol(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = data.Tokenizer.of(kind, PROSE)
+    whole = tokenizer.backend.encode(PROSE, add_special_tokens=False).ids
+    for size in (1, 7, 64):
+        monkeypatch.setattr(tokenizing, "_PIECE", size)
+        assert tokenizer.encode(PROSE).tolist() == whole
+    assert data.Tokenizer.from_json(tokenizer.to_json()).kind == kind
+
+
+def test_words_are_the_most_frequent_ones_and_read_well() -> None:
+    tokenizer = data.Tokenizer.words("the cat sat, the cat ran.\nthe end. the, the.", 6)
+    assert tokenizer.size == 6
+    assert tokenizer.decode(tokenizer.encode("the cat,\nthe dog.")) == "the cat,\nthe <unk>."
+    assert tokenizer.unknown == 0
+    tokens = tokenizer.encode("the cat, the cat.\nthe").tolist()
+    assert "".join(tokenizer.stream(tokens)) == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "complaint"),
+    [
+        ("letters", None, "no such tokenizer"),
+        ("bytes", 300, "is what it is"),
+        ("bpe", 256, "at least 257"),
+        ("words", 1, "at least 2"),
+    ],
+)
+def test_tokenizers_that_cannot_be_are_refused(kind: str, vocabulary: int | None, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        data.Tokenizer.of(kind, "some text", vocabulary)

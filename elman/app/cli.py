@@ -6,11 +6,17 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from elman.errors import ElmanError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from elman.data import Tokenizer
+    from elman.training import Evaluation
 
 app = typer.Typer(
     help="Recurrent networks: write one step, train over whole sequences.",
@@ -41,6 +47,12 @@ def train_lm(
     ] = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/lm"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    tokenizer: Annotated[
+        str, typer.Option(help="What a symbol is: characters, bytes, words, or bpe (parts of words).")
+    ] = "characters",
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)")
+    ] = None,
     cell: Annotated[
         str,
         typer.Option(
@@ -101,13 +113,15 @@ def train_lm(
     model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience)
-    job = jobs.prepare(files or [], valid, model, training, keeping)
+    text = jobs.TextSettings(tokenizer, vocabulary)
+    job = jobs.prepare(files or [], valid, model, training, keeping, text)
     console = _console(plain=quiet)
+    unit = _unit(job.tokenizer)
     console.print(
-        f"{len(job.tokens):,} characters to learn from, {len(job.held_out):,} held out, "
+        f"{len(job.tokens):,} {unit}s to learn from, {len(job.held_out):,} held out, "
         f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
     )
-    with job.threads(), Watch(console, plot=False) as watch:
+    with job.threads(), Watch(console, plot=False, unit=unit) as watch:
         interrupted = job.train(watch)
     console.print(
         Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True
@@ -117,7 +131,7 @@ def train_lm(
         return
     with console.status("measuring on the held-out text …"):
         figure = evaluate(job.model, job.held_out)
-    _tell(figure.nats_per_symbol, figure.symbols)
+    _tell(figure, job.corpus.held_out, job.held_out, job.tokenizer)
 
 
 @app.command("evaluate")
@@ -144,10 +158,11 @@ def evaluate_run(
             tokens,
             progress=lambda done, total: status.update(f"{done:,} of {total:,} characters"),
         )
-    _tell(figure.nats_per_symbol, figure.symbols)
-    strange = int((tokens == tokenizer.unknown).sum())
+    _tell(figure, text, tokens, tokenizer)
+    strange = 0 if tokenizer.unknown is None else int((tokens == tokenizer.unknown).sum())
     if strange:
-        _note(f"characters that were not in the training text: {strange:,}; they count as one symbol, <unk>")
+        unit = _unit(tokenizer)
+        _note(f"{unit}s that the model does not know: {strange:,}; they count as one symbol, <unk>")
 
 
 @app.command()
@@ -177,9 +192,10 @@ def generate(
     model, tokenizer = LanguageModel.load(run), run.tokenizer
     if not prompt:
         prompt = "\n"
-    strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
-    if strange:
-        _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
+    if tokenizer.kind == "characters":
+        strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
+        if strange:
+            _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if samples > 1:
         texts = jobs.continuations(model, tokenizer, prompt, length, samples, stop, **how)
@@ -243,8 +259,28 @@ def _console(*, plain: bool = False):
     return Console(highlight=False, force_terminal=False if plain else None)
 
 
-def _tell(nats: float, symbols: int) -> None:
-    typer.echo(f"{nats / math.log(2):.4f} bits per character ({nats:.4f} nats), over {symbols:,} characters")
+def _unit(tokenizer: Tokenizer) -> str:
+    """What a symbol is called."""
+    return {"characters": "character", "bytes": "byte", "words": "word", "bpe": "token"}[tokenizer.kind]
+
+
+def _tell(figure: Evaluation, text: str, tokens: Tensor, tokenizer: Tokenizer) -> None:
+    """The figures of a text: per symbol, and per character, byte and word of the text itself."""
+    unit, bits = _unit(tokenizer), figure.nats / math.log(2)
+    typer.echo(
+        f"{figure.bits_per_symbol:.4f} bits per {unit} ({figure.nats_per_symbol:.4f} nats), "
+        f"over {figure.symbols:,} {unit}s"
+    )
+    # The first symbol is given, not predicted.
+    rest = text.removeprefix(tokenizer.decode(tokens[:1]))
+    per_word = figure.nats / max(len(text.split()), 1)
+    said = [
+        f"{bits / max(len(rest), 1):.4f} per character",
+        f"{bits / max(len(rest.encode()), 1):.4f} per byte",
+        f"perplexity {math.exp(figure.nats_per_symbol):.2f} per {unit}",
+        f"{math.exp(min(per_word, 700)):.4g} per word",
+    ]
+    typer.echo(f"  bits: {', '.join(said)}, {figure.nats:,.0f} nats in all")
 
 
 def _note(text: str) -> None:

@@ -34,6 +34,14 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class TextSettings:
+    """What a text is made of: see elman.data.Tokenizer. vocabulary: None for the kind's own size."""
+
+    tokenizer: str = "characters"
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """See elman.training.fit."""
 
@@ -134,10 +142,11 @@ def prepare(
     model: ModelSettings,
     training: TrainingSettings,
     keeping: KeepingSettings,
+    text: TextSettings = TextSettings(),
 ) -> Job:
     """Read the text, make the tokenizer and the untrained model, and check the settings; no folder is made yet."""
     corpus = read_corpus(files, valid)
-    tokenizer = Tokenizer.characters(corpus.train)
+    tokenizer = Tokenizer.of(text.tokenizer, corpus.train, text.vocabulary)
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model))
     tokens, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
@@ -160,9 +169,14 @@ def continuation(
 
     how: further arguments of `LanguageModel.generate`.
     """
-    tokens = model.generate(tokenizer.encode(prompt), length, exclude=[tokenizer.unknown], **how)
-    pieces = (tokenizer.decode([token]) for token in tokens)
+    tokens = model.generate(tokenizer.encode(prompt), length, exclude=_never(tokenizer), **how)
+    pieces = tokenizer.stream(tokens)
     return pieces if not stop else _before(stop, pieces)
+
+
+def _never(tokenizer: Tokenizer) -> list[int]:
+    """What is not written: the symbol for what nobody knows."""
+    return [] if tokenizer.unknown is None else [tokenizer.unknown]
 
 
 def _before(stop: str, pieces: Iterator[str]) -> Iterator[str]:
@@ -191,7 +205,7 @@ def continuations(
 ) -> list[str]:
     """Several texts, written side by side."""
     steps = model.generate(
-        tokenizer.encode(prompt), length, exclude=[tokenizer.unknown], samples=samples, **how
+        tokenizer.encode(prompt), length, exclude=_never(tokenizer), samples=samples, **how
     )
     texts = [tokenizer.decode(list(tokens)) for tokens in zip(*steps, strict=True)] or [""] * samples
     return [text if not stop else text.partition(stop)[0] for text in texts]

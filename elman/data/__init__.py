@@ -15,12 +15,13 @@ from elman.data.text import (
     read_text,
     reread_corpus,
 )
-from elman.data.tokenizer import UNKNOWN, Tokenizer
+from elman.data.tokenizer import KINDS, UNKNOWN, Tokenizer
 from elman.data.windows import Window, windows
 
 __all__ = [
     "BUILT_IN",
     "HELD_OUT",
+    "KINDS",
     "UNKNOWN",
     "Corpus",
     "Tokenizer",
