@@ -11,7 +11,10 @@ from elman.training.files import write_atomically
 from elman.training.fit import Diverged, Step, Training, detach, fit, means, pick_threads
 from elman.training.keep import Keeper, Validation
 from elman.training.lock import locked
+from elman.training.loggers import Logger, TensorBoard
+from elman.training.reach import reach
 from elman.training.run import FORMAT, Run
+from elman.training.stages import Stages
 
 __all__ = [
     "FORMAT",
@@ -19,8 +22,11 @@ __all__ = [
     "Diverged",
     "Evaluation",
     "Keeper",
+    "Logger",
     "Run",
+    "Stages",
     "Step",
+    "TensorBoard",
     "Training",
     "Validation",
     "detach",
@@ -31,6 +37,7 @@ __all__ = [
     "locked",
     "means",
     "pick_threads",
+    "reach",
     "save_checkpoint",
     "write_atomically",
 ]

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from elman.data import windows
 from elman.errors import DataError, ElmanError, InputError
+from elman.training.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Training:
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
         self.carried: Any = None
+        self.stages = Stages()
         self.step, self.symbols, self.done, self.seconds = 0, 0, 0.0, 0.0
 
     def __iter__(self) -> Iterator[Step]:
@@ -100,6 +102,7 @@ class Training:
         device = next(iter(self.parameters.values())).device
         began = time.monotonic() - self.seconds
         while self.done < 1:
+            self.stages.begin()
             position = self.stream.position
             item = next(self.stream)
             self.carried = None if item.fresh else detach(self.carried)
@@ -107,9 +110,12 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             x, y, before = item.x.to(device), item.y.to(device), self.carried
+            self.stages.end("data")
             loss, self.carried = self.model.loss(x, y, before)
+            self.stages.end("forward")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            self.stages.end("backward")
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
             nats = loss.item()
             if not math.isfinite(nats) or not math.isfinite(norm):
@@ -118,6 +124,7 @@ class Training:
                     nats, norm, lambda x=x, y=y, before=before: self.model.loss(x, y, before)
                 )
             self.optimizer.step()
+            self.stages.end("optimiser")
             self.step += 1
             self.symbols += x.numel()
             self.seconds = time.monotonic() - began

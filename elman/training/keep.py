@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from elman.errors import DataError
 from elman.training.evaluation import glance
 from elman.training.fit import Step, Training, mean_of
+from elman.training.loggers import Logger
 from elman.training.run import Run
 
 _AVERAGED = 10  # steps to a line of the log
@@ -41,17 +44,21 @@ class Keeper:
 
     resume: go on from the newest checkpoint that is whole, if there is one; steps after it are taken out of the log.
     patience: stop after so many validations without a better one. tell: is given notes in words.
+    loggers: told of what is logged, besides the run's log.jsonl.
+    sample: a text by the model as it is, logged with each validation; what it draws does not change the training.
+    closing: what is logged once the whole run is over, by name, about the best weights.
     """
 
     def __init__(
         self, training: Training, run: Run, held_out: Any, *, checkpoint_every: int | None = None,
         patience: int | None = None, resume: bool = False, stop: threading.Event | None = None,
-        tell: Callable[[str], None] = lambda words: None,
+        tell: Callable[[str], None] = lambda words: None, loggers: Sequence[Logger] = (),
+        sample: Callable[[], str] | None = None, closing: Mapping[str, Callable[[], Any]] | None = None,
     ) -> None:  # fmt: skip
         self.training, self.run, self.held_out = training, run, held_out
         self.every, self.patience = checkpoint_every, patience
         self.stop = stop or threading.Event()
-        self.tell = tell
+        self.tell, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
         self.best: float | None = None
         self.worse = 0  # validations since the best one
         self.losses: list[float] = []  # of the steps since the last line of the log
@@ -65,16 +72,26 @@ class Keeper:
         return self.training.done >= 1 or (self.patience is not None and self.worse >= self.patience)
 
     def __iter__(self) -> Iterator[Step | Validation]:
+        try:
+            yield from self._events()
+        finally:
+            for logger in self.loggers:
+                logger.finish()
+
+    def _events(self) -> Iterator[Step | Validation]:
         saved_at, saved = time.monotonic(), self.training.step
         if not self.finished:
             done = self.training.done
+            untrained = {"step": 0, **self._sampled()}  # traced now, before the clock runs
             for step in self.training:
                 self.losses.append(step.loss)
                 over = self.training.done >= 1
                 if len(self.losses) == _AVERAGED or over:
                     mean = mean_of(step, self.losses)
                     self.losses = []
-                    self.run.log(vars(mean))
+                    if step.step <= _AVERAGED and self.sample is not None:
+                        self._log(untrained)
+                    self._log(vars(mean))
                     yield mean
                 if over or int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS):
                     yield self._validate(step)
@@ -95,8 +112,27 @@ class Keeper:
             self.run.save(self.training.model, validation=self.best)
         elif self.finished:
             self.training.model.load_state_dict(self.run.weights)
+        self._close()
+
+    def _log(self, line: dict[str, Any]) -> None:
+        """line: with "step"."""
+        self.run.log(line)
+        values = {name: value for name, value in line.items() if name != "step"}
+        for logger in self.loggers:
+            logger.log(values, line["step"])
+
+    def _close(self) -> None:
+        """Log what belongs to the end, but what an earlier process logged already."""
+        step = self.training.step
+        told = {(name, line["step"]) for line in self.run.read_log() for name in line}
+        if ("stages", step) not in told:
+            self._log({"step": step, "stages": self.training.stages.seconds})
+        for name, make in self.closing.items() if self.finished else ():
+            if (name, step) not in told:
+                self._log({"step": step, name: make()})
 
     def _validate(self, step: Step) -> Validation:
+        self.training.stages.begin()
         nats = glance(self.training.model, self.held_out)
         best = self.best is None or nats < self.best
         if best:
@@ -105,8 +141,18 @@ class Keeper:
         else:
             self.worse += 1
         found = Validation(step.step, step.seconds, nats, best)
-        self.run.log({"step": found.step, "seconds": found.seconds, "valid": found.nats, "best": found.best})
+        line = {"step": found.step, "seconds": found.seconds, "valid": found.nats, "best": found.best}
+        self.training.stages.end("validation")
+        self._log(line | self._sampled())
+        self.training.stages.end("samples")
         return found
+
+    def _sampled(self) -> dict[str, str]:
+        if self.sample is None:
+            return {}
+        device = next(self.training.model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return {"sample": self.sample()}
 
     def _checkpoint(self) -> None:
         """A checkpoint on the way, which may fail."""
@@ -116,10 +162,12 @@ class Keeper:
             self.tell(f"{error.what} ({error.where}); training goes on, and it is tried again")
 
     def _save(self) -> None:
+        stages = self.training.stages
+        stages.begin()
         tensors, facts = self.training.state()
-        self.run.checkpoints.save(
-            tensors, facts | {"worse": self.worse, "losses": self.losses, "best": self.best}
-        )
+        kept = {"worse": self.worse, "losses": self.losses, "best": self.best, "stages": dict(stages.seconds)}
+        self.run.checkpoints.save(tensors, facts | kept)
+        stages.end("checkpoints")
 
     def _restore(self) -> bool:
         found = self.run.checkpoints.newest(
@@ -132,5 +180,6 @@ class Keeper:
         self.worse, self.losses, self.best = facts["worse"], list(facts["losses"]), facts["best"]
         if self.best is not None and self.run.validation is None:  # the weights of the best are gone
             self.best = None
+        self.training.stages.seconds = dict(facts.get("stages", {}))
         self.run.begin_log(facts["step"])
         return True

@@ -48,7 +48,7 @@ class Run:
             # A lock, and what was begun and not renamed, are no run.
             occupied = any(not path.name.startswith(".") for path in folder.iterdir())
             if occupied and overwrite:
-                for path in (*(folder / name for name in cls.FILES), *cls(folder).checkpoints.paths()):
+                for path in (*(folder / name for name in cls.FILES), *cls(folder).made()):
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise DataError(
@@ -86,6 +86,11 @@ class Run:
                 "another --out",
             )  # fmt: skip
         return run
+
+    def made(self) -> list[Path]:
+        """What of ours stands in the folder besides `FILES`."""
+        boards = (self.folder / "tensorboard").glob("events.out.tfevents.*")
+        return [*self.checkpoints.paths(), *boards, self.folder / "report.html"]
 
     def lock(self) -> AbstractContextManager[None]:
         """Inside, no other process trains in this folder (see `locked`)."""
@@ -211,4 +216,11 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any,
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case list():
+            return [_short(part) for part in value]
+        case dict():
+            return {name: _short(part) for name, part in value.items()}
+    return value
