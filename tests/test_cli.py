@@ -64,7 +64,15 @@ def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
         r"step 30 +loss \d\.\d+ nats +\d\.\d+ bits per character +held out \d\.\d+ +[\d,]+ characters/s",
         result.output,
     )
-    names = {"config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "checkpoints", ".lock"}
+    names = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "log.jsonl",
+        "checkpoints",
+        "report.html",
+        ".lock",
+    }
     assert {path.name for path in run.iterdir()} == names
     measured = result.output.splitlines()[-2:]
     assert elman("evaluate", run).output.splitlines() == measured
@@ -204,6 +212,7 @@ def test_a_cell_is_explained(cell: str) -> None:
         (["evaluate", "{folder}"], "no run folder"),
         (["generate", "{text}"], "no run folder"),
         (["explain", "grue"], "no cell of that name"),
+        (["report", "{missing}"], "no run folder"),
     ],
 )
 def test_bad_input_is_told_without_a_traceback(
@@ -285,7 +294,7 @@ def test_the_command_is_there_and_says_errors_in_one_piece(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"]]
+    "command", [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"], ["report"]]
 )
 def test_every_command_has_help(command: list[str]) -> None:
     result = elman(*command, "--help")
@@ -312,6 +321,7 @@ def test_the_demo_shows_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "╰──",
         "characters/s",
         "elman generate",
+        str(tmp_path / "demo" / "report.html"),
     ):
         assert part in shown
     assert (tmp_path / "demo" / "model.safetensors").exists()

@@ -88,6 +88,9 @@ def train_lm(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many looks at held-out text without a better one.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the figures for TensorBoard too, to OUT/tensorboard.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines, nothing that is redrawn.")] = False,
 ) -> None:
     """A language model on characters: predict the next one from all before it.
@@ -112,7 +115,7 @@ def train_lm(
     width = embedding or (hidden if tie else 64)
     model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
-    keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience)
+    keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience, tensorboard)
     text = jobs.TextSettings(tokenizer, vocabulary)
     job = jobs.prepare(files or [], valid, model, training, keeping, text)
     console = _console(plain=quiet)
@@ -126,6 +129,7 @@ def train_lm(
     console.print(
         Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True
     )
+    console.print(Text(f"The report is {out / 'report.html'}"), soft_wrap=True)
     if interrupted:
         console.print(Text(f"Go on with\n  {_going_on()}", "bold"), soft_wrap=True)
         return
@@ -208,6 +212,21 @@ def generate(
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+@app.command()
+def report(
+    folder: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="The file to write. (default: RUN/report.html)")] = None,
+) -> None:
+    """A run as one page to read in a browser: curves, samples, the reach of its memory, its plan and its settings.
+
+    The page is one file without anything from elsewhere. It is made from the
+    run's config.json and log.jsonl alone; the run need not have ended.
+    """
+    from elman.report import write_report
+
+    typer.echo(write_report(folder, out))
 
 
 @app.command()

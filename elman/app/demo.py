@@ -66,4 +66,7 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
     console.print(
         Text(f'  elman generate {out} --prompt "The "\n  elman train lm YOUR.txt --out runs/yours', "bold")
     )
+    console.print(
+        Text("Its curves, samples and plan: ").append(str(out / "report.html"), "bold"), soft_wrap=True
+    )
     console.print()

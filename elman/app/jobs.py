@@ -9,16 +9,21 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from elman.app.screen import Level, Watch
 from elman.data import Corpus, Tokenizer, read_corpus
-from elman.errors import InputError
+from elman.errors import DataError, InputError
 from elman.models import LanguageModel, NGram
-from elman.training import Diverged, Keeper, Run, Training, locked, pick_threads
+from elman.recurrent import Recurrent
+from elman.report import write_report
+from elman.training import Diverged, Keeper, Run, TensorBoard, Training, locked, pick_threads, reach
+
+SAMPLED = 200  # characters of the samples in a log
+_SAMPLED_AT = 0.8  # their temperature
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,17 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class KeepingSettings:
-    """What is kept of a run, and where: see elman.training.Keeper. resume: "auto" or "never"."""
+    """What is kept of a run, and where: see elman.training.Keeper. resume: "auto" or "never".
+
+    tensorboard: whether the figures are also written for it.
+    """
 
     out: Path
     overwrite: bool = False
     resume: str = "never"
     checkpoint_every: int | None = None
     patience: int | None = None
+    tensorboard: bool = False
 
 
 @dataclass
@@ -104,9 +113,10 @@ class Job:
     def train(self, watch: Watch) -> bool:
         """Train to the end, or until Ctrl-C or SIGTERM. Returns whether it was stopped.
 
-        The run folder then holds the best weights, and a checkpoint to go on from.
+        The run folder then holds the best weights, a checkpoint to go on from, and a report.
         """
         keeping = self.keeping
+        loggers = [TensorBoard(keeping.out / "tensorboard")] if keeping.tensorboard else []
         training = Training(self.model, self.tokens, **asdict(self.training))
         with suppress(OSError):  # `Run.create` says it better
             keeping.out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +130,8 @@ class Job:
                 run = Run.create(keeping.out, self.config, self.tokenizer, overwrite=keeping.overwrite)
             keeper = Keeper(
                 training, run, self.held_out, checkpoint_every=keeping.checkpoint_every, patience=keeping.patience,
-                resume=resume, stop=stop, tell=watch.note,
+                resume=resume, stop=stop, tell=watch.note, loggers=loggers, sample=self.sample,
+                closing={"plan": self.plan, "reach": lambda: reach(self.model, self.held_out)},
             )  # fmt: skip
             if keeper.resumed:
                 watch.note(f"going on from step {training.step:,}, {training.done:.0%} of the run")
@@ -133,7 +144,24 @@ class Job:
                     f"the checkpoint {kept[0]} and the best weights" if kept else "the best weights"
                 )
                 raise
+            try:
+                write_report(run.folder)
+            except DataError as error:  # the model is more than its report
+                watch.note(str(error))
             return not keeper.finished
+
+    def sample(self) -> str:
+        """What the model writes as it is: the same draws every time."""
+        pieces = continuation(
+            self.model, self.tokenizer, "\n", SAMPLED, temperature=_SAMPLED_AT, seed=self.training.seed
+        )
+        return "".join(pieces)[:SAMPLED]
+
+    def plan(self) -> str:
+        """What of each layer is sequential, and why."""
+        return "\n\n".join(
+            f"layer {k}\n\n{cast(Recurrent, layer).explain()}" for k, layer in enumerate(self.model.layers, 1)
+        )
 
 
 def prepare(

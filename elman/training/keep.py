@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from elman.errors import DataError
+from elman.errors import DataError, ElmanError
 from elman.training.evaluation import glance
 from elman.training.fit import Step, Training, mean_of
 from elman.training.loggers import Logger
@@ -61,6 +61,7 @@ class Keeper:
         self.tell, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
         self.best: float | None = None
         self.worse = 0  # validations since the best one
+        self.first: dict[str, Any] | None = None  # line of the log; it waits for whatever is kept first
         self.losses: list[float] = []  # of the steps since the last line of the log
         self.resumed = resume and self._restore()
         if not self.resumed:
@@ -82,15 +83,15 @@ class Keeper:
         saved_at, saved = time.monotonic(), self.training.step
         if not self.finished:
             done = self.training.done
-            untrained = {"step": 0, **self._sampled()}  # traced now, before the clock runs
+            untrained = self._sampled()  # writing is traced now, before the clock runs
+            if untrained and not self.resumed:
+                self.first = {"step": 0, **untrained}
             for step in self.training:
                 self.losses.append(step.loss)
                 over = self.training.done >= 1
                 if len(self.losses) == _AVERAGED or over:
                     mean = mean_of(step, self.losses)
                     self.losses = []
-                    if step.step <= _AVERAGED and self.sample is not None:
-                        self._log(untrained)
                     self._log(vars(mean))
                     yield mean
                 if over or int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS):
@@ -116,10 +117,17 @@ class Keeper:
 
     def _log(self, line: dict[str, Any]) -> None:
         """line: with "step"."""
+        self._begin()
         self.run.log(line)
         values = {name: value for name, value in line.items() if name != "step"}
         for logger in self.loggers:
             logger.log(values, line["step"])
+
+    def _begin(self) -> None:
+        """Log the first line, if that is still to be done."""
+        first, self.first = self.first, None
+        if first is not None:
+            self._log(first)
 
     def _close(self) -> None:
         """Log what belongs to the end, but what an earlier process logged already."""
@@ -129,7 +137,10 @@ class Keeper:
             self._log({"step": step, "stages": self.training.stages.seconds})
         for name, make in self.closing.items() if self.finished else ():
             if (name, step) not in told:
-                self._log({"step": step, name: make()})
+                try:
+                    self._log({"step": step, name: make()})
+                except ElmanError as error:  # the model is there all the same
+                    self.tell(f"{name} is not known: {error.what}")
 
     def _validate(self, step: Step) -> Validation:
         self.training.stages.begin()
@@ -162,6 +173,7 @@ class Keeper:
             self.tell(f"{error.what} ({error.where}); training goes on, and it is tried again")
 
     def _save(self) -> None:
+        self._begin()  # a run that is gone on with from here does not say it again
         stages = self.training.stages
         stages.begin()
         tensors, facts = self.training.state()

@@ -1,0 +1,175 @@
+"""Figures as inline SVG: lines over a linear or logarithmic axis, and bars. Colours are the page's variables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from elman.report.record import Point
+from elman.report.words import plain
+
+WIDTH, HEIGHT = 400, 230
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 34  # room around the plot
+POINTS = 1000  # of a curve, at most
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points joined by a line. colour: the name of a CSS variable. marked: with a dot at each point."""
+
+    name: str
+    points: Sequence[Point]
+    colour: str
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From low to high over so many units of a drawing; on a logarithmic one both are above 0."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    log: bool
+
+    def share(self, value: float) -> float:
+        """Where a value lies, 0 at low and 1 at high."""
+        if self.log:
+            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        return (value - self.low) / (self.high - self.low)
+
+
+def lines(curves: Sequence[Curve], *, x: str, y: str, log: bool = False, wide: float = 1.0) -> str:
+    """Curves over one another. x, y: what the axes are called. wide: of so many figures' width.
+
+    On a logarithmic axis what is not above 0 is left out. Long curves are thinned: see `thinned`.
+    """
+    drawn = [
+        Curve(curve.name, thinned([p for p in curve.points if p.value > 0 or not log]), curve.colour, curve.marked)
+        for curve in curves
+    ]  # fmt: skip
+    drawn = [curve for curve in drawn if curve.points]
+    if not drawn:
+        return '<p class="none">nothing was logged</p>'
+    values = [p.value for curve in drawn for p in curve.points]
+    steps = [p.step for curve in drawn for p in curve.points]
+    up, along = axis(min(values), max(values), log=log), axis(min(steps), max(steps), log=False, loose=False)
+    width = round(WIDTH * wide)
+    inner, tall = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    parts = [_open(width, HEIGHT, f"{y} against {x}: {', '.join(curve.name for curve in drawn)}")]
+
+    def at_x(step: float) -> float:
+        return LEFT + inner * along.share(step)
+
+    def at_y(value: float) -> float:
+        return TOP + tall * (1 - up.share(value))
+
+    for tick in up.ticks:
+        height = f"{at_y(tick):.1f}"
+        parts.append(f'<path d="M{LEFT} {height}H{width - RIGHT}" stroke="var(--grid)"/>')
+        parts.append(_text(LEFT - 6, at_y(tick) + 4, short(tick), "end"))
+    for tick in along.ticks:
+        near = "end" if at_x(tick) > width - 24 else "middle"
+        parts.append(_text(at_x(tick), HEIGHT - BOTTOM + 15, short(tick), near))
+    parts.append(_text(width - RIGHT, HEIGHT - 4, x, "end"))
+    parts.append(_text(2, 12, y))
+    legend = width - RIGHT
+    for curve in reversed(drawn if len(drawn) > 1 else []):
+        parts.append(_text(legend, 12, curve.name, "end", curve.colour))
+        legend -= 7 * len(curve.name) + 14
+    for curve in drawn:
+        places = [(at_x(p.step), at_y(p.value)) for p in curve.points]
+        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
+        parts.append(
+            f'<path d="M{path}" fill="none" stroke="var(--{curve.colour})" stroke-width="1.6" '
+            'stroke-linejoin="round"/>'
+        )
+        if curve.marked or len(places) == 1:
+            for (a, b), p in zip(places, curve.points, strict=True):
+                told = plain(f"{curve.name} at {p.step:,.0f}: {p.value:.4g}")
+                parts.append(
+                    f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="var(--{curve.colour})">'
+                    f"<title>{told}</title></circle>"
+                )
+    return "".join(parts) + "</svg>"
+
+
+def bars(values: dict[str, float], unit: str) -> str:
+    """A bar for each value, with the value and its share of all."""
+    if not values:
+        return '<p class="none">nothing was logged</p>'
+    row, left, right = 24, 96, 108
+    height, most, total = row * len(values) + 4, max(values.values()), sum(values.values())
+    parts = [_open(WIDTH, height, ", ".join(f"{name} {value:.3g} {unit}" for name, value in values.items()))]
+    for k, (name, value) in enumerate(values.items()):
+        length = (WIDTH - left - right) * value / (most or 1)
+        parts.append(_text(left - 8, row * k + 17, name, "end"))
+        parts.append(
+            f'<rect x="{left}" y="{row * k + 5}" width="{max(length, 1):.1f}" height="16" rx="2" '
+            'fill="var(--first)"/>'
+        )
+        said = f"{value:,.1f} {unit}, {value / (total or 1):.1%}"
+        parts.append(_text(left + length + 6, row * k + 17, said))
+    return "".join(parts) + "</svg>"
+
+
+def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
+    """At most so many points: means of groups that lie side by side."""
+    size = -(-len(points) // most)
+    groups = [points[k : k + size] for k in range(0, len(points), size)] if size > 1 else []
+    if not groups:
+        return list(points)
+    return [
+        Point(sum(p.step for p in group) / len(group), sum(p.value for p in group) / len(group))
+        for group in groups
+    ]
+
+
+def axis(low: float, high: float, *, log: bool, loose: bool = True) -> Axis:
+    """An axis for values from low to high, with round ticks. loose: with a little room at both ends."""
+    if low == high:
+        low, high = (low * 0.5, high * 2) if log else (low - abs(low) / 2 - 0.5, high + abs(high) / 2 + 0.5)
+    elif loose:
+        room = (high / low) ** 0.04 if log else (high - low) * 0.04
+        low, high = (low / room, high * room) if log else (low - room, high + room)
+    if log and high / low > 8:
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        every = max(-(-(last - first) // 6), 1)
+        found = [10.0**k for k in range(first, last + 1, every) if low <= 10.0**k <= high]
+        if len(found) < 3 and every == 1:
+            found = [
+                m * 10.0**k for k in range(first, last + 1) for m in (1, 2, 5) if low <= m * 10.0**k <= high
+            ]
+        return Axis(low, high, tuple(found), log)
+    if log:
+        found = [m * 10.0**k for k in range(-12, 13) for m in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) >= 3:
+            return Axis(low, high, tuple(found), log)
+    raw = (high - low) / 5
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
+    ticks = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return Axis(low, high, tuple(ticks), log)
+
+
+def short(value: float) -> str:
+    """A number for an axis: 0, 0.25, 1200 -> "1.2k", 1e-05."""
+    if abs(value) < 1e-12:
+        return "0"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.3g}"
+
+
+def _open(width: int, height: int, label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{plain(label)}" '
+        'font-family="system-ui, sans-serif" font-size="12">'
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "faint") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="var(--{colour})">{plain(text)}</text>'

@@ -1,0 +1,181 @@
+"""The page: one file of HTML with everything in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from elman.errors import DataError
+from elman.report.figures import Curve, bars, lines
+from elman.report.record import Point, Record, read_record
+from elman.report.words import plain
+from elman.training import write_atomically
+
+# The policy forbids the browser to load anything, should a text ever find its way round the escaping.
+_HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --page: #fff; --ink: #1d2330; --faint: #5d6675; --grid: #e3e6eb; --panel: #f6f7f9;
+  --first: #1f6fb2; --second: #c2541b; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --page: #14171c; --ink: #e4e7ec; --faint: #9aa4b2; --grid: #2c323c;
+  --panel: #1c2027; --first: #5fb0ee; --second: #f0955c; }} }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0 auto; padding: 1rem; max-width: 62rem; background: var(--page); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; }}
+h1 {{ font-size: 1.4rem; margin: .5rem 0; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1rem; margin: 0 0 .5rem; }}
+p {{ margin: .4rem 0; }}
+.none, .note {{ color: var(--faint); font-size: .875rem; }}
+.facts {{ display: flex; flex-wrap: wrap; gap: .75rem 2rem; margin: 1rem 0; padding: 0; }}
+.facts div {{ display: flex; flex-direction: column-reverse; }}
+.facts dt {{ color: var(--faint); font-size: .8rem; }}
+.facts dd {{ margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }}
+.grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }}
+section {{ background: var(--panel); border-radius: .5rem; padding: .9rem; min-width: 0; margin-bottom: 1rem; }}
+.grid section {{ margin: 0; }}
+.grid {{ margin-bottom: 1rem; }}
+svg {{ display: block; width: 100%; height: auto; }}
+pre {{ margin: .3rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
+  font: .85rem/1.45 ui-monospace, monospace; }}
+pre.plan {{ white-space: pre; overflow-x: auto; }}
+.sample {{ border-top: 1px solid var(--grid); padding: .6rem 0; }}
+table {{ border-collapse: collapse; width: 100%; font-size: .875rem; }}
+td, th {{ text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: anywhere; }}
+th {{ font-weight: normal; color: var(--faint); width: 40%; }}
+input {{ margin: 0 .3rem 0 0; accent-color: var(--first); }}
+label {{ margin-right: 1rem; font-size: .875rem; }}
+@media (max-width: 40rem) {{ .wide {{ display: none; }} }}
+@media (min-width: 40.01rem) {{ .narrow {{ display: none; }} }}
+#linear:checked ~ .logarithmic, #logarithmic:checked ~ .linear {{ display: none; }}
+</style>
+</head>
+<body>
+"""
+
+
+def write_report(folder: str | Path, out: Path | None = None) -> Path:
+    """Write the report of a run folder, as its `report.html` unless `out` names another file; returns where it is.
+
+    Raises DataError if the folder is no run, or if the file cannot be written.
+    """
+    page = render(read_record(folder)).encode()
+    out = out or Path(folder) / "report.html"
+    try:
+        write_atomically(out, page)
+    except OSError as error:
+        raise DataError(
+            what=f"the report cannot be written: {error.strerror or error}", where=out,
+            mend="make room on the disk, or choose another --out",
+        ) from error  # fmt: skip
+    return out
+
+
+def render(record: Record) -> str:
+    """The page of a record."""
+    losses = [Curve("training", record.loss, "first"), Curve("held out", record.valid, "second", marked=True)]
+
+    def loss(log: bool) -> str:
+        # Letters shrink with the figure: a telephone gets a narrow one.
+        wide, narrow = (lines(losses, x="step", y="nats per symbol", log=log, wide=size) for size in (2, 1))
+        return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+
+    sections = [
+        '<section><h2>Loss</h2><input type="radio" name="axis" id="linear" checked><label for="linear">linear</label>'
+        '<input type="radio" name="axis" id="logarithmic"><label for="logarithmic">logarithmic</label>'
+        f'<div class="linear">{loss(False)}</div><div class="logarithmic">{loss(True)}</div></section>',
+        '<div class="grid">',
+        _section("Learning rate", lines([Curve("learning rate", record.lr, "first")], x="step", y="rate")),
+        _section(
+            "Gradient norm, before clipping",
+            lines([Curve("norm", record.norm, "first")], x="step", y="norm", log=True),
+        ),
+        _section("How far back it learns", _reach(record.reach)),
+        _section("Where the time went", bars(_stages(record), "s")),
+        "</div>",
+        _section("What it wrote while it learned", "".join(_samples(record))),
+        _section("Settings", _table(record.config)),
+        _section("The plan of the loop", f'<pre class="plan">{plain(record.plan)}</pre>' if record.plan else _none()),
+    ]  # fmt: skip
+    title = f"{plain(record.name)}, a training run"
+    return (
+        _HEAD.format(title=title) + f"<h1>{title}</h1>{_facts(record)}{''.join(sections)}</body>\n</html>\n"
+    )
+
+
+def _facts(record: Record) -> str:
+    best, end = record.best, max((p.step for p in record.loss), default=0)
+    facts = {
+        "held out, nats per symbol": f"{best.value:.4f}" if best else "–",
+        "bits per symbol": f"{best.value / math.log(2):.4f}" if best else "–",
+        "best at step": f"{best.step:,.0f} of {end:,.0f}" if best else "–",
+        "of the run is done": f"{min(record.done, 1):.0%}",
+        "minutes": f"{record.seconds / 60:.1f}",
+        "symbols a second": f"{record.symbols / record.seconds:,.0f}" if record.seconds else "–",
+    }
+    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    return f'<dl class="facts">{rows}</dl>'
+
+
+def _reach(reach: Sequence[float]) -> str:
+    points = [Point(k, value) for k, value in enumerate(reach, 1) if math.isfinite(value)]
+    figure = lines([Curve("gradient", points, "first")], x="k, steps back", y="‖∂L(t)/∂h(t−k)‖", log=True)
+    first = points[0].value if points else 0.0
+    if not first:
+        return figure
+    said = []
+    for share, name in ((0.1, "a tenth"), (0.01, "a hundredth")):
+        # Of good, not for once: the norm may rise again.
+        after = max((p.step for p in points if p.value > share * first), default=0)
+        said.append(f"below {name} of that from k = {after + 1:.0f}" if after < len(points) else
+                    f"not below {name} of that within {len(points)} steps")  # fmt: skip
+    words = (
+        f"How much the loss of one step still hangs on the state k steps before it: {first:.2g} at k = 1, "
+    )
+    return figure + f'<p class="note">{words}{", ".join(said)}.</p>'
+
+
+def _stages(record: Record) -> dict[str, float]:
+    rest = record.seconds - sum(record.stages.values())
+    if record.stages and rest > 0.005 * record.seconds:
+        return {**record.stages, "the rest": rest}
+    return record.stages
+
+
+def _samples(record: Record) -> Iterator[str]:
+    if not record.samples:
+        yield _none()
+    for sample in record.samples:
+        head = f"step {sample.step:,}" if sample.step else "before training"
+        head += "" if sample.valid is None else f", held out {sample.valid:.3f} nats per symbol"
+        yield f'<div class="sample"><span class="note">{head}</span><pre>{plain(sample.text)}</pre></div>'
+
+
+def _table(config: dict[str, Any]) -> str:
+    rows = (f"<tr><th>{plain(name)}</th><td>{plain(value)}</td></tr>" for name, value in _flat(config))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, words) of every value of a configuration."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flat(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value))
+    else:
+        yield name, "–" if value is None else str(value)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{plain(title)}</h2>{content}</section>"
+
+
+def _none() -> str:
+    return '<p class="none">nothing was logged</p>'
