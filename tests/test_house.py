@@ -43,6 +43,7 @@ ROOMS = (
     "export",
     "report",
     "app",
+    "__main__",
 )
 
 # What `import elman` promises. A name that goes or comes is a line in CHANGELOG.md.

@@ -163,11 +163,6 @@ def test_settings_that_cannot_be_are_refused_at_the_call(settings: dict, complai
         training.fit(model, tokens, **settings)
 
 
-def test_means_are_of_whole_groups_and_the_rest() -> None:
-    steps = [training.Step(k, k / 5, float(k), 0.1, 1.0, k, float(k)) for k in range(1, 6)]
-    assert [(s.step, s.loss) for s in training.means(steps, every=2)] == [(2, 1.5), (4, 3.5), (5, 5.0)]
-
-
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_evaluation_does_not_depend_on_the_window_and_is_one_long_pass(cell: str) -> None:
     model, _, tokens = small(cell)

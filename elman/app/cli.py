@@ -91,6 +91,10 @@ def train_lm(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the figures for TensorBoard too, to OUT/tensorboard.")
     ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: a GPU for each process.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="float32; or bfloat16 for the products outside the recurrences.")
+    ] = "float32",
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines, nothing that is redrawn.")] = False,
 ) -> None:
     """A language model on characters: predict the next one from all before it.
@@ -103,12 +107,15 @@ def train_lm(
     --resume auto and it goes on from its last checkpoint, by --steps to the
     same bits as if nothing had happened, by --minutes with what was left of
     them. Ctrl-C writes a checkpoint and says how to go on.
+
+    Several processes, on one machine or more, share the lanes of a batch:
+    torchrun --nproc-per-node 2 -m elman train lm FILE …
     """
     from rich.text import Text
 
     from elman.app import jobs
     from elman.app.screen import Watch
-    from elman.training import evaluate
+    from elman.training import Processes, evaluate
 
     if steps is None and minutes is None:
         minutes = _MINUTES
@@ -117,25 +124,29 @@ def train_lm(
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience, tensorboard)
     text = jobs.TextSettings(tokenizer, vocabulary)
-    job = jobs.prepare(files or [], valid, model, training, keeping, text)
-    console = _console(plain=quiet)
-    unit = _unit(job.tokenizer)
-    console.print(
-        f"{len(job.tokens):,} {unit}s to learn from, {len(job.held_out):,} held out, "
-        f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
-    )
-    with job.threads(), Watch(console, plot=False, unit=unit) as watch:
-        interrupted = job.train(watch)
-    console.print(
-        Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True
-    )
-    console.print(Text(f"The report is {out / 'report.html'}"), soft_wrap=True)
-    if interrupted:
-        console.print(Text(f"Go on with\n  {_going_on()}", "bold"), soft_wrap=True)
-        return
-    with console.status("measuring on the held-out text …"):
-        figure = evaluate(job.model, job.held_out)
-    _tell(figure, job.corpus.held_out, job.held_out, job.tokenizer)
+    with Processes(precision, device) as processes:
+        job = jobs.prepare(files or [], valid, model, training, keeping, text, processes)
+        console = _console(plain=quiet, silent=not processes.first)
+        unit = _unit(job.tokenizer)
+        console.print(
+            f"{len(job.tokens):,} {unit}s to learn from, {len(job.held_out):,} held out, "
+            f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
+            + (f"; {processes.count} processes" if processes.count > 1 else ""),
+            soft_wrap=True,
+        )
+        with job.threads(), Watch(console, plot=False, unit=unit) as watch:
+            interrupted = job.train(watch)
+        console.print(
+            Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")),
+            soft_wrap=True,
+        )
+        console.print(Text(f"The report is {out / 'report.html'}"), soft_wrap=True)
+        if interrupted:
+            console.print(Text(f"Go on with\n  {_going_on(processes.count)}", "bold"), soft_wrap=True)
+        elif processes.first:
+            with console.status("measuring on the held-out text …"):
+                figure = evaluate(job.model, job.held_out)
+            _tell(figure, job.corpus.held_out, job.held_out, job.tokenizer)
 
 
 @app.command("evaluate")
@@ -266,16 +277,17 @@ def _absolute(cell: str) -> str:
     return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else cell
 
 
-def _going_on() -> str:
+def _going_on(processes: int) -> str:
     """The command that goes on with the run that this one was about."""
     said = [word for word in sys.argv[1:] if word != "--overwrite"]
-    return shlex.join(["elman", *said, *([] if "--resume" in said else ["--resume", "auto"])])
+    ours = ["elman"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "elman"]
+    return shlex.join([*ours, *said, *([] if "--resume" in said else ["--resume", "auto"])])
 
 
-def _console(*, plain: bool = False):
+def _console(*, plain: bool = False, silent: bool = False):
     from rich.console import Console
 
-    return Console(highlight=False, force_terminal=False if plain else None)
+    return Console(highlight=False, force_terminal=False if plain else None, quiet=silent)
 
 
 def _unit(tokenizer: Tokenizer) -> str:

@@ -20,7 +20,17 @@ from elman.errors import DataError, InputError
 from elman.models import LanguageModel, NGram
 from elman.recurrent import Recurrent
 from elman.report import write_report
-from elman.training import Diverged, Keeper, Run, TensorBoard, Training, locked, pick_threads, reach
+from elman.training import (
+    Diverged,
+    Keeper,
+    Processes,
+    Run,
+    TensorBoard,
+    Training,
+    locked,
+    pick_threads,
+    reach,
+)
 
 SAMPLED = 200  # characters of the samples in a log
 _SAMPLED_AT = 0.8  # their temperature
@@ -48,7 +58,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """See elman.training.fit."""
+    """See elman.training.Training."""
 
     steps: int | None = None
     minutes: float | None = None
@@ -78,7 +88,7 @@ class KeepingSettings:
 class Job:
     """A language model about to be trained. tokens, held_out: int64 [N], the two parts of the corpus.
 
-    config: of the run folder. run: the folder, once training has begun.
+    config: of the run folder. processes: those that train it.
     """
 
     corpus: Corpus
@@ -89,6 +99,7 @@ class Job:
     training: TrainingSettings
     keeping: KeepingSettings
     config: dict[str, Any]
+    processes: Processes
 
     def baselines(self) -> list[Level]:
         """Bits per character of a unigram and of a 5-gram model on the held-out text."""
@@ -103,7 +114,7 @@ class Job:
         """Inside, PyTorch has as many threads as train fastest on this machine now, if training goes by the clock."""
         before = torch.get_num_threads()
         try:
-            if self.training.minutes is not None:
+            if self.training.minutes is not None and self.processes.count == 1:
                 window, batch = self.training.window, self.training.batch
                 torch.set_num_threads(pick_threads(self.model, self.tokens, window, batch))
             yield
@@ -117,21 +128,17 @@ class Job:
         """
         keeping = self.keeping
         loggers = [TensorBoard(keeping.out / "tensorboard")] if keeping.tensorboard else []
-        training = Training(self.model, self.tokens, **asdict(self.training))
-        with suppress(OSError):  # `Run.create` says it better
-            keeping.out.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            if keeping.out.is_dir():
-                stack.enter_context(locked(keeping.out))
             stop = stack.enter_context(interruption())
-            resume = keeping.resume == "auto" and not keeping.overwrite
-            run = Run.unfinished(keeping.out, self.config) if resume else None
-            if run is None:
-                run = Run.create(keeping.out, self.config, self.tokenizer, overwrite=keeping.overwrite)
+            training = Training(
+                self.model, self.tokens, **asdict(self.training), stop=stop, processes=self.processes
+            )
+            self.processes.first_does(lambda: self._opened(stack))
+            run = Run(keeping.out)
             keeper = Keeper(
                 training, run, self.held_out, checkpoint_every=keeping.checkpoint_every, patience=keeping.patience,
-                resume=resume, stop=stop, tell=watch.note, loggers=loggers, sample=self.sample,
-                closing={"plan": self.plan, "reach": lambda: reach(self.model, self.held_out)},
+                resume=keeping.resume == "auto" and not keeping.overwrite, tell=watch.note, loggers=loggers,
+                sample=self.sample, closing={"plan": self.plan, "reach": lambda: reach(self.model, self.held_out)},
             )  # fmt: skip
             if keeper.resumed:
                 watch.note(f"going on from step {training.step:,}, {training.done:.0%} of the run")
@@ -144,11 +151,23 @@ class Job:
                     f"the checkpoint {kept[0]} and the best weights" if kept else "the best weights"
                 )
                 raise
-            try:
-                write_report(run.folder)
-            except DataError as error:  # the model is more than its report
-                watch.note(str(error))
+            if self.processes.first:
+                try:
+                    write_report(run.folder)
+                except DataError as error:  # the model is more than its report
+                    watch.note(str(error))
             return not keeper.finished
+
+    def _opened(self, stack: ExitStack) -> None:
+        """Lock the run folder for as long as the stack stands; begin a run in it, or find the one to go on with."""
+        keeping = self.keeping
+        with suppress(OSError):  # `Run.create` says it better
+            keeping.out.mkdir(parents=True, exist_ok=True)
+        if keeping.out.is_dir():
+            stack.enter_context(locked(keeping.out))
+        resume = keeping.resume == "auto" and not keeping.overwrite
+        if not (resume and Run.unfinished(keeping.out, self.config)):
+            Run.create(keeping.out, self.config, self.tokenizer, overwrite=keeping.overwrite)
 
     def sample(self) -> str:
         """What the model writes as it is: the same draws every time."""
@@ -171,14 +190,16 @@ def prepare(
     training: TrainingSettings,
     keeping: KeepingSettings,
     text: TextSettings = TextSettings(),
+    processes: Processes | None = None,
 ) -> Job:
     """Read the text, make the tokenizer and the untrained model, and check the settings; no folder is made yet."""
+    processes = processes or Processes()
     corpus = read_corpus(files, valid)
     tokenizer = Tokenizer.of(text.tokenizer, corpus.train, text.vocabulary)
     torch.manual_seed(training.seed)
-    network = LanguageModel(tokenizer.size, **asdict(model))
+    network = LanguageModel(tokenizer.size, **asdict(model)).to(processes.device)
     tokens, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
-    Training(network, tokens, **asdict(training))
+    Training(network, tokens, **asdict(training), processes=processes)
     for name, value in (("--checkpoint-every", keeping.checkpoint_every), ("--patience", keeping.patience)):
         if value is not None and value < 1:
             raise InputError(what=f"{name} must be at least 1", where=name, got=value, mend="leave it out")
@@ -186,8 +207,9 @@ def prepare(
         raise InputError(
             what="--resume is auto or never", where="--resume", got=keeping.resume, mend="take one of them"
         )
-    config = {"task": "lm", **network.settings, "training": asdict(training), "data": corpus.source}
-    return Job(corpus, tokenizer, tokens, held_out, network, training, keeping, config)
+    config = {"task": "lm", **network.settings, "data": corpus.source}
+    config["training"] = asdict(training) | {"precision": processes.precision}
+    return Job(corpus, tokenizer, tokens, held_out, network, training, keeping, config, processes)
 
 
 def continuation(

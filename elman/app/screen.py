@@ -31,8 +31,8 @@ class Watch:
     """Draws a training run while it goes: a live curve on a terminal, now and then a line elsewhere.
 
     with Watch(console, levels) as watch:
-        for step in means(fit(…)):
-            watch.show(step)
+        for event in keeper:
+            watch.show(event)
     """
 
     def __init__(

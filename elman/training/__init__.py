@@ -8,10 +8,11 @@ A model here is any `torch.nn.Module` with
 from elman.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from elman.training.evaluation import Evaluation, evaluate, glance
 from elman.training.files import write_atomically
-from elman.training.fit import Diverged, Step, Training, detach, fit, means, pick_threads
+from elman.training.fit import Diverged, Step, Training, detach, fit, pick_threads
 from elman.training.keep import Keeper, Validation
 from elman.training.lock import locked
 from elman.training.loggers import Logger, TensorBoard
+from elman.training.processes import Processes
 from elman.training.reach import reach
 from elman.training.run import FORMAT, Run
 from elman.training.stages import Stages
@@ -23,6 +24,7 @@ __all__ = [
     "Evaluation",
     "Keeper",
     "Logger",
+    "Processes",
     "Run",
     "Stages",
     "Step",
@@ -35,7 +37,6 @@ __all__ = [
     "glance",
     "load_checkpoint",
     "locked",
-    "means",
     "pick_threads",
     "reach",
     "save_checkpoint",

@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from elman.data import windows
 from elman.errors import DataError, ElmanError, InputError
+from elman.training.processes import Processes
 from elman.training.stages import Stages
 
 
@@ -55,7 +57,8 @@ class Training:
     minutes by the clock. Leaving the loop early leaves the model as it is then.
 
     tokens: [N], a tensor or anything whose slices are int64 tensors. window: T, steps through which gradients flow.
-    batch: B, lanes of the text side by side.
+    batch: B, lanes of the text side by side. stop: once set, the run ends after the step that is being made.
+    processes: those that train together, and their precision; each has a `Training` with the same arguments.
 
     Between two steps, `state` is everything that the rest of the run depends on besides these arguments, and `restore`
     takes it back: a run by steps then goes on to the same bits, on the same machine with as many threads.
@@ -69,7 +72,7 @@ class Training:
     def __init__(
         self, model: Any, tokens: Any, *, steps: int | None = None, minutes: float | None = None, window: int = 64,
         batch: int = 32, lr: float = 4e-3, clip: float = 1.0, weight_decay: float = 0.01, warmup: int = 100,
-        seed: int = 0,
+        seed: int = 0, stop: threading.Event | None = None, processes: Processes | None = None,
     ) -> None:  # fmt: skip
         if (steps is None) == (minutes is None):
             raise InputError(
@@ -83,6 +86,8 @@ class Training:
                     what=f"{name} must be above 0", where=name, got=value, mend="leave it out for the default"
                 )
         self.model, self.steps, self.minutes, self.lr, self.clip = model, steps, minutes, lr, clip
+        self.stop, self.processes = stop or threading.Event(), processes or Processes()
+        self.lanes = self.processes.lanes(batch)
         self.stream = windows(tokens, window, batch, seed)
         self.warmup = min(warmup, max(steps // 10, 1)) if steps else warmup
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -96,43 +101,57 @@ class Training:
         self.carried: Any = None
         self.stages = Stages()
         self.step, self.symbols, self.done, self.seconds = 0, 0, 0.0, 0.0
+        self.stopped = False
+        if (
+            self.processes.rank
+        ):  # what is drawn for one lane is not drawn for another; the weights are there already
+            torch.manual_seed(seed + self.processes.rank)
 
     def __iter__(self) -> Iterator[Step]:
         self.model.train()
         device = next(iter(self.parameters.values())).device
         began = time.monotonic() - self.seconds
-        while self.done < 1:
+        while self.done < 1 and not self.stopped:
             self.stages.begin()
             position = self.stream.position
             item = next(self.stream)
-            self.carried = None if item.fresh else detach(self.carried)
-            rate = self.lr * min(1.0, (self.step + 1) / max(self.warmup, 1)) * _cosine(self.done)
+            before = None if item.fresh else detach(self.carried)
+            # A short rise, then half a cosine down to nothing.
+            rate = self.lr * min(1.0, (self.step + 1) / max(self.warmup, 1))
+            rate *= 0.5 * (1 + math.cos(math.pi * self.done))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            x, y, before = item.x.to(device), item.y.to(device), self.carried
+            x, y = item.x[:, self.lanes].to(device), item.y[:, self.lanes].to(device)
             self.stages.end("data")
-            loss, self.carried = self.model.loss(x, y, before)
+            loss, self.carried = self._loss(x, y, before)
             self.stages.end("forward")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.stages.end("backward")
+            nats, seconds, stop = self._shared(loss.item(), time.monotonic() - began)
+            if self.processes.count > 1:
+                self.stages.end("sharing")
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
-            nats = loss.item()
             if not math.isfinite(nats) or not math.isfinite(norm):
                 self.stream.position, self.carried = position, before
-                raise self._diverged(
-                    nats, norm, lambda x=x, y=y, before=before: self.model.loss(x, y, before)
-                )
+                raise self._diverged(nats, norm, lambda x=x, y=y, before=before: self._loss(x, y, before))
             self.optimizer.step()
             self.stages.end("optimiser")
             self.step += 1
-            self.symbols += x.numel()
-            self.seconds = time.monotonic() - began
-            self.done = self._share()
-            yield Step(self.step, min(self.done, 1.0), nats, rate, norm, self.symbols, self.seconds)
+            self.symbols += item.x.numel()
+            self.seconds, self.stopped = seconds, stop
+            self.done = self.step / self.steps if self.steps else seconds / (60 * (self.minutes or 1))
+            yield Step(self.step, min(self.done, 1.0), nats, rate, norm, self.symbols, seconds)
 
-    def _share(self) -> float:
-        return self.step / self.steps if self.steps else self.seconds / (60 * (self.minutes or 1))
+    def _loss(self, x: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+        with self.processes.autocast():
+            return self.model.loss(x, y, state)
+
+    def _shared(self, nats: float, seconds: float) -> tuple[float, float, bool]:
+        """The loss over all lanes, the clock of the first process, and whether any is to stop; gradients are shared."""
+        mine = (nats / self.processes.count, seconds * self.processes.first, float(self.stop.is_set()))
+        nats, seconds, stops = self.processes.share(self.parameters.values(), *mine)
+        return nats, seconds, stops > 0
 
     def _diverged(self, nats: float, norm: float, again: Callable[[], Any]) -> Diverged:
         if math.isfinite(nats):
@@ -155,17 +174,17 @@ class Training:
     # --- stopping and going on --------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors by name, everything else as JSON values)."""
+        """(tensors by name, everything else as JSON values), of all processes: every one of them has to ask."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for name, p in self.parameters.items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
-        tensors["random"] = torch.get_rng_state()
+        tensors["random"] = self.processes.gathered(torch.get_rng_state())
         plain = []
         for i, leaf in enumerate(pytree.tree_leaves(self.carried)):
             plain.append(None if isinstance(leaf, Tensor) else leaf)
             if isinstance(leaf, Tensor):
-                tensors[f"carried.{i}"] = leaf
+                tensors[f"carried.{i}"] = self.processes.gathered(leaf.detach())
         facts = {
             "step": self.step, "symbols": self.symbols, "done": self.done, "seconds": self.seconds,
             "position": list(self.stream.position), "carried": None if self.carried is None else plain,
@@ -194,7 +213,9 @@ class Training:
             self.step, self.symbols = facts["step"], facts["symbols"]
             self.done, self.seconds = facts["done"], facts["seconds"]
             self.stream.position = tuple(facts["position"])
-            torch.set_rng_state(tensors["random"])
+            states = tensors["random"].view(-1, torch.get_rng_state().numel())
+            if self.processes.rank < len(states):
+                torch.set_rng_state(states[self.processes.rank].clone())
         except (KeyError, RuntimeError, ValueError) as error:
             raise DataError(
                 what=f"the checkpoint belongs to another model: {error}", where="Training.restore",
@@ -215,14 +236,10 @@ class Training:
         if len(leaves) != len(plain):
             raise ValueError(f"its state has {len(plain)} parts rather than {len(leaves)}")
         kept = [
-            tensors[f"carried.{i}"].to(device) if isinstance(leaf, Tensor) else plain[i]
+            self.processes.part(tensors[f"carried.{i}"]).to(device) if isinstance(leaf, Tensor) else plain[i]
             for i, leaf in enumerate(leaves)
         ]
         return pytree.tree_unflatten(kept, spec)
-
-
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
@@ -293,19 +310,6 @@ def pick_threads(model: Any, tokens: Any, window: int, batch: int) -> int:
     finally:
         torch.set_num_threads(most)
     return min(took, key=lambda threads: took[threads])
-
-
-def means(steps: Iterable[Step], every: int = 10) -> Iterator[Step]:
-    """Of every `every` steps one: the last, with the mean of their losses. The rest of fewer comes last."""
-    losses: list[float] = []
-    last = None
-    for last in steps:
-        losses.append(last.loss)
-        if len(losses) == every:
-            yield mean_of(last, losses)
-            losses, last = [], None
-    if last is not None:
-        yield mean_of(last, losses)
 
 
 def mean_of(step: Step, losses: list[float]) -> Step:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +37,7 @@ class Keeper:
                 …
 
     The weights of the best validation are the run's `model.safetensors`, which the model also ends with. Checkpoints
-    are written every `checkpoint_every` steps (None: twice a minute), when `stop` is set, and at the end. One that
+    are written every `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. One that
     cannot be written while training goes on is told of and tried again at the next; the last one raises.
 
     resume: go on from the newest checkpoint that is whole, if there is one; steps after it are taken out of the log.
@@ -51,17 +49,19 @@ class Keeper:
 
     def __init__(
         self, training: Training, run: Run, held_out: Any, *, checkpoint_every: int | None = None,
-        patience: int | None = None, resume: bool = False, stop: threading.Event | None = None,
+        patience: int | None = None, resume: bool = False,
         tell: Callable[[str], None] = lambda words: None, loggers: Sequence[Logger] = (),
         sample: Callable[[], str] | None = None, closing: Mapping[str, Callable[[], Any]] | None = None,
     ) -> None:  # fmt: skip
         self.training, self.run, self.held_out = training, run, held_out
         self.every, self.patience = checkpoint_every, patience
-        self.stop = stop or threading.Event()
+        self.first = (
+            training.processes.first
+        )  # the only process that writes, looks at held-out text, and tells
         self.tell, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
         self.best: float | None = None
         self.worse = 0  # validations since the best one
-        self.first: dict[str, Any] | None = None  # line of the log; it waits for whatever is kept first
+        self.opening: dict[str, Any] | None = None  # line of the log; it waits for whatever is kept first
         self.losses: list[float] = []  # of the steps since the last line of the log
         self.resumed = resume and self._restore()
         if not self.resumed:
@@ -76,16 +76,16 @@ class Keeper:
         try:
             yield from self._events()
         finally:
-            for logger in self.loggers:
+            for logger in self.loggers if self.first else ():
                 logger.finish()
 
     def _events(self) -> Iterator[Step | Validation]:
-        saved_at, saved = time.monotonic(), self.training.step
+        saved_at, saved = self.training.seconds, self.training.step
         if not self.finished:
             done = self.training.done
             untrained = self._sampled()  # writing is traced now, before the clock runs
             if untrained and not self.resumed:
-                self.first = {"step": 0, **untrained}
+                self.opening = {"step": 0, **untrained}
             for step in self.training:
                 self.losses.append(step.loss)
                 over = self.training.done >= 1
@@ -98,25 +98,22 @@ class Keeper:
                     yield self._validate(step)
                 done = step.done
                 due = (
-                    time.monotonic() - saved_at > _SECONDS
-                    if self.every is None
-                    else step.step % self.every == 0
+                    step.seconds - saved_at > _SECONDS if self.every is None else step.step % self.every == 0
                 )
                 if due and not over:
                     self._checkpoint()
-                    saved_at, saved = time.monotonic(), step.step
-                if self.stop.is_set() or self.finished:
+                    saved_at, saved = step.seconds, step.step
+                if self.finished:
                     break
             if saved != self.training.step or self.finished:
                 self._save()
-        if self.run.validation is None:  # there was none, or somebody removed the weights
-            self.run.save(self.training.model, validation=self.best)
-        elif self.finished:
-            self.training.model.load_state_dict(self.run.weights)
-        self._close()
+        if self.first:
+            self._close()
 
     def _log(self, line: dict[str, Any]) -> None:
         """line: with "step"."""
+        if not self.first:
+            return
         self._begin()
         self.run.log(line)
         values = {name: value for name, value in line.items() if name != "step"}
@@ -125,12 +122,16 @@ class Keeper:
 
     def _begin(self) -> None:
         """Log the first line, if that is still to be done."""
-        first, self.first = self.first, None
-        if first is not None:
-            self._log(first)
+        opening, self.opening = self.opening, None
+        if opening is not None:
+            self._log(opening)
 
     def _close(self) -> None:
-        """Log what belongs to the end, but what an earlier process logged already."""
+        """Take the best weights, and log what belongs to the end, but what an earlier process logged already."""
+        if self.run.validation is None:  # there was none, or somebody removed the weights
+            self.run.save(self.training.model, validation=self.best)
+        elif self.finished:
+            self.training.model.load_state_dict(self.run.weights)
         step = self.training.step
         told = {(name, line["step"]) for line in self.run.read_log() for name in line}
         if ("stages", step) not in told:
@@ -144,11 +145,14 @@ class Keeper:
 
     def _validate(self, step: Step) -> Validation:
         self.training.stages.begin()
-        nats = glance(self.training.model, self.held_out)
+        (nats,) = self.training.processes.total(
+            glance(self.training.model, self.held_out) if self.first else 0.0
+        )
         best = self.best is None or nats < self.best
         if best:
             self.best, self.worse = nats, 0
-            self.run.save(self.training.model, validation=nats)
+            if self.first:
+                self.run.save(self.training.model, validation=nats)
         else:
             self.worse += 1
         found = Validation(step.step, step.seconds, nats, best)
@@ -159,7 +163,7 @@ class Keeper:
         return found
 
     def _sampled(self) -> dict[str, str]:
-        if self.sample is None:
+        if self.sample is None or not self.first:
             return {}
         device = next(self.training.model.parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -178,7 +182,8 @@ class Keeper:
         stages.begin()
         tensors, facts = self.training.state()
         kept = {"worse": self.worse, "losses": self.losses, "best": self.best, "stages": dict(stages.seconds)}
-        self.run.checkpoints.save(tensors, facts | kept)
+        if self.first:
+            self.run.checkpoints.save(tensors, facts | kept)
         stages.end("checkpoints")
 
     def _restore(self) -> bool:
@@ -193,5 +198,6 @@ class Keeper:
         if self.best is not None and self.run.validation is None:  # the weights of the best are gone
             self.best = None
         self.training.stages.seconds = dict(facts.get("stages", {}))
-        self.run.begin_log(facts["step"])
+        if self.first:
+            self.run.begin_log(facts["step"])
         return True

@@ -1,0 +1,134 @@
+"""Who trains a model: one process or several, on which device and in which precision. Accelerate is underneath."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from elman.errors import InputError, NotSupported
+
+PRECISIONS = ("float32", "bfloat16")
+_T = TypeVar("_T")
+
+
+class Processes:
+    """The processes that train a model together, seen from one of them; one alone, unless torchrun started several.
+
+        torchrun --nproc-per-node 2 -m elman train lm text.txt
+
+    Each holds the whole model and reads its share of the lanes; the gradient is the mean over all, so that they take
+    the steps which one would take with the same batch. The first alone writes files.
+
+        with Processes() as processes:
+            for step in Training(model, tokens, steps=1000, processes=processes):
+                …
+
+    precision: "float32", or "bfloat16": products outside the recurrences run in it, weights stay as they are.
+    device: "cpu", or "cuda" for one GPU per process. rank: of this process, from 0. count: of them.
+    Raises NotSupported where Accelerate is needed and not installed.
+    """
+
+    def __init__(self, precision: str = "float32", device: str = "cpu") -> None:
+        for name, value, known in (("precision", precision, PRECISIONS), ("device", device, ("cpu", "cuda"))):
+            if value not in known:
+                raise InputError(
+                    what=f"unknown {name}", where=name, got=value, expected=" or ".join(known), mend="take one of them"
+                )  # fmt: skip
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError(what="PyTorch sees no GPU here", where="device", got=device, mend="take cpu")
+        self.precision, self.device = precision, torch.device(device)
+        self.rank, self.count = 0, 1
+        self._accelerator: Any = None
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if several or precision != "float32":
+            self._accelerator = _accelerator(precision, device)
+            self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
+            self.device = self._accelerator.device
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.count > 1 and kind is None:  # otherwise the others may wait for ever at the farewell
+            self._accelerator.end_training()
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Inside, a model runs in the precision."""
+        return nullcontext() if self._accelerator is None else self._accelerator.autocast()
+
+    def lanes(self, batch: int) -> slice:
+        """Which of the lanes are read here."""
+        if batch % self.count:
+            raise InputError(
+                what="the batch cannot be shared out equally", where="batch", got=batch,
+                expected=f"a multiple of the {self.count} processes", mend="take another batch, or other processes",
+            )  # fmt: skip
+        share = batch // self.count
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def share(self, parameters: Iterable[Tensor], *values: float) -> tuple[float, ...]:
+        """Make each gradient the mean over all processes, and return the sums of some values besides.
+
+        In one piece: what costs time is to meet at all.
+        """
+        if self.count == 1:
+            return values
+        parameters = list(parameters)
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        told = torch.tensor(values, device=self.device)
+        flat = self._accelerator.reduce(torch.cat([*(part.flatten() for part in parts), told]), "sum")
+        *means, sums = flat.split([*(p.numel() for p in parameters), len(values)])
+        for p, mean in zip(parameters, means, strict=True):
+            p.grad = mean.view_as(p) / self.count
+        return tuple(sums.tolist())
+
+    def total(self, *values: float) -> tuple[float, ...]:
+        """The sums over all processes, the same everywhere."""
+        return self.share((), *values)
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """The parts of all processes, one after the other along the first dimension."""
+        if self.count == 1:
+            return part
+        return self._accelerator.gather(part.to(self.device).contiguous())
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Of what was `gathered`, this process's part."""
+        return whole if self.count == 1 else whole.chunk(self.count)[self.rank]
+
+    def first_does(self, work: Callable[[], _T]) -> _T | None:
+        """The first process does something while the others wait; they get None, or end quietly if it failed."""
+        result, failure = None, None
+        if self.first:
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        (failures,) = self.total(float(failure is not None))
+        if failure is not None:
+            raise failure
+        if failures:
+            raise SystemExit(2)
+        return result
+
+
+def _accelerator(precision: str, device: str) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise NotSupported(
+            what="several processes and mixed precision need Accelerate, which is not installed",
+            where="elman.training.Processes",
+            mend="pip install 'elman[accelerate]'",
+        ) from error
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bfloat16" else "no")

@@ -1,0 +1,137 @@
+"""Several processes train one model: real ones, started by torchrun, against one process with the same batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from elman.data import Tokenizer
+from elman.errors import InputError, NotSupported
+from elman.models import LanguageModel
+from elman.training import Processes, Training
+
+pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
+
+TEXT = "the cat sat on the mat, and the dog lay by the log; who was it that saw them there?\n" * 80
+TIMEOUT = 240.0
+
+
+def command(processes: int, folder: Path, *more: str) -> list[str]:
+    text = folder.parent / "text.txt"
+    text.write_text(TEXT)
+    many = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    train = f"-m elman train lm {text} --out {folder} --hidden 16 --window 16 --batch 4 --quiet"
+    return [sys.executable, *many, *train.split(), *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(processes: int, folder: Path, *more: str, status: int = 0) -> str:
+    done = subprocess.run(
+        command(processes, folder, *more), capture_output=True, text=True, timeout=TIMEOUT, env=environment()
+    )
+    assert (done.returncode == 0) == (status == 0), done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines for name in ("loss", "norm", "valid") if name in line]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_two_processes_take_the_steps_of_one(cell: str, tmp_path: Path) -> None:
+    how = ("--cell", cell, "--layers", "2", "--steps", "60")
+    run(1, tmp_path / "one", *how)
+    told = run(2, tmp_path / "two", *how)
+    assert told.count("2 processes") == 1  # only the first one speaks
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 6 * 2 + 16
+    assert two == pytest.approx(one, rel=1e-4)
+    assert one[-1] < 0.9 * one[0]
+
+
+def test_two_processes_survive_and_one_goes_on_with_their_run(tmp_path: Path) -> None:
+    how = ("--dropout", "0.2", "--steps", "1200", "--checkpoint-every", "25")
+    run(2, tmp_path / "alone", *how)
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(2, folder, *how), start_new_session=True, env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end = time.monotonic() + TIMEOUT
+    while len(list(folder.glob("checkpoints/*.safetensors"))) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for number in (process.pid, *map(int, workers)):
+        os.kill(number, signal.SIGKILL)
+    process.wait()
+    kept = sorted(folder.glob("checkpoints/*.safetensors"))
+    assert kept
+    assert int(kept[-1].stem.removeprefix("step-")) < 1200
+    run(2, folder, *how, "--resume", "auto")
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "alone/model.safetensors").read_bytes()
+    # What two have written holds all lanes: one can take it up.
+    assert "going on from step 1,200" in run(1, folder, *how, "--resume", "auto")
+
+
+def test_what_the_first_process_refuses_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/something").write_text("")
+    told = run(2, tmp_path / "full", "--steps", "3", status=2)
+    assert told.count("error: the run folder is not empty") == 1
+    told = run(2, tmp_path / "odd", "--steps", "3", "--batch", "3", status=2)
+    assert "a multiple of the 2 processes" in told
+
+
+# --- in one process ---------------------------------------------------------------------------------------------------
+
+
+def steps(processes: Processes) -> list[float]:
+    tokenizer = Tokenizer.characters(TEXT)
+    torch.manual_seed(0)
+    model = LanguageModel(tokenizer.size, hidden=32)
+    return [s.loss for s in Training(model, tokenizer.encode(TEXT), steps=40, batch=4, processes=processes)]
+
+
+def test_bfloat16_learns_the_same() -> None:
+    with Processes("bfloat16") as processes:
+        low = steps(processes)
+    full = steps(Processes())
+    assert low != full
+    assert low == pytest.approx(full, rel=0.02)
+
+
+def test_bfloat16_keeps_weights_and_gradients_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(50, hidden=32)
+    x, y = torch.randint(50, (2, 20, 8)).unbind()
+    wanted = torch.autograd.grad(model.loss(x, y)[0], list(model.parameters()))
+    with Processes("bfloat16").autocast():
+        loss, state = model.loss(x, y)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    assert loss.dtype == state[0].dtype == torch.float32
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
+def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown precision"):
+        Processes("float8")
+    with pytest.raises(InputError, match="unknown device"):
+        Processes(device="abacus")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(NotSupported, match="pip install"):
+        Processes("bfloat16")
+    assert Processes().count == 1  # one process in float32 needs nothing
