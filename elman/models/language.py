@@ -90,38 +90,29 @@ class LanguageModel(nn.Module):
     @classmethod
     def load(cls, run: Run) -> LanguageModel:
         """The model of a run folder, ready for use. Raises DataError if its files do not fit together."""
-        config = run.config
+        return cls._made(run.config, run.weights, run.folder)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> LanguageModel:
+        """The model of a folder by `save_pretrained`, of a run folder, or of the Hugging Face Hub, ready for use."""
+        return cls._made(*pretrained.load(name), name)
+
+    @classmethod
+    def _made(cls, config: dict[str, Any], weights: dict[str, Tensor], where: object) -> LanguageModel:
+        known = [name for name in inspect.signature(cls).parameters if name in config]
         try:
-            model = cls(
-                **{name: config[name] for name in inspect.signature(cls).parameters if name in config}
-            )
-            model.load_state_dict(run.weights)
+            model = cls(**{name: config[name] for name in known})
+            pretrained.fill(model, weights, where)
         except (TypeError, RuntimeError) as error:
             raise DataError(
-                what=f"the configuration and the weights do not fit together: {error}",
-                where=Path(run.folder),
-                mend="restore the files of one run, or train again; a cell of your own must not have changed",
-            ) from error
+                what=f"the configuration and the weights do not fit together: {error}", where=where,
+                mend="restore the files of one model; a cell of your own must not have changed",
+            ) from error  # fmt: skip
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the model as a folder that `huggingface_hub.PyTorchModelHubMixin` reads too: see `pretrained`."""
         pretrained.save(folder, self.settings, self, tokenizer)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path) -> LanguageModel:
-        """The model of such a folder, of a run folder, or of the Hugging Face Hub, ready for use."""
-        config, weights = pretrained.load(name)
-        known = [key for key in inspect.signature(cls).parameters if key in config]
-        try:
-            model = cls(**{key: config[key] for key in known})
-            pretrained.fill(model, weights, name)
-        except (TypeError, RuntimeError) as error:
-            raise DataError(
-                what=f"the configuration and the weights do not fit together: {error}", where=name,
-                mend="restore the files of one model; a cell of your own must not have changed",
-            ) from error  # fmt: skip
-        return model.eval()
 
     @property
     def parameter_count(self) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from elman.circuit.form import Kind
 from elman.circuit.signature import Place, flatten
 from elman.errors import InputError, NotSupported, StateError
 from elman.execute import operator
@@ -365,6 +364,3 @@ def run_compiled(
     if output is None:
         return None, last
     return decode(output, outputs), last
-
-
-__all__ = ["Kind", "refuse_compiled", "register", "run_compiled"]

@@ -32,7 +32,7 @@ class Validation:
 class Keeper:
     """Trains, and keeps what must not be lost in a run folder; yields steps (means of ten) and validations.
 
-        with run.lock():
+        with locked(run.folder):
             for event in Keeper(training, run, held_out):
                 …
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from elman.data import Tokenizer
 from elman.errors import DataError, InputError
 from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
-from elman.training.lock import locked
 
 FORMAT = 1  # of the run folder
 
@@ -91,10 +89,6 @@ class Run:
         """What of ours stands in the folder besides `FILES`."""
         boards = (self.folder / "tensorboard").glob("events.out.tfevents.*")
         return [*self.checkpoints.paths(), *boards, self.folder / "report.html"]
-
-    def lock(self) -> AbstractContextManager[None]:
-        """Inside, no other process trains in this folder (see `locked`)."""
-        return locked(self.folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
