@@ -65,7 +65,7 @@ def train_lm(
         int | None, typer.Option(help="Width of a symbol's vector. (default: 64; H if tied)")
     ] = None,
     dropout: Annotated[
-        float, typer.Option(help="Share of what a layer sees that is left out in training.")
+        float, typer.Option(help="Share of a layer's output that is left out in training.")
     ] = 0.0,
     tie: Annotated[
         bool, typer.Option("--tie", help="One matrix for symbols going in and coming out.")
@@ -78,6 +78,9 @@ def train_lm(
     batch: Annotated[int, typer.Option(help="B, places of the text that are read side by side.")] = 32,
     lr: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 4e-3,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
+    weight_decay: Annotated[
+        float, typer.Option(help="How fast AdamW forgets weights; lower it for texts beyond some 10 MB.")
+    ] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the first weights and of the order of reading.")] = 0,
     resume: Annotated[
         str, typer.Option(help="auto: go on with the run in --out, begin if there is none; never.")
@@ -121,7 +124,7 @@ def train_lm(
         minutes = _MINUTES
     width = embedding or (hidden if tie else 64)
     model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
-    training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
+    training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, weight_decay, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience, tensorboard)
     text = jobs.TextSettings(tokenizer, vocabulary)
     with Processes(precision, device) as processes:

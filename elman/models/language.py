@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from elman.data import Tokenizer
 from elman.errors import DataError, InputError
 from elman.models import pretrained
+from elman.models.dropout import LockedDropout
 from elman.models.find import find_cell
 from elman.models.readout import cross_entropy
 from elman.models.writer import Writer
@@ -38,8 +39,8 @@ class LanguageModel(nn.Module):
     Source: Goodfellow, Bengio and Courville, Deep Learning, 2016, section 10.2, equations 10.8 to 10.14.
 
     vocabulary: V. cell: a name as `elman.models.find_cell` reads it. hidden: H, units per layer. layers: how
-    many. embedding: width of E. dropout: the share of what each layer and the readout get that is left out in
-    training. tie: E is V's matrix too. condition: width of a vector that describes a whole sequence (`context`), and is
+    many. embedding: width of E. dropout: the share of each layer's output that is left out in training (see
+    `elman.models.dropout`). tie: E is V's matrix too. condition: width of a vector that describes a whole sequence (`context`), and is
     added to the embedding of every symbol through a matrix. The state is a tuple with one entry for each layer.
     """
 
@@ -73,7 +74,7 @@ class LanguageModel(nn.Module):
             )  # fmt: skip
         make = find_cell(cell)
         self.settings = {"cell": cell, **sizes, "dropout": dropout, "tie": tie, "condition": condition}
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LockedDropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
         self.layers = nn.ModuleList(
@@ -132,7 +133,7 @@ class LanguageModel(nn.Module):
         self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
     ) -> tuple[Tensor, tuple]:
         """One step of streaming: x int64 [B] -> (logits [B, V], state). The same numbers as `forward`'s."""
-        h = self.dropout(self._embedded(x, context))
+        h = self._embedded(x, context)
         after = []
         for layer, before in zip(self.layers, self._states(state), strict=True):
             h, final = cast(Recurrent, layer).step(h, before)
@@ -149,7 +150,7 @@ class LanguageModel(nn.Module):
 
     def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
         """What the readout sees, [T, B, H], and the final state."""
-        h = self.dropout(self._embedded(x, context))
+        h = self._embedded(x, context)
         after = []
         for layer, before in zip(self.layers, self._states(state), strict=True):
             h, final = layer(h, before)
