@@ -280,7 +280,7 @@ def test_the_demo_shows_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from elman.app.demo import demo
 
     beginning = data.built_in_text()[:20_000]
-    monkeypatch.setattr(data, "built_in_text", lambda: beginning)
+    monkeypatch.setattr(data.corpus, "built_in_text", lambda: beginning)
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     demo(console, minutes=0.02, out=tmp_path / "demo", seed=0)
     shown = console.file.getvalue()

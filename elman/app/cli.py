@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from elman.errors import ElmanError
+
+if TYPE_CHECKING:
+    from elman.training import Evaluation
 
 app = typer.Typer(
     help="Recurrent networks: write one step, train over whole sequences.",
@@ -32,12 +34,24 @@ def train_lm(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FILE]...", help="UTF-8 texts. None: the Python manual that ships with Python."
+            metavar="[FILE]...",
+            help="UTF-8 texts of any size, one after another; 'patterns/*.txt'; - for standard input. "
+            "None: the Python manual that ships with Python.",
         ),
     ] = None,
     valid: Annotated[
         Path | None,
         typer.Option(help="A text to measure on. Without it the last 10 % of the FILEs are held out."),
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="What is predicted, one at a time: characters, bytes, words or bpe.")
+    ] = "characters",
+    vocabulary: Annotated[
+        int | None,
+        typer.Option(help="Symbols at most. (default: all characters; 10,000 words; 4,096 by bpe)"),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where the symbols of texts are kept. (default: ~/.cache/elman)")
     ] = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/lm"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
@@ -78,10 +92,14 @@ def train_lm(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines, nothing that is redrawn.")] = False,
 ) -> None:
-    """A language model on characters: predict the next one from all before it.
+    """A language model: predict the next symbol from all before it.
 
-    The text is cut into BATCH contiguous lanes, read side by side WINDOW
-    characters at a time; the state is carried from window to window, gradients
+    Symbols are characters, bytes of UTF-8, words (the most frequent ones; the
+    others are <unk>), or what byte-level BPE finds in the text. The text is
+    turned into them once; the next time they are found in the cache.
+
+    It is cut into BATCH contiguous lanes, read side by side WINDOW
+    symbols at a time; the state is carried from window to window, gradients
     are not. The weights that did best on held-out text are kept.
 
     A run survives whatever ends its process: repeat the command with
@@ -101,13 +119,19 @@ def train_lm(
     model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience)
-    job = jobs.prepare(files or [], valid, model, training, keeping)
+    symbols = jobs.TextSettings(tokenizer, vocabulary, cache)
     console = _console(plain=quiet)
+    with console.status("reading the text …") as status:
+        job = jobs.prepare(files or [], valid, model, training, keeping, symbols, tell=status.update)
     console.print(
-        f"{len(job.tokens):,} characters to learn from, {len(job.held_out):,} held out, "
-        f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
+        f"{job.corpus.train.characters:,} characters to learn from, {job.corpus.held_out.characters:,} held out, "
+        f"{job.tokenizer.size:,} symbols; {job.model.parameter_count:,} parameters"
     )
-    with job.threads(), Watch(console, plot=False) as watch:
+    if tokenizer != "characters":
+        console.print(
+            f"{len(job.tokens):,} {tokenizer}, of {job.characters_per_symbol:.2f} characters in the mean"
+        )
+    with job.threads(), Watch(console, plot=False, characters=job.characters_per_symbol) as watch:
         interrupted = job.train(watch)
     console.print(
         Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True
@@ -117,44 +141,63 @@ def train_lm(
         return
     with console.status("measuring on the held-out text …"):
         figure = evaluate(job.model, job.held_out)
-    _tell(figure.nats_per_symbol, figure.symbols)
+    _tell(figure)
 
 
 @app.command("evaluate")
 def evaluate_run(
     folder: RunFolder,
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[FILE]", help="A UTF-8 text. None: the one held out in training."),
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="UTF-8 texts, one after another; 'patterns/*.txt'; - for standard input. "
+            "None: the one held out in training.",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Where the symbols of texts are kept. (default: ~/.cache/elman)")
     ] = None,
 ) -> None:
-    """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
-    from elman.data import read_text, reread_corpus
+    """Measure a model on a whole text, read as one stream with the state carried: exact figures.
+
+    Bits per character and per byte, and the perplexity per word of the raw
+    text (a stretch without white space) compare models whatever their
+    symbols; the perplexity per symbol only those with the same ones. All are
+    of the whole text but its first symbol.
+    """
+    from elman.app.jobs import symbols_of
+    from elman.data import cache_folder, open_text, reread_held_out
     from elman.models import LanguageModel
     from elman.training import Run, evaluate
 
     run = Run.open(folder)
-    text = reread_corpus(run.config["data"]).held_out if file is None else read_text(file)
-    tokenizer = run.tokenizer
-    tokens = tokenizer.encode(text)
     console = _console()
-    with console.status("reading …") as status:
+    with console.status("reading the text …") as status:
+        text = (
+            open_text(files, spool=cache or cache_folder()) if files else reread_held_out(run.config["data"])
+        )
+        tokens = symbols_of(text, run.tokenizer, cache, status.update)
         figure = evaluate(
             LanguageModel.load(run),
             tokens,
-            progress=lambda done, total: status.update(f"{done:,} of {total:,} characters"),
+            progress=lambda done, total: status.update(f"{done:,} of {total:,} symbols"),
         )
-    _tell(figure.nats_per_symbol, figure.symbols)
-    strange = int((tokens == tokenizer.unknown).sum())
-    if strange:
-        _note(f"characters that were not in the training text: {strange:,}; they count as one symbol, <unk>")
+    _tell(figure)
+    if figure.counts is not None and figure.counts.unknown:
+        _note(
+            f"{run.tokenizer.kind} that were not in the training text: {figure.counts.unknown:,}; "
+            "they count as one symbol, <unk>, so the figures are lower than those of a model that writes them"
+        )
 
 
 @app.command()
 def generate(
     folder: RunFolder,
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "\n",
-    length: Annotated[int, typer.Option(help="Characters to write.")] = 500,
+    length: Annotated[
+        int, typer.Option(help="Symbols to write: characters, or what it was trained on.")
+    ] = 500,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest; 1: as the model believes.")
     ] = 0.8,
@@ -177,8 +220,7 @@ def generate(
     model, tokenizer = LanguageModel.load(run), run.tokenizer
     if not prompt:
         prompt = "\n"
-    strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
-    if strange:
+    if strange := tokenizer.strange(prompt):
         _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if samples > 1:
@@ -243,8 +285,17 @@ def _console(*, plain: bool = False):
     return Console(highlight=False, force_terminal=False if plain else None)
 
 
-def _tell(nats: float, symbols: int) -> None:
-    typer.echo(f"{nats / math.log(2):.4f} bits per character ({nats:.4f} nats), over {symbols:,} characters")
+def _tell(figure: Evaluation) -> None:
+    counts = figure.counts
+    assert counts is not None  # of a text that we read ourselves
+    typer.echo(
+        f"{figure.bits_per_character:.4f} bits per character, {figure.bits_per_byte:.4f} per byte, "
+        f"over {counts.characters:,} characters, {counts.bytes:,} bytes"
+    )
+    typer.echo(
+        f"{figure.nats_per_symbol:.4f} nats per symbol, over {figure.symbols:,} symbols; "
+        f"perplexity {figure.perplexity:.4g} per symbol, {figure.word_perplexity:.5g} per word ({counts.words:,} words)"
+    )
 
 
 def _note(text: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from elman.app.screen import Level, Watch
-from elman.data import Corpus, Tokenizer, read_corpus
+from elman.data import Corpus, Text, Tokenizer, Tokens, cache_folder, learn, read_corpus, tokenise
 from elman.errors import InputError
 from elman.models import LanguageModel, NGram
 from elman.training import Diverged, Keeper, Run, Training, locked, pick_threads
@@ -57,17 +57,26 @@ class KeepingSettings:
     patience: int | None = None
 
 
+@dataclass(frozen=True)
+class TextSettings:
+    """See elman.data.Tokenizer.learn. cache: a folder for the symbols of files (None: elman.data.cache_folder())."""
+
+    tokenizer: str = "characters"
+    vocabulary: int | None = None
+    cache: Path | None = None
+
+
 @dataclass
 class Job:
-    """A language model about to be trained. tokens, held_out: int64 [N], the two parts of the corpus.
+    """A language model about to be trained. tokens, held_out: the two parts of the corpus as symbols.
 
     config: of the run folder. run: the folder, once training has begun.
     """
 
     corpus: Corpus
     tokenizer: Tokenizer
-    tokens: Tensor
-    held_out: Tensor
+    tokens: Tokens
+    held_out: Tokens
     model: LanguageModel
     training: TrainingSettings
     keeping: KeepingSettings
@@ -77,9 +86,14 @@ class Job:
         """Bits per character of a unigram and of a 5-gram model on the held-out text."""
         orders = {"unigram": 1, "5-gram": 5}
         return [
-            Level(name, NGram(self.tokens, self.tokenizer.size, order).bits_per_symbol(self.held_out))
+            Level(name, NGram(self.tokens[:], self.tokenizer.size, order).bits_per_symbol(self.held_out[:]))
             for name, order in orders.items()
         ]
+
+    @property
+    def characters_per_symbol(self) -> float:
+        counts = self.tokens.counts
+        return counts.characters / (len(self.tokens) - 1) if counts is not None else 1.0
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -134,13 +148,24 @@ def prepare(
     model: ModelSettings,
     training: TrainingSettings,
     keeping: KeepingSettings,
+    text: TextSettings = TextSettings(),
+    tell: Callable[[str], None] = lambda words: None,
 ) -> Job:
-    """Read the text, make the tokenizer and the untrained model, and check the settings; no folder is made yet."""
-    corpus = read_corpus(files, valid)
-    tokenizer = Tokenizer.characters(corpus.train)
+    """Read the text, make the tokenizer and the untrained model, and check the settings; no run folder is made yet.
+
+    tell: is given words on what takes its time.
+    """
+    # The text that comes with Python is in memory anyway, and small.
+    cache = (text.cache or cache_folder()) if files or valid else None
+    tell("reading the text …")
+    corpus = read_corpus(files, valid, spool=cache)
+    tell("choosing the symbols …")
+    tokenizer = learn(text.tokenizer, corpus.train, text.vocabulary, cache)
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model))
-    tokens, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
+    tokens, held_out = (
+        tokenise(part, tokenizer, cache, said(tell)) for part in (corpus.train, corpus.held_out)
+    )
     Training(network, tokens, **asdict(training))
     for name, value in (("--checkpoint-every", keeping.checkpoint_every), ("--patience", keeping.patience)):
         if value is not None and value < 1:
@@ -149,8 +174,24 @@ def prepare(
         raise InputError(
             what="--resume is auto or never", where="--resume", got=keeping.resume, mend="take one of them"
         )
-    config = {"task": "lm", **network.settings, "training": asdict(training), "data": corpus.source}
+    # A run that is gone on with has to have the symbols that it began with.
+    symbols = {"kind": tokenizer.kind, "digest": hashlib.sha256(tokenizer.to_json().encode()).hexdigest()}
+    config = {
+        "task": "lm", **network.settings, "tokenizer": symbols, "training": asdict(training), "data": corpus.source,
+    }  # fmt: skip
     return Job(corpus, tokenizer, tokens, held_out, network, training, keeping, config)
+
+
+def symbols_of(
+    text: Text, tokenizer: Tokenizer, cache: Path | None, tell: Callable[[str], None] = lambda words: None
+) -> Tokens:
+    """The symbols of a text, from the cache if they are there."""
+    return tokenise(text, tokenizer, cache or cache_folder(), said(tell))
+
+
+def said(tell: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Progress in words."""
+    return lambda done, total: tell(f"turning the text into symbols: {done / total:.0%}")
 
 
 def continuation(
@@ -160,9 +201,14 @@ def continuation(
 
     how: further arguments of `LanguageModel.generate`.
     """
-    tokens = model.generate(tokenizer.encode(prompt), length, exclude=[tokenizer.unknown], **how)
-    pieces = (tokenizer.decode([token]) for token in tokens)
+    tokens = model.generate(tokenizer.encode(prompt), length, exclude=_never(tokenizer), **how)
+    pieces = tokenizer.decode_stream(tokens)
     return pieces if not stop else _before(stop, pieces)
+
+
+def _never(tokenizer: Tokenizer) -> list[int]:
+    """Symbols that are not to be written."""
+    return [] if tokenizer.unknown is None else [tokenizer.unknown]
 
 
 def _before(stop: str, pieces: Iterator[str]) -> Iterator[str]:
@@ -191,7 +237,7 @@ def continuations(
 ) -> list[str]:
     """Several texts, written side by side."""
     steps = model.generate(
-        tokenizer.encode(prompt), length, exclude=[tokenizer.unknown], samples=samples, **how
+        tokenizer.encode(prompt), length, exclude=_never(tokenizer), samples=samples, **how
     )
     texts = [tokenizer.decode(list(tokens)) for tokens in zip(*steps, strict=True)] or [""] * samples
     return [text if not stop else text.partition(stop)[0] for text in texts]

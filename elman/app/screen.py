@@ -35,8 +35,11 @@ class Watch:
             watch.show(step)
     """
 
-    def __init__(self, console: Console, levels: Sequence[Level] = (), *, plot: bool = True) -> None:
-        self.console, self.levels, self.plot = console, levels, plot
+    def __init__(
+        self, console: Console, levels: Sequence[Level] = (), *, plot: bool = True, characters: float = 1.0
+    ) -> None:
+        """characters: that a symbol stands for, in the mean."""
+        self.console, self.levels, self.plot, self.characters = console, levels, plot, characters
         self.steps: list[Step] = []
         self.validation: Validation | None = None
         self._live = (
@@ -69,7 +72,7 @@ class Watch:
         now = step.seconds
         if self._live is not None and now - self._shown > 0.25:
             self._shown = now
-            parts = [_bar(step), _line(step, self.validation)]
+            parts = [_bar(step), _line(step, self.validation, self.characters)]
             if self.plot:
                 parts += [Text(), *curve(self.steps, self.levels, self.console.width)]
             self._live.update(Group(*parts), refresh=True)
@@ -79,7 +82,7 @@ class Watch:
     def _tell(self, step: Step) -> None:
         self._shown = step.seconds
         # One line in a file, however long.
-        self.console.print(_plain(step, self.validation), soft_wrap=True)
+        self.console.print(_plain(step, self.validation, self.characters), soft_wrap=True)
 
 
 def _bar(step: Step) -> Text:
@@ -89,19 +92,20 @@ def _bar(step: Step) -> Text:
     return line.append(f"   {clock(left)} left", FAINT)
 
 
-def _line(step: Step, validation: Validation | None) -> Text:
+def _line(step: Step, validation: Validation | None, characters: float) -> Text:
     """The figures of a step in one line: loss in nats and in bits, speed, time left or taken."""
     line = Text(f"step {step.step:,}   loss {step.loss:.3f} nats   ")
-    line.append(f"{step.loss / math.log(2):.2f} bits per character", NEW)
+    bits = math.log(2) * characters
+    line.append(f"{step.loss / bits:.2f} bits per character", NEW)
     if validation is not None:
-        line.append(f"   held out {validation.nats / math.log(2):.2f}", OLD)
-    line.append(f"   {step.symbols / max(step.seconds, 1e-9):,.0f} characters/s")
+        line.append(f"   held out {validation.nats / bits:.2f}", OLD)
+    line.append(f"   {step.symbols * characters / max(step.seconds, 1e-9):,.0f} characters/s")
     return line
 
 
-def _plain(step: Step, validation: Validation | None) -> Text:
+def _plain(step: Step, validation: Validation | None, characters: float) -> Text:
     left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
-    return _line(step, validation).append(
+    return _line(step, validation, characters).append(
         f"   {clock(left)} left" if step.done < 1 else f"   {clock(step.seconds)}", FAINT
     )
 

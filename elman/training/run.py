@@ -17,7 +17,7 @@ from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
 from elman.training.lock import locked
 
-FORMAT = 1  # of the run folder
+FORMAT = 2  # of the run folder; 2: any tokenizer, and digests of the texts
 
 
 class Run:
