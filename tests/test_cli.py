@@ -66,8 +66,8 @@ def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
     )
     names = {"config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "checkpoints", ".lock"}
     assert {path.name for path in run.iterdir()} == names
-    measured = result.output.splitlines()[-1]
-    assert elman("evaluate", run).output.splitlines() == [measured]
+    measured = result.output.splitlines()[-2:]
+    assert elman("evaluate", run).output.splitlines() == measured
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [line for line in log if "loss" in line]
     assert [line["step"] for line in steps] == [10, 20, 30]
@@ -79,6 +79,23 @@ def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
     assert written.output.startswith("the ")
     assert len(written.output) == 4 + 30 + 1
     assert elman("generate", run, "--prompt", "the ", "--length", 30, "--seed", 1).output == written.output
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "bpe"])
+def test_other_symbols_than_characters(kind: str, text: Path, tmp_path: Path) -> None:
+    more = [] if kind == "bytes" else ["--vocabulary", 300]
+    run = trained(text, tmp_path / "run", "--tokenizer", kind, *more)
+    lines = elman("evaluate", run, text).output.splitlines()
+    unit = {"bytes": "byte", "words": "word", "bpe": "token"}[kind]
+    per_symbol, symbols = re.match(rf"([\d.]+) bits per {unit} .* over ([\d,]+) {unit}s", lines[0]).groups()
+    per_byte = re.search(r"([\d.]+) per byte", lines[1])
+    assert per_byte is not None
+    first = {"bytes": 1, "words": 3, "bpe": 3}[kind]  # "the" is not predicted
+    total = float(per_symbol) * int(symbols.replace(",", ""))
+    assert float(per_byte[1]) == pytest.approx(total / (len(TEXT) - first), rel=2e-3)
+    written = elman("generate", run, "--prompt", "the cat", "--length", 20, "--seed", 0)
+    assert written.exit_code == 0, written.output
+    assert written.output.startswith("the cat")
 
 
 def test_a_run_that_diverges_says_what_is_kept(text: Path, tmp_path: Path) -> None:
@@ -109,7 +126,8 @@ def test_the_figure_of_a_text_is_the_mean_of_its_bits(text: Path, tmp_path: Path
     run = trained(text, tmp_path / "run")
     result = elman("evaluate", run, text)
     bits, nats, symbols = re.fullmatch(
-        r"([\d.]+) bits per character \(([\d.]+) nats\), over ([\d,]+) characters\n", result.output
+        r"([\d.]+) bits per character \(([\d.]+) nats\), over ([\d,]+) characters",
+        result.output.splitlines()[0],
     ).groups()
     assert float(bits) == pytest.approx(float(nats) / math.log(2), abs=2e-4)
     assert symbols == f"{len(TEXT) - 1:,}"
@@ -137,7 +155,7 @@ def test_a_held_out_text_of_its_own(text: Path, tmp_path: Path) -> None:
     result = elman("train", "lm", text, "--valid", other, "--out", tmp_path / "run", *SMALL)
     assert f"{len(TEXT):,} characters to learn from, 21 held out" in result.output
     result = elman("evaluate", tmp_path / "run", other)
-    assert "characters that were not in the training text: 2" in result.output
+    assert "characters that the model does not know: 2" in result.output
 
 
 def test_a_cell_of_ones_own_is_found_again_from_another_folder(
@@ -346,3 +364,23 @@ def test_help_does_not_wait_for_torch() -> None:
         "assert not {'tokenizers', 'safetensors', 'rich.live'} & (set(sys.modules) - before)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_texts_and_a_cache(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("a hat.\n" * 9)
+    cache = tmp_path / "cache"
+    run = trained(tmp_path / "*.txt", tmp_path / "run", "--cache", cache, "--tokenizer", "bpe")
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"]["files"] == [str(tmp_path / "more.txt"), str(text)]
+    assert config["tokenizer"]["kind"] == "bpe"
+    kept = sorted(cache.iterdir())
+    assert sorted(path.suffix for path in kept) == sorted([".json", *[".counts", ".tokens"] * 2])
+    first = elman("evaluate", run, "--cache", cache)
+    assert first.exit_code == 0, first.output
+    assert sorted(cache.iterdir()) == kept  # nothing had to be worked out again
+    files = elman("evaluate", run, text, tmp_path / "more.txt", "--cache", cache)
+    piped = CliRunner().invoke(
+        cli.app, ["evaluate", str(run), "-", "--cache", str(cache)], input=TEXT + "a hat.\n" * 9
+    )
+    assert piped.exit_code == 0, piped.output
+    assert piped.output == files.output

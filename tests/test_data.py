@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 import time
@@ -102,8 +103,8 @@ def test_the_last_tenth_is_held_out(tmp_path: Path) -> None:
     one.write_text("a" * 60)
     two.write_text("b" * 40)
     corpus = data.read_corpus([one, two])
-    assert corpus.train == "a" * 60 + "b" * 30
-    assert corpus.held_out == "b" * 10
+    assert str(corpus.train) == "a" * 60 + "b" * 30
+    assert str(corpus.held_out) == "b" * 10
 
 
 def test_a_text_of_its_own_is_held_out(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_text_of_its_own_is_held_out(tmp_path: Path) -> None:
     one.write_text("a" * 60)
     two.write_text("b" * 40)
     corpus = data.read_corpus([one], two)
-    assert (corpus.train, corpus.held_out) == ("a" * 60, "b" * 40)
+    assert (str(corpus.train), str(corpus.held_out)) == ("a" * 60, "b" * 40)
 
 
 @pytest.mark.parametrize("length", [1, 5])
@@ -126,11 +127,11 @@ def test_a_text_too_short_to_split_is_refused(tmp_path: Path, length: int) -> No
 def test_a_corpus_is_found_again_and_a_changed_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("0123456789" * 4)
-    source = data.read_corpus([path]).source
-    assert data.reread_corpus(source) == data.read_corpus([path])
+    corpus = data.read_corpus([path])
+    assert str(data.reread_held_out(corpus.source)) == str(corpus.held_out)
     path.write_text("0123456789" * 4 + "!")
     with pytest.raises(DataError, match="not the one of the training run"):
-        data.reread_corpus(source)
+        data.reread_held_out(corpus.source)
 
 
 def test_the_built_in_text_is_the_manual() -> None:
@@ -195,3 +196,55 @@ def test_tokenizers_is_imported_only_when_it_is_needed() -> None:
 
     code = "import sys, elman.data; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- bytes, words, byte pairs -----------------------------------------------------------------------------------------
+
+PROSE = "The cat sat. The dog, 12 years old, didn't!\n\n  Ça va? \u20ac5 \U0001f600 done\n" * 400
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_bytes_and_byte_pairs_give_back_any_text(text: str) -> None:
+    for tokenizer in (data.Tokenizer.bytes(), _byte_pairs()):
+        tokens = tokenizer.encode(text)
+        assert tokenizer.decode(tokens) == text
+        assert "".join(tokenizer.stream(tokens.tolist())) == text
+    assert data.Tokenizer.bytes().encode(text).tolist() == list(text.encode())
+
+
+@functools.cache
+def _byte_pairs() -> data.Tokenizer:
+    return data.Tokenizer.bpe(PROSE, 400)
+
+
+@pytest.mark.parametrize("kind", data.KINDS)
+def test_cutting_a_text_into_pieces_changes_no_symbol(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = data.Tokenizer.of(kind, PROSE)
+    whole = tokenizer.backend.encode(PROSE, add_special_tokens=False).ids
+    for size in (1, 7, 64):
+        monkeypatch.setattr(tokenizing, "_PIECE", size)
+        assert tokenizer.encode(PROSE).tolist() == whole
+    assert data.Tokenizer.from_json(tokenizer.to_json()).kind == kind
+
+
+def test_words_are_the_most_frequent_ones_and_read_well() -> None:
+    tokenizer = data.Tokenizer.words("the cat sat, the cat ran.\nthe end. the, the.", 6)
+    assert tokenizer.size == 6
+    assert tokenizer.decode(tokenizer.encode("the cat,\nthe dog.")) == "the cat,\nthe <unk>."
+    assert tokenizer.unknown == 0
+    tokens = tokenizer.encode("the cat, the cat.\nthe").tolist()
+    assert "".join(tokenizer.stream(tokens)) == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "complaint"),
+    [
+        ("letters", None, "no such tokenizer"),
+        ("bytes", 300, "is what it is"),
+        ("bpe", 256, "at least 257"),
+        ("words", 1, "at least 2"),
+    ],
+)
+def test_tokenizers_that_cannot_be_are_refused(kind: str, vocabulary: int | None, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        data.Tokenizer.of(kind, "some text", vocabulary)

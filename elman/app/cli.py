@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from elman.errors import ElmanError
 
 if TYPE_CHECKING:
+    from elman.data import Tokenizer, Tokens
     from elman.training import Evaluation
 
 app = typer.Typer(
@@ -26,6 +28,12 @@ app.add_typer(train, name="train")
 _MINUTES = 3.0  # of training when nothing is said
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, as --out wrote it.", show_default=False)
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the symbols of files are kept for the next time. (default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
+    ),
 ]
 
 
@@ -43,18 +51,15 @@ def train_lm(
         Path | None,
         typer.Option(help="A text to measure on. Without it the last 10 % of the FILEs are held out."),
     ] = None,
-    tokenizer: Annotated[
-        str, typer.Option(help="What is predicted, one at a time: characters, bytes, words or bpe.")
-    ] = "characters",
-    vocabulary: Annotated[
-        int | None,
-        typer.Option(help="Symbols at most. (default: all characters; 10,000 words; 4,096 by bpe)"),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where the symbols of texts are kept. (default: ~/.cache/elman)")
-    ] = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/lm"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    tokenizer: Annotated[
+        str, typer.Option(help="What a symbol is: characters, bytes, words, or bpe (parts of words).")
+    ] = "characters",
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)")
+    ] = None,
+    cache: Cache = None,
     cell: Annotated[
         str,
         typer.Option(
@@ -92,14 +97,10 @@ def train_lm(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines, nothing that is redrawn.")] = False,
 ) -> None:
-    """A language model: predict the next symbol from all before it.
+    """A language model on characters: predict the next one from all before it.
 
-    Symbols are characters, bytes of UTF-8, words (the most frequent ones; the
-    others are <unk>), or what byte-level BPE finds in the text. The text is
-    turned into them once; the next time they are found in the cache.
-
-    It is cut into BATCH contiguous lanes, read side by side WINDOW
-    symbols at a time; the state is carried from window to window, gradients
+    The text is cut into BATCH contiguous lanes, read side by side WINDOW
+    characters at a time; the state is carried from window to window, gradients
     are not. The weights that did best on held-out text are kept.
 
     A run survives whatever ends its process: repeat the command with
@@ -119,19 +120,16 @@ def train_lm(
     model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience)
-    symbols = jobs.TextSettings(tokenizer, vocabulary, cache)
+    text = jobs.TextSettings(tokenizer, vocabulary, cache)
     console = _console(plain=quiet)
     with console.status("reading the text …") as status:
-        job = jobs.prepare(files or [], valid, model, training, keeping, symbols, tell=status.update)
+        job = jobs.prepare(files or [], valid, model, training, keeping, text, status.update)
+    unit = _unit(job.tokenizer)
     console.print(
-        f"{job.corpus.train.characters:,} characters to learn from, {job.corpus.held_out.characters:,} held out, "
-        f"{job.tokenizer.size:,} symbols; {job.model.parameter_count:,} parameters"
+        f"{len(job.tokens):,} {unit}s to learn from, {len(job.held_out):,} held out, "
+        f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
     )
-    if tokenizer != "characters":
-        console.print(
-            f"{len(job.tokens):,} {tokenizer}, of {job.characters_per_symbol:.2f} characters in the mean"
-        )
-    with job.threads(), Watch(console, plot=False, characters=job.characters_per_symbol) as watch:
+    with job.threads(), Watch(console, plot=False, unit=unit) as watch:
         interrupted = job.train(watch)
     console.print(
         Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")), soft_wrap=True
@@ -141,7 +139,7 @@ def train_lm(
         return
     with console.status("measuring on the held-out text …"):
         figure = evaluate(job.model, job.held_out)
-    _tell(figure)
+    _tell(figure, job.held_out, job.tokenizer)
 
 
 @app.command("evaluate")
@@ -155,49 +153,40 @@ def evaluate_run(
             "None: the one held out in training.",
         ),
     ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Where the symbols of texts are kept. (default: ~/.cache/elman)")
-    ] = None,
+    cache: Cache = None,
 ) -> None:
-    """Measure a model on a whole text, read as one stream with the state carried: exact figures.
-
-    Bits per character and per byte, and the perplexity per word of the raw
-    text (a stretch without white space) compare models whatever their
-    symbols; the perplexity per symbol only those with the same ones. All are
-    of the whole text but its first symbol.
-    """
+    """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
     from elman.app.jobs import symbols_of
     from elman.data import cache_folder, open_text, reread_held_out
     from elman.models import LanguageModel
     from elman.training import Run, evaluate
 
     run = Run.open(folder)
+    tokenizer = run.tokenizer
     console = _console()
-    with console.status("reading the text …") as status:
-        text = (
-            open_text(files, spool=cache or cache_folder()) if files else reread_held_out(run.config["data"])
-        )
-        tokens = symbols_of(text, run.tokenizer, cache, status.update)
+    with console.status("reading …") as status:
+        if files:
+            text = open_text(files, spool=cache or cache_folder())
+        else:
+            text = reread_held_out(run.config["data"])
+        tokens = symbols_of(text, tokenizer, cache, status.update)
         figure = evaluate(
             LanguageModel.load(run),
             tokens,
-            progress=lambda done, total: status.update(f"{done:,} of {total:,} symbols"),
+            progress=lambda done, total: status.update(f"{done:,} of {total:,} {_unit(tokenizer)}s"),
         )
-    _tell(figure)
-    if figure.counts is not None and figure.counts.unknown:
-        _note(
-            f"{run.tokenizer.kind} that were not in the training text: {figure.counts.unknown:,}; "
-            "they count as one symbol, <unk>, so the figures are lower than those of a model that writes them"
-        )
+    _tell(figure, tokens, tokenizer)
+    strange = 0 if tokens.counts is None else tokens.counts.unknown
+    if strange:
+        unit = _unit(tokenizer)
+        _note(f"{unit}s that the model does not know: {strange:,}; they count as one symbol, <unk>")
 
 
 @app.command()
 def generate(
     folder: RunFolder,
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "\n",
-    length: Annotated[
-        int, typer.Option(help="Symbols to write: characters, or what it was trained on.")
-    ] = 500,
+    length: Annotated[int, typer.Option(help="Characters to write.")] = 500,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest; 1: as the model believes.")
     ] = 0.8,
@@ -220,8 +209,10 @@ def generate(
     model, tokenizer = LanguageModel.load(run), run.tokenizer
     if not prompt:
         prompt = "\n"
-    if strange := tokenizer.strange(prompt):
-        _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
+    if tokenizer.kind == "characters":
+        strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
+        if strange:
+            _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if samples > 1:
         texts = jobs.continuations(model, tokenizer, prompt, length, samples, stop, **how)
@@ -285,17 +276,28 @@ def _console(*, plain: bool = False):
     return Console(highlight=False, force_terminal=False if plain else None)
 
 
-def _tell(figure: Evaluation) -> None:
-    counts = figure.counts
-    assert counts is not None  # of a text that we read ourselves
+def _unit(tokenizer: Tokenizer) -> str:
+    """What a symbol is called."""
+    return {"characters": "character", "bytes": "byte", "words": "word", "bpe": "token"}[tokenizer.kind]
+
+
+def _tell(figure: Evaluation, tokens: Tokens, tokenizer: Tokenizer) -> None:
+    """The figures of a text: per symbol, and per character, byte and word of the text itself."""
+    unit, bits = _unit(tokenizer), figure.nats / math.log(2)
     typer.echo(
-        f"{figure.bits_per_character:.4f} bits per character, {figure.bits_per_byte:.4f} per byte, "
-        f"over {counts.characters:,} characters, {counts.bytes:,} bytes"
+        f"{figure.bits_per_symbol:.4f} bits per {unit} ({figure.nats_per_symbol:.4f} nats), "
+        f"over {figure.symbols:,} {unit}s"
     )
-    typer.echo(
-        f"{figure.nats_per_symbol:.4f} nats per symbol, over {figure.symbols:,} symbols; "
-        f"perplexity {figure.perplexity:.4g} per symbol, {figure.word_perplexity:.5g} per word ({counts.words:,} words)"
-    )
+    counts = tokens.counts  # without the first symbol, which is given, not predicted
+    assert counts is not None
+    per_word = figure.nats / max(counts.words, 1)
+    said = [
+        f"{bits / max(counts.characters, 1):.4f} per character",
+        f"{bits / max(counts.bytes, 1):.4f} per byte",
+        f"perplexity {math.exp(figure.nats_per_symbol):.2f} per {unit}",
+        f"{math.exp(min(per_word, 700)):.4g} per word",
+    ]
+    typer.echo(f"  bits: {', '.join(said)}, {figure.nats:,.0f} nats in all")
 
 
 def _note(text: str) -> None:

@@ -34,6 +34,18 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class TextSettings:
+    """What a text is made of: see elman.data.Tokenizer. vocabulary: None for the kind's own size.
+
+    cache: the folder for the symbols of files; None: elman.data.cache_folder().
+    """
+
+    tokenizer: str = "characters"
+    vocabulary: int | None = None
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """See elman.training.fit."""
 
@@ -55,15 +67,6 @@ class KeepingSettings:
     resume: str = "never"
     checkpoint_every: int | None = None
     patience: int | None = None
-
-
-@dataclass(frozen=True)
-class TextSettings:
-    """See elman.data.Tokenizer.learn. cache: a folder for the symbols of files (None: elman.data.cache_folder())."""
-
-    tokenizer: str = "characters"
-    vocabulary: int | None = None
-    cache: Path | None = None
 
 
 @dataclass
@@ -89,11 +92,6 @@ class Job:
             Level(name, NGram(self.tokens[:], self.tokenizer.size, order).bits_per_symbol(self.held_out[:]))
             for name, order in orders.items()
         ]
-
-    @property
-    def characters_per_symbol(self) -> float:
-        counts = self.tokens.counts
-        return counts.characters / (len(self.tokens) - 1) if counts is not None else 1.0
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -164,7 +162,7 @@ def prepare(
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model))
     tokens, held_out = (
-        tokenise(part, tokenizer, cache, said(tell)) for part in (corpus.train, corpus.held_out)
+        tokenise(part, tokenizer, cache, _said(tell)) for part in (corpus.train, corpus.held_out)
     )
     Training(network, tokens, **asdict(training))
     for name, value in (("--checkpoint-every", keeping.checkpoint_every), ("--patience", keeping.patience)):
@@ -186,10 +184,10 @@ def symbols_of(
     text: Text, tokenizer: Tokenizer, cache: Path | None, tell: Callable[[str], None] = lambda words: None
 ) -> Tokens:
     """The symbols of a text, from the cache if they are there."""
-    return tokenise(text, tokenizer, cache or cache_folder(), said(tell))
+    return tokenise(text, tokenizer, cache or cache_folder(), _said(tell))
 
 
-def said(tell: Callable[[str], None]) -> Callable[[int, int], None]:
+def _said(tell: Callable[[str], None]) -> Callable[[int, int], None]:
     """Progress in words."""
     return lambda done, total: tell(f"turning the text into symbols: {done / total:.0%}")
 
@@ -202,12 +200,12 @@ def continuation(
     how: further arguments of `LanguageModel.generate`.
     """
     tokens = model.generate(tokenizer.encode(prompt), length, exclude=_never(tokenizer), **how)
-    pieces = tokenizer.decode_stream(tokens)
+    pieces = tokenizer.stream(tokens)
     return pieces if not stop else _before(stop, pieces)
 
 
 def _never(tokenizer: Tokenizer) -> list[int]:
-    """Symbols that are not to be written."""
+    """What is not written: the symbol for what nobody knows."""
     return [] if tokenizer.unknown is None else [tokenizer.unknown]
 
 

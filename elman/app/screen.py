@@ -36,10 +36,9 @@ class Watch:
     """
 
     def __init__(
-        self, console: Console, levels: Sequence[Level] = (), *, plot: bool = True, characters: float = 1.0
+        self, console: Console, levels: Sequence[Level] = (), *, plot: bool = True, unit: str = "character"
     ) -> None:
-        """characters: that a symbol stands for, in the mean."""
-        self.console, self.levels, self.plot, self.characters = console, levels, plot, characters
+        self.console, self.levels, self.plot, self.unit = console, levels, plot, unit
         self.steps: list[Step] = []
         self.validation: Validation | None = None
         self._live = (
@@ -72,7 +71,7 @@ class Watch:
         now = step.seconds
         if self._live is not None and now - self._shown > 0.25:
             self._shown = now
-            parts = [_bar(step), _line(step, self.validation, self.characters)]
+            parts = [_bar(step), _line(step, self.validation, self.unit)]
             if self.plot:
                 parts += [Text(), *curve(self.steps, self.levels, self.console.width)]
             self._live.update(Group(*parts), refresh=True)
@@ -82,7 +81,7 @@ class Watch:
     def _tell(self, step: Step) -> None:
         self._shown = step.seconds
         # One line in a file, however long.
-        self.console.print(_plain(step, self.validation, self.characters), soft_wrap=True)
+        self.console.print(_plain(step, self.validation, self.unit), soft_wrap=True)
 
 
 def _bar(step: Step) -> Text:
@@ -92,20 +91,19 @@ def _bar(step: Step) -> Text:
     return line.append(f"   {clock(left)} left", FAINT)
 
 
-def _line(step: Step, validation: Validation | None, characters: float) -> Text:
+def _line(step: Step, validation: Validation | None, unit: str) -> Text:
     """The figures of a step in one line: loss in nats and in bits, speed, time left or taken."""
     line = Text(f"step {step.step:,}   loss {step.loss:.3f} nats   ")
-    bits = math.log(2) * characters
-    line.append(f"{step.loss / bits:.2f} bits per character", NEW)
+    line.append(f"{step.loss / math.log(2):.2f} bits per {unit}", NEW)
     if validation is not None:
-        line.append(f"   held out {validation.nats / bits:.2f}", OLD)
-    line.append(f"   {step.symbols * characters / max(step.seconds, 1e-9):,.0f} characters/s")
+        line.append(f"   held out {validation.nats / math.log(2):.2f}", OLD)
+    line.append(f"   {step.symbols / max(step.seconds, 1e-9):,.0f} {unit}s/s")
     return line
 
 
-def _plain(step: Step, validation: Validation | None, characters: float) -> Text:
+def _plain(step: Step, validation: Validation | None, unit: str) -> Text:
     left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
-    return _line(step, validation, characters).append(
+    return _line(step, validation, unit).append(
         f"   {clock(left)} left" if step.done < 1 else f"   {clock(step.seconds)}", FAINT
     )
 

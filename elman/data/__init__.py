@@ -1,6 +1,6 @@
 """Text -> symbols -> batches: reading, splitting, tokenizers, and the windows that training walks through.
 
-    files --read_corpus--> Corpus(train, held_out) --learn--> Tokenizer --tokenise--> Tokens [N] --windows--> x, y [T, B]
+    files --read_corpus--> Corpus(train, held_out) --learn--> Tokenizer --tokenise--> Tokens --windows--> x, y [T, B]
 
 Nothing here holds a whole text: a `Text` is read a block at a time, `Tokens` are a file mapped into memory, of which
 slices are int64 tensors. Everything that goes to a model is time-major.
@@ -9,9 +9,8 @@ slices are int64 tensors. Everything that goes to a model is time-major.
 from elman.data.cache import cache_folder, learn, tokenise
 from elman.data.corpus import BUILT_IN, HELD_OUT, Corpus, built_in_text, read_corpus, reread_held_out
 from elman.data.text import Text, open_text, read_text
-from elman.data.tokenizer import KINDS, Tokenizer
+from elman.data.tokenizer import KINDS, UNKNOWN, Tokenizer
 from elman.data.tokens import Counts, Tokens
-from elman.data.vocabulary import UNKNOWN
 from elman.data.windows import Window, Windows, windows
 
 __all__ = [

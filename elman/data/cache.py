@@ -35,16 +35,16 @@ def cache_folder() -> Path:
 
 
 def learn(kind: str, text: Text, vocabulary: int | None, folder: Path | None) -> Tokenizer:
-    """`Tokenizer.learn`, once for every text, kind and size. folder: the cache; None keeps nothing."""
+    """`Tokenizer.of`, once for every text, kind and size. folder: the cache; None keeps nothing."""
     if folder is None:
-        return Tokenizer.learn(kind, text, vocabulary)
+        return Tokenizer.of(kind, text, vocabulary)
     path = folder / f"{_name('tokenizer', kind, vocabulary, text.digest)}.json"
     if path.is_file():
         try:
             return Tokenizer.from_json(path.read_text("utf-8"), path)
         except (OSError, ValueError):  # spoiled: it is made again
             pass
-    tokenizer = Tokenizer.learn(kind, text, vocabulary)
+    tokenizer = Tokenizer.of(kind, text, vocabulary)
     with _told(folder), writing(path) as file:
         file.write(tokenizer.to_json().encode())
     return tokenizer

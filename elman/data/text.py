@@ -24,8 +24,8 @@ _BLOCK = 2**20  # bytes that are read at a time
 
 
 class _Part(Protocol):
-    characters: int
-    size: int
+    @property
+    def characters(self) -> int: ...
 
     def read(self, start: int, stop: int) -> Iterator[str]: ...
 
@@ -51,7 +51,7 @@ class Text:
         """A text that is in memory. Raises DataError where it is no Unicode."""
         raw = encoded(content)
         digest = hashlib.sha256(raw).hexdigest()
-        return cls([_String(content, len(content), len(raw))], name, digest, 0, len(content))
+        return cls([_String(content)], name, digest, 0, len(content))
 
     @property
     def characters(self) -> int:
@@ -130,8 +130,10 @@ def encoded(text: str) -> bytes:
 @dataclass(frozen=True)
 class _String:
     content: str
-    characters: int
-    size: int
+
+    @property
+    def characters(self) -> int:
+        return len(self.content)
 
     def read(self, start: int, stop: int) -> Iterator[str]:
         for at in range(start, stop, _BLOCK):
@@ -160,7 +162,8 @@ class _File:
         self.path = name
         self._spooled: IO[bytes] | None = None  # removed with this object
         self.blocks: list[_Block] = []
-        self.characters = self.size = 0
+        self.size = 0
+        self._characters = 0
         try:
             if name == STDIN or not stat.S_ISREG(os.stat(name).st_mode):
                 self._copy(spool)
@@ -175,8 +178,12 @@ class _File:
                 where=self.name,
                 mend="give readable text files, or a pattern for those in a folder: 'folder/*.txt'",
             ) from error
-        if not self.characters:
+        if not self._characters:
             raise DataError(what="the text is empty", where=self.name, mend="give a file with text in it")
+
+    @property
+    def characters(self) -> int:
+        return self._characters
 
     def _copy(self, spool: Path | None) -> None:
         """What can be read only once becomes a file."""
@@ -206,9 +213,9 @@ class _File:
             if held:
                 skip = next((k for k, byte in enumerate(raw[:3]) if byte & 0xC0 != 0x80), 3)
             check = zlib.crc32(raw)
-            self.blocks.append(_Block(self.size, len(raw), check, skip, self.characters + bool(held)))
+            self.blocks.append(_Block(self.size, len(raw), check, skip, self._characters + bool(held)))
             digest.update(raw if held else raw[skip:])
-            self.characters += len(text)
+            self._characters += len(text)
             self.size += len(raw)
             lines += raw.count(b"\n")
         try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -12,21 +15,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elman.data import vocabulary as make
-from elman.data.pieces import cut_safely
 from elman.data.text import Text, encoded
-from elman.data.vocabulary import CHARACTER, UNKNOWN, byte_symbols
 from elman.errors import DataError, InputError
 
 if TYPE_CHECKING:
     import tokenizers
 
-KINDS = ("characters", "bytes", "words", "bpe")
+UNKNOWN = "<unk>"
 
-_DEFAULT = {"words": 10_000, "bpe": 4096}  # symbols
-_SMALLEST = {"characters": 2, "words": 2, "bpe": 257}
-_GROUP = 16  # pieces at a time keep all cores busy, and memory bounded
-_SAMPLE, _PLACES = 2**25, 64  # characters of a long text that BPE learns from, taken from so many places
+# The tokenizer keeps some 200 bytes for every character that it is working on: pieces keep both cores busy, a
+# group of pieces bounds the memory.
+_PIECE, _GROUP = 4096, 64
+_LONGEST = 2**20  # characters of a piece
+# Words and byte pairs are learnt from so many characters, in so many places of a text.
+_SAMPLE, _PLACES = 2**25, 64
+
+KINDS = ("characters", "bytes", "words", "bpe")
+_WORDS = r"\w+|[^\w\s]+|\n"
+# A place where words and byte pairs may be cut apart: before a space or newline alone between two characters that are
+# no white space. Every pattern that makes tokens of words begins anew there, whatever stands further left. Not \s:
+# Python takes some control characters for white space that the patterns do not.
+_CUT = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 
 class Tokenizer:
@@ -36,69 +45,105 @@ class Tokenizer:
         tokens = tokenizer.encode(text)             # int64 [N]
         assert tokenizer.decode(tokens) == text     # exact
 
-    Four kinds, which `kind` names:
+    characters: a character that the text did not hold becomes the symbol `<unk>`, number 0.
+    bytes: 256 symbols, exact for any text.
+    words: the most frequent words, runs of punctuation, and newlines; others are `<unk>`, and white space is lost.
+    bpe: byte pairs, merged as often as the vocabulary allows; exact for any text.
 
-        characters   those of the text; another one becomes `<unk>`, number 0
-        bytes        the 256 of UTF-8, each by its number: any text, exact
-        words        the most frequent words and marks, with the space before them; another one becomes `<unk>`
-        bpe          bytes, merged to what occurs often (byte-level, as GPT-2): any text, exact
+    Words and byte pairs are learnt from at most 32 million characters, taken evenly from all over a longer text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
-        self.kind = _kind(json.loads(backend.to_str()))
-        alphabet = byte_symbols()
-        ordered = sorted(backend.get_vocab().items(), key=lambda item: item[1])
-        if self.kind in ("bytes", "bpe"):
-            self._bytes = [bytes(alphabet[char] for char in token) for token, _ in ordered]
-        else:
-            self._bytes = [token.encode() for token, _ in ordered]
-        if self.kind == "words":
-            self._bytes[0] = f" {UNKNOWN}".encode()
-        if self.kind == "characters":
-            self._numbers = np.zeros(0x110000, dtype=np.uint32)
-            for token, number in ordered[1:]:
-                self._numbers[ord(token)] = number
 
     @classmethod
-    def learn(cls, kind: str, text: Text, vocabulary: int | None = None) -> Tokenizer:
-        """A tokenizer of a kind for a text.
-
-        vocabulary: how many symbols at most, `<unk>` included; by default all characters, 10,000 words, 4,096 by BPE.
-        BPE learns from at most 32 million characters, taken evenly from all over the text. Raises InputError.
-        """
+    def of(cls, kind: str, text: Text | str, vocabulary: int | None = None) -> Tokenizer:
+        """The tokenizer of a kind, made of a text. vocabulary: how many symbols, for words (default 10,000) and bpe
+        (default 4,096). Raises InputError for other kinds and for sizes that cannot be."""
         if kind not in KINDS:
             raise InputError(
-                what="there is no tokenizer of that kind", where="tokenizer", got=kind, expected=", ".join(KINDS),
+                what="there is no such tokenizer", where="tokenizer", got=kind, expected=", ".join(KINDS),
                 mend="take one of them",
             )  # fmt: skip
-        if vocabulary is not None and (
-            vocabulary != 256 if kind == "bytes" else vocabulary < _SMALLEST[kind]
-        ):
+        if kind in ("characters", "bytes"):
+            if vocabulary is not None:
+                raise InputError(
+                    what=f"the size of the vocabulary of {kind} is what it is", where="vocabulary", got=vocabulary,
+                    mend="leave it out, or take words or bpe",
+                )  # fmt: skip
+            return cls.characters(text) if kind == "characters" else cls.bytes()
+        least = 2 if kind == "words" else 257
+        if vocabulary is not None and vocabulary < least:
             raise InputError(
-                what="the vocabulary cannot be that large" if kind == "bytes" else "the vocabulary is too small",
-                where="vocabulary", got=vocabulary,
-                expected="256, always" if kind == "bytes" else f"at least {_SMALLEST[kind]} for {kind}",
-                mend="leave it out",
+                what=f"the vocabulary of {kind} has at least {least} symbols", where="vocabulary", got=vocabulary,
+                mend="take more, or leave it out",
             )  # fmt: skip
-        size = vocabulary or _DEFAULT.get(kind)
-        if kind == "bytes":
-            return cls(make.bytes_())
-        if kind == "characters":
-            return cls(make.characters(text.pieces(), size))
-        assert size is not None
-        if kind == "words":
-            return cls(make.words(text.pieces(), size))
-        return cls(make.bpe(_sample(text), size))
+        return cls.words(text, vocabulary or 10_000) if kind == "words" else cls.bpe(text, vocabulary or 4096)
 
     @classmethod
-    def characters(cls, text: str) -> Tokenizer:
+    def bytes(cls) -> Tokenizer:
+        """A tokenizer whose symbols are the bytes of UTF-8, by their values."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers
+
+        backend = Backend(models.BPE(_byte_letters(), []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = decoders.ByteLevel()
+        return cls(backend)
+
+    @classmethod
+    def bpe(cls, text: Text | str, vocabulary: int) -> Tokenizer:
+        """Byte pairs, merged within words (GPT-2's pattern).
+
+        Source: Sennrich et al., Neural machine translation of rare words with subword units, 2016.
+        """
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        backend = Backend(models.BPE(_byte_letters(), []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary, initial_alphabet=list(_byte_letters()), show_progress=False
+        )
+        backend.train_from_iterator(_learnt_from(text), trainer)
+        return cls(backend)
+
+    @classmethod
+    def words(cls, text: Text | str, vocabulary: int) -> Tokenizer:
+        """The most frequent words, runs of punctuation, and newlines."""
+        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+        backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=vocabulary, special_tokens=[UNKNOWN], show_progress=False
+        )
+        backend.train_from_iterator(_learnt_from(text), trainer)
+        return cls(backend)
+
+    @classmethod
+    def characters(cls, text: Text | str) -> Tokenizer:
         """A tokenizer whose symbols are the characters of `text`, in the order of their code points."""
-        return cls.learn("characters", Text.of(text))
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Backend
+
+        pieces = [text] if isinstance(text, str) else text.pieces()
+        seen: set[str] = set()
+        for piece in pieces:
+            seen.update(piece)
+        vocabulary = {symbol: number for number, symbol in enumerate([UNKNOWN, *sorted(seen)])}
+        backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        # `.` would leave newlines out.
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+        backend.decoder = decoders.Fuse()  # without a decoder, symbols are joined by spaces
+        return cls(backend)
 
     @classmethod
     def from_json(cls, text: str, where: object = None) -> Tokenizer:
-        """The tokenizer of a `tokenizer.json`. Raises DataError if it is none of ours; `where` names the file."""
+        """The tokenizer of a `tokenizer.json`. Raises DataError if it is none; `where` names the file."""
         from tokenizers import Tokenizer as Backend
 
         try:
@@ -116,83 +161,135 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """The number of symbols, `<unk>` included."""
-        return len(self._bytes)
+        return self.backend.get_vocab_size()
 
     @property
     def unknown(self) -> int | None:
-        """The number of the symbol for what was not in the training text; None where every text can be written."""
-        return 0 if self.kind in ("characters", "words") else None
+        """The number of the symbol that stands for all that the training text did not hold; None if nothing does."""
+        return self.backend.token_to_id(UNKNOWN)
+
+    @cached_property
+    def kind(self) -> str:
+        """Which of KINDS it is."""
+        said = json.loads(self.backend.to_str())
+        if said["model"]["type"] == "BPE":
+            return "bpe" if said["model"]["merges"] else "bytes"
+        return "words" if said["pre_tokenizer"]["pattern"].get("Regex") == _WORDS else "characters"
 
     def encode(self, text: str) -> Tensor:
-        """The symbols of a text: int64 [N]. 10 ms for a megabyte of characters, 0.2 to 0.4 s of words or BPE."""
+        """The symbols of a text: int64 [N]. For a megabyte some 10 ms of characters, half a second of byte pairs."""
         encoded(text)
         parts = [part.astype(np.int64) for part in self.arrays([text])]
         return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
     def arrays(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
-        """The symbols of a text of any size, unsigned integers [some]. How it is cut into pieces makes no difference."""
+        """The symbols of a text of any size, in unsigned integers. How the text is cut makes no difference."""
         if self.kind == "bytes":
             yield from (np.frombuffer(piece.encode(), dtype=np.uint8) for piece in pieces)
         elif self.kind == "characters":
             for piece in pieces:
                 yield self._numbers[np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)]
         else:
-            cut = cut_safely(pieces)
+            cut = _cut(pieces)
             while group := list(islice(cut, _GROUP)):
                 for found in self.backend.encode_batch_fast(group, add_special_tokens=False):
                     yield np.array(found.ids, dtype=np.uint32)
 
-    def decode(self, tokens: Tensor | Iterable[int]) -> str:
-        """The text of symbols: the inverse of `encode`, except that `<unk>` stays what it is.
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """The number of each code point's symbol: what the backend finds for characters, many times as fast."""
+        numbers = np.full(0x110000, self.unknown, dtype=np.uint32)
+        for token, number in self.backend.get_vocab().items():
+            if token != UNKNOWN:
+                numbers[ord(token)] = number
+        return numbers
 
-        Bytes that are no UTF-8 become U+FFFD; `decode_bytes` gives them as they are.
-        """
-        return self.decode_bytes(tokens).decode("utf-8", "replace")
-
-    def decode_bytes(self, tokens: Tensor | Iterable[int]) -> bytes:
-        """The UTF-8 of symbols."""
-        numbers = tokens.tolist() if isinstance(tokens, Tensor) else tokens
-        return b"".join([self._bytes[number] for number in numbers])
-
-    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Text as its symbols come, a piece for each, "" where a character is not whole yet; together, `decode`."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in tokens:
-            yield decoder.decode(self._bytes[token])
-        if rest := decoder.decode(b"", final=True):
-            yield rest
+    @cached_property
+    def _raw(self) -> list[builtins.bytes]:
+        """The bytes of each symbol, of bytes and byte pairs."""
+        letters = _byte_letters()
+        ordered = sorted(self.backend.get_vocab().items(), key=lambda pair: pair[1])
+        return [builtins.bytes(letters[letter] for letter in token) for token, _ in ordered]
 
     def first(self, text: str) -> tuple[int, int]:
-        """(characters, bytes) that are in the first symbol of a text; characters that it only begins do not count."""
+        """(characters, bytes) of a text up to the end of its first symbol, which nothing predicts.
+
+        Characters that the symbol only begins do not count.
+        """
         if self.unknown is None:
-            raw = self._bytes[int(next(self.arrays([text]))[0])]
+            raw = self._raw[int(next(self.arrays([text]))[0])]
             return len(raw.decode("utf-8", "ignore")), len(raw)
-        length = self.backend.encode(text, add_special_tokens=False).offsets[0][1]
+        found = self.backend.encode(text, add_special_tokens=False).offsets
+        length = found[0][1] if found else 0
         return length, len(text[:length].encode())
 
-    def strange(self, text: str) -> list[str]:
-        """What in a short text has no symbol of its own, each once, in order."""
+    def decode(self, tokens: Tensor | Iterable[int]) -> str:
+        """The text of symbols: the inverse of `encode`, but `<unk>` stays what it is, and words are one space apart."""
+        numbers = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
+        text = self.backend.decode(numbers, skip_special_tokens=False)
+        return _NEWLINE.sub("\n", text) if self.kind == "words" else text
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of symbols as they come, in pieces that join to what `decode` gives; the bytes of a character are
+        held back until it is whole."""
         if self.unknown is None:
-            return []
-        found = self.backend.encode(text, add_special_tokens=False)
-        pairs = zip(found.ids, found.offsets, strict=True)
-        return sorted({text[a:b].strip(" ") or " " for number, (a, b) in pairs if number == self.unknown})
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            for token in tokens:
+                if piece := decoder.decode(self._raw[token]):
+                    yield piece
+            if rest := decoder.decode(b"", final=True):
+                yield rest
+            return
+        kept: list[int] = []  # what comes next is decoded behind the last symbol
+        for token in tokens:
+            told = self.decode(kept)
+            kept = [*kept, int(token)]
+            yield self.decode(kept)[len(told) :]
+            kept = kept[-1:]
 
 
-def _kind(config: dict) -> str:
-    """Of a tokenizer.json. Raises ValueError if we would not have written it."""
-    model, before = config["model"], config["pre_tokenizer"] or {}
-    if model["type"] == "BPE" and before.get("type") == "ByteLevel":
-        return "bpe" if before["use_regex"] else "bytes"
-    if model["type"] == "WordLevel" and before.get("type") == "Split":
-        return "characters" if before["pattern"] == {"Regex": CHARACTER} else "words"
-    raise ValueError(f"a {model['type']} of another kind than elman writes")
+_NEWLINE = re.compile(r" ?\n ?")
 
 
-def _sample(text: Text) -> Iterator[str]:
+def _cut(pieces: Iterable[str]) -> Iterator[str]:
+    """A text in parts of about `_PIECE` characters, whose symbols one after another are those of the text.
+
+    A stretch of `_LONGEST` characters without a place to cut is cut all the same, and a symbol there may become two.
+    Where the cuts are depends on the text alone, not on the pieces that come in.
+    """
+    held = ""
+    for piece in pieces:
+        held += piece
+        start = 0
+        while len(held) > start + _PIECE:
+            found, last = _CUT.search(held, start + _PIECE), start + _LONGEST
+            if found is not None and found.start() <= last:
+                end = found.start()
+            elif len(held) > last + 1:  # whether `last` itself is such a place is known
+                end = last
+            else:
+                break
+            yield held[start:end]
+            start = end
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _learnt_from(text: Text | str) -> Iterator[str]:
+    """All of a text, of a long one parts taken evenly from all over, so that memory is bounded."""
+    text = Text.of(text) if isinstance(text, str) else text
     if text.characters <= _SAMPLE:
-        yield from text.pieces()
+        yield from _cut(text.pieces())
         return
     for place in range(_PLACES):
         start = place * text.characters // _PLACES
-        yield from text.cut(start, start + _SAMPLE // _PLACES).pieces()
+        yield from _cut(text.cut(start, start + _SAMPLE // _PLACES).pieces())
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in a byte-level tokenizer -> the byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return {letters[byte]: byte for byte in range(256)}

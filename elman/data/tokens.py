@@ -54,7 +54,7 @@ class Tokens:
     def __getitem__(self, part: slice) -> Tensor:
         found = torch.from_numpy(self.array[part].astype(np.int64))
         if self._file is not None:
-            # Pages stay with the process until the system runs short of memory, so that a pass over a text would seem to
+            # Pages stay with the process until the system runs short of memory, so a pass over a text would seem to
             # need all of it. Giving them back costs nothing: they remain in the system's cache of files.
             self._read += max(len(found) * self.array.itemsize, mmap.PAGESIZE)
             if self._read > _KEPT and hasattr(mmap, "MADV_DONTNEED"):

@@ -9,20 +9,15 @@ from typing import Any
 
 import torch
 
-from elman.data import Counts, Tokens
-from elman.errors import InputError, StateError
+from elman.errors import InputError
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a text. nats: -log p summed over `symbols`, which are all of the text but the first.
-
-    counts: what these symbols stand for; None if nobody knows it.
-    """
+    """nats: -log p summed over `symbols`, which are all of the text but the first."""
 
     nats: float
     symbols: int
-    counts: Counts | None = None
 
     @property
     def nats_per_symbol(self) -> float:
@@ -30,35 +25,8 @@ class Evaluation:
 
     @property
     def bits_per_symbol(self) -> float:
+        """For symbols that are characters: bits per character."""
         return self.nats_per_symbol / math.log(2)
-
-    @property
-    def perplexity(self) -> float:
-        """Per symbol: among so many equally likely ones it was as hard to choose."""
-        return _exp(self.nats_per_symbol)
-
-    @property
-    def bits_per_character(self) -> float:
-        return self.nats / math.log(2) / max(self._counts.characters, 1)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Of UTF-8."""
-        return self.nats / math.log(2) / max(self._counts.bytes, 1)
-
-    @property
-    def word_perplexity(self) -> float:
-        """Per word of the raw text, which is a stretch without white space: whatever the symbols, the same words."""
-        return _exp(self.nats / max(self._counts.words, 1))
-
-    @property
-    def _counts(self) -> Counts:
-        if self.counts is None:
-            raise StateError(
-                what="the text that was measured is not known, only its symbols", where="tokens",
-                mend="evaluate what elman.data.tokenise returns",
-            )  # fmt: skip
-        return self.counts
 
 
 def evaluate(
@@ -66,8 +34,8 @@ def evaluate(
 ) -> Evaluation:
     """-log p(x(2), …, x(N) | x(1)) of a whole text, as one stream with the state carried: exact.
 
-    tokens: [N], N >= 2, a tensor or elman.data.Tokens, of any size. window: steps per call; it bounds memory and does
-    not change the figure. progress: called with (symbols done, symbols in all) after each window.
+    tokens: [N], N >= 2, a tensor or anything whose slices are int64 tensors, of any size. window: steps per call; it
+    bounds memory and does not change the figure. progress: called with (symbols done, in all) after each window.
     """
     total = len(tokens) - 1
     if total < 1:
@@ -92,11 +60,7 @@ def evaluate(
                     progress(end, total)
     finally:
         model.train(training)
-    return Evaluation(nats, total, tokens.counts if isinstance(tokens, Tokens) else None)
-
-
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700 else math.inf
+    return Evaluation(nats, total)
 
 
 def glance(model: Any, tokens: Any, *, symbols: int = 16_384, lanes: int = 32, window: int = 256) -> float:

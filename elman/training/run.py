@@ -17,7 +17,7 @@ from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
 from elman.training.lock import locked
 
-FORMAT = 2  # of the run folder; 2: any tokenizer, and digests of the texts
+FORMAT = 2  # of the run folder; 2: digests of whole texts, and of the tokenizer
 
 
 class Run:
