@@ -25,6 +25,14 @@ with contextlib.suppress(ImportError):  # no compiler was there when elman was i
     _native.poison(True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What commands keep for the next time, those in processes of their own too, goes where pytest cleans up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 class _TorchGenerator:
     """torch's default generator as hypothesis wants one.
 

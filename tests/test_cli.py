@@ -307,7 +307,7 @@ def test_the_demo_shows_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     from elman.app.demo import demo
 
     beginning = data.built_in_text()[:20_000]
-    monkeypatch.setattr(data, "built_in_text", lambda: beginning)
+    monkeypatch.setattr(data.corpus, "built_in_text", lambda: beginning)
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     demo(console, minutes=0.02, out=tmp_path / "demo", seed=0)
     shown = console.file.getvalue()
@@ -374,3 +374,23 @@ def test_help_does_not_wait_for_torch() -> None:
         "assert not {'tokenizers', 'safetensors', 'rich.live'} & (set(sys.modules) - before)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_texts_and_a_cache(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.txt").write_text("a hat.\n" * 9)
+    cache = tmp_path / "cache"
+    run = trained(tmp_path / "*.txt", tmp_path / "run", "--cache", cache, "--tokenizer", "bpe")
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"]["files"] == [str(tmp_path / "more.txt"), str(text)]
+    assert config["tokenizer"]["kind"] == "bpe"
+    kept = sorted(cache.iterdir())
+    assert sorted(path.suffix for path in kept) == sorted([".json", *[".counts", ".tokens"] * 2])
+    first = elman("evaluate", run, "--cache", cache)
+    assert first.exit_code == 0, first.output
+    assert sorted(cache.iterdir()) == kept  # nothing had to be worked out again
+    files = elman("evaluate", run, text, tmp_path / "more.txt", "--cache", cache)
+    piped = CliRunner().invoke(
+        cli.app, ["evaluate", str(run), "-", "--cache", str(cache)], input=TEXT + "a hat.\n" * 9
+    )
+    assert piped.exit_code == 0, piped.output
+    assert piped.output == files.output

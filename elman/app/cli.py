@@ -13,9 +13,7 @@ import typer
 from elman.errors import ElmanError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from elman.data import Tokenizer
+    from elman.data import Tokenizer, Tokens
     from elman.training import Evaluation
 
 app = typer.Typer(
@@ -31,6 +29,12 @@ _MINUTES = 3.0  # of training when nothing is said
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run folder, as --out wrote it.", show_default=False)
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where the symbols of files are kept for the next time. (default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
+    ),
+]
 
 
 @train.command("lm")
@@ -38,7 +42,9 @@ def train_lm(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[FILE]...", help="UTF-8 texts. None: the Python manual that ships with Python."
+            metavar="[FILE]...",
+            help="UTF-8 texts of any size, one after another; 'patterns/*.txt'; - for standard input. "
+            "None: the Python manual that ships with Python.",
         ),
     ] = None,
     valid: Annotated[
@@ -53,6 +59,7 @@ def train_lm(
     vocabulary: Annotated[
         int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)")
     ] = None,
+    cache: Cache = None,
     cell: Annotated[
         str,
         typer.Option(
@@ -126,10 +133,11 @@ def train_lm(
     model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, weight_decay, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience, tensorboard)
-    text = jobs.TextSettings(tokenizer, vocabulary)
+    text = jobs.TextSettings(tokenizer, vocabulary, cache)
     with Processes(precision, device) as processes:
-        job = jobs.prepare(files or [], valid, model, training, keeping, text, processes)
         console = _console(plain=quiet, silent=not processes.first)
+        with console.status("reading the text …") as status:
+            job = jobs.prepare(files or [], valid, model, training, keeping, text, processes, status.update)
         unit = _unit(job.tokenizer)
         console.print(
             f"{len(job.tokens):,} {unit}s to learn from, {len(job.held_out):,} held out, "
@@ -149,35 +157,44 @@ def train_lm(
         elif processes.first:
             with console.status("measuring on the held-out text …"):
                 figure = evaluate(job.model, job.held_out)
-            _tell(figure, job.corpus.held_out, job.held_out, job.tokenizer)
+            _tell(figure, job.held_out, job.tokenizer)
 
 
 @app.command("evaluate")
 def evaluate_run(
     folder: RunFolder,
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[FILE]", help="A UTF-8 text. None: the one held out in training."),
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FILE]...",
+            help="UTF-8 texts, one after another; 'patterns/*.txt'; - for standard input. "
+            "None: the one held out in training.",
+        ),
     ] = None,
+    cache: Cache = None,
 ) -> None:
     """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
-    from elman.data import read_text, reread_corpus
+    from elman.app.jobs import symbols_of
+    from elman.data import cache_folder, open_text, reread_held_out
     from elman.models import LanguageModel
     from elman.training import Run, evaluate
 
     run = Run.open(folder)
-    text = reread_corpus(run.config["data"]).held_out if file is None else read_text(file)
     tokenizer = run.tokenizer
-    tokens = tokenizer.encode(text)
     console = _console()
     with console.status("reading …") as status:
+        if files:
+            text = open_text(files, spool=cache or cache_folder())
+        else:
+            text = reread_held_out(run.config["data"])
+        tokens = symbols_of(text, tokenizer, cache, status.update)
         figure = evaluate(
             LanguageModel.load(run),
             tokens,
-            progress=lambda done, total: status.update(f"{done:,} of {total:,} characters"),
+            progress=lambda done, total: status.update(f"{done:,} of {total:,} {_unit(tokenizer)}s"),
         )
-    _tell(figure, text, tokens, tokenizer)
-    strange = 0 if tokenizer.unknown is None else int((tokens == tokenizer.unknown).sum())
+    _tell(figure, tokens, tokenizer)
+    strange = 0 if tokens.counts is None else tokens.counts.unknown
     if strange:
         unit = _unit(tokenizer)
         _note(f"{unit}s that the model does not know: {strange:,}; they count as one symbol, <unk>")
@@ -298,19 +315,19 @@ def _unit(tokenizer: Tokenizer) -> str:
     return {"characters": "character", "bytes": "byte", "words": "word", "bpe": "token"}[tokenizer.kind]
 
 
-def _tell(figure: Evaluation, text: str, tokens: Tensor, tokenizer: Tokenizer) -> None:
+def _tell(figure: Evaluation, tokens: Tokens, tokenizer: Tokenizer) -> None:
     """The figures of a text: per symbol, and per character, byte and word of the text itself."""
     unit, bits = _unit(tokenizer), figure.nats / math.log(2)
     typer.echo(
         f"{figure.bits_per_symbol:.4f} bits per {unit} ({figure.nats_per_symbol:.4f} nats), "
         f"over {figure.symbols:,} {unit}s"
     )
-    # The first symbol is given, not predicted.
-    rest = text.removeprefix(tokenizer.decode(tokens[:1]))
-    per_word = figure.nats / max(len(text.split()), 1)
+    counts = tokens.counts  # without the first symbol, which is given, not predicted
+    assert counts is not None
+    per_word = figure.nats / max(counts.words, 1)
     said = [
-        f"{bits / max(len(rest), 1):.4f} per character",
-        f"{bits / max(len(rest.encode()), 1):.4f} per byte",
+        f"{bits / max(counts.characters, 1):.4f} per character",
+        f"{bits / max(counts.bytes, 1):.4f} per byte",
         f"perplexity {math.exp(figure.nats_per_symbol):.2f} per {unit}",
         f"{math.exp(min(per_word, 700)):.4g} per word",
     ]

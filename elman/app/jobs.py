@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,9 @@ from types import FrameType
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from elman.app.screen import Level, Watch
-from elman.data import Corpus, Tokenizer, read_corpus
+from elman.data import Corpus, Text, Tokenizer, Tokens, cache_folder, learn, read_corpus, tokenise
 from elman.errors import DataError, InputError
 from elman.models import LanguageModel, NGram
 from elman.recurrent import Recurrent
@@ -50,10 +50,14 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What a text is made of: see elman.data.Tokenizer. vocabulary: None for the kind's own size."""
+    """What a text is made of: see elman.data.Tokenizer. vocabulary: None for the kind's own size.
+
+    cache: the folder for the symbols of files; None: elman.data.cache_folder().
+    """
 
     tokenizer: str = "characters"
     vocabulary: int | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,15 @@ class KeepingSettings:
 
 @dataclass
 class Job:
-    """A language model about to be trained. tokens, held_out: int64 [N], the two parts of the corpus.
+    """A language model about to be trained. tokens, held_out: the two parts of the corpus as symbols.
 
     config: of the run folder. processes: those that train it.
     """
 
     corpus: Corpus
     tokenizer: Tokenizer
-    tokens: Tensor
-    held_out: Tensor
+    tokens: Tokens
+    held_out: Tokens
     model: LanguageModel
     training: TrainingSettings
     keeping: KeepingSettings
@@ -106,7 +110,7 @@ class Job:
         """Bits per character of a unigram and of a 5-gram model on the held-out text."""
         orders = {"unigram": 1, "5-gram": 5}
         return [
-            Level(name, NGram(self.tokens, self.tokenizer.size, order).bits_per_symbol(self.held_out))
+            Level(name, NGram(self.tokens[:], self.tokenizer.size, order).bits_per_symbol(self.held_out[:]))
             for name, order in orders.items()
         ]
 
@@ -192,14 +196,33 @@ def prepare(
     keeping: KeepingSettings,
     text: TextSettings = TextSettings(),
     processes: Processes | None = None,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> Job:
-    """Read the text, make the tokenizer and the untrained model, and check the settings; no folder is made yet."""
+    """Read the text, make the tokenizer and the untrained model, and check the settings; no run folder is made yet.
+
+    tell: is given words on what takes its time.
+    """
     processes = processes or Processes()
-    corpus = read_corpus(files, valid)
-    tokenizer = Tokenizer.of(text.tokenizer, corpus.train, text.vocabulary)
+    if processes.count > 1 and "-" in map(str, files):
+        raise InputError(
+            what="standard input can be read by one process only", where="-", got=f"{processes.count} processes",
+            mend="write it to a file first",
+        )  # fmt: skip
+
+    def read() -> tuple[Corpus, Tokenizer, Tokens, Tokens]:
+        # The text that comes with Python is in memory anyway, and small.
+        cache = (text.cache or cache_folder()) if files or valid else None
+        tell("reading the text …")
+        corpus = read_corpus(files, valid, spool=cache)
+        tell("choosing the symbols …")
+        tokenizer = learn(text.tokenizer, corpus.train, text.vocabulary, cache)
+        tokens = tokenise(corpus.train, tokenizer, cache, _said(tell))
+        return corpus, tokenizer, tokens, tokenise(corpus.held_out, tokenizer, cache, _said(tell))
+
+    # The others find in the cache what the first one has worked out.
+    corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model)).to(processes.device)
-    tokens, held_out = tokenizer.encode(corpus.train), tokenizer.encode(corpus.held_out)
     Training(network, tokens, **asdict(training), processes=processes)
     for name, value in (("--checkpoint-every", keeping.checkpoint_every), ("--patience", keeping.patience)):
         if value is not None and value < 1:
@@ -208,9 +231,25 @@ def prepare(
         raise InputError(
             what="--resume is auto or never", where="--resume", got=keeping.resume, mend="take one of them"
         )
-    config = {"task": "lm", **network.settings, "data": corpus.source}
-    config["training"] = asdict(training) | {"precision": processes.precision}
+    # A run that is gone on with has to have the symbols that it began with.
+    symbols = {"kind": tokenizer.kind, "digest": hashlib.sha256(tokenizer.to_json().encode()).hexdigest()}
+    config = {
+        "task": "lm", **network.settings, "tokenizer": symbols, "data": corpus.source,
+        "training": asdict(training) | {"precision": processes.precision},
+    }  # fmt: skip
     return Job(corpus, tokenizer, tokens, held_out, network, training, keeping, config, processes)
+
+
+def symbols_of(
+    text: Text, tokenizer: Tokenizer, cache: Path | None, tell: Callable[[str], None] = lambda words: None
+) -> Tokens:
+    """The symbols of a text, from the cache if they are there."""
+    return tokenise(text, tokenizer, cache or cache_folder(), _said(tell))
+
+
+def _said(tell: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Progress in words."""
+    return lambda done, total: tell(f"turning the text into symbols: {done / total:.0%}")
 
 
 def continuation(

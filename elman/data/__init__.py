@@ -1,22 +1,17 @@
-"""Text -> symbols -> batches: reading, splitting, the tokenizer, and the windows that training walks through.
+"""Text -> symbols -> batches: reading, splitting, tokenizers, and the windows that training walks through.
 
-    files --read_corpus--> Corpus(train, held_out) --Tokenizer.encode--> [N] --windows--> x [T, B], y [T, B]
+    files --read_corpus--> Corpus(train, held_out) --learn--> Tokenizer --tokenise--> Tokens --windows--> x, y [T, B]
 
-A symbol is an int64; a text of N symbols is a tensor [N]. Everything that goes to a model is time-major.
+Nothing here holds a whole text: a `Text` is read a block at a time, `Tokens` are a file mapped into memory, of which
+slices are int64 tensors. Everything that goes to a model is time-major.
 """
 
-from elman.data.text import (
-    BUILT_IN,
-    HELD_OUT,
-    Corpus,
-    built_in_text,
-    digest,
-    read_corpus,
-    read_text,
-    reread_corpus,
-)
+from elman.data.cache import cache_folder, learn, tokenise
+from elman.data.corpus import BUILT_IN, HELD_OUT, Corpus, built_in_text, read_corpus, reread_held_out
+from elman.data.text import Text, open_text, read_text
 from elman.data.tokenizer import KINDS, UNKNOWN, Tokenizer
-from elman.data.windows import Window, windows
+from elman.data.tokens import Counts, Tokens
+from elman.data.windows import Window, Windows, windows
 
 __all__ = [
     "BUILT_IN",
@@ -24,12 +19,19 @@ __all__ = [
     "KINDS",
     "UNKNOWN",
     "Corpus",
+    "Counts",
+    "Text",
     "Tokenizer",
+    "Tokens",
     "Window",
+    "Windows",
     "built_in_text",
-    "digest",
+    "cache_folder",
+    "learn",
+    "open_text",
     "read_corpus",
     "read_text",
-    "reread_corpus",
+    "reread_held_out",
+    "tokenise",
     "windows",
 ]

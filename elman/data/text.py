@@ -1,122 +1,271 @@
-"""Files -> text: reading, splitting, and finding the same text again."""
+"""Files -> text of any size: read a block at a time, checked once, and again each time it is read."""
 
 from __future__ import annotations
 
+import codecs
+import glob
 import hashlib
-from collections.abc import Sequence
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, Protocol
 
 from elman.errors import DataError
 
-HELD_OUT = 0.1  # the share of the text, at its end, that is held out where it has no text of its own
-BUILT_IN = "the Python manual (pydoc_data.topics)"
+STDIN = "-"
+_BLOCK = 2**20  # bytes that are read at a time
 
 
-def built_in_text() -> str:
-    """The Python language manual that ships with CPython: `pydoc_data.topics`, its topics in sorted order.
+class _Part(Protocol):
+    @property
+    def characters(self) -> int: ...
 
-    About 460,000 characters of English prose, grammar and code. It differs a little between versions of
-    Python.
+    def read(self, start: int, stop: int) -> Iterator[str]: ...
+
+
+class Text:
+    """A text of any size: files one after another, or a string. Never all in memory.
+
+        text = open_text(["one.txt", "two.txt"])
+        head, tail = text.cut(0, 1000), text.cut(1000, text.characters)
+        for piece in tail.pieces():
+            …
+
+    name: what it is called in errors. digest: of its content, in hexadecimal; equal digests are equal texts.
+    characters: its length.
     """
-    from pydoc_data.topics import topics
 
-    return "\n".join(topics[name] for name in sorted(topics))
+    def __init__(self, parts: Sequence[_Part], name: str, digest: str, start: int, stop: int) -> None:
+        self.parts, self.name, self.digest = tuple(parts), name, digest
+        self.start, self.stop = start, stop
+
+    @classmethod
+    def of(cls, content: str, name: str = "the text") -> Text:
+        """A text that is in memory. Raises DataError where it is no Unicode."""
+        raw = encoded(content)
+        digest = hashlib.sha256(raw).hexdigest()
+        return cls([_String(content)], name, digest, 0, len(content))
+
+    @property
+    def characters(self) -> int:
+        return self.stop - self.start
+
+    def cut(self, start: int, stop: int) -> Text:
+        """The characters from `start` to before `stop`, which are those of this text."""
+        start, stop = self.start + start, self.start + stop
+        if (start, stop) == (self.start, self.stop):
+            return self
+        digest = hashlib.sha256(f"{self.digest} {start - self.start} {stop - self.start}".encode())
+        return Text(self.parts, self.name, digest.hexdigest(), start, stop)
+
+    def pieces(self) -> Iterator[str]:
+        """The text, some of it at a time. Raises DataError if a file is not what it was when it was opened."""
+        before = 0
+        for part in self.parts:
+            if before < self.stop and before + part.characters > self.start:
+                start, stop = max(self.start - before, 0), min(self.stop - before, part.characters)
+                yield from part.read(start, stop)
+            before += part.characters
+
+    def __str__(self) -> str:
+        return "".join(self.pieces())
+
+
+def open_text(files: Sequence[str | Path], *, spool: Path | None = None) -> Text:
+    """The UTF-8 texts of files one after another, newlines as they stand; byte order marks are dropped.
+
+    A name may be a pattern (`books/**/*.txt`, in sorted order), and "-" is standard input, which is copied to a
+    temporary file in the folder `spool`, as a pipe is. Each file is read through here once, which finds what is wrong.
+
+    Raises DataError where a file cannot be read, is empty, or is not UTF-8; `where` then ends in the byte offset.
+    """
+    names = expand(files)
+    digest = hashlib.sha256()
+    parts = [_File(name, digest, spool) for name in names]
+    characters = sum(part.characters for part in parts)
+    return Text(parts, ", ".join(part.name for part in parts), digest.hexdigest(), 0, characters)
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, newlines as they stand; a byte order mark is dropped.
+    """The text of one file as a string. Raises as `open_text`."""
+    return str(open_text([path]))
 
-    Raises DataError where the file cannot be read, is empty, or is not UTF-8; `where` then ends in the byte
-    offset.
-    """
-    path = Path(path)
+
+def expand(files: Sequence[str | Path]) -> list[str]:
+    """The files that names and patterns stand for. Raises DataError for a pattern that no file matches."""
+    found: list[str] = []
+    for name in map(str, files):
+        if name == STDIN or not glob.has_magic(name) or os.path.exists(name):
+            found.append(name)
+            continue
+        matches = sorted(match for match in glob.glob(name, recursive=True) if not os.path.isdir(match))
+        if not matches:
+            raise DataError(
+                what="no file matches the pattern", where=name, mend="mend it, or name the files themselves"
+            )
+        found += matches
+    return found
+
+
+def encoded(text: str) -> bytes:
+    """A string as UTF-8. Raises DataError where it holds half a character."""
     try:
-        raw = path.read_bytes()
-    except OSError as error:
+        return text.encode()
+    except UnicodeEncodeError as error:
         raise DataError(
-            what=f"the text cannot be read: {error.strerror or error}",
-            where=path,
-            mend="give the path of a readable text file",
-        ) from error
-    if not raw:
-        raise DataError(what="the text is empty", where=path, mend="give a file with text in it")
-    try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            what=f"the text is not UTF-8: {error.reason}",
-            where=f"{path}, byte offset {error.start} (line {line})",
-            got=raw[error.start : error.start + 4].hex(" "),
-            expected="UTF-8",
-            mend=f"convert it: iconv -f LATIN1 -t UTF-8 '{path}' > text.txt (put its encoding for LATIN1), "
-            "or mend that byte",
+            what="the text holds half a character (a lone surrogate)",
+            where=f"character {error.start}",
+            got=repr(text[error.start]),
+            mend="give text that was decoded as UTF-8",
         ) from error
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """What a model learns from, what it is measured on, and where the two came from.
+class _String:
+    content: str
 
-    source: {"files": [path, …] (empty: the built-in text), "valid": path or None, "digest": of the held-out
-    text}.
+    @property
+    def characters(self) -> int:
+        return len(self.content)
+
+    def read(self, start: int, stop: int) -> Iterator[str]:
+        for at in range(start, stop, _BLOCK):
+            yield self.content[at : min(at + _BLOCK, stop)]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some bytes of a file. check: CRC-32 of them. skip: those at its beginning that belong to no character of its own.
+
+    before: characters of the file that begin before the first one that begins in here.
     """
 
-    train: str
-    held_out: str
-    source: dict
+    offset: int
+    size: int
+    check: int
+    skip: int
+    before: int
 
 
-def read_corpus(files: Sequence[str | Path] = (), valid: str | Path | None = None) -> Corpus:
-    """The texts of `files` one after another (the built-in text if there is none), their last tenth held out.
+class _File:
+    """A file that was found to be text, as it was then."""
 
-    With `valid` nothing is cut off: that file is held out instead.
-
-    Raises DataError for a file that cannot be used, and where a part is left with fewer than two characters.
-    """
-    text = "".join(read_text(path) for path in files) if files else built_in_text()
-    if valid is not None:
-        train, held_out = text, read_text(valid)
-    else:
-        cut = len(text) - int(len(text) * HELD_OUT)
-        train, held_out = text[:cut], text[cut:]
-    for part, role in ((train, "training"), (held_out, "held-out")):
-        if len(part) < 2:
+    def __init__(self, name: str, digest: Any, spool: Path | None) -> None:
+        self.name = "standard input" if name == STDIN else name
+        self.path = name
+        self._spooled: IO[bytes] | None = None  # removed with this object
+        self.blocks: list[_Block] = []
+        self.size = 0
+        self._characters = 0
+        try:
+            if name == STDIN or not stat.S_ISREG(os.stat(name).st_mode):
+                self._copy(spool)
+            with open(self.path, "rb") as file:
+                before = _stamp(file)
+                self._survey(file, digest)
+                if _stamp(file) != before or self.size != before[0]:
+                    raise self._changed(self.size)
+        except OSError as error:
             raise DataError(
-                what=f"the {role} text is too short to predict a symbol from another",
-                where=", ".join(map(str, files if part is train or valid is None else [valid])) or BUILT_IN,
-                got=f"{len(part)} characters",
-                expected="at least 2",
-                mend="give more text, or a file of its own with --valid",
-            )
-    source = {
-        "files": [str(Path(path).resolve()) for path in files],
-        "valid": None if valid is None else str(Path(valid).resolve()),
-        "digest": digest(held_out),
-    }
-    return Corpus(train, held_out, source)
+                what=f"the text cannot be read: {error.strerror or error}",
+                where=self.name,
+                mend="give readable text files, or a pattern for those in a folder: 'folder/*.txt'",
+            ) from error
+        if not self._characters:
+            raise DataError(what="the text is empty", where=self.name, mend="give a file with text in it")
 
+    @property
+    def characters(self) -> int:
+        return self._characters
 
-def reread_corpus(source: dict) -> Corpus:
-    """The corpus that `source` describes, read again.
+    def _copy(self, spool: Path | None) -> None:
+        """What can be read only once becomes a file."""
+        if spool is not None:
+            spool.mkdir(parents=True, exist_ok=True)
+        self._spooled = tempfile.NamedTemporaryFile(dir=spool, prefix=".text.")  # noqa: SIM115
+        if self.path == STDIN:
+            shutil.copyfileobj(sys.stdin.buffer, self._spooled, _BLOCK)
+        else:
+            with open(self.path, "rb") as pipe:
+                shutil.copyfileobj(pipe, self._spooled, _BLOCK)
+        self._spooled.flush()
+        self.path = self._spooled.name
 
-    Raises DataError if its held-out text is no longer the one that `source` was made from: figures measured
-    on the two would not compare.
-    """
-    corpus = read_corpus(source["files"], source["valid"])
-    if corpus.source["digest"] != source["digest"]:
-        raise DataError(
-            what="the held-out text is not the one of the training run any more",
-            where=source["valid"] or ", ".join(source["files"]) or BUILT_IN,
-            got=f"digest {corpus.source['digest'][:12]}",
-            expected=f"digest {source['digest'][:12]}",
-            mend="name the text to evaluate on"
-            + ("" if source["files"] else " (the manual differs between versions of Python)"),
+    def _survey(self, file: IO[bytes], digest: Any) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        lines = 0
+        while raw := file.read(_BLOCK):
+            held = decoder.getstate()[0]  # the beginning of a character that the last block cut
+            skip = 0
+            if self.size == 0 and raw.startswith(codecs.BOM_UTF8):
+                skip = len(codecs.BOM_UTF8)
+            try:
+                text = decoder.decode(raw[skip:])
+            except UnicodeDecodeError as error:
+                raise self._broken(error, self.size + skip - len(held), lines) from error
+            if held:
+                skip = next((k for k, byte in enumerate(raw[:3]) if byte & 0xC0 != 0x80), 3)
+            check = zlib.crc32(raw)
+            self.blocks.append(_Block(self.size, len(raw), check, skip, self._characters + bool(held)))
+            digest.update(raw if held else raw[skip:])
+            self._characters += len(text)
+            self.size += len(raw)
+            lines += raw.count(b"\n")
+        try:
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            raise self._broken(error, self.size - len(error.object), lines) from error
+
+    def read(self, start: int, stop: int) -> Iterator[str]:
+        first = bisect_right(self.blocks, start, key=lambda block: block.before) - 1
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        at = self.blocks[first].before
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.blocks[first].offset)
+                for number, block in enumerate(self.blocks[first:]):
+                    if at >= stop:
+                        return
+                    raw = file.read(block.size)
+                    if len(raw) != block.size or zlib.crc32(raw) != block.check:
+                        raise self._changed(block.offset)
+                    text = decoder.decode(raw if number else raw[block.skip :])
+                    yield text[max(start - at, 0) : stop - at]
+                    at += len(text)
+        except OSError as error:
+            raise DataError(
+                what=f"the text cannot be read any more: {error.strerror or error}",
+                where=self.name,
+                mend="put it back and begin again",
+            ) from error
+
+    def _broken(self, error: UnicodeDecodeError, base: int, lines: int) -> DataError:
+        """base: the offset in the file of the bytes that the error is about. lines: that ended before them."""
+        line = lines + error.object.count(b"\n", 0, error.start) + 1
+        return DataError(
+            what=f"the text is not UTF-8: {error.reason}",
+            where=f"{self.name}, byte offset {base + error.start} (line {line})",
+            got=error.object[error.start : error.start + 4].hex(" "),
+            expected="UTF-8",
+            mend=f"convert it: iconv -f LATIN1 -t UTF-8 '{self.name}' > text.txt (put its encoding for LATIN1), "
+            "or mend that byte",
         )
-    return corpus
+
+    def _changed(self, offset: int) -> DataError:
+        return DataError(
+            what="the file changed while it was being read",
+            where=f"{self.name}, from byte offset {offset} on, or in the {_BLOCK:,} bytes after it",
+            mend="wait until nobody writes to it any more, and begin again",
+        )
 
 
-def digest(text: str) -> str:
-    """SHA-256 of the text as UTF-8, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def _stamp(file: IO[bytes]) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import builtins
+import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from elman.data.text import Text, encoded
 from elman.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -20,13 +26,16 @@ UNKNOWN = "<unk>"
 # The tokenizer keeps some 200 bytes for every character that it is working on: pieces keep both cores busy, a
 # group of pieces bounds the memory.
 _PIECE, _GROUP = 4096, 64
-
+_LONGEST = 2**20  # characters of a piece
+# Words and byte pairs are learnt from so many characters, in so many places of a text.
+_SAMPLE, _PLACES = 2**25, 64
 
 KINDS = ("characters", "bytes", "words", "bpe")
 _WORDS = r"\w+|[^\w\s]+|\n"
 # A place where words and byte pairs may be cut apart: before a space or newline alone between two characters that are
-# none. Every pattern that makes tokens of words begins anew there, whatever stands further left.
-_CUT = re.compile(r"(?<=\S)\s(?=\S)")
+# no white space. Every pattern that makes tokens of words begins anew there, whatever stands further left. Not \s:
+# Python takes some control characters for white space that the patterns do not.
+_CUT = re.compile(r"(?<=\S)[ \n](?=\S)")
 
 
 class Tokenizer:
@@ -40,13 +49,15 @@ class Tokenizer:
     bytes: 256 symbols, exact for any text.
     words: the most frequent words, runs of punctuation, and newlines; others are `<unk>`, and white space is lost.
     bpe: byte pairs, merged as often as the vocabulary allows; exact for any text.
+
+    Words and byte pairs are learnt from at most 32 million characters, taken evenly from all over a longer text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
 
     @classmethod
-    def of(cls, kind: str, text: str, vocabulary: int | None = None) -> Tokenizer:
+    def of(cls, kind: str, text: Text | str, vocabulary: int | None = None) -> Tokenizer:
         """The tokenizer of a kind, made of a text. vocabulary: how many symbols, for words (default 10,000) and bpe
         (default 4,096). Raises InputError for other kinds and for sizes that cannot be."""
         if kind not in KINDS:
@@ -81,7 +92,7 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def bpe(cls, text: str, vocabulary: int) -> Tokenizer:
+    def bpe(cls, text: Text | str, vocabulary: int) -> Tokenizer:
         """Byte pairs, merged within words (GPT-2's pattern).
 
         Source: Sennrich et al., Neural machine translation of rare words with subword units, 2016.
@@ -95,11 +106,11 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary, initial_alphabet=list(_byte_letters()), show_progress=False
         )
-        backend.train_from_iterator(_pieces(text, whole=False), trainer)
+        backend.train_from_iterator(_learnt_from(text), trainer)
         return cls(backend)
 
     @classmethod
-    def words(cls, text: str, vocabulary: int) -> Tokenizer:
+    def words(cls, text: Text | str, vocabulary: int) -> Tokenizer:
         """The most frequent words, runs of punctuation, and newlines."""
         from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
         from tokenizers import Tokenizer as Backend
@@ -110,16 +121,20 @@ class Tokenizer:
         trainer = trainers.WordLevelTrainer(
             vocab_size=vocabulary, special_tokens=[UNKNOWN], show_progress=False
         )
-        backend.train_from_iterator(_pieces(text, whole=False), trainer)
+        backend.train_from_iterator(_learnt_from(text), trainer)
         return cls(backend)
 
     @classmethod
-    def characters(cls, text: str) -> Tokenizer:
+    def characters(cls, text: Text | str) -> Tokenizer:
         """A tokenizer whose symbols are the characters of `text`, in the order of their code points."""
         from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Backend
 
-        vocabulary = {symbol: number for number, symbol in enumerate([UNKNOWN, *sorted(set(text))])}
+        pieces = [text] if isinstance(text, str) else text.pieces()
+        seen: set[str] = set()
+        for piece in pieces:
+            seen.update(piece)
+        vocabulary = {symbol: number for number, symbol in enumerate([UNKNOWN, *sorted(seen)])}
         backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
         # `.` would leave newlines out.
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -153,7 +168,7 @@ class Tokenizer:
         """The number of the symbol that stands for all that the training text did not hold; None if nothing does."""
         return self.backend.token_to_id(UNKNOWN)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """Which of KINDS it is."""
         said = json.loads(self.backend.to_str())
@@ -162,24 +177,51 @@ class Tokenizer:
         return "words" if said["pre_tokenizer"]["pattern"].get("Regex") == _WORDS else "characters"
 
     def encode(self, text: str) -> Tensor:
-        """The symbols of a text: int64 [N]. About half a second for a megabyte on two cores."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                what="the text holds half a character (a lone surrogate)",
-                where=f"character {error.start}",
-                got=repr(text[error.start]),
-                mend="give text that was decoded as UTF-8",
-            ) from error
-        pieces = list(_pieces(text, whole=self.kind in ("characters", "bytes")))
-        parts = [torch.empty(0, dtype=torch.int64)]
-        for start in range(0, len(pieces), _GROUP):
-            for piece in self.backend.encode_batch_fast(
-                pieces[start : start + _GROUP], add_special_tokens=False
-            ):
-                parts.append(torch.tensor(piece.ids, dtype=torch.int64))
-        return torch.cat(parts)
+        """The symbols of a text: int64 [N]. For a megabyte some 10 ms of characters, half a second of byte pairs."""
+        encoded(text)
+        parts = [part.astype(np.int64) for part in self.arrays([text])]
+        return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
+
+    def arrays(self, pieces: Iterable[str]) -> Iterator[np.ndarray]:
+        """The symbols of a text of any size, in unsigned integers. How the text is cut makes no difference."""
+        if self.kind == "bytes":
+            yield from (np.frombuffer(piece.encode(), dtype=np.uint8) for piece in pieces)
+        elif self.kind == "characters":
+            for piece in pieces:
+                yield self._numbers[np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)]
+        else:
+            cut = _cut(pieces)
+            while group := list(islice(cut, _GROUP)):
+                for found in self.backend.encode_batch_fast(group, add_special_tokens=False):
+                    yield np.array(found.ids, dtype=np.uint32)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """The number of each code point's symbol: what the backend finds for characters, many times as fast."""
+        numbers = np.full(0x110000, self.unknown, dtype=np.uint32)
+        for token, number in self.backend.get_vocab().items():
+            if token != UNKNOWN:
+                numbers[ord(token)] = number
+        return numbers
+
+    @cached_property
+    def _raw(self) -> list[builtins.bytes]:
+        """The bytes of each symbol, of bytes and byte pairs."""
+        letters = _byte_letters()
+        ordered = sorted(self.backend.get_vocab().items(), key=lambda pair: pair[1])
+        return [builtins.bytes(letters[letter] for letter in token) for token, _ in ordered]
+
+    def first(self, text: str) -> tuple[int, int]:
+        """(characters, bytes) of a text up to the end of its first symbol, which nothing predicts.
+
+        Characters that the symbol only begins do not count.
+        """
+        if self.unknown is None:
+            raw = self._raw[int(next(self.arrays([text]))[0])]
+            return len(raw.decode("utf-8", "ignore")), len(raw)
+        found = self.backend.encode(text, add_special_tokens=False).offsets
+        length = found[0][1] if found else 0
+        return length, len(text[:length].encode())
 
     def decode(self, tokens: Tensor | Iterable[int]) -> str:
         """The text of symbols: the inverse of `encode`, but `<unk>` stays what it is, and words are one space apart."""
@@ -190,37 +232,59 @@ class Tokenizer:
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
         """The text of symbols as they come, in pieces that join to what `decode` gives; the bytes of a character are
         held back until it is whole."""
-        kept: list[int] = []  # the last symbols: what comes next is decoded behind them
-        told = ""
+        if self.unknown is None:
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            for token in tokens:
+                if piece := decoder.decode(self._raw[token]):
+                    yield piece
+            if rest := decoder.decode(b"", final=True):
+                yield rest
+            return
+        kept: list[int] = []  # what comes next is decoded behind the last symbol
         for token in tokens:
-            kept.append(int(token))
-            text = self.decode(kept)
-            if text.endswith(_HALF) and len(kept) < 8:
-                continue
-            yield text[len(told) :]
-            kept = kept[-1:]
             told = self.decode(kept)
-        if len(kept) > 1:
+            kept = [*kept, int(token)]
             yield self.decode(kept)[len(told) :]
+            kept = kept[-1:]
 
 
-_HALF = "\ufffd"  # what stands for bytes that are no character
 _NEWLINE = re.compile(r" ?\n ?")
 
 
-def _pieces(text: str, whole: bool) -> Iterator[str]:
+def _cut(pieces: Iterable[str]) -> Iterator[str]:
     """A text in parts of about `_PIECE` characters, whose symbols one after another are those of the text.
 
-    whole: each character stands for itself, so that any cut is right.
+    A stretch of `_LONGEST` characters without a place to cut is cut all the same, and a symbol there may become two.
+    Where the cuts are depends on the text alone, not on the pieces that come in.
     """
-    start = 0
-    while start < len(text):
-        end = start + _PIECE
-        if not whole and end < len(text):
-            found = _CUT.search(text, end)
-            end = found.start() if found is not None else len(text)
-        yield text[start:end]
-        start = end
+    held = ""
+    for piece in pieces:
+        held += piece
+        start = 0
+        while len(held) > start + _PIECE:
+            found, last = _CUT.search(held, start + _PIECE), start + _LONGEST
+            if found is not None and found.start() <= last:
+                end = found.start()
+            elif len(held) > last + 1:  # whether `last` itself is such a place is known
+                end = last
+            else:
+                break
+            yield held[start:end]
+            start = end
+        held = held[start:]
+    if held:
+        yield held
+
+
+def _learnt_from(text: Text | str) -> Iterator[str]:
+    """All of a text, of a long one parts taken evenly from all over, so that memory is bounded."""
+    text = Text.of(text) if isinstance(text, str) else text
+    if text.characters <= _SAMPLE:
+        yield from _cut(text.pieces())
+        return
+    for place in range(_PLACES):
+        start = place * text.characters // _PLACES
+        yield from _cut(text.cut(start, start + _SAMPLE // _PLACES).pieces())
 
 
 def _byte_letters() -> dict[str, int]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from elman.errors import InputError
 
@@ -31,12 +30,12 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any, tokens: Tensor, *, window: int = 1000, progress: Callable[[int, int], None] | None = None
+    model: Any, tokens: Any, *, window: int = 1000, progress: Callable[[int, int], None] | None = None
 ) -> Evaluation:
     """-log p(x(2), …, x(N) | x(1)) of a whole text, as one stream with the state carried: exact.
 
-    tokens: int64 [N], N >= 2. window: steps per call; it bounds memory and does not change the figure.
-    progress: called with (symbols done, symbols in all) after each window.
+    tokens: [N], N >= 2, a tensor or anything whose slices are int64 tensors, of any size. window: steps per call; it
+    bounds memory and does not change the figure. progress: called with (symbols done, in all) after each window.
     """
     total = len(tokens) - 1
     if total < 1:
@@ -54,8 +53,8 @@ def evaluate(
         with torch.no_grad():
             for t in range(0, total, window):
                 end = min(t + window, total)
-                x, y = tokens[t:end, None].to(device), tokens[t + 1 : end + 1, None].to(device)
-                loss, state = model.loss(x, y, state)
+                part = tokens[t : end + 1][:, None].to(device)
+                loss, state = model.loss(part[:-1], part[1:], state)
                 nats += loss.item() * (end - t)
                 if progress is not None:
                     progress(end, total)

@@ -15,7 +15,7 @@ from elman.errors import DataError, InputError
 from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
 
-FORMAT = 1  # of the run folder
+FORMAT = 2  # of the run folder; 2: digests of whole texts, and of the tokenizer
 
 
 class Run:

@@ -1,0 +1,154 @@
+"""What is worked out once for a text: its tokenizer and its symbols, in files named by what they depend on.
+
+    <folder>/<digest>.json       a tokenizer
+    <folder>/<digest>.tokens     symbols, as unsigned integers one after another
+    <folder>/<digest>.counts     what is known of them; written last, so where it is, they are whole
+
+A name is a digest of everything that the content depends on, so nothing in here is ever out of date, and any of it can
+be removed at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from elman.data.files import writing
+from elman.data.text import Text
+from elman.data.tokenizer import Tokenizer
+from elman.data.tokens import Counts, Tokens, width
+from elman.errors import DataError
+
+_SMALL = 2**26  # characters that memory may hold
+_FORMAT = 1  # part of every name: raise it where other symbols come out of the same text
+
+
+def cache_folder() -> Path:
+    """Where symbols are kept when nothing is said: `$XDG_CACHE_HOME/elman`, by default `~/.cache/elman`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elman"
+
+
+def learn(kind: str, text: Text, vocabulary: int | None, folder: Path | None) -> Tokenizer:
+    """`Tokenizer.of`, once for every text, kind and size. folder: the cache; None keeps nothing."""
+    if folder is None:
+        return Tokenizer.of(kind, text, vocabulary)
+    path = folder / f"{_name('tokenizer', kind, vocabulary, text.digest)}.json"
+    if path.is_file():
+        try:
+            return Tokenizer.from_json(path.read_text("utf-8"), path)
+        except (OSError, ValueError):  # spoiled: it is made again
+            pass
+    tokenizer = Tokenizer.of(kind, text, vocabulary)
+    with contextlib.suppress(OSError):  # it is there all the same
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(path) as file:
+            file.write(tokenizer.to_json().encode())
+    return tokenizer
+
+
+def tokenise(
+    text: Text,
+    tokenizer: Tokenizer,
+    folder: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tokens:
+    """The symbols of a text, worked out once for every text and tokenizer.
+
+    folder: the cache; None keeps them in memory, and so does a folder that cannot be written, if the text is not
+    large. Raises DataError if symbols cannot be kept. progress: called with (characters done, characters in all).
+    """
+    if folder is None or (text.characters < _SMALL and not _writable(folder)):
+        counter = _Counter(text, tokenizer, progress)
+        parts = [part.astype(width(tokenizer.size)) for part in counter.arrays()]
+        return Tokens(np.concatenate(parts), tokenizer.size, counter.counts())
+    path = folder / f"{_name('tokens', text.digest, tokenizer.to_json())}.tokens"
+    about = path.with_suffix(".counts")
+    if found := _find(path, about, tokenizer.size):
+        return found
+    counter = _Counter(text, tokenizer, progress)
+    with _told(folder):
+        with writing(path) as file:
+            for part in counter.arrays():
+                file.write(part.astype(width(tokenizer.size)).tobytes())
+        with writing(about) as file:
+            facts = {"symbols": counter.symbols, **asdict(counter.counts())}
+            file.write((json.dumps(facts) + "\n").encode())
+    return Tokens.open(path, tokenizer.size, counter.counts())
+
+
+def _find(path: Path, about: Path, vocabulary: int) -> Tokens | None:
+    try:
+        facts = json.loads(about.read_bytes())
+        if path.stat().st_size != facts.pop("symbols") * width(vocabulary).itemsize:
+            return None
+        return Tokens.open(path, vocabulary, Counts(**facts))
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or spoiled: it is made again
+        return None
+
+
+def _name(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([_FORMAT, *parts]).encode()).hexdigest()[:40]
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(
+            what=f"symbols cannot be kept: {error.strerror or error}",
+            where=folder,
+            mend="make room on the disk, or choose another folder with --cache",
+        ) from error
+
+
+class _Counter:
+    """Symbols of a text on their way, counted with what they stand for."""
+
+    def __init__(self, text: Text, tokenizer: Tokenizer, progress: Callable[[int, int], None] | None) -> None:
+        self.text, self.tokenizer, self.progress = text, tokenizer, progress
+        self.symbols = self.unknown = self.characters = self.bytes = self.words = 0
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        for part in self.tokenizer.arrays(self._pieces()):
+            self.symbols += len(part)
+            if self.tokenizer.unknown is not None:
+                self.unknown += int((part == self.tokenizer.unknown).sum())
+            yield part
+
+    def _pieces(self) -> Iterator[str]:
+        began = inside = False  # inside: of a word that the last piece cut
+        for piece in self.text.pieces():
+            if not piece:
+                continue
+            if not began:
+                began = True
+                characters, raw = self.tokenizer.first(piece[:4096])
+                self.characters, self.bytes = -characters, -raw
+            self.characters += len(piece)
+            self.bytes += len(piece.encode())
+            self.words += len(piece.split()) - (inside and not piece[0].isspace())
+            inside = not piece[-1].isspace()
+            yield piece
+            if self.progress is not None:
+                self.progress(self.characters, self.text.characters)
+
+    def counts(self) -> Counts:
+        return Counts(self.characters, self.bytes, self.words, self.unknown)

@@ -1,0 +1,354 @@
+"""Texts of any size: read in blocks, turned into symbols once, mapped into memory."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elman import data, training
+from elman.data import cache as caching
+from elman.data import text as reading
+from elman.data import tokenizer as tokenizing
+from elman.data.tokens import width
+from elman.errors import DataError
+from elman.models import LanguageModel
+
+TEXT = "The cat sat, ça va? €5 \U0001f600 漢字\n\n  two   spaces\tand\x1ca tab!\r\nend " * 30
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+@pytest.fixture(params=[5, 64, 2**20])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(reading, "_BLOCK", request.param)
+    return request.param
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_its_files_whatever_the_blocks(block: int, tmp_path: Path) -> None:
+    parts = ["\ufeff" + TEXT[:701], TEXT[701:702], "\ufeff" + TEXT[702:]]
+    names = [tmp_path / f"{k}.txt" for k in range(3)]
+    for name, part in zip(names, parts, strict=True):
+        name.write_bytes(part.encode())
+    text = data.open_text(names)
+    assert str(text) == TEXT
+    assert text.characters == len(TEXT)
+    assert text.digest == data.Text.of(TEXT).digest
+    for start, stop in ((0, 0), (0, 1), (690, 710), (701, 702), (33, 1500), (1999, len(TEXT))):
+        part = text.cut(start, stop)
+        assert str(part) == TEXT[start:stop]
+        assert str(part.cut(1, part.characters)) == TEXT[start:stop][1:] or start == stop
+
+
+def test_every_place_of_a_text_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(reading, "_BLOCK", 4)  # a character of four bytes lies in two blocks at most
+    part = "a€😀é😀😀€bb漢"
+    path = tmp_path / "text.txt"
+    path.write_text(part, "utf-8")
+    text = data.open_text([path])
+    for start in range(len(part)):
+        for stop in range(start, len(part) + 1):
+            assert str(text.cut(start, stop)) == part[start:stop]
+
+
+def test_equal_texts_have_equal_digests_and_others_do_not(path: Path) -> None:
+    text = data.open_text([path])
+    assert text.cut(0, text.characters).digest == text.digest
+    digests = {text.cut(a, b).digest for a, b in ((0, 5), (0, 6), (1, 6))}
+    assert len(digests | {text.digest}) == 4
+
+
+@pytest.mark.parametrize(("at", "bad"), [(0, b"\xff"), (7, b"\xe2\x82"), (64, b"\xc3("), (130, b"\x80")])
+def test_broken_utf_8_is_found_at_its_byte(block: int, at: int, bad: bytes, tmp_path: Path) -> None:
+    good = ("é" * 3 + "\n") * 40
+    raw = good.encode()
+    at = len(raw[:at].decode("utf-8", "ignore").encode())
+    (tmp_path / "bad.txt").write_bytes(raw[:at] + bad + b"a" + raw[at:])
+    with pytest.raises(DataError) as caught:
+        data.open_text([tmp_path / "bad.txt"])
+    line = raw[:at].count(b"\n") + 1
+    assert f"byte offset {at} (line {line})" in str(caught.value)
+
+
+def test_a_text_that_ends_in_the_middle_of_a_character(block: int, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_bytes(b"abc\ndefg\xf0\x9f")
+    with pytest.raises(DataError, match=r"byte offset 8 \(line 2\)"):
+        data.open_text([tmp_path / "short.txt"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_refused_by_name(content: bytes, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"the text is empty\n  where: .*empty.txt"):
+        data.open_text([path, tmp_path / "empty.txt"])
+
+
+@pytest.mark.parametrize("how", ["changed", "shorter"])
+def test_a_file_that_changes_under_us_is_told_with_its_place(
+    how: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_BLOCK", 100)
+    text = data.open_text([path])
+    raw = path.read_bytes()
+    path.write_bytes(raw[:250] + (b"#" + raw[251:] if how == "changed" else b""))
+    assert str(text.cut(0, 20)) == TEXT[:20]  # what is still there can be read
+    with pytest.raises(DataError, match="changed while it was being read") as caught:
+        str(text)
+    assert f"{path}, from byte offset 200 on" in str(caught.value)
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read any more"):
+        str(text)
+
+
+def test_patterns_stand_for_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.txt", "a.txt", "deep/c.txt", "d.md"):
+        (tmp_path / name).write_text(name)
+    assert str(data.open_text([tmp_path / "*.txt"])) == "a.txtb.txt"
+    assert str(data.open_text([tmp_path / "**/*.txt"])) == "a.txtb.txtdeep/c.txt"
+    (tmp_path / "[x].txt").write_text("a name that looks like a pattern")
+    assert str(data.open_text([tmp_path / "[x].txt"])).startswith("a name")
+    with pytest.raises(DataError, match="no file matches the pattern"):
+        data.open_text([tmp_path / "*.tex"])
+    with pytest.raises(DataError, match="Is a directory"):
+        data.open_text([tmp_path])
+
+
+def test_standard_input_and_pipes_are_texts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
+    spool = tmp_path / "spool"
+    text = data.open_text(["-"], spool=spool)
+    assert str(text) == TEXT
+    assert str(text.cut(5, 9)) == TEXT[5:9]
+    assert len(list(spool.iterdir())) == 1
+    del text
+    assert not list(spool.iterdir())
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(TEXT.encode()))
+    writer.start()
+    assert str(data.open_text([pipe], spool=spool)) == TEXT
+    writer.join()
+
+
+def test_what_came_from_standard_input_cannot_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
+    source = data.read_corpus(["-"]).source
+    assert source["files"] == ["-"]
+    with pytest.raises(DataError, match="standard input"):
+        data.reread_held_out(source)
+
+
+# --- symbols ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=data.KINDS)
+def tokenizer(request: pytest.FixtureRequest) -> data.Tokenizer:
+    vocabulary = {"words": 12, "bpe": 300}.get(request.param)
+    return data.Tokenizer.of(request.param, TEXT, vocabulary)
+
+
+@given(st.data())
+def test_symbols_do_not_depend_on_how_a_text_comes_in(tokenizer: data.Tokenizer, draw: st.DataObject) -> None:
+    text = draw.draw(anything) + TEXT[:300] + draw.draw(anything) + "a  b c\n\nd"
+    cuts = sorted(draw.draw(st.lists(st.integers(0, len(text)), max_size=9)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    expected = tokenizer.backend.encode(text, add_special_tokens=False).ids
+    piece, tokenizing._PIECE = tokenizing._PIECE, draw.draw(st.integers(1, 50))
+    try:
+        found = np.concatenate([*tokenizer.arrays(pieces)])
+    finally:
+        tokenizing._PIECE = piece
+    assert found.tolist() == expected
+
+
+def test_a_stretch_without_a_place_to_cut_is_cut_where_the_text_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_PIECE", 5)
+    monkeypatch.setattr(tokenizing, "_LONGEST", 20)
+    text = "x" * 50 + " y" + "z" * 33
+    whole = [*tokenizing._cut([text])]
+    assert "".join(whole) == text
+    assert max(map(len, whole)) == 20
+    for size in (1, 3, 19, 40):
+        assert [*tokenizing._cut([text[k : k + size] for k in range(0, len(text), size)])] == whole
+
+
+@given(st.lists(st.integers(0, 299), max_size=12))
+def test_a_stream_of_any_symbols_is_their_text(numbers: list[int]) -> None:
+    for one in (data.Tokenizer.bytes(), _byte_pairs()):
+        tokens = [number % one.size for number in numbers]
+        assert "".join(one.stream(tokens)) == one.decode(tokens)
+
+
+@pytest.mark.parametrize("raw", [b"\xe2", b"\xe2" * 9 + b"\x82\xac", b"\x80" * 9, "\ufffd".encode()])
+def test_a_stream_holds_back_half_a_character_and_no_more(raw: bytes) -> None:
+    assert "".join(data.Tokenizer.bytes().stream(raw)) == raw.decode("utf-8", "replace")
+
+
+@functools.cache
+def _byte_pairs() -> data.Tokenizer:
+    return data.Tokenizer.bpe(TEXT, 300)
+
+
+def test_a_long_text_is_learnt_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_SAMPLE", 640)
+    text = "".join(f"word{k} " for k in range(10_000))
+    sample = "".join(tokenizing._learnt_from(text))
+    assert len(sample) == 640
+    assert sample[:9] == text[:9]
+    assert sample[-8:] in text[len(text) * 62 // 64 :]
+
+
+@pytest.mark.parametrize(("vocabulary", "size"), [(256, 1), (257, 2), (2**16, 2), (2**16 + 1, 4)])
+def test_symbols_take_as_little_room_as_they_can(vocabulary: int, size: int) -> None:
+    assert width(vocabulary).itemsize == size
+    assert np.iinfo(width(vocabulary)).max >= vocabulary - 1
+
+
+def test_kept_symbols_are_those_of_the_text(tokenizer: data.Tokenizer, path: Path, tmp_path: Path) -> None:
+    text = data.open_text([path])
+    tokens = data.tokenise(text, tokenizer, tmp_path / "cache")
+    expected = tokenizer.encode(TEXT)
+    assert len(tokens) == len(expected)
+    assert tokens.vocabulary == tokenizer.size
+    assert torch.equal(tokens[:], expected)
+    assert torch.equal(tokens[5:70], expected[5:70])
+    assert tokens[5:70].dtype == torch.int64
+    assert tokens[-3:].tolist() == expected[-3:].tolist()
+    memory = data.tokenise(text, tokenizer, None)
+    assert torch.equal(memory[:], expected)
+    assert memory.counts == tokens.counts
+    unknown = 0 if tokenizer.unknown is None else int((expected == tokenizer.unknown).sum())
+    assert tokens.counts == data.Counts(
+        len(TEXT) - (1 if tokenizer.kind in ("characters", "bytes") else 3),
+        len(TEXT.encode()) - (1 if tokenizer.kind in ("characters", "bytes") else 3),
+        len(TEXT.split()),
+        unknown,
+    )
+
+
+def test_what_is_counted_does_not_depend_on_the_blocks(
+    block: int, tokenizer: data.Tokenizer, path: Path
+) -> None:
+    found = data.tokenise(data.open_text([path]), tokenizer, None)
+    assert found.counts == data.tokenise(data.Text.of(TEXT), tokenizer, None).counts
+
+
+def test_a_symbol_that_only_begins_a_character_is_no_character() -> None:
+    counts = data.tokenise(data.Text.of("€b"), data.Tokenizer.bytes(), None).counts
+    assert counts == data.Counts(characters=2, bytes=3, words=1, unknown=0)
+
+
+def test_a_text_is_worked_out_once(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+
+    def symbols() -> tuple[data.Tokenizer, data.Tokens]:
+        text = data.open_text([path])
+        tokenizer = data.learn("words", text, 20, folder)
+        return tokenizer, data.tokenise(text, tokenizer, folder)
+
+    tokenizer, tokens = symbols()
+    names = sorted(file.name for file in folder.iterdir())
+    assert [Path(name).suffix for name in names].count(".tokens") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Tokenizer, "arrays", None)
+        patch.setattr(data.Tokenizer, "of", None)
+        again, found = symbols()
+    assert again.to_json() == tokenizer.to_json()
+    assert torch.equal(found[:], tokens[:])
+    assert found.counts == tokens.counts
+    path.write_bytes(TEXT.encode() + b"!")  # another text has other symbols
+    _, other = symbols()
+    assert len(other) == len(tokens) + 1
+    assert len(list(folder.iterdir())) == 2 * len(names)
+
+
+@pytest.mark.parametrize("spoiled", ["short", "no counts", "other counts", "tokenizer"])
+def test_a_spoiled_cache_is_made_again(spoiled: str, path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    text = data.open_text([path])
+    tokenizer = data.learn("bpe", text, 300, folder)
+    data.tokenise(text, tokenizer, folder)
+    files = {file.suffix: file for file in folder.iterdir()}
+    suffix, content = {
+        "short": (".tokens", b"abc"),
+        "no counts": (".counts", b"{"),
+        "other counts": (".counts", b'{"symbols": 3}'),
+        "tokenizer": (".json", b"{}"),
+    }[spoiled]
+    files[suffix].write_bytes(content)
+    again = data.learn("bpe", text, 300, folder)
+    assert torch.equal(data.tokenise(text, again, folder)[:], tokenizer.encode(TEXT))
+    assert files[suffix].read_bytes() != content
+
+
+def test_nothing_half_done_is_kept(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_BLOCK", 100)
+    folder = tmp_path / "cache"
+    text, tokenizer = data.open_text([path]), data.Tokenizer.characters(TEXT)
+    path.write_bytes(path.read_bytes()[:-1] + b"#")
+    with pytest.raises(DataError, match="changed"):
+        data.tokenise(text, tokenizer, folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_told(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="--cache"):
+        data.tokenise(data.open_text([path]), data.Tokenizer.bytes(), tmp_path / "file" / "cache")
+
+
+def test_pages_are_given_back_and_read_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elman.data.tokens._KEPT", 1)
+    tokens = data.tokenise(data.open_text([path]), data.Tokenizer.bytes(), tmp_path)
+    assert b"".join(bytes(tokens[k : k + 7].tolist()) for k in range(0, len(tokens), 7)) == TEXT.encode()
+
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+
+def test_windows_and_figures_are_those_of_a_tensor(path: Path, tmp_path: Path) -> None:
+    tokenizer = data.Tokenizer.characters(TEXT)
+    mapped = data.tokenise(data.open_text([path]), tokenizer, tmp_path / "cache")
+    plain = tokenizer.encode(TEXT)
+    ours, theirs = data.windows(mapped, 9, 4, seed=1), data.windows(plain, 9, 4, seed=1)
+    for _ in range(120):
+        one, two = next(ours), next(theirs)
+        assert torch.equal(one.x, two.x)
+        assert torch.equal(one.y, two.y)
+    model = LanguageModel(tokenizer.size, "gru", hidden=8, embedding=4)
+    figures = [
+        training.evaluate(model, tokens, window=window).nats
+        for tokens, window in ((plain, 1000), (mapped, 1000), (mapped, 7), (mapped, 10**6))
+    ]
+    assert figures[0] == figures[1]
+    assert figures == pytest.approx([figures[0]] * 4, rel=1e-5)
+    assert training.glance(model, mapped) == training.glance(model, plain)
+
+
+def test_the_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
+    assert caching.cache_folder() == Path("somewhere/elman")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert caching.cache_folder() == Path.home() / ".cache" / "elman"
