@@ -17,6 +17,7 @@ from elman.app import cli
 from elman.errors import DataError
 from elman.report import Point, read_record, render, write_report
 from elman.report.figures import Curve, axis, bars, lines, thinned
+from elman.training import FORMAT
 
 VOID = {"meta", "input", "br"}
 NASTY = "</pre><script src='http://evil.example/a.js'></script>\x00\ud800 & <img src=//x> \"'"
@@ -67,7 +68,7 @@ def alone(page: str) -> Page:
 
 def folder(path: Path, log: list[dict[str, Any]], **config: Any) -> Path:
     path.mkdir()
-    (path / "config.json").write_text(json.dumps({"format": 1, "task": "lm", **config}))
+    (path / "config.json").write_text(json.dumps({"format": FORMAT, "task": "lm", **config}))
     (path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     return path
 

@@ -311,10 +311,16 @@ def test_nothing_half_done_is_kept(path: Path, tmp_path: Path, monkeypatch: pyte
     assert not list(folder.iterdir())
 
 
-def test_a_cache_that_cannot_be_written_is_told(path: Path, tmp_path: Path) -> None:
+def test_only_a_large_text_needs_a_cache_that_can_be_written(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
+    text, folder = data.open_text([path]), tmp_path / "file" / "cache"
+    tokenizer = data.learn("bytes", text, None, folder)
+    assert bytes(data.tokenise(text, tokenizer, folder)[:].tolist()) == TEXT.encode()
+    monkeypatch.setattr(caching, "_SMALL", 1)
     with pytest.raises(DataError, match="--cache"):
-        data.tokenise(data.open_text([path]), data.Tokenizer.bytes(), tmp_path / "file" / "cache")
+        data.tokenise(text, tokenizer, folder)
 
 
 def test_pages_are_given_back_and_read_again(

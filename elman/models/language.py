@@ -40,8 +40,9 @@ class LanguageModel(nn.Module):
 
     vocabulary: V. cell: a name as `elman.models.find_cell` reads it. hidden: H, units per layer. layers: how
     many. embedding: width of E. dropout: the share of each layer's output that is left out in training (see
-    `elman.models.dropout`). tie: E is V's matrix too. condition: width of a vector that describes a whole sequence (`context`), and is
-    added to the embedding of every symbol through a matrix. The state is a tuple with one entry for each layer.
+    `elman.models.dropout`). tie: E is V's matrix too. condition: width of a vector that describes a whole sequence
+    (`context`), and is added to the embedding of every symbol through a matrix. The state is a tuple with one entry for
+    each layer.
     """
 
     def __init__(
