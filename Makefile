@@ -11,7 +11,7 @@ MADE := .venv/.made-$(KEY)
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format bench freeze clean
+.PHONY: help setup demo test lint types format bench reproduce freeze clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -38,6 +38,9 @@ format: setup  ## mend what ruff can mend
 
 bench: setup  ## run the benchmarks
 	@$(BIN)/python -m bench $(ARGS)
+
+reproduce: setup  ## train and measure what docs/results.md tells of, in about an hour (ARGS="--data FOLDER")
+	@$(BIN)/python -m bench.reproduce $(ARGS)
 
 freeze: setup  ## write what is installed now into constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \

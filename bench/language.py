@@ -22,13 +22,17 @@ V, H, E, T, B = 65, 256, 64, 64, 32
 class Torchs(nn.Module):
     """What one writes with torch.nn: the same sizes, and the same call."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, vocabulary: int = V, embedding: int = E, hidden: int = H, layers: int = 1, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.embedding, self.rnn, self.readout = nn.Embedding(V, E), nn.GRU(E, H), nn.Linear(H, V)
+        self.embedding, self.readout = nn.Embedding(vocabulary, embedding), nn.Linear(hidden, vocabulary)
+        self.rnn = nn.GRU(embedding, hidden, layers, dropout=dropout if layers > 1 else 0.0)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         h, state = self.rnn(self.embedding(x), state)
-        return self.readout(h), state
+        return self.readout(self.dropout(h)), state
 
     def loss(self, x: Tensor, y: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         logits, state = self(x, state)

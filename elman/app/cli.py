@@ -156,8 +156,14 @@ def train_lm(
             console.print(Text(f"Go on with\n  {_going_on(processes.count)}", "bold"), soft_wrap=True)
         elif processes.first:
             with console.status("measuring on the held-out text …"):
-                figure = evaluate(job.model, job.held_out)
-            _tell(figure, job.held_out, job.tokenizer)
+                measured = job.measured()
+                figure = evaluate(job.model, measured)
+            _tell(figure, measured, job.tokenizer)
+            if len(measured) < len(job.held_out):
+                console.print(
+                    f"That is the beginning of the held-out text; of all of it: elman evaluate {out}",
+                    soft_wrap=True,
+                )
 
 
 @app.command("evaluate")

@@ -32,6 +32,7 @@ from elman.training import (
     reach,
 )
 
+MEASURED = 1_000_000  # characters: half a minute
 SAMPLED = 200  # characters of the samples in a log
 _SAMPLED_AT = 0.8  # their temperature
 
@@ -173,6 +174,15 @@ class Job:
         resume = keeping.resume == "auto" and not keeping.overwrite
         if not (resume and Run.unfinished(keeping.out, self.config)):
             Run.create(keeping.out, self.config, self.tokenizer, overwrite=keeping.overwrite)
+
+    def measured(self) -> Tokens:
+        """What the trained model is measured on at once: the held-out text, of a long one the first million characters.
+
+        `elman evaluate` reads all of it.
+        """
+        if self.corpus.held_out.characters <= MEASURED:
+            return self.held_out
+        return tokenise(self.corpus.held_out.cut(0, MEASURED), self.tokenizer, None)
 
     def sample(self) -> str:
         """What the model writes as it is: the same draws every time."""
