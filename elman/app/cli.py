@@ -86,8 +86,8 @@ def train_lm(
     lr: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 4e-3,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     weight_decay: Annotated[
-        float, typer.Option(help="How fast AdamW forgets weights; lower it for texts beyond some 10 MB.")
-    ] = 0.3,
+        float | None, typer.Option(help="Of AdamW. (default: by the length of the text)")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the first weights and of the order of reading.")] = 0,
     resume: Annotated[
         str, typer.Option(help="auto: go on with the run in --out, begin if there is none; never.")

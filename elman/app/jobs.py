@@ -71,7 +71,7 @@ class TrainingSettings:
     batch: int = 32
     lr: float = 4e-3
     clip: float = 1.0
-    weight_decay: float = 0.3
+    weight_decay: float | None = None
     seed: int = 0
 
 

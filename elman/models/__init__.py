@@ -2,6 +2,7 @@
 
 from elman.models.find import find_cell
 from elman.models.language import LanguageModel
+from elman.models.mixture import evaluate_mixture
 from elman.models.ngram import NGram
 
-__all__ = ["LanguageModel", "NGram", "find_cell"]
+__all__ = ["LanguageModel", "NGram", "evaluate_mixture", "find_cell"]
