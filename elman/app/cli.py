@@ -107,11 +107,14 @@ def train_lm(
     ] = "float32",
     quiet: Annotated[bool, typer.Option("--quiet", help="Plain lines, nothing that is redrawn.")] = False,
 ) -> None:
-    """A language model on characters: predict the next one from all before it.
+    """A language model: predict the next symbol of a text from all before it.
 
-    The text is cut into BATCH contiguous lanes, read side by side WINDOW
-    characters at a time; the state is carried from window to window, gradients
-    are not. The weights that did best on held-out text are kept.
+    The text is cut into BATCH contiguous lanes, read side by side WINDOW symbols
+    at a time. The state at the end of a window is carried into the next one, so
+    the model remembers what came before it; gradients stop there, so it learns
+    to use what lies up to WINDOW symbols back. A longer WINDOW costs memory, a
+    larger BATCH makes fewer steps of the same text. The weights that did best
+    on held-out text are kept.
 
     A run survives whatever ends its process: repeat the command with
     --resume auto and it goes on from its last checkpoint, by --steps to the
