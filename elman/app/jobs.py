@@ -233,7 +233,7 @@ def prepare(
     corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model)).to(processes.device)
-    Training(network, tokens, **asdict(training), processes=processes)
+    checked = Training(network, tokens, **asdict(training), processes=processes)
     for name, value in (("--checkpoint-every", keeping.checkpoint_every), ("--patience", keeping.patience)):
         if value is not None and value < 1:
             raise InputError(what=f"{name} must be at least 1", where=name, got=value, mend="leave it out")
@@ -245,7 +245,7 @@ def prepare(
     symbols = {"kind": tokenizer.kind, "digest": hashlib.sha256(tokenizer.to_json().encode()).hexdigest()}
     config = {
         "task": "lm", **network.settings, "tokenizer": symbols, "data": corpus.source,
-        "training": asdict(training) | {"precision": processes.precision},
+        "training": asdict(training) | {"weight_decay": checked.weight_decay, "precision": processes.precision},
     }  # fmt: skip
     return Job(corpus, tokenizer, tokens, held_out, network, training, keeping, config, processes)
 

@@ -103,6 +103,7 @@ class Training:
                 what="weight_decay must not be below 0", where="weight_decay", got=weight_decay,
                 mend="leave it out for the default",
             )  # fmt: skip
+        self.weight_decay = weight_decay
         self.warmup = min(warmup, max(steps // 10, 1)) if steps else warmup
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         # Decay is for the matrices of products. Pulling biases to zero makes no model simpler.
