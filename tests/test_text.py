@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import os
+import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from elman.data import cache as caching
 from elman.data import text as reading
 from elman.data import tokenizer as tokenizing
 from elman.data.tokens import width
-from elman.errors import DataError
+from elman.errors import DataError, InputError
 from elman.models import LanguageModel
 
 TEXT = "The cat sat, ça va? €5 \U0001f600 漢字\n\n  two   spaces\tand\x1ca tab!\r\nend " * 30
@@ -142,6 +144,9 @@ def test_standard_input_and_pipes_are_texts_too(tmp_path: Path, monkeypatch: pyt
     assert len(list(spool.iterdir())) == 1
     del text
     assert not list(spool.iterdir())
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"standard input cannot be copied[^\0]*--cache"):
+        data.open_text(["-"], spool=tmp_path / "file" / "cache")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=lambda: pipe.write_bytes(TEXT.encode()))
@@ -204,9 +209,37 @@ def test_a_stream_holds_back_half_a_character_and_no_more(raw: bytes) -> None:
     assert "".join(data.Tokenizer.bytes().stream(raw)) == raw.decode("utf-8", "replace")
 
 
+@given(anything)
+def test_a_stream_gives_each_character_with_its_last_byte(text: str) -> None:
+    tokenizer, sent = data.Tokenizer.bytes(), 0
+
+    def bytes_of() -> Iterator[int]:
+        nonlocal sent
+        for byte in text.encode():
+            sent += 1
+            yield byte
+
+    told = ""
+    for piece in tokenizer.stream(bytes_of()):
+        told += piece
+        assert len(piece) == 1
+        assert len(told.encode()) == sent
+    assert told == text
+
+
 @functools.cache
 def _byte_pairs() -> data.Tokenizer:
     return data.Tokenizer.bpe(TEXT, 300)
+
+
+def test_what_is_worked_on_at_once_is_bounded_however_long_its_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizing, "_GROUP", 100)
+    pieces = ["a" * size for size in (3, 99, 250, 1, 40, 40, 40, 7)]
+    groups = [*tokenizing._groups(pieces)]
+    assert [len(group) for group in groups] == [2, 1, 4, 1]
+    assert [piece for group in groups for piece in group] == pieces
 
 
 def test_a_long_text_is_learnt_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +286,29 @@ def test_what_is_counted_does_not_depend_on_the_blocks(
     assert found.counts == data.tokenise(data.Text.of(TEXT), tokenizer, None).counts
 
 
+def test_what_the_first_symbol_stands_for_may_go_on_beyond_the_first_file(path: Path, tmp_path: Path) -> None:
+    parts = TEXT[:1], TEXT[1:]
+    for name, part in zip("ab", parts, strict=True):
+        (tmp_path / name).write_bytes(part.encode())
+    files = data.open_text([tmp_path / "a", tmp_path / "b"])
+    for kind in data.KINDS:
+        tokenizer = data.Tokenizer.of(kind, TEXT)
+        one = data.tokenise(files, tokenizer, None)
+        assert one.counts == data.tokenise(data.open_text([path]), tokenizer, None).counts
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_text_may_have_no_symbols(cached: bool, tmp_path: Path) -> None:
+    """One of white space has no words."""
+    tokenizer, folder = data.Tokenizer.words(TEXT, 12), tmp_path if cached else None
+    for _ in range(2):  # the second time from the cache
+        tokens = data.tokenise(data.Text.of("  "), tokenizer, folder)
+        assert tokens[:].tolist() == []
+        assert tokens.counts == data.Counts(2, 2, 0, 0)
+        with pytest.raises(InputError, match="too short"):
+            data.windows(tokens, 4, 1)
+
+
 def test_a_symbol_that_only_begins_a_character_is_no_character() -> None:
     counts = data.tokenise(data.Text.of("€b"), data.Tokenizer.bytes(), None).counts
     assert counts == data.Counts(characters=2, bytes=3, words=1, unknown=0)
@@ -282,7 +338,7 @@ def test_a_text_is_worked_out_once(path: Path, tmp_path: Path, monkeypatch: pyte
     assert len(list(folder.iterdir())) == 2 * len(names)
 
 
-@pytest.mark.parametrize("spoiled", ["short", "no counts", "other counts", "tokenizer"])
+@pytest.mark.parametrize("spoiled", ["short", "other symbols", "no counts", "other counts", "tokenizer"])
 def test_a_spoiled_cache_is_made_again(spoiled: str, path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     text = data.open_text([path])
@@ -291,8 +347,9 @@ def test_a_spoiled_cache_is_made_again(spoiled: str, path: Path, tmp_path: Path)
     files = {file.suffix: file for file in folder.iterdir()}
     suffix, content = {
         "short": (".tokens", b"abc"),
+        "other symbols": (".tokens", b"\xff" * files[".tokens"].stat().st_size),
         "no counts": (".counts", b"{"),
-        "other counts": (".counts", b'{"symbols": 3}'),
+        "other counts": (".counts", b'{"check": 3}'),
         "tokenizer": (".json", b"{}"),
     }[spoiled]
     files[suffix].write_bytes(content)
@@ -301,8 +358,38 @@ def test_a_spoiled_cache_is_made_again(spoiled: str, path: Path, tmp_path: Path)
     assert files[suffix].read_bytes() != content
 
 
+WORKER = """
+import sys
+from pathlib import Path
+from elman import data
+
+print("ready", flush=True)
+input()
+text = data.open_text([sys.argv[1]])
+tokenizer = data.learn("bpe", text, 300, Path(sys.argv[2]))
+print(data.tokenise(text, tokenizer, Path(sys.argv[2]))[:].sum().item())
+"""
+
+
+def test_two_processes_may_work_out_the_same_thing_at_once(path: Path, tmp_path: Path) -> None:
+    path.write_text(TEXT * 100, "utf-8")
+    folder, pipe = tmp_path / "cache", subprocess.PIPE
+    command = [sys.executable, "-c", WORKER, str(path), str(folder)]
+    workers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    sums = [worker.communicate("go\n", timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    text = data.open_text([path])
+    expected = data.tokenise(text, data.learn("bpe", text, 300, None), None)[:].sum().item()
+    assert [int(found) for found in sums] == [expected, expected]
+    assert sorted(file.suffix for file in folder.iterdir()) == [".counts", ".json", ".tokens"]
+
+
 def test_nothing_half_done_is_kept(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "_BLOCK", 100)
+    path.write_bytes(TEXT.encode() * 3)
     folder = tmp_path / "cache"
     text, tokenizer = data.open_text([path]), data.Tokenizer.characters(TEXT)
     path.write_bytes(path.read_bytes()[:-1] + b"#")
@@ -329,6 +416,46 @@ def test_pages_are_given_back_and_read_again(
     monkeypatch.setattr("elman.data.tokens._KEPT", 1)
     tokens = data.tokenise(data.open_text([path]), data.Tokenizer.bytes(), tmp_path)
     assert b"".join(bytes(tokens[k : k + 7].tolist()) for k in range(0, len(tokens), 7)) == TEXT.encode()
+
+
+# What the process may have of its own (mapped files do not count): 40 MiB more than a small run needs, for 64 MiB of
+# text. As a string it would be 64, as a tensor 512.
+FRUGAL = """
+import resource, sys
+from pathlib import Path
+from elman import data, training
+from elman.models import LanguageModel
+
+def train(kind, path):
+    text = data.open_text([path])
+    tokenizer = data.learn(kind, text, None, Path(sys.argv[1]))
+    tokens = data.tokenise(text, tokenizer, Path(sys.argv[1]))
+    model = LanguageModel(tokenizer.size, "gru", hidden=8, embedding=4)
+    for step in training.Training(model, tokens, steps=5, window=16, batch=4): pass
+    training.glance(model, tokens)
+    training.reach(model, tokens, back=4)
+    print(kind, len(tokens), step.step)
+
+for kind in ("bytes", "characters"): train(kind, sys.argv[2])
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+limit = used * 1024 + 40 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+for kind in ("bytes", "characters"): train(kind, sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has of its own is limited by Linux only")
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.txt", tmp_path / "large.txt"
+    small.write_text(TEXT, "utf-8")
+    raw = TEXT.encode() * (2**20 // len(TEXT.encode()))
+    with large.open("wb") as file:
+        file.writelines([raw] * 64)
+    command = [sys.executable, "-c", FRUGAL, str(tmp_path / "cache"), str(small), str(large)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sizes = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert sizes[2:] == [64 * len(raw), 64 * len(raw.decode())]
 
 
 # --- use --------------------------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def prepare(
     tell: is given words on what takes its time.
     """
     processes = processes or Processes()
-    if processes.count > 1 and "-" in map(str, files):
+    if processes.count > 1 and "-" in map(str, [*files, valid]):
         raise InputError(
             what="standard input can be read by one process only", where="-", got=f"{processes.count} processes",
             mend="write it to a file first",

@@ -5,7 +5,7 @@
     <folder>/<digest>.counts     what is known of them; written last, so where it is, they are whole
 
 A name is a digest of everything that the content depends on, so nothing in here is ever out of date, and any of it can
-be removed at any time.
+be removed at any time. Processes that work out the same thing at once write the same file, and the last one stays.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -65,33 +66,53 @@ def tokenise(
     folder: the cache; None keeps them in memory, and so does a folder that cannot be written, if the text is not
     large. Raises DataError if symbols cannot be kept. progress: called with (characters done, characters in all).
     """
-    if folder is None or (text.characters < _SMALL and not _writable(folder)):
-        counter = _Counter(text, tokenizer, progress)
-        parts = [part.astype(width(tokenizer.size)) for part in counter.arrays()]
-        return Tokens(np.concatenate(parts), tokenizer.size, counter.counts())
+    counter = _Counter(text, tokenizer, progress)
+    if folder is None:
+        return _in_memory(counter)
     path = folder / f"{_name('tokens', text.digest, tokenizer.to_json())}.tokens"
     about = path.with_suffix(".counts")
-    if found := _find(path, about, tokenizer.size):
+    found = _find(path, about, tokenizer.size)
+    if found is not None:
         return found
-    counter = _Counter(text, tokenizer, progress)
+    if text.characters < _SMALL and not _writable(folder):
+        return _in_memory(counter)
+    check = 0
     with _told(folder):
         with writing(path) as file:
             for part in counter.arrays():
-                file.write(part.astype(width(tokenizer.size)).tobytes())
+                raw = part.astype(width(tokenizer.size)).tobytes()
+                check = zlib.crc32(raw, check)
+                file.write(raw)
         with writing(about) as file:
-            facts = {"symbols": counter.symbols, **asdict(counter.counts())}
+            facts = {"check": check, **asdict(counter.counts())}
             file.write((json.dumps(facts) + "\n").encode())
     return Tokens.open(path, tokenizer.size, counter.counts())
+
+
+def _in_memory(counter: _Counter) -> Tokens:
+    vocabulary = counter.tokenizer.size
+    parts = [part.astype(width(vocabulary)) for part in counter.arrays()]
+    none = np.empty(0, dtype=width(vocabulary))
+    return Tokens(np.concatenate([none, *parts]), vocabulary, counter.counts())
 
 
 def _find(path: Path, about: Path, vocabulary: int) -> Tokens | None:
     try:
         facts = json.loads(about.read_bytes())
-        if path.stat().st_size != facts.pop("symbols") * width(vocabulary).itemsize:
+        if _checked(path) != facts.pop("check"):
             return None
         return Tokens.open(path, vocabulary, Counts(**facts))
     except (OSError, ValueError, KeyError, TypeError):  # not there, or spoiled: it is made again
         return None
+
+
+def _checked(path: Path) -> int:
+    """CRC-32 of a file. Symbols that a bad disk made up would crash the training that reads them, hours later."""
+    check = 0
+    with path.open("rb") as file:
+        while raw := file.read(2**20):
+            check = zlib.crc32(raw, check)
+    return check
 
 
 def _name(*parts: object) -> str:
@@ -124,24 +145,23 @@ class _Counter:
 
     def __init__(self, text: Text, tokenizer: Tokenizer, progress: Callable[[int, int], None] | None) -> None:
         self.text, self.tokenizer, self.progress = text, tokenizer, progress
-        self.symbols = self.unknown = self.characters = self.bytes = self.words = 0
+        self.unknown = self.characters = self.bytes = self.words = 0
 
     def arrays(self) -> Iterator[np.ndarray]:
         for part in self.tokenizer.arrays(self._pieces()):
-            self.symbols += len(part)
             if self.tokenizer.unknown is not None:
                 self.unknown += int((part == self.tokenizer.unknown).sum())
             yield part
 
     def _pieces(self) -> Iterator[str]:
-        began = inside = False  # inside: of a word that the last piece cut
+        # What the first symbol stands for is not counted. It may go on beyond the first piece.
+        head = str(self.text.cut(0, min(self.text.characters, 4096)))
+        characters, raw = self.tokenizer.first(head)
+        self.characters, self.bytes = -characters, -raw
+        inside = False  # of a word that the last piece cut
         for piece in self.text.pieces():
             if not piece:
                 continue
-            if not began:
-                began = True
-                characters, raw = self.tokenizer.first(piece[:4096])
-                self.characters, self.bytes = -characters, -raw
             self.characters += len(piece)
             self.bytes += len(piece.encode())
             self.words += len(piece.split()) - (inside and not piece[0].isspace())

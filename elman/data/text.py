@@ -13,6 +13,7 @@ import tempfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -187,15 +188,19 @@ class _File:
 
     def _copy(self, spool: Path | None) -> None:
         """What can be read only once becomes a file."""
-        if spool is not None:
-            spool.mkdir(parents=True, exist_ok=True)
-        self._spooled = tempfile.NamedTemporaryFile(dir=spool, prefix=".text.")  # noqa: SIM115
-        if self.path == STDIN:
-            shutil.copyfileobj(sys.stdin.buffer, self._spooled, _BLOCK)
-        else:
-            with open(self.path, "rb") as pipe:
+        with nullcontext(sys.stdin.buffer) if self.path == STDIN else open(self.path, "rb") as pipe:
+            try:
+                if spool is not None:
+                    spool.mkdir(parents=True, exist_ok=True)
+                self._spooled = tempfile.NamedTemporaryFile(dir=spool, prefix=".text.")  # noqa: SIM115
                 shutil.copyfileobj(pipe, self._spooled, _BLOCK)
-        self._spooled.flush()
+                self._spooled.flush()
+            except OSError as error:
+                raise DataError(
+                    what=f"{self.name} cannot be copied to a file: {error.strerror or error}",
+                    where=spool or tempfile.gettempdir(),
+                    mend="make room on the disk, or choose another folder with --cache",
+                ) from error
         self.path = self._spooled.name
 
     def _survey(self, file: IO[bytes], digest: Any) -> None:

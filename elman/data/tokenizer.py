@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,19 +22,19 @@ if TYPE_CHECKING:
 
 UNKNOWN = "<unk>"
 
-# The tokenizer keeps some 200 bytes for every character that it is working on: pieces keep both cores busy, a
-# group of pieces bounds the memory.
-_PIECE, _GROUP = 4096, 64
-_LONGEST = 2**20  # characters of a piece
+# The tokenizer keeps some 200 bytes for every character that it is working on: pieces keep all cores busy, a
+# group of pieces bounds the memory. All in characters.
+_PIECE, _GROUP = 2**12, 2**18
+_LONGEST = 2**20  # of a piece
 # Words and byte pairs are learnt from so many characters, in so many places of a text.
 _SAMPLE, _PLACES = 2**25, 64
 
 KINDS = ("characters", "bytes", "words", "bpe")
 _WORDS = r"\w+|[^\w\s]+|\n"
-# A place where words and byte pairs may be cut apart: before a space or newline alone between two characters that are
-# no white space. Every pattern that makes tokens of words begins anew there, whatever stands further left. Not \s:
-# Python takes some control characters for white space that the patterns do not.
-_CUT = re.compile(r"(?<=\S)[ \n](?=\S)")
+# A place where words and byte pairs may be cut apart: before a space or newline that follows what is no white space.
+# The patterns take white space at the beginning of a word, never within it or at its end, so they begin anew there
+# whatever stands further left. Not \s: Python takes some control characters for white space that they do not.
+_CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 class Tokenizer:
@@ -190,8 +189,7 @@ class Tokenizer:
             for piece in pieces:
                 yield self._numbers[np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)]
         else:
-            cut = _cut(pieces)
-            while group := list(islice(cut, _GROUP)):
+            for group in _groups(_cut(pieces)):
                 for found in self.backend.encode_batch_fast(group, add_special_tokens=False):
                     yield np.array(found.ids, dtype=np.uint32)
 
@@ -216,6 +214,8 @@ class Tokenizer:
 
         Characters that the symbol only begins do not count.
         """
+        if not text:
+            return 0, 0
         if self.unknown is None:
             raw = self._raw[int(next(self.arrays([text]))[0])]
             return len(raw.decode("utf-8", "ignore")), len(raw)
@@ -265,7 +265,7 @@ def _cut(pieces: Iterable[str]) -> Iterator[str]:
             found, last = _CUT.search(held, start + _PIECE), start + _LONGEST
             if found is not None and found.start() <= last:
                 end = found.start()
-            elif len(held) > last + 1:  # whether `last` itself is such a place is known
+            elif len(held) > last:
                 end = last
             else:
                 break
@@ -274,6 +274,19 @@ def _cut(pieces: Iterable[str]) -> Iterator[str]:
         held = held[start:]
     if held:
         yield held
+
+
+def _groups(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """Pieces in groups of some `_GROUP` characters together."""
+    group, size = [], 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece)
+        if size >= _GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _learnt_from(text: Text | str) -> Iterator[str]:

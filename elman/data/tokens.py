@@ -42,6 +42,8 @@ class Tokens:
     @classmethod
     def open(cls, path: Path, vocabulary: int, counts: Counts) -> Tokens:
         """The symbols in a file, which is mapped into memory: the system reads of it what is asked for."""
+        if not path.stat().st_size:  # no system maps nothing
+            return cls(np.empty(0, dtype=width(vocabulary)), vocabulary, counts)
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         tokens = cls(np.frombuffer(mapped, dtype=width(vocabulary)), vocabulary, counts)
