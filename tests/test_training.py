@@ -163,6 +163,26 @@ def test_settings_that_cannot_be_are_refused_at_the_call(settings: dict, complai
         training.fit(model, tokens, **settings)
 
 
+def test_weight_decay_follows_the_length_of_the_text() -> None:
+    model, _, tokens = small()
+
+    def decay(tokens: Tensor, **settings: float) -> float:
+        made = training.Training(model, tokens, steps=1, window=16, batch=8, **settings)
+        matrices, others = made.optimizer.param_groups
+        assert others["weight_decay"] == 0
+        assert made.weight_decay == matrices["weight_decay"]
+        return made.weight_decay
+
+    long = tokens.repeat(100)
+    # A weight is a mean over the last 1 / (lr · decay) steps: five passes over the text.
+    assert 16 * 8 / (4e-3 * decay(long)) == pytest.approx(5 * len(long))
+    assert decay(long, lr=1e-3) == pytest.approx(4 * decay(long))
+    assert decay(tokens) == 0.3  # and no more for a short one
+    assert decay(tokens, weight_decay=0.0) == 0
+    with pytest.raises(InputError, match="weight_decay must not be below 0"):
+        decay(tokens, weight_decay=-1)
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_evaluation_does_not_depend_on_the_window_and_is_one_long_pass(cell: str) -> None:
     model, _, tokens = small(cell)

@@ -228,7 +228,7 @@ def generate(
     """Write text that goes on from a prompt, shown as it is written."""
     if samples < 1:
         raise typer.BadParameter("at least 1", param_hint="--samples")
-    from elman.app import jobs
+    from elman.app.writing import continuation, continuations
     from elman.models import LanguageModel
     from elman.training import Run
 
@@ -242,13 +242,13 @@ def generate(
             _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if samples > 1:
-        texts = jobs.continuations(model, tokenizer, prompt, length, samples, stop, **how)
+        texts = continuations(model, tokenizer, prompt, length, samples, stop, **how)
         for number, text in enumerate(texts, 1):
             typer.secho(f"--- {number}", fg="bright_black")
             typer.echo(prompt.lstrip("\n") + text)
         return
     sys.stdout.write(prompt.lstrip("\n"))
-    for piece in jobs.continuation(model, tokenizer, prompt, length, stop, **how):
+    for piece in continuation(model, tokenizer, prompt, length, stop, **how):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

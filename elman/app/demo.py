@@ -10,6 +10,7 @@ from rich.text import Text
 
 from elman.app import jobs
 from elman.app.screen import FAINT, Level, Watch, bars, curve, heading, write
+from elman.app.writing import continuation
 from elman.data import BUILT_IN
 from elman.training import evaluate
 
@@ -42,7 +43,7 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
         write(
             console,
             _PROMPT,
-            jobs.continuation(model, tokenizer, _PROMPT, length, temperature=_TEMPERATURE, seed=seed),
+            continuation(model, tokenizer, _PROMPT, length, temperature=_TEMPERATURE, seed=seed),
         )
 
     heading(console, "Before training it writes")

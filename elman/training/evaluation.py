@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elman.errors import InputError
 
@@ -46,21 +47,15 @@ def evaluate(
             expected="at least 2",
             mend="give more text",
         )
-    device = next(model.parameters()).device
-    nats, state, training = 0.0, None, model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for t in range(0, total, window):
-                end = min(t + window, total)
-                part = tokens[t : end + 1][:, None].to(device)
-                loss, state = model.loss(part[:-1], part[1:], state)
-                nats += loss.item() * (end - t)
-                if progress is not None:
-                    progress(end, total)
-    finally:
-        model.train(training)
-    return Evaluation(nats, total)
+
+    def parts() -> Iterator[Tensor]:
+        for t in range(0, total, window):
+            end = min(t + window, total)
+            yield tokens[t : end + 1][:, None]
+            if progress is not None:
+                progress(end, total)
+
+    return Evaluation(_read(model, parts()), total)
 
 
 def glance(model: Any, tokens: Any, *, symbols: int = 16_384, lanes: int = 32, window: int = 256) -> float:
@@ -73,17 +68,25 @@ def glance(model: Any, tokens: Any, *, symbols: int = 16_384, lanes: int = 32, w
     part = tokens[: min(symbols, len(tokens))]
     lanes = max(min(lanes, (len(part) - 1) // 64), 1)
     length = (len(part) - 1) // lanes
-    x = part[: lanes * length].view(lanes, length).T
-    y = part[1 : lanes * length + 1].view(lanes, length).T
+    side_by_side = torch.stack([part[k * length : (k + 1) * length + 1] for k in range(lanes)], 1)
+    nats = _read(model, (side_by_side[t : t + window + 1] for t in range(0, length, window)))
+    return nats / length
+
+
+def _read(model: Any, parts: Iterable[Tensor]) -> float:
+    """-log p summed over steps (the mean over lanes), with the state carried from part to part.
+
+    parts: int64 [T + 1, B], the last symbol of each is the first of the next.
+    """
     device = next(model.parameters()).device
     nats, state, training = 0.0, None, model.training
     model.eval()
     try:
         with torch.no_grad():
-            for t in range(0, length, window):
-                end = min(t + window, length)
-                loss, state = model.loss(x[t:end].to(device), y[t:end].to(device), state)
-                nats += loss.item() * (end - t)
+            for part in parts:
+                x, y = part[:-1].to(device), part[1:].to(device)
+                loss, state = model.loss(x, y, state)
+                nats += loss.item() * len(x)
     finally:
         model.train(training)
-    return nats / length
+    return nats
