@@ -337,10 +337,14 @@ def _tell(figure: Evaluation, tokens: Tokens, tokenizer: Tokenizer) -> None:
     said = [
         f"{bits / max(counts.characters, 1):.4f} per character",
         f"{bits / max(counts.bytes, 1):.4f} per byte",
-        f"perplexity {math.exp(figure.nats_per_symbol):.2f} per {unit}",
-        f"{math.exp(min(per_word, 700)):.4g} per word",
+        f"perplexity {_perplexity(figure.nats_per_symbol)} per {unit}",
+        f"{_perplexity(per_word)} per word",
     ]
     typer.echo(f"  bits: {', '.join(said)}, {figure.nats:,.0f} nats in all")
+
+
+def _perplexity(nats: float) -> str:
+    return f"{math.exp(nats):.4g}" if nats < 700 else f"10^{nats / math.log(10):.0f}"
 
 
 def _note(text: str) -> None:
