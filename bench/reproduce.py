@@ -145,7 +145,7 @@ def trained(task: Task, side: str, data: Path, scale: float, console: Console) -
             [data / name for name in task.files], data / task.valid if task.valid else None, task.model, settings,
             jobs.KeepingSettings(Path(folder) / "run"), jobs.TextSettings(cache=Path(folder) / "cache"),
         )  # fmt: skip
-        test = job.held_out
+        settings, test = job.training, job.held_out
         if task.test:
             test = tokenise(open_text([data / task.test]), job.tokenizer, None)
         with job.threads(), Watch(console, plot=False) as watch:

@@ -83,7 +83,10 @@ def train_lm(
     ] = None,
     window: Annotated[int, typer.Option(help="T, steps through which gradients flow back.")] = 64,
     batch: Annotated[int, typer.Option(help="B, places of the text that are read side by side.")] = 32,
-    lr: Annotated[float, typer.Option(help="Highest learning rate of AdamW.")] = 4e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate of AdamW. (default: by cell and width, at most 0.004)"),
+    ] = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
     weight_decay: Annotated[
         float | None, typer.Option(help="Of AdamW. (default: by the length of the text)")

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -64,13 +64,13 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """See elman.training.Training."""
+    """See elman.training.Training. lr: None for what the model says."""
 
     steps: int | None = None
     minutes: float | None = None
     window: int = 64
     batch: int = 32
-    lr: float = 4e-3
+    lr: float | None = None
     clip: float = 1.0
     weight_decay: float | None = None
     seed: int = 0
@@ -234,6 +234,8 @@ def prepare(
     corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model)).to(processes.device)
+    if training.lr is None:
+        training = replace(training, lr=network.learning_rate)
     checked = Training(network, tokens, **asdict(training), processes=processes)
     for name, value in (("--checkpoint-every", keeping.checkpoint_every), ("--patience", keeping.patience)):
         if value is not None and value < 1:

@@ -274,3 +274,13 @@ def test_more_context_predicts_real_text_better() -> None:
 def test_an_ngram_of_a_text_shorter_than_itself_still_predicts(length: int) -> None:
     model = NGram(torch.ones(length, dtype=torch.int64), vocabulary=3, order=5)
     assert model.nats(torch.tensor([0, 1, 2, 1])).isfinite().all()
+
+
+def test_wide_layers_and_those_without_gates_learn_more_slowly() -> None:
+    def rate(cell: str, hidden: int) -> float:
+        return LanguageModel(5, cell, hidden).learning_rate
+
+    assert rate("gru", 256) == rate("lstm", 64) == rate("elman", 64) == 4e-3
+    assert rate("elman", 256) == 0.5 / 256
+    assert rate("gru", 1024) == 2 / 1024
+    assert rate("elman", 1024) == 0.5 / 1024
