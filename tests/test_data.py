@@ -1,4 +1,4 @@
-"""Reading, splitting, the tokenizer's round trip, and the windows of training."""
+"""Reading, splitting, tokenizers and the windows of training, on texts that memory holds; larger ones: test_text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from elman.data import tokenizer as tokenizing
 from elman.errors import DataError, InputError
 
 TEXT = "To be, or not to be:\r\n\tthat is the question…\n\n  é ß 漢字 🎈 <unk> e\u0301 \x00\x1b[0m end"
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 def test_the_tokenizer_gives_back_every_character() -> None:
@@ -29,7 +31,7 @@ def test_the_tokenizer_gives_back_every_character() -> None:
     assert tokenizer.size == len(set(TEXT)) + 1
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=50))
+@given(anything)
 def test_any_text_survives_the_tokenizer(text: str) -> None:
     tokenizer = data.Tokenizer.characters(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -203,7 +205,7 @@ def test_tokenizers_is_imported_only_when_it_is_needed() -> None:
 PROSE = "The cat sat. The dog, 12 years old, didn't!\n\n  Ça va? \u20ac5 \U0001f600 done\n" * 400
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+@given(anything)
 def test_bytes_and_byte_pairs_give_back_any_text(text: str) -> None:
     for tokenizer in (data.Tokenizer.bytes(), _byte_pairs()):
         tokens = tokenizer.encode(text)
@@ -248,3 +250,66 @@ def test_words_are_the_most_frequent_ones_and_read_well() -> None:
 def test_tokenizers_that_cannot_be_are_refused(kind: str, vocabulary: int | None, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         data.Tokenizer.of(kind, "some text", vocabulary)
+
+
+# --- symbols of long texts, and symbols as they come ------------------------------------------------------------------
+
+
+def test_a_stretch_without_a_place_to_cut_is_cut_where_the_text_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_PIECE", 5)
+    monkeypatch.setattr(tokenizing, "_LONGEST", 20)
+    text = "x" * 50 + " y" + "z" * 33
+    whole = [*tokenizing._cut([text])]
+    assert "".join(whole) == text
+    assert max(map(len, whole)) == 20
+    for size in (1, 3, 19, 40):
+        assert [*tokenizing._cut([text[k : k + size] for k in range(0, len(text), size)])] == whole
+
+
+@given(st.lists(st.integers(0, 299), max_size=12))
+def test_a_stream_of_any_symbols_is_their_text(numbers: list[int]) -> None:
+    for one in (data.Tokenizer.bytes(), _byte_pairs()):
+        tokens = [number % one.size for number in numbers]
+        assert "".join(one.stream(tokens)) == one.decode(tokens)
+
+
+@pytest.mark.parametrize("raw", [b"\xe2", b"\xe2" * 9 + b"\x82\xac", b"\x80" * 9, "\ufffd".encode()])
+def test_a_stream_holds_back_half_a_character_and_no_more(raw: bytes) -> None:
+    assert "".join(data.Tokenizer.bytes().stream(raw)) == raw.decode("utf-8", "replace")
+
+
+@given(anything)
+def test_a_stream_gives_each_character_with_its_last_byte(text: str) -> None:
+    tokenizer, sent = data.Tokenizer.bytes(), 0
+
+    def bytes_of() -> Iterator[int]:
+        nonlocal sent
+        for byte in text.encode():
+            sent += 1
+            yield byte
+
+    told = ""
+    for piece in tokenizer.stream(bytes_of()):
+        told += piece
+        assert len(piece) == 1
+        assert len(told.encode()) == sent
+    assert told == text
+
+
+def test_what_is_worked_on_at_once_is_bounded_however_long_its_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizing, "_GROUP", 100)
+    pieces = ["a" * size for size in (3, 99, 250, 1, 40, 40, 40, 7)]
+    groups = [*tokenizing._groups(pieces)]
+    assert [len(group) for group in groups] == [2, 1, 4, 1]
+    assert [piece for group in groups for piece in group] == pieces
+
+
+def test_a_long_text_is_learnt_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_SAMPLE", 640)
+    text = "".join(f"word{k} " for k in range(10_000))
+    sample = "".join(tokenizing._learnt_from(text))
+    assert len(sample) == 640
+    assert sample[:9] == text[:9]
+    assert sample[-8:] in text[len(text) * 62 // 64 :]

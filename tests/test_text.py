@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,71 +182,6 @@ def test_symbols_do_not_depend_on_how_a_text_comes_in(tokenizer: data.Tokenizer,
     finally:
         tokenizing._PIECE = piece
     assert found.tolist() == expected
-
-
-def test_a_stretch_without_a_place_to_cut_is_cut_where_the_text_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing, "_PIECE", 5)
-    monkeypatch.setattr(tokenizing, "_LONGEST", 20)
-    text = "x" * 50 + " y" + "z" * 33
-    whole = [*tokenizing._cut([text])]
-    assert "".join(whole) == text
-    assert max(map(len, whole)) == 20
-    for size in (1, 3, 19, 40):
-        assert [*tokenizing._cut([text[k : k + size] for k in range(0, len(text), size)])] == whole
-
-
-@given(st.lists(st.integers(0, 299), max_size=12))
-def test_a_stream_of_any_symbols_is_their_text(numbers: list[int]) -> None:
-    for one in (data.Tokenizer.bytes(), _byte_pairs()):
-        tokens = [number % one.size for number in numbers]
-        assert "".join(one.stream(tokens)) == one.decode(tokens)
-
-
-@pytest.mark.parametrize("raw", [b"\xe2", b"\xe2" * 9 + b"\x82\xac", b"\x80" * 9, "\ufffd".encode()])
-def test_a_stream_holds_back_half_a_character_and_no_more(raw: bytes) -> None:
-    assert "".join(data.Tokenizer.bytes().stream(raw)) == raw.decode("utf-8", "replace")
-
-
-@given(anything)
-def test_a_stream_gives_each_character_with_its_last_byte(text: str) -> None:
-    tokenizer, sent = data.Tokenizer.bytes(), 0
-
-    def bytes_of() -> Iterator[int]:
-        nonlocal sent
-        for byte in text.encode():
-            sent += 1
-            yield byte
-
-    told = ""
-    for piece in tokenizer.stream(bytes_of()):
-        told += piece
-        assert len(piece) == 1
-        assert len(told.encode()) == sent
-    assert told == text
-
-
-@functools.cache
-def _byte_pairs() -> data.Tokenizer:
-    return data.Tokenizer.bpe(TEXT, 300)
-
-
-def test_what_is_worked_on_at_once_is_bounded_however_long_its_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tokenizing, "_GROUP", 100)
-    pieces = ["a" * size for size in (3, 99, 250, 1, 40, 40, 40, 7)]
-    groups = [*tokenizing._groups(pieces)]
-    assert [len(group) for group in groups] == [2, 1, 4, 1]
-    assert [piece for group in groups for piece in group] == pieces
-
-
-def test_a_long_text_is_learnt_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing, "_SAMPLE", 640)
-    text = "".join(f"word{k} " for k in range(10_000))
-    sample = "".join(tokenizing._learnt_from(text))
-    assert len(sample) == 640
-    assert sample[:9] == text[:9]
-    assert sample[-8:] in text[len(text) * 62 // 64 :]
 
 
 @pytest.mark.parametrize(("vocabulary", "size"), [(256, 1), (257, 2), (2**16, 2), (2**16 + 1, 4)])

@@ -117,9 +117,8 @@ class Training:
         self.stages = Stages()
         self.step, self.symbols, self.done, self.seconds = 0, 0, 0.0, 0.0
         self.stopped = False
-        if (
-            self.processes.rank
-        ):  # what is drawn for one lane is not drawn for another; the weights are there already
+        if self.processes.rank:
+            # What is drawn for one lane is not drawn for another. The weights are there already.
             torch.manual_seed(seed + self.processes.rank)
 
     def __iter__(self) -> Iterator[Step]:
