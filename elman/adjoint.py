@@ -71,7 +71,8 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
         if port.name not in wanted or f"d_{port.name}" not in results:
             continue
         kind = {Kind.CONSTANT: Kind.SUM, Kind.SEQUENCE: Kind.SEQUENCE, Kind.STATE: Kind.STATE}[port.kind]
-        outputs.append(OutPort(f"d_{port.name}", kind, f"d_{port.name}", f"gradient of {port.path}"))
+        fed = next((p.name for p in ports if kind is Kind.STATE and p.next == f"d_{port.name}"), None)
+        outputs.append(OutPort(f"d_{port.name}", kind, f"d_{port.name}", f"gradient of {port.path}", fed))
     out = next(node for node in reversed(graph.nodes) if node.op == "output")
     out.args = (results,)
     graphs.drop_dead(graph)
@@ -109,11 +110,11 @@ def expose(circuit: Circuit) -> Circuit:
 
     Second derivatives flow through them: the adjoint takes h(t-1) as inputs.
     """
-    known = {out.name for out in circuit.outputs}
+    known = {out.of for out in circuit.outputs_of(Kind.SEQUENCE)}
     extra = tuple(
-        OutPort(f"{port.name}_before", Kind.SEQUENCE, port.name, f"{port.path} before each step")
+        OutPort(f"{port.name}_before", Kind.SEQUENCE, port.name, f"{port.path} before each step", port.name)
         for port in circuit.inputs_of(Kind.STATE)
-        if f"{port.name}_before" not in known  # exposed already, for derivatives of a higher order
+        if port.name not in known  # exposed already, for derivatives of a higher order
     )
     return replace(circuit, outputs=(*circuit.outputs, *extra)).check()
 
@@ -150,7 +151,7 @@ def _wire(circuit: Circuit, joint: Joint, inputs: tuple[InPort, ...]) -> dict[st
             add(out.wire, cotangent_of(circuit, out.name), kind, f"gradient of {out.path}")
     finals = {out.wire: out for out in reversed(circuit.outputs_of(Kind.STATE))}
     paired: set[str] = set()
-    by_state = {out.name.removesuffix("_final"): out for out in circuit.outputs_of(Kind.STATE)}
+    by_state = {out.of: out for out in circuit.outputs_of(Kind.STATE)}
     for port in inputs:
         if port.kind is not Kind.STATE or port.next is None:
             continue

@@ -117,9 +117,7 @@ def unfold(circuit: Circuit, steps: int) -> Unfolded:
             shared[port.name] = graphs.add_placeholder(graph, port.name, value)
     states = {port.name: shared[port.name] for port in circuit.inputs_of(Kind.STATE)}
     finals = {
-        out.name: states[_state_of(circuit, out.name, out.wire)]
-        for out in circuit.outputs_of(Kind.STATE)
-        if not steps
+        out.name: states[out.of] for out in circuit.outputs_of(Kind.STATE) if not steps and out.of is not None
     }
     outputs: dict[str, fx.Node] = dict(finals)
     order = range(steps - 1, -1, -1) if circuit.reverse else range(steps)
@@ -172,18 +170,6 @@ def _one_step(
             copy.meta = dict(node.meta)
             copies[node] = copy
     return values | {name: copies[node] for name, node in circuit.results().items()}
-
-
-def _state_of(circuit: Circuit, out: str, wire: str) -> str:
-    """The state port whose value a final state is when no step has run."""
-    ports = circuit.inputs_of(Kind.STATE)
-    named = [
-        p.name
-        for p in ports
-        if out in (f"{p.name}_final", f"d_{p.name.removeprefix('g_').removesuffix('_final')}")
-    ]
-    fed = [p.name for p in ports if p.next == wire]
-    return (named or fed)[0]
 
 
 def _rows(circuit: Circuit) -> Any:

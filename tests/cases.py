@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from elman import cells
-from tests import zoo, zoo_gradients, zoo_operations
+from tests import zoo, zoo_gradients, zoo_operations, zoo_rows
 from tests.refused import REFUSED, Refused
 from tests.tensors import Leaf, bools, draw, floats, integers, zeros
 
@@ -176,6 +176,16 @@ _TABLE = (
     Case("learned_start_rnn", zoo.LearnedStartRNN, X, H),
     Case("counting_rnn", zoo.CountingRNN, X, (H, integers(5)), starts=False),
     Case("latch_rnn", zoo.LatchRNN, X, (H, bools("H", below=-1.5)), starts=False),
+    # The batch elsewhere than in front.
+    Case("columns_rnn", zoo_rows.ColumnsRNN, X, H),
+    Case("column_rates_rnn", zoo_rows.ColumnRatesRNN, X, LSTM, starts=False, teachable=False),
+    Case("gates_first_gru", zoo_rows.GatesFirstGRU, X, H),
+    Case("stacked_columns_gru", zoo_rows.StackedColumnsGRU, X, H),
+    Case("merged_heads_rnn", zoo_rows.MergedHeadsRNN, X, floats(2, "2H", scale=0.5), starts=False, teachable=False),
+    Case("nodes_rnn", zoo_rows.NodesRNN, X, floats(3, "H", scale=0.5), starts=False),
+    Case("nodes_inner_gru", zoo_rows.NodesInnerGRU, X, floats(3, "H", scale=0.5), starts=False, teachable=False),
+    Case("frames_gru", zoo_rows.FramesGRU, floats(2, 1, 3, "H"), H, starts=False),
+    Case("batch_in_the_middle_rnn", zoo_rows.BatchInTheMiddleRNN, X, H, teachable=False),
     # A gradient that is not the derivative.
     Case("straight_through_rnn", zoo_gradients.StraightThroughRNN, X, H, honest=False),
     Case("rounded_rnn", zoo_gradients.RoundedRNN, X, H, honest=False),

@@ -18,13 +18,13 @@ Width = int | str
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of a tree: its widths behind the batch ("I", "H", "3H" or a number) and how it is drawn."""
+    """One tensor of a tree: its widths behind the batch ("I", "H", "2H", "3H" or a number) and how it is drawn."""
 
     widths: tuple[Width, ...]
     fill: Callable[[tuple[int, ...], torch.Generator | None], Tensor]
 
     def shape(self, n_in: int, n_hidden: int) -> tuple[int, ...]:
-        names = {"I": n_in, "H": n_hidden, "3H": 3 * n_hidden}
+        names = {"I": n_in, "H": n_hidden, "2H": 2 * n_hidden, "3H": 3 * n_hidden}
         return tuple(names[width] if isinstance(width, str) else width for width in self.widths)
 
 

@@ -73,12 +73,16 @@ class InPort:
 
 @dataclass(frozen=True)
 class OutPort:
-    """One tensor that comes out: the wire's sum over time, its sequence, or its value after the last step."""
+    """One tensor that comes out: the wire's sum over time, its sequence, or its value after the last step.
+
+    of: the state port that it tells of: a STATE is its last value, a SEQUENCE its values before each step.
+    """
 
     name: str
     kind: Kind
     wire: str
     path: str
+    of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,8 @@ class Circuit:
                 raise CircuitError(what=f"{out.kind.value} cannot come out", where=where)
             if out.wire not in wires:
                 raise CircuitError(what=f"there is no wire '{out.wire}'", where=where)
+            if out.of is not None and out.of not in {port.name for port in self.inputs_of(Kind.STATE)}:
+                raise CircuitError(what=f"it tells of '{out.of}', which is no state", where=where)
         return self
 
     def _check_delay(self, port: InPort, where: str) -> None:

@@ -10,6 +10,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from elman.circuit.form import ROWS, op_name, placeholder, results_of, target_name
+from elman.circuit.rows import rows_of
 
 aten = torch.ops.aten
 
@@ -169,6 +170,33 @@ def run(
     return {name: values[node] for name, node in results_of(graph).items()}
 
 
+def rows_first(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A value that carries rows as [rows, …], wherever its operations have put them; its steps can then be packed."""
+    where, value = rows_of(node.meta["val"]), node
+    assert where is not None
+    if where.dim:
+        order = [where.dim, *(d for d in range(node.meta["val"].dim()) if d != where.dim)]
+        value = insert(graph, aten.permute.default, value, order)
+    if where.factor > 1:
+        rest = [int(size) for size in value.meta["val"].shape[1:]]
+        value = insert(graph, aten.reshape.default, value, [-1, where.factor, *rest])
+    return value
+
+
+def rows_back(graph: fx.Graph, value: fx.Node, like: fx.Node) -> fx.Node:
+    """The inverse of `rows_first`: the layout of `like`, which its own operations expect."""
+    where, shape = rows_of(like.meta["val"]), like.meta["val"].shape
+    assert where is not None
+    if where.factor > 1:
+        rest = [int(size) for d, size in enumerate(shape) if d != where.dim]
+        value = insert(graph, aten.reshape.default, value, [-1, *rest])
+    if where.dim:
+        order = list(range(1, len(shape)))
+        order.insert(where.dim, 0)
+        value = insert(graph, aten.permute.default, value, order)
+    return value
+
+
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Every node that the given ones are computed from, themselves included."""
     found: set[fx.Node] = set()
@@ -193,6 +221,8 @@ __all__ = [
     "meta_of",
     "placeholder",
     "renamed",
+    "rows_back",
+    "rows_first",
     "run",
     "with_placeholders",
 ]

@@ -218,8 +218,11 @@ def _sum(node: fx.Node) -> str:
 
 
 def _product(node: fx.Node) -> str:
-    """mm, bmm, addmm's product: rows in the free or batch dimension stay, rows in the contracted one are summed."""
-    a, b = (_value(arg) for arg in node.args[:2])
+    """mm, bmm: rows in the free or batch dimension stay, rows in the contracted one are summed."""
+    return _product_of(_value(node.args[0]), _value(node.args[1]))
+
+
+def _product_of(a: Any, b: Any) -> str:
     ra, rb = rows_of(a), rows_of(b)
     batched = a.dim() == 3
     if batched and ra is not None and rb is not None and ra.dim == 0 and rb.dim == 0:
@@ -235,16 +238,15 @@ def _product(node: fx.Node) -> str:
 
 
 def _addmm(node: fx.Node) -> str:
-    bias = _value(node.args[0])
-    a = _value(node.args[1])
-    ra, rb, rc = rows_of(a), rows_of(_value(node.args[2])), rows_of(bias)
-    if rb is not None or (ra is not None and ra.dim != 0):
-        return "the product contracts or mixes the batch"
-    return (
-        ROWWISE
-        if rc is None or rc.dim - bias.dim() == -2
-        else "its operands carry the batch in different dimensions"
-    )
+    """A product that starts from something: which must carry rows where the product does."""
+    bias, out = _value(node.args[0]), _value(node)
+    said = _product_of(_value(node.args[1]), _value(node.args[2]))
+    if said != ROWWISE:
+        return "the product contracts the batch, and starts from something" if said == SUMMED else said
+    mine, theirs = rows_of(out), rows_of(bias)
+    if theirs is None or (mine is not None and theirs.dim - bias.dim() == mine.dim - out.dim()):
+        return ROWWISE
+    return "its operands carry the batch in different dimensions"
 
 
 def _reshape(node: fx.Node) -> str:

@@ -103,8 +103,8 @@ def _differentiable(
     if states:
         exposed = program.exposed
         for port, value in zip(exposed.outputs, apply(exposed, call, tensors), strict=True):
-            if port.name.endswith("_before") and port.wire in states and port.kind is Kind.SEQUENCE:
-                known[port.wire] = value
+            if port.kind is Kind.SEQUENCE and port.of is not None:
+                known[port.of] = value
     known |= {
         cotangent_of(program.circuit, port.name): c
         for port, c in zip(program.outputs, cotangents, strict=True)

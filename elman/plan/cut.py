@@ -18,12 +18,14 @@ from torch import fx
 from elman.adjoint import adjoint
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort
-from elman.circuit.rows import Rows, feature_shape, rows_of
+from elman.circuit.rows import Rows, carries, feature_shape, rows_of
+from elman.errors import CircuitError
 from elman.plan.regions import Regions, regions
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.convolution.default}
 _FOREVER = math.inf
+_AGAIN = 2.0**40  # a product is computed twice only where nothing that spares it can be kept
 KEPT = "kept "  # how the output ports of what is kept begin, and
 KEPT_PATH = ", kept"  # how the paths of the ports that take it in end
 
@@ -42,6 +44,28 @@ class Pair:
     backward: Circuit
     kept: dict[str, str]
     bytes_per_row: int
+
+    def check(self) -> Pair:
+        """Return itself, or raise CircuitError: whatever the backward pass reads of the forward pass is given out."""
+        self.forward.check()
+        self.backward.check()
+        where = f"training of {self.forward.name}"
+        given = {out.name for out in self.forward.outputs}
+        for out in self.kept:
+            if out not in given:
+                raise CircuitError(what=f"'{out}' is kept, and nobody gives it out", where=where)
+        same = {port.name: port for port in self.forward.inputs}
+        for port in self.backward.inputs_of(Kind.SEQUENCE):
+            # h(t-1) of all steps: the starting state, which has the same name, must never take its place.
+            if (
+                port.name in same
+                and same[port.name].kind is Kind.STATE
+                and port.name not in self.kept.values()
+            ):
+                raise CircuitError(
+                    what=f"the backward pass reads {port.path}, and it is not kept", where=where
+                )
+        return self
 
 
 def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut") -> Pair:
@@ -67,6 +91,7 @@ def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut"
         f"{KEPT}{name}": nodes[name] for name in inside
     }
     forward_graph = graphs.extract(joint.graph, named)
+    _pack(forward_graph, [f"{KEPT}{name}" for name in inside])
     graphs.with_placeholders(
         forward_graph,
         [(p.name, graphs.placeholder(circuit.graph, p.name).meta["val"]) for p in circuit.inputs],
@@ -86,11 +111,34 @@ def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut"
         for n in kept
         if n not in twins
     )
-    return Pair(forward, backward, {f"{KEPT}{name}": name for name in kept}, int(size))
+    return Pair(forward, backward, {f"{KEPT}{name}": name for name in kept}, int(size)).check()
 
 
 def _never() -> Joint:
     raise AssertionError("a circuit cut for training is not differentiated again: the whole circuit is")
+
+
+def _pack(graph: fx.Graph, names: list[str]) -> None:
+    """Turn some results of a step so that their rows come first."""
+    results = graphs.results_of(graph)
+    out = next(node for node in reversed(graph.nodes) if node.op == "output")
+    with graph.inserting_before(out):
+        out.args = (results | {name: graphs.rows_first(graph, results[name]) for name in names},)
+
+
+def _unpack(graph: fx.Graph, name: str) -> torch.Tensor:
+    """Let a placeholder come in with its rows first; return the description of what comes in."""
+    node = graphs.placeholder(graph, name)
+    where = rows_of(node.meta["val"])
+    if where is not None and where != Rows(0, 1):
+        aside, users = fx.Graph(), list(node.users)
+        before = graphs.add_placeholder(aside, name, node.meta["val"])
+        node.meta["val"] = graphs.rows_first(aside, before).meta["val"]
+        with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+            back = graphs.rows_back(graph, node, before)
+        for user in users:
+            user.replace_input_with(node, back)
+    return node.meta["val"]
 
 
 def _with_kept(back: Circuit, kept: list[str]) -> Circuit:
@@ -101,7 +149,7 @@ def _with_kept(back: Circuit, kept: list[str]) -> Circuit:
     used = {str(node.target) for node in graph.nodes if node.op == "placeholder"}
     ports = [port for port in back.inputs if port.name in used or port.kind is Kind.STATE]
     for name in kept:
-        value = nodes[name].meta["val"]
+        value = _unpack(graph, name)
         rows = rows_of(value) is not None
         ports.append(
             InPort(
@@ -138,12 +186,13 @@ def _needed(graph: fx.Graph, where: Regions) -> set[fx.Node]:
 def _bytes(node: fx.Node) -> float:
     """Bytes per row and step of keeping a value; infinite where it cannot be kept as packed rows."""
     value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or not carries(value) or (where := rows_of(value)) is None:
         return _FOREVER
-    where = rows_of(value)
-    if where is None or where != Rows(0, 1):
-        return _FOREVER
-    return math.prod(int(size) for size in value.shape[1:]) * value.dtype.itemsize
+    return (
+        where.factor
+        * math.prod(int(n) for d, n in enumerate(value.shape) if d != where.dim)
+        * value.dtype.itemsize
+    )
 
 
 def _states_only(circuit: Circuit, graph: fx.Graph, needed: set[fx.Node]) -> list[str]:
@@ -179,7 +228,12 @@ def _minimum_cut(circuit: Circuit, graph: fx.Graph, where: Regions, needed: set[
                 if p.next is not None and circuit.wire(p.next).name in names
             ]
             best = (cost + weight, [*dict.fromkeys([*kept_states, *names, *kept_ends])])
-    assert best is not None
+    if (
+        best is None or best[0] == _FOREVER
+    ):  # never with all states: everything can be computed from them again
+        raise CircuitError(
+            what="nothing that can be kept spares the forward pass", where=f"training of {circuit.name}"
+        )
     return best[1]
 
 
@@ -224,7 +278,7 @@ def _cut(
         for source in timed:
             network.add_edge(f"{source.name} out", enters, capacity=_FOREVER)
         if node.target in _PRODUCTS:
-            network.add_edge("there", enters, capacity=_FOREVER)
+            network.add_edge("there", enters, capacity=_AGAIN)
         if node in needed:
             network.add_edge(leaves, "read", capacity=_FOREVER)
     for node in needed:
@@ -232,7 +286,7 @@ def _cut(
             network.add_edge(f"{node.name} out", "read", capacity=_FOREVER)
     try:
         weight, (near, _) = nx.minimum_cut(network, "there", "read")
-    except nx.NetworkXUnbounded:
+    except nx.NetworkXUnbounded:  # without these states something cannot be had at all
         return _FOREVER, []
     cut = [
         node.name

@@ -94,10 +94,7 @@ class _Cutter:
 
 def _state_behind(circuit: Circuit, out: Any) -> Any:
     """The state port whose starting value a final state is when a row has no step."""
-    ports = circuit.inputs_of(Kind.STATE)
-    named = [p for p in ports if f"{p.name}_final" == out.name]
-    fed = [p for p in ports if p.next == out.wire]
-    return next(iter(named or fed), None)
+    return next((p for p in circuit.inputs_of(Kind.STATE) if p.name == out.of), None)
 
 
 def _name(node: fx.Node) -> str:
@@ -248,17 +245,7 @@ class _Builder:
 
     def _restore(self, placed: fx.Node, node: fx.Node) -> fx.Node:
         """From rows first back to the layout that the step's own operations expect."""
-        where = rows_of(node.meta["val"])
-        if where is None or where == Rows(0, 1):
-            return placed
-        if where.factor > 1:
-            rest = [int(s) for d, s in enumerate(node.meta["val"].shape) if d != where.dim]
-            placed = insert(self.graph, aten.reshape.default, placed, [-1, *rest])
-        if where.dim:
-            order = list(range(1, node.meta["val"].dim()))
-            order.insert(where.dim, 0)
-            placed = insert(self.graph, aten.permute.default, placed, order)
-        return placed
+        return placed if rows_of(node.meta["val"]) is None else graphs.rows_back(self.graph, placed, node)
 
     def spread(self, node: fx.Node, name: str | None = None) -> fx.Node:
         """A constant per row, at each of the row's steps. Batchless constants are given rows first."""
@@ -312,13 +299,7 @@ class _Builder:
         value = self.get(node)
         name = f"{node.name} rows first"
         if name not in self.outputs:
-            if where.dim:
-                order = [where.dim, *(d for d in range(node.meta["val"].dim()) if d != where.dim)]
-                value = insert(self.graph, aten.permute.default, value, order)
-            if where.factor > 1:
-                rest = [int(s) for s in value.meta["val"].shape[1:]]
-                value = insert(self.graph, aten.reshape.default, value, [-1, where.factor, *rest])
-            self.outputs[name] = value
+            self.outputs[name] = graphs.rows_first(self.graph, value)
             if self.name == "loop":
                 self.kinds["emits"].add(name)
         return name

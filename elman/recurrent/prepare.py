@@ -122,7 +122,8 @@ def prepare(
     slots = {out.name: i for i, out in enumerate(program.outputs)}
     kept = [out for out in program.outputs if out.kind is Kind.SEQUENCE]
     states = [port for port, source in zip(program.inputs, sources, strict=True) if source == "state"]
-    finals = [slots[f"{port.name}_final"] for port in states]
+    ended = {out.of: slots[out.name] for out in program.outputs if out.kind is Kind.STATE}
+    finals = [ended[port.name] for port in states]
     return Prepared(
         program,
         tuple(sources),

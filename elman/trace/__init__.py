@@ -54,7 +54,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
             raise TraceError(
                 what=f"{path} has no batch dimension", where=name, got="a scalar", expected="a tensor [B, …]"
             )
-        port = identifier(word, taken)
+        port = identifier(_own_word(word), taken)
         shape = tuple(tensor.shape[1:] if rows else tensor.shape)
         feed = f"{port}_next" if kind is Kind.STATE else None
         ports.append(InPort(port, kind, shape, tensor.dtype, tensor.device, rows, path, feed, frozen=frozen))
@@ -65,7 +65,9 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         tensor = store_of(cell, entry[0])[entry[0].key]
         frozen = not isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
         frozen = frozen and all(place.store != "_parameters" for place in entry)
-        owned[add(entry[0].path, Kind.CONSTANT, tensor, False, _word(entry[0].path), frozen)] = entry
+        owned[
+            add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."), frozen)
+        ] = entry
     xs, x_tree = flatten(x, "x")
     states, state_tree = flatten(state, "state")
     if not states:
@@ -104,7 +106,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         for path, wire in zip(output_tree.paths if output_tree else (), output_wires, strict=True)
     ]
     outputs += [
-        OutPort(f"{port.name}_final", Kind.STATE, f"{port.name}_next", f"final {port.path}")
+        OutPort(f"{port.name}_final", Kind.STATE, f"{port.name}_next", f"final {port.path}", port.name)
         for port in ports
         if port.kind is Kind.STATE
     ]
@@ -140,10 +142,12 @@ def verify(cell: torch.nn.Module, x: Any, state: Any = None, context: Any = None
     return trace(cell, x, state, context)
 
 
-def _word(path: str) -> str:
-    """The word for one of the cell's own tensors; whole where the circuit, its adjoint or its noise say such words."""
-    word = path.removeprefix("cell.")
-    return path if re.match(r"(d|g+|ct|noise|captured)_", word) else word
+def _own_word(word: str) -> str:
+    """A word for a port that no circuit, adjoint or unfolded graph makes of the name of another port."""
+    word = identifier(word, set())
+    if re.match(r"(d|g+|ct|noise|captured)_|o(_\d+)?$", word):
+        word = f"cell_{word}"
+    return f"{word}_2" if re.search(r"_(next|final|before|t\d+)$", word) else word
 
 
 def _val(graph: torch.fx.Graph, name: str) -> Any:

@@ -291,8 +291,18 @@ def test_nothing_off_the_cycles_is_in_a_forward_loop(name: str) -> None:
     for node in loop.nodes():
         if any(source in sizes for source in node.all_input_nodes) and not node.all_input_nodes[1:]:
             continue  # a shape
+        if _at_the_border(node, "placeholder", lambda n: n.all_input_nodes) or _at_the_border(
+            node, "output", lambda n: n.users
+        ):
+            continue  # what comes in and goes out has its rows first, wherever the step has them
         assert _meets(node, starts, lambda n: n.all_input_nodes), f"{node} depends on no state"
         assert _meets(node, ends, lambda n: n.users), f"no state depends on {node}"
+
+
+def _at_the_border(node: fx.Node, end: str, way) -> bool:  # type: ignore[no-untyped-def]
+    return op_name(node) in ("permute", "reshape") and all(
+        n.op == end or _at_the_border(n, end, way) for n in way(node)
+    )
 
 
 def _meets(node: fx.Node, wanted: set[fx.Node], way) -> bool:  # type: ignore[no-untyped-def]
