@@ -186,6 +186,8 @@ _TABLE = (
     Case("nodes_inner_gru", zoo_rows.NodesInnerGRU, X, floats(3, "H", scale=0.5), starts=False, teachable=False),
     Case("frames_gru", zoo_rows.FramesGRU, floats(2, 1, 3, "H"), H, starts=False),
     Case("batch_in_the_middle_rnn", zoo_rows.BatchInTheMiddleRNN, X, H, teachable=False),
+    Case("stacked_inputs_rnn", zoo_rows.StackedInputsRNN, X, H),
+    Case("flattened_first_rnn", zoo_rows.FlattenedFirstRNN, X, H),
     # A gradient that is not the derivative.
     Case("straight_through_rnn", zoo_gradients.StraightThroughRNN, X, H, honest=False),
     Case("rounded_rnn", zoo_gradients.RoundedRNN, X, H, honest=False),

@@ -215,6 +215,30 @@ def _scatter(w: Sequence[Tensor], size: int, a: Tensor, b: Tensor) -> Tensor:
     return a.scatter_add(1, _index(size, a.shape[1]).expand(a.shape[0], -1), b)
 
 
+def _columns(w: Sequence[Tensor], size: int, a: Tensor, b: Tensor) -> Tensor:
+    """The batch second: W aᵀ, and what gates it, read non-linearly there."""
+    z, n = torch.sigmoid(b.T), torch.tanh(w[0] @ a.T)
+    return (z * n + (1 - z) * torch.sin(b.T)).T
+
+
+def _stacked(w: Sequence[Tensor], size: int, a: Tensor, b: Tensor) -> Tensor:
+    """The batch in the middle: [2, B, n]."""
+    two = torch.tanh(torch.stack([a, b]) @ w[0])
+    return (two * two.flip(0).cos()).sum(0) / 2
+
+
+def _merged(w: Sequence[Tensor], size: int, a: Tensor) -> Tensor:
+    """The batch merged with another dimension: [B·2, n/2]."""
+    parts = torch.sin(a.reshape(-1, a.shape[1] // 2))
+    return torch.tanh(parts @ w[0] + parts * parts).view(a.shape[0], -1)
+
+
+def _last(w: Sequence[Tensor], size: int, a: Tensor) -> Tensor:
+    """The batch last, behind a dimension that it was merged with: [n/2, B·2]."""
+    parts = a.reshape(-1, a.shape[1] // 2).T
+    return torch.tanh(parts * parts.cos()).T.reshape(a.shape)
+
+
 def _sum_of(*bounds: float) -> float:
     return float(sum(bounds))
 
@@ -234,7 +258,7 @@ def _resized(size: int, *widths: int) -> int:
     return size
 
 
-def _square(size: int, width: int) -> tuple[tuple[int, ...], ...]:
+def _square(size: int, width: int, *others: int) -> tuple[tuple[int, ...], ...]:
     return ((width, width),)
 
 
@@ -269,6 +293,13 @@ RULES: Mapping[str, Rule] = {
     "clamp": Rule(1, lambda w, size, a: torch.clamp(a, -0.613, 0.587), bound=_one),
     "maximum": Rule(2, lambda w, size, a, b: torch.maximum(a, b + 0.0193), bound=lambda a, b: max(a, b) + 0.1),
     "where": Rule(3, lambda w, size, a, b, c: torch.where(a > 0.0314 - b, b, c)),
+    # Where the batch is not in front.
+    "columns": Rule(2, _columns, bound=_one, weights=_square),
+    "stacked": Rule(2, _stacked, bound=_one, weights=_square),
+    "merged": Rule(
+        1, _merged, bound=_one, weights=lambda size, n: ((n // 2, n // 2),), fits=lambda n: n % 2 == 0
+    ),
+    "last": Rule(1, _last, bound=_one, fits=lambda n: n % 2 == 0),
     # Along features.
     "layer_norm": Rule(
         1,

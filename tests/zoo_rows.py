@@ -147,3 +147,33 @@ class BatchInTheMiddleRNN(nn.Module):
         back = merged.view(-1, 2, two.shape[-1]).permute(2, 0, 1)  # [H, B, 2]
         out = torch.tanh(back * back.sum(0, keepdim=True).cos()).sum(-1)  # [H, B]
         return two.prod(0), out.T * 0.5
+
+
+class StackedInputsRNN(nn.Module):
+    """One linear map of h and x stacked, [2, B, H]: rows merged in the order (2, B), which is not (B, 2)."""
+
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__()
+        self.hidden_size = n_hidden
+        self.embed, self.both = nn.Linear(n_in, n_hidden), nn.Linear(n_hidden, n_hidden)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        a, b = torch.tanh(self.both(torch.stack([h, self.embed(x)])))
+        return a * torch.sigmoid(b) + 0.1 * h
+
+
+class FlattenedFirstRNN(nn.Module):
+    """The same by hand: flatten(0, 1) of [3, B, H], layer norm, a product, a convolution, and back."""
+
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__()
+        self.hidden_size = n_hidden
+        self.embed, self.norm = nn.Linear(n_in, n_hidden), nn.LayerNorm(n_hidden)
+        self.W, self.conv = nn.Linear(n_hidden, n_hidden, bias=False), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        seen = self.embed(x)
+        three = torch.stack([h, seen, h * seen])
+        flat = torch.sin(self.W(self.norm(three.flatten(0, 1))))
+        back = self.conv(flat[:, None]).squeeze(1).unflatten(0, (3, -1))
+        return torch.tanh(0.5 * back.sum(0)) + 0.1 * back[1]

@@ -26,6 +26,7 @@ from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.trace import refuse
+from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 
 aten = torch.ops.aten
@@ -145,6 +146,8 @@ def trace_joint(
     _rename_results(graph, {key: new for new, key in joint_results.items()})
     drawn = noise.lift(graph, where)
     normalise(graph)
+    if batch_slow(graph):
+        normalise(graph)
     graph = graphs.renamed(graph)
     _mark_primal(graph, {f"ct_{result}" for result in cotangents})
     final = graphs.results_of(graph)
