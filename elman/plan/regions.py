@@ -15,6 +15,7 @@ from torch import fx
 
 from elman.circuit import rows
 from elman.circuit.form import ROWS, Circuit, Kind
+from elman.circuit.linear import stays_summed
 from elman.plan.exponential import blocks
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _folding(
         if any(source in stepwise for source in node.all_input_nodes):
             fault = "an operand changes from step to step and has no rows"
         elif any(source in summed for source in node.all_input_nodes):
-            if rows.stays_summed(node, summed, lambda n: n not in time):
+            if stays_summed(node, summed, lambda n: n not in time):
                 summed.add(node)
                 continue
             fault = "it is not linear in a sum over rows"

@@ -13,6 +13,7 @@ from torch import fx
 
 from elman.circuit import rows
 from elman.circuit.graphs import insert, run
+from elman.circuit.linear import stays_summed
 from elman.circuit.rows import ROWWISE, SUMMED, Mixed, Rows, factor, rows_of, verdict
 from elman.trace.joint import Fakes
 
@@ -55,7 +56,7 @@ TABLE = [
     Row("bmm_pairs", ((2, B, 3), (2, 3, B)), op(aten.bmm.default), "two dimensions"),
     Row("addmm_bias", ((4,), (B, 3), (3, 4)), op(aten.addmm.default), ROWWISE),
     Row("addmm_rows", ((B, 4), (B, 3), (3, 4)), op(aten.addmm.default), ROWWISE),
-    Row("addmm_contracted", ((2, 4), (2, B), (B, 4)), op(aten.addmm.default), "contracts or mixes"),
+    Row("addmm_contracted", ((2, 4), (2, B), (B, 4)), op(aten.addmm.default), "contracts the batch"),
     # Pointwise.
     Row("tanh", ((B, 3),), op(aten.tanh.default), ROWWISE),
     Row("add", ((B, 3), (3,)), op(aten.add.Tensor), ROWWISE),
@@ -290,11 +291,18 @@ def test_what_stays_a_sum() -> None:
             node.meta["val"] = torch.empty(3, 3)
         nodes.append(node)
     s, t, c = nodes
+    with fakes.mode:
+        zero = insert(graph, aten.full.default, [3, 3], 0.0)
+        i = insert(graph, aten.full.default, [3], 1, dtype=torch.int64)
+        m = insert(graph, aten.full.default, [3, 3], True, dtype=torch.bool)
+        late = insert(graph, aten.full.default, [3, 3], True, dtype=torch.bool)  # a mask that varies in time
+        j = insert(graph, aten.full.default, [1, 3], 1, dtype=torch.int64)
 
     def stays(target: Any, *args: Any) -> bool:
         with fakes.mode:
-            made = insert(graph, target, *args)
-        return rows.stays_summed(made, {s, t}, lambda n: n is c)
+            more = {"rounding_mode": "floor"} if target is aten.div.Tensor_mode else {}
+            made = insert(graph, target, *args, **more)
+        return stays_summed(made, {s, t}, lambda n: n in (c, i, j, m))
 
     for yes in (
         (aten.permute.default, s, [1, 0]), (aten.neg.default, s), (aten.add.Tensor, s, t), (aten.sub.Tensor, s, t),
@@ -302,15 +310,20 @@ def test_what_stays_a_sum() -> None:
         (aten.mm.default, c, s), (aten.sum.dim_IntList, s, [0]), (aten.cat.default, [s, t]),
         (aten.slice.Tensor, s, 0, 0, 2),
         (aten.tanh_backward.default, s, c), (aten.mul.Tensor, s, 3.0), (aten.constant_pad_nd.default, s, [1, 1]),
+        (aten.where.self, m, s, t), (aten.where.self, m, zero, s), (aten.masked_fill.Scalar, s, m, 0.0),
+        (aten.flip.default, s, [0]), (aten.cumsum.default, s, 0), (aten.mean.dim, s, [0]), (aten.zeros_like.default, s),
+        (aten.index_put.default, zero, [i], s, True), (aten.gather.default, s, 0, j), (aten.add.Tensor, s, zero),
     ):  # fmt: skip
         assert stays(*yes), yes
     for no in (
         (aten.mul.Tensor, s, t), (aten.mul.Tensor, s, s), (aten.add.Tensor, s, c), (aten.add.Tensor, s, 1.0),
         (aten.div.Tensor, c, s), (aten.mm.default, s, t), (aten.tanh.default, s), (aten.square.default, s),
         (aten.cat.default, [s, c]), (aten.tanh_backward.default, c, s), (aten.abs.default, s),
-        (aten.constant_pad_nd.default, s, [1, 1], 1.0), (aten.relu.default, s),
+        (aten.constant_pad_nd.default, s, [1, 1], 1.0), (aten.relu.default, s), (aten.where.self, m, s, c),
+        (aten.where.self, late, s, zero), (aten.masked_fill.Scalar, s, m, 1.0), (aten.masked_fill.Scalar, s, late, 0.0),
+        (aten.div.Tensor_mode, s, c), (aten.index_put.default, c, [i], s), (aten.cumprod.default, s, 0),
     ):  # fmt: skip
         assert not stays(*no), no
     with fakes.mode:
         rounded = insert(graph, aten._to_copy.default, s, dtype=torch.int64)
-    assert not rows.stays_summed(rounded, {s, t}, lambda n: n is c)
+    assert not stays_summed(rounded, {s, t}, lambda n: n is c)

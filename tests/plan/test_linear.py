@@ -1,0 +1,90 @@
+"""Weights made of parameters: their gradients are worked out once, after the backward loop, and are autograd's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import elman
+from elman.plan.cut import pair
+from tests.recurrent import compare
+from tests.recurrent.compare import Inputs
+
+Tensor = torch.Tensor
+H = 4
+INDEX = torch.tensor([2, 0, 1, 3])
+
+# How a weight is made: every group is one cell, whose W is the sum of them all.
+MADE: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "chosen": {
+        "where": lambda w, m: torch.where(m, w, 0.0),
+        "either": lambda w, m: torch.where(m, w, -w),
+        "filled": lambda w, m: w.masked_fill(m, 0.0),
+        "filled with a number": lambda w, m: w.masked_fill(m, 0.25),
+        "clamp": lambda w, m: w.clamp(-0.2, 0.2),
+        "maximum": lambda w, m: torch.maximum(w, w.T - 0.01),
+        "minimum": lambda w, m: torch.minimum(w, -w),
+        "relu": lambda w, m: w.relu(),
+    },
+    "moved": {
+        "flip": lambda w, m: w.flip(0),
+        "roll": lambda w, m: w.roll(1, 0),
+        "triu": lambda w, m: w.triu(),
+        "diagonal": lambda w, m: w - torch.diag(w.diagonal()),
+        "columns": lambda w, m: w[:, INDEX],
+        "taken": lambda w, m: w.flatten()[torch.arange(H * H - 1, -1, -1)].view(H, H),
+        "repeat": lambda w, m: w[:2].repeat(2, 1),
+        "unfold": lambda w, m: w.unfold(1, 2, 2).reshape(H, H),
+    },
+    "indexed": {
+        "gather": lambda w, m: w.gather(1, INDEX.expand(H, -1)),
+        "index_select": lambda w, m: w.index_select(0, INDEX),
+        "scatter": lambda w, m: w.scatter(1, INDEX[:, None], 0.0),
+        "scatter_add": lambda w, m: w.scatter_add(1, INDEX.expand(H, -1), w),
+        "index_put": lambda w, m: w.index_put((INDEX[:2],), w[2:]),
+        "embedding": lambda w, m: F.embedding(INDEX, w),
+        "sort": lambda w, m: w.sort(0).values,
+    },
+    "summed": {
+        "cumsum": lambda w, m: w.cumsum(0),
+        "standardised": lambda w, m: (w - w.mean(0)) / w.std(0),
+        "norm": lambda w, m: w / w.norm(),
+        "softmax": lambda w, m: w.softmax(-1),
+        "fourier": lambda w, m: torch.fft.irfft(torch.fft.rfft(w)),
+        "interpolated": lambda w, m: torch.lerp(w, w.T, 0.3),
+        "product": lambda w, m: w @ w.T,
+    },
+}
+
+
+class Made(nn.Module):
+    def __init__(self, makers: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.hidden_size, self.makers = H, makers
+        generator = torch.Generator().manual_seed(0)
+        self.w = nn.ParameterList(torch.randn(H, H, generator=generator) * 0.3 for _ in makers)
+        self.register_buffer("m", torch.rand(H, H, generator=generator) < 0.5)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        made = [make(w, self.m) for make, w in zip(self.makers.values(), self.w, strict=True)]
+        return torch.tanh(x + h @ (torch.stack(made).sum(0) / 4))
+
+
+@pytest.mark.parametrize("group", MADE)
+def test_a_made_weight_is_made_once_and_so_is_its_gradient(group: str) -> None:
+    cell = Made(MADE[group]).double()
+    rnn = elman.Recurrent(cell)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 3, H, generator=generator, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(3, H, generator=generator, dtype=torch.float64, requires_grad=True)
+    got, expected = compare.both(rnn, Inputs(5, 3, x, state, None, None))
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)
+    backward = elman.plan(pair(rnn.circuit).backward)
+    assert backward.loop is not None
+    assert backward.loop.sums == (), backward.reasons
+    assert len(backward.loop.nodes()) == 3
