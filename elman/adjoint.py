@@ -21,7 +21,7 @@ from torch import fx
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort
 from elman.circuit.rows import feature_shape, rows_of
-from elman.errors import CircuitError
+from elman.errors import CircuitError, InputError, InputTypeError
 from elman.trace.joint import trace_joint
 from elman.trace.outside import outside
 
@@ -36,10 +36,11 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
         are worked out wherever the recurrence needs them.
 
     The adjoint of the adjoint gives second derivatives, and so on: its own backward is traced through the cell's
-    autograd when it is asked for.
+    autograd when it is asked for. Raises InputError for a name that no gradient goes to.
     """
     joint = circuit.joint()
     inputs = (*circuit.inputs, *_unknown(circuit, joint))
+    _check_names(circuit, wrt)
     wiring = _wire(circuit, joint, inputs)
     wanted = {p.name for p in inputs if p.differentiable and (wrt is None or p.name in wrt)}
     known = {port.name: _seen_from_behind(port) for port in inputs}
@@ -95,6 +96,21 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
         joint=own_joint,
         signature=_with_captured(circuit, joint),
     ).check()
+
+
+def _check_names(circuit: Circuit, wrt: Collection[str] | None) -> None:
+    known = [port.name for port in circuit.inputs if port.differentiable]
+    if isinstance(wrt, str):
+        raise InputTypeError(
+            what="wrt is a collection of names", where="wrt=", got=repr(wrt), mend=f"write [{wrt!r}]"
+        )
+    for name in wrt or ():
+        if name not in known:
+            raise InputError(
+                what=f"{circuit.name} has no input '{name}' that a gradient goes to",
+                where="wrt=",
+                expected=f"some of {', '.join(known)}",
+            )
 
 
 def cotangent_of(circuit: Circuit, output: str) -> str:

@@ -38,16 +38,14 @@ class Unfolded:
         """Run it.
 
         inputs: port name -> constant, sequence or noise `[T, B, …]`, or starting state `[B, …]`.
-        Returns port name -> sequence `[T, B, …]`, sum, or final state. Raises InputError for a missing input.
+        Returns port name -> sequence `[T, B, …]`, sum, or final state. Raises InputError for an input that is
+        missing or one too many, or has another shape than its port.
         """
+        self._check_inputs(inputs)
         flat: dict[str, torch.Tensor] = {}
         batch = 1
         for port in self.circuit.inputs:
-            value = inputs.get(port.name)
-            if value is None:
-                raise InputError(
-                    what=f"input '{port.name}' is missing", where=f"unfolded {self.circuit.name}"
-                )
+            value = inputs[port.name]
             if port.kind in (Kind.SEQUENCE, Kind.NOISE):
                 flat |= {f"{port.name}_t{t}": value[t] for t in range(self.steps)}
                 batch = int(value.shape[1]) if port.rows else batch
@@ -63,6 +61,29 @@ class Unfolded:
             else:
                 out[port.name] = values[port.name]
         return out
+
+    def _check_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        where = f"unfolded {self.circuit.name}"
+        names = [port.name for port in self.circuit.inputs]
+        for name in inputs:
+            if name not in names:
+                raise InputError(
+                    what=f"there is no input '{name}'", where=where, expected=f"{', '.join(names)}"
+                )
+        batch: int | None = None
+        for port in self.circuit.inputs:
+            value = inputs.get(port.name)
+            if value is None:
+                raise InputError(what=f"input '{port.name}' is missing", where=where)
+            timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
+            lead = [self.steps] if timed else []
+            size = list(value.shape)[len(lead) : len(lead) + 1] if port.rows else []
+            batch = size[0] if batch is None and size else batch
+            expected = [*lead, *(["B" if batch is None else batch] if port.rows else []), *port.shape]
+            if list(value.shape) != expected:
+                raise InputError(
+                    what=f"input '{port.name}' does not fit", where=where, got=list(value.shape), expected=expected
+                )
 
     def __str__(self) -> str:
         """Shared inputs, then the operations of every step in the order in which they run, then the outputs."""

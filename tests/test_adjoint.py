@@ -9,6 +9,7 @@ import torch
 
 from elman.adjoint import adjoint, cotangent_of, expose
 from elman.circuit.form import Circuit, Kind
+from elman.errors import InputError, InputTypeError
 from elman.trace import trace
 from tests.cases import CASES
 from tests.circuits import (
@@ -315,3 +316,14 @@ def test_no_name_of_the_cell_is_taken_for_one_of_the_adjoint() -> None:
     ]
     assert len(back.outputs_of(Kind.SUM)) == 3
     assert len(back.inputs_of(Kind.NOISE)) == 1
+
+
+@pytest.mark.parametrize("wrt", [["w"], ["typo", "x"]], ids=str)
+def test_a_gradient_of_what_is_no_input_is_an_error(wrt: list[str]) -> None:
+    with pytest.raises(InputError, match=r"no input '(w|typo)'(.|\n)*U, W, b, x, h"):
+        adjoint(circuit_of("elman"), wrt)
+
+
+def test_names_are_a_collection() -> None:
+    with pytest.raises(InputTypeError, match=r"\['x'\]"):
+        adjoint(circuit_of("elman"), "x")

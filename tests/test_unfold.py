@@ -152,3 +152,15 @@ def test_reversing_twice_is_the_same() -> None:
     twice = replace(replace(circuit, reverse=True), reverse=False)
     at = problem("lstm", 3, 2)
     assert_close(unfold(twice, 3)(at.inputs), unfolded(circuit, 3)(at.inputs), 0)
+
+
+def test_surplus_inputs_and_wrong_shapes_are_named() -> None:
+    at = problem("elman", 3, 2)
+    for wrong, words in (
+        ({"typo": torch.zeros(2)}, "no input 'typo'"),
+        ({"x": torch.zeros(9, 2, 5)}, "'x' does not fit"),
+        ({"h": torch.zeros(3, 7)}, "'h' does not fit"),
+        ({"W": torch.zeros(7)}, "'W' does not fit"),
+    ):
+        with pytest.raises(InputError, match=words):
+            unfolded(at.circuit, 3)(at.inputs | wrong)
