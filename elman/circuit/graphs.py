@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.node import map_arg
 
 from elman.circuit.form import ROWS, op_name, placeholder, results_of, target_name
@@ -32,7 +33,7 @@ def insert(
     modes = {getattr(value, "fake_mode") for value in values if isinstance(value, torch.Tensor)}  # noqa: B009
     fake_args, fake_kwargs = meta_of(node.args), meta_of(node.kwargs)
     if modes:
-        with modes.pop():
+        with modes.pop(), enable_python_dispatcher():  # else no operand is broadcast to a symbolic size
             node.meta["val"] = target(*fake_args, **fake_kwargs)
     else:
         node.meta["val"] = target(*fake_args, **fake_kwargs)

@@ -79,6 +79,8 @@ def second(run: Any, rnn: elman.Recurrent, inputs: Inputs) -> tuple[Named, Named
 @some(
     "lstm", "jordan", "layer_norm_rnn", "zoneout_lstm", "noisy_rnn", "cat_rnn", "tied_rnn",
     "delayed_rnn", "swing", "loss_rnn", "dict_output_rnn",
+    "columns_rnn", "stacked_columns_gru", "merged_heads_rnn", "nodes_inner_gru", "batch_in_the_middle_rnn",
+    "stacked_inputs_rnn",
     # What a gradient means, when it is not the derivative of what is computed, only the cell's own autograd can say.
     "straight_through_rnn", "rounded_rnn", "lying_rnn", "spiking_rnn", "detached_rnn", "no_grad_rnn", "cut_rnn",
 )  # fmt: skip

@@ -62,6 +62,7 @@ def test_every_choice_equals_the_definition(name: str, reverse: bool, engine: st
         "context_rnn", "attention_rnn", "loss_rnn", "token_rnn", "dict_input_rnn", "slots_rnn", "heads_rnn",
         "layer_norm_lstm", "delayed_rnn", "counting_rnn", "latch_rnn", "swing", "dict_output_rnn", "silent_rnn",
         "dale_rnn", "spiking_rnn", "two_level_gru", "linear_rnn",
+        "columns_rnn", "gates_first_gru", "merged_heads_rnn", "nodes_rnn", "stacked_inputs_rnn",
     ],
 )  # fmt: skip
 def test_many_cells_equal_the_definition(name: str, engine: str) -> None:
