@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cases import CASES
 from tests.pairwise import left_out
 
 SEED = 0
@@ -37,11 +38,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # of what -k and -m have chosen: a test that is named runs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("conformance"):
-        return
-    if out := left_out(items):
+    out = set() if config.getoption("conformance") else left_out(items)
+    if out:
         config.hook.pytest_deselected(items=list(out))
         items[:] = [item for item in items if item not in out]
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[bool, str]:
+    """Tests of one cell lie side by side, so that mostly one process alone traces it; what takes long comes first."""
+    call = getattr(item, "callspec", None)
+    said = () if call is None else (call.params.get("case"), call.params.get("name"))
+    cells = [str(one) for one in said if str(one) in CASES]
+    return item.get_closest_marker("slow") is None, cells[0] if cells else ""
 
 
 @pytest.fixture(scope="session", autouse=True)
