@@ -416,7 +416,7 @@ if child == 0:  # torch itself may hang here, if it wants its threads: nothing l
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], timeout=120, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], timeout=240, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
