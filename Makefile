@@ -10,8 +10,12 @@ KEY := $(shell { $(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)' 
 MADE := .venv/.made-$(KEY)
 READY := .venv/.ready
 
+# A process for each core. What runs first stays where it began, so most traces are made once; who is done takes over
+# from who is not. Files named in ARGS run in one process, which starts sooner than several.
+WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist worksteal)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format bench reproduce freeze clean
+.PHONY: help setup demo test conformance versions lint types format bench reproduce freeze clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -23,7 +27,13 @@ demo: setup  ## train a language model on real text for a minute, and let it wri
 	@$(BIN)/elman demo
 
 test: setup  ## run the tests; one file or one test: make test ARGS="tests/test_house.py -k rooms"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+conformance: setup  ## run everything, grids of parameters as a whole: before a release, in half an hour
+	@$(BIN)/python -m pytest --conformance $(WORKERS) $(ARGS)
+
+versions:  ## run the tests with other versions: make versions PYTHON=python3.13 TORCH=2.14.1
+	@.ci/versions $(PYTHON) $(TORCH) $(ARGS)
 
 lint: setup  ## check style and formatting
 	@$(BIN)/ruff check .

@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cases import CASES
+from tests.pairwise import left_out
+
 SEED = 0
 
-# Two cores are what CI has, and the number of threads changes the last bits of a product.
-torch.set_num_threads(2)
+# `make test` runs a process for each core, and the number of threads changes the last bits of a product. A test that
+# is about threads sets their number itself and puts it back.
+THREADS = 1
+torch.set_num_threads(THREADS)
 
 # Scratch memory of the native engine is full of NaN at the beginning of every call: a value that is read before it is
 # written shows in the result.
@@ -25,11 +30,36 @@ with contextlib.suppress(ImportError):  # no compiler was there when elman was i
     _native.poison(True)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--conformance", action="store_true", help="run everything, grids as a whole (make conformance)"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m have chosen: a test that is named runs
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    out = set() if config.getoption("conformance") else left_out(items)
+    if out:
+        config.hook.pytest_deselected(items=list(out))
+        items[:] = [item for item in items if item not in out]
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[bool, str]:
+    """Tests of one cell lie side by side, so that mostly one process alone traces it; what takes long comes first."""
+    call = getattr(item, "callspec", None)
+    said = () if call is None else (call.params.get("case"), call.params.get("name"))
+    cells = [str(one) for one in said if str(one) in CASES]
+    return item.get_closest_marker("slow") is None, cells[0] if cells else ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What commands keep for the next time, those in processes of their own too, goes where pytest cleans up."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", str(THREADS))  # of what tests start
         yield
 
 
@@ -80,13 +110,13 @@ def _leaves_no_trace() -> Iterator[None]:
         "default dtype": (torch.get_default_dtype(), torch.float32),
         "grad mode": (torch.is_grad_enabled(), True),
         "inference mode": (torch.is_inference_mode_enabled(), False),
-        "threads": (torch.get_num_threads(), 2),
+        "threads": (torch.get_num_threads(), THREADS),
         "deterministic algorithms": (torch.are_deterministic_algorithms_enabled(), False),
     }
     changed = {name: got for name, (got, expected) in left.items() if got != expected}
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(False)
     assert not changed, f"the test left torch changed: {changed}"
 

@@ -288,7 +288,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None
 def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from elman.training import locked\n"
-        f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(60)"
+        f"with locked(Path({str(tmp_path)!r})): print('in', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -312,7 +312,7 @@ def test_two_processes_may_work_out_the_same_thing_at_once(path: Path, tmp_path:
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
-    sums = [worker.communicate("go\n", timeout=60)[0] for worker in workers]
+    sums = [worker.communicate("go\n", timeout=240)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     text = data.open_text([path])
     expected = data.tokenise(text, data.learn("bpe", text, 300, None), None)[:].sum().item()

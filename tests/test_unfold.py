@@ -19,6 +19,7 @@ HONEST = [name for name, case in CASES.items() if case.honest]
 DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 
 
+@pytest.mark.grid(1)
 @DIRECTIONS
 @pytest.mark.parametrize("name", CASES)
 def test_it_computes_what_the_eager_loop_computes(name: str, reverse: bool) -> None:

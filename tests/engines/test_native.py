@@ -64,14 +64,18 @@ def assert_same_bits(got: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 # --- every loop of every case ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.grid
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED])
-def test_loops_of_the_cases(name: str, instructions: str) -> None:
+def test_loops_of_the_cases(
+    name: str, sizes: list[int], reverse: bool, threads: int, instructions: str
+) -> None:
     for what, loop in loops_of(name).items():
         assert NATIVE.supports(loop, CPU) is None, what
-        for sizes in SIZES:
-            for reverse in (False, True):
-                at = given(loop, sizes, batch=sizes[0] + (sizes[0] != sizes[-1]))  # one row may have no step
-                assert_same(at.run(NATIVE, reverse), at.run(REFERENCE, reverse))
+        at = given(loop, sizes, batch=sizes[0] + (sizes[0] != sizes[-1]))  # one row may have no step
+        assert_same(_with_threads(threads, at, reverse), at.run(REFERENCE, reverse))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -94,17 +98,20 @@ SHIPPED = (
 )
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (2, 2), (63, 13), (5, 33)])
 @pytest.mark.parametrize(("n_in", "n_hidden"), [(1, 1), (34, 17), (17, 34), (130, 68), (68, 130)])
 @pytest.mark.parametrize("name", SHIPPED[:6])
-def test_odd_sizes(name: str, n_in: int, n_hidden: int, dtype: torch.dtype, instructions: str) -> None:
+def test_odd_sizes(
+    name: str, n_in: int, n_hidden: int, steps: int, batch: int, dtype: torch.dtype, instructions: str
+) -> None:
     scale = 0.5 / n_hidden**0.5
     for loop in loops_at(name, n_in, n_hidden, dtype).values():
         assert NATIVE.supports(loop, CPU) is None
-        for steps, batch in ((1, 1), (2, 2), (63, 13), (5, 33)):
-            at = given(loop, [batch] * steps, scale=scale)
-            # float32: bounded by what rounding alone does in this many contracting steps
-            assert_same(at.run(NATIVE), at.run(REFERENCE), 1e-10 if dtype == torch.float64 else 2e-4)
+        at = given(loop, [batch] * steps, scale=scale)
+        # float32: bounded by what rounding alone does in this many contracting steps
+        assert_same(at.run(NATIVE), at.run(REFERENCE), 1e-10 if dtype == torch.float64 else 2e-4)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -170,17 +177,21 @@ def _with_threads(n: int, at: Given, reverse: bool = False) -> dict[str, Tensor]
         torch.set_num_threads(before)
 
 
+@pytest.mark.grid
+@pytest.mark.parametrize("threads", [2, 3, 4])  # more threads than rows: columns are shared out
+@pytest.mark.parametrize(
+    "sizes", [[33] * 40, [1] * 90, [3] * 50, [40, 40, 31, 31, 31, 9, 9, 2, 1], [2] * 70],
+    ids=["many rows", "one row", "three rows", "fewer and fewer", "two rows"],
+)  # fmt: skip
 @pytest.mark.parametrize("name", BITS)
 @pytest.mark.parametrize("n_hidden", [17, 130])
-def test_bits_do_not_depend_on_threads(name: str, n_hidden: int) -> None:
+def test_bits_do_not_depend_on_threads(name: str, n_hidden: int, sizes: list[int], threads: int) -> None:
     for loop in loops_at(name, 5, n_hidden, torch.float32).values():
-        for sizes in ([33] * 40, [1] * 90, [3] * 50, [40, 40, 31, 31, 31, 9, 9, 2, 1] * 1, [2] * 70):
-            at = given(loop, sizes, scale=0.5 / n_hidden**0.5)
-            alone = _with_threads(1, at)
-            for threads in (2, 3, 4):  # more threads than rows: columns are shared out
-                assert_same_bits(_with_threads(threads, at), alone)
+        at = given(loop, sizes, scale=0.5 / n_hidden**0.5)
+        assert_same_bits(_with_threads(threads, at), _with_threads(1, at))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", BITS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_bits_of_a_row_do_not_depend_on_the_batch(name: str, reverse: bool, instructions: str) -> None:
@@ -405,7 +416,7 @@ if child == 0:  # torch itself may hang here, if it wants its threads: nothing l
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], timeout=120, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], timeout=240, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 

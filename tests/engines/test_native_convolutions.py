@@ -90,6 +90,7 @@ def loops(kind: Kind, dtype: torch.dtype) -> dict[str, Loop]:
     return {what: plan.loop for what, plan in plans.items() if plan.loop is not None}
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_loops(kind: Kind, dtype: torch.dtype) -> None:

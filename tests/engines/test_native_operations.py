@@ -219,6 +219,7 @@ def values(loop: Loop, sizes: list[int]) -> Given:
     return at
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_operation(name: str, dtype: torch.dtype) -> None:
@@ -231,6 +232,7 @@ def test_an_operation(name: str, dtype: torch.dtype) -> None:
                 assert_same(at.run(NATIVE), expected, 1e-10 if dtype == torch.float64 else 1e-4)
 
 
+@pytest.mark.conformance  # it traces all of them in both precisions
 def test_every_operation_is_run_by_some_test() -> None:
     from elman import _native
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -21,6 +19,7 @@ SIZES = [
     (1, 1, 1), (7, 5, 3), (13, 33, 17), (6, 16, 256), (25, 70, 257), (300, 64, 20), (20, 300, 600),
     (1100, 48, 64), (48, 40, 1100), (0, 4, 3), (4, 0, 3), (4, 3, 0), (1, 9, 0),
 ]  # fmt: skip
+FORMS = ("plain", "turned", "sliced", "strewn", "same rows")
 
 
 def native() -> object:
@@ -69,19 +68,23 @@ def assert_near(got: Tensor, a: Tensor | None, b: Tensor, start: Tensor | None) 
     assert (got.double() - right).abs().le(unit * (4 + min(b.shape[0], 256) + b.shape[0] / 256) * size).all()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", REAL)
-@pytest.mark.parametrize(("m", "n", "k"), SIZES)
-def test_products_and_sums(m: int, n: int, k: int, dtype: torch.dtype, isa: str) -> None:
-    g = torch.Generator().manual_seed(1)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("one", FORMS)
+@pytest.mark.parametrize("other", FORMS)
+def test_products_and_sums(
+    size: tuple[int, int, int], one: str, other: str, dtype: torch.dtype, isa: str
+) -> None:
+    g, (m, n, k) = torch.Generator().manual_seed(1), size
     bias, before = torch.randn(n, dtype=dtype, generator=g), torch.randn(m, n, dtype=dtype, generator=g)
-    for one, other in itertools.product(("plain", "turned", "sliced", "strewn", "same rows"), repeat=2):
-        a, b = matrix(m, k, dtype, one, 2), matrix(k, n, dtype, other, 3)
-        for start in (None, bias, before):
-            (made,) = multiply(isa, [(a, b, start)])
-            assert_near(made, a, b, start)
-        (total,) = multiply(isa, [(None, b, None)])
-        assert_near(total, None, b, None)
+    a, b = matrix(m, k, dtype, one, 2), matrix(k, n, dtype, other, 3)
+    for start in (None, bias, before):
+        (made,) = multiply(isa, [(a, b, start)])
+        assert_near(made, a, b, start)
+    (total,) = multiply(isa, [(None, b, None)])
+    assert_near(total, None, b, None)
 
 
 @pytest.mark.parametrize("isa", instruction_sets())

@@ -216,6 +216,7 @@ def run_uneven(loop: Loop, lengths: tuple[int, ...], reverse: bool) -> None:
     assert_close(made.sums, total)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("name", LOOPS)

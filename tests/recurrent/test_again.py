@@ -114,6 +114,7 @@ RAGGED = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("happens", RAGGED.values(), ids=RAGGED)
 @pytest.mark.parametrize("own", [False, True], ids=["given", "missing"])

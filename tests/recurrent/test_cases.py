@@ -21,6 +21,7 @@ def some(*names: str) -> Any:
     return pytest.mark.parametrize("case", [CASES[name] for name in names], ids=str)
 
 
+@pytest.mark.grid(1)
 @every_case
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_a_call_equals_the_eager_loop(case: Case, reverse: bool) -> None:

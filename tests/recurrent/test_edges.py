@@ -35,12 +35,14 @@ def random(*size: int, **options: Any) -> Tensor:
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize(
     "name", ["elman", "gru", "lstm", "delayed_rnn", "swing", "zoneout_lstm", "context_rnn", "loss_rnn"]
 )
-@pytest.mark.parametrize(("T", "B"), [(0, 3), (1, 3), (4, 0), (0, 0)], ids=str)
-def test_no_step_and_no_row(name: str, T: int, B: int, reverse: bool) -> None:
+@pytest.mark.parametrize("size", [(0, 3), (1, 3), (4, 0), (0, 0)], ids=str)
+def test_no_step_and_no_row(name: str, size: tuple[int, int], reverse: bool) -> None:
+    T, B = size
     rnn = layer(name, reverse=reverse)
     got, expected = compare.both(rnn, Inputs.of(CASES[name], T, B))
     compare.assert_equal(got.values, expected.values)

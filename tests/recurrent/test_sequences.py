@@ -40,6 +40,7 @@ def random(*size: int, **options: Any) -> Tensor:
 WHOLE = [["lengths"], ["reset"], ["lengths", "mask", "reset"]]
 
 
+@pytest.mark.grid
 @engines
 @ways
 @pytest.mark.parametrize("name", ["elman", "jordan", "gru", "lstm", "leaky", "learned_start_rnn"])
@@ -291,6 +292,7 @@ def test_a_teacher_with_all_of_it(name: str, width: int, reverse: bool) -> None:
         assert not got.gradients["teacher"].isnan().any()
 
 
+@pytest.mark.grid
 @ways
 @teachable
 @engines
@@ -344,6 +346,7 @@ def test_second_derivatives_through_a_weighed_teacher() -> None:
 # --- PackedSequence ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.grid
 @ways
 @pytest.mark.parametrize("name", ["lstm", "dict_output_rnn", "silent_rnn"])
 @pytest.mark.parametrize(
