@@ -21,6 +21,7 @@ from elman.plan.explain import Explanation
 from elman.recurrent.again import Known, plain, structure
 from elman.recurrent.arguments import EVERY, Happens, batch_of, over_sequences, weight_of
 from elman.recurrent.compiled import refuse_compiled, register, run_compiled
+from elman.recurrent.exported import run_exported
 from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, indivisible, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
@@ -131,6 +132,9 @@ class Recurrent(torch.nn.Module):
         Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
         """
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                said = lengths, mask, reset
+                return run_exported(self, x, state, steps, said, teacher, teacher_weight, context)
             if isinstance(x, PackedSequence):
                 refuse_compiled("a PackedSequence", "unpack it before, and pass lengths=")
             if isinstance(lengths, (list, tuple)):
