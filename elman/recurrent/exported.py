@@ -1,8 +1,7 @@
 """The way of a call under torch.export: PyTorch's own operations, so that the file needs no elman where it is loaded.
 
 The circuit's step, in ATen operations, goes into torch's own loop, `scan`; T and B may be symbolic. Steps that do not
-happen are run and thrown away: what stands there must be numbers that the step can take. There are no gradients, no
-packed sequences, and at least one step.
+happen are run on zeros and thrown away. There has to be one step at least.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from elman.errors import NotSupported
 from elman.forcing import WEIGHT
 from elman.pieces.compiled import check_happens
 from elman.recurrent.arguments import batch_of, sizes, weight_of
-from elman.recurrent.prepare import Prepared, Shapes, check_teacher, indivisible, look_up
+from elman.recurrent.compiled import constant
+from elman.recurrent.prepare import Prepared, Shapes, check_teacher, indivisible, look_up, meta
 from elman.trace.call import store_of
 from elman.trace.initial import find_zeros
 from elman.trace.outside import outside
@@ -38,52 +38,25 @@ def run_exported(
 ) -> tuple[Any, Any]:  # fmt: skip
     """`Recurrent.forward` while it is being exported. happens: lengths, mask, reset."""
     if torch.compiler.is_dynamo_compiling():
-        raise refused(
-            "torch.export(strict=True) of a recurrence", "leave strict=False, torch.export's own default"
-        )
-    if isinstance(x, PackedSequence):
-        raise refused("a PackedSequence under torch.export", "unpack it before, and pass lengths=")
-    if happens[2] is not None:
-        raise refused("reset= under torch.export", "carry the state from call to call, and pass state=")
+        refuse_strict()
+    _refuse(x, happens[2])
     xs, x_tree = flatten(x, "x")
     contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
     forced, teacher_tree = flatten(teacher, "teacher") if teacher is not None else ([], None)
     steps, batch = sizes(xs, x_tree, steps)
-    with _unrecorded():
-        some_x = x_tree.fill(_examples(xs, 2))
-        some_context = context_tree.fill(_examples(contexts, 1)) if context_tree is not None else None
     if state is None:
-        batch = batch_of((), None, contexts, context_tree, batch)
-        if callable(own := getattr(layer.cell, "initial_state", None)):
-            state = own(batch)
-        else:
-            with _unrecorded():
-                zeros = find_zeros(layer.cell, some_x, some_context)
-            state = zeros.tree.fill(
-                [torch.zeros((batch, *leaf[0]), dtype=leaf[1], device=leaf[2]) for leaf in zeros.leaves]
-            )
+        state = starting(layer, x_tree.fill([x[0] for x in xs]), context)
     states, state_tree = flatten(state, "state")
     batch = batch_of(states, state_tree, contexts, context_tree, batch)
     weight = weight_of(weight, teacher, (steps, batch))
     with _unrecorded():
-        given = (
-            flatten(some_x, "x")[0],
-            _examples(states, 1),
-            flatten(some_context, "context")[0] if context_tree is not None else [],
-        )
-        metas = tuple(tuple((tuple(t.shape[1:]), t.dtype, t.device) for t in some) for some in given)
-        shapes = Shapes(
-            x_tree, state_tree, context_tree, teacher_tree, metas, None if weight is None else weight.dtype
-        )
-        prepared = look_up(
-            layer.cell,
-            layer.reverse,
-            shapes,
-            layer._own,
-            [t.unsqueeze(0) for t in given[0]],
-            given[1],
-            given[2],
-        )
+        some = [_examples(xs, 2), _examples(states, 1), _examples(contexts, 1)]
+        dtype = None if weight is None else weight.dtype
+        metas = tuple(meta(examples, 1) for examples in some)
+        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, metas, dtype)
+        some[0] = [example.unsqueeze(0) for example in some[0]]
+        prepared = look_up(layer.cell, layer.reverse, shapes, layer._own, *some)
+    layer._latest = prepared
     taught = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
     check_teacher(prepared.program, taught, (steps, batch))
     if weight is not None:
@@ -94,6 +67,34 @@ def run_exported(
     if prepared.output is None:
         return None, final
     return prepared.output.fill([made[slot] for slot in prepared.output_slots]), final
+
+
+def starting(layer: Any, x: Any, context: Any) -> Any:
+    """The state that a cell starts from, at a step x `[B, …]`."""
+    xs, x_tree = flatten(x, "x")
+    contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
+    batch = batch_of(xs, x_tree, contexts, context_tree, None)
+    if callable(own := getattr(layer.cell, "initial_state", None)):
+        return own(batch)
+    with _unrecorded():
+        some = None if context_tree is None else context_tree.fill(_examples(contexts, 1))
+        zeros = find_zeros(layer.cell, x_tree.fill(_examples(xs, 1)), some)
+    leaves = zeros.leaves
+    return zeros.tree.fill([torch.zeros((batch, *size), dtype=d, device=v) for size, d, v in leaves])
+
+
+def _refuse(x: Any, reset: Any) -> None:
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise _refused("torch.export of a recurrence under autocast", "leave autocast around the layer")
+    if isinstance(x, PackedSequence):
+        raise _refused("a PackedSequence under torch.export", "unpack it before, and pass lengths=")
+    if reset is not None:
+        raise _refused("reset= under torch.export", "give each sequence a row of its own")
+
+
+@constant
+def refuse_strict() -> None:
+    raise _refused("torch.export(…, strict=True) of a recurrence", "leave strict=False, its default")
 
 
 @contextlib.contextmanager
@@ -110,7 +111,7 @@ def _unrecorded() -> Iterator[None]:
             _push_mode(mode)
 
 
-def refused(what: str, mend: str) -> NotSupported:
+def _refused(what: str, mend: str) -> NotSupported:
     return NotSupported(what=f"{what} is not available", where="Recurrent(…)", mend=mend)
 
 
@@ -160,7 +161,7 @@ def _scan(
     """Place among the program's outputs -> sequence or final state."""
     circuit = prepared.program.circuit
     if prepared.program.has_noise:
-        raise refused("a cell that draws random numbers under torch.export", "call model.eval() before")
+        raise _refused("a cell that draws random numbers under torch.export", "call model.eval() before")
     kinds = {
         kind: [p.name for p in circuit.inputs_of(kind)] for kind in (Kind.STATE, Kind.SEQUENCE, Kind.CONSTANT)
     }
@@ -190,6 +191,11 @@ def _scan(
 def _step(circuit: Circuit, known: dict[str, Tensor], active: Tensor | None) -> list[Tensor]:
     """(next states, outputs) of one step, each in memory of its own."""
     states = circuit.inputs_of(Kind.STATE)
+    if active is not None:
+        known = known | {
+            port.name: known[port.name].masked_fill(~_wide(active, known[port.name]), 0)
+            for port in circuit.inputs_of(Kind.SEQUENCE) if port.rows
+        }  # fmt: skip
     results = _Results(circuit)
     results.of(known | {ROWS: known[states[0].name].shape[0]})
     after, made = [], []
