@@ -4,13 +4,14 @@
     print(elman.nn.swap(model))                                       # all layers of a model, in place
 
 They are subclasses of torch.nn's, whose constructors, checks and `state_dict` they inherit. What elman has nothing to
-gain from, or says otherwise (other devices than the CPU, autocast, wrong arguments), goes to torch.nn's own forward.
-torch.compile refuses whatever is a torch.nn.RNN, unless `torch._dynamo.config.allow_rnn` is set; then these compile
-whole.
+gain from, or says otherwise (other devices than the CPU, autocast, wrong arguments), goes to torch.nn's own forward; so
+does every call that is exported, traced or scripted, so that what comes of it knows nothing of elman. torch.compile
+refuses whatever is a torch.nn.RNN, unless `torch._dynamo.config.allow_rnn` is set; then these compile whole.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from elman.recurrent import Bidirectional, Recurrent, Stack
 Tensor = torch.Tensor
 
 
+_NOBODY: Any = torch._C._disabled_torch_dispatch_impl  # what looks at the operations on an ordinary tensor
 _NAMES = {"U": "weight_ih", "W": "weight_hh", "b": "bias_ih", "c": "bias_hh", "P": "weight_hr"}
 
 
@@ -81,10 +83,28 @@ class _Lstm(_Step):
 _STEPS = {"RNN_TANH": _Tanh, "RNN_RELU": _Relu, "GRU": _Gru, "LSTM": _Lstm}
 
 
-class _Layers(torch.nn.RNNBase):
+class _AsTorchs(type):
+    """The class of drop-ins: equal to torch's, so that whatever looks layers up by class finds them.
+
+    Dynamic quantization does, and what sets up or counts the layers of a model.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return isinstance(other, type) and _torchs(cls) is _torchs(other)
+
+    def __hash__(cls) -> int:
+        return type.__hash__(_torchs(cls))
+
+
+def _torchs(kind: type) -> type:
+    """What a drop-in stands for; any other class is its own."""
+    return kind.__dict__.get("_torchs", kind)
+
+
+class _Layers(torch.nn.RNNBase, metaclass=_AsTorchs):
     """What the three have in common."""
 
-    _elman: tuple[Stack, list[tuple[_Step, str]]]
+    _elman: Any  # (a Stack, every step of it with the ending of its weights' names)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -93,6 +113,9 @@ class _Layers(torch.nn.RNNBase):
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
         """As the forward of the torch.nn class: the same arguments, results and errors."""
         if not self._fits(input, hx):
+            if isinstance(input, torch.fx.Proxy):  # a leaf of torch.fx, as torch's own layers are
+                path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
+                return input.tracer.create_proxy("call_module", path, (input, hx), {})  # type: ignore[return-value]
             return super().forward(input, hx)
         x, turned, alone = input, False, False
         if not isinstance(x, PackedSequence):
@@ -117,6 +140,11 @@ class _Layers(torch.nn.RNNBase):
         data = given.data if packed else given
         if not isinstance(data, Tensor) or data.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return False
+        if torch.compiler.is_compiling():
+            if packed or torch.compiler.is_exporting():
+                return False
+        elif _watched(data):
+            return False
         weight = self.weight_ih_l0
         if (
             data.dim() not in ((2,) if packed else (2, 3))
@@ -124,11 +152,7 @@ class _Layers(torch.nn.RNNBase):
             or data.shape[-1] != self.input_size
         ):
             return False
-        if (
-            data.dtype != weight.dtype
-            or data.device != weight.device
-            or (packed and torch.compiler.is_compiling())
-        ):
+        if data.dtype != weight.dtype or data.device != weight.device:
             return False
         if hx is None:
             return True
@@ -185,11 +209,16 @@ class _Layers(torch.nn.RNNBase):
             stack = Stack(*(Recurrent(kind()) for _ in layers), dropout=self.dropout)
         steps = [step for step in stack.modules() if isinstance(step, _Step)]
         ends = [f"l{i}{way}" for i in layers for way in ("", "_reverse")[: self._ways]]
-        self.__dict__["_elman"] = (stack, list(zip(steps, ends, strict=True)))
+        object.__setattr__(self, "_elman", (stack, list(zip(steps, ends, strict=True))))
         for step, ending in self._elman[1]:
             step.take(self, ending)
 
     def __setstate__(self, d: dict[str, Any]) -> None:
+        names: list[Any] = [name for weights in d.get("_all_weights", ()) for name in weights]
+        if (
+            "_flat_weights" not in d and names and isinstance(names[0], str)
+        ):  # as old versions of PyTorch pickled it
+            d = {"_flat_weights_names": names, **d, "_flat_weights": [d["_parameters"].get(n) for n in names]}
         super().__setstate__(d)
         self._build()
 
@@ -198,25 +227,45 @@ class _Layers(torch.nn.RNNBase):
         state.pop("_elman", None)
         return state
 
+    def _replicate_for_data_parallel(self) -> _Layers:
+        replica = super()._replicate_for_data_parallel()
+        replica._build()
+        return replica
+
+    def __prepare_scriptable__(self) -> _Layers:
+        """What torch.jit.script compiles: torch's own layer. It puts it into the model, for good."""
+        warnings.warn(
+            "torch.jit.script makes this model's elman.nn layers torch.nn's; elman.nn.swap(model) swaps them again",
+            stacklevel=2,
+        )
+        unswap(self)
+        return self
+
 
 class RNN(_Layers, torch.nn.RNN):
     """torch.nn.RNN, run by elman."""
+
+    _torchs = torch.nn.RNN
 
 
 class GRU(_Layers, torch.nn.GRU):
     """torch.nn.GRU, run by elman."""
 
+    _torchs = torch.nn.GRU
+
 
 class LSTM(_Layers, torch.nn.LSTM):
     """torch.nn.LSTM, run by elman."""
 
+    _torchs = torch.nn.LSTM
 
-_DROP_INS: dict[type, type] = {torch.nn.RNN: RNN, torch.nn.GRU: GRU, torch.nn.LSTM: LSTM}
+
+_DROP_INS = ((torch.nn.RNN, RNN), (torch.nn.GRU, GRU), (torch.nn.LSTM, LSTM))
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """What `swap` did: path in the model -> the layer's new class, and -> why another one was left as it is."""
+    """What `swap` or `unswap` did: path in the model -> the layer's new class, and -> why another one was left."""
 
     swapped: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
@@ -231,24 +280,52 @@ def swap(model: torch.nn.Module) -> Swapped:
     """Let elman run every torch.nn.RNN, GRU and LSTM of a model, in place.
 
     The layers stay the objects that they are, with their weights, hooks and names; only their class changes. A layer of
-    somebody's own subclass is left as it is, because elman cannot know what its forward adds.
+    somebody's own subclass is left as it is, because elman cannot know what its forward adds; so is what is swapped
+    already.
     """
+    return _exchange(model, _DROP_INS)
+
+
+def unswap(model: torch.nn.Module) -> Swapped:
+    """The other way round: every elman.nn.RNN, GRU and LSTM of a model becomes torch.nn's, in place."""
+    return _exchange(model, tuple((ours, theirs) for theirs, ours in _DROP_INS))
+
+
+def _exchange(model: torch.nn.Module, pairs: tuple[tuple[type, type], ...]) -> Swapped:
+    """Give layers whose class stands first in a pair the second."""
     report = Swapped()
     for path, module in model.named_modules():
+        if not isinstance(module, torch.nn.RNNBase):
+            continue
         kind = type(module)
-        if kind in _DROP_INS:
-            module.__class__ = _DROP_INS[kind]
-            module._build()  # type: ignore[operator]
-            report.swapped[path] = f"elman.nn.{kind.__name__}"
-        elif isinstance(module, torch.nn.RNNBase) and not isinstance(module, _Layers):
-            parametrized = hasattr(module, "parametrizations")
-            why = (
-                "it is parametrized: swap first"
-                if parametrized
-                else f"{kind.__name__} has a forward of its own"
-            )
-            report.left[path] = why
+        new = next((new for old, new in pairs if kind is old), None)
+        if new is not None:
+            module.__dict__.pop("_elman", None)
+            module.__class__ = new
+            if isinstance(module, _Layers):
+                module._build()
+            report.swapped[path] = _name(new)
+        elif any(kind is new for _, new in pairs):
+            report.left[path] = f"it is {_name(kind)} already"
+        elif hasattr(module, "parametrizations"):
+            report.left[path] = "it is parametrized: swap first"
+        else:
+            report.left[path] = f"{kind.__name__} has a forward of its own"
     return report
+
+
+def _name(kind: type) -> str:
+    return f"{'elman' if issubclass(kind, _Layers) else 'torch'}.nn.{kind.__name__}"
+
+
+def _watched(data: Tensor) -> bool:
+    """Whether somebody looks at every operation, as torch.jit.trace, make_fx and fake tensors do: they must see
+    PyTorch's."""
+    return (
+        torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or getattr(type(data), "__torch_dispatch__", _NOBODY) is not _NOBODY
+    )
 
 
 def _batch_of(x: Any) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -60,6 +61,8 @@ class _Eager(torch.autograd.Function):
         ctx.program, ctx.call, ctx.training = program, call, training
         ctx.save_for_backward(*tensors, *made[count:])
         outputs = made[:count]
+        if _top_saved_tensors_default_hooks(False) is not None:
+            outputs = _apart(outputs, made[count:])
         if not program.carries_all:
             ctx.mark_non_differentiable(
                 *[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows]
@@ -69,7 +72,12 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         program, training = ctx.program, ctx.training
-        saved = ctx.saved_tensors  # once: reading it unpacks, which checkpointing allows only once
+        try:
+            saved = ctx.saved_tensors  # once: reading it unpacks, which checkpointing allows only once
+        except RuntimeError:
+            saved = None
+        if saved is None:
+            saved = _kept_again(ctx)
         given: Sequence[Tensor | None] = cotangents
         if not program.carries_all:
             given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
@@ -88,6 +96,24 @@ class _Eager(torch.autograd.Function):
         values = (*saved, *given, None)
         made = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
         return (None, None, *[made[place] for place in training.gives])
+
+
+def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
+    """The tensors of a call, and what it kept, computed again: an output that shared its memory was written into.
+
+    An input that was written into is still autograd's error.
+    """
+    tensors = [saved.unpack() for saved in ctx._raw_saved_tensors[: len(ctx.program.inputs)]]
+    with torch.no_grad():
+        made = ctx.training.forwards.run(ctx.call, tensors)
+    return (*tensors, *made[len(ctx.program.outputs) :])
+
+
+def _apart(outputs: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Outputs that share no memory with what is kept: hooks that pack it, as checkpointing and offloading do, do not
+    notice that it is written into."""
+    memory = {value.untyped_storage()._cdata for value in kept}
+    return tuple([o.clone() if o.untyped_storage()._cdata in memory else o for o in outputs])
 
 
 def _differentiable(

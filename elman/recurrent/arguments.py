@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.utils.rnn import PackedSequence
 
 from elman.circuit.signature import Tree, flatten
-from elman.errors import InputError, InputTypeError
+from elman.errors import InputError, InputTypeError, NotSupported
 from elman.forcing import WEIGHT
 from elman.pieces import Layout
 
@@ -44,6 +45,21 @@ class Happens:
 EVERY = Happens()
 
 
+def is_recorded() -> bool:
+    """Whether somebody records every operation: torch.jit.trace, make_fx, or the trace of a cell."""
+    if torch._C._len_torch_dispatch_stack() and get_proxy_mode() is not None:
+        return True
+    return torch._C._is_tracing()
+
+
+def not_recorded() -> NotSupported:
+    return NotSupported(
+        what="a recurrence is no sequence of PyTorch operations that could be recorded",
+        where="torch.jit.trace, torch.jit.script, make_fx, or inside of another cell",
+        mend="use torch.export.export; in a cell, call the cell instead",
+    )
+
+
 def over_sequences(
     run: Callable[..., tuple[Any, Any]], x: Any, state: Any, happens: Happens, *, steps: int | None = None,
     teacher: Any = None, weight: Any = None, **more: Any,
@@ -52,6 +68,8 @@ def over_sequences(
 
     run: `(layout, x, state, …)` -> (packed outputs, final state); teacher and weight are handed to it if there are any.
     """
+    if is_recorded():
+        raise not_recorded()
     layout = None
     if isinstance(x, PackedSequence):
         x, layout, teacher, weight = unwrap(x, steps, happens, teacher, weight)

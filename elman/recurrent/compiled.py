@@ -72,7 +72,7 @@ def decode(code: Any, tensors: list[Tensor]) -> Any:
     return None
 
 
-def _constant(function: Any) -> Any:
+def constant(function: Any) -> Any:
     """torch.compiler.assume_constant_result, without importing the compiler: a constant of the graph comes out."""
     function._dynamo_marked_constant = True
     return function
@@ -81,7 +81,7 @@ def _constant(function: Any) -> Any:
 # --- constants of the compilation ---------------------------------------------------------------------------------
 
 
-@_constant
+@constant
 def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -> tuple[Any, Any]:
     """(structure, metas) of the zeros that a cell starts from."""
     with outside():
@@ -91,13 +91,13 @@ def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -
     return encode(zeros.tree.fill(list(range(len(zeros.leaves))))), zeros.leaves
 
 
-@_constant
+@constant
 def refuse_compiled(what: str, mend: str) -> None:
     """Raise NotSupported for an argument; as a constant of the compilation, so that its words are seen."""
     raise NotSupported(what=f"{what} is not available under torch.compile", where="Recurrent(…)", mend=mend)
 
 
-@_constant
+@constant
 def _program(
     handle: int,
     x: Any,
@@ -188,7 +188,7 @@ def _examples(code: Any, metas: Any) -> Any:
     return decode(code, [torch.zeros((2, *widths), dtype=d, device=v) for widths, d, v in metas])
 
 
-@_constant
+@constant
 def _plain_attributes(handle: int) -> tuple[Any, ...]:
     """(how to get there, value) of the numbers, strings and lengths that the cell's step may have read."""
     found: list[Any] = []

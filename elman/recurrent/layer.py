@@ -19,8 +19,17 @@ from elman.forcing import WEIGHT
 from elman.pieces import Layout
 from elman.plan.explain import Explanation
 from elman.recurrent.again import Known, plain, structure
-from elman.recurrent.arguments import EVERY, Happens, batch_of, over_sequences, weight_of
+from elman.recurrent.arguments import (
+    EVERY,
+    Happens,
+    batch_of,
+    is_recorded,
+    not_recorded,
+    over_sequences,
+    weight_of,
+)
 from elman.recurrent.compiled import refuse_compiled, register, run_compiled
+from elman.recurrent.exported import run_exported, starting
 from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, indivisible, look_up, meta
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
@@ -88,6 +97,9 @@ class Recurrent(torch.nn.Module):
         super().__setstate__(state)
         self._forget()
 
+    def __prepare_scriptable__(self) -> None:
+        raise not_recorded()
+
     def extra_repr(self) -> str:
         return ", ".join(
             (["reverse=True"] if self.reverse else [])
@@ -131,6 +143,9 @@ class Recurrent(torch.nn.Module):
         Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
         """
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                said = lengths, mask, reset
+                return run_exported(self, x, state, steps, said, teacher, teacher_weight, context)
             if isinstance(x, PackedSequence):
                 refuse_compiled("a PackedSequence", "unpack it before, and pass lengths=")
             if isinstance(lengths, (list, tuple)):
@@ -142,7 +157,8 @@ class Recurrent(torch.nn.Module):
             happens = Happens(lengths, mask, reset)
         if steps is not None or teacher is not None or context is not None or teacher_weight is not None:
             return self._long_way(x, state, steps, happens, teacher, teacher_weight, context)
-        if self._known is not None and (made := self._again(self._known, x, state, happens)) is not None:
+        known = None if is_recorded() else self._known
+        if known is not None and (made := self._again(known, x, state, happens)) is not None:
             return made
         before = self._latest
         outputs, final = self._long_way(x, state, None, happens)
@@ -321,7 +337,8 @@ class Recurrent(torch.nn.Module):
                 what="a reversed layer cannot run step by step: its first step is the sequence's last", where="step()",
                 mend="call the layer on the whole sequence",
             )  # fmt: skip
-        if context is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        engine = context is None and not torch.is_grad_enabled()
+        if engine and not torch.compiler.is_compiling() and not is_recorded():
             known = self._known_step
             found = known.fits(self, x, state, 1) if known is not None else None
             if found is None and self._misses < _PATIENCE:
@@ -341,6 +358,8 @@ class Recurrent(torch.nn.Module):
         return understand(returned, flatten(state, "state")[1], type(self.cell).__name__)
 
     def _start_of_step(self, x: Any, context: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return starting(self, x, context)
         xs, x_tree = flatten(x, "x")
         contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
         if not xs:

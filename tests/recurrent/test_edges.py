@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 import elman
 from elman import cells
@@ -152,21 +155,39 @@ def test_outputs_are_tensors_of_their_own(grad: bool) -> None:
                 )
 
 
-def test_writing_into_an_output_is_seen_by_autograd() -> None:
-    """What the backward pass keeps is an error; an output that it does not need may be written to."""
-    for name in ("elman", "gru", "lstm"):
-        rnn, inputs = layer(name), Inputs.of(CASES[name], 4, 2)
-        outputs, _ = compare.ours(rnn, inputs)
-        outputs.mul_(2)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            torch.autograd.grad(outputs.sum(), inputs.x)
-    rnn, inputs = layer("tied_rnn"), Inputs.of(CASES["tied_rnn"], 4, 2)
-    found = []
-    for run in (compare.ours, compare.theirs):
-        outputs, final = run(rnn, inputs)
-        outputs = outputs.exp() if run is compare.theirs else outputs.exp_()
-        found.append(torch.autograd.grad(final.sum(), inputs.x)[0])
-    torch.testing.assert_close(*found, **EXACT)
+def written(run: Any, x: Tensor, apart: bool) -> Tensor:
+    """A loss of outputs and final states that are written into; `apart`: of copies of them."""
+    outputs, final = run(x)
+    ends = pytree.tree_leaves(final)
+    if apart:
+        outputs, ends = outputs.clone(), [end.clone() for end in ends]
+    outputs *= torch.tensor([[1.0], [0.0]], dtype=x.dtype)
+    outputs[:, 0, 1:] = 2.0
+    outputs.exp_()
+    for end in ends:
+        end.mul_(3)
+    return torch.stack([value.pow(3).sum() for value in (outputs, *ends)]).sum()
+
+
+@pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "tied_rnn"])
+def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
+    """The gradient goes through what was written; what the backward pass needs is there all the same."""
+    rnn, inputs = layer(name), Inputs.of(CASES[name], 4, 2)
+    ways = (lambda x: rnn(x, inputs.state)), (lambda x: eager.unroll(rnn.cell, x, inputs.state))
+    wanted, found = [inputs.x, *rnn.parameters()], []
+    for run, apart in zip(ways, (False, True), strict=True):
+        with torch.autograd.graph.save_on_cpu() if way == "kept by hooks" else contextlib.nullcontext():
+            if way == "checkpointed":
+                value: Any = checkpoint(written, run, inputs.x, apart, use_reentrant=False)
+            else:
+                value = written(run, inputs.x, apart)
+        gradients = torch.autograd.grad(value, wanted, create_graph=way == "differentiated twice")
+        if way == "differentiated twice":
+            gradients = torch.autograd.grad(torch.stack([g.pow(2).sum() for g in gradients]).sum(), wanted)
+        found.append(gradients)
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, **EXACT)
 
 
 @pytest.mark.parametrize("victim", ["x", "state", "parameter", "final"])

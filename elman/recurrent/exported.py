@@ -1,0 +1,227 @@
+"""The way of a call under torch.export: PyTorch's own operations, so that the file needs no elman where it is loaded.
+
+The circuit's step, in ATen operations, goes into torch's own loop, `scan`; T and B may be symbolic. Steps that do not
+happen are run on zeros and thrown away. There has to be one step at least.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from operator import index
+from typing import Any
+
+import torch
+from torch._higher_order_ops.scan import scan_op
+from torch.fx import Interpreter, Node
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import _pop_mode, _push_mode
+
+from elman.circuit.form import ROWS, Circuit, Kind
+from elman.circuit.signature import Place, flatten
+from elman.errors import NotSupported
+from elman.forcing import WEIGHT
+from elman.pieces.compiled import check_happens
+from elman.recurrent.arguments import batch_of, sizes, weight_of
+from elman.recurrent.compiled import constant
+from elman.recurrent.prepare import Prepared, Shapes, check_teacher, indivisible, look_up, meta
+from elman.trace.call import store_of
+from elman.trace.initial import find_zeros
+from elman.trace.outside import outside
+
+Tensor = torch.Tensor
+
+
+def run_exported(
+    layer: Any, x: Any, state: Any, steps: int | None, happens: tuple[Any, Any, Any], teacher: Any, weight: Any,
+    context: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    """`Recurrent.forward` while it is being exported. happens: lengths, mask, reset."""
+    if torch.compiler.is_dynamo_compiling():
+        refuse_strict()
+    _refuse(x, happens[2])
+    xs, x_tree = flatten(x, "x")
+    contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
+    forced, teacher_tree = flatten(teacher, "teacher") if teacher is not None else ([], None)
+    steps, batch = sizes(xs, x_tree, steps)
+    if state is None:
+        state = starting(layer, x_tree.fill([x[0] for x in xs]), context)
+    states, state_tree = flatten(state, "state")
+    batch = batch_of(states, state_tree, contexts, context_tree, batch)
+    weight = weight_of(weight, teacher, (steps, batch))
+    with _unrecorded():
+        some = [_examples(xs, 2), _examples(states, 1), _examples(contexts, 1)]
+        dtype = None if weight is None else weight.dtype
+        metas = tuple(meta(examples, 1) for examples in some)
+        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, metas, dtype)
+        some[0] = [example.unsqueeze(0) for example in some[0]]
+        prepared = look_up(layer.cell, layer.reverse, shapes, layer._own, *some)
+    layer._latest = prepared
+    taught = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
+    check_teacher(prepared.program, taught, (steps, batch))
+    if weight is not None:
+        taught[WEIGHT] = weight
+    tensors = _sorted(layer.cell, prepared, xs, states, contexts, taught, batch)
+    made = _scan(prepared, tensors, _active(prepared, happens, steps, batch), steps)
+    final = prepared.state.fill([made[slot] for slot in prepared.state_slots])
+    if prepared.output is None:
+        return None, final
+    return prepared.output.fill([made[slot] for slot in prepared.output_slots]), final
+
+
+def starting(layer: Any, x: Any, context: Any) -> Any:
+    """The state that a cell starts from, at a step x `[B, …]`."""
+    xs, x_tree = flatten(x, "x")
+    contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
+    batch = batch_of(xs, x_tree, contexts, context_tree, None)
+    if callable(own := getattr(layer.cell, "initial_state", None)):
+        return own(batch)
+    with _unrecorded():
+        some = None if context_tree is None else context_tree.fill(_examples(contexts, 1))
+        zeros = find_zeros(layer.cell, x_tree.fill(_examples(xs, 1)), some)
+    leaves = zeros.leaves
+    return zeros.tree.fill([torch.zeros((batch, *size), dtype=d, device=v) for size, d, v in leaves])
+
+
+def _refuse(x: Any, reset: Any) -> None:
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise _refused("torch.export of a recurrence under autocast", "leave autocast around the layer")
+    if isinstance(x, PackedSequence):
+        raise _refused("a PackedSequence under torch.export", "unpack it before, and pass lengths=")
+    if reset is not None:
+        raise _refused("reset= under torch.export", "give each sequence a row of its own")
+
+
+@constant
+def refuse_strict() -> None:
+    raise _refused("torch.export(…, strict=True) of a recurrence", "leave strict=False, its default")
+
+
+@contextlib.contextmanager
+def _unrecorded() -> Iterator[None]:
+    """Inside, cells are traced as they are anywhere: the export in progress does not see what is called."""
+    modes = []
+    while torch._C._len_torch_function_stack():
+        modes.append(_pop_mode())
+    try:
+        with outside():
+            yield
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)
+
+
+def _refused(what: str, mend: str) -> NotSupported:
+    return NotSupported(what=f"{what} is not available", where="Recurrent(…)", mend=mend)
+
+
+def _examples(tensors: Sequence[Tensor], leading: int) -> list[Tensor]:
+    """Two rows of zeros for each: widths have to be known, T and B have not."""
+    return [torch.zeros((2, *map(index, t.shape[leading:])), dtype=t.dtype, device=t.device) for t in tensors]
+
+
+def _sorted(
+    cell: torch.nn.Module, prepared: Prepared, xs: list[Tensor], states: list[Tensor], contexts: list[Tensor],
+    taught: dict[str, Tensor], batch: int,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Input port -> its tensor."""
+    given = {"x": iter(xs), "state": iter(states), "context": iter(contexts)}
+    found = {}
+    for port, source in zip(prepared.program.inputs, prepared.sources, strict=True):
+        if isinstance(source, Place):
+            found[port.name] = store_of(cell, source)[source.key]
+        elif isinstance(source, Tensor):
+            found[port.name] = source
+        elif source is None:
+            found[port.name] = torch.zeros((batch, *port.shape), dtype=port.dtype, device=port.device)
+        else:
+            found[port.name] = next(given[source]) if source in given else taught[source]
+    return found
+
+
+def _active(prepared: Prepared, happens: tuple[Any, Any, Any], steps: int, batch: int) -> Tensor | None:
+    """[T, B]: which steps happen; None for all of them."""
+    lengths, mask, _ = happens
+    if lengths is None and mask is None:
+        return None
+    if isinstance(lengths, (list, tuple)):
+        lengths = torch.tensor(lengths)
+    check_happens(lengths, mask, None, steps, batch)
+    if (reason := indivisible(prepared, cuts=False)) is not None:
+        raise reason
+    if lengths is None:
+        return mask
+    before = torch.arange(steps, device=lengths.device)[:, None] < lengths
+    return before if mask is None else before & mask
+
+
+def _scan(
+    prepared: Prepared, tensors: dict[str, Tensor], active: Tensor | None, steps: int
+) -> dict[int, Tensor]:
+    """Place among the program's outputs -> sequence or final state."""
+    circuit = prepared.program.circuit
+    if prepared.program.has_noise:
+        raise _refused("a cell that draws random numbers under torch.export", "call model.eval() before")
+    kinds = {
+        kind: [p.name for p in circuit.inputs_of(kind)] for kind in (Kind.STATE, Kind.SEQUENCE, Kind.CONSTANT)
+    }
+    states, constants = kinds[Kind.STATE], kinds[Kind.CONSTANT]
+    carried = [tensors[name] for name in states]
+    read = [tensors[name] for name in kinds[Kind.SEQUENCE]]
+    if active is not None or not read:  # a loop over nothing has no steps
+        read.append(active if active is not None else torch.zeros(steps))
+    if circuit.reverse:
+        read = [value.flip(0) for value in read]
+    sequences = [*kinds[Kind.SEQUENCE], ""][: len(read)]
+
+    def step(*values: Tensor) -> list[Tensor]:
+        known = dict(zip((*states, *sequences, *constants), values, strict=True))
+        return _step(circuit, known, known[""] if active is not None else None)
+
+    kept = [i for i, out in enumerate(circuit.outputs) if out.kind is Kind.SEQUENCE]
+    made = scan_op(step, carried, read, tuple(tensors[name] for name in constants))
+    emitted = [value.flip(0) if circuit.reverse else value for value in made[len(states) :]]
+    found = dict(zip(kept, emitted, strict=True))
+    for slot, out in enumerate(circuit.outputs):
+        if out.kind is Kind.STATE:
+            found[slot] = made[states.index(out.name.removesuffix("_final"))]
+    return found
+
+
+def _step(circuit: Circuit, known: dict[str, Tensor], active: Tensor | None) -> list[Tensor]:
+    """(next states, outputs) of one step, each in memory of its own."""
+    states = circuit.inputs_of(Kind.STATE)
+    if active is not None:
+        known = known | {
+            port.name: known[port.name].masked_fill(~_wide(active, known[port.name]), 0)
+            for port in circuit.inputs_of(Kind.SEQUENCE) if port.rows
+        }  # fmt: skip
+    results = _Results(circuit)
+    results.of(known | {ROWS: known[states[0].name].shape[0]})
+    after, made = [], []
+    for port in states:
+        old = known[port.name]
+        new = torch.zeros_like(old) if port.next is None else results.env[circuit.wire(port.next)]
+        after.append(new if active is None else torch.where(_wide(active, new), new, old))
+    for out in circuit.outputs_of(Kind.SEQUENCE):
+        value = results.env[circuit.wire(out.wire)]
+        made.append(value if active is None else value.masked_fill(~_wide(active, value), 0))
+    return [value.clone() for value in (*after, *made)]
+
+
+def _wide(active: Tensor, value: Tensor) -> Tensor:
+    return active.reshape(-1, *[1] * (value.dim() - 1))
+
+
+class _Results(Interpreter):
+    """Runs the step of a circuit and keeps every value."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        super().__init__(torch.nn.Module(), garbage_collect_values=False, graph=circuit.graph)
+
+    def of(self, known: dict[str, Any]) -> None:
+        self.known = known
+        self.run(enable_io_processing=False)
+
+    def run_node(self, n: Node) -> Any:
+        return self.known[str(n.target)] if n.op == "placeholder" else super().run_node(n)
