@@ -104,7 +104,10 @@ def trace_joint(
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         # A first run without recording: what comes out, and whether the step is honest about its state.
         with refuse.writes_while_running(step, example, given, name):
-            dry = step(_leaves(example, given))
+            leaves = _leaves(example, given)
+            with refuse.asking(name):
+                dry = step(leaves)
+        refuse.hooks(leaves, given, name)
         refuse.guards(fakes.env, name)
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
         if inspect is not None:
@@ -133,6 +136,7 @@ def trace_joint(
         )
         refuse.guards(fakes.env, name)
         if any(_writes(node) for node in module.graph.nodes):
+            refuse.writes_in_graph(module.graph, [*example], given, refuse.place_of(name))
             flat = [*example.values(), *cotangents.values()]
             module = _without_writes(module, flat)
     where = refuse.place_of(name)

@@ -1,143 +1,494 @@
 """The trace key: everything about a cell, besides the values of its tensors, that a trace depends on.
 
-Attributes of every submodule by value (`cell.alpha = 0.9` between two calls is another key), the classes, the hooks,
-where the tensors are and which of them are tied, their shapes, dtypes and devices. It holds at one call; `watch` says
-at the next ones, in a few microseconds, whether it can have changed since.
+A trace depends on what the step reads, and the step can read what its code names. So the walk starts at the cell and
+goes wherever names lead: attributes of the cell and of its modules, those in plain lists and dicts too; methods and
+what they call, with their closures, defaults and the globals that they name; entries of classes and of modules; and
+into containers, plain objects, numpy arrays. Numbers count by value, code by its content, tensors of the cell by shape,
+dtype, device and which of them are tied (their values are read at each call), everything else by identity. What is
+installed (PyTorch, Python's own, packages) counts as it is: its code is not read.
+
+One walk answers three questions. `Seen.mark` is the key. `Seen.unchanged` says at the next calls, in a few
+microseconds, whether it still holds. And a walk before and after a step says whether the step changes something that
+outlives it (`changes`), which no trace could do again.
 """
 
 from __future__ import annotations
 
+import collections
 import enum
 import functools
+import os
+import random
+import sys
 import types
-from collections.abc import Callable, Hashable, Iterator
-from itertools import chain
-from operator import attrgetter, is_
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from elman.trace.outside import is_plain
+from elman.trace.names import is_library, names_of
+from elman.trace.watch import Watched, content_of
 
-try:
-    from elman import _native
-except ImportError:  # no compiler was there when elman was installed
-    _native: Any = None
-
-_TABLES = ("_parameters", "_buffers")
-_HIDDEN = {"_modules", "_non_persistent_buffers_set", "_version", *_TABLES}
+TABLES = ("_parameters", "_buffers")
+HIDDEN = {"_modules", "_non_persistent_buffers_set", "_version", *TABLES}
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, complex)
-_AS_IT_IS = (type, types.ModuleType, types.BuiltinFunctionType, enum.Enum)
-_CONTAINERS = (list, tuple, set, frozenset, dict, types.FunctionType, types.MethodType, functools.partial)
-_DEEPEST = 8  # containers and objects within each other that are looked into
+_OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
+# What PyTorch and Python call without its name standing in the code that is called from.
+_CALLED = ("forward", "backward", "setup_context", "jvp", "vmap", "right_inverse")
+_MAKING = {"__init__", "__new__", "__post_init__"}
+_SILENT = _MAKING | {
+    "__repr__", "__str__", "__setattr__", "__delattr__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__",
+    "__del__", "__copy__", "__deepcopy__", "__init_subclass__", "__class_getitem__", "__dir__", "__replace__",
+}  # fmt: skip
+_DATA = {
+    "types",
+    "collections",
+    "argparse",
+    "configparser",
+}  # of Python's modules, whose objects are their attributes
 
 
-def fingerprint(cell: torch.nn.Module) -> tuple[Hashable, ...]:
-    """The part of the trace key that belongs to the cell."""
-    found: list[Hashable] = []
-    seen: dict[int, int] = {}
-    for path, module in cell.named_modules():
-        found.append(path)
-        _module(module, seen, found, 0)
-    return tuple(found)
+# --- a cell's modules -----------------------------------------------------------------------------------------------
 
 
-def _module(module: torch.nn.Module, seen: dict[int, int], found: list[Hashable], depth: int) -> None:
-    """Append what one module keeps, its submodules left out."""
-    seen.setdefault(id(module), len(seen))
-    found.append(type(module))
-    for table in _TABLES:
-        for name, value in module.__dict__[table].items():
-            if value is not None:
-                found.append((name, _tensor(value, seen), table == "_buffers" and value.requires_grad))
-    for name, value in module.__dict__.items():
-        if name in _HIDDEN:
-            continue
-        if name[0] == "_" and isinstance(value, dict) and not value:
-            continue  # the empty tables of hooks
-        found.append((name, freeze(value, seen, depth)))
+def modules(cell: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """A cell and its submodules by path, those too that it keeps where PyTorch does not look: `target[0]`."""
+    found = list(cell.named_modules())
+    met = {id(module) for _, module in found}
+    for path, module in found:  # it grows
+        yield path, module
+        for name, value in module.__dict__.items():
+            if name not in HIDDEN and not isinstance(value, _PLAIN):
+                for inner, hidden in _kept_modules(value, _join(path, name), 0):
+                    more = [
+                        (_join(inner, n) if n else inner, m)
+                        for n, m in hidden.named_modules()
+                        if id(m) not in met
+                    ]
+                    met.update(id(m) for _, m in more)
+                    found += more
 
 
-def _tensor(value: torch.Tensor, seen: dict[int, int]) -> Hashable:
-    """A tensor counts by shape, dtype, device, and by which other entries are the same tensor."""
-    number = seen.setdefault(id(value), len(seen))
-    return (number, tuple(value.shape), value.dtype, value.device)
-
-
-def freeze(value: Any, seen: dict[int, int], depth: int = 0) -> Hashable:
-    """A hashable that changes when a value does: numbers, containers and plain objects by value, others by identity.
-
-    seen: numbers for what was met before, by identity; it is not looked into again.
-    """
-    if isinstance(value, _PLAIN):
-        return (type(value), value)
-    if isinstance(value, torch.Tensor):
-        if depth == 0:
-            return (_tensor(value, seen), value.requires_grad)
-        # Tensors in containers are used as they are, so they count by identity.
-        return ("tensor", id(value), tuple(value.shape), value.dtype)
-    if isinstance(value, _AS_IT_IS):
-        return value
-    if id(value) in seen:
-        return ("again", seen[id(value)])
-    if depth < _DEEPEST and (inner := _inside(value)) is not None:
-        seen[id(value)] = len(seen)
-        if isinstance(value, torch.nn.Module):
-            found: list[Hashable] = []
-            _module(value, seen, found, depth + 1)
-            return (*found, tuple(freeze(child, seen, depth + 1) for child in value._modules.values()))
-        frozen = (freeze(part, seen, depth + 1) for part in inner)
-        return (_kind(value), frozenset(frozen) if isinstance(value, (set, frozenset)) else tuple(frozen))
-    try:
-        hash(value)
-    except TypeError:
-        return ("object", id(value))
-    return value  # type: ignore[no-any-return]
-
-
-def _inside(value: Any) -> tuple[Any, ...] | None:
-    """What a value consists of, if it counts by its content: containers, functions with a closure, plain objects."""
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return tuple(value)
-    if isinstance(value, dict):
-        return (*value.keys(), *value.values())
+def _kept_modules(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.nn.Module]]:
     if isinstance(value, torch.nn.Module):
-        return ()
-    if isinstance(value, types.FunctionType):
-        if value.__closure__ is None:
-            return None
-        return (*_cells(value), value.__defaults__, value.__kwdefaults__)
-    if isinstance(value, types.MethodType):
-        return value.__func__, value.__self__
-    if isinstance(value, functools.partial):
-        return value.func, value.args, value.keywords
-    if type(value).__module__.partition(".")[0] == "torch":
-        return None if callable(value) else _attributes(value)
-    called = next(
-        (base.__dict__["__call__"] for base in type(value).__mro__ if "__call__" in base.__dict__), None
-    )
-    return _attributes(value) if called is None or isinstance(called, types.FunctionType) else None
+        yield path, value
+    elif depth < 4 and isinstance(value, (list, tuple)):
+        for i, part in enumerate(value):
+            yield from _kept_modules(part, f"{path}[{i}]", depth + 1)
+    elif depth < 4 and isinstance(value, dict):
+        for key, part in value.items():
+            yield from _kept_modules(part, f"{path}[{key!r}]", depth + 1)
 
 
-def _cells(function: types.FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
+def module_at(cell: torch.nn.Module, path: str) -> torch.nn.Module:
+    """The module of a path that `modules` has given."""
+    return dict(modules(cell))[path] if "[" in path else cell.get_submodule(path)
+
+
+# --- the walk -------------------------------------------------------------------------------------------------------
+
+
+class Same:
+    """Something by identity, without keeping it alive; nothing else is ever equal to it, at the same address or not."""
+
+    __slots__ = ("_hash", "_of")
+
+    def __init__(self, value: Any) -> None:
+        self._hash = id(value)
         try:
-            yield cell.cell_contents
-        except ValueError:  # not filled yet
-            yield None
+            self._of: Callable[[], Any] = weakref.ref(value)
+        except TypeError:
+            self._of = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Same and (mine := self._of()) is not None and mine is other._of()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
-def _attributes(value: Any) -> tuple[Any, ...] | None:
-    """Names and values of a plain object's attributes, those in slots too; None if it has none."""
-    inner, slots = getattr(value, "__dict__", None), _slots(value)
-    if not isinstance(inner, dict) and not slots:
-        return None
-    inner = inner if isinstance(inner, dict) else {}
-    return (*inner.keys(), *inner.values(), *slots, *(getattr(value, name) for name in slots))
+@dataclass
+class _Space:
+    """Something whose entries count if code names them.
+
+    counts: says which entries count unnamed. whole: every one may be read where code reads by other means.
+    """
+
+    path: str
+    entries: Mapping[str, Any]
+    holder: Any
+    counts: Callable[[str, Any], bool] | None
+    whole: bool
+    done: set[str]
 
 
-def _slots(value: Any) -> list[str]:
+class Walk:
+    """Everything that a cell's step can read.
+
+    found: (path, what counts about it). drawn: states of random number generators, which count for `changes` only.
+    codes: the user's code that was read.
+    """
+
+    def __init__(self, cell: torch.nn.Module) -> None:
+        self.found: list[tuple[Hashable, ...]] = []
+        self.drawn: list[tuple[str, Hashable]] = []
+        self.codes: list[types.CodeType] = []
+        self.watched = Watched()
+        self._names: dict[str, None] = dict.fromkeys(_CALLED)
+        self._by_other_means = False
+        self._spaces: list[_Space] = []
+        self._pending: collections.deque[tuple[str, Any]] = collections.deque()
+        self._seen: dict[int, tuple[str, Any]] = {}
+        self._ports: dict[int, int] = {}
+        self._classes: dict[tuple[type, bool], None] = {}
+        own = list(modules(cell))
+        for path, module in own:
+            self._seen[id(module)] = (path, module)
+        for path, module in own:
+            self._module(path, module, True)
+        self._everything()
+        self.found.append(("torch.get_default_dtype()", torch.get_default_dtype()))
+        for space in self._spaces:
+            passed = frozenset(name for name in space.entries if name not in space.done)
+            if isinstance(space.holder, type):
+                self.watched.classes.append((space.holder, passed))
+            elif isinstance(space.holder, torch.nn.Module):
+                self.watched.dict(space.holder.__dict__, passed - HIDDEN)
+
+    def _everything(self) -> None:
+        """Follow names until no more are found."""
+        while True:
+            while self._pending:
+                self._value(*self._pending.popleft())
+            for space in self._spaces:
+                for name in self._news(space):
+                    space.done.add(name)
+                    value = space.entries[name]
+                    if isinstance(space.holder, types.ModuleType):
+                        self.watched.names.append((space.entries, name, value))
+                    self._pending.append((_join(space.path, name), value))
+            if not self._pending:
+                return
+
+    def _news(self, space: _Space) -> list[str]:
+        if space.counts is not None or (space.whole and self._by_other_means):
+            every, counts = space.whole and self._by_other_means, space.counts
+            return [
+                name
+                for name, value in space.entries.items()
+                if name not in space.done
+                and name not in HIDDEN
+                and (
+                    (every and name not in _SILENT)
+                    or name in self._names
+                    or (counts is not None and counts(name, value))
+                )
+            ]
+        return [name for name in self._names if name in space.entries and name not in space.done]
+
+    # --- kinds of values ---
+
+    def _value(self, path: str, value: Any) -> None:
+        kind = type(value)
+        if kind in _PLAIN:
+            self.found.append((path, kind, _by_value(value)))
+        elif isinstance(value, torch.Tensor):
+            self._loose(path, value)
+        elif isinstance(value, _PLAIN) or isinstance(value, enum.Enum):
+            self.found.append((path, kind, value))
+        elif id(value) in self._seen:
+            self.found.append((path, "again", self._seen[id(value)][0]))
+        else:
+            self._seen[id(value)] = (path, value)
+            self._inside(path, kind, value)
+
+    def _inside(self, path: str, kind: type, value: Any) -> None:
+        """Something met for the first time."""
+        push, watched = self._pending.append, self.watched
+        if isinstance(value, type):
+            self.found.append((path, value))
+            self._class(value, True)
+        elif isinstance(value, types.ModuleType):
+            self.found.append((path, value))
+            self._spaces.append(
+                _Space(path, value.__dict__, value, None, not is_library(value.__name__), set())
+            )
+        elif isinstance(value, torch.nn.Module):
+            self._module(path, value, False)
+        elif kind is types.FunctionType:
+            self._function(path, value)
+        elif kind is types.MethodType:
+            self.found.append((path, kind))
+            push((f"{path}()", value.__func__))
+            push((f"{path}.__self__", value.__self__))
+        elif kind is types.BuiltinFunctionType:
+            if value.__self__ is None or isinstance(value.__self__, (types.ModuleType, type)):
+                self.found.append((path, value))
+            else:
+                self.found.append((path, kind, value.__name__))
+                push((f"{path}.__self__", value.__self__))
+        elif isinstance(value, functools.partial):
+            self.found.append((path, kind))
+            push((f"{path}.func", value.func))
+            push((f"{path}.args", value.args))
+            push((f"{path}.keywords", value.keywords))
+        elif isinstance(value, (property, staticmethod, classmethod, functools.cached_property)):
+            self.found.append((path, kind))
+            push(
+                (
+                    path,
+                    value.fget
+                    if isinstance(value, property)
+                    else getattr(value, "__func__", None) or value.func,
+                )
+            )
+        elif isinstance(value, (list, tuple, collections.deque)):
+            self._row(path, value)
+        elif isinstance(value, (set, frozenset)):
+            self.found.append(
+                (path, kind, frozenset(_by_value(v) if isinstance(v, _PLAIN) else v for v in value))
+            )
+            watched.others.append(value)
+        elif isinstance(value, dict):
+            self.found.append((path, kind, tuple(value)))
+            watched.dict(value)
+            if kind is not dict:
+                watched.others.append(value)  # in which order
+                self._attributes(path, value)
+            for key, part in value.items():
+                push((f"{path}[{key!r}]", part))
+        elif isinstance(value, os._Environ):
+            self.found.append((path, tuple(value.items())))
+            watched.dict(value._data)  # type: ignore[attr-defined]
+        elif not self._array(path, value) and not self._attributes(path, value):
+            self.found.append((path, *_by_identity(value)))
+            if (wrapped := getattr(value, "__wrapped__", None)) is not None:
+                push((path, wrapped))
+
+    def _row(self, path: str, value: Any) -> None:
+        kind = type(value)
+        if kind is list:
+            self.watched.lists.append(value)
+        elif isinstance(value, (list, collections.deque)):
+            self.watched.others.append(value)
+        if all(type(part) in _PLAIN for part in value):
+            self.found.append((path, kind, tuple((type(part), _by_value(part)) for part in value)))
+        else:
+            self.found.append((path, kind, len(value)))
+            for i, part in enumerate(value):
+                self._pending.append((f"{path}[{i}]", part))
+
+    def _array(self, path: str, value: Any) -> bool:
+        """What numpy makes: arrays by their content; and random number generators of whatever make."""
+        if isinstance(value, random.Random):
+            self.drawn.append((path, value.getstate()))
+            self.found.append((path, *_by_identity(value)))
+            return True
+        numpy = sys.modules.get("numpy")
+        if numpy is None or type(value).__module__.partition(".")[0] != "numpy":
+            return False
+        if isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
+
+            def content() -> tuple[Any, ...]:
+                return value.shape, value.dtype.str, value.tobytes()
+
+            self.found.append((path, *content()))
+            self.watched.asked.append((content, content()))
+            return True
+        if isinstance(value, (numpy.random.Generator, numpy.random.RandomState)):
+            of = value.bit_generator if isinstance(value, numpy.random.Generator) else value._bit_generator
+            self.drawn.append((path, repr(of.state)))
+            self.found.append((path, *_by_identity(value)))
+            return True
+        return False
+
+    def _attributes(self, path: str, value: Any) -> bool:
+        """A plain object: its class and its attributes, those in slots too. False where it is none."""
+        kind = type(value)
+        home = kind.__module__.partition(".")[0]
+        if home in sys.stdlib_module_names and is_library(kind.__module__) and home not in _DATA:
+            return False
+        if home in ("torch", "elman") and callable(value):
+            return False
+        call = next((base.__dict__["__call__"] for base in kind.__mro__ if "__call__" in base.__dict__), None)
+        inner, slots = getattr(value, "__dict__", None), slots_of(value)
+        if (call is not None and not isinstance(call, types.FunctionType)) or (
+            type(inner) is not dict and not slots
+        ):
+            return False
+        self.found.append((path, kind))
+        self._class(kind, False)
+        self.watched.objects.append(value)
+        if type(inner) is dict:
+            self.watched.dict(inner)
+            for name, part in inner.items():
+                self._pending.append((f"{path}.{name}", part))
+        if slots:
+            kept = [getattr(value, name, None) for name in slots]
+            self.watched.asked.append(
+                (lambda: _Row(getattr(value, name, None) for name in slots), _Row(kept))
+            )
+            for name, part in zip(slots, kept, strict=True):
+                self._pending.append((f"{path}.{name}", part))
+        return True
+
+    def _function(self, path: str, function: types.FunctionType) -> None:
+        home = function.__globals__
+        if is_library(home.get("__name__")):
+            self.found.append((path, Same(function)))
+            if (wrapped := function.__dict__.get("__wrapped__")) is not None:
+                self._pending.append((path, wrapped))
+            return
+        code = function.__code__
+        self.found.append((path, code))
+        self.watched.functions.append(function)
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            self.watched.cells.append(cell)
+            self._pending.append((f"{name} of {function.__qualname__}", content_of(cell)))
+        for part in (function.__defaults__, function.__kwdefaults__, function.__dict__ or None):
+            if part:
+                self._pending.append((f"{path}()", part))
+        self.codes.append(code)
+        names = names_of(code)
+        self._by_other_means |= names.by_other_means
+        for name in names.attributes:
+            self._names[name] = None
+        for name in names.globals:
+            if name in home:
+                self.watched.names.append((home, name, home[name]))
+                self._pending.append((f"{home.get('__name__')}.{name}", home[name]))
+            else:
+                self.watched.names.append((home, name))
+        for name in names.modules:
+            if name in sys.modules:
+                self._pending.append((name, sys.modules[name]))
+        if "getenv" in names.attributes:
+            self._pending.append(("os.environ", os.environ))
+
+    def _class(self, kind: type, made: bool) -> None:
+        """The entries of a class and its bases. made: the step may make instances of it."""
+        for base in kind.__mro__:
+            if (base, made) in self._classes or is_library(base.__module__):
+                continue
+            self._classes[base, made] = None
+            silent = _SILENT - _MAKING if made else _SILENT
+
+            def counts(name: str, value: Any, silent: set[str] = silent) -> bool:
+                return name[:2] == "__" and name not in silent and isinstance(value, types.FunctionType)
+
+            self._spaces.append(_Space(base.__qualname__, base.__dict__, base, counts, True, set()))
+
+    def _module(self, path: str, module: torch.nn.Module, own: bool) -> None:
+        """What one module keeps, its submodules left out where they are the cell's own. own: so is the module."""
+        kind, watched, entries = type(module), self.watched, module.__dict__
+        self.found.append((path, kind))
+        self._class(kind, False)
+        watched.objects.append(module)
+        for table in ("_modules", *TABLES):
+            if entries[table]:
+                watched.dict(entries[table])
+            else:
+                watched.empty.append(entries[table])
+        for table in TABLES:
+            for name, value in entries[table].items():
+                if value is None:
+                    self.found.append((_join(path, name), None))
+                elif own:
+                    wants = table == "_buffers" and value.requires_grad
+                    self.found.append((_join(path, name), *self._port(value), wants))
+                    watched.tensors.append(value)
+                    if (
+                        table == "_buffers"
+                    ):  # whether a parameter wants a gradient is none of the trace's business
+                        watched.flowing.append(value)
+                else:
+                    self._loose(_join(path, name), value)
+        for name, value in entries["_modules"].items():
+            if value is None or not own:
+                self._pending.append((_join(path, name), value))
+        space = _Space(path, entries, module, None, True, set())
+        self._spaces.append(space)
+        for name, value in entries.items():
+            if (
+                name in _OF_EVERY_MODULE and isinstance(value, dict) and name not in HIDDEN
+            ):  # the tables of hooks
+                space.done.add(name)
+                if not value:
+                    watched.empty.append(value)
+                else:
+                    watched.hooked = True
+                    self._pending.append((_join(path, name), value))
+            elif isinstance(value, torch.Tensor) and own:
+                space.done.add(name)
+                self.found.append((_join(path, name), *self._port(value), value.requires_grad))
+                watched.tensors.append(value)
+                watched.flowing.append(value)
+        by_name = all(
+            base is torch.nn.Module or base is object or not is_library(base.__module__)
+            or base.__module__ in ("abc", "typing")
+            for base in kind.__mro__
+        )  # fmt: skip
+
+        def counts(name: str, value: Any) -> bool:
+            return name not in HIDDEN and (
+                not by_name or name in _OF_EVERY_MODULE or isinstance(value, torch.nn.Module)
+            )
+
+        space.counts = counts
+
+    def _port(self, value: torch.Tensor) -> tuple[Hashable, ...]:
+        """A tensor of the cell's own: shape, dtype, device, and which others are the same tensor."""
+        number = self._ports.setdefault(id(value), len(self._ports))
+        return ("tensor", number, tuple(value.shape), value.dtype, value.device)
+
+    def _loose(self, path: str, value: torch.Tensor) -> None:
+        """A tensor that is not the cell's own: the trace uses this very one."""
+        self.found.append((path, "tensor", Same(value), tuple(value.shape), value.dtype, value.requires_grad))
+        self.watched.tensors.append(value)
+        self.watched.flowing.append(value)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+class _Row(tuple):  # type: ignore[type-arg]
+    """Values that are equal if they are the same."""
+
+    __slots__ = ()
+    __hash__ = tuple.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, tuple) and len(self) == len(other) and all(a is b for a, b in zip(self, other))
+        )  # noqa: B905
+
+
+def _by_value(value: Any) -> Hashable:
+    """A number that equals no other: -0.0 is not 0.0, and what is no number is itself."""
+    return repr(value) if isinstance(value, (float, complex)) else value
+
+
+def _by_identity(value: Any) -> tuple[Hashable, ...]:
+    """What is not looked into: by what its class calls equal if that cannot change, else by identity."""
+    kind = type(value)
+    if (
+        kind.__eq__ is not object.__eq__
+        and is_library(kind.__module__)
+        and kind.__module__ not in ("torch", "numpy")
+    ):
+        try:
+            hash(value)
+        except TypeError:
+            pass
+        else:
+            return kind, value
+    return kind, Same(value)
+
+
+def slots_of(value: Any) -> list[str]:
     return [
         name
         for base in type(value).__mro__[:-1]
@@ -150,271 +501,124 @@ def _slots(value: Any) -> list[str]:
     ]
 
 
-# --- has it changed? ------------------------------------------------------------------------------------------------
-
-_GLOBAL_HOOKS: tuple[dict[Any, Any], ...] = tuple(
-    value
-    for name, value in vars(torch.nn.modules.module).items()
-    if name.startswith("_global_") and isinstance(value, dict)
-)
-
-
-_form = attrgetter("shape", "dtype", "device")
-
-
-def watch(cell: torch.nn.Module) -> Callable[[], bool] | None:
-    """A function that says whether everything the trace key depends on is as it was when `watch` was called.
-
-    It compares by identity, so True is certain (1 and 1.0 are two things), and False may be a false alarm: then the key
-    has to be worked out. None for a cell that keeps what cannot be watched so (a closure, a set, hooks): its key has
-    to be worked out at every call.
-    """
-    watched = _Watched()
-    try:
-        if not watched.look(cell) or any(_GLOBAL_HOOKS):
-            return None
-    except RecursionError:
-        return None
-    tensors, forms = watched.tensors, list(map(_form, watched.tensors))
-    flowing = [(t, t.requires_grad) for t in watched.flowing]
-    same = _same(watched.objects, [*watched.empty, *_GLOBAL_HOOKS], watched.dicts, watched.lists)
-
-    def unchanged() -> bool:
-        if not same() or list(map(_form, tensors)) != forms:
-            return False
-        return all(tensor.requires_grad is flows for tensor, flows in flowing)
-
-    return unchanged
-
-
-def _same(
-    objects: list[Any], empty: list[Any], dicts: list[dict[Any, Any]], lists: list[list[Any]]
-) -> Callable[[], bool]:
-    """Whether objects are of the classes that they are now of, and containers hold what they hold now."""
-    if _native is not None:
-        return _native.Watch(objects, empty, dicts, lists).unchanged
-    types_ = tuple(map(type, objects))
-    held = [(d, len(d), (*d, *d.values())) for d in dicts]
-    rows = [(items, len(items), tuple(items)) for items in lists]
-
-    def same() -> bool:
-        if any(empty) or not all(map(is_, map(type, objects), types_)):
-            return False
-        for now, size, before in held:
-            if len(now) != size or not all(map(is_, chain(now, now.values()), before)):
-                return False
-        return all(len(items) == size and all(map(is_, items, before)) for items, size, before in rows)
-
-    return same
-
-
-class _Watched:
-    """What `watch` has to compare: everything that `fingerprint` looks at, and that can change in place.
-
-    objects: they may change their class. dicts, lists: their entries. empty: dicts that have to stay empty. tensors:
-    shape, dtype and device. flowing: tensors that count by whether they want a gradient, too.
-    """
-
-    def __init__(self) -> None:
-        self.objects: list[Any] = []
-        self.dicts: list[dict[Any, Any]] = []
-        self.lists: list[list[Any]] = []
-        self.empty: list[dict[Any, Any]] = []
-        self.tensors: list[torch.Tensor] = []
-        self.flowing: list[torch.Tensor] = []
-        self.seen: dict[int, Any] = {}
-
-    def look(self, value: Any) -> bool:
-        """Take in a value and everything in it; False if something in it cannot be watched."""
-        kind = type(value)
-        if kind in _PLAIN or isinstance(value, _AS_IT_IS) or id(value) in self.seen:
-            return True
-        self.seen[id(value)] = value
-        if isinstance(value, torch.nn.Module):
-            return self._module(value)
-        if isinstance(value, torch.Tensor):
-            self.flowing.append(value)
-            return self._tensor(value)
-        if isinstance(value, types.FunctionType):
-            return value.__closure__ is None
-        if isinstance(value, (tuple, frozenset)):
-            return all(map(self.look, value))
-        if kind is list:
-            self.lists.append(value)
-            return all(map(self.look, value))
-        if kind is dict:
-            self.dicts.append(value)
-            return all(map(self.look, (*value, *value.values())))
-        if _inside(value) is None:
-            return True  # it counts by identity
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(value, _CONTAINERS) or type(attributes) is not dict or _slots(value):
-            return False
-        self.objects.append(value)
-        return self.look(attributes)
-
-    def _tensor(self, value: torch.Tensor) -> bool:
-        """A tensor; not one that belongs to a graph or a transform, which must not be held on to."""
-        self.tensors.append(value)
-        return value.grad_fn is None and not is_functorch_wrapped_tensor(value)
-
-    def _module(self, module: torch.nn.Module) -> bool:
-        self.objects.append(module)
-        self.dicts.append(module.__dict__)
-        for name, value in module.__dict__.items():
-            if name[0] == "_" and isinstance(value, dict):
-                if not value:
-                    self.empty.append(value)
-                    continue
-                if name not in (*_TABLES, "_modules"):
-                    return False  # hooks: what they do, they may do with something that is not looked at
-                self.dicts.append(value)
-                if name == "_parameters":  # whether they want a gradient is none of the trace's business
-                    if not all(self._tensor(p) for p in value.values() if p is not None):
-                        return False
-                elif not all(map(self.look, value.values())):
-                    return False
-            elif name not in _HIDDEN and not self.look(value):
-                return False
-        return True
-
-
-# --- whether anything has changed ---------------------------------------------------------------------------------
-
-
-class Watch:
-    """The fingerprint of a layer's cell, worked out again only where something may have changed."""
-
-    def __init__(self) -> None:
-        self.seen: Seen | None = None
-
-    def mark(self, cell: torch.nn.Module) -> tuple[Hashable, ...]:
-        """`fingerprint(cell)`."""
-        seen = self.seen
-        if seen is not None and seen.cell is cell and seen.holds():
-            return seen.mark
-        mark = fingerprint(cell)
-        self.seen = Seen.of(cell, mark)
-        return mark
+# --- what is asked ----------------------------------------------------------------------------------------------------
 
 
 class Seen:
-    """A cell as it was when its fingerprint was `mark`: `holds` says that it is still the same, in 2 us.
+    """A cell as it was seen: its part of the trace key, and whether it still is so.
 
-    Everything that a fingerprint looks at is remembered and compared by identity (1 and 1.0 are equal and not the same
-    trace). What cannot change but by being replaced is thereby settled;
-    containers, plain objects and closures are looked into again, tensors asked for what `.to()` and `.data = ` change
-    in place. It may say no where nothing counts has changed: then the fingerprint decides.
+    unchanged: compares by identity, so True is certain (1 and 1.0 are two things), and False may be a false alarm:
+    then the key has to be worked out. None for a cell that keeps what cannot be watched so (hooks): its key has to be
+    worked out at every call. Under torch.compile the same function decides whether a program still holds.
     """
 
-    def __init__(self, cell: torch.nn.Module, mark: tuple[Hashable, ...]) -> None:
-        self.cell, self.mark = cell, mark
-        self._modules: list[tuple[torch.nn.Module, type, dict[str, Any]]] = []
-        self._empty: list[Any] = []  # containers with nothing in them: tables of hooks above all
-        self._tables: list[tuple[dict[str, Any], list[str], list[Any]]] = []
-        self._tensors: list[tuple[torch.Tensor, torch.Size, torch.dtype, torch.device, bool | None]] = []
-        self._inner: list[tuple[Any, Any, tuple[Any, ...]]] = []
-        self._met: set[int] = set()
+    def __init__(self, cell: torch.nn.Module) -> None:
+        walk = Walk(cell)
+        self.cell, self.mark = cell, tuple(walk.found)
+        self.unchanged = walk.watched.unchanged()
 
-    @classmethod
-    def of(cls, cell: torch.nn.Module, mark: tuple[Hashable, ...]) -> Seen | None:
-        """A cell as it is now; None for one whose tensors nobody should hold on to: those with a history, or of a
-        transform that is going on."""
-        seen = cls(cell, mark)
-        for module in cell.modules():
-            seen._module(module)
-        lasting = all(is_plain(entry[0]) and entry[0].grad_fn is None for entry in seen._tensors)
-        return seen if lasting else None
-
-    def holds(self) -> bool:
-        """Whether the cell has the same fingerprint as then."""
-        if any(self._empty):
-            return False
-        for table, names, values in self._tables:
-            if [*table] != names or not all(map(is_, table.values(), values)):
-                return False
-        for module, kind, table in self._modules:
-            if type(module) is not kind or module.__dict__ is not table:
-                return False
-        for tensor, shape, dtype, device, wants in self._tensors:
-            if tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device:
-                return False
-            if wants is not None and tensor.requires_grad is not wants:
-                return False
-        for value, kind, parts in self._inner:
-            inner = _inside(value) if _kind(value) is kind else None
-            if inner is None or len(inner) != len(parts) or not all(map(is_, inner, parts)):
-                return False
-        return True
-
-    def _module(self, module: torch.nn.Module) -> None:
-        table = module.__dict__
-        self._met.add(id(module))
-        self._modules.append((module, type(module), table))
-        for entries in (table, table["_parameters"], table["_buffers"], table["_modules"]):
-            if entries:
-                self._tables.append((entries, [*entries], [*entries.values()]))
-            else:
-                self._empty.append(entries)
-        for parameter in table["_parameters"].values():
-            if parameter is not None:
-                self._tensor(parameter, None)
-        for buffer in table["_buffers"].values():
-            if buffer is not None:
-                self._tensor(buffer, buffer.requires_grad)
-        for name, value in table.items():
-            if name not in _HIDDEN:
-                self._value(value, 0)
-
-    def _tensor(self, value: torch.Tensor, wants: bool | None) -> None:
-        self._tensors.append((value, value.shape, value.dtype, value.device, wants))
-
-    def _value(self, value: Any, depth: int) -> None:
-        """Remember what may change inside a value; goes where `freeze` goes."""
-        if isinstance(value, torch.Tensor):
-            self._tensor(value, value.requires_grad)
-        if isinstance(value, (*_PLAIN, *_AS_IT_IS, torch.Tensor)) or id(value) in self._met:
-            return
-        self._met.add(id(value))
-        if isinstance(value, (list, dict, set)) and not value:
-            self._empty.append(value)
-            return
-        inner = _inside(value) if depth < _DEEPEST else None
-        if inner is None:
-            return
-        if isinstance(value, torch.nn.Module):
-            for module in value.modules():
-                if module is value or id(module) not in self._met:
-                    self._module(module)
-            return
-        if not isinstance(value, (tuple, frozenset)):
-            self._inner.append((value, _kind(value), inner))
-        for part in inner:
-            self._value(part, depth + 1)
+    def holds(self, cell: torch.nn.Module) -> bool:
+        return self.cell is cell and self.unchanged is not None and self.unchanged()
 
 
-def _kind(value: Any) -> Any:
-    """What else than its parts makes a value: its class, or its code."""
-    return value.__code__ if isinstance(value, types.FunctionType) else type(value)
+def fingerprint(cell: torch.nn.Module) -> tuple[Hashable, ...]:
+    """The part of the trace key that belongs to the cell: (path, what counts about it) for all that its step reads."""
+    return Seen(cell).mark
 
 
-def loose_tensors(cell: torch.nn.Module) -> list[torch.Tensor]:
-    """Tensors that a cell keeps in containers and objects rather than under a name of its own."""
-    found: dict[int, torch.Tensor] = {}
+def watch(cell: torch.nn.Module) -> Callable[[], bool] | None:
+    """Whether everything that the trace key depends on is as it was when `watch` was called (see `Seen`)."""
+    return Seen(cell).unchanged
+
+
+def differs(before: tuple[Hashable, ...], after: tuple[Hashable, ...]) -> str | None:
+    """The first thing by path that is not the same in two marks."""
+    then = _by_path(before)
+    now = _by_path(after)
+    return next((path for path in (*now, *then) if now.get(path) != then.get(path)), None)
+
+
+def _by_path(found: Any) -> dict[str, list[Any]]:
+    entries: dict[str, list[Any]] = {}
+    for path, *rest in found:
+        if rest[0] != "again":
+            entries.setdefault(path, []).append(tuple(rest))
+    return entries
+
+
+class Changes:
+    """What a step has changed, since this was made, that outlives it."""
+
+    def __init__(self, cell: torch.nn.Module) -> None:
+        self._cell, self._walk = cell, Walk(cell)
+        self._dice = _dice()
+        self._restore = self._walk.watched.save()
+
+    def look(self) -> tuple[str | None, str | None]:
+        """(a random number generator, not of PyTorch's, that was drawn from; the path of what is changed), if any: a
+        value that is another one now, or a tensor that has been kept."""
+        now = Walk(self._cell)
+        states = dict(self._walk.drawn)
+        drawn = next((name for name, state in _dice().items() if self._dice.get(name, state) != state), None)
+        drawn = drawn or next((path for path, state in now.drawn if states.get(path, state) != state), None)
+        then, found = _by_path(self._walk.found), _by_path(now.found)
+        for path, before in then.items():
+            if found.get(path) != before:
+                return drawn, path
+        kept = (p for p, entries in found.items() if p not in then and any(e[0] == "tensor" for e in entries))
+        return drawn, next(kept, None)
+
+    def undo(self) -> None:
+        """Put back what containers, closures, globals and classes held."""
+        self._restore()
+
+
+def _dice() -> dict[str, Hashable]:
+    """States of the generators that belong to the process."""
+    numpy = sys.modules.get("numpy")
+    found: dict[str, Hashable] = {"random": random.getstate()}
+    if numpy is not None:
+        found["numpy.random"] = repr(numpy.random.get_state(legacy=False))
+    return found
+
+
+def kept_values(cell: torch.nn.Module) -> Iterator[Any]:
+    """Tensors, and functions with a closure, that a cell keeps in containers and objects rather than in its modules."""
+    own = {id(module) for _, module in modules(cell)}
     seen: set[int] = set()
-    pending: list[tuple[Any, int]] = [
-        (value, 1)
-        for module in cell.modules()
+    pending = [
+        value
+        for _, module in modules(cell)
         for name, value in module.__dict__.items()
-        if name not in _HIDDEN and not isinstance(value, torch.Tensor)
+        if name not in HIDDEN and not isinstance(value, torch.Tensor)
     ]
     while pending:
-        value, depth = pending.pop()
+        value = pending.pop()
+        if (
+            isinstance(value, (*_PLAIN, type, types.ModuleType, types.BuiltinFunctionType))
+            or id(value) in seen
+        ):
+            continue
+        seen.add(id(value))
         if isinstance(value, torch.Tensor):
-            found[id(value)] = value
-        elif not isinstance(value, (*_PLAIN, *_AS_IT_IS)) and id(value) not in seen and depth <= _DEEPEST:
-            seen.add(id(value))
-            if isinstance(value, torch.nn.Module):
-                continue
-            pending += [(part, depth + 1) for part in _inside(value) or ()]
-    return list(found.values())
+            yield value
+        elif isinstance(value, torch.nn.Module):
+            if id(value) not in own:
+                pending += [*value.parameters(), *value.buffers()]
+        elif isinstance(value, (list, tuple, set, frozenset, collections.deque)):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, types.FunctionType):
+            if value.__closure__ is not None:
+                yield value
+                contents = map(content_of, value.__closure__)
+                pending += (c for c in contents if isinstance(c, (types.FunctionType, types.MethodType)))
+        elif isinstance(value, types.MethodType):
+            pending += (value.__func__, value.__self__)
+        elif isinstance(value, functools.partial):
+            pending += (value.func, value.args, value.keywords)
+        else:
+            inner = getattr(value, "__dict__", None)
+            pending += inner.values() if type(inner) is dict else ()
+            pending += (getattr(value, name) for name in slots_of(value))
