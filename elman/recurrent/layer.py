@@ -22,7 +22,14 @@ from elman.recurrent.again import Known, plain, structure
 from elman.recurrent.arguments import EVERY, Happens, batch_of, over_sequences, weight_of
 from elman.recurrent.compiled import refuse_compiled, register, run_compiled
 from elman.recurrent.prepare import (
-    Kept, Prepared, Shapes, check_teacher, first_step, indivisible, look_up, meta,
+    Kept,
+    Prepared,
+    Shapes,
+    check_teacher,
+    first_step,
+    indivisible,
+    look_up,
+    meta,
 )  # fmt: skip
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state

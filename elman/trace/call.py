@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from elman.circuit.signature import Place, Tree, flatten
 from elman.errors import TraceError
-from elman.trace.key import kept_values, module_at, modules
+from elman.trace.modules import kept_values, module_at, modules
 from elman.trace.watch import content_of
 
 Tensor = torch.Tensor
@@ -259,7 +259,7 @@ def _keep_numbers(before: Tree, after: Tree, cell: str) -> None:
                 what="the step changes a Python number (or flag) in the state",
                 where=cell,
                 got=f"{old!r}, and then {new!r}",
-                mend="make it a tensor [B]: it starts as torch.zeros(B), the step returns t + 1, and torch.where chooses by it",
+                mend="make it a tensor [B] that starts as torch.zeros(B): the step returns t + 1, and torch.where chooses by it",
             )
 
 

@@ -281,7 +281,7 @@ def hooks(leaves: Mapping[str, torch.Tensor], ports: Sequence[InPort], cell: str
             raise TraceError(
                 what=f"the step registers a gradient hook on {port.path}, which comes from outside the step",
                 where=cell,
-                mend="register it on a value of the step: h = h.clone(); h.register_hook(…) sees what flows through this step",
+                mend="register it on a value of the step: after h = h.clone(), it sees what flows through this step",
             )
 
 
@@ -309,7 +309,7 @@ def writes_in_graph(
                         raise TraceError(
                             what=f"the step writes into {of[source]} (through .data or .detach())",
                             where=where(node),
-                            mend="write after optimizer.step(), or compute with a changed copy: W.clamp(min=0) * mask, or a "
-                            "parametrization (torch.nn.utils.parametrize)",
+                            mend="write after optimizer.step(), or compute with a changed copy (W.clamp(min=0) * mask), or use "
+                            "torch.nn.utils.parametrize",
                         )
                     of[node] = of[source]

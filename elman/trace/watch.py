@@ -29,9 +29,10 @@ class Watched:
     """What a walk has met that can change, by the way in which it can.
 
     objects: they may change their class. dicts, classes: their entries, besides those of the keys beside them. lists,
-    others: their items. cells: of closures. functions: their code and defaults. names: single entries of dicts, (dict, key, value), or (dict, key) where
-    there is none. empty: dicts that have to stay empty. tensors: shape, dtype and device. flowing: tensors that count
-    by whether they want a gradient, too. asked: functions, and what they returned.
+    others: their items. cells: of closures. functions: their code and defaults. names: single entries of dicts, as
+    (dict, key, value), or (dict, key) where there is none. empty: dicts that have to stay empty. tensors: shape, dtype
+    and device. flowing: tensors that count by whether they want a gradient, too. asked: functions, and what they
+    returned.
     """
 
     def __init__(self) -> None:
