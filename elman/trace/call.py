@@ -259,7 +259,7 @@ def _keep_numbers(before: Tree, after: Tree, cell: str) -> None:
                 what="the step changes a Python number (or flag) in the state",
                 where=cell,
                 got=f"{old!r}, and then {new!r}",
-                mend="make it a tensor [B] that starts as torch.zeros(B): the step returns t + 1, and torch.where chooses by it",
+                mend="make it a tensor [B] that starts as torch.zeros(B): t + 1 counts on, torch.where chooses by it",
             )
 
 

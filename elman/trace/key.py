@@ -2,8 +2,8 @@
 
 A trace depends on what the step reads, and the step can read what its code names: `walk` finds that. One walk answers
 three questions. `Seen.mark` is the key. `Seen.unchanged` says at the next calls, in a few microseconds, whether it
-still holds. And a walk before and after a step says whether the step changes something that outlives it (`Changes`), which no
-trace could do again.
+still holds. And a walk before and after a step says whether the step changes something that outlives it (`Changes`),
+which no trace could do again.
 """
 
 from __future__ import annotations

@@ -236,7 +236,8 @@ def changes(before: Changes, cell: str) -> None:
 
 
 _ASKED = {
-    torch.is_grad_enabled: "torch.is_grad_enabled()", torch.is_inference_mode_enabled: "torch.is_inference_mode_enabled()",
+    torch.is_grad_enabled: "torch.is_grad_enabled()",
+    torch.is_inference_mode_enabled: "torch.is_inference_mode_enabled()",
     time.time: "time.time()", time.perf_counter: "time.perf_counter()", time.monotonic: "time.monotonic()",
 }  # fmt: skip
 
@@ -309,7 +310,7 @@ def writes_in_graph(
                         raise TraceError(
                             what=f"the step writes into {of[source]} (through .data or .detach())",
                             where=where(node),
-                            mend="write after optimizer.step(), or compute with a changed copy (W.clamp(min=0) * mask), or use "
+                            mend="write after optimizer.step(), or compute with a changed copy, W.clamp(min=0), or use "
                             "torch.nn.utils.parametrize",
                         )
                     of[node] = of[source]
