@@ -63,9 +63,19 @@ class Multiplier:
         """Compute out = start + a b for each (a, b, start, out), or out = the sum of b's rows where a is None."""
 
 class Watch:
-    """Whether objects are as they were: their classes, and the entries of containers, by identity."""
+    """Whether objects are as they were: their classes, and what holds what, by identity."""
 
     def __init__(
-        self, objects: list[Any], empty: list[Any], dicts: list[dict[Any, Any]], lists: list[list[Any]], /
+        self,
+        objects: list[Any],
+        empty: list[Any],
+        dicts: list[Any],
+        classes: list[Any],
+        lists: list[Any],
+        names: list[Any],
+        cells: list[Any],
+        functions: list[Any],
+        others: list[Any],
+        /,
     ) -> None: ...
     def unchanged(self) -> bool: ...

@@ -95,3 +95,8 @@ class EngineError(ElmanError, RuntimeError):
 
 class DataError(ElmanError, ValueError):
     """A file is missing, unreadable or not what it should be. where: its path, and the line if known."""
+
+
+class RetraceWarning(UserWarning):
+    """A cell is traced anew at every call, which takes some 300 ms each: something that its trace depends on keeps
+    changing."""

@@ -82,7 +82,10 @@ class Unfolded:
             expected = [*lead, *(["B" if batch is None else batch] if port.rows else []), *port.shape]
             if list(value.shape) != expected:
                 raise InputError(
-                    what=f"input '{port.name}' does not fit", where=where, got=list(value.shape), expected=expected
+                    what=f"input '{port.name}' does not fit",
+                    where=where,
+                    got=list(value.shape),
+                    expected=expected,
                 )
 
     def __str__(self) -> str:

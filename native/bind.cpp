@@ -351,7 +351,7 @@ NB_MODULE(_native, m) {
              nb::arg("finals"), nb::arg("threads"));
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
-        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&>())
+        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&>())
         .def("unchanged", &Watch::unchanged);
     nb::class_<Multiplier>(m, "Multiplier")
         .def("__init__", [](Multiplier* self, const std::string& isa, bool wide) { new (self) Multiplier{named(isa), wide}; })

@@ -30,10 +30,18 @@ from elman.recurrent.arguments import (
 )
 from elman.recurrent.compiled import refuse_compiled, register, run_compiled
 from elman.recurrent.exported import run_exported, starting
-from elman.recurrent.prepare import Prepared, Shapes, check_teacher, first_step, indivisible, look_up, meta
+from elman.recurrent.prepare import (
+    Kept,
+    Prepared,
+    Shapes,
+    check_teacher,
+    first_step,
+    indivisible,
+    look_up,
+    meta,
+)
 from elman.trace.call import call_cell, store_of, understand
 from elman.trace.initial import starting_state
-from elman.trace.key import fingerprint, watch
 
 Tensor = torch.Tensor
 _PATIENCE = 16  # steps in a row that may differ from one another before the cell itself runs them all
@@ -81,7 +89,7 @@ class Recurrent(torch.nn.Module):
         self._forget()
 
     def _forget(self) -> None:
-        self._own: dict[Any, Prepared] = {}
+        self._own = Kept()
         self._latest: Prepared | None = None
         self._start: tuple[Any, Callable[[int], Any]] | None = None
         self._known: Known | None = None  # a call, and a step, that the next one may be like
@@ -216,7 +224,7 @@ class Recurrent(torch.nn.Module):
             x, leading = x.data, 1
         if peek_interpreter_stack() is not None or not plain((structure(x, []), structure(state, []))):
             return None
-        unchanged = watch(self.cell)
+        unchanged = self._own.unchanged(self.cell)
         if unchanged is None:
             return None
         return Known(self, self._latest, unchanged, x, state, leading, self._starts(starts))
@@ -317,7 +325,7 @@ class Recurrent(torch.nn.Module):
         own = getattr(self.cell, "initial_state", None)
         if callable(own):
             return own(batch)
-        key = (fingerprint(self.cell), meta(xs, 2), meta(contexts, 1))
+        key = (self._own.seen(self.cell).mark, meta(xs, 2), meta(contexts, 1))
         if self._start is None or self._start[0] != key:
             x = x_tree.fill(first_step(xs))
             context = context_tree.fill(contexts) if context_tree is not None else None
@@ -374,7 +382,9 @@ class Recurrent(torch.nn.Module):
         cell itself. None if that cannot be said to hold for another step."""
         if peek_interpreter_stack() is not None or torch.is_autocast_enabled("cpu"):
             return None
-        unchanged = watch(self.cell) if plain((structure(x, []), structure(state, []))) else None
+        if not plain((structure(x, []), structure(state, []))):
+            return None
+        unchanged = self._own.seen(self.cell).unchanged
         if unchanged is None:
             return None
         prepared, starts = None, self._starts(state is None)

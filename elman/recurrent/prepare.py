@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from elman.circuit.form import Circuit, Kind
 from elman.circuit.rows import carries
 from elman.circuit.signature import Place, Tree
-from elman.errors import InputError, InputTypeError, NotSupported
+from elman.errors import InputError, InputTypeError, NotSupported, RetraceWarning
 from elman.execute import Program
 from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
-from elman.trace.key import fingerprint
+from elman.trace.key import Seen, differs
 
 Tensor = torch.Tensor
 
@@ -39,6 +40,8 @@ _SHARED: OrderedDict[Any, Prepared] = (
     OrderedDict()
 )  # every instance with the same trace key shares one program
 _LIMIT = 256
+_LIMIT_OF_ONE = 32  # programs that one layer keeps
+_PATIENCE = 5  # calls in a row that may each be traced before that is said
 
 
 @dataclass(frozen=True)
@@ -56,37 +59,96 @@ class Shapes:
     weight: torch.dtype | None = None
 
 
+class Kept:
+    """What one layer knows: its programs by trace key, the latest last, and its cell as it was seen last."""
+
+    def __init__(self) -> None:
+        self.programs: OrderedDict[Any, Prepared] = OrderedDict()
+        self._seen: Seen | None = None
+        self._traced: list[tuple[Any, Shapes]] = []  # calls in a row that had to be traced
+        self._told = False
+
+    def seen(self, cell: torch.nn.Module) -> Seen:
+        """The cell as it is now; looked at again only where something may have changed."""
+        before = self._seen
+        if before is None or not before.holds(cell):
+            self._seen = Seen(cell)
+            if before is not None and before.mark == self._seen.mark:
+                self._seen.mark = before.mark  # the same object is compared faster
+        assert self._seen is not None
+        return self._seen
+
+    def unchanged(self, cell: torch.nn.Module) -> Callable[[], bool] | None:
+        """Whether the cell still is what the latest program is for; None where that cannot be said."""
+        latest = next(reversed(self.programs), None)
+        seen = self.seen(cell)
+        return seen.unchanged if latest is not None and latest[0] == seen.mark else None
+
+    def hit(self, key: Any, found: Prepared) -> None:
+        self.programs[key] = found
+        self.programs.move_to_end(key)
+        if len(self.programs) > _LIMIT_OF_ONE:
+            self.programs.popitem(last=False)
+        self._traced.clear()
+
+    def traced(self, key: Any, found: Prepared, mark: Any, shapes: Shapes) -> None:
+        before = [*self._traced, (mark, shapes)]
+        self.hit(key, found)
+        self._traced = before[-2:] if self._told else before
+        if len(before) < _PATIENCE or self._told:
+            return
+        self._told = True
+        what = differs(before[-2][0], mark)
+        warnings.warn(
+            "a recurrence is traced anew at every call, which takes some 300 ms each: "
+            + (
+                f"{what} keeps changing, which its step reads"
+                if what
+                else "its arguments keep changing their widths"
+            )
+            + ". Make it a buffer (register_buffer) or a tensor in an attribute: their values are read at every call."
+            * bool(what),
+            RetraceWarning,
+            stacklevel=2,
+        )
+
+
 def look_up(
-    cell: torch.nn.Module, reverse: bool, shapes: Shapes, own: dict[Any, Prepared],
+    cell: torch.nn.Module, reverse: bool, shapes: Shapes, own: Kept,
     xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor],
 ) -> Prepared:  # fmt: skip
     """The program for a call: from the caches by trace key, or traced now. `own` is the cache of one instance."""
-    mark = fingerprint(cell)
+    mark = own.seen(cell).mark
     key = (mark, reverse, shapes)
-    last, latest = next(reversed(own.items()), (None, None))
-    if latest is not None and key == last:  # as in the call before: comparing is cheaper than hashing
-        return latest
-    found = own.pop(key, None) or _SHARED.get(key)
+    last, latest = next(reversed(own.programs.items()), (None, None))
+    found = latest if key == last else None  # comparing is cheaper than hashing
     if found is None:
-        plain = replace(shapes, teacher=None, weight=None)
-        others = [(mark, direction, plain) for direction in (reverse, not reverse)]
-        known = next((p for other in others if (p := own.get(other) or _SHARED.get(other)) is not None), None)
-        if known is not None:  # direction and teacher are none of the trace's business
-            circuit = replace(known.program.circuit, reverse=False)
-        else:
-            _check_devices(cell, shapes)
-            circuit = trace(
-                cell,
-                shapes.x.fill(first_step(xs)),
-                shapes.state.fill(states),
-                shapes.context.fill(contexts) if shapes.context is not None else None,
-            )
-        found = prepare(circuit, reverse, shapes.teacher, shapes.weight)
-        if circuit.signature is not None and not circuit.signature.captured:
-            _SHARED[key] = found
-            if len(_SHARED) > _LIMIT:
-                _SHARED.popitem(last=False)
-    own[key] = found
+        found = own.programs.get(key) or _SHARED.get(key)
+    if found is not None:
+        own.hit(last if found is latest else key, found)
+        return found
+    plain = replace(shapes, teacher=None, weight=None)
+    others = [(mark, direction, plain) for direction in (reverse, not reverse)]
+    known = next((p for o in others if (p := own.programs.get(o) or _SHARED.get(o)) is not None), None)
+    if known is not None:  # direction and teacher are none of the trace's business
+        circuit = replace(known.program.circuit, reverse=False)
+    else:
+        _check_devices(cell, shapes)
+        circuit = trace(
+            cell,
+            shapes.x.fill(first_step(xs)),
+            shapes.state.fill(states),
+            shapes.context.fill(contexts) if shapes.context is not None else None,
+        )
+    found = prepare(circuit, reverse, shapes.teacher, shapes.weight)
+    if circuit.signature is not None and not circuit.signature.captured:
+        _SHARED[key] = found
+        if len(_SHARED) > _LIMIT:
+            _SHARED.popitem(last=False)
+    if known is None:
+        own.traced(key, found, mark, shapes)
+    else:
+        own.hit(key, found)
     return found
 
 

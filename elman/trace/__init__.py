@@ -21,6 +21,7 @@ from elman.trace import refuse
 from elman.trace.call import attributes, changed, places, skeleton, step_of, store_of
 from elman.trace.initial import initial_state
 from elman.trace.joint import trace_joint
+from elman.trace.key import Changes
 from elman.trace.outside import outside
 from elman.trace.selfcheck import compare_with_cell
 
@@ -40,7 +41,14 @@ def trace(cell: torch.nn.Module, x: Any, state: Any, context: Any = None, *, che
     ElmanError) for what cannot be a circuit, naming the cell, the line and the mend.
     """
     with outside():
-        return _trace(cell, x, state, context, check)
+        lasting = Changes(cell)
+        try:
+            circuit = _trace(cell, x, state, context, check)
+            refuse.changes(lasting, type(cell).__name__)
+        except BaseException:
+            lasting.undo()  # what a hook has noted of steps that never were
+            raise
+    return circuit
 
 
 def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool) -> Circuit:
@@ -87,12 +95,13 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         ]
         context_call = (context_ports, context_tree)
     step = step_of(bones, owned, (x_ports, x_tree), (state_ports, state_tree), context_call, name)
-    before = attributes(bones)
+    before, lasting = attributes(bones), Changes(bones)
 
     def inspect(results: dict[str, torch.Tensor]) -> None:
         fault = changed(before, attributes(bones))
         if fault is not None:
             raise refuse.attribute(name, fault)
+        refuse.changes(lasting, name)
         _check_state(results, ports, name)
 
     joint = trace_joint(step, ports, name, inspect)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from elman.circuit.signature import Place, Tree, flatten
 from elman.errors import TraceError
-from elman.trace.key import loose_tensors
+from elman.trace.modules import kept_values, module_at, modules
+from elman.trace.watch import content_of
 
 Tensor = torch.Tensor
 
@@ -21,9 +23,10 @@ Tensor = torch.Tensor
 
 
 def places(cell: torch.nn.Module) -> list[tuple[Place, ...]]:
-    """Every tensor that a cell keeps: parameters, buffers, plain attributes; tied ones are one entry of many places."""
+    """Every tensor that a cell keeps: parameters, buffers, plain attributes, those of modules in plain lists and dicts
+    too; tied ones are one entry of many places."""
     found: dict[int, list[Place]] = {}
-    for path, module in cell.named_modules():
+    for path, module in modules(cell):
         for store in ("_parameters", "_buffers", "__dict__"):
             entries = module.__dict__ if store == "__dict__" else module.__dict__[store]
             for key, value in entries.items():
@@ -34,7 +37,7 @@ def places(cell: torch.nn.Module) -> list[tuple[Place, ...]]:
 
 def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
     """The dict that holds a place's tensor."""
-    module = cell.get_submodule(place.module) if place.module else cell
+    module = module_at(cell, place.module) if place.module else cell
     return module.__dict__ if place.store == "__dict__" else module.__dict__[place.store]
 
 
@@ -43,7 +46,14 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
 
     A cell that cannot be copied is used itself.
     """
-    memo: dict[int, Any] = {id(value): value for value in loose_tensors(cell)}
+    memo: dict[int, Any] = {}
+    functions: list[tuple[types.FunctionType, types.FunctionType]] = []
+    for value in kept_values(cell):
+        if isinstance(value, Tensor):  # the step uses this very one
+            memo[id(value)] = value
+        else:
+            functions.append((value, _with_own_closure(value)))
+            memo[id(value)] = functions[-1][1]
     for entry in places(cell):
         value = store_of(cell, entry[0])[entry[0].key]
         empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
@@ -51,9 +61,28 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
             torch.nn.Parameter(empty, value.requires_grad) if isinstance(value, torch.nn.Parameter) else empty
         )
     try:
-        return copy.deepcopy(cell, memo)
+        bones = copy.deepcopy(cell, memo)
     except Exception:
         return cell
+    for function, copied in functions:  # a lambda over `self` is one over the copy
+        for old, new in zip(function.__closure__ or (), copied.__closure__ or (), strict=True):
+            content = content_of(old)
+            if isinstance(content, (torch.nn.Module, types.FunctionType)):
+                new.cell_contents = memo.get(id(content), content)
+            elif content is not types.CellType:
+                new.cell_contents = content
+    return bones
+
+
+def _with_own_closure(function: types.FunctionType) -> types.FunctionType:
+    """The same function with a closure of its own, empty as yet."""
+    closure = tuple(types.CellType() for _ in function.__closure__ or ())
+    made = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
 
 
 @contextlib.contextmanager
@@ -86,7 +115,7 @@ def attributes(cell: torch.nn.Module) -> dict[str, Any]:
     hidden = {"_parameters", "_buffers", "_modules"}
     return {
         f"{path}.{key}" if path else key: _noted(value)
-        for path, module in cell.named_modules()
+        for path, module in modules(cell)
         for key, value in module.__dict__.items()
         if key not in hidden
     }
@@ -208,7 +237,8 @@ def step_of(
                 mend="keep what changes from step to step in the state",
             )
         output, new_state = understand(returned, state[1], name)
-        new = flatten(new_state, "state")[0]
+        new, tree = flatten(new_state, "state")
+        _keep_numbers(state[1], tree, name)
         results = {f"{port}_next": value for port, value in zip(state[0], new, strict=True)}
         kept, tree = flatten(output, "output")
         if settled[0] is None:
@@ -219,6 +249,18 @@ def step_of(
         return results
 
     return step
+
+
+def _keep_numbers(before: Tree, after: Tree, cell: str) -> None:
+    """Refuse a step that changes a number in the state: a circuit carries tensors from step to step."""
+    for (_, old), (_, new) in zip(before.statics, after.statics, strict=True):
+        if type(old) is not type(new) or old != new:
+            raise TraceError(
+                what="the step changes a Python number (or flag) in the state",
+                where=cell,
+                got=f"{old!r}, and then {new!r}",
+                mend="make it a tensor [B] that starts as torch.zeros(B): t + 1 counts on, torch.where chooses by it",
+            )
 
 
 def _wires(kept: Sequence[Tensor], results: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from elman.circuit.signature import Tree, flatten
 from elman.errors import TraceError
 from elman.trace.call import places, skeleton, store_of, swapped, understand
+from elman.trace.key import Changes
 from elman.trace.outside import is_plain, outside, readable
 
 Tensor = torch.Tensor
@@ -56,7 +57,11 @@ def starting_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Callab
 def find_zeros(cell: torch.nn.Module, x: Any, context: Any = None) -> Zeros:
     """The zeros that a cell without `initial_state` starts from (see `initial_state`)."""
     with outside():
-        return _search(cell, x, context)
+        lasting = Changes(cell)
+        try:
+            return _search(cell, x, context)
+        finally:
+            lasting.undo()  # what a hook has noted of steps that never were
 
 
 def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:

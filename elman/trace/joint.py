@@ -68,6 +68,9 @@ class Fakes:
 
         self.env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        self.mode.cache_enabled = (
+            False  # hardly anything is met twice, and PyTorch would keep it after the trace
+        )
         source = _Batch()
         symbol = self.env.create_symbol(PRETENDED_BATCH, source, DimDynamic.DYNAMIC)
         self.batch = self.env.create_symintnode(symbol, hint=PRETENDED_BATCH, source=source)
@@ -105,7 +108,10 @@ def trace_joint(
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         # A first run without recording: what comes out, and whether the step is honest about its state.
         with refuse.writes_while_running(step, example, given, name):
-            dry = step(_leaves(example, given))
+            leaves = _leaves(example, given)
+            with refuse.asking(name):
+                dry = step(leaves)
+        refuse.hooks(leaves, given, name)
         refuse.guards(fakes.env, name)
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
         if inspect is not None:
@@ -134,6 +140,7 @@ def trace_joint(
         )
         refuse.guards(fakes.env, name)
         if any(_writes(node) for node in module.graph.nodes):
+            refuse.writes_in_graph(module.graph, [*example], given, refuse.place_of(name))
             flat = [*example.values(), *cotangents.values()]
             module = _without_writes(module, flat)
     where = refuse.place_of(name)

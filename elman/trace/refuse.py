@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from elman.circuit import rows
 from elman.circuit.form import InPort, Kind, StepFunction
 from elman.errors import ElmanError, TraceError
+from elman.trace.key import Changes
 
 if TYPE_CHECKING:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -210,3 +213,104 @@ def attribute(cell: str, name: str) -> TraceError:
         where=cell,
         mend="return it as a part of the state",
     )
+
+
+# --- what a trace cannot do again ---------------------------------------------------------------------------------
+
+
+def changes(before: Changes, cell: str) -> None:
+    """Refuse a step that has drawn numbers PyTorch knows nothing of, or changed something that outlives it."""
+    drawn, changed = before.look()
+    if drawn is not None:
+        raise TraceError(
+            what=f"the step draws from {drawn}, which would be decided once and for all steps",
+            where=cell,
+            mend="draw with torch.rand, torch.bernoulli, torch.randn, …: these are drawn anew for every step and row",
+        )
+    if changed is not None:
+        raise TraceError(
+            what=f"the step, or a hook in it, changes {changed}, which outlives the step",
+            where=cell,
+            mend="return what is to be kept from each step as a part of its output (or of the state)",
+        )
+
+
+_ASKED = {
+    torch.is_grad_enabled: "torch.is_grad_enabled()",
+    torch.is_inference_mode_enabled: "torch.is_inference_mode_enabled()",
+    time.time: "time.time()", time.perf_counter: "time.perf_counter()", time.monotonic: "time.monotonic()",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def asking(cell: str) -> Iterator[None]:
+    """Refuse a step that asks what may have another answer at another call, and no key can say: seen while it runs."""
+    found: list[TraceError] = []
+
+    def look(frame: Any, event: str, called: Any) -> None:
+        if event == "c_call" and not found and _is_asked(called) and _is_users(frame.f_code.co_filename):
+            found.append(
+                TraceError(
+                    what=f"the step asks {_ASKED[called]}, which is answered once, when it is traced",
+                    where=f"{cell}, {frame.f_code.co_filename}:{frame.f_lineno}",
+                    mend="let an attribute of the cell say it (self.training is one): attributes are honoured",
+                )
+            )
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    if found:
+        raise found[0]
+
+
+def _is_asked(called: Any) -> bool:
+    try:
+        return called in _ASKED
+    except TypeError:
+        return False
+
+
+def hooks(leaves: Mapping[str, torch.Tensor], ports: Sequence[InPort], cell: str) -> None:
+    """Refuse a gradient hook on a tensor that is given to the step: it would see what flows through all steps."""
+    for port in ports:
+        leaf = leaves[port.name]
+        if leaf._backward_hooks or getattr(leaf, "_post_accumulate_grad_hooks", None):
+            raise TraceError(
+                what=f"the step registers a gradient hook on {port.path}, which comes from outside the step",
+                where=cell,
+                mend="register it on a value of the step: after h = h.clone(), it sees what flows through this step",
+            )
+
+
+def writes_in_graph(
+    graph: fx.Graph, names: Sequence[str], ports: Sequence[InPort], where: Callable[[fx.Node], str]
+) -> None:
+    """Refuse a step that writes into what it was given or has found, by ways that autograd does not see (`.data`)."""
+    paths = {port.name: port.path for port in ports}
+    given = iter(names)
+    of: dict[fx.Node, str] = {}  # node -> whose memory it is
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if (path := paths.get(next(given, ""))) is not None:
+                of[node] = path
+        elif node.op == "get_attr":
+            of[node] = "a tensor that does not belong to it"
+        elif node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            for argument, value in zip(node.target._schema.arguments, node.args):  # noqa: B905
+                if argument.alias_info is None:
+                    continue
+                for source in value if isinstance(value, (list, tuple)) else [value]:
+                    if not isinstance(source, fx.Node) or source not in of:
+                        continue
+                    if argument.alias_info.is_write:
+                        raise TraceError(
+                            what=f"the step writes into {of[source]} (through .data or .detach())",
+                            where=where(node),
+                            mend="write after optimizer.step(), or compute with a changed copy, W.clamp(min=0), or use "
+                            "torch.nn.utils.parametrize",
+                        )
+                    of[node] = of[source]

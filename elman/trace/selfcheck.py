@@ -98,6 +98,7 @@ def _compare(
         cell, signature.owned, _call(circuit, "x"), _call(circuit, "state"),
         _call(circuit, "context") if signature.context is not None else None, circuit.name, signature.output_wires,
     )  # fmt: skip
+    addresses = {name: leaf.data_ptr() for name, leaf in leaves.items()}
     replay = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
     try:
         with torch.enable_grad(), noise.Replay(replay):
@@ -107,6 +108,12 @@ def _compare(
             what=f"the cell itself fails at batch size {batch}: {type(error).__name__}: {error}", where=circuit.name,
             mend="the step must run at any batch size",
         ) from error  # fmt: skip
+    for name, leaf in leaves.items():
+        if leaf.data_ptr() != addresses[name]:
+            raise TraceError(
+                what=f"the step replaces the data of {ports[name].path} (`.data = …`)", where=circuit.name,
+                mend="write after optimizer.step(), or compute with a changed copy, or a parametrization",
+            )  # fmt: skip
     cots = {name: torch.randn_like(eager[name]) for name in joint.cotangents if eager[name].requires_grad}
     wants = [name for name, node in joint.gradients.items() if node is not None]
     eager_gradients: list[Tensor | None] = [None] * len(wants)

@@ -1,0 +1,480 @@
+"""What a trace sees: the table of docs/write_a_cell.md, row by row.
+
+Honoured: after an edit between two calls every way of a call equals the loop over the cell as it is now, although the
+calls before were warm. Refused: the error names what it is, and nothing of what a refused trace has done is left.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import os
+import random
+import re
+import time
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import elman
+from elman.errors import RetraceWarning
+from elman.recurrent import prepare
+from tests import eager
+
+Tensor = torch.Tensor
+T, B, H = 4, 3, 5
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+GAIN = 0.7
+TENSOR = torch.tensor(0.7, dtype=torch.float64)
+TABLE = {"gain": [0.7]}
+SETTINGS = types.ModuleType("settings")
+SETTINGS.gain = 0.7  # type: ignore[attr-defined]
+KEPT: list[Any] = []
+COUNT = 0
+
+
+def helper() -> float:
+    return GAIN
+
+
+def other_helper() -> float:
+    return 0.3
+
+
+class Config:
+    gain = 0.7
+
+
+class Cell(nn.Module):
+    """tanh(x + W h) · gain, where the gain comes from wherever `read` finds it."""
+
+    gain = 0.7
+
+    def __init__(self, read: Callable[[Any], Any], **kept: Any) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.linspace(-1, 1, H * H, dtype=torch.float64).view(H, H))
+        self.read = read
+        self.never = 0
+        self.__dict__.update(kept)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + h @ self.W) * self.read(self)
+
+    def scale(self) -> float:
+        return 0.7
+
+    @property
+    def half(self) -> float:
+        return Config.gain
+
+    @staticmethod
+    def fixed() -> float:
+        return 0.7
+
+    registry = {"gain": 0.7}  # noqa: RUF012
+
+
+def ways(rnn: elman.Recurrent, x: Tensor, h: Tensor) -> None:
+    """Outputs and gradients of every way of a call are those of the loop."""
+    cell = rnn.cell
+    wanted = [p for p in cell.parameters() if p.requires_grad]
+    found = []
+    for run in (rnn, lambda x, h: eager.unroll(cell, x, h)):
+        o, final = run(x, h)
+        found.append(
+            (o, final, *torch.autograd.grad(o.square().sum() + final.sum(), wanted, allow_unused=True))
+        )
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, **EXACT)
+    with torch.no_grad():
+        torch.testing.assert_close(rnn(x, h)[0], found[1][0], **EXACT)
+        torch.testing.assert_close(rnn.step(x[0], h)[0], found[1][0][0], **EXACT)
+        ragged = rnn(x, h, lengths=torch.tensor([T, 2, 1]))[0]
+        torch.testing.assert_close(ragged[:, 0], found[1][0][:, 0], **EXACT)
+        torch.testing.assert_close(ragged[:2, 1], found[1][0][:2, 1], **EXACT)
+    torch.testing.assert_close(rnn.step(x[0], h)[0], found[1][0][0], **EXACT)
+
+
+def data() -> tuple[Tensor, Tensor]:
+    return torch.randn(T, B, H, dtype=torch.float64), torch.randn(B, H, dtype=torch.float64)
+
+
+Patch = pytest.MonkeyPatch
+Edit = Callable[[Any, Patch], Any]
+Row = tuple[Callable[[], Cell], Edit]
+
+
+def own(read: Callable[[Any], Any], edit: Callable[[Any], Any], **kept: Any) -> Row:
+    """A row whose edit belongs to the cell."""
+    return lambda: Cell(read, **kept), lambda cell, patch: edit(cell)
+
+
+def elsewhere(read: Callable[[Any], Any], edit: Callable[[Patch], Any]) -> Row:
+    """A row whose edit belongs to something else, and is taken back after the test."""
+    return lambda: Cell(read), lambda cell, patch: edit(patch)
+
+
+def closures() -> tuple[Row, Row, Row]:
+    kept, number = [0.7], 0.7
+
+    def code() -> float:
+        return 0.7
+
+    def another() -> None:
+        nonlocal number
+        number = 0.3
+
+    return (
+        own(lambda cell: kept[0], lambda cell: kept.__setitem__(0, 0.3)),
+        own(lambda cell: number, lambda cell: another()),
+        own(lambda cell: code(), lambda cell: setattr(code, "__code__", (lambda: 0.3).__code__)),
+    )
+
+
+def over_the_cell() -> Row:
+    def make() -> Cell:
+        cell = Cell(lambda cell: cell.inner())
+        cell.register_buffer("m", torch.full((H,), 0.7, dtype=torch.float64))
+        cell.inner = lambda: cell.m + cell.W[0]
+        return cell
+
+    return make, lambda cell, patch: setattr(cell, "m", torch.full((H,), 0.3, dtype=torch.float64))
+
+
+def forward_over_the_cell(cell: Cell) -> None:
+    cell.forward = lambda x, h: torch.tanh(x + h @ cell.W) * 0.3
+
+
+def target(edit: Callable[[nn.Linear], Any], keep: Callable[[nn.Module], Any], at: Any) -> Row:
+    def make() -> Cell:
+        return Cell(lambda cell: cell.kept[at](cell.W[0]), kept=keep(nn.Linear(H, H).double()))
+
+    return make, lambda cell, patch: edit(cell.kept[at])
+
+
+def drift(linear: nn.Linear) -> None:
+    with torch.no_grad():
+        linear.weight.lerp_(torch.ones_like(linear.weight), 0.3)
+
+
+def imported(cell: Any) -> float:
+    import tests.trace.test_sees as here
+
+    return here.GAIN
+
+
+def read_default(cell: Any, gain: float = 0.7) -> float:
+    return gain
+
+
+def hooked() -> Row:
+    strength = [0.7]
+
+    def make() -> Cell:
+        cell = Cell(lambda cell: 1.0)
+        cell.register_forward_hook(lambda module, given, made: made * strength[0])
+        return cell
+
+    return make, lambda cell, patch: strength.__setitem__(0, 0.3)
+
+
+def weaker(self: Cell, x: Tensor, h: Tensor) -> Tensor:
+    return torch.tanh(x + h @ self.W) * 0.3
+
+
+HERE = globals()
+HONOURED: dict[str, Row] = {
+    "an attribute": own(lambda c: c.mine, lambda c: setattr(c, "mine", 0.3), mine=0.7),
+    "the sign of zero": own(lambda c: float(np.copysign(1.0, c.mine)), lambda c: setattr(c, "mine", -0.0), mine=0.0),
+    "a deque": own(lambda c: c.mine[0], lambda c: c.mine.__setitem__(0, 0.3), mine=collections.deque([0.7])),
+    "an array in place": own(
+        lambda c: torch.from_numpy(c.mine.copy()), lambda c: c.mine.fill(0.3), mine=np.full(H, 0.7)
+    ),
+    "another array": own(
+        lambda c: torch.from_numpy(c.mine.copy()), lambda c: setattr(c, "mine", np.full(H, 0.3)), mine=np.full(H, 0.7)
+    ),
+    "an attribute over the class's": own(lambda c: c.gain, lambda c: setattr(c, "gain", 0.3)),
+    "a method put on the instance": own(lambda c: c.scale(), lambda c: setattr(c, "scale", lambda: 0.3)),
+    "a class attribute": elsewhere(lambda c: c.gain, lambda p: p.setattr(Cell, "gain", 0.3)),
+    "a dict of the class": elsewhere(lambda c: c.registry["gain"], lambda p: p.setitem(Cell.registry, "gain", 0.3)),
+    "a method": elsewhere(lambda c: c.scale(), lambda p: p.setattr(Cell, "scale", lambda self: 0.3)),
+    "a static method": elsewhere(lambda c: c.fixed(), lambda p: p.setattr(Cell, "fixed", staticmethod(lambda: 0.3))),
+    "what a property reads": elsewhere(lambda c: c.half, lambda p: p.setattr(Config, "gain", 0.3)),
+    "forward": elsewhere(lambda c: 0.7, lambda p: p.setattr(Cell, "forward", weaker)),
+    "forward of the instance, over the cell": own(lambda c: 0.7, forward_over_the_cell),
+    "a function's default": elsewhere(read_default, lambda p: p.setattr(read_default, "__defaults__", (0.3,))),
+    "a class that holds settings": own(
+        lambda c: c.mine.gain, lambda c: setattr(c.mine, "gain", 0.3), mine=type("Settings", (), {"gain": 0.7})
+    ),
+    "the class of an object": elsewhere(lambda c: Config().gain, lambda p: p.setattr(Config, "gain", 0.3)),
+    "a global number": elsewhere(lambda c: GAIN, lambda p: p.setitem(HERE, "GAIN", 0.3)),
+    "a global number behind a function": elsewhere(lambda c: helper(), lambda p: p.setitem(HERE, "GAIN", 0.3)),
+    "a global function": elsewhere(lambda c: helper(), lambda p: p.setitem(HERE, "helper", other_helper)),
+    "a global dict": elsewhere(lambda c: TABLE["gain"][0], lambda p: p.setitem(TABLE, "gain", [0.3])),
+    "a global tensor": elsewhere(lambda c: TENSOR, lambda p: p.setitem(HERE, "TENSOR", TENSOR * 0.5)),
+    "a global tensor in place": elsewhere(lambda c: TENSOR, lambda p: TENSOR.mul_(0.5)),
+    "a module's number": elsewhere(lambda c: SETTINGS.gain, lambda p: p.setattr(SETTINGS, "gain", 0.3)),
+    "a module imported in the step": elsewhere(imported, lambda p: p.setitem(HERE, "GAIN", 0.3)),
+    "a name that is made up": elsewhere(lambda c: getattr(c, "_gain"[1:]), lambda p: p.setattr(Cell, "gain", 0.3)),
+    "a closure's list": closures()[0],
+    "a closure's variable": closures()[1],
+    "a function's code": closures()[2],
+    "a buffer behind a lambda over the cell": over_the_cell(),
+    "a partial": own(
+        lambda c: c.mine(), lambda c: setattr(c, "mine", functools.partial(float, 0.3)),
+        mine=functools.partial(float, 0.7),
+    ),
+    "the environment": elsewhere(
+        lambda c: float(os.environ.get("GAIN", "0.7")), lambda p: p.setenv("GAIN", "0.3")
+    ),
+    "getenv": elsewhere(lambda c: float(os.getenv("GAIN", "0.7")), lambda p: p.setenv("GAIN", "0.3")),
+    "weights of a module in a list": target(drift, lambda m: [m], 0),
+    "data of a module in a dict": target(
+        lambda m: setattr(m.weight, "data", torch.ones_like(m.weight)), lambda m: {"k": m}, "k"
+    ),
+    "another parameter of a module in a list": target(
+        lambda m: setattr(m, "bias", nn.Parameter(torch.ones(H, dtype=torch.float64))), lambda m: [m], 0
+    ),
+    "what a hook reads": hooked(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_honoured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HERE, "TENSOR", TENSOR.clone())
+    make, edit = HONOURED[name]
+    rnn, (x, h) = elman.Recurrent(make()), data()
+    for _ in range(3):
+        before = rnn(x, h)[0].detach()
+    ways(rnn, x, h)
+    edit(rnn.cell, monkeypatch)
+    ways(rnn, x, h)
+    ways(rnn, x, h)
+    assert not torch.allclose(rnn(x, h)[0], before), "the edit makes a difference"
+
+
+def test_gradients_of_a_module_in_a_list() -> None:
+    make, _ = HONOURED["weights of a module in a list"]
+    rnn, (x, h) = elman.Recurrent(make()), data()
+    hidden = list(rnn.cell.kept[0].parameters())
+    found = [
+        torch.autograd.grad(run(x, h)[0].square().sum(), hidden)
+        for run in (rnn, rnn, rnn, lambda x, h: eager.unroll(rnn.cell, x, h))
+    ]
+    for one in found[:-1]:
+        torch.testing.assert_close(one, found[-1], **EXACT)
+
+
+# --- refused --------------------------------------------------------------------------------------------------------
+
+
+class Tanh(nn.Module):
+    """A step, and what it does besides."""
+
+    def __init__(self, besides: Callable[[Any, Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.W = nn.Linear(H, H).double()
+        self.besides = besides
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        made = self.besides(self, x, h)
+        return torch.tanh(x + self.W(h)) * (made if isinstance(made, float) else 1.0)
+
+
+def counting(cell: Any, x: Tensor, h: Tensor) -> None:
+    global COUNT
+    COUNT += 1
+
+
+def clamping(cell: Any, x: Tensor, h: Tensor) -> None:
+    cell.W.weight.data.clamp_(min=0)
+
+
+def assigning(cell: Any, x: Tensor, h: Tensor) -> None:
+    cell.W.weight.data = cell.W.weight.data.clamp(min=-9)
+
+
+def on_the_state(cell: Any, x: Tensor, h: Tensor) -> None:
+    if h.requires_grad:
+        h.register_hook(lambda g: g.clamp(-0.1, 0.1))
+
+
+DICE, RNG = random.Random(1), np.random.default_rng(1)
+REFUSED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Any], str]] = {
+    "whether gradients are wanted": (
+        lambda c, x, h: 2.0 if torch.is_grad_enabled() else 1.0,
+        r"is_grad_enabled\(\)",
+    ),
+    "the clock": (lambda c, x, h: time.time(), r"asks time\.time\(\)"),
+    "Python's random numbers": (lambda c, x, h: random.random(), "draws from random"),
+    "numpy's random numbers": (lambda c, x, h: float(np.random.rand()), "draws from numpy.random"),
+    "a random.Random": (lambda c, x, h: DICE.random(), "draws from .*DICE"),
+    "a numpy Generator": (lambda c, x, h: float(RNG.random()), "draws from .*RNG"),
+    "writing into weights": (clamping, r"writes into cell\.W\.weight"),
+    "replacing the data of weights": (assigning, r"replaces the data of cell\.W\.weight"),
+    "a gradient hook on the state": (on_the_state, "gradient hook on state"),
+    "a global counter": (counting, "changes .*COUNT"),
+    "a global list": (lambda c, x, h: KEPT.append(h), "changes .*KEPT"),
+    "a list in an attribute of the class": (
+        lambda c, x, h: Cell.registry.update(h=h),
+        "changes Cell.registry",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    besides, words = REFUSED[name]
+    cell = Tanh(besides)
+    before = COUNT, copy.copy(KEPT), dict(Cell.registry), cell.W.weight.detach().clone()
+    with pytest.raises(elman.ElmanError, match=words) as told:
+        elman.Recurrent(cell)(*data())
+    assert told.value.mend
+    assert (COUNT, KEPT, Cell.registry) == before[:3], "nothing is left of it"
+    assert torch.equal(cell.W.weight, before[3])
+
+
+def test_a_step_by_itself_runs_what_is_refused() -> None:
+    rnn, (x, h) = elman.Recurrent(Tanh(lambda c, x, h: random.random())), data()
+    random.seed(3)
+    right = [rnn.cell(x[0], h) for _ in range(3)]
+    random.seed(3)
+    with torch.no_grad():
+        for one in right:
+            torch.testing.assert_close(rnn.step(x[0], h)[0], one.detach(), **EXACT)
+
+
+def test_numbers_in_the_state() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor, state: tuple[Tensor, Any]) -> Any:
+            h, t = state
+            return h, (torch.tanh(x + h) / (1 + t), t + 1)
+
+    class First(nn.Module):
+        def forward(self, x: Tensor, state: tuple[Tensor, Any]) -> Any:
+            h, first = state
+            return h, (x if first else torch.tanh(x + h), False)
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor, state: tuple[Tensor, Any]) -> Any:
+            h, scale = state
+            return h, (torch.tanh(x + scale * h), scale)
+
+    x, h = data()
+    for cell, start in ((Counts(), 0), (First(), True)):
+        with pytest.raises(elman.ElmanError, match="changes a Python number") as told:
+            elman.Recurrent(cell)(x, (h, start))
+        assert "tensor" in told.value.mend
+    rnn = elman.Recurrent(Fixed())
+    for scale in (0.5, 0.9, 0.5):
+        o, (last, kept) = rnn(x, (h, scale))
+        right, (final, _) = eager.unroll(rnn.cell, x, (h, scale))
+        torch.testing.assert_close((o, last), (right, final), **EXACT)
+        assert kept == scale
+
+
+def recorders() -> dict[str, Callable[[nn.Module, list[Any]], Any]]:
+    def keep(seen: list[Any]) -> Callable[..., None]:
+        return lambda module, given, made: seen.append(made)
+
+    return {
+        "forward": lambda m, seen: m.register_forward_hook(keep(seen)),
+        "before": lambda m, seen: m.register_forward_pre_hook(lambda module, given: seen.append(given)),
+        "backward": lambda m, seen: m.register_full_backward_hook(keep(seen)),
+        "counter": lambda m, seen: m.register_full_backward_hook(lambda *_: seen.append(1)),
+    }
+
+
+@pytest.mark.parametrize("name", recorders())
+@pytest.mark.parametrize("starts", [False, True], ids=["", "without a state"])
+def test_hooks_that_record(name: str, starts: bool) -> None:
+    class Hidden(Tanh):
+        hidden_size = H
+
+    cell, seen = Hidden(lambda c, x, h: None), []
+    recorders()[name](cell.W, seen)
+    rnn, (x, h) = elman.Recurrent(cell), data()
+    with pytest.raises(elman.ElmanError, match=r"changes .*seen") as told:
+        rnn(x) if starts else rnn(x, h)
+    assert "output" in told.value.mend
+    assert seen == [], "numbers that are nobody's reach no list"
+    rnn.step(x[0], h.requires_grad_())[0].sum().backward()
+    assert len(seen) == 1, "one step is the cell's own"
+
+
+def test_a_gradient_hook_on_a_value_of_the_step() -> None:
+    def clipped(cell: Any, x: Tensor, h: Tensor) -> Tensor:
+        h = h.clone()
+        if h.requires_grad:
+            h.register_hook(lambda g: g.clamp(-0.1, 0.1))
+        return torch.tanh(x + h @ cell.W)
+
+    class Clipped(Cell):
+        forward = clipped
+
+    ways(elman.Recurrent(Clipped(lambda c: 1.0)), *data())
+
+
+# --- what does not count --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+    original = prepare.trace
+
+    def counted(cell: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        found.append(type(cell).__name__)
+        return original(cell, *args, **kwargs)
+
+    monkeypatch.setattr(prepare, "trace", counted)
+    monkeypatch.setattr(prepare, "_SHARED", type(prepare._SHARED)())
+    return found
+
+
+def test_what_the_step_never_reads(traces: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cell, "epochs", 0, raising=False)
+    rnn, (x, h) = elman.Recurrent(Cell(lambda c: c.gain, log=[])), data()
+    for _ in range(4):
+        rnn.cell.never += 1
+        rnn.cell.log.append(0.5)
+        Cell.epochs += 1  # type: ignore[attr-defined]
+        monkeypatch.setitem(HERE, "COUNT", COUNT + 1)
+        rnn(x, h)
+    assert len(traces) == 1
+
+
+def test_a_number_that_changes_at_every_call(traces: list[str]) -> None:
+    rnn, (x, h) = elman.Recurrent(Cell(lambda c: c.sigma, sigma=1.0)), data()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for i in range(9):
+            rnn.cell.sigma = 1.0 / (1 + i)
+            rnn(x, h)
+    assert [warning.category for warning in told] == [RetraceWarning]
+    assert re.search(r"sigma .*buffer", str(told[0].message))
+    assert len(traces) == 9
+    steady = elman.Recurrent(Cell(lambda c: c.sigma, sigma=1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(7):
+            steady.cell.sigma = 0.5 + (i % 2)
+            steady(x, h)
+            steady(x, h)
+
+
+def test_kept_programs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_LIMIT_OF_ONE", 3)
+    rnn, (x, h) = elman.Recurrent(Cell(lambda c: c.gain)), data()
+    for i in range(5):
+        rnn.cell.gain = float(i)
+        rnn(x, h), rnn(x, h)
+    assert len(rnn._own.programs) == 3
