@@ -50,8 +50,8 @@ class Loop:
         out: tuple[Tensor, ...],
         finals: list[Tensor],
         threads: int,
-    ) -> int:
-        """0; -1 if strides are None although values do not lie in order; more if an index was out of range."""
+    ) -> tuple[int, int, bool] | bool | None:
+        """None; False if strides are None and values do not lie in order; else see elman.engines.lookups.failed."""
 
 class Multiplier:
     """Products of matrices outside the loop."""

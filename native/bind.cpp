@@ -106,6 +106,9 @@ struct Asked {
     PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
     PyObject* size = PyUnicode_InternFromString("size");
     PyObject* stride = PyUnicode_InternFromString("stride");
+    PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+    PyObject* resolve_neg = PyUnicode_InternFromString("resolve_neg");
+    PyObject* copy_ = PyUnicode_InternFromString("copy_");
 };
 
 const Asked& asked() {
@@ -128,6 +131,18 @@ char* address(PyObject* tensor) {
 
 bool is_contiguous(PyObject* tensor) { return ask(tensor, asked().is_contiguous).ptr() == Py_True; }
 
+// Whether its memory holds its numbers with the other sign, as that of an imaginary part of a conjugate does.
+bool is_negative(PyObject* tensor) { return ask(tensor, asked().is_neg).ptr() == Py_True; }
+
+// A tensor whose memory holds its numbers.
+nb::object plain_tensor(PyObject* tensor) { return is_negative(tensor) ? ask(tensor, asked().resolve_neg) : nb::borrow(tensor); }
+
+int64_t entry(const nb::object& tuple, Py_ssize_t i) {
+    const int64_t found = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
+    if (found == -1 && PyErr_Occurred()) throw nb::python_error();
+    return found;
+}
+
 struct Pair {
     int64_t first, second;
 };
@@ -143,19 +158,35 @@ Pair pair(PyObject* tensor, PyObject* method) {
 
 // --- products outside the loop ------------------------------------------------------------------------------------------
 
-// products: (a, b, start, out) each; a None for the sum over b's rows, start None for nothing or [n] for all rows alike.
+// What a product starts from, wherever it can be read as it lies: rows of columns side by side, or one such row for all.
+bool start_of(Matrices& p, PyObject* start) {
+    const nb::object size = ask(start, asked().size), step = ask(start, asked().stride);
+    const Py_ssize_t dimensions = PyTuple_GET_SIZE(size.ptr());
+    if (dimensions < 1 || dimensions > 2 || entry(size, dimensions - 1) != p.n || (p.n > 1 && entry(step, dimensions - 1) != 1)) return false;
+    const bool one = dimensions == 1 || (p.m > 1 && entry(size, 0) == 1);
+    if (!one && entry(size, 0) != p.m) return false;
+    p.start = address(start), p.start_row = one ? 0 : entry(step, 0);
+    return true;
+}
+
+// products: (a, b, start, out) each; a None for the sum over b's rows, start None for nothing or what broadcasts to out.
 void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int threads) {
     std::vector<Matrices> found;
     found.reserve(nb::len(products));
+    std::vector<nb::object> kept;
+    kept.reserve(3 * nb::len(products));
+    auto plain = [&](PyObject* tensor) { return kept.push_back(plain_tensor(tensor)), kept.back().ptr(); };
     for (const nb::handle item : products) {
         if (!PyTuple_Check(item.ptr()) || PyTuple_GET_SIZE(item.ptr()) != 4) throw std::invalid_argument("a product is (a, b, start, out)");
         PyObject *a = PyTuple_GET_ITEM(item.ptr(), 0), *b = PyTuple_GET_ITEM(item.ptr(), 1);
         PyObject *start = PyTuple_GET_ITEM(item.ptr(), 2), *out = PyTuple_GET_ITEM(item.ptr(), 3);
         Matrices p = {};
+        b = plain(b);
         const Pair size = pair(b, asked().size), step = pair(b, asked().stride);
         p.k = size.first, p.n = size.second, p.m = 1, p.sums = a == Py_None;
         p.b = address(b), p.b_row = step.first, p.b_column = step.second;
         if (!p.sums) {
+            a = plain(a);
             const Pair left = pair(a, asked().size), along = pair(a, asked().stride);
             if (left.second != p.k) throw std::invalid_argument("matrices that do not fit together");
             p.m = left.first, p.a = address(a), p.a_row = along.first, p.a_column = p.k == 1 ? 1 : along.second;
@@ -163,11 +194,10 @@ void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int 
         const Pair made = pair(out, asked().size), over = pair(out, asked().stride);
         if (made.first != p.m || made.second != p.n || (over.second != 1 && p.n > 1)) throw std::invalid_argument("a result of a wrong form");
         p.out = address(out), p.out_row = over.first;
-        if (start != Py_None) {
-            const nb::object steps = ask(start, asked().stride);
-            const Py_ssize_t dimensions = PyTuple_GET_SIZE(steps.ptr());
-            if (p.n > 1 && PyLong_AsLongLong(PyTuple_GET_ITEM(steps.ptr(), dimensions - 1)) != 1) throw std::invalid_argument("a start whose columns do not lie side by side");
-            p.start = address(start), p.start_row = dimensions == 1 ? 0 : pair(start, asked().stride).first;
+        if (start != Py_None && !start_of(p, start = plain(start))) {
+            const nb::object copied = nb::steal(PyObject_CallMethodOneArg(out, asked().copy_, start));
+            if (!copied.is_valid()) throw nb::python_error();
+            p.start = p.out, p.start_row = p.out_row;
         }
         found.push_back(p);
     }
@@ -200,8 +230,8 @@ public:
 
     // values: constants, sequences and starts. out: memory for the emits, in order; finals: for the final states. strides:
     // elements between rows of every value, or None where all of them lie in order. sizes: None or the rows of every step.
-    // Gives 0; -1 if strides are None and should not be; 1 + the number of an operation that met an index out of range.
-    int64_t run(int64_t steps, int64_t batch, nb::handle sizes, bool reverse, const nb::tuple& values, nb::handle strides, const nb::tuple& out,
+    // Gives None; False if values do not lie in order, or with the other sign, and strides are None; a tuple of what failed.
+    nb::object run(int64_t steps, int64_t batch, nb::handle sizes, bool reverse, const nb::tuple& values, nb::handle strides, const nb::tuple& out,
                 const nb::list& finals, int threads) {
         const int64_t states = int64_t(states_.size()), given = constants_ + sequences_ + states;
         if (int64_t(nb::len(values)) != given || int64_t(nb::len(out)) != emits_ || int64_t(nb::len(finals)) != states ||
@@ -211,7 +241,7 @@ public:
         Pointer* at = found.data();
         for (int64_t i = 0; i < given; i++) {
             PyObject* value = PyTuple_GET_ITEM(values.ptr(), i);
-            if (strides.is_none() && !is_contiguous(value)) return -1;
+            if (strides.is_none() && (!is_contiguous(value) || is_negative(value))) return nb::bool_(false);
             *at++ = {address(value), strides.is_none() ? widths_[size_t(i)] : nb::cast<int64_t>(strides[i])};
         }
         for (int64_t i = 0; i < emits_; i++) *at++ = {address(PyTuple_GET_ITEM(out.ptr(), i)), 0};
@@ -232,11 +262,15 @@ public:
             for (const int64_t size : rows) offsets.push_back(offset), offset += size;
             call.sizes = rows.data(), call.offsets = offsets.data();
         }
-        nb::gil_scoped_release release;
-        Workspaces::Block block = workspaces().take(kernels_.workspace(program_, call));
-        const int64_t error = (wide_ ? kernels_.run64 : kernels_.run32)(program_, call, block.data.get());
-        workspaces().give_back(std::move(block));
-        return error;
+        Failure failure;
+        {
+            nb::gil_scoped_release release;
+            Workspaces::Block block = workspaces().take(kernels_.workspace(program_, call));
+            failure = (wide_ ? kernels_.run64 : kernels_.run32)(program_, call, block.data.get());
+            workspaces().give_back(std::move(block));
+        }
+        if (failure.happened) return nb::make_tuple(failure.index, failure.size, failure.behind);
+        return nb::none();
     }
 
 private:

@@ -331,12 +331,13 @@ INLINE void each_index(const Op& op, Frame& f, Move move) {
     V *from = pointer<V>(op, f, chosen), *to = pointer<V>(op, f, other);
     const int64_t* index = pointer<int64_t>(op, f, 2);
     const int64_t n = op.size[3], sc = op.operand[chosen].stride[3], so = op.operand[other].stride[3], si = op.operand[2].stride[3];
+    const bool behind = op.number != 0;
     each_line<3>(op, f, [&](const int64_t* at) {
         for (int64_t i = 0; i < n; i++) {
-            int64_t found = index[at[2] + i * si];
-            if (found < 0) found += op.k;
+            const int64_t given = index[at[2] + i * si];
+            const int64_t found = given < 0 && behind ? given + op.k : given;
             if (found < 0 || found >= op.k)
-                f.error = 1;
+                f.fail(behind, given, op.k);
             else
                 move(from[at[chosen] + found * sc], to[at[other] + i * so]);
         }

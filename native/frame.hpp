@@ -12,11 +12,15 @@ struct Frame {
     int64_t* stride;     // of each buffer: elements between rows
     int64_t rows;        // of the block
     int part, parts;     // the share of columns of this thread; 0, 1 where rows are shared out
-    int64_t error;       // set by an operation that meets an index out of range
+    Failure failure;     // of an operation of this thread, the first one
 
     template <class T>
     T* at(const Operand& o) const {
         return reinterpret_cast<T*>(base[o.buffer]) + o.offset;
+    }
+
+    void fail(bool behind, int64_t index, int64_t size) {
+        if (!failure.happened) failure = {true, behind, index, size};
     }
 
     int64_t row(const Operand& o) const { return stride[o.buffer]; }

@@ -50,7 +50,8 @@ static void perform(const Op& op, Frame& f) {
         case code_copy1: return map1<uint8_t, uint8_t, same_scalar>(op, f);
         case code_copy4: return map1<int32_t, int32_t, same_scalar>(op, f);
         case code_copy8: return map1<int64_t, int64_t, same_scalar>(op, f);
-        case code_fill: return fill<T>(op, f);
+        case code_fill: return fill<T>(op, f, T(op.number));
+        case code_int_fill: return fill<int64_t>(op, f, op.k);
         case code_where1: return where<uint8_t>(op, f);
         case code_where4: return where<int32_t>(op, f);
         case code_where8: return where<int64_t>(op, f);
@@ -61,9 +62,10 @@ static void perform(const Op& op, Frame& f) {
         case code_bool_not: return map1<uint8_t, uint8_t, bool_not_scalar>(op, f);
 #define ELMAN_CASE(name) \
     case code_##name: return map2<int64_t, int64_t, name##_scalar>(op, f);
-        ELMAN_CASE(int_add) ELMAN_CASE(int_sub) ELMAN_CASE(int_mul) ELMAN_CASE(int_remainder)
-        ELMAN_CASE(int_floordiv) ELMAN_CASE(int_maximum) ELMAN_CASE(int_minimum)
+        ELMAN_CASE(int_add) ELMAN_CASE(int_sub) ELMAN_CASE(int_mul) ELMAN_CASE(int_maximum) ELMAN_CASE(int_minimum)
 #undef ELMAN_CASE
+        case code_int_remainder: return divide<int_remainder_scalar>(op, f);
+        case code_int_floordiv: return divide<int_floordiv_scalar>(op, f);
         case code_bool_to_real: return map1<T, uint8_t, same_scalar>(op, f);
         case code_int_to_real: return map1<T, int64_t, same_scalar>(op, f);
         case code_bool_to_int: return map1<int64_t, uint8_t, same_scalar>(op, f);
@@ -90,6 +92,9 @@ static void perform(const Op& op, Frame& f) {
         case code_gather: return gather<T>(op, f);
         case code_scatter: return scatter<T, false>(op, f);
         case code_scatter_add: return scatter<T, true>(op, f);
+        case code_int_gather: return gather<int64_t>(op, f);
+        case code_int_scatter: return scatter<int64_t, false>(op, f);
+        case code_int_scatter_add: return scatter<int64_t, true>(op, f);
         case CODES: return;
     }
 }
@@ -164,6 +169,8 @@ struct Meeting {
     int arrived = 0, round = 0;
     bool late = false;   // somebody has waited long: another process has the processor of one of us
     bool alone = false;  // so the first thread does the rest by itself; said at a meeting, so that all know it at once
+    bool failed = false;  // an operation of somebody's has failed
+    bool over = false;    // so all leave the loop; said at a meeting, or one would wait for another that has left
 };
 
 // Calls that one thread runs where several shared out columns, and lost time waiting for each other: twice as many after
@@ -181,7 +188,8 @@ struct Loop {
     char* workspace;       // behind the prepared memory
     int64_t arena;         // bytes for each thread
     Meeting meeting = {};
-    int64_t error = 0;
+    Failure failure = {};  // of the thread that was the first to say so
+    bool said = false;
 
     void meet(int parts) {
         if (parts == 1) return;
@@ -189,6 +197,7 @@ struct Loop {
         if (__atomic_add_fetch(&meeting.arrived, 1, __ATOMIC_ACQ_REL) == parts) {
             __atomic_store_n(&meeting.arrived, 0, __ATOMIC_RELAXED);
             meeting.alone = __atomic_load_n(&meeting.late, __ATOMIC_RELAXED);
+            meeting.over = __atomic_load_n(&meeting.failed, __ATOMIC_RELAXED);
             __atomic_store_n(&meeting.round, round + 1, __ATOMIC_RELEASE);
             return;
         }
@@ -225,7 +234,7 @@ struct Loop {
         int64_t moving[MOST_BUFFERS], movings = 0;  // the buffers that lie elsewhere at every step
         for (int64_t b = 0; b < p.buffer_count; b++)
             if (!stays(p.buffers[b].kind)) moving[movings++] = b;
-        Frame f = {base, stride, 0, part, parts, 0};
+        Frame f = {base, stride, 0, part, parts, {}};
         int64_t settled = 0;    // rows for which the others have been placed
         int64_t before = 0, before_offset = 0;  // rows of this thread at the step before, and where its rows lie
         for (int64_t s = 0; s < c.steps; s++) {
@@ -243,14 +252,10 @@ struct Loop {
                 f.rows = (now - row) / (blocks - b) + ((now - row) % (blocks - b) != 0);
                 if (f.rows != settled) settle(f, scratch), settled = f.rows;
                 for (int64_t i = 0; i < movings; i++) place(f, moving[i], rows.first, row, t, offset, current, spare);
+                if (parts > 1 && f.failure.happened) __atomic_store_n(&meeting.failed, true, __ATOMIC_RELAXED);
                 meet(parts);
-                if (parts > 1 && meeting.alone) {
-                    if (part) {
-                        if (f.error) __atomic_store_n(&error, f.error, __ATOMIC_RELAXED);
-                        return;
-                    }
-                    parts = f.parts = 1;
-                }
+                if (parts > 1 && (meeting.over || (meeting.alone && part))) return say(f);
+                if (parts > 1 && meeting.alone) parts = f.parts = 1;
                 for (int64_t i = 0; i < p.count; i++) {
                     const Op& op = p.ops[i];
                     if (parts > 1) {
@@ -261,7 +266,7 @@ struct Loop {
                 }
                 row += f.rows;
             }
-            if (f.error) break;
+            if (f.failure.happened && parts == 1) break;
             // Rows that end here.
             int64_t next = 0;
             if (c.reverse)
@@ -285,7 +290,11 @@ struct Loop {
             }
             before = now, before_offset = offset;
         }
-        if (f.error) __atomic_store_n(&error, f.error, __ATOMIC_RELAXED);
+        say(f);
+    }
+
+    void say(const Frame& f) {
+        if (f.failure.happened && !__atomic_exchange_n(&said, true, __ATOMIC_RELAXED)) failure = f.failure;
     }
 
     char* start_of(int64_t i, int64_t row) const { return c.starts[i].data + row * c.starts[i].stride * p.states[i].bytes; }
@@ -358,14 +367,14 @@ struct Loop {
 
 // Packs weights and spreads what does not change.
 template <class T>
-static void prepare(const Program& p, const Call& c, char* prepared) {
+static Failure prepare(const Program& p, const Call& c, char* prepared) {
     char* base[MOST_BUFFERS];
     int64_t stride[MOST_BUFFERS] = {};
     for (int64_t b = 0; b < p.buffer_count; b++) {
         const Buffer& buffer = p.buffers[b];
         base[b] = buffer.kind == constant ? c.constants[buffer.index].data : buffer.kind == elman::prepared ? prepared + buffer.offset : nullptr;
     }
-    Frame f = {base, stride, 1, 0, 1, 0};
+    Frame f = {base, stride, 1, 0, 1, {}};
     for (int64_t i = 0; i < p.prepares; i++) {
         const Op& op = p.prepare[i];
         if (op.code == code_product)  // to pack: packed, weight with strides of k and n
@@ -373,6 +382,7 @@ static void prepare(const Program& p, const Call& c, char* prepared) {
         else
             perform<T>(op, f);
     }
+    return f.failure;
 }
 
 INLINE int64_t arena_bytes(const Program& p, const Call& c) {
@@ -385,10 +395,11 @@ static int64_t workspace_bytes(const Program& p, const Call& c) {
 }
 
 template <class T>
-static int64_t run(const Program& p, const Call& c, char* workspace) {
+static Failure run(const Program& p, const Call& c, char* workspace) {
     workspace += (LINE - int64_t(reinterpret_cast<uintptr_t>(workspace)) % LINE) % LINE;
     if (c.poison) __builtin_memset(workspace, 0xff, std::size_t(workspace_bytes(p, c) - LINE));
-    prepare<T>(p, c, workspace);
+    const Failure failed = prepare<T>(p, c, workspace);
+    if (failed.happened) return failed;
     Loop<T> loop = {p, c, workspace, workspace + rounded(p.prepared_bytes), arena_bytes(p, c)};
     const bool columns = by_columns(p, c);
     int threads = int(team_size(p, c));
@@ -404,7 +415,7 @@ static int64_t run(const Program& p, const Call& c, char* workspace) {
         rest = !loop.meeting.late ? 0 : rest ? (2 * rest < LONGEST_REST ? 2 * rest : LONGEST_REST) : 1;
         __atomic_store_n(&resting, rest, __ATOMIC_RELAXED);
     }
-    return loop.error;
+    return loop.failure;
 }
 
 }  // namespace ELMAN_ISA

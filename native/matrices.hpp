@@ -13,7 +13,6 @@
 namespace elman {
 namespace ELMAN_ISA {
 
-constexpr int64_t DEEP = 256;    // of a sum, in a block
 constexpr int64_t BROAD = 256;   // columns
 constexpr int64_t HIGH = 8;      // strips of rows
 

@@ -93,6 +93,32 @@ INLINE double fmod_of(double a, double b) { return __builtin_fmod(a, b); }
 INLINE float atan2_of(float a, float b) { return __builtin_atan2f(a, b); }
 INLINE double atan2_of(double a, double b) { return __builtin_atan2(a, b); }
 
+template <class T>
+INLINE Vec<T> fmod_(Vec<T> a, Vec<T> b) {
+    Vec<T> found;
+    for (int i = 0; i < LANES<T>; i++) found[i] = fmod_of(a[i], b[i]);
+    return found;
+}
+
+// As torch.floor_divide: out of the exact rest. a / b would be rounded, and 0.5 / 0.1 to 5.
+template <class T>
+INLINE T floordiv_of(T a, T b) {
+    if (b == 0) return a / b;
+    const T rest = fmod_of(a, b);
+    T found = (a - rest) / b;
+    if (rest != 0 && (b < 0) != (rest < 0)) found -= 1;
+    if (found == 0) return __builtin_copysign(T(0), a / b);
+    const T below = __builtin_floor(found);
+    return found - below > T(0.5) ? below + 1 : below;
+}
+
+template <class T>
+INLINE Vec<T> floordiv_(Vec<T> a, Vec<T> b) {
+    Vec<T> found;
+    for (int i = 0; i < LANES<T>; i++) found[i] = floordiv_of<T>(a[i], b[i]);
+    return found;
+}
+
 // As torch.remainder: the sign of the divisor.
 template <class T>
 INLINE Vec<T> remainder_(Vec<T> a, Vec<T> b) {
@@ -182,7 +208,9 @@ ELMAN_TWO(div, a / b)
 ELMAN_TWO(maximum, max_<T>(a, b))
 ELMAN_TWO(minimum, min_<T>(a, b))
 ELMAN_TWO(pow, pow_<T>(a, b))
+ELMAN_TWO(fmod, fmod_<T>(a, b))
 ELMAN_TWO(remainder, remainder_<T>(a, b))
+ELMAN_TWO(floordiv, floordiv_<T>(a, b))
 ELMAN_TWO(atan2, atan2_<T>(a, b))
 ELMAN_TWO(tanh_backward, a * (T(1) - b * b))
 ELMAN_TWO(sigmoid_backward, a * (T(1) - b) * b)
@@ -211,6 +239,16 @@ void map2(const Op& op, const Frame& frame) {
     });
 }
 
+// Of whole numbers, one of which may be divided by zero.
+template <class F>
+void divide(const Op& op, Frame& frame) {
+    bool zero = false;
+    each_run<int64_t, int64_t, int64_t, int64_t, 2>(op, frame, [&zero](int64_t* o, const int64_t* a, const int64_t* b, const int64_t*, int64_t n) {
+        for (int64_t i = 0; i < n; i++) zero |= b[i] == 0, o[i] = F::f(a[i], b[i]);
+    });
+    if (zero) frame.fail(false, 0, 0);
+}
+
 // condition, a, b
 template <class O>
 void where(const Op& op, const Frame& frame) {
@@ -223,8 +261,7 @@ void where(const Op& op, const Frame& frame) {
 }
 
 template <class O>
-void fill(const Op& op, const Frame& frame) {
-    const O number = O(op.number);
+void fill(const Op& op, const Frame& frame, O number) {
     each_run<O, O, O, O, 0>(op, frame, [number](O* o, const O*, const O*, const O*, int64_t n) {
         for (int64_t i = 0; i < n; i++) o[i] = number;
     });
@@ -247,7 +284,7 @@ ELMAN_SCALAR(bool_and, uint8_t(a && b))
 ELMAN_SCALAR(bool_or, uint8_t(a || b))
 ELMAN_SCALAR(bool_xor, uint8_t((a != 0) != (b != 0)))
 ELMAN_SCALAR(bool_not, uint8_t(!a))
-// Whole numbers wrap around as torch's do; dividing by zero gives 0 rather than a crash.
+// Whole numbers wrap around as torch's do.
 ELMAN_SCALAR(int_add, int64_t(uint64_t(a) + uint64_t(b)))
 ELMAN_SCALAR(int_sub, int64_t(uint64_t(a) - uint64_t(b)))
 ELMAN_SCALAR(int_mul, int64_t(uint64_t(a) * uint64_t(b)))

@@ -1,8 +1,9 @@
 // Matrix products with a packed right operand: out [rows, N] = start + a [rows, K] · w [K, N].
 //
 // w is packed into panels of PANEL columns, [K, PANEL] each, the last one filled up with zeros. A tile of a few rows of
-// a stays in the nearest cache while the panels stream by. Every element of the result is one chain of
-// multiply-adds over k, whatever tile it falls into: a row's bits depend neither on the rows beside it nor on threads.
+// a stays in the nearest cache while the panels stream by. Every element of the result is a sum of chains of multiply-adds
+// over DEEP k each, the first of which begins with `start`, whatever tile it falls into: a row's bits depend neither on the
+// rows beside it nor on threads, and are the same in a loop as outside (matrices.hpp).
 #pragma once
 
 #include "vector.hpp"
@@ -12,6 +13,8 @@ namespace ELMAN_ISA {
 
 template <class T>
 constexpr int PANEL = 2 * LANES<T>;
+
+constexpr int64_t DEEP = 256;  // terms of a chain
 
 // How many registers hold sums: 12 of 16, or 24 of 32.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -70,48 +73,53 @@ void pack(const T* w, int64_t sk, int64_t sn, int64_t K, int64_t N, T* to) {
 template <class T, int R, int Q, bool TURNED = false>
 static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n, bool add = false) {
     constexpr int L = LANES<T>, P = PANEL<T>;
-    Vec<T> sum[R][2 * Q];
     const bool whole = n >= Q * P;
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int q = 0; q < 2 * Q; q++) {
-            sum[r][q] = Vec<T>{};
-            if (start) {
-                const T* from = start + r * lds + q * L;
-                if (whole || (q + 1) * L <= n)
-                    sum[r][q] = load(from);
-                else if (q * L < n)
-                    sum[r][q] = load_part(from, int(n - q * L));
-            }
-        }
     const T* column[Q];
     for (int q = 0; q < Q; q++) column[q] = w + q * K * P;
-    for (int64_t k = 0; k < K; k++) {
-        Vec<T> right[2 * Q];
+    int64_t k = 0;
+    do {
+        const int64_t stop = K - k < DEEP ? K : k + DEEP;
+        Vec<T> sum[R][2 * Q];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int q = 0; q < 2 * Q; q++) {
+                sum[r][q] = Vec<T>{};
+                if (start) {
+                    const T* from = start + r * lds + q * L;
+                    if (whole || (q + 1) * L <= n)
+                        sum[r][q] = load(from);
+                    else if (q * L < n)
+                        sum[r][q] = load_part(from, int(n - q * L));
+                }
+            }
+        for (; k < stop; k++) {
+            Vec<T> right[2 * Q];
 #pragma GCC unroll 4
-        for (int q = 0; q < Q; q++) {
-            right[2 * q] = load(column[q] + k * P);
-            right[2 * q + 1] = load(column[q] + k * P + L);
+            for (int q = 0; q < Q; q++) {
+                right[2 * q] = load(column[q] + k * P);
+                right[2 * q + 1] = load(column[q] + k * P + L);
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                const Vec<T> left = splat<T>(TURNED ? a[k * R + r] : a[r * lda + k]);
+#pragma GCC unroll 8
+                for (int q = 0; q < 2 * Q; q++) sum[r][q] += left * right[q];
+            }
         }
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            const Vec<T> left = splat<T>(TURNED ? a[k * R + r] : a[r * lda + k]);
+        for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-            for (int q = 0; q < 2 * Q; q++) sum[r][q] += left * right[q];
-        }
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int q = 0; q < 2 * Q; q++) {
-            T* to = out + r * ldo + q * L;
-            if (add) sum[r][q] += whole || (q + 1) * L <= n ? load(to) : q * L < n ? load_part(to, int(n - q * L)) : Vec<T>{};
-            if (whole || (q + 1) * L <= n)
-                store<T>(to, sum[r][q]);
-            else if (q * L < n)
-                store_part<T>(to, sum[r][q], int(n - q * L));
-        }
+            for (int q = 0; q < 2 * Q; q++) {
+                T* to = out + r * ldo + q * L;
+                if (add) sum[r][q] += whole || (q + 1) * L <= n ? load(to) : q * L < n ? load_part(to, int(n - q * L)) : Vec<T>{};
+                if (whole || (q + 1) * L <= n)
+                    store<T>(to, sum[r][q]);
+                else if (q * L < n)
+                    store_part<T>(to, sum[r][q], int(n - q * L));
+            }
+        start = nullptr, add = true;
+    } while (k < K);
 }
 
 // R rows, columns first … stop - 1 (first a multiple of PANEL).

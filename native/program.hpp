@@ -22,7 +22,8 @@ namespace elman {
 
 // real, real -> real; the last two are g (1 - y²) and g y (1 - y)
 #define ELMAN_BINARY(X) \
-    X(add) X(sub) X(mul) X(div) X(maximum) X(minimum) X(pow) X(remainder) X(atan2) X(tanh_backward) X(sigmoid_backward)
+    X(add) X(sub) X(mul) X(div) X(maximum) X(minimum) X(pow) X(fmod) X(remainder) X(floordiv) X(atan2) X(tanh_backward) \
+    X(sigmoid_backward)
 
 // real, real, real -> real: a b + c, c - a b, a b - c, a + w (b - a), x > t ? g : 0, min(max(x, lo), hi)
 #define ELMAN_TERNARY(X) X(fma) X(fnma) X(fms) X(lerp) X(threshold_backward) X(clamp)
@@ -32,13 +33,13 @@ namespace elman {
 
 // Everything else. Which operands they take stands beside their code in features.hpp and pointwise.hpp.
 #define ELMAN_OTHER(X) \
-    X(copy1) X(copy4) X(copy8) X(fill) X(where1) X(where4) X(where8) \
+    X(copy1) X(copy4) X(copy8) X(fill) X(int_fill) X(where1) X(where4) X(where8) \
     X(bool_and) X(bool_or) X(bool_xor) X(bool_not) \
     X(int_add) X(int_sub) X(int_mul) X(int_remainder) X(int_floordiv) X(int_maximum) X(int_minimum) \
     X(bool_to_real) X(int_to_real) X(bool_to_int) X(real_to_int) X(real_to_bool) X(int_to_bool) \
     X(product) X(matmul) X(sum) X(prod) X(amax) X(amin) X(argmax) X(argmin) X(any) X(all) X(cumsum) X(softmax) \
     X(log_softmax) X(softmax_backward) X(log_softmax_backward) X(layer_norm) X(layer_norm_backward) X(gather) \
-    X(scatter) X(scatter_add)
+    X(scatter) X(scatter_add) X(int_gather) X(int_scatter) X(int_scatter_add)
 
 #define ELMAN_CODE(name) code_##name,
 #define ELMAN_INT_CODE(name) code_int_##name,
@@ -85,8 +86,8 @@ struct Op {
     int64_t wait;                // where columns are shared out between threads: all must have got here
     int64_t split;               // and this operation is shared out; else one thread does it
     int64_t size[DIMENSIONS];    // elements in a row that it computes, innermost last, 1 in front
-    int64_t k;                   // products: the length of a sum; gather, scatter: the length of the dimension
-    double number;               // fill: the number; layer_norm: epsilon
+    int64_t k;                   // products: the length of a sum; gather, scatter: the length of the dimension; int_fill: the number
+    double number;               // fill: the number; layer_norm: epsilon; gather, scatter: whether indices may count from behind
     Operand operand[OPERANDS];   // results first
 };
 
@@ -158,12 +159,20 @@ struct Drawing {
     char* to;
 };
 
-// What an instruction set offers. Both return 0, or 1 + the number of the operation that met an index out of range.
+// What an operation met that has no answer: an index that is none of a dimension of `size`; or, if size is 0, a division of
+// whole numbers by zero.
+struct Failure {
+    bool happened;
+    bool behind;  // whether the index might have counted from behind
+    int64_t index, size;
+};
+
+// What an instruction set offers.
 struct Kernels {
     const char* name;
     int64_t panel_real32, panel_real64;  // columns of a packed panel
-    int64_t (*run32)(const Program&, const Call&, char* workspace);
-    int64_t (*run64)(const Program&, const Call&, char* workspace);
+    Failure (*run32)(const Program&, const Call&, char* workspace);
+    Failure (*run64)(const Program&, const Call&, char* workspace);
     // Bytes of workspace that a call needs.
     int64_t (*workspace)(const Program&, const Call&);
     // Several products, and the bytes they need.

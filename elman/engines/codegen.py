@@ -15,6 +15,8 @@ import torch
 from torch import fx
 from torch.fx.immutable_collections import immutable_list
 
+from elman.engines.lookups import telling
+
 aten = torch.ops.aten
 
 # The same kernels through shorter ways than torch.ops. All but the first three take `out=`.
@@ -185,7 +187,7 @@ class Body:
                 place = self.names[operand]
             if place is None:
                 short = node.target._op if isinstance(node.target, torch._ops.OpOverload) else node.target
-                target = _SHORT.get(node.target, short)
+                target = telling(node.target, _SHORT.get(node.target, short))
             else:
                 target, word = _INTO[node.target]
                 arguments.append(f"{word}={place}")

@@ -15,11 +15,11 @@ from torch import fx
 
 from elman.circuit import graphs
 from elman.engines.base import Engine, LoopResult, Runner
+from elman.engines.lookups import failed
 from elman.engines.native import stage
 from elman.engines.native.lower import Lowered, lower
 from elman.engines.native.values import Unsupported, row_sizes
 from elman.engines.native.writer import Op
-from elman.errors import InputError
 from elman.plan.form import Loop, LoopState
 
 try:
@@ -69,7 +69,7 @@ def _multiplier(name: str, dtype: torch.dtype) -> Any:
 class _Ready:
     """A loop that can run. widths: elements in a row of every constant, sequence and state; 0 for what has no rows."""
 
-    run: Callable[..., int]
+    run: Callable[..., tuple[int, int, bool] | bool | None]
     widths: tuple[int, ...]
 
 
@@ -148,26 +148,30 @@ class Native(Engine):
             values, out, threads = tuple(values), tuple(out), _threads()
             finals = list(map(_like, values[first_state:]))
             error = ready.run(steps, batch, rows, reverse, values, None, out, finals, threads)
-            if error < 0:
+            if error is False:
                 ordered, strides = _in_order(values, ready.widths)
                 finals = [
                     torch.empty_like(v, memory_format=torch.contiguous_format) for v in ordered[first_state:]
                 ]
                 error = ready.run(steps, batch, rows, reverse, ordered, strides, out, finals, threads)
             if error:
-                raise InputError(what="an index inside the recurrence is out of range", where="the cell")
+                raise failed(*error)  # type: ignore[misc]
             return finals
 
         return run
 
 
 def _in_order(values: Sequence[Tensor], widths: Sequence[int]) -> tuple[tuple[Tensor, ...], list[int]]:
-    """The same values as tensors whose rows are in order themselves, and their row strides."""
+    """The same values as tensors whose rows are in order themselves, and their row strides.
+
+    A row may be several entries of the first dimension, as of `[B·heads, d]`; it is then in order with all of them.
+    """
     kept, strides = [], []
     for value, width in zip(values, widths, strict=True):
+        value = value.resolve_neg()
         if value.is_contiguous():
             strides.append(width)
-        elif width and _rows_in_order(value):
+        elif width * value.shape[0] == value.numel() and _rows_in_order(value):
             strides.append(value.stride(0))
         else:
             value = value.contiguous()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from elman.engines.native.values import INT, REAL, Buffer, Unsupported, View, collapse, contiguous
+from elman.engines.native.values import BOOL, INT, REAL, Buffer, Unsupported, View, collapse, contiguous
 
 DIMENSIONS = 4
 NUMBER = float | int | bool
@@ -37,7 +38,7 @@ class Writer:
     buffers: list[Buffer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._numbers: dict[tuple[str, NUMBER, int], View] = {}
+        self._numbers: dict[tuple[str, bytes, int], View] = {}
         self._packed: dict[tuple[object, ...], View] = {}
         self._spread: dict[tuple[object, ...], View] = {}
 
@@ -62,14 +63,19 @@ class Writer:
         width = 1
         for size in sizes:
             width *= size
-        key = (type, float(value), width)
+        if type == INT and not -(2**63) <= int(value) < 2**63:
+            raise Unsupported("whole numbers of more than 64 bits")
+        # By their bits: 0 and -0 are two numbers, and so are 2⁵³ and 2⁵³ + 1.
+        key = (type, struct.pack("q", int(value)) if type == INT else struct.pack("d", value), width)
         if key not in self._numbers:
             made = self.new(type, (width,), "prepared")
-            if type == REAL:
+            if type == INT:
+                self._add("int_fill", [made], k=int(value), prepare=True)
+            elif type == REAL:
                 self._add("fill", [made], number=float(value), prepare=True)
             else:
                 source = self.number(float(value), REAL, (width,))
-                self._add("real_to_int" if type == INT else "real_to_bool", [made, source], prepare=True)
+                self._add("real_to_bool", [made, source], prepare=True)
             self._numbers[key] = made
         found = self._numbers[key].reshape(sizes)
         assert found is not None
@@ -107,7 +113,10 @@ class Writer:
         into = into or self.new(view.type, view.sizes)
         return self.map(self.copying(view.type), view.type, view.sizes, view, into=into)
 
-    def _add(self, code: str, views: list[View], number: float = 0.0, prepare: bool = False) -> None:
+    def _add(
+        self, code: str, views: list[View], number: float = 0.0, k: int = 0, prepare: bool = False
+    ) -> None:
+        _check_types(code, views[1:])
         sizes, strides = collapse(views)
         if len(sizes) > DIMENSIONS:
             raise Unsupported(f"{code} over more than {DIMENSIONS} dimensions that do not lie in order")
@@ -117,7 +126,7 @@ class Writer:
             sizes, missing = (1,), DIMENSIONS - 1
         padded = [(0,) * missing + own for own in strides]
         (self.prepare if prepare else self.ops).append(
-            Op(code, (1,) * missing + sizes, list(views), padded, number=number)
+            Op(code, (1,) * missing + sizes, list(views), padded, k=k, number=number)
         )
 
     # --- along lines ------------------------------------------------------------------------------------------------
@@ -128,6 +137,7 @@ class Writer:
     ) -> None:  # fmt: skip
         """An operation on lines: each operand is a view of sizes `outer`, and its stride along the line."""
         known = [o for o in operands if o is not None]
+        _check_types(code, [o[0] for o in operands[results:] if o is not None])
         sizes, strides = collapse([view.expand(outer) for view, _ in known])
         if len(sizes) > DIMENSIONS - 1:
             raise Unsupported(f"{code} over more than {DIMENSIONS - 1} dimensions that do not lie in order")
@@ -176,3 +186,30 @@ class Writer:
             (0,) * 4 if start is None else (0, *start.expand((I, M, N)).strides),
         ]  # fmt: skip
         self.ops.append(Op("matmul", (1, I, M, N), [out, left, right, start], strides, k=K))
+
+
+def _check_types(code: str, arguments: Sequence[View]) -> None:
+    """No operation reads memory as another type than what was written there: that is a reason not to run a loop."""
+    expected = _argument_types(code, len(arguments))
+    if expected is not None:
+        for view, type in zip(arguments, expected, strict=True):
+            if view.type != type:
+                raise Unsupported(f"{code} of {view.type} values")
+
+
+def _argument_types(code: str, count: int) -> Sequence[str] | None:
+    """Of an operation's arguments; None where all of one size in bytes will do."""
+    if code.startswith("copy"):
+        return None
+    if code.startswith("where"):
+        return None
+    kind, _, rest = code.partition("_")
+    if rest.startswith("to_"):
+        return [kind]
+    if code in ("gather", "scatter", "scatter_add"):
+        return [REAL, INT]
+    if code.startswith("int_"):
+        return [INT] * count
+    if code.startswith("bool_") or code in ("any", "all"):
+        return [BOOL] * count
+    return [REAL] * count

@@ -1,4 +1,8 @@
-"""Activations and their backwards, out of simpler operations."""
+"""Activations and their backwards, out of simpler operations.
+
+At NaN PyTorch's gradients are of two minds: what it computes a vector at a time falls through one comparison, what is
+left over at the end through another. Ours are those of the vectors.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,9 @@ class Sums:
 
     def __call__(self, code: str, *arguments: Any) -> View:
         return self.w.map(code, BOOL if code in COMPARE else REAL, self.sizes, *arguments)
+
+    def between(self, x: View, low: Any, high: Any) -> View:
+        return self.w.map("bool_and", BOOL, self.sizes, self("gt", x, low), self("lt", x, high))
 
     def where(self, condition: View, a: Any, b: Any) -> View:
         return where(self.w, Want(self.sizes, REAL, ()), condition, a, b)
@@ -60,8 +67,7 @@ _SIXTH = 0.1666666716337204  # 1/6 in float32, which PyTorch takes in float64 as
 
 @activation(aten.hardsigmoid_backward.default)
 def _hardsigmoid_backward(f: Sums, g: View, x: View) -> View:
-    inside = f.w.map("bool_and", BOOL, f.sizes, f("gt", x, -3.0), f("lt", x, 3.0))
-    return f.where(inside, f("mul", g, _SIXTH), 0.0)
+    return f.where(f.between(x, -3.0, 3.0), f("mul", g, _SIXTH), 0.0)
 
 
 @activation(aten.hardswish.default)
@@ -72,12 +78,12 @@ def _hardswish(f: Sums, x: View) -> View:
 @activation(aten.hardswish_backward.default)
 def _hardswish_backward(f: Sums, g: View, x: View) -> View:
     middle = f("mul", g, f("add", f("div", x, 3.0), 0.5))
-    return f.where(f("le", x, -3.0), 0.0, f.where(f("lt", x, 3.0), middle, g))
+    return f.where(f("le", x, -3.0), 0.0, f.where(f("ge", x, 3.0), g, middle))
 
 
 @activation(aten.hardtanh_backward.default)
 def _hardtanh_backward(f: Sums, g: View, x: View, low: NUMBER, high: NUMBER) -> View:
-    return f.where(f.w.map("bool_or", BOOL, f.sizes, f("le", x, low), f("ge", x, high)), 0.0, g)
+    return f.where(f.between(x, low, high), g, 0.0)
 
 
 @activation(aten.leaky_relu.default)
@@ -104,7 +110,7 @@ def _elu_backward(
         slope = f("mul", f("add", x, alpha * scale), input_scale)
     else:
         slope = f("mul", f("exp", f("mul", x, input_scale)), input_scale * alpha * scale)
-    return f("mul", g, f.where(f("le", x, 0.0), slope, scale))
+    return f("mul", g, f.where(f("gt", x, 0.0), scale, slope))
 
 
 @activation(aten.celu.default)

@@ -31,6 +31,7 @@ for _target in (aten.ones_like, aten.new_ones, aten.ones):
     RULES[_target.default] = _filled(1)
 for _target in (aten.full_like, aten.new_full, aten.full, aten.scalar_tensor):
     RULES[_target.default] = _filled(None)
+RULES[aten.fill.Scalar] = _filled(None)
 
 
 # --- addressing -----------------------------------------------------------------------------------------------------

@@ -15,14 +15,14 @@ from elman.engines.native.writer import NUMBER, Writer
 aten = torch.ops.aten
 
 
-def _typed(w: Writer, code: str, type: str) -> str:
-    if type != REAL:
+def _typed(code: str, type: str) -> str:
+    if type not in (REAL, INT):
         raise Unsupported(f"{code} of {type} values")
-    return code
+    return code if type == REAL else f"int_{code}"
 
 
-def gather(w: Writer, x: View, dim: int, index: View) -> View:
-    """out[…, i, …] = x[…, index[…, i, …], …], index in the sizes of the result."""
+def gather(w: Writer, x: View, dim: int, index: View, behind: bool = False) -> View:
+    """out[…, i, …] = x[…, index[…, i, …], …], index in the sizes of the result. behind: whether -1 is the last."""
     dim %= len(x.sizes)
     out = w.new(x.type, index.sizes)
     outer = [*index.sizes[:dim], *index.sizes[dim + 1 :]]
@@ -30,12 +30,13 @@ def gather(w: Writer, x: View, dim: int, index: View) -> View:
     rest = x.slice(dim, 0, 1).select(dim, 0)
     source = View(rest.buffer, rest.offset, tuple(outer), rest.strides)
     w.lines(
-        _typed(w, "gather", x.type), outer, n, [(a, so), (source, x.strides[dim]), (b, si)], k=x.sizes[dim]
-    )
+        _typed("gather", x.type), outer, n, [(a, so), (source, x.strides[dim]), (b, si)], k=x.sizes[dim],
+        number=behind,
+    )  # fmt: skip
     return out
 
 
-def scatter(w: Writer, code: str, x: View, dim: int, index: View, source: View) -> View:
+def scatter(w: Writer, code: str, x: View, dim: int, index: View, source: View, behind: bool = False) -> View:
     """A copy of x with out[…, index[…, i, …], …] = (or +=) source[…, i, …]."""
     dim %= len(x.sizes)
     out = w.copy(x, into=w.new(x.type, x.sizes))
@@ -44,7 +45,10 @@ def scatter(w: Writer, code: str, x: View, dim: int, index: View, source: View) 
     (a, n, s), (b, _, si) = lines_of(w, source, [dim]), lines_of(w, index, [dim])
     rest = out.select(dim, 0)
     target = View(rest.buffer, rest.offset, tuple(outer), rest.strides)
-    w.lines(_typed(w, code, x.type), outer, n, [(target, out.strides[dim]), (a, s), (b, si)], k=x.sizes[dim])
+    w.lines(
+        _typed(code, x.type), outer, n, [(target, out.strides[dim]), (a, s), (b, si)], k=x.sizes[dim],
+        number=behind,
+    )  # fmt: skip
     return out
 
 
@@ -92,7 +96,7 @@ def _index_select(w: Writer, want: Want, x: View, dim: int, index: View) -> View
 @rule(aten.index.Tensor)
 def _index(w: Writer, want: Want, x: View, indices: Sequence[View | None]) -> View:
     dim, index = _one_index(x, indices)
-    return gather(w, x, dim, _spread_index(index, dim, x.sizes))
+    return gather(w, x, dim, _spread_index(index, dim, x.sizes), behind=True)
 
 
 @rule(aten.index_put.default)
@@ -101,7 +105,8 @@ def _index_put(
 ) -> View:
     dim, index = _one_index(x, indices)
     spread = _spread_index(index, dim, x.sizes)
-    return scatter(w, "scatter_add" if accumulate else "scatter", x, dim, spread, values.expand(spread.sizes))
+    code = "scatter_add" if accumulate else "scatter"
+    return scatter(w, code, x, dim, spread, values.expand(spread.sizes), behind=True)
 
 
 @rule(aten.index_add.default)

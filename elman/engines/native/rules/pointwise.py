@@ -19,7 +19,7 @@ UNARY = {
 }  # fmt: skip
 BINARY = {
     "add": aten.add, "sub": aten.sub, "mul": aten.mul, "div": aten.div, "maximum": aten.maximum,
-    "minimum": aten.minimum, "remainder": aten.remainder, "atan2": aten.atan2,
+    "minimum": aten.minimum, "fmod": aten.fmod, "remainder": aten.remainder, "atan2": aten.atan2,
 }  # fmt: skip
 COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
 
@@ -62,8 +62,9 @@ def _binary(code: str) -> Rule:
                         "int_floordiv", INT, want.sizes, *[view_of(w, v, INT, want.sizes) for v in (a, b)]
                     )
                 raise Unsupported("division of whole numbers towards zero")
-            made = _arithmetic(code, a, b, w, want)
-            return w.map(rounding_mode, REAL, want.sizes, made)
+            if rounding_mode == "floor":
+                return _arithmetic("floordiv", a, b, w, want)
+            return w.map(rounding_mode, REAL, want.sizes, _arithmetic(code, a, b, w, want))
         return _arithmetic(code, a, b, w, want)
 
     return lower
@@ -75,6 +76,9 @@ def _common(w: Writer, *values: View | NUMBER) -> tuple[str, list[View | NUMBER]
     if BOOL in types and types == {BOOL}:
         return BOOL, list(values)
     to = REAL if REAL in types else INT
+    tensors = {v.type for v in values if isinstance(v, View)}
+    if to == REAL and REAL not in tensors and w.real_bytes != torch.get_default_dtype().itemsize:
+        raise Unsupported("whole numbers compared as another type of real numbers than the loop's")
     return to, [cast(w, v, to) for v in values]
 
 
