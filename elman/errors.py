@@ -85,6 +85,10 @@ class StateError(ElmanError, RuntimeError):
     """A call came too early or too late: what it asks for does not exist yet, or not any more."""
 
 
+class NotYet(StateError, AttributeError):
+    """An attribute that a call will make, read before any: for `hasattr` it is not there."""
+
+
 class NotSupported(ElmanError, NotImplementedError):
     """elman does not do this, or not yet. mend: the way round."""
 
@@ -95,3 +99,13 @@ class EngineError(ElmanError, RuntimeError):
 
 class DataError(ElmanError, ValueError):
     """A file is missing, unreadable or not what it should be. where: its path, and the line if known."""
+
+
+def expect(
+    value: object, kind: type | tuple[type, ...], what: str, where: str, mend: str | None = None
+) -> None:
+    """Raise InputTypeError unless an argument is of a kind; bool is no whole number here."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(one.__name__ for one in kinds)
+        raise InputTypeError(what, where=where, got=type(value).__name__, expected=expected, mend=mend)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,15 +26,24 @@ from elman.errors import ElmanError, TraceError
 if TYPE_CHECKING:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-_OURS = (
-    os.path.dirname(torch.__file__),
-    os.path.dirname(os.path.dirname(__file__)),
-    os.path.dirname(contextlib.__file__),
+_OURS = tuple(
+    os.path.join(folder, "")
+    for folder in (
+        os.path.dirname(torch.__file__),
+        os.path.dirname(os.path.dirname(__file__)),
+        os.path.dirname(contextlib.__file__),
+    )
 )
+# Our own steps are read as users' are.
+_STEPS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cells.py")
+_TYPED = ("<stdin>", "<ipython")
+_LONG = 600  # letters of a message that are too many
 _NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
 
 
 def _is_users(filename: str) -> bool:
+    if filename == _STEPS or filename.startswith(_TYPED):
+        return True
     return not filename.startswith((*_OURS, "<"))
 
 
@@ -53,7 +64,14 @@ def place_of(cell: str) -> Callable[[fx.Node], str]:
     return where
 
 
-def _raised_at(cell: str, error: BaseException) -> str:
+def message(error: BaseException) -> str:
+    """What an exception says, in a line or a few: its class and its text."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text if len(text) < _LONG else text.splitlines()[0]}"
+
+
+def raised_at(cell: str, error: BaseException) -> str:
+    """The words for the place where an exception came from: the cell and, where known, the user's line."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     return f"{cell}, {_line(frames[-1])}" if frames else cell
 
@@ -62,11 +80,35 @@ def _raised_at(cell: str, error: BaseException) -> str:
 def while_tracing(cell: str) -> Iterator[None]:
     """Turn what the tracer raises into a TraceError that names the cell, the line and the mend."""
     try:
-        yield
+        with _told_once():
+            yield
     except ElmanError:
         raise
     except Exception as error:
         raise _translated(cell, error) from error
+
+
+# Where the tracer writes a hundred lines about what it then raises.
+_LOGS = tuple(
+    map(logging.getLogger, ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes"))
+)
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Inside, the tracer raises and does not log, in this thread."""
+    mine = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or threading.get_ident() != mine
+
+    for log in _LOGS:
+        log.addFilter(others)
+    try:
+        yield
+    finally:
+        for log in _LOGS:
+            log.removeFilter(others)
 
 
 def _translated(cell: str, error: Exception) -> TraceError:
@@ -76,28 +118,28 @@ def _translated(cell: str, error: Exception) -> TraceError:
     if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
         return TraceError(
             what="the step takes a number or a decision out of the data (data-dependent control flow)",
-            where=_raised_at(cell, error),
+            where=raised_at(cell, error),
             mend=_NUMBERS,
         )
     if isinstance(error, DynamicOutputShapeException):
         return TraceError(
             what="the step makes a tensor whose shape depends on the data",
-            where=_raised_at(cell, error),
+            where=raised_at(cell, error),
             mend="keep shapes fixed: use masks and torch.where instead of boolean indexing and nonzero",
         )
     if isinstance(error, UnsupportedOperatorException):
         return TraceError(
             what=f"the step uses an operator that PyTorch cannot trace ({error})",
-            where=_raised_at(cell, error),
+            where=raised_at(cell, error),
             mend="register a fake implementation for it (torch.library.register_fake), or write the step without it",
         )
-    first = str(error).strip().split("\n")[0]
+    said = re.sub(r"\bs\d+\b", "B", message(error))  # the tracer's symbol for the batch size
     hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
     if "distributions" in "".join(traceback.format_tb(error.__traceback__)):
         hint = "torch.distributions checks its arguments on the data: pass validate_args=False"
     return TraceError(
-        what=f"the step failed while it was traced: {type(error).__name__}: {first}",
-        where=_raised_at(cell, error),
+        what=f"the step failed while it was traced: {said}",
+        where=raised_at(cell, error),
         mend=hint,
     )
 
@@ -161,7 +203,7 @@ def writes_while_running(
         with contextlib.suppress(Exception), torch.no_grad():
             step(inputs)
         try:
-            writes(inputs, versions, ports, _raised_at(cell, error))
+            writes(inputs, versions, ports, raised_at(cell, error))
         except TraceError as told:
             raise told from error
         raise

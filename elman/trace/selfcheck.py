@@ -15,6 +15,7 @@ from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind
 from elman.circuit.rows import rows_of
 from elman.errors import TraceError
+from elman.trace import refuse
 from elman.trace.call import step_of, store_of
 from elman.trace.outside import is_plain, readable
 
@@ -26,11 +27,11 @@ SCALES = (0.1, 2.0)
 def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping[str, Tensor]) -> None:
     """Run circuit and cell on the same random steps; TraceError where they disagree.
 
-    examples: the user's inputs, from which integer inputs take their values (an index must stay in range).
+    examples: the user's tensors, from which integers take their values (an index must stay in range), and all do where
+        the cell fails on random numbers (a state that has to be positive definite, or a distribution).
     """
     signature = circuit.signature
     assert signature is not None
-    joint = circuit.joint()
     if any(port.device.type == "meta" for port in circuit.inputs):
         return
     constants: dict[str, Tensor] = dict(signature.captured)
@@ -44,17 +45,35 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
                 for port in circuit.inputs
                 if port.kind is not Kind.CONSTANT or port.rows
             }
-            together = _compare(circuit, cell, constants, inputs, 3)
-            alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1)
-            for name in joint.results:
-                if rows_of(circuit.wire(name).meta["val"]) is not None:
-                    _agree(
-                        circuit,
-                        f"the first row of {name.removesuffix('_next')}",
-                        alone[name],
-                        together[name][:1],
-                        3,
-                    )
+            try:
+                _compare_rows(circuit, cell, constants, inputs)
+            except _CellFails:
+                own = {name: _rows(given, 3) for name, given in examples.items() if _has_rows(given)}
+                _compare_rows(circuit, cell, constants, inputs | own)
+
+
+class _CellFails(TraceError):
+    """It is the cell that fails."""
+
+
+def _compare_rows(
+    circuit: Circuit, cell: torch.nn.Module, constants: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> None:
+    """Compare on three rows, and on the first alone."""
+    together = _compare(circuit, cell, constants, inputs, 3)
+    alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1)
+    for name in circuit.joint().results:
+        if rows_of(circuit.wire(name).meta["val"]) is not None:
+            what = f"the first row of {name.removesuffix('_next')}"
+            _agree(circuit, what, alone[name], together[name][:1], 3)
+
+
+def _has_rows(given: Tensor) -> bool:
+    return given.dim() > 0 and given.shape[0] > 0 and is_plain(given)
+
+
+def _rows(given: Tensor, batch: int) -> Tensor:
+    return given.detach()[torch.arange(batch, device=given.device) % given.shape[0]].clone()
 
 
 def _example(port: InPort, batch: int, scale: float, given: Tensor | None) -> Tensor:
@@ -63,9 +82,8 @@ def _example(port: InPort, batch: int, scale: float, given: Tensor | None) -> Te
         return noise.draw(port, 0, SEED, 0, 1, batch)[0]
     if port.dtype.is_floating_point or port.dtype.is_complex:
         return torch.randn(size, dtype=port.dtype, device=port.device) * scale
-    if given is not None and given.shape[0] > 0 and is_plain(given):
-        picked = torch.arange(batch) % given.shape[0]
-        return given.detach()[picked.to(given.device)].clone()
+    if given is not None and _has_rows(given):
+        return _rows(given, batch)
     return torch.zeros(size, dtype=port.dtype, device=port.device)
 
 
@@ -103,9 +121,9 @@ def _compare(
         with torch.enable_grad(), noise.Replay(replay):
             eager = step(leaves)
     except Exception as error:
-        raise TraceError(
-            what=f"the cell itself fails at batch size {batch}: {type(error).__name__}: {error}", where=circuit.name,
-            mend="the step must run at any batch size",
+        raise _CellFails(
+            what=f"the cell itself fails at batch size {batch}: {refuse.message(error)}",
+            where=refuse.raised_at(circuit.name, error), mend="the step must run at any batch size",
         ) from error  # fmt: skip
     cots = {name: torch.randn_like(eager[name]) for name in joint.cotangents if eager[name].requires_grad}
     wants = [name for name, node in joint.gradients.items() if node is not None]
