@@ -26,6 +26,7 @@ from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.trace import refuse
+from elman.trace.attention import PlainAttention
 from elman.trace.normal import normalise
 
 aten = torch.ops.aten
@@ -104,7 +105,8 @@ def trace_joint(
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         # A first run without recording: what comes out, and whether the step is honest about its state.
         with refuse.writes_while_running(step, example, given, name):
-            dry = step(_leaves(example, given))
+            with PlainAttention():
+                dry = step(_leaves(example, given))
         refuse.guards(fakes.env, name)
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
         if inspect is not None:
@@ -117,7 +119,8 @@ def trace_joint(
     def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
         versions = {port: leaf._version for port, leaf in leaves.items()}
-        outputs = step(leaves)
+        with PlainAttention():
+            outputs = step(leaves)
         refuse.writes(leaves, versions, given, name)
         flowing = [outputs[result] for result in cotangents]
         sources = [leaves[port] for port in wants]
