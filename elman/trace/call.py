@@ -142,8 +142,8 @@ def understand(returned: Any, state: Tree, cell: str) -> tuple[Any, Any]:
     raise TraceError(
         what="the cell returned neither the new state nor (output, new state)",
         where=cell,
-        got=_shape_of(returned),
-        expected=f"a state {_shape_of(state.fill(['tensor'] * len(state.paths)))}, alone or after an output",
+        got=shape_of(returned),
+        expected=f"a state {shape_of(state.fill(['tensor'] * len(state.paths)))}, alone or after an output",
         mend="return the state in the structure in which it comes in",
     )
 
@@ -174,7 +174,7 @@ def _same(value: Any, tree: Tree) -> bool:
     return all(isinstance(leaf, Tensor) != (i in statics) for i, leaf in enumerate(leaves))
 
 
-def _shape_of(value: Any) -> str:
+def shape_of(value: Any) -> str:
     """The nesting of a value in words: `(tensor, {'a': tensor})`."""
     return str(
         pytree.tree_map(

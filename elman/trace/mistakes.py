@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from elman.circuit.signature import flatten
 from elman.errors import ElmanError, InputError, InputTypeError, TraceError
 from elman.trace import refuse
-from elman.trace.call import places, skeleton, store_of, swapped
+from elman.trace.call import places, shape_of, skeleton, store_of, swapped
 from elman.trace.outside import readable
 
 Tensor = torch.Tensor
@@ -144,6 +144,9 @@ class _Run:
         shown = [
             self._word(t, f"{list(t.shape)}" + (f" {t.dtype}" if len(kinds) > 1 else "")) for t in tensors
         ]
+        for word, value in (("x", self.x), ("state", self.state), ("context", self.context)):
+            if not isinstance(value, Tensor) and any(value is one for one in arguments[0] if one is not None):
+                shown.insert(0, f"{word} {shape_of(value)}")
         got = f"{getattr(function, '__name__', function)} of {', '.join(shown)}" if shown else None
         expected, mend = self._expected(getattr(function, "__name__", ""), tensors)
         return got, expected, mend

@@ -16,7 +16,6 @@ from torch import fx
 from elman.circuit import graphs
 from elman.circuit.graphs import aten, insert
 from elman.circuit.rows import factor
-from elman.trace.order import batch_first
 
 Handler = Callable[[fx.Graph, fx.Node], Any]
 
@@ -360,7 +359,6 @@ PASSES: tuple[Callable[[fx.Graph], None], ...] = (
     graphs.drop_dead,
     assemble_slices,
     graphs.merge_equal,
-    batch_first,
     simplify,
     graphs.merge_equal,
     graphs.drop_dead,

@@ -141,7 +141,9 @@ def _compare(
     for name in joint.results:
         _agree(circuit, name.removesuffix("_next"), eager[name].detach(), ours[name], batch)
     # A gradient that is zero, but for rounding, is as small as that beside the others.
-    size = 1e-2 * max(map(_size, [*cots.values(), *(g for g in eager_gradients if g is not None)]), default=0.0)
+    size = 1e-2 * max(
+        map(_size, [*cots.values(), *(g for g in eager_gradients if g is not None)]), default=0.0
+    )
     for name, gradient in zip(wants, eager_gradients, strict=True):
         expected = torch.zeros_like(leaves[name]) if gradient is None else gradient
         _agree(circuit, f"the gradient of {ports[name].path}", expected, ours[f"grad {name}"], batch, size)
@@ -158,13 +160,13 @@ def _call(circuit: Circuit, which: str):  # type: ignore[no-untyped-def]
 
 def _size(value: Tensor) -> float:
     """The largest of the finite numbers in a tensor; 1 where there is none, or they are no floats."""
-    finite = value[torch.isfinite(value)] if value.is_floating_point() and value.numel() else value.flatten()[:0]
+    finite = (
+        value[torch.isfinite(value)] if value.is_floating_point() and value.numel() else value.flatten()[:0]
+    )
     return float(finite.abs().max()) if finite.numel() else 1.0
 
 
-def _agree(
-    circuit: Circuit, what: str, cell: Tensor, ours: Tensor, batch: int, least: float = 0.0
-) -> None:
+def _agree(circuit: Circuit, what: str, cell: Tensor, ours: Tensor, batch: int, least: float = 0.0) -> None:
     """Same shape, same dtype, and the same numbers up to rounding; NaN agrees with NaN. least: the size of numbers
     beside which smaller ones are rounding."""
     tolerance = 1e-9 if cell.dtype == torch.float64 else 1e-3 if cell.dtype == torch.float32 else 5e-2
