@@ -104,9 +104,8 @@ def trace_joint(
     example = {port.name: fakes.like(port) for port in given}
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         # A first run without recording: what comes out, and whether the step is honest about its state.
-        with refuse.writes_while_running(step, example, given, name):
-            with PlainAttention():
-                dry = step(_leaves(example, given))
+        with refuse.writes_while_running(step, example, given, name), PlainAttention():
+            dry = step(_leaves(example, given))
         refuse.guards(fakes.env, name)
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
         if inspect is not None:

@@ -137,16 +137,19 @@ class _Run:
         """(what met in the call of torch that failed, what would have been right, mend), as far as it is known."""
         failed = self.calls.failed
         if failed is None or failed[0] is not error:
-            return None, None, None
+            # Nothing of torch was reached: a structure where a tensor is due, or the other way round.
+            nested = [
+                f"{word} {shape_of(value)}"
+                for word, value in (("x", self.x), ("state", self.state), ("context", self.context))
+                if not isinstance(value, Tensor) and value is not None and not _of_names(error)
+            ]
+            return ", ".join(nested) or None, None, None
         _, function, arguments = failed
         tensors = [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
         kinds = {tensor.dtype for tensor in tensors}
         shown = [
             self._word(t, f"{list(t.shape)}" + (f" {t.dtype}" if len(kinds) > 1 else "")) for t in tensors
         ]
-        for word, value in (("x", self.x), ("state", self.state), ("context", self.context)):
-            if not isinstance(value, Tensor) and any(value is one for one in arguments[0] if one is not None):
-                shown.insert(0, f"{word} {shape_of(value)}")
         got = f"{getattr(function, '__name__', function)} of {', '.join(shown)}" if shown else None
         expected, mend = self._expected(getattr(function, "__name__", ""), tensors)
         return got, expected, mend
