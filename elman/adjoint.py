@@ -89,7 +89,7 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     @functools.cache
     def own_joint() -> Joint:
         with outside():
-            return trace_joint(step, all_inputs, f"the adjoint of {circuit.name}")
+            return trace_joint(step, all_inputs, f"the adjoint of {circuit.name}", twice=True)
 
     return Circuit(
         name=f"adjoint of {circuit.name}",

@@ -26,8 +26,8 @@ from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.trace import refuse
-from elman.trace.attention import PlainAttention
 from elman.trace.normal import normalise
+from elman.trace.parts import InParts
 
 aten = torch.ops.aten
 
@@ -87,11 +87,13 @@ def trace_joint(
     ports: Sequence[InPort],
     name: str,
     inspect: Callable[[dict[str, torch.Tensor]], None] | None = None,
+    twice: bool = False,
 ) -> Joint:
     """Trace a step and its backward into one graph in normal form.
 
     step: the function, of {port name: tensor} -> {result name: tensor}, with its own autograd.
     ports: its inputs; noise ports among them are what the step will draw for itself, in this order.
+    twice: the step differentiates: what is traced is a second derivative, or a higher one.
     inspect: looks at the step's results on fake tensors before anything is traced, and may refuse them.
     Raises TraceError for a step that cannot be a circuit.
     """
@@ -101,12 +103,13 @@ def trace_joint(
 
     apart: Any = get_decompositions(_APART)
     fakes = Fakes()
+    parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         # A first run without recording: what comes out, and whether the step is honest about its state.
-        with refuse.writes_while_running(step, example, given, name), PlainAttention():
+        with refuse.writes_while_running(step, example, given, name), parts:
             dry = step(_leaves(example, given))
-        refuse.guards(fakes.env, name)
+        refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
         if inspect is not None:
             inspect(dry)
@@ -118,7 +121,7 @@ def trace_joint(
     def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
         versions = {port: leaf._version for port, leaf in leaves.items()}
-        with PlainAttention():
+        with parts:
             outputs = step(leaves)
         refuse.writes(leaves, versions, given, name)
         flowing = [outputs[result] for result in cotangents]
@@ -133,7 +136,7 @@ def trace_joint(
         module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )
-        refuse.guards(fakes.env, name)
+        refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
         if any(_writes(node) for node in module.graph.nodes):
             flat = [*example.values(), *cotangents.values()]
             module = _without_writes(module, flat)

@@ -133,6 +133,8 @@ def _translated(cell: str, error: Exception) -> TraceError:
             where=raised_at(cell, error),
             mend="register a fake implementation for it (torch.library.register_fake), or write the step without it",
         )
+    if "concrete integers" in str(error):
+        return _asks(raised_at(cell, error), None, "")
     said = re.sub(r"\bs\d+\b", "B", message(error))  # the tracer's symbol for the batch size
     hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
     if "distributions" in "".join(traceback.format_tb(error.__traceback__)):
@@ -144,21 +146,54 @@ def _translated(cell: str, error: Exception) -> TraceError:
     )
 
 
-def guards(env: ShapeEnv, cell: str) -> None:
-    """Refuse a step that decided something by the batch size."""
+def guards(
+    env: ShapeEnv, cell: str, pretended: int, asked: tuple[str, traceback.StackSummary] | None
+) -> None:
+    """Refuse a step that decided something by the batch size.
+
+    pretended: the batch size that the tracer tells where somebody wants a number. asked: the first call of torch that
+    has asked for it, and where that came from.
+    """
     for guard in env.guards:
         place = getattr(guard.sloc, "framework_loc", None)
-        known = (
-            f"{cell}, {_line(place)}"
-            if isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
-            else cell
-        )
+        users = isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
+        known = f"{cell}, {_line(place)}" if users else _called_at(cell, asked)
+        numbered = str(pretended) in str(guard.expr)
+        if not users and (numbered or str(guard.expr.func.__name__) not in ("Equality", "Unequality")):
+            raise _asks(known, asked, "" if numbered else f", and decides by it: {_with_b(guard.expr)}")
+        if numbered:
+            raise TraceError(
+                what="the step takes the batch size as a number", where=known,
+                mend="write the step for any batch size: x.new_zeros(x.shape[0], …), not int(x.shape[0])",
+            )  # fmt: skip
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
             where=known,
             got=f"a decision by {_with_b(guard.expr)}, where B is the batch size",
             mend="write the step for any batch size; -1 in a reshape must stand for a width or for the batch alone",
         )
+
+
+def _called_at(cell: str, asked: tuple[str, traceback.StackSummary] | None) -> str:
+    """The user's line that a call of torch came from."""
+    mine = [frame for frame in (asked[1] if asked is not None else ()) if _is_users(frame.filename)]
+    return f"{cell}, {_line(mine[-1])}" if mine else cell
+
+
+def _asks(where: str, asked: tuple[str, traceback.StackSummary] | None, more: str) -> TraceError:
+    name = "an operation of PyTorch's, or its derivative," if asked is None else f"PyTorch's {asked[0]}"
+    return TraceError(
+        what=f"{name} asks how large the batch is, which is not known while a step is traced{more}", where=where,
+        mend=_ASKING.get(asked[0] if asked is not None else "", "say the same with other operations"),
+    )  # fmt: skip
+
+
+# Operations that ask, and what says the same.
+_ASKING = {
+    "take_along_dim": "use torch.gather",
+    "cdist": "write the distance as a sum: (a.unsqueeze(1) - b).square().sum(-1).sqrt()",
+    "": "if it is a function made by torch.jit.script, call the plain one; else say the same with other operations",
+}
 
 
 def _with_b(expression: Any) -> str:
