@@ -21,7 +21,7 @@ from torch import fx
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort
 from elman.circuit.rows import feature_shape, rows_of
-from elman.errors import CircuitError, InputError, InputTypeError
+from elman.errors import CircuitError, InputError, InputTypeError, expect
 from elman.trace.joint import trace_joint
 from elman.trace.outside import outside
 
@@ -38,6 +38,13 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     The adjoint of the adjoint gives second derivatives, and so on: its own backward is traced through the cell's
     autograd when it is asked for. Raises InputError for a name that no gradient goes to.
     """
+    expect(
+        circuit,
+        Circuit,
+        "an adjoint is that of a circuit",
+        "adjoint(circuit)",
+        "elman.trace(cell, x, state) gives one",
+    )
     joint = circuit.joint()
     inputs = (*circuit.inputs, *_unknown(circuit, joint))
     _check_names(circuit, wrt)
@@ -84,7 +91,7 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     @functools.cache
     def own_joint() -> Joint:
         with outside():
-            return trace_joint(step, all_inputs, f"the adjoint of {circuit.name}")
+            return trace_joint(step, all_inputs, f"the adjoint of {circuit.name}", twice=True)
 
     return Circuit(
         name=f"adjoint of {circuit.name}",

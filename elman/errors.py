@@ -85,6 +85,10 @@ class StateError(ElmanError, RuntimeError):
     """A call came too early or too late: what it asks for does not exist yet, or not any more."""
 
 
+class NotYet(StateError, AttributeError):
+    """An attribute that a call will make, read before any: for `hasattr` it is not there."""
+
+
 class NotSupported(ElmanError, NotImplementedError):
     """elman does not do this, or not yet. mend: the way round."""
 
@@ -100,3 +104,13 @@ class DataError(ElmanError, ValueError):
 class RetraceWarning(UserWarning):
     """A cell is traced anew at every call, which takes some 300 ms each: something that its trace depends on keeps
     changing."""
+
+
+def expect(
+    value: object, kind: type | tuple[type, ...], what: str, where: str, mend: str | None = None
+) -> None:
+    """Raise InputTypeError unless an argument is of a kind; bool is no whole number here."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(one.__name__ for one in kinds)
+        raise InputTypeError(what, where=where, got=type(value).__name__, expected=expected, mend=mend)

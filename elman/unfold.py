@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, Kind, check_graph, describe, is_transposition, word
-from elman.errors import CircuitError, InputError
+from elman.errors import CircuitError, InputError, expect
 
 aten = torch.ops.aten
 
@@ -123,6 +123,14 @@ class Unfolded:
 
 def unfold(circuit: Circuit, steps: int) -> Unfolded:
     """Unfold a circuit for `steps` time steps (the book's τ). Raises InputError for a negative number."""
+    expect(
+        circuit,
+        Circuit,
+        "what is unfolded is a circuit",
+        "unfold(circuit, steps)",
+        "elman.trace(cell, x, state) gives one",
+    )
+    expect(steps, int, "the number of steps is a whole number", "unfold(steps=)")
     if steps < 0:
         raise InputError(
             what="a circuit cannot be unfolded backward",

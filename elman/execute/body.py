@@ -26,6 +26,7 @@ class Call(NamedTuple):
 
     steps, batch: T and B. seed: of the noise; drawn once per call from torch's default generator. engine: by name.
     packing: for rows of different lengths; sequences are then packed rows, `[N, …]` for `[T, B, …]` everywhere.
+    level: how many vmaps of torch.func were going on when the seed was drawn; None until a door has asked.
     """
 
     steps: int
@@ -33,6 +34,7 @@ class Call(NamedTuple):
     seed: int
     engine: str
     packing: Packing | None = None
+    level: int | None = None
 
 
 class Recipe:
@@ -55,7 +57,7 @@ class Recipe:
         tensors: constants, sequences `[T, B, …]`, starting states `[B, …]`; None for zeros. What comes out has no
         history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
         """
-        steps, batch, seed, engine, packing = call
+        steps, batch, seed, engine, packing, _ = call
         made = self._made.get((engine, packing is not None))
         if made is None or self._among is not engines.ENGINES:
             made = self._function(engine, packing is not None)

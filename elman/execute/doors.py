@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from torch._C._autograd import _top_saved_tensors_default_hooks
-from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_legacy_batchedtensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_of
@@ -30,6 +35,8 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     None stands for a starting state, or a sequence of cotangents, of zeros.
     """
     if peek_interpreter_stack() is not None:
+        if call.level is None:
+            call = call._replace(level=_vmaps())
         return _Transformed.apply(program, call, *tensors)
     if forward_ad._current_level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
@@ -177,7 +184,9 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         program, call, *tensors = args
-        if program.has_noise and info.randomness == "error":
+        # A vmap that began after the seed was drawn (jacrev's, over cotangents) is no matter of the noise.
+        drawn_inside = call.level > _vmaps()
+        if program.has_noise and drawn_inside and info.randomness == "error":
             raise NotSupported(
                 what="this cell draws random numbers inside torch.func.vmap", where=program.circuit.name,
                 mend='say vmap(…, randomness="different") or "same"',
@@ -188,10 +197,15 @@ class _Transformed(torch.autograd.Function):
                 t if t is None or dim is None else t.select(dim, i)
                 for t, dim in zip(tensors, in_dims[2:], strict=True)
             ]
-            seed = call.seed + (i if info.randomness == "different" else 0)
+            seed = call.seed + (i if drawn_inside and info.randomness == "different" else 0)
             results.append(apply(program, call._replace(seed=seed), one))
         stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def _vmaps() -> int:
+    """How many vmaps are going on around the one that asks."""
+    return sum(one.key() == TransformType.Vmap for one in get_interpreter_stack() or ())
 
 
 def _no_batch_of_gradients() -> NotSupported:

@@ -13,7 +13,7 @@ from types import ModuleType
 from torch import nn
 
 from elman import cells
-from elman.errors import ElmanError, InputError
+from elman.errors import ElmanError, InputError, expect
 
 MakeCell = Callable[[int, int], nn.Module]  # (input width, hidden width) -> cell
 
@@ -36,6 +36,7 @@ def find_cell(name: str) -> MakeCell:
 
     Raises InputError for a name that leads to no class of cells, ElmanError if the code there fails.
     """
+    expect(name, str, "a cell is found by its name", "cell", f"give {_FORMS}")
     if name in SHIPPED:
         return SHIPPED[name]
     place, colon, attribute = name.rpartition(":")

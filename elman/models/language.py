@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elman.data import Tokenizer
-from elman.errors import DataError, InputError
+from elman.errors import DataError, InputError, InputTypeError, expect
 from elman.models import pretrained
 from elman.models.dropout import LockedDropout
 from elman.models.find import find_cell
@@ -59,10 +59,20 @@ class LanguageModel(nn.Module):
         super().__init__()
         sizes = {"vocabulary": vocabulary, "hidden": hidden, "layers": layers, "embedding": embedding}
         for name, value in sizes.items():
+            expect(value, int, f"{name} is a whole number", name)
             if value < 1:
                 raise InputError(
                     what=f"{name} must be at least 1", where=name, got=value, mend="give a positive number"
                 )
+        expect(
+            cell,
+            str,
+            "the cell is told by its name",
+            "cell",
+            "a name, path.py:Class, or package.module:Class",
+        )
+        expect(dropout, (int, float), "dropout is a probability", "dropout")
+        expect(condition, int, "condition is a width", "condition")
         if not 0 <= dropout < 1:
             raise InputError(
                 what="dropout is a probability below 1", where="dropout", got=dropout, mend="take 0 … 0.5"
@@ -155,6 +165,11 @@ class LanguageModel(nn.Module):
         self, x: Tensor, y: Tensor, state: tuple | None = None, *, context: Tensor | None = None
     ) -> tuple[Tensor, tuple]:
         """The mean of -log p(y(t) | x(1), …, x(t)) in nats, and the final state. x, y: int64 [T, B]."""
+        if x.shape != y.shape:
+            raise InputError(
+                what="there is one target for each symbol", where="y", got=f"shape {list(y.shape)}",
+                expected=f"{list(x.shape)}, as x", mend="y(t) is x(t + 1): loss(text[:-1], text[1:])",
+            )  # fmt: skip
         h, after = self._hidden(x, state, context)
         return cross_entropy(h.flatten(0, 1), self.readout.weight, self.readout.bias, y.flatten()), after
 
@@ -178,6 +193,11 @@ class LanguageModel(nn.Module):
                 where="context", got=None if context is None else f"shape {tuple(context.shape)}",
                 expected=f"[{x.shape[-1]}, {width}]" if width else "none",
                 mend=f"pass context [B, {width}]" if width else "construct it with condition=the width of the context",
+            )  # fmt: skip
+        if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
+            raise InputTypeError(
+                what="a language model reads numbers of symbols", where="x", expected="a tensor of int64",
+                got=str(x.dtype) if isinstance(x, Tensor) else type(x).__name__, mend="tokenizer.encode gives them",
             )  # fmt: skip
         e = self.embedding(x)
         return e if self.condition is None else e + self.condition(context)

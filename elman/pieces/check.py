@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -36,13 +37,16 @@ def read_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Ten
     return found
 
 
-def read_bools(value: Tensor, name: str, steps: int, batch: int) -> Tensor:
+def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) -> Tensor:
     """Bools `[T, B]` on the CPU. Raises InputError or InputTypeError for anything else."""
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+        value = torch.from_numpy(np.ascontiguousarray(value))
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        tensor = isinstance(value, Tensor)
         raise InputTypeError(
             what=f"{name} says yes or no for each step", where=f"{name}=",
-            got=str(value.dtype) if isinstance(value, Tensor) else type(value).__name__,
-            expected="a tensor of bools", mend=f"use {name}.bool()",
+            got=str(value.dtype) if tensor else type(value).__name__, expected="a tensor of bools",
+            mend=f"use {name}.bool()" if tensor else f"use torch.as_tensor({name}, dtype=torch.bool)",
         )  # fmt: skip
     if value.shape != (steps, batch):
         mend = "transpose it: time comes first" if value.shape == (batch, steps) else None

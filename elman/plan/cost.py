@@ -11,7 +11,7 @@ from torch import fx
 
 from elman.circuit.form import Circuit, Kind
 from elman.circuit.rows import factor
-from elman.errors import InputError
+from elman.errors import InputError, expect
 from elman.plan.cut import KEPT, KEPT_PATH, pair
 from elman.plan.form import TIME_OPERATIONS, Plan
 
@@ -79,6 +79,9 @@ def cost(plan: Plan, T: int, B: int) -> Cost:
 
     Raises InputError for negative sizes.
     """
+    expect(plan, Plan, "the cost is that of a plan", "cost(plan, T, B)", "elman.plan(circuit) gives one")
+    for name, size in (("T", T), ("B", B)):
+        expect(size, int, f"{name} is a whole number", "cost(plan, T, B)")
     if T < 0 or B < 0:
         raise InputError("sizes are not negative", where="cost(plan, T, B)", got=f"T={T}, B={B}")
     loop = plan.loop.nodes() if plan.loop is not None else []

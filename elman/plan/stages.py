@@ -11,6 +11,7 @@ from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, Kind
 from elman.circuit.graphs import aten, insert
 from elman.circuit.rows import Rows, carries, rows_of
+from elman.errors import expect
 from elman.plan.form import TIMELINE, Loop, LoopState, Plan, Stage, last, shift, spread, times, total
 from elman.plan.regions import Regions
 from elman.plan.rewrite import rewritten
@@ -18,6 +19,13 @@ from elman.plan.rewrite import rewritten
 
 def plan(circuit: Circuit) -> Plan:
     """Split a circuit into what runs once, before, in and after its loop."""
+    expect(
+        circuit,
+        Circuit,
+        "a plan is made of a circuit",
+        "plan(circuit)",
+        "elman.trace(cell, x, state) gives one",
+    )
     graph, where = rewritten(circuit)
     return _Cutter(circuit, graph, where).plan().check()
 

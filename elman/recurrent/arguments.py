@@ -109,7 +109,7 @@ def sizes(xs: Sequence[Tensor], tree: Tree, steps: int | None) -> tuple[int, int
         if tensor.dim() < 2:
             raise InputError(
                 what="a sequence needs a time and a batch dimension", where=path, got=f"shape {list(tensor.shape)}",
-                expected="[T, B, …]",
+                expected="[T, B, …]", mend=f"one sequence without a batch is {path}.unsqueeze(1), [T, 1]",
             )  # fmt: skip
         if tensor.shape[:2] != xs[0].shape[:2]:
             raise InputError(

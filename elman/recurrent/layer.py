@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
 from elman.engines import report
-from elman.errors import InputError, InputTypeError, NotSupported, StateError
+from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, NotYet
 from elman.execute import Call, apply
 from elman.forcing import WEIGHT
 from elman.pieces import Layout
@@ -40,8 +40,9 @@ from elman.recurrent.prepare import (
     look_up,
     meta,
 )
-from elman.trace.call import call_cell, store_of, understand
-from elman.trace.initial import starting_state
+from elman.trace.call import call_cell, in_order, store_of, understand
+from elman.trace.initial import own_state, starting_state
+from elman.trace.mistakes import check_cell, of_step
 
 Tensor = torch.Tensor
 _PATIENCE = 16  # steps in a row that may differ from one another before the cell itself runs them all
@@ -74,11 +75,7 @@ class Recurrent(torch.nn.Module):
         self, cell: torch.nn.Module, *, reverse: bool = False, memory: Any = None, engine: str = "auto"
     ) -> None:
         super().__init__()
-        if not isinstance(cell, torch.nn.Module):
-            raise InputTypeError(
-                what="a cell is a torch.nn.Module whose forward is one step", where="Recurrent(cell)",
-                got=type(cell).__name__,
-            )  # fmt: skip
+        check_cell(cell, "Recurrent(cell)")
         if memory is not None:
             raise NotSupported(
                 what="memory budgets are not available yet", where="memory=", mend="leave memory=None"
@@ -322,9 +319,8 @@ class Recurrent(torch.nn.Module):
     def _initial(
         self, batch: int, xs: list[Tensor], x_tree: Tree, contexts: list[Tensor], context_tree: Tree | None
     ) -> Any:
-        own = getattr(self.cell, "initial_state", None)
-        if callable(own):
-            return own(batch)
+        if callable(getattr(self.cell, "initial_state", None)):
+            return own_state(self.cell, batch)
         key = (self._own.seen(self.cell).mark, meta(xs, 2), meta(contexts, 1))
         if self._start is None or self._start[0] != key:
             x = x_tree.fill(first_step(xs))
@@ -362,7 +358,12 @@ class Recurrent(torch.nn.Module):
                 return known.output(made), known.final(made)
         if state is None:
             state = self._start_of_step(x, context)
-        returned = call_cell(self.cell, x, state, context, context is not None)
+        try:
+            returned = call_cell(self.cell, x, state, context, context is not None)
+        except Exception as error:
+            if isinstance(error, ElmanError) or torch.compiler.is_compiling():
+                raise
+            raise of_step(self.cell, x, state, context, error) from error
         return understand(returned, flatten(state, "state")[1], type(self.cell).__name__)
 
     def _start_of_step(self, x: Any, context: Any) -> Any:
@@ -405,6 +406,13 @@ class Recurrent(torch.nn.Module):
 
     # --- looking inside -------------------------------------------------------------------------------------------
 
+    def __getattr__(self, name: str) -> Any:
+        if (
+            name == "circuit"
+        ):  # the property has raised: torch.nn.Module would say that there is no such attribute
+            self._of_latest_call()
+        return super().__getattr__(name)
+
     @property
     def circuit(self) -> Circuit:
         """The circuit of the latest call. Raises StateError before any call."""
@@ -422,7 +430,7 @@ class Recurrent(torch.nn.Module):
 
     def _of_latest_call(self) -> Prepared:
         if self._latest is None:
-            raise StateError(
+            raise NotYet(
                 what="the circuit is not known yet", where="Recurrent",
                 mend="call the layer once on an example, or use elman.trace(cell, x, state)",
             )  # fmt: skip
@@ -439,7 +447,7 @@ def _seed() -> int:
 
 def _like(initial: Any, states: Sequence[Tensor], tree: Tree) -> list[Tensor]:
     """The tensors of the cell's initial state, which must look like the state that was given."""
-    found, own = flatten(initial, "state")
+    found, own = flatten(in_order(initial, tree.fill(states)), "state")
     if own != tree:
         raise InputTypeError(
             what="the state is not built like the cell's initial state, from which a reset starts", where="state",

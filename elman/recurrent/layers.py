@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from elman.errors import InputError, InputTypeError
+from elman.errors import ElmanError, InputError, InputTypeError, expect
 from elman.pieces import Layout
 from elman.recurrent.arguments import Happens, over_sequences
 from elman.recurrent.layer import Recurrent
@@ -51,8 +51,16 @@ class Bidirectional(torch.nn.Module):
         happens = Happens(lengths, mask, reset)
         if _each_by_itself(x, happens):
             ahead, back = _states(state, 2)
-            one, first = self.ahead(x, ahead, context=context, **happens.given)
-            other, second = self.back(x, back, context=context, **happens.given)
+            try:
+                one, first = self.ahead(x, ahead, context=context, **happens.given)
+            except ElmanError as error:
+                _place(error, "forward")
+                raise
+            try:
+                other, second = self.back(x, back, context=context, **happens.given)
+            except ElmanError as error:
+                _place(error, "backward")
+                raise
             return _side_by_side(one, other, 2), (first, second)
         return over_sequences(self.run, x, state, happens, context=context)
 
@@ -61,8 +69,16 @@ class Bidirectional(torch.nn.Module):
     ) -> tuple[Any, tuple[Any, Any]]:
         """The same on sequences that a layout has packed."""
         ahead, back = _states(state, 2)
-        one, first = self.ahead.run(layout, x, ahead, context=context)
-        other, second = self.back.run(layout, x, back, context=context)
+        try:
+            one, first = self.ahead.run(layout, x, ahead, context=context)
+        except ElmanError as error:
+            _place(error, "forward")
+            raise
+        try:
+            other, second = self.back.run(layout, x, back, context=context)
+        except ElmanError as error:
+            _place(error, "backward")
+            raise
         return _side_by_side(one, other, len(layout.inner)), (first, second)
 
 
@@ -81,12 +97,19 @@ class Stack(torch.nn.Module):
         super().__init__()
         for i, layer in enumerate(layers):
             if not isinstance(layer, (Recurrent, Bidirectional, Stack)):
+                several = isinstance(layer, (list, tuple, torch.nn.ModuleList, torch.nn.Sequential))
+                mend = (
+                    "pass them one by one: elman.Stack(*layers)"
+                    if several
+                    else "wrap a cell: elman.Recurrent(cell)"
+                )
                 raise InputTypeError(
                     what="a stack is made of layers", where=f"Stack(…), argument {i}", got=type(layer).__name__,
-                    expected="Recurrent, Bidirectional or Stack", mend="wrap a cell: elman.Recurrent(cell)",
+                    expected="Recurrent, Bidirectional or Stack", mend=mend,
                 )  # fmt: skip
         if not layers:
             raise InputError(what="a stack has at least one layer", where="Stack()")
+        expect(dropout, (int, float), "dropout is a probability", "dropout=")
         if not 0 <= dropout <= 1:
             raise InputError(what="dropout is a probability", where="dropout=", got=dropout, expected="0 … 1")
         self.layers = torch.nn.ModuleList(layers)
@@ -113,7 +136,11 @@ class Stack(torch.nn.Module):
         if _each_by_itself(x, happens):
             finals = []
             for i, (layer, start) in enumerate(self._layers(state)):
-                x, final = layer(self._dropped(x) if i else x, start, context=context, **happens.given)
+                try:
+                    x, final = layer(self._dropped(x) if i else x, start, context=context, **happens.given)
+                except ElmanError as error:
+                    _place(error, f"layer {i}")
+                    raise
                 finals.append(final)
             return x, tuple(finals)
         return over_sequences(self.run, x, state, happens, context=context)
@@ -124,7 +151,11 @@ class Stack(torch.nn.Module):
         """The same on sequences that a layout has packed."""
         finals = []
         for i, (layer, start) in enumerate(self._layers(state)):
-            x, final = layer.run(layout, self._dropped(x) if i else x, start, context=context)
+            try:
+                x, final = layer.run(layout, self._dropped(x) if i else x, start, context=context)
+            except ElmanError as error:
+                _place(error, f"layer {i}")
+                raise
             finals.append(final)
         return x, tuple(finals)
 
@@ -137,7 +168,11 @@ class Stack(torch.nn.Module):
                     what="a layer that reads backward cannot run step by step", where=f"Stack.step(), layer {i}",
                     mend="call the stack on the whole sequence",
                 )  # fmt: skip
-            x, final = layer.step(self._dropped(x) if i else x, start, context=context)
+            try:
+                x, final = layer.step(self._dropped(x) if i else x, start, context=context)
+            except ElmanError as error:
+                _place(error, f"layer {i}")
+                raise
             finals.append(final)
         return x, tuple(finals)
 
@@ -159,6 +194,11 @@ def _each_by_itself(x: Any, happens: Happens) -> bool:
     """Whether layers lay out their sequences themselves: there is nothing to lay out, or a compiler is looking, which
     has its own way of doing it."""
     return torch.compiler.is_compiling() or (not happens.said and not isinstance(x, PackedSequence))
+
+
+def _place(error: ElmanError, part: str) -> None:
+    """Say which layer it was."""
+    error.where = part if error.where is None else f"{part}, {error.where}"
 
 
 def _states(state: Any, count: int) -> Sequence[Any]:

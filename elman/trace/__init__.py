@@ -17,7 +17,7 @@ from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.circuit.rows import rows_of
 from elman.circuit.signature import Signature, flatten, identifier
 from elman.errors import TraceError
-from elman.trace import refuse
+from elman.trace import mistakes, refuse
 from elman.trace.call import attributes, changed, places, skeleton, step_of, store_of
 from elman.trace.initial import initial_state
 from elman.trace.joint import trace_joint
@@ -40,6 +40,7 @@ def trace(cell: torch.nn.Module, x: Any, state: Any, context: Any = None, *, che
     The batch stays symbolic, and time does not occur: one trace serves every B and T. Raises TraceError (an
     ElmanError) for what cannot be a circuit, naming the cell, the line and the mend.
     """
+    mistakes.check_cell(cell, "trace(cell, …)")
     with outside():
         lasting = Changes(cell)
         try:
@@ -104,7 +105,13 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         refuse.changes(lasting, name)
         _check_state(results, ports, name)
 
-    joint = trace_joint(step, ports, name, inspect)
+    try:
+        joint = trace_joint(step, ports, name, inspect)
+    except TraceError:
+        # What the step itself raises, as users would see it in a loop of their own, explains all that comes after.
+        if (told := mistakes.find(cell, x, state, context)) is None:
+            raise
+        raise told from told.__cause__
     output_tree, output_wires = step.output  # type: ignore[attr-defined]
     ports += [*joint.noise, *(port for port, _ in joint.captured)]
     results = graphs.results_of(joint.graph)
@@ -136,7 +143,16 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
     for out in circuit.outputs_of(Kind.SEQUENCE):
         _check_output(circuit, out)
     if check:
-        compare_with_cell(circuit, cell, dict(zip(x_ports, xs, strict=True)))
+        given = [*zip(x_ports, xs, strict=True), *zip(state_ports, states, strict=True)]
+        if context_call is not None:
+            given += zip(context_call[0], contexts, strict=True)
+        try:
+            compare_with_cell(circuit, cell, dict(given))
+        except TraceError as error:
+            told = None if error.__cause__ is None else mistakes.find(cell, x, state, context)
+            if told is None:
+                raise
+            raise told from told.__cause__
     return circuit
 
 
@@ -146,6 +162,7 @@ def verify(cell: torch.nn.Module, x: Any, state: Any = None, context: Any = None
     x, state, context: as for `trace`; without `state` the cell's own initial state is used. Raises TraceError that says
     what cannot be a circuit, or where circuit and cell disagree.
     """
+    mistakes.check_cell(cell, "verify(cell, …)")
     if state is None:
         state = initial_state(cell, x, context)
     return trace(cell, x, state, context)

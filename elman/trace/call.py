@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -162,13 +164,33 @@ def understand(returned: Any, state: Tree, cell: str) -> tuple[Any, Any]:
         return next(iter(flatten(returned, "state")[0]), None), returned
     if isinstance(returned, (tuple, list)) and len(returned) == 2 and _same(returned[1], state):
         return returned[0], returned[1]
+    like = state.fill([None] * len(state.paths))
+    for ordered in (in_order(returned, like), in_order(returned, (None, like))):  # dicts in another order
+        if ordered is not returned:
+            return understand(ordered, state, cell)
     raise TraceError(
         what="the cell returned neither the new state nor (output, new state)",
         where=cell,
-        got=_shape_of(returned),
-        expected=f"a state {_shape_of(state.fill(['tensor'] * len(state.paths)))}, alone or after an output",
+        got=shape_of(returned),
+        expected=f"a state {shape_of(state.fill(['tensor'] * len(state.paths)))}, alone or after an output",
         mend="return the state in the structure in which it comes in",
     )
+
+
+def in_order(value: Any, like: Any) -> Any:
+    """The value, its dicts in the order of those of `like`; the value itself if all are, or have other keys."""
+    if isinstance(value, dict) and isinstance(like, dict) and type(value) in (dict, OrderedDict):
+        if value.keys() != like.keys():
+            return value
+        parts = {key: in_order(value[key], like[key]) for key in like}
+        same = list(value) == list(like) and all(parts[key] is value[key] for key in like)
+        return value if same else type(value)(parts)
+    if isinstance(value, (tuple, list)) and isinstance(like, (tuple, list)) and len(value) == len(like):
+        made = [in_order(*pair) for pair in zip(value, like, strict=True)]
+        if all(map(operator.is_, made, value)):
+            return value
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    return value
 
 
 def _same(value: Any, tree: Tree) -> bool:
@@ -181,7 +203,7 @@ def _same(value: Any, tree: Tree) -> bool:
     return all(isinstance(leaf, Tensor) != (i in statics) for i, leaf in enumerate(leaves))
 
 
-def _shape_of(value: Any) -> str:
+def shape_of(value: Any) -> str:
     """The nesting of a value in words: `(tensor, {'a': tensor})`."""
     return str(
         pytree.tree_map(

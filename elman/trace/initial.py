@@ -10,14 +10,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from elman.circuit.signature import Tree, flatten
-from elman.errors import TraceError
+from elman.errors import ElmanError, TraceError
+from elman.trace import mistakes, refuse
 from elman.trace.call import places, skeleton, store_of, swapped, understand
 from elman.trace.key import Changes
+from elman.trace.mistakes import PROBED
 from elman.trace.outside import is_plain, outside, readable
 
 Tensor = torch.Tensor
-# Rows to probe with: a number that no state has entries, since a tensor of two rows can be mistaken for a pair.
-PROBED = 7
 MEND = "define initial_state(batch) on the cell, or pass a state"
 
 
@@ -50,8 +50,22 @@ def initial_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Any:
 
 def starting_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Callable[[int], Any]:
     """A function from the batch size to the starting state, found out once for a cell and the shapes of its inputs."""
-    own = getattr(cell, "initial_state", None)
-    return own if callable(own) else find_zeros(cell, x, context).make
+    if callable(getattr(cell, "initial_state", None)):
+        return lambda batch: own_state(cell, batch)
+    return find_zeros(cell, x, context).make
+
+
+def own_state(cell: Any, batch: int) -> Any:
+    """`cell.initial_state(batch)`; TraceError for what it raises."""
+    try:
+        return cell.initial_state(batch)
+    except ElmanError:
+        raise
+    except Exception as error:
+        raise TraceError(
+            what=f"initial_state(batch) of the cell fails: {refuse.message(error)}",
+            where=refuse.raised_at(_name(cell), error), expected="a function from the batch size to a state [B, …]",
+        ) from error  # fmt: skip
 
 
 def find_zeros(cell: torch.nn.Module, x: Any, context: Any = None) -> Zeros:
@@ -77,23 +91,18 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
                     return bones(some_x, *state)
                 return bones(some_x, *(state or (None,)), some_context)
 
-    tried, hidden = "", getattr(cell, "hidden_size", None)
+    zeros, fault, hidden = None, None, getattr(cell, "hidden_size", None)
     if isinstance(hidden, int) and not isinstance(hidden, bool):
         dtype, device = _kind(cell, x)
         zeros = torch.zeros((PROBED, hidden), dtype=dtype, device=device)
         fault = _fault(call, zeros, _name(cell))
         if fault is None:
             return _zeros(zeros)
-        tried = f"cell(x, zeros [B, {hidden}]): {fault}; "
     try:
         alone = call()
     except Exception as error:
-        raise TraceError(
-            what="the cell does not say which state it starts from",
-            where=_name(cell),
-            got=f"{tried}cell(x) without a state: {_first_line(error)}",
-            mend=MEND if tried else f"{MEND}, or give it the attribute hidden_size",
-        ) from error
+        told = _no_start(cell, x, context, zeros, fault, error)
+        raise told from told.__cause__
     candidates = [alone]
     if isinstance(alone, (tuple, list)) and len(alone) == 2:
         candidates.append(alone[1])
@@ -116,6 +125,36 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
             mend=MEND,
         )
     return _zeros(fitting[0])
+
+
+def _no_start(
+    cell: torch.nn.Module,
+    x: Any,
+    context: Any,
+    zeros: Tensor | None,
+    fault: Exception | str | None,
+    alone: Exception,
+) -> ElmanError:
+    """Why nobody knows what a cell starts from. fault: of cell(x, zeros), where that was tried; alone: of cell(x)."""
+    if isinstance(fault, ElmanError):
+        return fault
+    told: ElmanError | None = None
+    if zeros is not None and isinstance(fault, Exception):
+        size = f"[B, {zeros.shape[1]}]"
+        mend = f"the state was taken to be {size}, by hidden_size; where it is another one, {MEND}"
+        told = mistakes.find(cell, x, zeros, context, mend)
+    elif zeros is None and mistakes.starts_alone(cell):
+        told = mistakes.find(cell, x, None, context, f"{MEND}, or give it the attribute hidden_size")
+    if told is None:
+        tried = "" if zeros is None else f"cell(x, zeros [B, {zeros.shape[1]}]): {fault}; "
+        told = TraceError(
+            what="the cell does not say which state it starts from",
+            where=_name(cell),
+            got=f"{tried}cell(x) without a state: {refuse.message(alone)}",
+            mend=MEND if tried else f"{MEND}, or give it the attribute hidden_size",
+        )
+        told.__cause__ = fault if isinstance(fault, Exception) else alone
+    return told
 
 
 def _name(cell: torch.nn.Module) -> str:
@@ -153,21 +192,19 @@ def _zeros_like(leaf: Any) -> Any:
     return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
 
 
-def _fault(call: Callable[..., Any], state: Any, name: str) -> str | None:
+def _fault(call: Callable[..., Any], state: Any, name: str) -> Exception | str | None:
     """Why a cell does not map this state to one of the same structure, shapes and dtypes; None if it does."""
     try:
         tensors, tree = flatten(state, "state")
         new = flatten(understand(call(state), tree, name)[1], "state")[0]
     except Exception as error:
-        return _first_line(error)
+        return error
     if not tensors:
         return "no tensor in it"
-    fits = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(tensors, new, strict=True))
-    return None if fits else "the new state has another shape or dtype"
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    for a, b in zip(tensors, new, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"the new state is [B{''.join(f', {size}' for size in b.shape[1:])}] {b.dtype}"
+    return None
 
 
 def _zeros(state: Any) -> Zeros:

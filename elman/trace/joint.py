@@ -29,6 +29,7 @@ from elman.trace import refuse
 from elman.trace.checked import Checked
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
+from elman.trace.parts import InParts
 
 aten = torch.ops.aten
 
@@ -91,11 +92,13 @@ def trace_joint(
     ports: Sequence[InPort],
     name: str,
     inspect: Callable[[dict[str, torch.Tensor]], None] | None = None,
+    twice: bool = False,
 ) -> Joint:
     """Trace a step and its backward into one graph in normal form.
 
     step: the function, of {port name: tensor} -> {result name: tensor}, with its own autograd.
     ports: its inputs; noise ports among them are what the step will draw for itself, in this order.
+    twice: the step differentiates: what is traced is a second derivative, or a higher one.
     inspect: looks at the step's results on fake tensors before anything is traced, and may refuse them.
     Raises TraceError for a step that cannot be a circuit.
     """
@@ -105,6 +108,7 @@ def trace_joint(
 
     apart: Any = get_decompositions(_APART)
     fakes = Fakes()
+    parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
     with (
         refuse.while_tracing(name),
@@ -115,12 +119,12 @@ def trace_joint(
         Checked(),
     ):
         # A first run without recording: what comes out, and whether the step is honest about its state.
-        with refuse.writes_while_running(step, example, given, name):
+        with refuse.writes_while_running(step, example, given, name), parts:
             leaves = _leaves(example, given)
             with refuse.asking(name):
                 dry = step(leaves)
         refuse.hooks(leaves, given, name)
-        refuse.guards(fakes.env, name)
+        refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
         carries_gradient = {result for result, value in dry.items() if value.requires_grad}
         if inspect is not None:
             inspect(dry)
@@ -132,7 +136,8 @@ def trace_joint(
     def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
         versions = {port: leaf._version for port, leaf in leaves.items()}
-        outputs = step(leaves)
+        with parts:
+            outputs = step(leaves)
         refuse.writes(leaves, versions, given, name)
         flowing = [outputs[result] for result in cotangents]
         sources = [leaves[port] for port in wants]
@@ -153,7 +158,7 @@ def trace_joint(
         module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )
-        refuse.guards(fakes.env, name)
+        refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
         if any(_writes(node) for node in module.graph.nodes):
             refuse.writes_in_graph(module.graph, [*example], given, refuse.place_of(name))
             flat = [*example.values(), *cotangents.values()]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,15 +29,24 @@ from elman.trace.key import Changes
 if TYPE_CHECKING:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-_OURS = (
-    os.path.dirname(torch.__file__),
-    os.path.dirname(os.path.dirname(__file__)),
-    os.path.dirname(contextlib.__file__),
+_OURS = tuple(
+    os.path.join(folder, "")
+    for folder in (
+        os.path.dirname(torch.__file__),
+        os.path.dirname(os.path.dirname(__file__)),
+        os.path.dirname(contextlib.__file__),
+    )
 )
+# Our own steps are read as users' are.
+_STEPS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cells.py")
+_TYPED = ("<stdin>", "<ipython")
+_LONG = 600  # letters of a message that are too many
 _NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
 
 
 def _is_users(filename: str) -> bool:
+    if filename == _STEPS or filename.startswith(_TYPED):
+        return True
     return not filename.startswith((*_OURS, "<"))
 
 
@@ -56,7 +67,14 @@ def place_of(cell: str) -> Callable[[fx.Node], str]:
     return where
 
 
-def _raised_at(cell: str, error: BaseException) -> str:
+def message(error: BaseException) -> str:
+    """What an exception says, in a line or a few: its class and its text."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text if len(text) < _LONG else text.splitlines()[0]}"
+
+
+def raised_at(cell: str, error: BaseException) -> str:
+    """The words for the place where an exception came from: the cell and, where known, the user's line."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
     return f"{cell}, {_line(frames[-1])}" if frames else cell
 
@@ -65,11 +83,35 @@ def _raised_at(cell: str, error: BaseException) -> str:
 def while_tracing(cell: str) -> Iterator[None]:
     """Turn what the tracer raises into a TraceError that names the cell, the line and the mend."""
     try:
-        yield
+        with _told_once():
+            yield
     except ElmanError:
         raise
     except Exception as error:
         raise _translated(cell, error) from error
+
+
+# Where the tracer writes a hundred lines about what it then raises.
+_LOGS = tuple(
+    map(logging.getLogger, ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes"))
+)
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Inside, the tracer raises and does not log, in this thread."""
+    mine = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or threading.get_ident() != mine
+
+    for log in _LOGS:
+        log.addFilter(others)
+    try:
+        yield
+    finally:
+        for log in _LOGS:
+            log.removeFilter(others)
 
 
 def _translated(cell: str, error: Exception) -> TraceError:
@@ -79,47 +121,82 @@ def _translated(cell: str, error: Exception) -> TraceError:
     if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
         return TraceError(
             what="the step takes a number or a decision out of the data (data-dependent control flow)",
-            where=_raised_at(cell, error),
+            where=raised_at(cell, error),
             mend=_NUMBERS,
         )
     if isinstance(error, DynamicOutputShapeException):
         return TraceError(
             what="the step makes a tensor whose shape depends on the data",
-            where=_raised_at(cell, error),
+            where=raised_at(cell, error),
             mend="keep shapes fixed: use masks and torch.where instead of boolean indexing and nonzero",
         )
     if isinstance(error, UnsupportedOperatorException):
         return TraceError(
             what=f"the step uses an operator that PyTorch cannot trace ({error})",
-            where=_raised_at(cell, error),
+            where=raised_at(cell, error),
             mend="register a fake implementation for it (torch.library.register_fake), or write the step without it",
         )
-    first = str(error).strip().split("\n")[0]
+    if "concrete integers" in str(error):
+        return _asks(raised_at(cell, error), None, "")
+    said = re.sub(r"\bs\d+\b", "B", message(error))  # the tracer's symbol for the batch size
     hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
     if "distributions" in "".join(traceback.format_tb(error.__traceback__)):
         hint = "torch.distributions checks its arguments on the data: pass validate_args=False"
     return TraceError(
-        what=f"the step failed while it was traced: {type(error).__name__}: {first}",
-        where=_raised_at(cell, error),
+        what=f"the step failed while it was traced: {said}",
+        where=raised_at(cell, error),
         mend=hint,
     )
 
 
-def guards(env: ShapeEnv, cell: str) -> None:
-    """Refuse a step that decided something by the batch size."""
+def guards(
+    env: ShapeEnv, cell: str, pretended: int, asked: tuple[str, traceback.StackSummary] | None
+) -> None:
+    """Refuse a step that decided something by the batch size.
+
+    pretended: the batch size that the tracer tells where somebody wants a number. asked: the first call of torch that
+    has asked for it, and where that came from.
+    """
     for guard in env.guards:
         place = getattr(guard.sloc, "framework_loc", None)
-        known = (
-            f"{cell}, {_line(place)}"
-            if isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
-            else cell
-        )
+        users = isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
+        known = f"{cell}, {_line(place)}" if users else _called_at(cell, asked)
+        numbered = str(pretended) in str(guard.expr)
+        if not users and (numbered or str(guard.expr.func.__name__) not in ("Equality", "Unequality")):
+            raise _asks(known, asked, "" if numbered else f", and decides by it: {_with_b(guard.expr)}")
+        if numbered:
+            raise TraceError(
+                what="the step takes the batch size as a number", where=known,
+                mend="write the step for any batch size: x.new_zeros(x.shape[0], …), not int(x.shape[0])",
+            )  # fmt: skip
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
             where=known,
             got=f"a decision by {_with_b(guard.expr)}, where B is the batch size",
             mend="write the step for any batch size; -1 in a reshape must stand for a width or for the batch alone",
         )
+
+
+def _called_at(cell: str, asked: tuple[str, traceback.StackSummary] | None) -> str:
+    """The user's line that a call of torch came from."""
+    mine = [frame for frame in (asked[1] if asked is not None else ()) if _is_users(frame.filename)]
+    return f"{cell}, {_line(mine[-1])}" if mine else cell
+
+
+def _asks(where: str, asked: tuple[str, traceback.StackSummary] | None, more: str) -> TraceError:
+    name = "an operation of PyTorch's, or its derivative," if asked is None else f"PyTorch's {asked[0]}"
+    return TraceError(
+        what=f"{name} asks how large the batch is, which is not known while a step is traced{more}", where=where,
+        mend=_ASKING.get(asked[0] if asked is not None else "", "say the same with other operations"),
+    )  # fmt: skip
+
+
+# Operations that ask, and what says the same.
+_ASKING = {
+    "take_along_dim": "use torch.gather",
+    "cdist": "write the distance as a sum: (a.unsqueeze(1) - b).square().sum(-1).sqrt()",
+    "": "if it is a function made by torch.jit.script, call the plain one; else say the same with other operations",
+}
 
 
 def _with_b(expression: Any) -> str:
@@ -164,7 +241,7 @@ def writes_while_running(
         with contextlib.suppress(Exception), torch.no_grad():
             step(inputs)
         try:
-            writes(inputs, versions, ports, _raised_at(cell, error))
+            writes(inputs, versions, ports, raised_at(cell, error))
         except TraceError as told:
             raise told from error
         raise

@@ -15,6 +15,7 @@ from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind
 from elman.circuit.rows import rows_of
 from elman.errors import TraceError
+from elman.trace import refuse
 from elman.trace.call import step_of, store_of
 from elman.trace.outside import is_plain, readable
 
@@ -26,11 +27,11 @@ SCALES = (0.1, 2.0)
 def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping[str, Tensor]) -> None:
     """Run circuit and cell on the same random steps; TraceError where they disagree.
 
-    examples: the user's inputs, from which integer inputs take their values (an index must stay in range).
+    examples: the user's tensors, from which integers take their values (an index must stay in range), and all do where
+        the cell fails on random numbers (a state that has to be positive definite, or a distribution).
     """
     signature = circuit.signature
     assert signature is not None
-    joint = circuit.joint()
     if any(port.device.type == "meta" for port in circuit.inputs):
         return
     constants: dict[str, Tensor] = dict(signature.captured)
@@ -44,17 +45,35 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
                 for port in circuit.inputs
                 if port.kind is not Kind.CONSTANT or port.rows
             }
-            together = _compare(circuit, cell, constants, inputs, 3)
-            alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1)
-            for name in joint.results:
-                if rows_of(circuit.wire(name).meta["val"]) is not None:
-                    _agree(
-                        circuit,
-                        f"the first row of {name.removesuffix('_next')}",
-                        alone[name],
-                        together[name][:1],
-                        3,
-                    )
+            try:
+                _compare_rows(circuit, cell, constants, inputs)
+            except _CellFails:
+                own = {name: _rows(given, 3) for name, given in examples.items() if _has_rows(given)}
+                _compare_rows(circuit, cell, constants, inputs | own)
+
+
+class _CellFails(TraceError):
+    """It is the cell that fails."""
+
+
+def _compare_rows(
+    circuit: Circuit, cell: torch.nn.Module, constants: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+) -> None:
+    """Compare on three rows, and on the first alone."""
+    together = _compare(circuit, cell, constants, inputs, 3)
+    alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1)
+    for name in circuit.joint().results:
+        if rows_of(circuit.wire(name).meta["val"]) is not None:
+            what = f"the first row of {name.removesuffix('_next')}"
+            _agree(circuit, what, alone[name], together[name][:1], 3)
+
+
+def _has_rows(given: Tensor) -> bool:
+    return given.dim() > 0 and given.shape[0] > 0 and is_plain(given)
+
+
+def _rows(given: Tensor, batch: int) -> Tensor:
+    return given.detach()[torch.arange(batch, device=given.device) % given.shape[0]].clone()
 
 
 def _example(port: InPort, batch: int, scale: float, given: Tensor | None) -> Tensor:
@@ -63,9 +82,8 @@ def _example(port: InPort, batch: int, scale: float, given: Tensor | None) -> Te
         return noise.draw(port, 0, SEED, 0, 1, batch)[0]
     if port.dtype.is_floating_point or port.dtype.is_complex:
         return torch.randn(size, dtype=port.dtype, device=port.device) * scale
-    if given is not None and given.shape[0] > 0 and is_plain(given):
-        picked = torch.arange(batch) % given.shape[0]
-        return given.detach()[picked.to(given.device)].clone()
+    if given is not None and _has_rows(given):
+        return _rows(given, batch)
     return torch.zeros(size, dtype=port.dtype, device=port.device)
 
 
@@ -104,9 +122,9 @@ def _compare(
         with torch.enable_grad(), noise.Replay(replay):
             eager = step(leaves)
     except Exception as error:
-        raise TraceError(
-            what=f"the cell itself fails at batch size {batch}: {type(error).__name__}: {error}", where=circuit.name,
-            mend="the step must run at any batch size",
+        raise _CellFails(
+            what=f"the cell itself fails at batch size {batch}: {refuse.message(error)}",
+            where=refuse.raised_at(circuit.name, error), mend="the step must run at any batch size",
         ) from error  # fmt: skip
     for name, leaf in leaves.items():
         if leaf.data_ptr() != addresses[name]:
@@ -129,9 +147,13 @@ def _compare(
         ours = graphs.run(joint.graph, every, batch)
     for name in joint.results:
         _agree(circuit, name.removesuffix("_next"), eager[name].detach(), ours[name], batch)
+    # A gradient that is zero, but for rounding, is as small as that beside the others.
+    size = 1e-2 * max(
+        map(_size, [*cots.values(), *(g for g in eager_gradients if g is not None)]), default=0.0
+    )
     for name, gradient in zip(wants, eager_gradients, strict=True):
         expected = torch.zeros_like(leaves[name]) if gradient is None else gradient
-        _agree(circuit, f"the gradient of {ports[name].path}", expected, ours[f"grad {name}"], batch)
+        _agree(circuit, f"the gradient of {ports[name].path}", expected, ours[f"grad {name}"], batch, size)
     return ours
 
 
@@ -143,17 +165,22 @@ def _call(circuit: Circuit, which: str):  # type: ignore[no-untyped-def]
     return [names[path] for path in tree.paths], tree
 
 
-def _agree(circuit: Circuit, what: str, cell: Tensor, ours: Tensor, batch: int) -> None:
-    """Same shape, same dtype, and the same numbers up to rounding; NaN agrees with NaN."""
+def _size(value: Tensor) -> float:
+    """The largest of the finite numbers in a tensor; 1 where there is none, or they are no floats."""
+    finite = (
+        value[torch.isfinite(value)] if value.is_floating_point() and value.numel() else value.flatten()[:0]
+    )
+    return float(finite.abs().max()) if finite.numel() else 1.0
+
+
+def _agree(circuit: Circuit, what: str, cell: Tensor, ours: Tensor, batch: int, least: float = 0.0) -> None:
+    """Same shape, same dtype, and the same numbers up to rounding; NaN agrees with NaN. least: the size of numbers
+    beside which smaller ones are rounding."""
     tolerance = 1e-9 if cell.dtype == torch.float64 else 1e-3 if cell.dtype == torch.float32 else 5e-2
     same = cell.shape == ours.shape and cell.dtype == ours.dtype
     if same and cell.numel():
-        scale = (
-            float(cell[torch.isfinite(cell)].abs().max())
-            if cell.is_floating_point() and torch.isfinite(cell).any()
-            else 1.0
-        )
-        same = torch.allclose(cell, ours, rtol=tolerance, atol=tolerance * max(scale, 1e-6), equal_nan=True)
+        scale = max(_size(cell), least, 1e-6)
+        same = torch.allclose(cell, ours, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
     if not same:
         raise TraceError(
             what=f"the circuit and the cell disagree about {what} at batch size {batch}",

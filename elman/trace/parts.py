@@ -1,0 +1,156 @@
+"""Operations as what they are made of, while a step is traced.
+
+PyTorch computes `scaled_dot_product_attention` by kernels of which a graph shows nothing, some of them with a name that
+says "random" and without second derivatives. And the second derivatives of a few operations ask how large the batch is,
+which nobody knows here. In both cases a formula says the same, and has derivatives of any order.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import traceback
+import types
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+Tensor = torch.Tensor
+
+
+class InParts(TorchFunctionMode):
+    """Inside, operations are made of others: attention, and with `twice` those whose second derivatives are not there.
+
+    asked: the first call that has asked how large the batch is: its name, and the lines it came from.
+    """
+
+    def __init__(self, env: ShapeEnv, twice: bool) -> None:
+        super().__init__()
+        self.env = env
+        self.parts = _PARTS | _TWICE if twice else _PARTS
+        self.asked: tuple[str, traceback.StackSummary] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = len(self.env.guards)
+        made = self.parts.get(func, func)(*args, **(kwargs or {}))
+        if self.asked is None and len(self.env.guards) > known:
+            self.asked = getattr(func, "__name__", str(func)), traceback.extract_stack()
+        return made
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """softmax(q kᵀ / √d) v, as `torch.nn.functional.scaled_dot_product_attention` defines it: [.., L, d], [.., S, d].
+
+    A row whose places are all hidden attends to nothing: zeros.
+    """
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    score = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    hides = attn_mask is not None
+    if is_causal:
+        seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        score = torch.where(seen, score, -math.inf)
+    if attn_mask is not None:
+        hidden = attn_mask.dtype == torch.bool
+        score = torch.where(attn_mask, score, -math.inf) if hidden else score + attn_mask
+    weight = torch.softmax(score, -1)
+    if hides:
+        weight = torch.where((score == -math.inf).all(-1, keepdim=True), 0.0, weight)
+    return F.dropout(weight, dropout_p) @ value if dropout_p else weight @ value
+
+
+def _with_ours(function: types.FunctionType) -> types.FunctionType:
+    """The same function of torch, computing with `attend`."""
+    known = {
+        **function.__globals__,
+        "scaled_dot_product_attention": attend,
+        "has_torch_function": lambda tensors: False,
+    }
+    made = types.FunctionType(function.__code__, known, function.__name__, function.__defaults__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+class _Abs(torch.autograd.Function):
+    """|x|, its derivative sign(x); that of sgn(x), which autograd takes, is a tensor of the batch's size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * x.sign()
+
+
+def _sgn(input: Tensor) -> Tensor:
+    return torch.sgn(input) if input.is_complex() else torch.sign(input)
+
+
+def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.matmul, tensors)
+
+
+def _abs(input: Tensor) -> Tensor:
+    return _Abs.apply(input) if input.is_floating_point() else torch.abs(input)
+
+
+def _softsign(input: Tensor) -> Tensor:
+    return input / (_abs(input) + 1)
+
+
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    a, b = input.chunk(2, dim)
+    return a * torch.sigmoid(b)
+
+
+def _embedding(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Tensor:  # fmt: skip
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    rows = weight[input]
+    if padding_idx is None:
+        return rows
+    padding = input == padding_idx % len(weight)
+    return torch.where(padding.unsqueeze(-1), rows.detach(), rows)
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    channels = [-1, *[1] * (input.dim() - 2)]
+    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
+    out = (input - running_mean.view(channels)) * scale.view(channels)
+    return out if bias is None else out + bias.view(channels)
+
+
+_PARTS: dict[Any, Any] = {
+    F.scaled_dot_product_attention: attend,
+    F.multi_head_attention_forward: _with_ours(F.multi_head_attention_forward),  # type: ignore[arg-type]
+    **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
+    torch.linalg.multi_dot: _multi_dot,
+}
+_TWICE: dict[Any, Any] = {
+    **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__, torch.absolute, Tensor.absolute), _abs),
+    F.softsign: _softsign,
+    F.glu: _glu,
+    F.embedding: _embedding,
+    F.batch_norm: _batch_norm,
+}
