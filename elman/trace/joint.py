@@ -26,7 +26,6 @@ from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.trace import refuse
-from elman.trace.checked import Checked
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.parts import InParts
@@ -110,14 +109,7 @@ def trace_joint(
     fakes = Fakes()
     parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
-    with (
-        refuse.while_tracing(name),
-        enable_python_dispatcher(),
-        fakes.mode,
-        torch.enable_grad(),
-        _quiet(),
-        Checked(),
-    ):
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         # A first run without recording: what comes out, and whether the step is honest about its state.
         with refuse.writes_while_running(step, example, given, name), parts:
             leaves = _leaves(example, given)
@@ -147,14 +139,7 @@ def trace_joint(
         gradients_found[:] = [gradient is not None for gradient in found]
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
-    with (
-        refuse.while_tracing(name),
-        enable_python_dispatcher(),
-        fakes.mode,
-        torch.enable_grad(),
-        _quiet(),
-        Checked(),
-    ):
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
         module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )

@@ -1,8 +1,9 @@
 """Operations as what they are made of, while a step is traced.
 
 PyTorch computes `scaled_dot_product_attention` by kernels of which a graph shows nothing, some of them with a name that
-says "random" and without second derivatives. And the second derivatives of a few operations ask how large the batch is,
-which nobody knows here. In both cases a formula says the same, and has derivatives of any order.
+says "random" and without second derivatives. The second derivatives of a few operations ask how large the batch is,
+which nobody knows here; one_hot looks at its numbers, which are not there. A formula says the same, and has derivatives
+of any order.
 """
 
 from __future__ import annotations
@@ -129,6 +130,15 @@ def _embedding(
     return torch.where(padding.unsqueeze(-1), rows.detach(), rows)
 
 
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Numbers that are none of the classes are an error in PyTorch; on fake tensors it is a comparison, which has none.
+    A scatter says so in every engine."""
+    if num_classes < 1:
+        return F.one_hot(tensor, num_classes)
+    room = torch.zeros((*tensor.shape, num_classes), dtype=tensor.dtype, device=tensor.device)
+    return room.scatter(-1, tensor.unsqueeze(-1), 1)
+
+
 def _batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -146,6 +156,7 @@ _PARTS: dict[Any, Any] = {
     F.multi_head_attention_forward: _with_ours(F.multi_head_attention_forward),  # type: ignore[arg-type]
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
     torch.linalg.multi_dot: _multi_dot,
+    F.one_hot: _one_hot,
 }
 _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__, torch.absolute, Tensor.absolute), _abs),
