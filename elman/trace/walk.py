@@ -193,9 +193,7 @@ class Walk:
             push(
                 (
                     path,
-                    value.fget
-                    if isinstance(value, property)
-                    else getattr(value, "__func__", None) or value.func,
+                    next(filter(None, (getattr(value, name, None) for name in ("fget", "__func__", "func")))),
                 )
             )
         elif isinstance(value, (list, tuple, collections.deque)):
