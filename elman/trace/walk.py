@@ -216,8 +216,8 @@ class Walk:
             watched.dict(value._data)  # type: ignore[attr-defined]
         elif not self._array(path, value) and not self._attributes(path, value):
             self.found.append((path, *_by_identity(value)))
-            if (wrapped := getattr(value, "__wrapped__", None)) is not None:
-                push((path, wrapped))
+            if isinstance(value, functools._lru_cache_wrapper):
+                push((path, value.__wrapped__))
 
     def _row(self, path: str, value: Any) -> None:
         kind = type(value)
