@@ -21,6 +21,7 @@ from elman.forcing import WEIGHT
 from elman.pieces.compiled import PaddedLayout, check_happens
 from elman.recurrent.prepare import Shapes, check_teacher, indivisible, look_up, meta
 from elman.trace.initial import find_zeros
+from elman.trace.modules import module_at, steps_to
 from elman.trace.outside import outside
 
 Tensor = torch.Tensor
@@ -150,8 +151,8 @@ def _program(
         wants = set()
         for port, source in zip(found.program.inputs, found.sources, strict=True):
             if isinstance(source, Place):
-                sources.append((source.module, source.key))
-                tensor = _kept(layer.cell, source)
+                sources.append((steps_to(source.module), source.key))
+                tensor = getattr(module_at(layer.cell, source.module), source.key)
                 flowing = flows is not None and tensor.requires_grad
             elif isinstance(source, Tensor):
                 continue
@@ -176,11 +177,6 @@ def _program(
         key, bool(wants), tuple(sources), output, found.output_slots,
         encode(found.state.fill(list(range(len(found.state_slots))))), found.state_slots, found.program.has_noise,
     )  # fmt: skip
-
-
-def _kept(cell: torch.nn.Module, place: Place) -> Tensor:
-    module = cell.get_submodule(place.module) if place.module else cell
-    return getattr(module, place.key)
 
 
 def _examples(code: Any, metas: Any) -> Any:
@@ -348,7 +344,10 @@ def run_compiled(
             rows = batch if layout is None else layout.most
             tensors.append(torch.zeros((rows, *source[0]), dtype=source[1], device=source[2]))
         else:
-            tensors.append(getattr(layer.cell.get_submodule(source[0]), source[1]))
+            here: Any = layer.cell
+            for kind, name in source[0]:
+                here = here[name] if kind == "item" else getattr(here, name)
+            tensors.append(getattr(here, source[1]))
     seed = torch.randint(2**62, (), dtype=torch.int64) if noisy else None
     run: Any = torch.ops.elman.train if training else torch.ops.elman.run
     if layout is None:

@@ -69,9 +69,8 @@ class Fakes:
 
         self.env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
         self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
-        self.mode.cache_enabled = (
-            False  # hardly anything is met twice, and PyTorch would keep it after the trace
-        )
+        # Hardly anything is met twice, and PyTorch would keep it after the trace.
+        self.mode.cache_enabled = False
         source = _Batch()
         symbol = self.env.create_symbol(PRETENDED_BATCH, source, DimDynamic.DYNAMIC)
         self.batch = self.env.create_symintnode(symbol, hint=PRETENDED_BATCH, source=source)

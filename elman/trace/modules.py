@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import functools
+import re
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +51,12 @@ def _kept_modules(value: Any, path: str, depth: int) -> Iterator[tuple[str, torc
 def module_at(cell: torch.nn.Module, path: str) -> torch.nn.Module:
     """The module of a path that `modules` has given."""
     return dict(modules(cell))[path] if "[" in path else cell.get_submodule(path)
+
+
+def steps_to(path: str) -> tuple[tuple[str, Any], ...]:
+    """How to get to the module of a path, in steps that a compiler can follow: ("attribute", name), ("item", key)."""
+    found = re.findall(r"\[(-?\d+|'[^']*')\]|([^.\[\]]+)", path)
+    return tuple(("attribute", name) if name else ("item", ast.literal_eval(item)) for item, name in found)
 
 
 def kept_values(cell: torch.nn.Module) -> Iterator[Any]:

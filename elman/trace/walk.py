@@ -193,9 +193,7 @@ class Walk:
             push(
                 (
                     path,
-                    value.fget
-                    if isinstance(value, property)
-                    else getattr(value, "__func__", None) or value.func,
+                    next(filter(None, (getattr(value, name, None) for name in ("fget", "__func__", "func")))),
                 )
             )
         elif isinstance(value, (list, tuple, collections.deque)):
@@ -218,8 +216,8 @@ class Walk:
             watched.dict(value._data)  # type: ignore[attr-defined]
         elif not self._array(path, value) and not self._attributes(path, value):
             self.found.append((path, *_by_identity(value)))
-            if (wrapped := getattr(value, "__wrapped__", None)) is not None:
-                push((path, wrapped))
+            if isinstance(value, functools._lru_cache_wrapper):
+                push((path, value.__wrapped__))
 
     def _row(self, path: str, value: Any) -> None:
         kind = type(value)

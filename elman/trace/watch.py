@@ -119,16 +119,18 @@ class Watched:
 
     def save(self) -> Callable[[], None]:
         """A function that puts everything back: what containers, closures, globals and classes hold now."""
-        copies = [(one, [*one]) for one in chain(self.lists, self.others)]
+        copies: list[tuple[Any, list[Any]]] = [
+            (one, [*one]) for one in chain(self.lists, self.others) if not isinstance(one, (dict, frozenset))
+        ]
         dicts = [(one, dict(one)) for one, _ in self.dicts]
         contents = [(cell, content_of(cell)) for cell in self.cells]
         entries = [(kind, dict(kind.__dict__), passed) for kind, passed in self.classes]
 
         def restore() -> None:
             for one, before in copies:
-                if not _alike([*one], before) and hasattr(one, "clear"):
+                if not _alike([*one], before):
                     one.clear()
-                    (one.update if isinstance(one, set) else one.extend)(before)  # type: ignore[attr-defined]
+                    (one.update if isinstance(one, set) else one.extend)(before)
             for one, before in dicts:
                 if not _alike([*one, *one.values()], [*before, *before.values()]):
                     one.clear()

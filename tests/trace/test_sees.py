@@ -273,6 +273,15 @@ def test_gradients_of_a_module_in_a_list() -> None:
         torch.testing.assert_close(one, found[-1], **EXACT)
 
 
+def test_a_module_in_a_list_under_compile() -> None:
+    make, _ = HONOURED["weights of a module in a list"]
+    rnn, (x, h) = elman.Recurrent(make()), data()
+    compiled = torch.compile(rnn, backend="eager", fullgraph=True)
+    compiled(x, h)
+    drift(rnn.cell.kept[0])
+    torch.testing.assert_close(compiled(x, h), rnn(x, h), **EXACT)
+
+
 # --- refused --------------------------------------------------------------------------------------------------------
 
 
