@@ -19,7 +19,7 @@ WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist wor
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 setup: $(READY)  ## make .venv with elman (editable) and everything that development needs
 
@@ -29,7 +29,7 @@ demo: setup  ## train a language model on real text for a minute, and let it wri
 test: setup  ## run the tests; one file or one test: make test ARGS="tests/test_house.py -k rooms"
 	@$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-conformance: setup  ## run everything, grids of parameters as a whole: before a release, in half an hour
+conformance: setup  ## run everything, grids of parameters as a whole: before a release
 	@$(BIN)/python -m pytest --conformance $(WORKERS) $(ARGS)
 
 versions:  ## run the tests with other versions: make versions PYTHON=python3.13 TORCH=2.14.1
