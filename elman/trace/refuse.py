@@ -211,6 +211,11 @@ def writes(
     for port in ports:
         if leaves[port.name]._version == versions[port.name]:
             continue
+        if port.kind is Kind.CONSTANT and port.path.endswith(("_u", "_v")):
+            raise TraceError(
+                what=f"the step mutates {port.path}: in training, a spectral norm iterates whenever its weight is read",
+                where=cell, mend="call .eval() on the module that is normalised",
+            )  # fmt: skip
         if port.kind is Kind.CONSTANT:
             raise TraceError(
                 what=f"the step mutates {port.path}, a parameter or buffer",
