@@ -46,7 +46,8 @@ def computed(cell: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
     """Plain attributes that a hook of PyTorch's computes before each step: values, and no tensors that a cell keeps."""
     found = []
     for module in cell.modules():
-        for hook in module._forward_pre_hooks.values():
+        hooks: list[Any] = list(module._forward_pre_hooks.values())
+        for hook in hooks:
             for base in type(hook).__mro__:
                 name = getattr(hook, _WEIGHTS.get((base.__module__, base.__name__), ""), None)
                 if isinstance(name, str) and isinstance(module.__dict__.get(name), Tensor):

@@ -26,13 +26,13 @@ class Heads(nn.Module):
 
     def forward(self, x: Any, m: Any) -> Any:
         def heads(z: Any) -> Any:
-            return z.view(len(z), S, 2, D // 2).transpose(1, 2)
+            return z.view(z.shape[0], S, 2, D // 2).transpose(1, 2)
 
         q, k, v = heads(m), heads(torch.sin(m) + self.U(x)[:, None] * m), heads(m)
         if self.how.get("enable_gqa"):
             k, v = k[:, :1], v[:, :1]
         got = F.scaled_dot_product_attention(q, k, v, **self.how)
-        return torch.tanh(m + got.transpose(1, 2).reshape(len(m), S, D))
+        return torch.tanh(m + got.transpose(1, 2).reshape(m.shape[0], S, D))
 
 
 class Multihead(nn.Module):
