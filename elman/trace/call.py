@@ -28,13 +28,34 @@ def places(cell: torch.nn.Module) -> list[tuple[Place, ...]]:
     """Every tensor that a cell keeps: parameters, buffers, plain attributes, those of modules in plain lists and dicts
     too; tied ones are one entry of many places."""
     found: dict[int, list[Place]] = {}
+    made = {id(module.__dict__[name]) for module, name in computed(cell)}
     for path, module in modules(cell):
         for store in ("_parameters", "_buffers", "__dict__"):
             entries = module.__dict__ if store == "__dict__" else module.__dict__[store]
             for key, value in entries.items():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and not (store == "__dict__" and id(value) in made):
                     found.setdefault(id(value), []).append(Place(path, store, key))
     return [tuple(entry) for entry in found.values()]
+
+
+_WEIGHTS = {  # hooks that make a weight out of others before each step, and the attribute with its name
+    ("torch.nn.utils.weight_norm", "WeightNorm"): "name",
+    ("torch.nn.utils.spectral_norm", "SpectralNorm"): "name",
+    ("torch.nn.utils.prune", "BasePruningMethod"): "_tensor_name",
+}
+
+
+def computed(cell: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
+    """Plain attributes that a hook of PyTorch's computes before each step: values, and no tensors that a cell keeps."""
+    found = []
+    for module in cell.modules():
+        hooks: list[Any] = list(module._forward_pre_hooks.values())
+        for hook in hooks:
+            for base in type(hook).__mro__:
+                name = getattr(hook, _WEIGHTS.get((base.__module__, base.__name__), ""), None)
+                if isinstance(name, str) and isinstance(module.__dict__.get(name), Tensor):
+                    found.append((module, name))
+    return found
 
 
 def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
@@ -56,6 +77,8 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
         else:
             functions.append((value, _with_own_closure(value)))
             memo[id(value)] = functions[-1][1]
+    for module, name in computed(cell):
+        memo[id(module.__dict__[name])] = module.__dict__[name]
     for entry in places(cell):
         value = store_of(cell, entry[0])[entry[0].key]
         empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
@@ -93,6 +116,7 @@ def swapped(cell: torch.nn.Module, tensors: Mapping[tuple[Place, ...], Tensor]) 
     stores = [
         (store_of(cell, place), place.key, value) for entry, value in tensors.items() for place in entry
     ]
+    stores += [(module.__dict__, name, module.__dict__[name]) for module, name in computed(cell)]
     before = [store[key] for store, key, _ in stores]
     try:
         for store, key, value in stores:

@@ -159,15 +159,15 @@ def guards(
     """
     for guard in env.guards:
         place = getattr(guard.sloc, "framework_loc", None)
-        users = isinstance(place, traceback.FrameSummary) and _is_users(place.filename)
-        known = f"{cell}, {_line(place)}" if users else _called_at(cell, asked)
+        mine = place if isinstance(place, traceback.FrameSummary) and _is_users(place.filename) else None
+        known = f"{cell}, {_line(mine)}" if mine is not None else _called_at(cell, asked)
         numbered = str(pretended) in str(guard.expr)
-        if not users and (numbered or str(guard.expr.func.__name__) not in ("Equality", "Unequality")):
+        if mine is None and (numbered or str(guard.expr.func.__name__) not in ("Equality", "Unequality")):
             raise _asks(known, asked, "" if numbered else f", and decides by it: {_with_b(guard.expr)}")
         if numbered:
             raise TraceError(
                 what="the step takes the batch size as a number", where=known,
-                mend="write the step for any batch size: x.new_zeros(x.shape[0], …), not int(x.shape[0])",
+                mend="write the step for any batch size: x.new_zeros(x.shape[0], …), not len(x) or int(x.shape[0])",
             )  # fmt: skip
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
@@ -214,6 +214,11 @@ def writes(
     for port in ports:
         if leaves[port.name]._version == versions[port.name]:
             continue
+        if port.kind is Kind.CONSTANT and port.path.endswith(("_u", "_v")):
+            raise TraceError(
+                what=f"the step mutates {port.path}: in training, a spectral norm iterates whenever its weight is read",
+                where=cell, mend="call .eval() on the module that is normalised",
+            )  # fmt: skip
         if port.kind is Kind.CONSTANT:
             raise TraceError(
                 what=f"the step mutates {port.path}, a parameter or buffer",
