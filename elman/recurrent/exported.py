@@ -27,7 +27,7 @@ from elman.recurrent.compiled import constant
 from elman.recurrent.prepare import Prepared, Shapes, check_teacher, indivisible, look_up, meta
 from elman.trace.call import store_of
 from elman.trace.initial import find_zeros
-from elman.trace.outside import outside
+from elman.trace.outside import is_plain, outside
 
 Tensor = torch.Tensor
 
@@ -136,7 +136,8 @@ def _sorted(
             found[port.name] = torch.zeros((batch, *port.shape), dtype=port.dtype, device=port.device)
         else:
             found[port.name] = next(given[source]) if source in given else taught[source]
-    return found
+    # A tensor that is not the export's becomes a constant of it where an operation reads it; a loop is none.
+    return {name: value.clone() if is_plain(value) else value for name, value in found.items()}
 
 
 def _active(prepared: Prepared, happens: tuple[Any, Any, Any], steps: int, batch: int) -> Tensor | None:
@@ -150,7 +151,7 @@ def _active(prepared: Prepared, happens: tuple[Any, Any, Any], steps: int, batch
     if (reason := indivisible(prepared, cuts=False)) is not None:
         raise reason
     if lengths is None:
-        return mask
+        return mask.clone() if is_plain(mask) else mask
     before = torch.arange(steps, device=lengths.device)[:, None] < lengths
     return before if mask is None else before & mask
 
@@ -162,50 +163,66 @@ def _scan(
     circuit = prepared.program.circuit
     if prepared.program.has_noise:
         raise _refused("a cell that draws random numbers under torch.export", "call model.eval() before")
-    kinds = {
-        kind: [p.name for p in circuit.inputs_of(kind)] for kind in (Kind.STATE, Kind.SEQUENCE, Kind.CONSTANT)
-    }
+    kinds = {kind: [p.name for p in circuit.inputs_of(kind)] for kind in Kind}
     states, constants = kinds[Kind.STATE], kinds[Kind.CONSTANT]
-    carried = [tensors[name] for name in states]
+    # Where a teacher is, what the next step sees is not what the last one leaves: final states are carried beside.
+    starts = [
+        p.name
+        for p, source in zip(prepared.program.inputs, prepared.sources, strict=True)
+        if source == "state"
+    ]
+    wires = [circuit.outputs[slot].wire for slot in prepared.state_slots]
+    carried = [*(tensors[name] for name in states), *(tensors[name].clone() for name in starts)]
     read = [tensors[name] for name in kinds[Kind.SEQUENCE]]
     if active is not None or not read:  # a loop over nothing has no steps
         read.append(active if active is not None else torch.zeros(steps))
     if circuit.reverse:
         read = [value.flip(0) for value in read]
-    sequences = [*kinds[Kind.SEQUENCE], ""][: len(read)]
 
     def step(*values: Tensor) -> list[Tensor]:
-        known = dict(zip((*states, *sequences, *constants), values, strict=True))
-        return _step(circuit, known, known[""] if active is not None else None)
+        before, now, fixed = _split(values, len(carried), len(read))
+        known = dict(zip((*states, *constants), (*before[: len(states)], *fixed), strict=True))
+        known |= dict(zip(kinds[Kind.SEQUENCE], now, strict=active is None and bool(kinds[Kind.SEQUENCE])))
+        return _step(circuit, known, before, wires, None if active is None else now[-1])
 
     kept = [i for i, out in enumerate(circuit.outputs) if out.kind is Kind.SEQUENCE]
     made = scan_op(step, carried, read, tuple(tensors[name] for name in constants))
-    emitted = [value.flip(0) if circuit.reverse else value for value in made[len(states) :]]
-    found = dict(zip(kept, emitted, strict=True))
-    for slot, out in enumerate(circuit.outputs):
-        if out.kind is Kind.STATE:
-            found[slot] = made[states.index(out.name.removesuffix("_final"))]
-    return found
+    _, finals, emitted = _split(made, len(states), len(starts))
+    sequences = [value.flip(0) if circuit.reverse else value for value in emitted]
+    return dict(zip((*prepared.state_slots, *kept), (*finals, *sequences), strict=True))
 
 
-def _step(circuit: Circuit, known: dict[str, Tensor], active: Tensor | None) -> list[Tensor]:
-    """(next states, outputs) of one step, each in memory of its own."""
-    states = circuit.inputs_of(Kind.STATE)
+def _split(values: Sequence[Tensor], one: int, other: int) -> tuple[Sequence[Tensor], ...]:
+    return values[:one], values[one : one + other], values[one + other :]
+
+
+def _step(
+    circuit: Circuit,
+    known: dict[str, Tensor],
+    before: Sequence[Tensor],
+    wires: list[str],
+    active: Tensor | None,
+) -> list[Tensor]:
+    """(next states, values of wires, outputs) of one step, each in memory of its own.
+
+    before: what the first two were at the step before, and stay where a row is not active.
+    """
     if active is not None:
         known = known | {
             port.name: known[port.name].masked_fill(~_wide(active, known[port.name]), 0)
             for port in circuit.inputs_of(Kind.SEQUENCE) if port.rows
         }  # fmt: skip
     results = _Results(circuit)
-    results.of(known | {ROWS: known[states[0].name].shape[0]})
-    after, made = [], []
-    for port in states:
-        old = known[port.name]
-        new = torch.zeros_like(old) if port.next is None else results.env[circuit.wire(port.next)]
-        after.append(new if active is None else torch.where(_wide(active, new), new, old))
-    for out in circuit.outputs_of(Kind.SEQUENCE):
-        value = results.env[circuit.wire(out.wire)]
-        made.append(value if active is None else value.masked_fill(~_wide(active, value), 0))
+    results.of(known | {ROWS: before[0].shape[0]})
+    nexts = [port.next for port in circuit.inputs_of(Kind.STATE)]
+    after = [
+        torch.zeros_like(old) if wire is None else results.env[circuit.wire(wire)]
+        for wire, old in zip((*nexts, *wires), before, strict=True)
+    ]
+    made = [results.env[circuit.wire(out.wire)] for out in circuit.outputs_of(Kind.SEQUENCE)]
+    if active is not None:
+        after = [torch.where(_wide(active, new), new, old) for new, old in zip(after, before, strict=True)]
+        made = [value.masked_fill(~_wide(active, value), 0) for value in made]
     return [value.clone() for value in (*after, *made)]
 
 
