@@ -18,6 +18,7 @@ from elman.execute import Program
 from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
 from elman.trace.key import fingerprint
+from elman.trace.outside import locked
 
 Tensor = torch.Tensor
 
@@ -56,6 +57,7 @@ class Shapes:
     weight: torch.dtype | None = None
 
 
+@locked
 def look_up(
     cell: torch.nn.Module, reverse: bool, shapes: Shapes, own: dict[Any, Prepared],
     xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor],

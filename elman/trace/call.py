@@ -41,7 +41,7 @@ def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
 def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
     """A copy of a cell without its weights, which keeps the attributes as they are now and can be run by `swapped`.
 
-    A cell that cannot be copied is used itself.
+    Its modules are never the cell's own, which another thread may be using meanwhile.
     """
     memo: dict[int, Any] = {id(value): value for value in loose_tensors(cell)}
     for entry in places(cell):
@@ -51,9 +51,26 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
             torch.nn.Parameter(empty, value.requires_grad) if isinstance(value, torch.nn.Parameter) else empty
         )
     try:
-        return copy.deepcopy(cell, memo)
+        return copy.deepcopy(cell, dict(memo))
     except Exception:
-        return cell
+        return _taken_apart(cell, memo)
+
+
+def _taken_apart(cell: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    """The copy of a cell that keeps what cannot be copied (a lock, an open file), which is then shared."""
+    modules = list(cell.modules())
+    for module in modules:
+        memo[id(module)] = object.__new__(type(module))
+    for module in modules:
+        entries = memo[id(module)].__dict__
+        for key, value in module.__dict__.items():
+            met = dict(memo)  # what a copy has met that fails must not be met again
+            try:
+                entries[key] = copy.deepcopy(value, met)
+                memo.update(met)
+            except Exception:
+                entries[key] = value
+    return memo[id(cell)]
 
 
 @contextlib.contextmanager
