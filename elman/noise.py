@@ -9,6 +9,7 @@ be drawn again instead of being stored. On CPUs, where elman's compiled part is 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elman.circuit.form import InPort, Kind
@@ -254,27 +257,67 @@ def _mix(seed: int, index: int, block: int) -> int:
     return (z ^ (z >> 31)) & ((1 << 63) - 1)
 
 
-class Replay(TorchDispatchMode):
-    """Run eager code with given numbers instead of random ones: each random operation takes the next of `noises`.
+def normal(
+    size: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> torch.Tensor:
+    """Standard normal numbers of a generator that lives on the CPU, on any device."""
+    return torch.randn(tuple(size), dtype=dtype, generator=generator).to(device)
 
-    noises: one tensor per draw in order, shaped as the noise ports are (at one step, `[B, …]`).
+
+class Replay(TorchDispatchMode):
+    """Run eager code with other numbers than those of PyTorch's own generators, which stay as they are.
+
+    noises: each random operation takes the next tensor, shaped as the noise ports are (at one step, `[B, …]`); or a
+        generator, of which it takes as many numbers as it needs.
     """
 
-    def __init__(self, noises: Sequence[torch.Tensor]):
+    def __init__(self, noises: Sequence[torch.Tensor] | torch.Generator):
         super().__init__()
-        self.noises: Iterator[torch.Tensor] = iter(noises)
+        self.noises = noises if isinstance(noises, torch.Generator) else iter(noises)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         functional = _TWINS.get(func, func)
         lifting = LIFTINGS.get(functional)
-        if lifting is None or (functional is aten.native_dropout.default and not args[2]):
+        if torch.Tag.nondeterministic_seeded not in func.tags or (
+            functional is aten.native_dropout.default and not args[2]
+        ):
             return func(*args, **kwargs)
-        out = func(*args, **kwargs)  # for its shape and dtype; in place, it is the operand itself
+        if lifting is None:  # a cell that draws so is refused
+            with _untouched():
+                return func(*args, **kwargs)
+        with FakeTensorMode():  # its shape and dtype, without drawing
+            out = func(*pytree.tree_map_only(torch.Tensor, _fake, args), **kwargs)
         first = out[0] if isinstance(out, tuple) else out
-        noise = next(self.noises).reshape(first.shape)
+        if isinstance(self.noises, torch.Generator):
+            dtype = first.dtype if first.dtype.is_floating_point else torch.float32
+            fill = torch.rand if lifting.draw == "uniform" else torch.randn
+            noise = fill(first.shape, dtype=dtype, generator=self.noises).to(first.device)
+        else:
+            noise = next(self.noises).reshape(first.shape)
         result = lifting.formula(lambda op, *a, **k: op(*a, **k), noise, first, *args, **_plain(kwargs))
-        return result if isinstance(result, tuple) else first.copy_(result)
+        if isinstance(result, tuple):
+            return result
+        made = args[0] if func in _TWINS else torch.empty(first.shape, dtype=first.dtype, device=first.device)
+        return made.copy_(result)
+
+
+def _fake(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+
+@contextlib.contextmanager
+def _untouched() -> Iterator[None]:
+    """Inside, random operations draw from PyTorch's default generators, which then are as before."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    before, others = torch.default_generator.get_state(), [torch.cuda.get_rng_state(i) for i in devices]
+    torch.default_generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)
+        for i, state in zip(devices, others, strict=True):
+            torch.cuda.set_rng_state(state, i)
 
 
 # In-place random operations and the functional ones that they become in a graph.

@@ -17,6 +17,7 @@ from elman.layout import Packing
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
+from elman.trace.outside import locked
 
 Tensor = torch.Tensor
 
@@ -63,6 +64,7 @@ class Recipe:
             made = self._function(engine, packing is not None)
         return made(steps, batch, seed, *tensors) if packing is None else made(packing, seed, *tensors)
 
+    @locked
     def _function(self, engine: str, ragged: bool) -> Made:
         if self._among is not engines.ENGINES:
             self._among, self._made = engines.ENGINES, {}

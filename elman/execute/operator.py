@@ -1,4 +1,4 @@
-"""The door of torch.compile: registered operators, which a compiled graph calls by the digest of a program.
+"""The door of torch.compile: registered operators, which a compiled graph calls by the name of a program.
 
 Two operators, without state of their own: `elman::run` runs a plan; `elman::train` runs a plan that was cut for
 training and gives out what its backward pass needs. The backward of `elman::train` is `elman::run` of the adjoint.
@@ -6,8 +6,10 @@ training and gives out what its backward pass needs. The backward of `elman::tra
 
 from __future__ import annotations
 
-import hashlib
+import uuid
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,36 +18,65 @@ from torch import Tensor
 from elman.adjoint import cotangent_of
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.circuit.rows import carries
+from elman.errors import StateError
 from elman.execute.body import Call, Recipe
 from elman.execute.program import Program
 from elman.layout import Packing
-
-_PLANS: dict[str, tuple[Program, Recipe, tuple[str, ...]]] = {}  # digest -> program, one of its plans, wants
-
-
-def digest(circuit: Circuit) -> str:
-    """A name for a circuit by its content: ports and operations."""
-    text = [circuit.name, str(circuit.reverse), *map(str, circuit.inputs), *map(str, circuit.outputs)]
-    text += [f"{node.name} {node.target} {node.args} {node.kwargs}" for node in circuit.graph.nodes]
-    if circuit.signature is not None:
-        text += [f"{name} {id(tensor)}" for name, tensor in circuit.signature.captured.items()]
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()[:24]
+from elman.trace.outside import locked
 
 
-def register(program: Program, wants: frozenset[str] | None) -> str:
-    """Make a program's plans known under a digest, derived now: inside a compiled graph it would be too late.
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One plan of a program, as compiled graphs know it: by name.
 
-    wants: the inputs whose gradients will be asked for; None or empty for none.
+    wants: the inputs whose gradients will be asked for. backward: the plan that finds them, if there are any.
     """
-    key = f"{digest(program.circuit)}-{','.join(sorted(wants or ()))}"
-    if key not in _PLANS:
+
+    name: str
+    program: Program
+    recipe: Recipe
+    wants: frozenset[str]
+    backward: Entry | None
+
+
+# A program keeps its entries, and a compilation its program (see `elman.recurrent.compiled`). Reading it needs no lock.
+_ENTRIES: weakref.WeakValueDictionary[str, Entry] = weakref.WeakValueDictionary()
+
+
+@locked
+def register(program: Program, wants: frozenset[str]) -> str:
+    """Name a program's plans, which are derived now: inside a compiled graph it would be too late.
+
+    wants: the inputs whose gradients will be asked for, if any.
+    """
+    entry = program.entries.get(wants)
+    if entry is None:
         if wants:
             training = program.training(wants)
-            _PLANS[key] = (program, Recipe(training.forward), tuple(sorted(wants)))
-            _PLANS[f"{key}-backward"] = (program, Recipe(training.backward), ())
+            backward = _named(program, Recipe(training.backward), frozenset(), None)
+            entry = _named(program, Recipe(training.forward), wants, backward)
         else:
-            _PLANS[key] = (program, Recipe(program.plan), ())
-    return key
+            entry = _named(program, Recipe(program.plan), wants, None)
+        program.entries[wants] = entry
+    return entry.name
+
+
+def _named(program: Program, recipe: Recipe, wants: frozenset[str], backward: Entry | None) -> Entry:
+    """The name is a random one, never given twice: PyTorch keeps compiled graphs on disk, and would otherwise give
+    another process, or a fork of this one, the graph of whatever program had the name here."""
+    entry = Entry(uuid.uuid4().hex, program, recipe, wants, backward)
+    _ENTRIES[entry.name] = entry
+    return entry
+
+
+def _entry(name: str) -> Entry:
+    entry = _ENTRIES.get(name)
+    if entry is None:
+        raise StateError(
+            what="a compiled graph calls a program that is not here (any more)", where="torch.compile",
+            mend="compile again in this process, and keep the layer for as long as what was compiled from it",
+        )  # fmt: skip
+    return entry
 
 
 def _bound(circuit: Circuit) -> dict[str, Tensor]:
@@ -66,7 +97,7 @@ def _call(
     tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
     sizes: Tensor | None, rows: int,
 ) -> list[Tensor]:  # fmt: skip
-    _, recipe, _ = _PLANS[key]
+    recipe = _entry(key).recipe
     circuit = recipe.plan.circuit
     known = dict(zip(_passed(circuit), tensors, strict=True)) | _bound(circuit)
     number = 0 if seed is None else int(seed.item())
@@ -142,7 +173,7 @@ def _shapes(
     sizes: Tensor | None, rows: int,
 ) -> list[Tensor]:  # fmt: skip
     """What comes out, without computing it."""
-    _, recipe, _ = _PLANS[key]
+    recipe = _entry(key).recipe
     made = []
     for out in _outputs(recipe):
         dtype = recipe.plan.circuit.wire(out.wire).meta["val"].dtype
@@ -188,15 +219,16 @@ def _zeros(port: InPort, ctx: Any, like: Tensor) -> Tensor:
 
 
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
-    program, forward, wants = _PLANS[ctx.key]
-    backward = _PLANS[f"{ctx.key}-backward"][1].plan.circuit
+    entry = _entry(ctx.key)
+    assert entry.backward is not None
+    program, forward, backward = entry.program, entry.recipe, entry.backward.recipe.plan.circuit
     saved = list(ctx.saved_tensors)
     sizes = saved.pop() if ctx.ragged else None
     seed = saved.pop() if ctx.seeded else None
     tensors, outputs = saved[: ctx.count], saved[ctx.count :]
     passed = _passed(program.circuit)
     known: dict[str, Tensor] = dict(zip(passed, tensors, strict=True))
-    training = program.training(frozenset(wants))
+    training = program.training(entry.wants)
     for port, value, cotangent in zip(_outputs(forward), outputs, cotangents, strict=True):
         if port.name in training.pair.kept:
             known[training.pair.kept[port.name]] = value
@@ -209,7 +241,7 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
         known[name].contiguous() if name in known else _zeros(ports[name], ctx, tensors[0])
         for name in _passed(backward)
     ]
-    made = run_op(given, f"{ctx.key}-backward", ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows)
+    made = run_op(given, entry.backward.name, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows)
     gradients = {
         out.name.removeprefix("d_"): value for out, value in zip(backward.outputs, made, strict=True)
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -17,6 +17,7 @@ from elman.execute.body import Call, Recipe
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
+from elman.trace.outside import LOCK, derived, locked
 
 Tensor = torch.Tensor
 
@@ -52,24 +53,27 @@ class Program:
         self._stepping: dict[str, bool] = {}
         self._among = engines.ENGINES
         self._adjoints: dict[frozenset[str], Program] = {}
+        self.entries: dict[
+            frozenset[str], Any
+        ] = {}  # names for compiled graphs: see `elman.execute.operator`
 
-    @functools.cached_property
+    @derived
     def plan(self) -> Plan:
         """The plan for a call that wants no gradient."""
         return plan(self.circuit)
 
-    @functools.cached_property
+    @derived
     def has_noise(self) -> bool:
         return any(port.kind is Kind.NOISE for port in self.circuit.inputs)
 
-    @functools.cached_property
+    @derived
     def carrying(self) -> tuple[bool, ...]:
         """For each output, whether gradients flow through it."""
         joint = self.circuit.joint()
         inputs = {port.name for port in self.inputs if port.differentiable}
         return tuple(out.wire in joint.cotangents or out.wire in inputs for out in self.outputs)
 
-    @functools.cached_property
+    @derived
     def carries_all(self) -> bool:
         return all(self.carrying)
 
@@ -77,7 +81,9 @@ class Program:
         """The plans for a call in which the inputs `wants` require gradients."""
         found = self._training.get(wants)
         if found is None:
-            found = self._training[wants] = _training(self, wants)
+            with LOCK:
+                found = self._training.get(wants) or _training(self, wants)
+                self._training[wants] = found
         return found
 
     def training_for(self, needed: Sequence[bool]) -> Training:
@@ -88,7 +94,7 @@ class Program:
             found = self._needed[tuple(needed)] = self.training(frozenset(names))
         return found
 
-    @functools.cached_property
+    @derived
     def exposed(self) -> Program:
         """The same with h(t-1) of every state as outputs, for derivatives of the gradient."""
         return Program(expose(self.circuit))
@@ -97,7 +103,9 @@ class Program:
         """The program of the adjoint circuit."""
         found = self._adjoints.get(wants)
         if found is None:
-            found = self._adjoints[wants] = Program(adjoint(self.circuit, wants))
+            with LOCK:
+                found = self._adjoints.get(wants) or Program(adjoint(self.circuit, wants))
+                self._adjoints[wants] = found
         return found
 
     # --- running without gradients ------------------------------------------------------------------------------------
@@ -125,6 +133,7 @@ class Program:
             found = self._stepping[engine] = self._can_step_by_loop(engine)
         return found
 
+    @locked
     def _can_step_by_loop(self, engine: str) -> bool:
         if engine == "reference" or self.plan.loop is None:
             return False
@@ -134,19 +143,19 @@ class Program:
             return False
         return chosen is not None and chosen.name != "reference"
 
-    @functools.cached_property
+    @derived
     def _whole(self) -> Recipe:
         return Recipe(self.plan, self.ends)
 
-    @functools.cached_property
+    @derived
     def _single(self) -> Recipe:
         return Recipe(stepwise(self.circuit), self.ends)
 
-    @functools.cached_property
+    @derived
     def _step(self) -> Recipe:
         return Recipe(self._single.plan, self.ends, single=True)
 
-    @functools.cached_property
+    @derived
     def ends(self) -> tuple[str, ...]:
         """What `Recipe` has to do to each output before users get it."""
         return tuple("copy" if shared else "own" for shared in sharing(self.circuit))

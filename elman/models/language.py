@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -253,38 +254,39 @@ class LanguageModel(nn.Module):
                 exclude=tuple(exclude),
             )
         )  # fmt: skip
-        draws = None if seed is None else torch.Generator().manual_seed(seed).get_state()
+        if seed is not None:
+            writer._draws = torch.Generator().manual_seed(seed)
         if context is not None:
             context = context.expand(samples or 1, -1)
-        written = self._written(writer, prompt, length, samples or 1, draws, context)
+        written = self._written(writer, prompt, length, samples or 1, context)
         return _until(written, set(stop), one=samples is None)
 
     def _written(
-        self, writer: Recurrent, prompt: Tensor, length: int, samples: int, draws: Tensor | None, context: Tensor | None
-    ) -> Iterator[list[int]]:  # fmt: skip
+        self, writer: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None
+    ) -> Iterator[list[int]]:
         """Steps of writing, each a symbol per sample."""
         device = self.readout.weight.device
         prompt = prompt.to(device)[:, None].expand(-1, samples)
-        training = self.training
+        with self._evaluated(), torch.no_grad():
+            _, states = self._hidden(prompt[:-1], None, context)
+        state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
+        while left > 0:
+            with self._evaluated(), torch.no_grad():
+                symbols, state = writer(None, state, steps=min(block, left), context=context)
+            yield from symbols.tolist()  # as the caller had it: the model may be trained before the next symbol
+            left -= block
+            block = min(2 * block, _BLOCK)
+
+    @contextlib.contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """Inside, in evaluation mode; afterwards every module is in the mode in which it was."""
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
-            with torch.no_grad():
-                _, states = self._hidden(prompt[:-1], None, context)
-            state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
-            while left > 0:
-                with torch.no_grad():
-                    before = torch.get_rng_state()
-                    if draws is not None:
-                        torch.set_rng_state(draws)
-                    symbols, state = writer(None, state, steps=min(block, left), context=context)
-                    if draws is not None:
-                        draws = torch.get_rng_state()
-                        torch.set_rng_state(before)
-                yield from symbols.tolist()
-                left -= block
-                block = min(2 * block, _BLOCK)
+            yield
         finally:
-            self.train(training)
+            for module, training in modes:
+                module.training = training
 
     def _states(self, state: tuple | None) -> Sequence[Any]:
         return [None] * len(self.layers) if state is None else state

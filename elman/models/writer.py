@@ -27,18 +27,29 @@ class Writer(nn.Module):
     have the probability p. exclude: symbols that are never written.
     """
 
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+
     def __init__(
         self, embedding: nn.Embedding, cells: list[nn.Module], readout: nn.Linear, condition: nn.Module | None, *,
         temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, exclude: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__()
+        if top_k is not None and top_k >= readout.out_features:
+            top_k = None
         self.embedding, self.cells, self.readout, self.condition = (
             embedding,
             nn.ModuleList(cells),
             readout,
             condition,
         )
-        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        # What is drawn, and how many are left out, are decided now; the numbers may be others in another writer, which
+        # is then no other recurrence.
+        like = readout.weight
+        self.draws, self.few, self.likely = temperature > 0, top_k is not None, top_p is not None
+        for name, number in (("temperature", temperature), ("top_k", top_k or 0), ("top_p", top_p or 0)):
+            self.register_buffer(name, torch.tensor(float(number), dtype=like.dtype, device=like.device))
         never = torch.zeros(readout.out_features, dtype=readout.weight.dtype, device=readout.weight.device)
         never[list(exclude)] = -torch.inf
         self.register_buffer("never", never)
@@ -59,12 +70,12 @@ class Writer(nn.Module):
         return symbol, (symbol, tuple(after))
 
     def _chosen(self, scores: Tensor) -> Tensor:
-        if self.temperature == 0:
+        if not self.draws:
             return scores.argmax(-1)
         scores = scores / self.temperature
-        if self.top_k is not None and self.top_k < scores.shape[-1]:
+        if self.few:
             scores = torch.where(_above(scores, torch.ones_like(scores)) < self.top_k, scores, -torch.inf)
-        if self.top_p is not None:
+        if self.likely:
             p = torch.softmax(scores, -1)
             scores = torch.where(_above(scores, p) < self.top_p, scores, -torch.inf)
         p = torch.softmax(scores, -1)

@@ -15,8 +15,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from elman.circuit.signature import Place, flatten
-from elman.errors import InputError, NotSupported, StateError
-from elman.execute import operator
+from elman.errors import InputError, NotSupported
+from elman.execute import Program, operator
 from elman.forcing import WEIGHT
 from elman.pieces.compiled import PaddedLayout, check_happens
 from elman.recurrent.prepare import Shapes, check_teacher, indivisible, look_up, meta
@@ -101,6 +101,7 @@ def refuse_compiled(what: str, mend: str) -> None:
 @constant
 def _program(
     handle: int,
+    reverse: bool,
     x: Any,
     state: Any,
     context: Any,
@@ -117,6 +118,7 @@ def _program(
     cuts: whether resets cut rows; None where every step happens.
     """
     layer = _LAYERS[handle]
+    cell_now = cell_key(layer)  # before the program is looked up: a change in between makes the guard fail
     with outside():
         examples = [
             _examples(tree, some) if tree is not None else None
@@ -134,7 +136,7 @@ def _program(
             metas[3][-1][1] if weighted else None,
         )  # fmt: skip
         found = look_up(
-            layer.cell, layer.reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts
+            layer.cell, reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts
         )
         layer._latest = found
         if cuts is not None and (reason := indivisible(found, cuts)) is not None:
@@ -172,6 +174,7 @@ def _program(
             if flowing and port.differentiable:
                 wants.add(port.name)
         key = operator.register(found.program, frozenset(wants))
+    _guard(layer, cell_now, found.program)
     output = None if found.output is None else encode(found.output.fill(list(range(len(found.output_slots)))))
     return (
         key, bool(wants), tuple(sources), output, found.output_slots,
@@ -184,56 +187,35 @@ def _examples(code: Any, metas: Any) -> Any:
     return decode(code, [torch.zeros((2, *widths), dtype=d, device=v) for widths, d, v in metas])
 
 
-@constant
-def _plain_attributes(handle: int) -> tuple[Any, ...]:
-    """(how to get there, value) of the numbers, strings and lengths that the cell's step may have read."""
-    found: list[Any] = []
-    for path, module in _LAYERS[handle].cell.named_modules():
-        for name, value in module.__dict__.items():
-            if name[0] != "_":
-                _gather(value, (path, ("attribute", name)), found)
-    return tuple(found)
+def _guard(layer: Any, key: Any, program: Program) -> None:
+    """Have the compilation done again when the cell is no longer what it was when its trace key was `key`.
+
+    What a trace depends on is more than Dynamo can follow, so its guards ask the eager call's own key. The guard also
+    keeps the program, which the compiled graph knows by name alone.
+    """
+    from torch._dynamo.guards import install_guard
+    from torch._dynamo.source import GlobalStateSource
+    from torch._guards import Guard
+
+    known = weakref.ref(layer)
+
+    def unchanged(program: Program = program) -> bool:
+        found = known()
+        return found is not None and cell_key(found) == key
+
+    def build(builder: Any, guard: Any) -> None:
+        words = [f"elman: {type(layer.cell).__name__} is the cell that was compiled"]
+        builder.add_python_lambda_leaf_guard_to_root(["same()"], words, closure_vars={"same": unchanged})
+
+    install_guard(Guard(GlobalStateSource(), build))
 
 
-def _gather(value: Any, way: tuple[Any, ...], found: list[Any]) -> None:
-    if isinstance(value, (bool, int, float, str)):
-        if value == value:  # what is not a number is never equal
-            found.append((way, value))
-    elif len(way) > 5 or isinstance(value, (Tensor, torch.nn.Module, type)) or callable(value):
-        return
-    elif isinstance(value, (list, tuple)):
-        found.append(((*way, ("length", None)), len(value)))
-        for i, part in enumerate(value):
-            _gather(part, (*way, ("item", i)), found)
-    elif isinstance(value, dict):
-        found.append(((*way, ("length", None)), len(value)))
-        for key, part in value.items():
-            if isinstance(key, (int, str)):
-                _gather(part, (*way, ("item", key)), found)
-    elif (
-        isinstance(getattr(value, "__dict__", None), dict)
-        and type(value).__module__.partition(".")[0] != "torch"
-    ):
-        for name, part in value.__dict__.items():
-            _gather(part, (*way, ("attribute", name)), found)
+def cell_key(layer: Any) -> Any:
+    """The trace key of a layer's cell, worked out again only where something may have changed."""
+    return layer._own.seen(layer.cell).mark
 
 
 # --- what Dynamo follows ------------------------------------------------------------------------------------------
-
-
-def _guard(layer: Any) -> None:
-    """Read what the program depends on, so that the compilation is done again when one of it changes."""
-    for way, value in _plain_attributes(layer._handle):
-        here: Any = layer.cell.get_submodule(way[0])
-        for kind, name in way[1:]:
-            if kind == "attribute":
-                here = getattr(here, name)
-            elif kind == "item":
-                here = here[name]
-            else:
-                here = len(here)
-        if here != value:
-            raise StateError("the cell changed while it was compiled", where="Recurrent")
 
 
 def _numbered(value: Any) -> tuple[list[Tensor], Any]:
@@ -283,7 +265,6 @@ def run_compiled(
             what="torch.compile of a recurrence under autocast is not available yet", where="Recurrent",
             mend="leave autocast around the layer, or do not compile it",
         )  # fmt: skip
-    _guard(layer)
     xs, x_shape = _numbered(x)
     contexts, context_shape = _numbered(context) if context is not None else ([], None)
     if xs:
@@ -334,7 +315,7 @@ def run_compiled(
     metas = (_metas(xs, lead), _metas(states, 1), _metas(contexts, 1), _metas(taught, lead))
     cuts = None if layout is None else layout.starts_anew
     key, training, sources, output, output_slots, final, final_slots, noisy = _program(
-        layer._handle, x_shape, state_shape, context_shape, teacher_shape, metas, flows, cuts
+        layer._handle, layer.reverse, x_shape, state_shape, context_shape, teacher_shape, metas, flows, cuts
     )
     tensors = []
     for source in sources:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
 from elman.engines import report
-from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, NotYet
+from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, NotYet, TraceError
 from elman.execute import Call, apply
 from elman.forcing import WEIGHT
 from elman.pieces import Layout
@@ -92,10 +92,22 @@ class Recurrent(torch.nn.Module):
         self._known: Known | None = None  # a call, and a step, that the next one may be like
         self._known_step: Known | None = None
         self._misses = 0  # steps in a row that were not like the known one
+        self._draws: torch.Generator | None = (
+            None  # where seeds of noise come from, if not torch's default generator
+        )
         self._handle = register(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        forgotten = ("_own", "_latest", "_start", "_known", "_known_step", "_misses", "_handle")
+        forgotten = (
+            "_draws",
+            "_own",
+            "_latest",
+            "_start",
+            "_known",
+            "_known_step",
+            "_misses",
+            "_handle",
+        )
         return {k: v for k, v in self.__dict__.items() if k not in forgotten}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -162,7 +174,7 @@ class Recurrent(torch.nn.Module):
             happens = Happens(lengths, mask, reset)
         if steps is not None or teacher is not None or context is not None or teacher_weight is not None:
             return self._long_way(x, state, steps, happens, teacher, teacher_weight, context)
-        known = None if is_recorded() else self._known
+        known = None if is_recorded() else self._known  # read once: another thread may put another there
         if known is not None and (made := self._again(known, x, state, happens)) is not None:
             return made
         before = self._latest
@@ -191,7 +203,7 @@ class Recurrent(torch.nn.Module):
         if layout is not None:
             return self._again_on(known, layout, tensors)
         self.__dict__["_latest"] = prepared  # torch.nn.Module's own way of setting it takes a microsecond
-        seed = _seed() if prepared.program.has_noise else 0
+        seed = _seed(self._draws) if prepared.program.has_noise else 0
         made = apply(prepared.program, Call(steps, batch, seed, self.engine), tensors)
         return known.output(made), known.final(made)
 
@@ -203,7 +215,7 @@ class Recurrent(torch.nn.Module):
         prepared = known.prepared
         assert prepared is not None
         self.__dict__["_latest"] = prepared
-        seed = _seed() if prepared.program.has_noise else 0
+        seed = _seed(self._draws) if prepared.program.has_noise else 0
         call = Call(layout.steps, layout.pieces, seed, self.engine, layout.packing)
         made: list[Any] = list(apply(prepared.program, call, found[0]))
         slots = prepared.state_slots
@@ -215,16 +227,23 @@ class Recurrent(torch.nn.Module):
         return known.output(made), known.final(made)
 
     def _learn(self, x: Any, starts: bool, state: Any) -> Known | None:
-        """What the latest call has found out, if that can be said to hold for another; a state like the one it had."""
+        """What a call has found out, if that can be said to hold for another; a state like the one it had."""
         leading = 2
         if type(x) is PackedSequence:
             x, leading = x.data, 1
         if peek_interpreter_stack() is not None or not plain((structure(x, []), structure(state, []))):
             return None
         unchanged = self._own.unchanged(self.cell)
-        if unchanged is None:
+        xs, x_tree = flatten(x, "x")
+        device = xs[0].device.type if xs else "cpu"
+        if unchanged is None or device == "meta" or torch.is_autocast_enabled(device):
             return None
-        return Known(self, self._latest, unchanged, x, state, leading, self._starts(starts))
+        # Looked up again: the latest call may be another thread's by now.
+        states, state_tree = flatten(state, "state")
+        shapes = Shapes(x_tree, state_tree, None, None, (meta(xs, leading), meta(states, 1), ()))
+        examples = xs if leading == 2 else [x.unsqueeze(0) for x in xs]
+        prepared = look_up(self.cell, self.reverse, shapes, self._own, examples, states, [])
+        return Known(self, prepared, unchanged, x, state, leading, self._starts(starts))
 
     def _starts(self, missing: bool) -> str:
         """Where a state comes from that is not given, if that is known: it has been `missing`."""
@@ -304,7 +323,7 @@ class Recurrent(torch.nn.Module):
                 tensors.append(next(given[source]))
             else:
                 tensors.append(layout.pack(taught[source]))
-        seed = _seed() if program.has_noise else 0
+        seed = _seed(self._draws) if program.has_noise else 0
         call = Call(layout.steps, layout.pieces, seed, self.engine, layout.packing)
         made = apply(program, call, tensors)
         ended = layout.final([made[slot] for slot in prepared.state_slots], states, self.reverse)
@@ -322,11 +341,12 @@ class Recurrent(torch.nn.Module):
         if callable(getattr(self.cell, "initial_state", None)):
             return own_state(self.cell, batch)
         key = (self._own.seen(self.cell).mark, meta(xs, 2), meta(contexts, 1))
-        if self._start is None or self._start[0] != key:
+        start = self._start
+        if start is None or start[0] != key:
             x = x_tree.fill(first_step(xs))
             context = context_tree.fill(contexts) if context_tree is not None else None
-            self._start = (key, starting_state(self.cell, x, context))
-        return self._start[1](batch)
+            start = self._start = (key, starting_state(self.cell, x, context))
+        return start[1](batch)
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -353,7 +373,7 @@ class Recurrent(torch.nn.Module):
                 self._misses = 0
             if known is not None and found is not None and known.prepared is not None:
                 program = known.prepared.program
-                call = Call(1, found[1], _seed() if program.has_noise else 0, self.engine)
+                call = Call(1, found[1], _seed(self._draws) if program.has_noise else 0, self.engine)
                 made = program.step(call, found[2])
                 return known.output(made), known.final(made)
         if state is None:
@@ -389,8 +409,10 @@ class Recurrent(torch.nn.Module):
         if unchanged is None:
             return None
         prepared, starts = None, self._starts(state is None)
+        xs, x_tree = flatten(x, "x")
+        if not xs or not all(tensor.dim() for tensor in xs):
+            return None
         try:
-            xs, x_tree = flatten(x, "x")
             xs = [tensor.unsqueeze(0) for tensor in xs]
             state = self._start_of_step(x, None) if state is None else state
             states, state_tree = flatten(state, "state")
@@ -399,8 +421,8 @@ class Recurrent(torch.nn.Module):
             found = look_up(self.cell, False, shapes, self._own, xs, states, [])
             if found.program.steps_by_loop(self.engine):
                 prepared = found
-        except Exception:  # whatever it is, the cell itself runs, or says it in its own words
-            if state is None:
+        except (TraceError, InputError, InputTypeError, NotSupported):
+            if state is None:  # the cell itself runs, or says what is wrong in its own words
                 return None
         return Known(self, prepared, unchanged, x, state, 1, starts)
 
@@ -437,12 +459,12 @@ class Recurrent(torch.nn.Module):
         return self._latest
 
 
-def _seed() -> int:
-    """One draw from torch's default generator; a transform around the call does not batch it."""
+def _seed(generator: torch.Generator | None) -> int:
+    """One draw from a generator, by default torch's own; a transform around the call does not batch it."""
     if peek_interpreter_stack() is not None:
         with temporarily_clear_interpreter_stack():
-            return int(torch.randint(2**62, ()).item())
-    return int(torch.randint(2**62, ()).item())
+            return int(torch.randint(2**62, (), generator=generator).item())
+    return int(torch.randint(2**62, (), generator=generator).item())
 
 
 def _like(initial: Any, states: Sequence[Tensor], tree: Tree) -> list[Tensor]:

@@ -19,6 +19,7 @@ from elman.execute import Program
 from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
 from elman.trace.key import Seen, differs
+from elman.trace.outside import locked
 
 Tensor = torch.Tensor
 
@@ -113,6 +114,7 @@ class Kept:
         )
 
 
+@locked
 def look_up(
     cell: torch.nn.Module, reverse: bool, shapes: Shapes, own: Kept,
     xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor],

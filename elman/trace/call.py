@@ -67,7 +67,7 @@ def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
 def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
     """A copy of a cell without its weights, which keeps the attributes as they are now and can be run by `swapped`.
 
-    A cell that cannot be copied is used itself.
+    Its modules are never the cell's own, which another thread may be using meanwhile.
     """
     memo: dict[int, Any] = {}
     functions: list[tuple[types.FunctionType, types.FunctionType]] = []
@@ -86,14 +86,15 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
             torch.nn.Parameter(empty, value.requires_grad) if isinstance(value, torch.nn.Parameter) else empty
         )
     try:
-        bones = copy.deepcopy(cell, memo)
+        met = dict(memo)  # what a copy has met that fails must not be met again
+        bones = copy.deepcopy(cell, met)
     except Exception:
-        return cell
+        met, bones = memo, _taken_apart(cell, memo)
     for function, copied in functions:  # a lambda over `self` is one over the copy
         for old, new in zip(function.__closure__ or (), copied.__closure__ or (), strict=True):
             content = content_of(old)
             if isinstance(content, (torch.nn.Module, types.FunctionType)):
-                new.cell_contents = memo.get(id(content), content)
+                new.cell_contents = met.get(id(content), content)
             elif content is not types.CellType:
                 new.cell_contents = content
     return bones
@@ -108,6 +109,23 @@ def _with_own_closure(function: types.FunctionType) -> types.FunctionType:
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     return made
+
+
+def _taken_apart(cell: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    """The copy of a cell that keeps what cannot be copied (a lock, an open file), which is then shared."""
+    modules = list(cell.modules())
+    for module in modules:
+        memo[id(module)] = object.__new__(type(module))
+    for module in modules:
+        entries = memo[id(module)].__dict__
+        for key, value in module.__dict__.items():
+            met = dict(memo)  # what a copy has met that fails must not be met again
+            try:
+                entries[key] = copy.deepcopy(value, met)
+                memo.update(met)
+            except Exception:
+                entries[key] = value
+    return memo[id(cell)]
 
 
 @contextlib.contextmanager

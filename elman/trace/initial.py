@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from elman import noise
 from elman.circuit.signature import Tree, flatten
 from elman.errors import ElmanError, TraceError
 from elman.trace import mistakes, refuse
@@ -84,12 +85,11 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
     some_x, some_context = _small(x), None if context is None else _small(context)
 
     def call(*state: Any) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            with swapped(bones, weights), torch.no_grad():
-                if context is None:
-                    return bones(some_x, *state)
-                return bones(some_x, *(state or (None,)), some_context)
+        draws = noise.Replay(torch.Generator().manual_seed(0))  # the same at every call
+        with draws, swapped(bones, weights), torch.no_grad():
+            if context is None:
+                return bones(some_x, *state)
+            return bones(some_x, *(state or (None,)), some_context)
 
     zeros, fault, hidden = None, None, getattr(cell, "hidden_size", None)
     if isinstance(hidden, int) and not isinstance(hidden, bool):

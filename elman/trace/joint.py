@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -108,7 +107,7 @@ def trace_joint(
     fakes = Fakes()
     parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
-    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
         # A first run without recording: what comes out, and whether the step is honest about its state.
         with refuse.writes_while_running(step, example, given, name), parts:
             leaves = _leaves(example, given)
@@ -138,7 +137,7 @@ def trace_joint(
         gradients_found[:] = [gradient is not None for gradient in found]
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
-    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _quiet():
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
         module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=True)(
             list(example.values()), list(cotangents.values())
         )
@@ -179,19 +178,16 @@ def _leaves(tensors: Mapping[str, torch.Tensor], ports: Sequence[InPort]) -> dic
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Tracing touches things that torch warns about (autocast off, lazily loaded parts); users did not ask.
-
-    And for a convolution torch asks how large the batch is, on fake tensors too, if oneDNN or NNPACK is to be chosen.
-    """
-    oneDNN = torch.backends.mkldnn.enabled
-    with warnings.catch_warnings(), torch.backends.nnpack.flags(enabled=False):
-        warnings.simplefilter("ignore")
-        torch.backends.mkldnn.enabled = False
-        try:
+def _unchosen() -> Iterator[None]:
+    """For a convolution torch asks how large the batch is, on fake tensors too, if oneDNN or NNPACK is to be chosen."""
+    # This one flag alone, which mkldnn's own `flags` would not do, and also where assigning to it is forbidden.
+    set_flags: Any = torch.backends.mkldnn.set_flags
+    oneDNN, *_ = set_flags(_enabled=False, _fp32_precision=None)
+    try:
+        with torch.backends.nnpack.flags(enabled=False):
             yield
-        finally:
-            torch.backends.mkldnn.enabled = oneDNN
+    finally:
+        set_flags(_enabled=oneDNN, _fp32_precision=None)
 
 
 def _writes(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from elman import noise
 from elman.circuit.signature import flatten
 from elman.errors import ElmanError, InputError, InputTypeError, TraceError
 from elman.trace import refuse
@@ -115,8 +116,8 @@ class _Run:
 
     def __call__(self) -> Any:
         bones = skeleton(self.cell)
-        with torch.random.fork_rng(devices=[]), swapped(bones, self.weights), torch.no_grad(), self.calls:
-            torch.manual_seed(0)
+        draws = noise.Replay(torch.Generator().manual_seed(0))
+        with draws, swapped(bones, self.weights), torch.no_grad(), self.calls:
             return bones(*self.arguments)
 
     def told(self, error: Exception, mend: str | None = None) -> ElmanError:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
@@ -12,11 +16,42 @@ from torch._guards import tracing
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# Whoever traces, or derives something from a trace, holds it: tracing touches what belongs to the whole process
+# (PyTorch's switches, its patches of torch.nn.Module), and notes of what is derived are written on graphs that programs
+# share. What is already there is read without it: a dict's entry or an attribute is there whole, or not yet.
+LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child has not the thread that might let go of it
+    os.register_at_fork(after_in_child=LOCK._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+def locked(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The function, run by one thread at a time."""
+
+    @functools.wraps(function)
+    def holding(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with LOCK:
+            return function(*args, **kwargs)
+
+    return holding
+
+
+class derived(functools.cached_property[_T]):
+    """A property that is worked out when it is first needed, by one thread at a time, and then is an attribute."""
+
+    if not TYPE_CHECKING:
+
+        def __get__(self, instance: Any, owner: Any = None) -> Any:
+            with LOCK:
+                return super().__get__(instance, owner)
+
 
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
-    """Inside, PyTorch is in its ordinary state: no transform, no mode, gradients on, no autocast."""
-    with contextlib.ExitStack() as stack:
+    """Inside, one thread at a time, PyTorch is in its ordinary state: no transform or mode, gradients, no autocast."""
+    with LOCK, contextlib.ExitStack() as stack:
         stack.enter_context(tracing(None))
         stack.enter_context(unset_fake_temporarily())
         stack.enter_context(_disable_current_modes())

@@ -16,7 +16,7 @@ from elman.circuit.form import Circuit, InPort, Kind
 from elman.circuit.rows import rows_of
 from elman.errors import TraceError
 from elman.trace import refuse
-from elman.trace.call import step_of, store_of
+from elman.trace.call import skeleton, step_of, store_of
 from elman.trace.outside import is_plain, readable
 
 Tensor = torch.Tensor
@@ -37,19 +37,19 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
     constants: dict[str, Tensor] = dict(signature.captured)
     for name, entry in signature.owned.items():
         constants[name] = readable(store_of(cell, entry[0])[entry[0].key])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        for scale in SCALES:
-            inputs = {
-                port.name: _example(port, 3, scale, examples.get(port.name))
-                for port in circuit.inputs
-                if port.kind is not Kind.CONSTANT or port.rows
-            }
-            try:
-                _compare_rows(circuit, cell, constants, inputs)
-            except _CellFails:
-                own = {name: _rows(given, 3) for name, given in examples.items() if _has_rows(given)}
-                _compare_rows(circuit, cell, constants, inputs | own)
+    bones = skeleton(cell)  # the cell itself stays as it is for whoever else uses it
+    generator = torch.Generator().manual_seed(SEED)
+    for scale in SCALES:
+        inputs = {
+            port.name: _example(port, 3, scale, examples.get(port.name), generator)
+            for port in circuit.inputs
+            if port.kind is not Kind.CONSTANT or port.rows
+        }
+        try:
+            _compare_rows(circuit, bones, constants, inputs, generator)
+        except _CellFails:
+            own = {name: _rows(given, 3) for name, given in examples.items() if _has_rows(given)}
+            _compare_rows(circuit, bones, constants, inputs | own, generator)
 
 
 class _CellFails(TraceError):
@@ -57,11 +57,12 @@ class _CellFails(TraceError):
 
 
 def _compare_rows(
-    circuit: Circuit, cell: torch.nn.Module, constants: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
-) -> None:
+    circuit: Circuit, cell: torch.nn.Module, constants: Mapping[str, Tensor], inputs: Mapping[str, Tensor],
+    generator: torch.Generator,
+) -> None:  # fmt: skip
     """Compare on three rows, and on the first alone."""
-    together = _compare(circuit, cell, constants, inputs, 3)
-    alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1)
+    together = _compare(circuit, cell, constants, inputs, 3, generator)
+    alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1, generator)
     for name in circuit.joint().results:
         if rows_of(circuit.wire(name).meta["val"]) is not None:
             what = f"the first row of {name.removesuffix('_next')}"
@@ -76,12 +77,14 @@ def _rows(given: Tensor, batch: int) -> Tensor:
     return given.detach()[torch.arange(batch, device=given.device) % given.shape[0]].clone()
 
 
-def _example(port: InPort, batch: int, scale: float, given: Tensor | None) -> Tensor:
+def _example(
+    port: InPort, batch: int, scale: float, given: Tensor | None, generator: torch.Generator
+) -> Tensor:
     size = ((batch,) if port.rows else ()) + port.shape
     if port.kind is Kind.NOISE:
         return noise.draw(port, 0, SEED, 0, 1, batch)[0]
     if port.dtype.is_floating_point or port.dtype.is_complex:
-        return torch.randn(size, dtype=port.dtype, device=port.device) * scale
+        return noise.normal(size, port.dtype, port.device, generator) * scale
     if given is not None and _has_rows(given):
         return _rows(given, batch)
     return torch.zeros(size, dtype=port.dtype, device=port.device)
@@ -101,6 +104,7 @@ def _compare(
     constants: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
     batch: int,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Compare at one batch size; return the circuit's values."""
     signature = circuit.signature
@@ -132,7 +136,11 @@ def _compare(
                 what=f"the step replaces the data of {ports[name].path} (`.data = …`)", where=circuit.name,
                 mend="write after optimizer.step(), or compute with a changed copy, or a parametrization",
             )  # fmt: skip
-    cots = {name: torch.randn_like(eager[name]) for name in joint.cotangents if eager[name].requires_grad}
+    cots = {
+        name: noise.normal(eager[name].shape, eager[name].dtype, eager[name].device, generator)
+        for name in joint.cotangents
+        if eager[name].requires_grad
+    }
     wants = [name for name, node in joint.gradients.items() if node is not None]
     eager_gradients: list[Tensor | None] = [None] * len(wants)
     if cots and wants:
