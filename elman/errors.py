@@ -6,7 +6,7 @@ program can read them; the message is made from them in one place, here.
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+import numbers
 
 
 class ElmanError(Exception):
@@ -113,7 +113,9 @@ def expect(
 ) -> None:
     """Raise InputTypeError unless an argument is of a kind; bool is no whole number here."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    wider = tuple({int: Integral, float: Real}.get(one, one) for one in kinds)  # numpy's numbers are numbers
+    wider = tuple(
+        {int: numbers.Integral, float: numbers.Real}.get(one, one) for one in kinds
+    )  # numpy's numbers are numbers
     if not isinstance(value, wider) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(one.__name__ for one in kinds)
         raise InputTypeError(what, where=where, got=type(value).__name__, expected=expected, mend=mend)
