@@ -42,7 +42,9 @@ FUNCTIONS: dict[str, Function] = {
     "waves": lambda x, h, n, b, v: torch.sin(3 * h) + torch.cos(x * h) - torch.atan(4 * h) * torch.erf(h),
     # two and three
     "atan2": lambda x, h, n, b, v: torch.atan2(h, x),
-    "remainder": lambda x, h, n, b, v: torch.remainder(3 * h, x) + torch.remainder(h, 0.7),
+    "remainder": lambda x, h, n, b, v: (
+        torch.remainder(3 * h, x) + torch.remainder(h, 0.7) - torch.fmod(3 * h, x) + torch.fmod(h, 0.7)
+    ),
     "division": lambda x, h, n, b, v: (
         torch.div(3 * h, 0.7, rounding_mode="floor") + torch.div(h, x, rounding_mode="trunc")
     ),
@@ -154,6 +156,9 @@ FUNCTIONS: dict[str, Function] = {
     "scatter": lambda x, h, n, b, v: h.scatter(1, n[:, :1], 0.7) + x.scatter(1, n[:, 3:4], h[:, :1]),
     "scatter_add": lambda x, h, n, b, v: (
         torch.scatter_add(x, 1, n, h) + x.index_add(1, PLACES.abs(), h[:, :5], alpha=2)
+    ),
+    "whole numbers at places": lambda x, h, n, b, v: (
+        n.gather(1, n) + n.scatter(1, n[:, :1], 5) + torch.scatter_add(n, 1, n[:, :3], n[:, 3:6])
     ),
     "written places": lambda x, h, n, b, v: torch.index_add(h, 1, PLACES.abs(), h[:, 5:10]),
     "tables": lambda x, h, n, b, v: (
