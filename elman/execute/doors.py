@@ -60,10 +60,8 @@ class _Eager(torch.autograd.Function):
         ctx.program, ctx.call, ctx.training = program, call, training
         ctx.save_for_backward(*tensors, *made[count:])
         outputs = made[:count]
-        if not program.carries_all:
-            ctx.mark_non_differentiable(
-                *[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows]
-            )
+        if training.silent:
+            ctx.mark_non_differentiable(*[outputs[place] for place in training.silent])
         return outputs
 
     @staticmethod
