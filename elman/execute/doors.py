@@ -70,10 +70,8 @@ class _Eager(torch.autograd.Function):
         outputs = made[:count]
         if _top_saved_tensors_default_hooks(False) is not None:
             outputs = _apart(outputs, made[count:])
-        if not program.carries_all:
-            ctx.mark_non_differentiable(
-                *[o for o, flows in zip(outputs, program.carrying, strict=True) if not flows]
-            )
+        if training.silent:
+            ctx.mark_non_differentiable(*[outputs[place] for place in training.silent])
         return outputs
 
     @staticmethod

@@ -17,7 +17,8 @@ from elman.execute.body import Call, Recipe
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
-from elman.trace.outside import LOCK, derived, locked
+from elman.trace.joint import flowing
+from elman.trace.outside import LOCK, derived, locked, outside
 
 Tensor = torch.Tensor
 
@@ -28,7 +29,7 @@ class Training:
 
     The recipe `forwards` gives out the outputs of the circuit, then what is kept; `backwards` takes what stands at the
     places `feeds` in (inputs, kept, cotangents), and gradients stand at the places `gives` in what it returns, input
-    by input. Place -1: there is none.
+    by input. Place -1: there is none. No gradient flows through the outputs at the places `silent`.
     """
 
     wants: frozenset[str]
@@ -37,6 +38,7 @@ class Training:
     backward: Plan
     forwards: Recipe
     backwards: Recipe
+    silent: tuple[int, ...]
     feeds: tuple[int, ...]
     gives: tuple[int, ...]
 
@@ -44,8 +46,8 @@ class Training:
 class Program:
     """A circuit and its plans. Tensors are listed in the order of `inputs` and `outputs`."""
 
-    def __init__(self, circuit: Circuit):
-        self.circuit = circuit
+    def __init__(self, circuit: Circuit, is_adjoint: bool = False):
+        self.circuit, self._is_adjoint = circuit, is_adjoint
         self.inputs: tuple[InPort, ...] = tuple(p for p in circuit.inputs if p.kind is not Kind.NOISE)
         self.outputs: tuple[OutPort, ...] = circuit.outputs
         self._training: dict[frozenset[str], Training] = {}
@@ -77,6 +79,27 @@ class Program:
     def carries_all(self) -> bool:
         return all(self.carrying)
 
+    def _carrying(self, wants: frozenset[str]) -> tuple[bool, ...]:
+        """For each output, whether gradients flow through it where the inputs `wants` alone want one."""
+        if self._is_adjoint or wants >= {port.name for port in self.inputs if port.differentiable}:
+            return self.carrying
+        circuit, reached = self.circuit, wants
+        while True:
+            with outside():
+                found = flowing(circuit.step, circuit.inputs, circuit.name, reached)
+            fed = {
+                p.name
+                for p in circuit.inputs
+                if p.kind is Kind.STATE and p.differentiable and p.next in found
+            }
+            if fed <= reached:
+                break
+            reached |= fed  # at the next step, this state brings a gradient with it
+        return tuple(
+            flows and out.wire in found | reached
+            for out, flows in zip(self.outputs, self.carrying, strict=True)
+        )
+
     def training(self, wants: frozenset[str]) -> Training:
         """The plans for a call in which the inputs `wants` require gradients."""
         found = self._training.get(wants)
@@ -104,7 +127,7 @@ class Program:
         found = self._adjoints.get(wants)
         if found is None:
             with LOCK:
-                found = self._adjoints.get(wants) or Program(adjoint(self.circuit, wants))
+                found = self._adjoints.get(wants) or Program(adjoint(self.circuit, wants), is_adjoint=True)
                 self._adjoints[wants] = found
         return found
 
@@ -178,6 +201,7 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
         wants, both, forward, backward,
         Recipe(forward, (*program.ends, *("" for _ in kept))),
         Recipe(backward, ["copy" if shared else "" for shared in sharing(both.backward)]),
+        tuple(i for i, flows in enumerate(program._carrying(wants)) if not flows),
         tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
     )  # fmt: skip
 

@@ -110,7 +110,8 @@ def _program(
     flows: tuple[bool, ...] | None,
     cuts: bool | None,
 ) -> tuple[Any, ...]:
-    """(key, sources, output structure, output slots, state structure, state slots, noisy).
+    """(key, whether gradients are wanted, outputs without one, sources, output structure, output slots, state structure,
+    state slots, noisy).
 
     The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context,
     teacher, which one more follows for its weight if there is one.
@@ -175,9 +176,10 @@ def _program(
                 wants.add(port.name)
         key = operator.register(found.program, frozenset(wants))
     _guard(layer, cell_now, found.program)
+    silent = found.program.training(frozenset(wants)).silent if wants else ()
     output = None if found.output is None else encode(found.output.fill(list(range(len(found.output_slots)))))
     return (
-        key, bool(wants), tuple(sources), output, found.output_slots,
+        key, bool(wants), silent, tuple(sources), output, found.output_slots,
         encode(found.state.fill(list(range(len(found.state_slots))))), found.state_slots, found.program.has_noise,
     )  # fmt: skip
 
@@ -314,7 +316,7 @@ def run_compiled(
     lead = 2 if layout is None else 1
     metas = (_metas(xs, lead), _metas(states, 1), _metas(contexts, 1), _metas(taught, lead))
     cuts = None if layout is None else layout.starts_anew
-    key, training, sources, output, output_slots, final, final_slots, noisy = _program(
+    key, training, silent, sources, output, output_slots, final, final_slots, noisy = _program(
         layer._handle, layer.reverse, x_shape, state_shape, context_shape, teacher_shape, metas, flows, cuts
     )
     tensors = []
@@ -335,8 +337,8 @@ def run_compiled(
         made = run(tensors, key, steps, batch, seed, layer.engine, None, 0)
     else:
         made = run(tensors, key, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows)
-    ended = [made[i] for i in final_slots]
-    outputs = [made[i] for i in output_slots]
+    ended = [made[i].detach() if i in silent else made[i] for i in final_slots]
+    outputs = [made[i].detach() if i in silent else made[i] for i in output_slots]
     if layout is not None:
         ended = layout.final(ended, states)
         outputs = [layout.unpack(t) for t in outputs]

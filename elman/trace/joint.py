@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -169,6 +169,15 @@ def trace_joint(
         tuple(drawn),
         tuple(captured),
     )
+
+
+def flowing(step: StepFunction, ports: Sequence[InPort], name: str, wants: Collection[str]) -> set[str]:
+    """The results through which the step's own autograd lets gradients flow, if the inputs `wants` want one."""
+    given = [port for port in ports if port.kind is not Kind.NOISE]
+    fakes = Fakes()
+    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
+        leaves = {port.name: fakes.like(port).requires_grad_(port.name in wants) for port in given}
+        return {result for result, value in step(leaves).items() if value.requires_grad}
 
 
 def _leaves(tensors: Mapping[str, torch.Tensor], ports: Sequence[InPort]) -> dict[str, torch.Tensor]:

@@ -64,9 +64,11 @@ def attend(
     if attn_mask is not None:
         hidden = attn_mask.dtype == torch.bool
         score = torch.where(attn_mask, score, -math.inf) if hidden else score + attn_mask
-    weight = torch.softmax(score, -1)
-    if hides:
-        weight = torch.where((score == -math.inf).all(-1, keepdim=True), 0.0, weight)
+    if not hides:
+        weight = torch.softmax(score, -1)
+    else:  # what attends to nothing is kept out of the softmax, whose derivatives are NaN there
+        nothing = (score == -math.inf).all(-1, keepdim=True)
+        weight = torch.where(nothing, 0.0, torch.softmax(torch.where(nothing, 0.0, score), -1))
     return F.dropout(weight, dropout_p) @ value if dropout_p else weight @ value
 
 
