@@ -110,8 +110,8 @@ def _program(
     flows: tuple[bool, ...] | None,
     cuts: bool | None,
 ) -> tuple[Any, ...]:
-    """(key, whether gradients are wanted, outputs without one, sources, output structure, output slots, state structure,
-    state slots, noisy).
+    """(key, whether gradients are wanted, outputs without one, sources, output structure, output slots, state
+    structure, state slots, noisy).
 
     The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context,
     teacher, which one more follows for its weight if there is one.
