@@ -164,7 +164,7 @@ def test_a_compilation_keeps_its_programs_and_nothing_else() -> None:
     loss = run(x.requires_grad_())[0].sum()
     cell = weakref.ref(layer.cell)
     names = set(operator._ENTRIES)
-    layer._own.clear()  # as if it had seen many others since
+    layer._own.programs.clear()  # as if it had seen many others since
     loss.backward()
     assert names == set(operator._ENTRIES)
     del run, layer, loss
