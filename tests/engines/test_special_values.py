@@ -2,7 +2,7 @@
 
 `ROWS` has a function for every arithmetic rule of the engine (`elman.engines.native.rules`); a rule without one fails
 here. PyTorch computes most elements a vector at a time and those that are left over one by one, and the two do not
-always agree (at NaN above all): each element has to be what one of the two gives.
+always agree (at NaN above all): ours is what the vectors give, but for `ONE_BY_ONE`.
 """
 
 from __future__ import annotations
@@ -135,6 +135,11 @@ ROWS: dict[str, Callable[..., Tensor]] = {
 LOOSE = {
     "d tanh / d x": 16, "d sigmoid / d x": 16, "d silu / d x": 128, "d gelu by tanh / d x": 16, "d cumsum / d x": 1000,
 }  # fmt: skip
+# What PyTorch's vectors get wrong (fmod of far apart numbers is NaN), or choose another zero for.
+ONE_BY_ONE = {
+    "fmod", "remainder", "remainder by a number", "maximum", "minimum", "clamp between tensors", "lerp", "gelu",
+    "d gelu / d x",
+}  # fmt: skip
 # What no traced step holds: it is always said in another form, by the same rule.
 REWRITTEN = (
     *(getattr(aten, name).default for name in ("add", "sub", "mul", "div", "fmod", "remainder")), aten.square.default,
@@ -174,6 +179,7 @@ def specials(dtype: torch.dtype) -> dict[str, Tensor]:
         2**62 + 1,
     ]
     pairs = torch.tensor(list(itertools.product(numbers, numbers)), dtype=dtype)
+    pairs = torch.cat([pairs, pairs[: -len(pairs) % 64]])  # whole vectors: nothing is left over
     x, y = (column.unsqueeze(0).contiguous() for column in pairs.unbind(1))
     n, m = torch.tensor(list(itertools.product(wholes, wholes))).unbind(1)
     n, m = (whole.repeat(9)[: x.numel()].unsqueeze(0) for whole in (n, m))
@@ -261,7 +267,9 @@ def test_special_values(instructions: str, dtype: torch.dtype) -> None:
             for name in names:
                 expected = plainly(name, dtype)
                 for key in expected[0]:
-                    good = agree(made[key], expected[0][key], key) | agree(made[key], expected[1][key], key)
+                    good = agree(made[key], expected[0][key], key)
+                    if key in ONE_BY_ONE:
+                        good |= agree(made[key], expected[1][key], key)
                     if not good.all():
                         wrong.append(_said(name, key, made[key], expected[0][key], ~good, dtype))
     assert not wrong, "\n".join(["", *wrong])
