@@ -25,6 +25,7 @@ from elman.circuit import rows
 from elman.circuit.form import InPort, Kind, StepFunction
 from elman.errors import ElmanError, TraceError
 from elman.trace.key import Changes
+from elman.trace.names import is_library
 
 if TYPE_CHECKING:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -330,7 +331,13 @@ def asking(cell: str) -> Iterator[None]:
     found: list[TraceError] = []
 
     def look(frame: Any, event: str, called: Any) -> None:
-        if event == "c_call" and not found and _is_asked(called) and _is_users(frame.f_code.co_filename):
+        # Not what is installed: some of it asks on its own account, in the middle of anything (garbage collection).
+        if (
+            event == "c_call"
+            and not found
+            and _is_asked(called)
+            and not is_library(frame.f_globals.get("__name__"))
+        ):
             found.append(
                 TraceError(
                     what=f"the step asks {_ASKED[called]}, which is answered once, when it is traced",
