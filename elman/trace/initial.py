@@ -136,12 +136,12 @@ def _no_start(
     alone: Exception,
 ) -> ElmanError:
     """Why nobody knows what a cell starts from. fault: of cell(x, zeros), where that was tried; alone: of cell(x)."""
-    if isinstance(fault, ElmanError):
-        return fault
     told: ElmanError | None = None
     if zeros is not None and isinstance(fault, Exception):
         size = f"[B, {zeros.shape[1]}]"
         mend = f"the state was taken to be {size}, by hidden_size; where it is another one, {MEND}"
+        if isinstance(fault, ElmanError):
+            return TraceError(fault.what, where=fault.where, got=fault.got, expected=fault.expected, mend=mend)
         told = mistakes.find(cell, x, zeros, context, mend)
     elif zeros is None and mistakes.starts_alone(cell):
         told = mistakes.find(cell, x, None, context, f"{MEND}, or give it the attribute hidden_size")

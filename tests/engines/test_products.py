@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused() -> None:
     call = native().Multiplier(instruction_sets()[0], False)  # type: ignore[attr-defined]
     for product in (
         (a, b, None, torch.zeros(3, 6)), (a, b[:4], None, torch.zeros(3, 5)), (a, b[:4], None, torch.zeros(6, 3).t()),
-        (a, torch.zeros(4), None, torch.zeros(3, 1)), (a, b[:4], torch.zeros(6, 3).t(), torch.zeros(3, 6)),
+        (a, torch.zeros(4), None, torch.zeros(3, 1)), (a, b[:4], torch.zeros(2, 6), torch.zeros(3, 6)),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"fit|form|matrices|columns"):
             call((product,), 1)
@@ -210,3 +210,17 @@ def test_uniform_numbers_depend_on_seed_step_and_place_only(dtype: torch.dtype) 
             abs(torch.corrcoef(torch.stack([values[:-shift], values[shift:]]))[0, 1])
             < 6 / values.numel() ** 0.5
         )
+
+
+def test_a_start_may_lie_in_any_way() -> None:
+    a, b = torch.randn(3, 4), torch.randn(4, 6)
+    call = native().Multiplier(instruction_sets()[0], False)  # type: ignore[attr-defined]
+    for start in (
+        torch.randn(6, 3).t(),
+        torch.randn(3, 12)[:, ::2],
+        torch.randn(6).expand(3, 6),
+        torch.randn(6, 2)[:, 1],
+    ):
+        out = torch.full((3, 6), float("nan"))
+        call(((a, b, start, out),), 1)
+        torch.testing.assert_close(out, a @ b + start)
