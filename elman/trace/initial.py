@@ -141,7 +141,9 @@ def _no_start(
         size = f"[B, {zeros.shape[1]}]"
         mend = f"the state was taken to be {size}, by hidden_size; where it is another one, {MEND}"
         if isinstance(fault, ElmanError):
-            return TraceError(fault.what, where=fault.where, got=fault.got, expected=fault.expected, mend=mend)
+            return TraceError(
+                fault.what, where=fault.where, got=fault.got, expected=fault.expected, mend=mend
+            )
         told = mistakes.find(cell, x, zeros, context, mend)
     elif zeros is None and mistakes.starts_alone(cell):
         told = mistakes.find(cell, x, None, context, f"{MEND}, or give it the attribute hidden_size")

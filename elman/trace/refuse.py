@@ -143,6 +143,8 @@ def _translated(cell: str, error: Exception) -> TraceError:
     hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
     if "distributions" in "".join(traceback.format_tb(error.__traceback__)):
         hint = "torch.distributions checks its arguments on the data: pass validate_args=False"
+    if "is not implemented" in said and "derivative for" in said:
+        hint = "PyTorch has no such derivative: say the same with operations that have one (clamp(x / 6 + 0.5, 0, 1))"
     return TraceError(
         what=f"the step failed while it was traced: {said}",
         where=raised_at(cell, error),
