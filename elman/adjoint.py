@@ -88,10 +88,13 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     step = _step(circuit, joint, wiring, sorted(asked))
     all_inputs = tuple(p for p in (*known.values(), *ports) if p.name in used)
 
+    signature = _with_captured(circuit, joint)
+
     @functools.cache
     def own_joint() -> Joint:
         with outside():
-            return trace_joint(step, all_inputs, f"the adjoint of {circuit.name}", twice=True)
+            met = signature.captured if signature is not None else {}
+            return trace_joint(step, all_inputs, f"the adjoint of {circuit.name}", twice=True, met=met)
 
     return Circuit(
         name=f"adjoint of {circuit.name}",
@@ -101,7 +104,7 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
         reverse=not circuit.reverse,
         step=step,
         joint=own_joint,
-        signature=_with_captured(circuit, joint),
+        signature=signature,
     ).check()
 
 

@@ -102,3 +102,24 @@ def test_what_the_backward_pass_reads_must_be_kept() -> None:
         replace(both, kept=less).check()
     with pytest.raises(CircuitError, match="nobody gives it out"):
         replace(both, kept=both.kept | {"kept typo": "typo"}).check()
+
+
+MASK = torch.tensor([True, False])
+
+
+class Masked(nn.Module):
+    """Uses a tensor of its module's, and a number that becomes one: its derivative meets them in another order."""
+
+    hidden_size = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.tensor([[0.3, -0.4], [0.5, 0.2]]))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        z = x + h @ self.W
+        return torch.tanh(torch.where(MASK, z * z, 0.0))
+
+
+def test_second_derivatives_with_tensors_from_elsewhere() -> None:
+    _check(elman.Recurrent(Masked().double()), _leaf())

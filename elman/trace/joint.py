@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
+from elman.circuit.signature import identifier
 from elman.trace import refuse
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
@@ -90,12 +91,14 @@ def trace_joint(
     name: str,
     inspect: Callable[[dict[str, torch.Tensor]], None] | None = None,
     twice: bool = False,
+    met: Mapping[str, torch.Tensor] | None = None,
 ) -> Joint:
     """Trace a step and its backward into one graph in normal form.
 
     step: the function, of {port name: tensor} -> {result name: tensor}, with its own autograd.
     ports: its inputs; noise ports among them are what the step will draw for itself, in this order.
     twice: the step differentiates: what is traced is a second derivative, or a higher one.
+    met: ports among them that hold a tensor which the step finds for itself, and will find again.
     inspect: looks at the step's results on fake tensors before anything is traced, and may refuse them.
     Raises TraceError for a step that cannot be a circuit.
     """
@@ -148,7 +151,7 @@ def trace_joint(
             module = _without_writes(module, flat)
     where = refuse.place_of(name)
     names = [*example, *(f"ct_{result}" for result in cotangents)]
-    graph, captured = _named(module, names, fakes, where)
+    graph, captured = _named(module, names, fakes, where, met or {})
     named = graphs.results_of(graph)
     keys = list(named)
     flowing_to = [port for port, found in zip(wants, gradients_found, strict=True) if found]
@@ -215,14 +218,18 @@ def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.Grap
 
 
 def _named(
-    module: fx.GraphModule, names: Sequence[str], fakes: Fakes, where: Callable[[fx.Node], str]
+    module: fx.GraphModule,
+    names: Sequence[str],
+    fakes: Fakes,
+    where: Callable[[fx.Node], str],
+    met: Mapping[str, torch.Tensor],
 ) -> tuple[fx.Graph, list[tuple[InPort, torch.Tensor]]]:
     """Copy a traced graph: placeholders get the ports' names, sizes become multiples of `rows`, and tensors that the
     cell found somewhere else become constant ports."""
     new = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     captured: list[tuple[InPort, torch.Tensor]] = []
-    inputs = iter(names)
+    inputs, taken = iter(names), set(names)
     for node in module.graph.nodes:
         if node.op == "placeholder":
             copies[node] = graphs.add_placeholder(new, next(inputs), node.meta["val"])
@@ -230,8 +237,13 @@ def _named(
             value = getattr(module, str(node.target))
             if value.requires_grad:
                 raise refuse.captured_gradient(where(node), value)
+            known = next((n for n, tensor in met.items() if n in names and _is_one(tensor, value)), None)
+            if known is not None:
+                copies[node] = graphs.placeholder(new, known)
+                continue
+            word = identifier(f"captured_{len(captured)}", taken)
             port = InPort(
-                f"captured_{len(captured)}", Kind.CONSTANT, tuple(value.shape), value.dtype, value.device, False,
+                word, Kind.CONSTANT, tuple(value.shape), value.dtype, value.device, False,
                 f"captured tensor {len(captured)}",
             )  # fmt: skip
             copies[node] = graphs.add_placeholder(new, port.name, fakes.like(port))
@@ -253,6 +265,13 @@ def _named(
             copies[node].meta = {key: node.meta[key] for key in ("val", "stack_trace") if key in node.meta}
             refuse.operation(copies[node], where)
     return new, captured
+
+
+def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are one: the same memory, or the same number, made anew at every trace."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.stride() != b.stride():
+        return False
+    return a.data_ptr() == b.data_ptr() or (a.dim() == 0 and bool(torch.equal(a, b)))
 
 
 def _multiple(value: torch.SymInt) -> int:
