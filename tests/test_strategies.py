@@ -17,7 +17,7 @@ from tests.strategies import programs, random_cells
 from tests.tensors import differentiable, tensors
 
 Tensor = torch.Tensor
-DRAWS = 200
+DRAWS = 300
 
 # What was met in the loops of real cells, by the names that ATen has for it in eager mode. A reshape is a view there.
 FORWARD = (

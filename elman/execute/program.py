@@ -90,7 +90,7 @@ class Program:
             fed = {
                 p.name
                 for p in circuit.inputs
-                if p.kind is Kind.STATE and p.differentiable and p.next in found
+                if p.kind is Kind.STATE and p.differentiable and p.next in found | reached
             }
             if fed <= reached:
                 break
