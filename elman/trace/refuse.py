@@ -348,12 +348,14 @@ def asking(cell: str) -> Iterator[None]:
                 )
             )
 
-    before = sys.getprofile()
+    if sys.getprofile() is not None:  # somebody measures: cProfile cannot be put back from here
+        yield
+        return
     sys.setprofile(look)
     try:
         yield
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
     if found:
         raise found[0]
 

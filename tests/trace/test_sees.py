@@ -487,3 +487,12 @@ def test_kept_programs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         rnn.cell.gain = float(i)
         rnn(x, h), rnn(x, h)
     assert len(rnn._own.programs) == 3
+
+
+def test_a_cell_is_traced_while_somebody_measures() -> None:
+    """cProfile cannot be put aside and back; what is not looked for then is refused at any other time."""
+    import cProfile
+
+    measured = cProfile.Profile()
+    made = measured.runcall(elman.Recurrent(torch.nn.GRUCell(2, 3)), torch.zeros(2, 1, 2))
+    assert made[0].shape == (2, 1, 3)
