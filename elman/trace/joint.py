@@ -30,6 +30,7 @@ from elman.trace import refuse
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.parts import InParts
+from elman.trace.writes import is_write, without_plain_writes
 
 aten = torch.ops.aten
 
@@ -161,10 +162,11 @@ def _trace_joint(
             list(example.values()), list(cotangents.values())
         )
         refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
-        if any(_writes(node) for node in module.graph.nodes):
+        if any(map(is_write, module.graph.nodes)):
             refuse.writes_in_graph(module.graph, [*example], given, refuse.place_of(name))
-            flat = [*example.values(), *cotangents.values()]
-            module = _without_writes(module, flat)
+            if not without_plain_writes(module.graph):
+                module.recompile()
+                module = _without_writes(module, [*example.values(), *cotangents.values()])
     where = refuse.place_of(name)
     names = [*example, *(f"ct_{result}" for result in cotangents)]
     graph, captured = _named(module, names, fakes, where, met)
@@ -218,10 +220,6 @@ def _unchosen() -> Iterator[None]:
             yield
     finally:
         set_flags(_enabled=oneDNN, _fp32_precision=None)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.GraphModule:
