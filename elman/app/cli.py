@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elman.app.ending import ended
 from elman.errors import ElmanError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 train = typer.Typer(help="Train a model and write a run folder.", no_args_is_help=True)
 app.add_typer(train, name="train")
@@ -35,6 +38,21 @@ Cache = Annotated[
         help="Where the symbols of files are kept for the next time. (default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
     ),
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"elman {version('elman')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @train.command("lm")
@@ -354,6 +372,7 @@ def _note(text: str) -> None:
     typer.secho(f"note: {text}", err=True, fg="yellow")
 
 
+@ended
 def main() -> None:
     """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
     try:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -25,6 +29,21 @@ class Level:
 
     name: str
     bits: float
+
+
+class Lasting(Console):
+    """A console of which nothing is lost but the words where the reader of its output goes away: training goes on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # for the rest of the command: see `elman.app.ending`
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class Watch:
