@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(BaseException):
@@ -27,7 +28,7 @@ def ended(main: Callable[[], None]) -> Callable[[], None]:
     def wrapped() -> None:
         if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
             return main()
-        handlers = {signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}
+        handlers: dict[int, Any] = {signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}
         if hasattr(signal, "SIGPIPE"):
             handlers[signal.SIGPIPE] = signal.SIG_DFL
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}

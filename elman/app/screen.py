@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from elman.app.writing import shown
 from elman.training import Step, Validation
 
 NEW, OLD, FAINT = "bold cyan", "yellow", "bright_black"
@@ -37,7 +38,9 @@ class Lasting(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # for the rest of the command: see `elman.app.ending`
+            signal.signal(
+                signal.SIGPIPE, signal.SIG_IGN
+            )  # for the rest of the command: see `elman.app.ending`
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -215,7 +218,7 @@ def write(console: Console, prompt: str, pieces: Iterable[str]) -> None:
     for piece in pieces:
         # Not through markup or wrapping: what the model writes may hold brackets, and its newlines are its
         # own.
-        console.file.write(piece)
+        console.file.write(shown(piece))
         console.file.flush()
     console.print()
 
