@@ -31,10 +31,10 @@ def _living() -> Counter[str]:
 
 def test_a_cell_that_was_traced_and_dropped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "_LIMIT", 1)  # programs that are kept for other layers like it
-    for number in range(3):
+    for number in range(2):
         _use(number)
     before = _living()
-    for number in range(3, 6):
+    for number in range(2, 4):
         _use(number)
     left = _living() - before
     left.pop("elman.trace.joint._Batch", None)  # part of a shape environment: see below
@@ -42,4 +42,4 @@ def test_a_cell_that_was_traced_and_dropped_leaves_nothing(monkeypatch: pytest.M
     assert {name: count for name, count in left.items() if name.startswith(ours)} == {}
     # PyTorch keeps some hundred shape environments, emptied, in caches of 256 entries each. What hung on them
     # once was ten times as much.
-    assert left.total() / 3 < 250
+    assert left.total() / 2 < 250
