@@ -170,6 +170,11 @@ def test_what_is_no_file_is_refused_before_it_is_opened(kind: str, said: str, tm
             data.open_text([name])
 
 
+def test_a_name_that_no_file_has_is_told() -> None:
+    with pytest.raises(DataError, match="cannot be read: embedded null"):
+        data.open_text(["a\0b"])
+
+
 def test_a_run_names_files_not_patterns(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     source = data.read_corpus([tmp_path / "a.txt"]).source

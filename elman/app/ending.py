@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import signal
 import sys
 import threading
@@ -22,10 +23,14 @@ class Interrupted(BaseException):
 def ended(main: Callable[[], None]) -> Callable[[], None]:
     """A command line that ends by signal n with the status 128 + n, as shells say it, without a traceback: 130 for
     Ctrl-C, 143 for SIGTERM. It ends by SIGPIPE as programs do where their reader has gone (`elman generate … | head`).
+    What its output's encoding lacks is written by its number.
     """
 
     @functools.wraps(main)
     def wrapped() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
             return main()
         handlers: dict[int, Any] = {signal.SIGINT: _interrupt, signal.SIGTERM: _interrupt}

@@ -243,7 +243,7 @@ class _File:
             if name == STDIN:
                 self._copy(spool)
             else:
-                _refuse_odd(name, os.stat(name).st_mode)
+                _refuse_odd(name)
             with open(self.path, "rb") as file:
                 before = _stamp(file)
                 self._survey(file, digest, before[0])
@@ -373,8 +373,14 @@ class _File:
         )
 
 
-def _refuse_odd(name: str, mode: int) -> None:
+def _refuse_odd(name: str) -> None:
     """Raise DataError for what is no regular file."""
+    try:
+        mode = os.stat(name).st_mode
+    except ValueError as error:  # it holds a zero
+        raise DataError(
+            what=f"the text cannot be read: {error}", where=repr(name), mend="give names of files"
+        ) from error
     kinds = {
         stat.S_ISDIR: ("a folder", f"a pattern for the files in it: '{name.rstrip('/')}/*.txt'"),
         stat.S_ISFIFO: ("a pipe", "standard input is named -: zcat text.gz | elman train lm -"),
