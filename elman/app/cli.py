@@ -243,6 +243,8 @@ def evaluate_run(
     cache: Cache = None,
 ) -> None:
     """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
+    from rich.console import Console
+
     from elman.app.jobs import symbols_of
     from elman.data import cache_folder, open_text, reread_held_out
     from elman.models import LanguageModel
@@ -250,8 +252,7 @@ def evaluate_run(
 
     run = Run.open(folder)
     tokenizer = run.tokenizer
-    console = _console()
-    with console.status("reading …") as status:
+    with Console(highlight=False).status("reading …") as status:
         if files:
             unix = run.config["data"].get("unix_newlines", False)
             text = open_text(files, spool=cache or cache_folder(), unix_newlines=unix)
@@ -385,6 +386,7 @@ def _leave(number: int | None) -> None:
 
 
 def _console(*, plain: bool = False, silent: bool = False):
+    """For a command that trains, which it goes on with where nobody reads any more."""
     from elman.app.screen import Lasting
 
     return Lasting(highlight=False, force_terminal=False if plain else None, quiet=silent)

@@ -162,7 +162,8 @@ class Job:
                 "measured": lambda: self.measure(watch)},
             )  # fmt: skip
             if keeper.resumed:
-                watch.note(f"going on from step {training.step:,}, {training.done:.0%} of the run")
+                more = "; more --steps or --minutes go on with it" if keeper.finished else ""
+                watch.note(f"going on from step {training.step:,}, {training.done:.0%} of the run{more}")
             try:
                 for event in keeper:
                     watch.show(event)

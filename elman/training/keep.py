@@ -127,7 +127,13 @@ class Keeper:
         self.run.log(line)
         values = {name: value for name, value in line.items() if name != "step"}
         for logger in self.loggers:
-            logger.log(values, line["step"])
+            try:
+                logger.log(values, line["step"])
+            except OSError as error:  # a full disk: the run is more than its figures elsewhere
+                self.loggers = [other for other in self.loggers if other is not logger]
+                self.tell(
+                    f"{type(logger).__name__} writes no more: {error.strerror or error}; training goes on"
+                )
 
     def move(self, run: Run) -> None:
         """Go on in the folder of a new run, where a checkpoint and weights are written now: the best ones if they were
