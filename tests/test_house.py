@@ -186,6 +186,20 @@ def test_public_names() -> None:
     assert [name for name in PUBLIC if not hasattr(elman, name)] == []
 
 
+def test_names_are_imported_late_from_where_type_checkers_find_them() -> None:
+    tree = ast.parse((ROOT / "elman" / "__init__.py").read_text("utf-8"))
+    said = {
+        alias.name: (node.module or "").removeprefix("elman").removeprefix(".")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("elman")
+        for alias in node.names
+    }
+    assert {name: home for name, home in said.items() if home} == elman._HOMES
+    assert set(said) == set(PUBLIC)
+    assert set(PUBLIC) <= set(dir(elman))
+    assert not hasattr(elman, "nothing")
+
+
 @pytest.mark.parametrize("name", ["adjoint", "plan", "trace", "unfold"])
 def test_a_function_is_not_hidden_by_its_room(name: str) -> None:
     """elman.plan is the function; the room of the same name is imported as `from elman.plan import …`."""

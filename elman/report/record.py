@@ -34,8 +34,10 @@ class Sample:
 class Record:
     """A run. Curves go by steps; what the log does not hold is empty.
 
-    loss, valid: nats per symbol. best: the validation whose weights were kept. reach: ‖∂L(t)/∂h(t-k)‖ from k = 1.
-    stages: seconds by stage. done: the share of the run that is over.
+    loss, valid: nats per symbol; valid of looks at pieces of the held-out text. best: the look whose weights were kept.
+    measured: what these weights reach, exactly, on held-out text: "nats_per_symbol", "bits_per_character", "symbols",
+    of them "unknown", and whether that is the "whole" text; empty where the run did not end. reach: ‖∂L(t)/∂h(t-k)‖
+    from k = 1. stages: seconds by stage. done: the share of the run that is over.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Record:
     symbols: int
     seconds: float
     done: float
+    measured: dict[str, float]
 
     @property
     def best(self) -> Point | None:
@@ -90,7 +93,17 @@ def read_record(folder: str | Path) -> Record:
         symbols=end.get("symbols", 0),
         seconds=max((line["seconds"] for line in lines if _number(line.get("seconds"))), default=0.0),
         done=end.get("done", 0.0),
+        measured=_measured(lines, steps),
     )
+
+
+def _measured(lines: list[dict[str, Any]], steps: list[dict[str, Any]]) -> dict[str, float]:
+    """The exact figures, if they are those of the end: a run that was gone on with has other weights since."""
+    for line in reversed(lines):
+        found = line.get("measured")
+        if isinstance(found, dict) and not (steps and line["step"] < steps[-1]["step"]):
+            return {name: value for name, value in found.items() if isinstance(value, bool) or _number(value)}
+    return {}
 
 
 def _curve(lines: list[dict[str, Any]], name: str) -> tuple[Point, ...]:

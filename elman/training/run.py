@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,48 +42,68 @@ class Run:
         values.
         """
         folder = Path(folder)
-        try:
+        cls.refuse_taken(folder, overwrite=overwrite)
+        with _making(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # A lock, and what was begun and not renamed, are no run.
-            occupied = any(not path.name.startswith(".") for path in folder.iterdir())
-            if occupied and overwrite:
+            if overwrite:
                 for path in (*(folder / name for name in cls.FILES), *cls(folder).made()):
                     path.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(
-                what=f"the run folder cannot be made: {error.strerror or error}",
-                where=folder,
-                mend="choose another --out",
-            ) from error
-        if occupied and not overwrite:
+        run = cls(folder)
+        run._write("tokenizer.json", tokenizer.to_json().encode())
+        run._write("log.jsonl", b"")
+        # Last: a folder with a configuration is a run.
+        run._write("config.json", _configuration(config))
+        return run
+
+    @classmethod
+    def refuse_taken(cls, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Raise what `create` would raise for this folder, as far as that is known before; nothing is made."""
+        folder = Path(folder)
+        with _making(folder):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(folder)  # a name that cannot be
+            above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+            if not above.is_dir():
+                raise NotADirectoryError(20, "there is a file in its place")
+            if not os.access(above, os.W_OK | os.X_OK):
+                raise PermissionError(13, "Permission denied")
+            # A lock, and what was begun and not renamed, are no run.
+            taken = above == folder and any(not path.name.startswith(".") for path in folder.iterdir())
+        if taken and not overwrite:
             raise InputError(
                 what="the run folder is not empty",
                 where=folder,
                 mend="go on with the run in it by --resume auto, replace it with --overwrite, or choose another --out",
             )
-        run = cls(folder)
-        run._write("tokenizer.json", tokenizer.to_json().encode())
-        run._write("log.jsonl", b"")
-        # Last: a folder with a configuration is a run.
-        run._write("config.json", (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode())
-        return run
 
     @classmethod
     def unfinished(cls, folder: str | Path, config: dict) -> Run | None:
         """The run in a folder that was begun with this configuration; None if there is no run in it.
 
-        Raises InputError if the run there was begun with another one, naming the first difference.
+        More steps or more minutes of training are the same run, which its configuration then says. Raises InputError
+        if the run there was begun with another one, naming the first difference.
         """
         run = cls(Path(folder))
         if not (run.folder / "config.json").is_file():
             return None
         there = run.config
+        longer = False
         for path, old, new in _differences(there, {"format": FORMAT, **config}):
+            if (
+                path in ("training.steps", "training.minutes")
+                and old is not None
+                and new is not None
+                and new > old
+            ):
+                longer = True
+                continue
             raise InputError(
                 what="the run was begun with other settings", where=f"{run.folder / 'config.json'}, {path}",
                 got=new, expected=old, mend="repeat the command that began it, replace it with --overwrite, or choose "
                 "another --out",
             )  # fmt: skip
+        if longer:
+            run._write("config.json", _configuration(config))
         return run
 
     def made(self) -> list[Path]:
@@ -198,6 +219,22 @@ class Run:
                 where=self.folder / name,
                 mend="make room on the disk or choose another --out",
             ) from error
+
+
+def _configuration(config: dict) -> bytes:
+    return (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: of names that no file can have
+        raise DataError(
+            what=f"the run folder cannot be made: {getattr(error, 'strerror', None) or error}",
+            where=folder,
+            mend="choose another --out",
+        ) from error
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
