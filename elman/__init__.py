@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from elman.adjoint import adjoint
     from elman.circuit import Circuit
     from elman.errors import ElmanError
-    from elman.plan import cost, plan
-    from elman.recurrent import Bidirectional, Recurrent, Stack
+    from elman.forcing import force
+    from elman.plan import cost, explain, pair, plan
+    from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool
     from elman.trace import trace, verify
     from elman.unfold import unfold
 
@@ -30,9 +31,14 @@ __all__ = [
     "adjoint",
     "cells",
     "cost",
+    "explain",
+    "force",
+    "last",
     "models",
     "nn",
+    "pair",
     "plan",
+    "pool",
     "trace",
     "unfold",
     "verify",
@@ -47,7 +53,12 @@ _HOMES = {
     "Stack": "recurrent",
     "adjoint": "adjoint",
     "cost": "plan",
+    "explain": "plan",
+    "force": "forcing",
+    "last": "recurrent",
+    "pair": "plan",
     "plan": "plan",
+    "pool": "recurrent",
     "trace": "trace",
     "unfold": "unfold",
     "verify": "trace",

@@ -108,6 +108,10 @@ class RetraceWarning(UserWarning):
     changing."""
 
 
+class AmbiguityWarning(UserWarning):
+    """What was said can be meant in two ways, and one of them was taken; how to say which stands in the words."""
+
+
 def expect(
     value: object, kind: type | tuple[type, ...], what: str, where: str, mend: str | None = None
 ) -> None:

@@ -1,6 +1,7 @@
 """Drop-ins for torch.nn's recurrent layers: the same names, parameters, calls and errors, run by elman.
 
     layer = elman.nn.GRU(8, 16, num_layers=2, bidirectional=True)     # instead of torch.nn.GRU(…)
+    outputs, h = layer(x, lengths=n)                                  # ragged batches without packing, and reset=
     print(elman.nn.swap(model))                                       # all layers of a model, in place
 
 They are subclasses of torch.nn's, whose constructors, checks and `state_dict` they inherit. What elman has nothing to
@@ -12,6 +13,7 @@ refuses whatever is a torch.nn.RNN, unless `torch._dynamo.config.allow_rnn` is s
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,10 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.recurrent import Bidirectional, Recurrent, Stack
+from elman.errors import InputError, NotSupported
+from elman.plan import Explanation
+from elman.recurrent import Bidirectional, Compound, Recurrent, Stack
+from elman.recurrent.order import turned
 
 Tensor = torch.Tensor
 
@@ -39,6 +44,7 @@ class _Step(torch.nn.Module):
     b: Tensor | None
     c: Tensor | None
     P: Tensor | None
+    has_memory = False  # an LSTM's c beside h
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,6 +56,11 @@ class _Step(torch.nn.Module):
             weight = getattr(layer, f"{theirs}_{ending}", None)
             if self._parameters[name] is not weight:
                 self._parameters[name] = weight
+
+    def initial_state(self, batch: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Zeros."""
+        h = self.W.new_zeros(batch, self.W.shape[1])
+        return (h, self.W.new_zeros(batch, self.W.shape[0] // 4)) if self.has_memory else h
 
 
 class _Tanh(_Step):
@@ -72,6 +83,8 @@ class _Gru(_Step):
 
 
 class _Lstm(_Step):
+    has_memory = True
+
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         h, c = state
         i, f, g, o = (F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c)).chunk(4, -1)
@@ -101,36 +114,67 @@ def _torchs(kind: type) -> type:
     return kind.__dict__.get("_torchs", kind)
 
 
-class _Layers(torch.nn.RNNBase, metaclass=_AsTorchs):
+class _Layers(torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
     """What the three have in common."""
 
     _elman: Any  # (a Stack, every step of it with the ending of its weights' names)
+    engine: str = "auto"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, engine: str = "auto", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if engine != "auto":
+            self.engine = engine
         self._build()
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
-        """As the forward of the torch.nn class: the same arguments, results and errors."""
-        if not self._fits(input, hx):
-            if isinstance(input, torch.fx.Proxy):  # a leaf of torch.fx, as torch's own layers are
-                path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
-                return input.tracer.create_proxy("call_module", path, (input, hx), {})  # type: ignore[return-value]
-            return super().forward(input, hx)
-        x, turned, alone = input, False, False
+    def forward(  # type: ignore[override]
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Any, Any]:
+        """As the forward of the torch.nn class: the same arguments, results and errors; and for batches of sequences
+        `lengths` `[B]`, `mask` and `reset`, in the order of the input, as of `elman.Recurrent.forward`.
+
+        Which steps happen is elman's to say: with one of these, or with an engine that was named, no call goes to
+        torch's own forward.
+        """
+        given = {
+            name: value
+            for name, value in (("lengths", lengths), ("mask", mask), ("reset", reset))
+            if value is not None
+        }
+        if isinstance(input, torch.fx.Proxy):  # a leaf of torch.fx, as torch's own layers are
+            path = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
+            return input.tracer.create_proxy("call_module", path, (input, hx), given)  # type: ignore[return-value]
+        if not given and not self._fits(input, hx):
+            data = input.data if isinstance(input, PackedSequence) else input
+            recorded = torch.compiler.is_compiling() or not isinstance(data, Tensor) or _watched(data)
+            if self.engine == "auto" or recorded:
+                return super().forward(input, hx)
+        x, first, alone = input, False, False
         if not isinstance(x, PackedSequence):
-            turned, alone = self.batch_first, x.dim() == 2
-            x = x.unsqueeze(1) if alone else x.transpose(0, 1) if turned else x
+            first, alone = self.batch_first, x.dim() == 2
+            if alone and given:
+                raise InputError(
+                    what="one sequence without a batch has all of its steps", where=f"{next(iter(given))}=",
+                    mend="give it a batch of one, input.unsqueeze(0 or 1)",
+                )  # fmt: skip
+            x = x.unsqueeze(1) if alone else x.transpose(0, 1) if first else x
+            if first:
+                given = {name: turned(value) for name, value in given.items()}
         parts = [] if hx is None else list(hx) if self.mode == "LSTM" else [hx]
         if alone:
             parts = [part.unsqueeze(1) for part in parts]
         batch = _batch_of(x)
         parts = parts or [self._zeros(batch, width) for width in self._widths()]
-        outputs, finals = self._stack()(x, self._nested([part.unbind(0) for part in parts]))
+        outputs, finals = self._stack()(x, self._nested([part.unbind(0) for part in parts]), **given)
         ends = [torch.stack(list(end)) for end in zip(*self._flat(finals), strict=True)]
         if alone:
             outputs, ends = outputs.squeeze(1), [end.squeeze(1) for end in ends]
-        elif turned:
+        elif first:
             outputs = outputs.transpose(0, 1)
         return outputs, (tuple(ends) if self.mode == "LSTM" else ends[0])
 
@@ -200,13 +244,31 @@ class _Layers(torch.nn.RNNBase, metaclass=_AsTorchs):
         stack.training, stack.dropout = self.training, self.dropout
         return stack
 
+    def as_layer(self) -> Stack:
+        """The layers as a part of an `elman.Stack`. Raises NotSupported where hooks would not be called."""
+        if self._forward_pre_hooks or self._forward_hooks:
+            raise NotSupported(
+                what=f"hooks of elman.nn.{type(self).__name__} are not called inside of an elman.Stack",
+                where="forward hooks", mend="use torch.nn.utils.parametrizations, or remove the hooks",
+            )  # fmt: skip
+        return self._stack()
+
+    def explain(self) -> Explanation:
+        """What runs once, before, in and after the loop of each layer; after a call."""
+        return self._elman[0].explain()
+
+    def extra_repr(self) -> str:
+        said = super().extra_repr()
+        return said if self.engine == "auto" else f"{said}, engine={self.engine!r}"
+
     def _build(self) -> None:
         """Make them. They are no submodules: the weights belong to this one."""
         kind, layers = _STEPS[self.mode], range(self.num_layers)
         if self.bidirectional:
-            stack = Stack(*(Bidirectional(kind(), kind()) for _ in layers), dropout=self.dropout)
+            each: Any = [Bidirectional(kind(), kind(), engine=self.engine) for _ in layers]
         else:
-            stack = Stack(*(Recurrent(kind()) for _ in layers), dropout=self.dropout)
+            each = [Recurrent(kind(), engine=self.engine) for _ in layers]
+        stack = Stack(*each, dropout=self.dropout, batch_first=False)
         steps = [step for step in stack.modules() if isinstance(step, _Step)]
         ends = [f"l{i}{way}" for i in layers for way in ("", "_reverse")[: self._ways]]
         object.__setattr__(self, "_elman", (stack, list(zip(steps, ends, strict=True))))

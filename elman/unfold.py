@@ -34,13 +34,30 @@ class Unfolded:
     steps: int
     graph: fx.Graph
 
+    @property
+    def inputs(self) -> dict[str, list[int | str]]:
+        """Name of each input -> its shape, in which "B" is the batch.
+
+        A parameter may be given by the cell's own dotted name as well, `U.weight` for `U_weight`.
+        """
+        return {
+            port.name: [
+                *([self.steps] if port.kind in (Kind.SEQUENCE, Kind.NOISE) else []),
+                *(["B"] if port.rows else []),
+                *port.shape,
+            ]
+            for port in self.circuit.inputs
+        }
+
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run it.
 
-        inputs: port name -> constant, sequence or noise `[T, B, …]`, or starting state `[B, …]`.
+        inputs: name, as `self.inputs` lists them -> constant, sequence or noise `[T, B, …]`, or starting state
+            `[B, …]`. Parameters may have the cell's names: `{**dict(cell.named_parameters()), "x": x, "h": h}`.
         Returns port name -> sequence `[T, B, …]`, sum, or final state. Raises InputError for an input that is
         missing or one too many, or has another shape than its port.
         """
+        inputs = self._by_port(inputs)
         self._check_inputs(inputs)
         flat: dict[str, torch.Tensor] = {}
         batch = 1
@@ -62,9 +79,28 @@ class Unfolded:
                 out[port.name] = values[port.name]
         return out
 
+    def _by_port(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs by the names of their ports."""
+        ports: dict[str, str] = {}
+        signature = self.circuit.signature
+        for port in self.circuit.inputs_of(Kind.CONSTANT):
+            places = signature.owned.get(port.name, ()) if signature is not None else ()
+            ports |= {
+                path.removeprefix("cell."): port.name for path in (port.path, *(p.path for p in places))
+            }
+        found: dict[str, torch.Tensor] = {}
+        for name, value in inputs.items():
+            port = name if name in self.inputs else ports.get(name, name)
+            if port in found and found[port] is not value:
+                raise InputError(
+                    what=f"input '{port}' is given twice", where=f"unfolded {self.circuit.name}", got=name
+                )
+            found[port] = value
+        return found
+
     def _check_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
         where = f"unfolded {self.circuit.name}"
-        names = [port.name for port in self.circuit.inputs]
+        names = list(self.inputs)
         for name in inputs:
             if name not in names:
                 raise InputError(

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import elman
+from elman.errors import InputError, InputTypeError, NotSupported
 from elman.nn import swap
 
 Tensor = torch.Tensor
@@ -265,3 +266,73 @@ def test_a_model_is_swapped_in_place() -> None:
     layer = nn.GRU(2, 3)
     assert swap(layer).swapped == {"": "elman.nn.GRU"}
     assert type(layer) is elman.nn.GRU
+
+
+@pytest.mark.parametrize(("kind", "first"), [("GRU", True), ("LSTM", False)])
+def test_lengths_are_what_packing_says(kind: str, first: bool) -> None:
+    theirs, ours = pair(kind, num_layers=2, bidirectional=True, batch_first=first)
+    x = torch.randn(*((B, T) if first else (T, B)), I, dtype=torch.float64, requires_grad=True)
+    lengths = torch.tensor([2, T, 3])
+    packed = pack_padded_sequence(x, lengths, batch_first=first, enforce_sorted=False)
+    expected, last = theirs(packed)
+    expected, _ = pad_packed_sequence(expected, batch_first=first, total_length=T)
+    outputs, final = ours(x, lengths=lengths)
+    torch.testing.assert_close(outputs, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(final, last, rtol=1e-10, atol=1e-10)
+    for one, two in zip(
+        torch.autograd.grad(outputs.square().sum(), [x, *ours.parameters()]),
+        torch.autograd.grad(expected.square().sum(), [x, *theirs.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10)
+    mask, cut = torch.arange(T)[:, None] < lengths, torch.zeros(T, B, dtype=torch.bool)
+    cut[2] = True
+
+    def timed(value: Tensor) -> Tensor:
+        """In the order of the layer, or out of it."""
+        return value.transpose(0, 1) if first else value
+
+    torch.testing.assert_close(ours(x, mask=timed(mask))[0], outputs, rtol=0, atol=0)
+    rest = ours(timed(timed(x)[2:]))[0]
+    torch.testing.assert_close(timed(ours(x, reset=timed(cut))[0])[2:], timed(rest))
+    with pytest.raises(InputError, match="has all of its steps"):
+        ours(timed(x)[:, 0], lengths=[T])
+    with pytest.raises(InputError, match="lengths="):
+        ours(x, lengths=[T])
+
+
+def test_the_usual_network_in_one_call() -> None:
+    layer = elman.nn.GRU(I, H, num_layers=2, bidirectional=True, dropout=0.4, engine="reference")
+    assert "engine='reference'" in repr(layer)
+    x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.2
+    outputs, h = layer(x, lengths=[T] * B, reset=reset)
+    assert outputs.shape == (T, B, 2 * H)
+    assert h.shape == (4, B, H)
+    assert "reference" in str(layer.explain())
+    again = copy.deepcopy(layer).eval()
+    torch.testing.assert_close(again(x)[0], layer.eval()(x)[0], rtol=0, atol=0)
+    with pytest.raises(InputError, match="no such engine"):
+        elman.nn.GRU(I, H, engine="nothing")(x)
+
+
+def test_it_goes_into_a_stack() -> None:
+    lower, upper = elman.nn.GRU(I, H, num_layers=2, bidirectional=True), elman.nn.LSTM(2 * H, H)
+    deep, x, lengths = elman.Stack(lower, upper), torch.randn(T, B, I), [T, 2, 3]
+    for told in ({}, {"lengths": lengths}):
+        outputs, state = deep(x, **told)
+        expected, (h, _) = upper(lower(x, **told)[0], **told)
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=0)
+        torch.testing.assert_close(elman.last(state), h[0], rtol=0, atol=0)
+    torch.testing.assert_close(elman.last(state[0]), elman.last(lower(x, **told)[1], lower), rtol=0, atol=0)
+    assert "layers.0.weight_ih_l0" in deep.state_dict()
+    two = elman.Stack(elman.nn.GRU(I, H), elman.nn.GRU(H, H))
+    _, state = two.step(x[0])
+    torch.testing.assert_close(two.step(x[1], state)[0], two(x[:2])[0][1])
+    assert "layer 1, layer 0" in str(two.explain())
+    with pytest.raises(InputTypeError, match=r"elman.nn.GRU\(…\), or elman.nn.swap"):
+        elman.Stack(nn.GRU(I, H))
+    with pytest.raises(InputError, match="said of the stack"):
+        elman.Stack(elman.nn.GRU(I, H, batch_first=True))
+    lower.register_forward_hook(lambda *_: None)
+    with pytest.raises(NotSupported, match="hooks"):
+        deep(x)

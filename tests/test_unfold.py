@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import elman
 from elman.circuit.form import Kind
 from elman.errors import CircuitError, InputError
 from elman.unfold import Unfolded, unfold
@@ -165,3 +166,25 @@ def test_surplus_inputs_and_wrong_shapes_are_named() -> None:
     ):
         with pytest.raises(InputError, match=words):
             unfolded(at.circuit, 3)(at.inputs | wrong)
+
+
+def test_inputs_say_their_names_and_parameters_keep_theirs() -> None:
+    class Cell(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden_size = 4
+            self.W = torch.nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x + self.W(h))
+
+    cell, x, h = Cell(), torch.randn(3, 2, 4), torch.randn(2, 4)
+    unrolled = unfold(elman.trace(cell, x[0]), 3)  # the initial state is found
+    assert unrolled.inputs == {"W_weight": [4, 4], "x": [3, "B", 4], "h": ["B", 4]}
+    given = {"x": x, "h": h}
+    named = unrolled({**dict(cell.named_parameters()), **given})
+    assert_close(named, unrolled({"W_weight": cell.W.weight, **given}))
+    with pytest.raises(InputError, match="given twice"):
+        unrolled({"W.weight": cell.W.weight, "W_weight": torch.zeros(4, 4), **given})
+    with pytest.raises(InputError, match=r"no input 'V\.weight'"):
+        unrolled({"V.weight": cell.W.weight, **given})

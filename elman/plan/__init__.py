@@ -5,8 +5,21 @@ backward pass needs from the forward pass, `cost` counts, `explain` shows.
 """
 
 from elman.plan.cost import Cost, cost
+from elman.plan.cut import Pair, pair
 from elman.plan.explain import Explanation, explain
 from elman.plan.form import Loop, LoopState, Plan, Stage
 from elman.plan.stages import plan
 
-__all__ = ["Cost", "Explanation", "Loop", "LoopState", "Plan", "Stage", "cost", "explain", "plan"]
+__all__ = [
+    "Cost",
+    "Explanation",
+    "Loop",
+    "LoopState",
+    "Pair",
+    "Plan",
+    "Stage",
+    "cost",
+    "explain",
+    "pair",
+    "plan",
+]

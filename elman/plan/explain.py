@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, cast, runtime_checkable
 
 from torch import fx
 
 from elman.circuit import graphs
 from elman.circuit.form import Kind, op_name
+from elman.errors import InputTypeError
 from elman.plan.cost import ADDRESSING, bytes_kept
 from elman.plan.form import Loop, Plan
 
@@ -40,12 +43,31 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Plans, forward and backward, in words. `str()` for a terminal, `_repr_html_` for a notebook."""
+    """Plans, forward and backward, in words. `str()` for a terminal, `_repr_html_` for a notebook.
+
+    parts: of several layers, the explanation of each under its name; plans then are those of all.
+    """
 
     plans: tuple[Plan, ...]
     engine: str | None = None
+    parts: tuple[tuple[str, Explanation], ...] = ()
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Explanation]) -> Explanation:
+        """The explanation of several layers."""
+        return cls(tuple(plan for part in parts.values() for plan in part.plans), None, tuple(parts.items()))
+
+    def _each(self, before: str = "") -> Iterator[tuple[str, Explanation]]:
+        """The explanations that are of one layer alone, with their full names."""
+        for name, part in self.parts:
+            if part.parts:
+                yield from part._each(f"{before}{name}, ")
+            else:
+                yield f"{before}{name}", part
 
     def __str__(self) -> str:
+        if self.parts:
+            return "\n\n".join(f"{name}\n\n{part}" for name, part in self._each())
         blocks = []
         for plan in self.plans:
             lines = [_title(plan), ""]
@@ -59,6 +81,8 @@ class Explanation:
         return "\n\n".join(blocks)
 
     def _repr_html_(self) -> str:
+        if self.parts:
+            return "".join(f"<h4>{html.escape(name)}</h4>{part._repr_html_()}" for name, part in self._each())
         rows = []
         for plan in self.plans:
             rows.append(f"<tr><th colspan=3 style='text-align:left'>{html.escape(_title(plan))}</th></tr>")
@@ -77,9 +101,28 @@ class Explanation:
         return f"<table>{''.join(rows)}</table>"
 
 
-def explain(*plans: Plan) -> Explanation:
-    """What runs once, before, in and after the loop of plans, and why: print it, or show it in a notebook."""
-    return Explanation(plans)
+@runtime_checkable
+class Explains(Protocol):
+    """A layer or a model, which explains itself once it has been called."""
+
+    def explain(self) -> Explanation: ...
+
+
+def explain(*things: Plan | Explains) -> Explanation:
+    """What runs once, before, in and after the loop of plans, and why: print it, or show it in a notebook.
+
+    things: plans, or one layer or model after a call. Raises InputTypeError for anything else, StateError for a layer
+    before any call.
+    """
+    if len(things) == 1 and isinstance(things[0], Explains):
+        return things[0].explain()
+    for thing in things:
+        if not isinstance(thing, Plan):
+            raise InputTypeError(
+                what="what is explained is a plan, or one layer or model", where="explain(…)", got=type(thing).__name__,
+                mend="elman.plan(circuit) gives a plan",
+            )  # fmt: skip
+    return Explanation(cast("tuple[Plan, ...]", things))
 
 
 def parts(plan: Plan) -> list[Part]:

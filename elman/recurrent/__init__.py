@@ -1,10 +1,12 @@
 """recurrent: any cell as a module over whole sequences.
 
-`layer` is the module, `layers` puts several side by side or on top of each other, `arguments` sorts out what a call is
-given, `prepare` finds the program for it, `compiled` is the way under torch.compile.
+`layer` is the module, `layers` puts several side by side or on top of each other, `pooling` makes one vector of a
+sequence. `arguments` sorts out what a call is given, `order` which dimension is time; `prepare` finds the program for
+it, `compiled` is the way under torch.compile.
 """
 
 from elman.recurrent.layer import Recurrent
-from elman.recurrent.layers import Bidirectional, Stack
+from elman.recurrent.layers import Bidirectional, Compound, Stack
+from elman.recurrent.pooling import last, pool
 
-__all__ = ["Bidirectional", "Recurrent", "Stack"]
+__all__ = ["Bidirectional", "Compound", "Recurrent", "Stack", "last", "pool"]

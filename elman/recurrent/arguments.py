@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.utils.rnn import PackedSequence
@@ -137,6 +138,22 @@ def batch_of(
     if batch is None:
         raise InputError(what="an autonomous system needs a state, which says the batch size", where="state")
     return batch
+
+
+def rows_of_reset(reset: Any, batch: int) -> Tensor:
+    """A step's reset, `[B]` bools, as a tensor. Raises InputError or InputTypeError for anything else."""
+    rows = torch.as_tensor(reset) if isinstance(reset, (list, tuple, np.ndarray)) else reset
+    if not isinstance(rows, Tensor) or rows.dtype != torch.bool:
+        raise InputTypeError(
+            what="reset says yes or no for each row", where="reset=",
+            got=str(rows.dtype) if isinstance(rows, Tensor) else type(rows).__name__, expected="a tensor of bools",
+        )  # fmt: skip
+    if rows.shape != (batch,):
+        raise InputError(
+            what="reset says it for each row of the step", where="reset=", got=f"shape {list(rows.shape)}",
+            expected=f"[{batch}]",
+        )  # fmt: skip
+    return rows
 
 
 def weight_of(weight: Any, teacher: Any, lead: tuple[int, ...]) -> Tensor | None:

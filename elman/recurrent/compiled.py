@@ -36,6 +36,11 @@ def register(layer: Any) -> int:
     return number
 
 
+def layer_of(number: int) -> Any:
+    """The layer of a number."""
+    return _LAYERS[number]
+
+
 # --- structures as nested tuples of constants, which Dynamo can carry ------------------------------------------------
 
 

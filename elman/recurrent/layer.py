@@ -26,10 +26,12 @@ from elman.recurrent.arguments import (
     is_recorded,
     not_recorded,
     over_sequences,
+    rows_of_reset,
     weight_of,
 )
 from elman.recurrent.compiled import refuse_compiled, register, run_compiled
 from elman.recurrent.exported import run_exported, starting
+from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.prepare import (
     Kept,
     Prepared,
@@ -65,15 +67,21 @@ class Recurrent(torch.nn.Module):
         (output, new state). The output may be None, or nested; a cell that returns its state alone has the first tensor
         of it as output.
     reverse: read the sequence from its last step to its first; outputs stay in their places.
+    batch_first: x, outputs, mask, reset, teacher and its weight are `[B, T, …]`, as with torch.nn's; states, lengths
+        and context are `[B, …]` either way, and so is what `step` takes and gives. A PackedSequence is as it is.
     memory: None stores for the backward pass what a minimum cut says (budgets come later).
     engine: "auto", or the name of the one engine that has to run the loop ("native", "reference").
 
     Raises TraceError at the first call for a cell that cannot be a circuit, naming the line and the mend.
     """
 
+    batch_first = False
+    order_is_said = False  # whether nobody needs to be warned where T = B
+
     def __init__(
-        self, cell: torch.nn.Module, *, reverse: bool = False, memory: Any = None, engine: str = "auto"
-    ) -> None:
+        self, cell: torch.nn.Module, *, reverse: bool = False, batch_first: bool | None = None, memory: Any = None,
+        engine: str = "auto",
+    ) -> None:  # fmt: skip
         super().__init__()
         check_cell(cell, "Recurrent(cell)")
         if memory is not None:
@@ -82,6 +90,7 @@ class Recurrent(torch.nn.Module):
             )
         self.cell = cell
         self.reverse = reverse
+        self.batch_first, self.order_is_said = bool(batch_first), batch_first is not None
         self.engine = engine
         self._forget()
 
@@ -120,6 +129,7 @@ class Recurrent(torch.nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(
             (["reverse=True"] if self.reverse else [])
+            + (["batch_first=True"] if self.batch_first else [])
             + ([f"engine={self.engine!r}"] if self.engine != "auto" else [])
         )
 
@@ -157,8 +167,20 @@ class Recurrent(torch.nn.Module):
         sequence of a row, and the final state is that of its first. A row without a step keeps its state.
 
         Returns (outputs, final state): outputs `[T, B, …]` in the structure of the cell's output (None if it is None).
-        Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell.
+        Raises InputError or InputTypeError for tensors that do not fit together, TraceError for the cell. Warns once
+        (AmbiguityWarning) where T = B and neither `batch_first=True` nor `False` was said, with lengths, mask or reset.
         """
+        if self.batch_first:
+            return run_batch_first(
+                self._time_major, x, state, steps=steps, lengths=lengths, mask=mask, reset=reset, teacher=teacher,
+                teacher_weight=teacher_weight, context=context,
+            )  # fmt: skip
+        return self._time_major(x, state, steps, lengths, mask, reset, teacher, teacher_weight, context)
+
+    def _time_major(
+        self, x: Any, state: Any, steps: Any, lengths: Any, mask: Any, reset: Any, teacher: Any, teacher_weight: Any,
+        context: Any,
+    ) -> tuple[Any, Any]:  # fmt: skip
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
                 said = lengths, mask, reset
@@ -172,6 +194,8 @@ class Recurrent(torch.nn.Module):
         happens = EVERY
         if lengths is not None or mask is not None or reset is not None:
             happens = Happens(lengths, mask, reset)
+            if not self.order_is_said:
+                warn_if_unclear(self, x, 6)
         if steps is not None or teacher is not None or context is not None or teacher_weight is not None:
             return self._long_way(x, state, steps, happens, teacher, teacher_weight, context)
         known = None if is_recorded() else self._known  # read once: another thread may put another there
@@ -350,8 +374,12 @@ class Recurrent(torch.nn.Module):
 
     # --- one step -------------------------------------------------------------------------------------------------
 
-    def step(self, x: Any, state: Any = None, *, context: Any = None) -> tuple[Any, Any]:
+    def step(
+        self, x: Any, state: Any = None, *, reset: Tensor | None = None, context: Any = None
+    ) -> tuple[Any, Any]:
         """One step, for streaming: x `[B, …]` -> (output, new state), always in this order.
+
+        reset: `[B]` bools: rows that begin a new sequence, from the cell's initial state rather than from `state`.
 
         Calling it T times is the same as one call on T steps. Without gradients the engine runs it where it can; else,
         and where hooks want to see it, the cell itself does. Raises InputError under `reverse=True`.
@@ -361,6 +389,8 @@ class Recurrent(torch.nn.Module):
                 what="a reversed layer cannot run step by step: its first step is the sequence's last", where="step()",
                 mend="call the layer on the whole sequence",
             )  # fmt: skip
+        if reset is not None:
+            state = self._restarted(x, state, reset, context)
         engine = context is None and not torch.is_grad_enabled()
         if engine and not torch.compiler.is_compiling() and not is_recorded():
             known = self._known_step
@@ -386,17 +416,32 @@ class Recurrent(torch.nn.Module):
             raise of_step(self.cell, x, state, context, error) from error
         return understand(returned, flatten(state, "state")[1], type(self.cell).__name__)
 
-    def _start_of_step(self, x: Any, context: Any) -> Any:
+    def _restarted(self, x: Any, state: Any, reset: Any, context: Any) -> Any:
+        """The state, with that which the cell starts from in the rows that are reset."""
+        xs, _ = flatten(x, "x")
+        states, tree = flatten(state, "state")
+        batch = batch_of(states, tree, (), None, int(xs[0].shape[0]) if xs and xs[0].dim() else None)
+        rows = rows_of_reset(reset, batch)
+        if state is None:
+            return None  # all rows start there
+        starts = _like(self._start_of_step(x, context, batch), states, tree)
+        return tree.fill([
+            torch.where(rows.to(old.device).reshape(-1, *[1] * (old.dim() - 1)), start, old)
+            for start, old in zip(starts, states, strict=True)
+        ])  # fmt: skip
+
+    def _start_of_step(self, x: Any, context: Any, batch: int | None = None) -> Any:
         if torch.compiler.is_exporting():
             return starting(self, x, context)
         xs, x_tree = flatten(x, "x")
         contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-        if not xs:
+        if not xs and batch is None:
             raise InputError(
                 what="an autonomous system needs a state, which says the batch size", where="state"
             )
         batched = [tensor.unsqueeze(0) for tensor in xs]
-        return self._initial(int(xs[0].shape[0]), batched, x_tree, contexts, context_tree)
+        batch = int(xs[0].shape[0]) if batch is None else batch
+        return self._initial(batch, batched, x_tree, contexts, context_tree)
 
     def _learn_step(self, x: Any, state: Any) -> Known | None:
         """How a step without gradients is run: by the engine if the cell is a circuit, and the engine has it; else the

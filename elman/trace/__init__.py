@@ -28,19 +28,23 @@ from elman.trace.selfcheck import compare_with_cell
 __all__ = ["trace", "verify"]
 
 
-def trace(cell: torch.nn.Module, x: Any, state: Any, context: Any = None, *, check: bool = True) -> Circuit:
+def trace(
+    cell: torch.nn.Module, x: Any, state: Any = None, context: Any = None, *, check: bool = True
+) -> Circuit:
     """The circuit of a cell: h(t) = f(h(t-1), x(t); θ) with its cycles closed.
 
     cell: any module whose `forward(x, state[, context])` is one step; it is not changed.
     x, state, context: examples at one step, tensors `[B, …]` or nested tuples, dicts, NamedTuples of them. Only
         structure, widths, dtype and device are used, and the values of integer inputs; x is None for an autonomous
-        cell.
+        cell. Without state: the cell's own initial state.
     check: compare the circuit with the cell on random steps, outputs and gradients.
 
     The batch stays symbolic, and time does not occur: one trace serves every B and T. Raises TraceError (an
     ElmanError) for what cannot be a circuit, naming the cell, the line and the mend.
     """
     mistakes.check_cell(cell, "trace(cell, …)")
+    if state is None:
+        state = initial_state(cell, x, context)
     with outside():
         lasting = Changes(cell)
         try:
@@ -158,12 +162,10 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
 def verify(cell: torch.nn.Module, x: Any, state: Any = None, context: Any = None) -> Circuit:
     """Trace a cell and check the circuit against it, outputs and gradients, at B = 1 and 3; return the circuit.
 
-    x, state, context: as for `trace`; without `state` the cell's own initial state is used. Raises TraceError that says
-    what cannot be a circuit, or where circuit and cell disagree.
+    x, state, context: as for `trace`. Raises TraceError that says what cannot be a circuit, or where circuit and cell
+    disagree.
     """
     mistakes.check_cell(cell, "verify(cell, …)")
-    if state is None:
-        state = initial_state(cell, x, context)
     return trace(cell, x, state, context)
 
 

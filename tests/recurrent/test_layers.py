@@ -13,6 +13,7 @@ import elman
 from elman import Bidirectional, Recurrent, Stack
 from elman.errors import InputError, InputTypeError
 from elman.pieces import Layout
+from elman.recurrent.states import Directions, LayerStates
 from tests.cases import CASES
 from tests.recurrent import compare, ragged
 
@@ -36,11 +37,11 @@ def test_layers_are_the_sum_of_their_parts(told: dict[str, Tensor]) -> None:
     deep, x = Stack(both, top), random(6, 4, 5, requires_grad=True)
     state = ((random(4, 7), random(4, 4)), (random(4, 6), random(4, 6)))
     outputs, final = deep(x, state, **told)
-    one, first = Recurrent(both.ahead.cell)(x, state[0][0], **told)
-    other, second = Recurrent(both.back.cell, reverse=True)(x, state[0][1], **told)
+    one, first = Recurrent(both.forward_layer.cell)(x, state[0][0], **told)
+    other, second = Recurrent(both.backward_layer.cell, reverse=True)(x, state[0][1], **told)
     expected, last = top(torch.cat([one, other], -1), state[1], **told)
     found = []
-    for made in ((outputs, final), (expected, ((first, second), last))):
+    for made in ((outputs, final), (expected, LayerStates((Directions(first, second), last)))):
         values = compare.flat(*made)
         found.append((values, compare.gradients(values, {"x": x, **dict(deep.named_parameters())})))
     for mine, right in zip(*found, strict=True):
@@ -134,3 +135,103 @@ def test_what_does_not_fit_is_refused() -> None:
         Bidirectional(cell("convolutional_rnn"), cell("gru"))(x, (random(4, 2, 7), None))
     with pytest.raises(elman.ElmanError, match="where: lengths"):
         deep(x, lengths=torch.tensor([1]))
+
+
+def test_a_stack_is_a_sequence_of_layers() -> None:
+    deep = Stack(
+        Recurrent(cell("gru")), Recurrent(cell("gru", 7, 7)), Recurrent(cell("gru", 7, 7)), residual=True
+    )
+    assert len(deep) == 3
+    assert list(deep) == [deep[0], deep[1], deep[-1]]
+    x = random(5, 2, 5)
+    hidden, _ = deep[0](x)
+    upper = deep[1:]
+    assert isinstance(upper, Stack)
+    assert upper.residual == (True, True)
+    torch.testing.assert_close(upper(hidden)[0], deep(x)[0], **EXACT)
+
+
+@pytest.mark.parametrize("told", [{}, {"lengths": LENGTHS}], ids=["whole", "ragged"])
+def test_what_a_residual_layer_reads_is_added(told: dict[str, Tensor]) -> None:
+    deep = Stack(
+        Recurrent(cell("gru")), Recurrent(cell("gru", 7, 7)), Recurrent(cell("elman", 7, 3)),
+        residual=[False, True, False], dropout=1.0,
+    )  # fmt: skip
+    x = random(6, 4, 5)
+    one, _ = deep[0](x, **told)
+    two = one + deep[1](torch.zeros_like(one), **told)[0]  # what goes round the layer is not dropped
+    torch.testing.assert_close(deep[:2](x, **told)[0], two, **EXACT)
+    assert "residual" in repr(deep)
+    step = deep.eval().step
+    torch.testing.assert_close(step(x[0])[0], deep(x[:1])[0][0], **EXACT)
+    with pytest.raises(InputError, match="as wide as"):
+        Stack(Recurrent(cell("gru")), Recurrent(cell("elman", 7, 3)), residual=True)(x, **told)
+    with pytest.raises(InputError, match="2 bools"):
+        Stack(Recurrent(cell("gru")), Recurrent(cell("elman", 7, 3)), residual=[True])
+
+
+@pytest.mark.parametrize("told", [{}, {"lengths": LENGTHS}], ids=["whole", "ragged"])
+def test_a_teacher_is_the_top_layers(told: dict[str, Tensor]) -> None:
+    top = cell("jordan", 7, 5)
+    deep, x = Stack(Recurrent(cell("gru")), Stack(Recurrent(top))), random(6, 4, 5)
+    teacher = random(6, 4, top.initial_state(1).shape[-1])
+    half = torch.full((6, 4), 0.5, dtype=torch.float64)
+    hidden, _ = deep[0](x, **told)
+    for weight in (None, half):
+        found = deep(x, teacher=teacher, teacher_weight=weight, **told)
+        expected = Recurrent(top)(hidden, teacher=teacher, teacher_weight=weight, **told)
+        torch.testing.assert_close(found[0], expected[0], **EXACT)
+        torch.testing.assert_close(found[1][1][0], expected[1], **EXACT)
+    with pytest.raises(InputError, match="both directions"):
+        Stack(Bidirectional(cell("gru"), cell("gru")))(x, teacher=teacher, **told)
+
+
+class Conditioned(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.W = 7, torch.nn.Linear(7, 7)
+
+    def forward(self, x: Tensor, h: Tensor, context: Tensor) -> Tensor:
+        return torch.tanh(self.W(h) + context)
+
+
+def test_a_context_goes_to_those_who_take_one() -> None:
+    own = Conditioned().double()
+    deep = Stack(Recurrent(cell("gru")), Bidirectional(own, cell("gru", 7, 7)), Recurrent(cell("gru", 14, 7)))
+    x, context = random(6, 4, 5), random(4, 7)
+    expected, _ = Recurrent(own)(deep[0](x)[0], context=context)
+    torch.testing.assert_close(deep[:2](x, context=context)[0][..., :7], expected, **EXACT)
+    assert deep(x, context=context, lengths=LENGTHS)[0].shape == (6, 4, 7)
+    two = Stack(deep[0], Recurrent(own))
+    torch.testing.assert_close(two.step(x[0], context=context)[0], two(x[:1], context=context)[0][0], **EXACT)
+    with pytest.raises(InputTypeError, match="no cell takes a context"):
+        deep[0:1](x, context=context)
+
+
+def test_weights_written_under_the_old_names_are_read() -> None:
+    deep = Stack(Bidirectional(cell("gru"), cell("gru")))
+    new = deep.state_dict()
+    assert "layers.0.forward_layer.cell.U" in new
+    old = {
+        name.replace("forward_layer", "ahead").replace("backward_layer", "back"): torch.randn_like(value)
+        for name, value in new.items()
+    }
+    deep.load_state_dict(old)
+    assert "layers.0.ahead.cell.U" in old  # nothing is taken from the caller
+    torch.testing.assert_close(list(deep.state_dict().values()), list(old.values()), rtol=0, atol=0)
+
+
+def test_layers_explain_themselves() -> None:
+    deep = Stack(Bidirectional(cell("gru"), cell("gru")), Recurrent(cell("lstm", 14, 3)))
+    with pytest.raises(elman.errors.StateError):
+        deep.explain()
+    deep(random(5, 2, 5))
+    said = elman.explain(deep)
+    assert len(said.plans) == 6
+    heads = [line for line in str(said).splitlines() if line.startswith("layer")]
+    assert heads == ["layer 0, forward", "layer 0, backward", "layer 1"]
+    assert str(deep[1].explain()) in str(said)
+    assert said._repr_html_().count("<h4>") == 3
+    assert str(elman.explain(deep[1].explain().plans[0])) in str(deep[1].explain())
+    with pytest.raises(InputTypeError, match="what is explained"):
+        elman.explain(3)
