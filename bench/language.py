@@ -63,7 +63,7 @@ def writing(rounds: int = 9, length: int = 640) -> tuple[Line, dict[str, float]]
     """(seconds of a symbol, in turns; symbols per second) of one stream."""
     ours, theirs = LanguageModel(V, "gru", H, 1, E).eval(), Torchs().eval()
     streams = {
-        OURS: ours.generate([1], 10**9, temperature=0.8),
+        OURS: ours.generate_iter([1], 10**9, temperature=0.8),
         TORCH: theirs.generate(1, 10**9, temperature=0.8),
     }
     ways = {name: lambda stream=stream: next(stream) for name, stream in streams.items()}

@@ -317,7 +317,7 @@ def test_writing_leaves_model_and_generator_alone() -> None:
     model.layers[0].eval()  # frozen by its owner
     modes = [module.training for module in model.modules()]
     before = torch.get_rng_state()
-    symbols = model.generate([1, 2], 20, seed=3)
+    symbols = model.generate_iter([1, 2], 20, seed=3)
     for _ in range(3):
         next(symbols)
         assert [module.training for module in model.modules()] == modes
@@ -335,7 +335,7 @@ def test_writing_that_fails_leaves_model_and_generator_alone(monkeypatch: pytest
 
     monkeypatch.setattr(elman.Recurrent, "run", fail)
     with pytest.raises(MemoryError):
-        next(model.generate([1, 2], 20, seed=3))
+        next(model.generate_iter([1, 2], 20, seed=3))
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -345,7 +345,7 @@ def test_other_numbers_are_no_other_recurrence(monkeypatch: pytest.MonkeyPatch) 
     from elman.recurrent import prepare
 
     model = LanguageModel(11, "gru", hidden=6)
-    list(model.generate([1, 2], 5, seed=1, temperature=0.9, top_k=3, top_p=0.7))
+    model.generate([1, 2], 5, seed=1, temperature=0.9, top_k=3, top_p=0.7)
     monkeypatch.setattr(prepare, "trace", None)
     texts = {
         tuple(model.generate([1, 2], 12, seed=1, temperature=t, top_k=k, top_p=p))

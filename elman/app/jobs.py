@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -22,7 +22,6 @@ from elman.app.writing import continuation
 from elman.data import Corpus, Text, Tokenizer, Tokens, cache_folder, learn, read_corpus, tokenise
 from elman.errors import DataError, InputError
 from elman.models import LanguageModel, NGram
-from elman.recurrent import Recurrent
 from elman.report import write_report
 from elman.training import (
     Diverged,
@@ -242,9 +241,7 @@ class Job:
 
     def plan(self) -> str:
         """What of each layer is sequential, and why."""
-        return "\n\n".join(
-            f"layer {k}\n\n{cast(Recurrent, layer).explain()}" for k, layer in enumerate(self.model.layers, 1)
-        )
+        return str(self.model.explain())
 
 
 def prepare(

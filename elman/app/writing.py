@@ -28,9 +28,9 @@ def continuation(
 ) -> Iterator[str]:
     """The text that a model writes after a prompt, in pieces as they come; it ends before `stop`, should that come.
 
-    how: further arguments of `LanguageModel.generate`.
+    how: further arguments of `LanguageModel.generate_iter`.
     """
-    tokens = model.generate(tokenizer.encode(prompt), length, exclude=_never(tokenizer), **how)
+    tokens = model.generate_iter(tokenizer.encode(prompt), length, exclude=_never(tokenizer), **how)
     pieces = tokenizer.stream(tokens)
     return pieces if not stop else _before(stop, pieces)
 
@@ -65,8 +65,8 @@ def continuations(
     **how: Any,
 ) -> list[str]:
     """Several texts, written side by side."""
-    steps = model.generate(
+    found = model.generate(
         tokenizer.encode(prompt), length, exclude=_never(tokenizer), samples=samples, **how
     )
-    texts = [tokenizer.decode(list(tokens)) for tokens in zip(*steps, strict=True)] or [""] * samples
+    texts = [tokenizer.decode(tokens) for tokens in found]
     return [text if not stop else text.partition(stop)[0] for text in texts]

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
 from elman import cells
-from elman.errors import ElmanError, InputError, expect
+from elman.errors import ElmanError, InputError, InputTypeError, expect
 
 MakeCell = Callable[[int, int], nn.Module]  # (input width, hidden width) -> cell
 
@@ -25,6 +26,10 @@ SHIPPED: dict[str, MakeCell] = {
     "lstm": cells.LSTM,
     "leaky": cells.Leaky,
 }
+_NAMES: dict[type, str] = {
+    cells.Elman: "elman", cells.Jordan: "jordan", cells.GRU: "gru", cells.LSTM: "lstm", cells.Leaky: "leaky",
+}  # fmt: skip
+_FROM_FILE = "elman_cell_"  # beginning of the names of modules that are files
 _FORMS = f"one of {', '.join(SHIPPED)}, or path.py:Class, or package.module:Class"
 
 
@@ -63,6 +68,58 @@ def find_cell(name: str) -> MakeCell:
     return _checked(found, name)
 
 
+def find_cells(cell: Any, layers: int | None = None) -> list[tuple[MakeCell, str | None]]:
+    """For each layer what makes its cell, and the name by which `find_cell` finds that again, None if there is none.
+
+    cell: a name, a class, a factory `(input width, hidden width) -> cell`, or a cell; or a sequence with one of these
+    for each layer. layers: how many, by default one, or as many as the sequence has.
+    Raises InputError or InputTypeError for anything else, and where their numbers differ.
+    """
+    each = list(cell) if isinstance(cell, (list, tuple, nn.ModuleList)) else [cell] * (layers or 1)
+    if not each or (layers is not None and len(each) != layers):
+        raise InputError(
+            what="there is one cell for each layer", where="cell", got=f"{len(each)} cells, layers={layers}",
+            mend="leave layers out",
+        )  # fmt: skip
+    return [_maker(one) for one in each]
+
+
+def _maker(cell: Any) -> tuple[MakeCell, str | None]:
+    if isinstance(cell, str):
+        return find_cell(cell), cell
+    if isinstance(cell, nn.Module):
+        return lambda n_in, n_hidden: cell, None
+    if isinstance(cell, type) and issubclass(cell, nn.Module):
+        name = _NAMES.get(cell)
+        return (SHIPPED[name], name) if name else (_checked(cell, cell.__qualname__), _name_of(cell))
+    if not callable(cell) or isinstance(cell, type):
+        raise InputTypeError(
+            what="this is no cell, and nothing that makes one", where="cell",
+            got=cell.__name__ if isinstance(cell, type) else type(cell).__name__,
+            expected="a name, a class, a factory (n_in, n_hidden) -> cell, a cell, or a list with one for each layer",
+            mend=f"a name is {_FORMS}",
+        )  # fmt: skip
+
+    def make(n_in: int, n_hidden: int) -> nn.Module:
+        made = cell(n_in, n_hidden)
+        expect(made, nn.Module, "a factory makes cells", "cell", "return a torch.nn.Module")
+        return made
+
+    return make, None
+
+
+def _name_of(cls: type) -> str | None:
+    """`package.module:Class`, if a class is found under that in another process too."""
+    name = cls.__module__
+    if name == "__main__" or name.startswith(_FROM_FILE) or "." in cls.__qualname__:
+        return None
+    return (
+        f"{name}:{cls.__qualname__}"
+        if getattr(sys.modules.get(name), cls.__qualname__, None) is cls
+        else None
+    )
+
+
 def _checked(cls: type[nn.Module], name: str) -> MakeCell:
     def make(n_in: int, n_hidden: int) -> nn.Module:
         try:
@@ -84,7 +141,7 @@ def _from_file(path: Path) -> ModuleType:
             what="there is no such file", where=path, mend="give the path of the file with the cell's class"
         )
     path = path.resolve()
-    spec = importlib.util.spec_from_file_location(f"elman_cell_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{_FROM_FILE}{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None  # a name that ends in .py has a loader
     module = importlib.util.module_from_spec(spec)

@@ -11,16 +11,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from elman import cells
 from elman.data import Tokenizer
 from elman.errors import DataError, InputError, InputTypeError, expect
 from elman.models import pretrained
 from elman.models.dropout import LockedDropout
-from elman.models.find import find_cell
+from elman.models.find import MakeCell, find_cells
 from elman.models.readout import cross_entropy
 from elman.models.writer import Writer
+from elman.plan import Explanation
 from elman.recurrent import Recurrent
 from elman.training import Run
 
+Cells = str | type[nn.Module] | MakeCell | nn.Module | Sequence[Any]
 _BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
 
@@ -34,14 +37,19 @@ class LanguageModel(nn.Module):
         model = LanguageModel(tokenizer.size, cell="gru", hidden=256)
         logits, state = model(x)                     # x int64 [T, B] -> logits [T, B, V]
         loss, state = model.loss(x, y, state)        # mean nats per symbol
-        for token in model.generate(prompt, 200):    # prompt int64 [P]
-            …
+        tokens = model.generate(prompt, 200)         # prompt int64 [P]
+        for token in model.generate_iter(prompt, 200):
+            …                                        # one at a time, as they are written
 
     Source: Goodfellow, Bengio and Courville, Deep Learning, 2016, section 10.2, equations 10.8 to 10.14.
 
-    vocabulary: V. cell: a name as `elman.models.find_cell` reads it. hidden: H, units per layer. layers: how
-    many. embedding: width of E. dropout: the share of each layer's output that is left out in training (see
-    `elman.models.dropout`). tie: E is V's matrix too. condition: width of a vector that describes a whole sequence
+    vocabulary: V.
+    cell: a name as `elman.models.find_cell` reads it, a class, a factory (n_in, n_hidden) -> cell, or a cell; or a list
+        with one of these for each layer. A factory, a cell, or a class that no module has under its name, cannot be
+        saved.
+    hidden: H, units per layer. layers: how many; by default one, or as many as cells. embedding: width of E.
+    dropout: the share of each layer's output that is left out in training (see `elman.models.dropout`). tie: E is V's
+    matrix too. condition: width of a vector that describes a whole sequence
     (`context`), and is added to the embedding of every symbol through a matrix. The state is a tuple with one entry for
     each layer.
     """
@@ -49,15 +57,17 @@ class LanguageModel(nn.Module):
     def __init__(
         self,
         vocabulary: int,
-        cell: str = "gru",
+        cell: Cells = "gru",
         hidden: int = 256,
-        layers: int = 1,
+        layers: int | None = None,
         embedding: int = 64,
         dropout: float = 0.0,
         tie: bool = False,
         condition: int = 0,
     ) -> None:
         super().__init__()
+        if layers is None:
+            layers = len(cell) if isinstance(cell, (list, tuple, nn.ModuleList)) else 1
         sizes = {"vocabulary": vocabulary, "hidden": hidden, "layers": layers, "embedding": embedding}
         for name, value in sizes.items():
             expect(value, int, f"{name} is a whole number", name)
@@ -65,13 +75,6 @@ class LanguageModel(nn.Module):
                 raise InputError(
                     what=f"{name} must be at least 1", where=name, got=value, mend="give a positive number"
                 )
-        expect(
-            cell,
-            str,
-            "the cell is told by its name",
-            "cell",
-            "a name, path.py:Class, or package.module:Class",
-        )
         expect(dropout, (int, float), "dropout is a probability", "dropout")
         expect(condition, int, "condition is a width", "condition")
         if not 0 <= dropout < 1:
@@ -84,14 +87,26 @@ class LanguageModel(nn.Module):
                 got=f"embedding {embedding}, hidden {hidden}", expected="the same width",
                 mend=f"take embedding={hidden}",
             )  # fmt: skip
-        make = find_cell(cell)
-        self.settings = {"cell": cell, **sizes, "dropout": dropout, "tie": tie, "condition": condition}
+        found = find_cells(cell, layers)
+        names = [name for _, name in found]
+        several = isinstance(cell, (list, tuple, nn.ModuleList))
+        self.settings = {
+            "cell": names if several else names[0],
+            **sizes,
+            "dropout": dropout,
+            "tie": tie,
+            "condition": condition,
+        }
         self.dropout = LockedDropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
-        self.layers = nn.ModuleList(
-            Recurrent(make(embedding if k == 0 else hidden, hidden)) for k in range(layers)
-        )
+        cells_ = [make(embedding if k == 0 else hidden, hidden) for k, (make, _) in enumerate(found)]
+        if len(set(map(id, cells_))) < layers:
+            raise InputError(
+                what="several layers would be one and the same cell", where="cell", got=type(cells_[0]).__name__,
+                mend="pass a list with a cell for each layer, or a class, of which each layer gets its own",
+            )  # fmt: skip
+        self.layers = nn.ModuleList(Recurrent(cell) for cell in cells_)
         self.readout = nn.Linear(hidden, vocabulary)
         # Small weights, no bias: the untrained model holds every symbol equally likely, L = log V.
         nn.init.normal_(self.readout.weight, std=0.1 * hidden**-0.5)
@@ -124,7 +139,20 @@ class LanguageModel(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
-        """Write the model as a folder that `huggingface_hub.PyTorchModelHubMixin` reads too: see `pretrained`."""
+        """Write the model as a folder that `huggingface_hub.PyTorchModelHubMixin` reads too: see `pretrained`.
+
+        Raises InputError where a cell has no name by which it would be found again.
+        """
+        names = self.settings["cell"]
+        for layer, name in zip(self.layers, names if isinstance(names, list) else [names], strict=False):
+            if name is None:
+                raise InputError(
+                    what="the model cannot be saved: its cell has no name by which it is found again", where="cell",
+                    got=f"an instance, a factory or a local class: {type(cast(Recurrent, layer).cell).__name__}",
+                    expected='"path.py:Class", or a class of a module that can be imported',
+                    mend='write the class into a file and construct the model with its name, cell="path.py:Class"; '
+                    "or save model.state_dict() and construct the model yourself",
+                )  # fmt: skip
         pretrained.save(folder, self.settings, self, tokenizer)
 
     @property
@@ -134,11 +162,18 @@ class LanguageModel(nn.Module):
         Stable in short trials with 64 to 1024 units. Above, a tanh state ends in corners from which it does not come
         back, and only held-out text, which is read without a past, tells.
         """
-        return min(4e-3, (2.0 if self.settings["cell"] in ("gru", "lstm") else 0.5) / self.settings["hidden"])
+        gated = all(isinstance(cast(Recurrent, layer).cell, (cells.GRU, cells.LSTM)) for layer in self.layers)
+        return min(4e-3, (2.0 if gated else 0.5) / self.settings["hidden"])
 
     @property
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    def explain(self) -> Explanation:
+        """What of each layer runs once, before, in and after the loop; after a call. See `elman.explain`."""
+        return Explanation.of(
+            {f"layer {k}": cast(Recurrent, layer).explain() for k, layer in enumerate(self.layers)}
+        )
 
     def forward(
         self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
@@ -204,6 +239,23 @@ class LanguageModel(nn.Module):
         return e if self.condition is None else e + self.condition(context)
 
     def generate(
+        self, prompt: Tensor | Sequence[int], length: int, *, samples: int | None = None, stop: Sequence[int] = (),
+        **how: Any,
+    ) -> list[Any]:  # fmt: skip
+        """Symbols that go on from a prompt: at most `length`, of `samples` texts a list each.
+
+        A text ends with its first symbol of `stop`. Further arguments as of `generate_iter`.
+        """
+        written = list(self.generate_iter(prompt, length, samples=samples, stop=stop, **how))
+        if samples is None:
+            return written
+        texts = [list(text) for text in zip(*written, strict=True)] or [[] for _ in range(samples)]
+        ends = [
+            min((text.index(symbol) + 1 for symbol in stop if symbol in text), default=None) for text in texts
+        ]
+        return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
+    def generate_iter(
         self,
         prompt: Tensor | Sequence[int],
         length: int,
@@ -212,6 +264,7 @@ class LanguageModel(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
+        generator: torch.Generator | None = None,
         stop: Sequence[int] = (),
         exclude: Sequence[int] = (),
         samples: int | None = None,
@@ -224,7 +277,7 @@ class LanguageModel(nn.Module):
 
         prompt: int64 [P], P >= 1. length: how many symbols. temperature: 0 takes the likeliest symbol every time.
         top_k: draw from the k likeliest only. top_p: from the likeliest that together have this probability.
-        seed: makes the draws repeatable; without it they come from torch's default generator.
+        seed, generator: where the draws come from; without either, torch's default generator.
         stop: symbols after which nothing more is written. exclude: symbols that are never written (`<unk>`).
         samples: so many texts side by side; each step is then a list with a symbol of each, which goes on until all
         have met a `stop`. context: [condition], or [samples, condition].
@@ -247,15 +300,18 @@ class LanguageModel(nn.Module):
         ):
             if not right:
                 raise InputError(what=f"{name} cannot be that", where=name, got=value, mend=mend)
-        cells = [cast(nn.Module, cast(Recurrent, layer).cell) for layer in self.layers]
+        own = [cast(nn.Module, cast(Recurrent, layer).cell) for layer in self.layers]
         writer = Recurrent(
             Writer(
-                self.embedding, cells, self.readout, self.condition, temperature=temperature, top_k=top_k, top_p=top_p,
+                self.embedding, own, self.readout, self.condition, temperature=temperature, top_k=top_k, top_p=top_p,
                 exclude=tuple(exclude),
             )
         )  # fmt: skip
-        if seed is not None:
-            writer._draws = torch.Generator().manual_seed(seed)
+        if seed is not None and generator is not None:
+            raise InputError(
+                what="the draws come from one place", where="seed=, generator=", mend="give one of the two"
+            )
+        writer._draws = generator if seed is None else torch.Generator().manual_seed(seed)
         if context is not None:
             context = context.expand(samples or 1, -1)
         written = self._written(writer, prompt, length, samples or 1, context)
@@ -295,7 +351,7 @@ class LanguageModel(nn.Module):
         if h.shape[-1] != self.readout.in_features:
             raise InputError(
                 what="the cell's output has another width than it was constructed with",
-                where=self.settings["cell"],
+                where=type(cast(Recurrent, self.layers[-1]).cell).__name__,
                 got=h.shape[-1],
                 expected=f"hidden = {self.readout.in_features}",
                 mend="let the step return an output as wide as its second constructor argument",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import elman
+from elman import cells
 from elman.errors import ElmanError, InputError
 from elman.models import LanguageModel, NGram, find_cell
 
@@ -98,14 +101,14 @@ def test_temperature_zero_is_argmax_step_by_step(cell: str) -> None:
     for _ in range(12):  # the whole text anew for every symbol: no state, no step
         logits, _ = model(torch.tensor(text)[:, None])
         text.append(int(logits[-1, 0].argmax()))
-    assert list(model.generate(prompt, 12, temperature=0)) == text[3:]
+    assert model.generate(prompt, 12, temperature=0) == text[3:]
 
 
 def test_low_temperature_is_argmax() -> None:
     model = model_of()
     torch.nn.init.normal_(model.readout.weight)
-    greedy = list(model.generate([1], 20, temperature=0))
-    assert list(model.generate([1], 20, temperature=1e-4, seed=1)) == greedy
+    greedy = model.generate([1], 20, temperature=0)
+    assert model.generate([1], 20, temperature=1e-4, seed=1) == greedy
 
 
 def test_symbols_are_drawn_from_the_softmax() -> None:
@@ -116,16 +119,16 @@ def test_symbols_are_drawn_from_the_softmax() -> None:
     drawn = torch.zeros(4, dtype=torch.float64)
     draws = 1500
     for seed in range(draws):
-        drawn[next(model.generate([2], 1, temperature=0.8, seed=seed))] += 1 / draws
+        drawn[model.generate([2], 1, temperature=0.8, seed=seed)[0]] += 1 / draws
     assert (drawn - expected).abs().max() < 4 * math.sqrt(0.25 / draws)
 
 
 def test_a_seed_makes_a_text_repeatable_and_leaves_the_default_generator_alone() -> None:
     model = model_of()
     before = torch.get_rng_state()
-    one, two = (list(model.generate([1], 40, seed=7)) for _ in range(2))
+    one, two = (model.generate([1], 40, seed=7) for _ in range(2))
     assert one == two
-    assert one != list(model.generate([1], 40, seed=8))
+    assert one != model.generate([1], 40, seed=8)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -137,7 +140,7 @@ def test_excluded_symbols_are_never_written() -> None:
 
 def test_symbols_come_one_at_a_time_and_the_callers_modes_stay() -> None:
     model = model_of().train()
-    symbols = model.generate([1], 1_000_000_000, seed=0)
+    symbols = model.generate_iter([1], 1_000_000_000, seed=0)
     next(symbols)
     assert torch.is_grad_enabled()
     symbols.close()
@@ -158,7 +161,7 @@ def test_generation_that_cannot_be_is_refused_at_the_call(
     prompt: list, keywords: dict, complaint: str
 ) -> None:
     with pytest.raises(InputError, match=complaint):
-        model_of().generate(prompt, **{"length": 5, **keywords})
+        model_of().generate_iter(prompt, **{"length": 5, **keywords})
 
 
 @pytest.mark.parametrize("name", ["vocabulary", "hidden", "layers", "embedding"])
@@ -171,7 +174,67 @@ def test_a_cell_of_a_file_is_found_and_works(own_cell: Path) -> None:
     model = LanguageModel(5, f"{own_cell}:Mine", hidden=4)
     loss, _ = model.loss(torch.randint(5, (3, 2)), torch.randint(5, (3, 2)))
     loss.backward()
-    assert len(list(model.generate([1], 5))) == 5
+    assert len(model.generate([1], 5)) == 5
+
+
+def test_cells_are_told_by_name_class_factory_or_themselves() -> None:
+    x = torch.randint(11, (4, 2))
+
+    def twice(n_in: int, n_hidden: int) -> torch.nn.Module:
+        return cells.GRU(n_in, n_hidden)
+
+    for cell, name in (
+        ("gru", "gru"), (cells.GRU, "gru"), (twice, None), (torch.nn.GRUCell, "torch.nn.modules.rnn:GRUCell"),
+        ([cells.GRU, "gru"], ["gru", "gru"]), ([cells.GRU(9, 9), twice], [None, None]),
+    ):  # fmt: skip
+        model = LanguageModel(11, cell, hidden=9, embedding=9, layers=None if isinstance(cell, list) else 2)
+        assert model.settings["cell"] == name
+        assert model.settings["layers"] == len(model.layers) == 2
+        assert model(x)[0].shape == (4, 2, 11)
+    own = cells.Jordan(9, 9, 9)
+    model = LanguageModel(11, own, hidden=9, embedding=9)
+    assert model.layers[0].cell is own
+    assert LanguageModel(11, cells.Jordan, hidden=9).settings["cell"] == "jordan"
+    assert len(model.generate([1], 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("cell", "layers", "complaint"),
+    [
+        (cells.GRU(9, 9), 2, "one and the same cell"),
+        ([cells.GRU(9, 9)], 2, "one cell for each layer"),
+        ([], None, "layers must be at least 1"),
+        (3, None, "nothing that makes one"),
+        (dict, None, "nothing that makes one"),
+        (lambda n_in, n_hidden: None, None, "a factory makes cells"),
+    ],
+)
+def test_what_makes_no_cell_is_refused(cell: Any, layers: int | None, complaint: str) -> None:
+    with pytest.raises(ElmanError, match=complaint):
+        LanguageModel(11, cell, hidden=9, embedding=9, layers=layers)
+
+
+def test_what_has_no_name_is_not_saved(tmp_path: Path) -> None:
+    class Local(cells.GRU):
+        pass
+
+    for cell in (cells.GRU(9, 9), Local, ["gru", Local]):
+        with pytest.raises(InputError, match="cannot be saved") as caught:
+            LanguageModel(11, cell, hidden=9, embedding=9).save_pretrained(tmp_path)
+        assert "path.py:Class" in str(caught.value.mend)
+    assert list(tmp_path.iterdir()) == []
+    model = LanguageModel(11, [cells.GRU, torch.nn.GRUCell], hidden=9, embedding=9)
+    model.save_pretrained(tmp_path)
+    again, x = LanguageModel.from_pretrained(tmp_path), torch.randint(11, (4, 2))
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+def test_a_model_explains_its_layers() -> None:
+    model = model_of("gru", layers=2)
+    model(torch.randint(11, (4, 2)))
+    said = str(elman.explain(model))
+    assert said == str(model.explain())
+    assert [line for line in said.splitlines() if line.startswith("layer")] == ["layer 0", "layer 1"]
 
 
 def test_a_cell_of_a_package_is_found(own_cell: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def stepped(made: LanguageModel, prompt: list[int], length: int, context: Tensor
 @pytest.mark.parametrize("cell", ["elman", "jordan", "gru", "lstm", "leaky"])
 def test_the_likeliest_symbols_are_those_of_the_steps(cell: str, prompt: list[int]) -> None:
     made = model(cell).double()
-    assert list(made.generate(prompt, 150, temperature=0)) == stepped(made, prompt, 150)
+    assert made.generate(prompt, 150, temperature=0) == stepped(made, prompt, 150)
 
 
 def test_a_context_enters_every_step() -> None:
@@ -46,12 +46,11 @@ def test_a_context_enters_every_step() -> None:
     texts = []
     for context in (torch.zeros(1, 3), 3 * torch.ones(1, 3)):
         context = context.double()
-        texts.append(list(made.generate([1], 40, temperature=0, context=context[0])))
+        texts.append(made.generate([1], 40, temperature=0, context=context[0]))
         assert texts[-1] == stepped(made, [1], 40, context)
     assert texts[0] != texts[1]
     both = torch.stack([torch.zeros(3), 3 * torch.ones(3)]).double()
-    written = list(made.generate([1], 40, temperature=0, samples=2, context=both))
-    assert [[step[i] for step in written] for i in (0, 1)] == texts
+    assert made.generate([1], 40, temperature=0, samples=2, context=both) == texts
     x, context = torch.randint(V, (6, 2)), both.clone().requires_grad_()
     made.loss(x[:-1], x[1:], context=context)[0].backward()
     assert context.grad is not None
@@ -94,7 +93,7 @@ def test_symbols_are_drawn_as_often_as_the_model_says(
     logits[[0, 4]] = -torch.inf
     expected = allowed(torch.softmax(logits / temperature, 0), top_k, top_p)
     drawn = next(
-        made.generate(
+        made.generate_iter(
             [2, 5],
             1,
             temperature=temperature,
@@ -115,31 +114,49 @@ def test_a_seed_makes_the_text_and_leaves_torchs_generator() -> None:
     made = model()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    one = list(made.generate([1], 100, seed=5))
+    one = made.generate([1], 100, seed=5)
     assert torch.equal(torch.get_rng_state(), before)
-    assert list(made.generate([1], 100, seed=5)) == one
-    assert list(made.generate([1], 30, seed=5)) == one[:30]
-    assert list(made.generate([1], 100, seed=6)) != one
+    assert made.generate([1], 100, seed=5) == one
+    assert made.generate([1], 30, seed=5) == one[:30]
+    assert made.generate([1], 100, seed=6) != one
     torch.manual_seed(3)
-    two = list(made.generate([1], 100))
-    assert list(made.generate([1], 100)) != two
+    two = made.generate([1], 100)
+    assert made.generate([1], 100) != two
+
+
+def test_a_generator_is_drawn_from() -> None:
+    made = model()
+    one, two = (made.generate([1], 60, generator=g) for g in [torch.Generator().manual_seed(5)] * 2)
+    assert one != two
+    assert (
+        made.generate([1], 60, generator=torch.Generator().manual_seed(5))
+        == one
+        == made.generate([1], 60, seed=5)
+    )
+    with pytest.raises(InputError, match="from one place"):
+        made.generate([1], 60, seed=5, generator=torch.Generator())
 
 
 def test_samples_are_texts_of_their_own() -> None:
-    written = list(model().generate([1], 60, samples=3, seed=0))
-    texts = {tuple(step[i] for step in written) for i in range(3)}
-    assert len(texts) == 3
+    made = model()
+    written = list(made.generate_iter([1], 60, samples=3, seed=0))
+    texts = [[step[i] for step in written] for i in range(3)]
+    assert len(set(map(tuple, texts))) == 3
     assert all(len(text) == 60 for text in texts)
+    assert made.generate([1], 60, samples=3, seed=0) == texts
+    assert made.generate([1], 0, samples=3) == [[], [], []]
 
 
 def test_a_symbol_to_stop_at() -> None:
     made = model()
-    whole = list(made.generate([1], 200, seed=2))
+    whole = made.generate([1], 200, seed=2)
     end = whole.index(whole[20])
-    assert list(made.generate([1], 200, seed=2, stop=[whole[20]])) == whole[: end + 1]
-    several = list(made.generate([1], 2000, seed=2, samples=4, stop=[whole[20]]))
+    assert made.generate([1], 200, seed=2, stop=[whole[20]]) == whole[: end + 1]
+    several = list(made.generate_iter([1], 2000, seed=2, samples=4, stop=[whole[20]]))
     met = [next(t for t, step in enumerate(several) if step[i] == whole[20]) for i in range(4)]
     assert max(met) == len(several) - 1
+    texts = made.generate([1], 2000, seed=2, samples=4, stop=[whole[20], 10**6])
+    assert texts == [[step[i] for step in several[: met[i] + 1]] for i in range(4)]
 
 
 def test_writing_runs_on_the_engine_whole() -> None:
@@ -166,4 +183,4 @@ def test_writing_runs_on_the_engine_whole() -> None:
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_the_call(options: dict, name: str) -> None:
     with pytest.raises(InputError, match=f"{name} cannot be that"):
-        model().generate([1], 5, **options)
+        model().generate_iter([1], 5, **options)
