@@ -132,7 +132,7 @@ def test_a_log_holds_what_a_report_says(trained: Path) -> None:
     assert [sample.step for sample in record.samples] == [0, *(point.step for point in record.valid)]
     assert all(len(sample.text) == 200 for sample in record.samples)
     assert record.samples[0].text != record.samples[-1].text
-    assert "layer 2" in record.plan
+    assert "layer 1" in record.plan
     assert "in the loop" in record.plan
     assert len(record.reach) == 64
     assert record.reach[0] > record.reach[-1] > 0
