@@ -101,7 +101,7 @@ def _maker(cell: Any) -> tuple[MakeCell, str | None]:
         )  # fmt: skip
 
     def make(n_in: int, n_hidden: int) -> nn.Module:
-        made = cell(n_in, n_hidden)
+        made: Any = cell(n_in, n_hidden)
         expect(made, nn.Module, "a factory makes cells", "cell", "return a torch.nn.Module")
         return made
 

@@ -9,6 +9,7 @@ import torch
 from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
 
 from elman.circuit.form import Circuit
 from elman.circuit.signature import Place, Tree, flatten
@@ -424,11 +425,16 @@ class Recurrent(torch.nn.Module):
         rows = rows_of_reset(reset, batch)
         if state is None:
             return None  # all rows start there
-        starts = _like(self._start_of_step(x, context, batch), states, tree)
-        return tree.fill([
-            torch.where(rows.to(old.device).reshape(-1, *[1] * (old.dim() - 1)), start, old)
-            for start, old in zip(starts, states, strict=True)
-        ])  # fmt: skip
+        initial = in_order(self._start_of_step(x, context, batch), state)
+        if not torch.compiler.is_compiling():  # it is of the cell's own structure there, or the step fails
+            _like(initial, states, tree)
+
+        def choose(start: Any, old: Any) -> Any:
+            if not isinstance(old, Tensor):
+                return old
+            return torch.where(rows.to(old.device).reshape(-1, *[1] * (old.dim() - 1)), start, old)
+
+        return pytree.tree_map(choose, initial, state)
 
     def _start_of_step(self, x: Any, context: Any, batch: int | None = None) -> Any:
         if torch.compiler.is_exporting():
