@@ -196,7 +196,7 @@ class Recurrent(torch.nn.Module):
         if lengths is not None or mask is not None or reset is not None:
             happens = Happens(lengths, mask, reset)
             if not self.order_is_said:
-                warn_if_unclear(self, x, 6)
+                warn_if_unclear(self, x)
         if steps is not None or teacher is not None or context is not None or teacher_weight is not None:
             return self._long_way(x, state, steps, happens, teacher, teacher_weight, context)
         known = None if is_recorded() else self._known  # read once: another thread may put another there

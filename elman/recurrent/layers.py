@@ -73,20 +73,31 @@ class Bidirectional(torch.nn.Module):
         context: handed to those cells that take one.
         Raises InputError where an output has no dimension behind the batch, or the two do not fit side by side.
         """
-        happens = Happens(lengths, mask, reset)
         if self.batch_first:
-            return run_batch_first(self._time_major, x, state, context=context, **happens.given)
-        if happens.said and not torch.compiler.is_compiling():
-            warn_if_unclear(self, x)
-        return self._time_major(x, state, context=context, **happens.given)
+            return run_batch_first(
+                self._time_major, x, state, lengths=lengths, mask=mask, reset=reset, context=context
+            )
+        return self._time_major(x, state, lengths, mask, reset, context)
 
-    def _time_major(self, x: Any, state: Any, *, context: Any, **given: Any) -> tuple[Any, tuple[Any, Any]]:
-        happens = Happens(**given)
+    def _time_major(
+        self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, context: Any
+    ) -> tuple[Any, tuple[Any, Any]]:
+        happens = Happens(lengths, mask, reset)
         if _each_by_itself(x, happens):
+            given = happens.given
             return self._both(
                 lambda layer, start, **more: layer(x, start, **given, **more), state, context, 2
             )
+        if not self.order_is_said:
+            warn_if_unclear(self, x)
         return over_sequences(self.run, x, state, happens, context=context)
+
+    def step(self, x: Any, state: Any = None, **more: Any) -> tuple[Any, Any]:
+        """Refused, with InputError: half of the output depends on what comes later."""
+        raise InputError(
+            what="a layer that reads backward cannot run step by step", where="Bidirectional.step()",
+            mend="call the layer on the whole sequence",
+        )  # fmt: skip
 
     def run(
         self, layout: Layout, x: Any, state: Any = None, context: Any = None
@@ -229,23 +240,24 @@ class Stack(torch.nn.Module):
         teacher, teacher_weight: of the top layer. context: handed to every cell that takes one.
         Raises InputError where nobody takes them, or where a residual layer's output is not as wide as what it reads.
         """
-        happens = Happens(lengths, mask, reset)
-        given = {**happens.given, "teacher": teacher, "teacher_weight": teacher_weight, "context": context}
         if self.batch_first:
-            return run_batch_first(self._time_major, x, state, **given)
-        if happens.said and not torch.compiler.is_compiling():
-            warn_if_unclear(self, x)
-        return self._time_major(x, state, **given)
+            return run_batch_first(
+                self._time_major, x, state, lengths=lengths, mask=mask, reset=reset, teacher=teacher,
+                teacher_weight=teacher_weight, context=context,
+            )  # fmt: skip
+        return self._time_major(x, state, lengths, mask, reset, teacher, teacher_weight, context)
 
     def _time_major(
-        self, x: Any, state: Any, *, teacher: Any, teacher_weight: Any, context: Any, **given: Any
-    ) -> tuple[Any, tuple[Any, ...]]:
-        happens = Happens(**given)
+        self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, teacher: Any, teacher_weight: Any, context: Any
+    ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
+        happens = Happens(lengths, mask, reset)
         if not _each_by_itself(x, happens):
+            if not self.order_is_said:
+                warn_if_unclear(self, x)
             return over_sequences(
                 self.run, x, state, happens, teacher=teacher, weight=teacher_weight, context=context
             )
-        taught = {"teacher": teacher, "teacher_weight": teacher_weight}
+        taught, given = {"teacher": teacher, "teacher_weight": teacher_weight}, happens.given
         return self._each(
             lambda layer, x, start, **more: layer(x, start, **given, **more), x, state, taught, context
         )
@@ -266,12 +278,6 @@ class Stack(torch.nn.Module):
 
         reset: `[B]` bools: rows that begin a new sequence, from the cells' initial states.
         """
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, Bidirectional):
-                raise InputError(
-                    what="a layer that reads backward cannot run step by step", where=f"Stack.step(), layer {i}",
-                    mend="call the stack on the whole sequence",
-                )  # fmt: skip
         return self._each(
             lambda layer, x, start, **more: layer.step(x, start, reset=reset, **more), x, state, {}, context
         )
@@ -284,16 +290,19 @@ class Stack(torch.nn.Module):
         self, call: Callable[..., Any], x: Any, state: Any, taught: dict[str, Any], context: Any
     ) -> tuple[Any, tuple[Any, ...]]:
         """Call one layer after another: (outputs of the last one, final states of all)."""
+        layers: list[Any] = [
+            layer.as_layer() if isinstance(layer, Compound) else layer for layer in self.layers
+        ]
+        more: list[dict[str, Any]] = _contexts(layers, context)
         taught = {name: value for name, value in taught.items() if value is not None}
-        layers = [self.part(i) for i in range(len(self.layers))]
         if taught:
             self._check_teacher(layers[-1])
-        starts, contexts, finals = _states(state, len(layers)), _contexts(layers, context), []
+            more[-1] = {**more[-1], **taught}
+        starts, residual, drops, finals = _states(state, len(layers)), self.residual, self.dropout, []
         for i, layer in enumerate(layers):
-            more = {**contexts[i], **(taught if i == len(layers) - 1 else {})}
             try:
-                outputs, final = call(layer, self._dropped(x) if i else x, starts[i], **more)
-                x = _summed(x, outputs) if self._adds(i) else outputs
+                outputs, final = call(layer, self._dropped(x) if i and drops else x, starts[i], **more[i])
+                x = _summed(x, outputs) if residual and residual[i] else outputs
             except ElmanError as error:
                 _place(error, f"layer {i}")
                 raise

@@ -38,14 +38,12 @@ def run_batch_first(run: Callable[..., tuple[Any, Any]], x: Any, state: Any, **m
     return turned(outputs), final
 
 
-def warn_if_unclear(layer: Any, x: Any, stacklevel: int = 5) -> None:
-    """Say once, of a layer that has not been told, that T = B hides which of them comes first.
-
-    stacklevel: how far up, behind torch.nn.Module's own calls, the user's line is.
-    """
+def warn_if_unclear(layer: Any, x: Any) -> None:
+    """Say once, of a layer that has not been told, that T = B hides which of them comes first."""
     if layer.order_is_said or isinstance(x, PackedSequence):
         return
-    shape = next((leaf.shape for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)), ())
+    leaves = [x] if isinstance(x, Tensor) else pytree.tree_leaves(x)
+    shape = next((leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), ())
     if len(shape) < 2 or shape[0] != shape[1] or shape[0] < 2:
         return
     layer.order_is_said = True
@@ -54,5 +52,5 @@ def warn_if_unclear(layer: Any, x: Any, stacklevel: int = 5) -> None:
         f"time-major one. It is read as [T, B, …]. Construct {type(layer).__name__} with batch_first=True or "
         "batch_first=False, and nothing is said",
         AmbiguityWarning,
-        stacklevel=stacklevel,
+        stacklevel=6,  # behind `_time_major`, `forward` and torch.nn.Module's own calls: the user's line
     )

@@ -219,6 +219,11 @@ def test_weights_written_under_the_old_names_are_read() -> None:
     deep.load_state_dict(old)
     assert "layers.0.ahead.cell.U" in old  # nothing is taken from the caller
     torch.testing.assert_close(list(deep.state_dict().values()), list(old.values()), rtol=0, atol=0)
+    pickled = deep[0].__getstate__()
+    modules = {"ahead": deep[0].forward_layer, "back": deep[0].backward_layer}
+    again = Bidirectional.__new__(Bidirectional)
+    again.__setstate__({**pickled, "_modules": modules})
+    assert list(again.state_dict()) == list(deep[0].state_dict())
 
 
 def test_layers_explain_themselves() -> None:
