@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shlex
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elman.errors import ElmanError
+from elman.app.last import plain, told
 
 if TYPE_CHECKING:
     from elman.data import Tokenizer, Tokens
@@ -32,9 +33,23 @@ RunFolder = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Where the symbols of files are kept for the next time. (default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
+        help="Where the symbols of files are kept for the next time, up to 10 GB, of which the oldest go first. "
+        "(default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Run the code of a cell that is not elman's own; its file and digest are said first."
+    ),
+]
+Cell = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the model's own cell is now: path.py:Class, package.module:Class; with --trust."
+    ),
+]
+_SIZE, _COUNT = 2**24, 10**12  # the largest of what is made, and of what is counted
 
 
 @train.command("lm")
@@ -57,7 +72,7 @@ def train_lm(
         str, typer.Option(help="What a symbol is: characters, bytes, words, or bpe (parts of words).")
     ] = "characters",
     vocabulary: Annotated[
-        int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)")
+        int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)", max=_SIZE)
     ] = None,
     cache: Cache = None,
     cell: Annotated[
@@ -66,10 +81,10 @@ def train_lm(
             help="elman, jordan, gru, lstm, leaky; or your own: path.py:Class, package.module:Class."
         ),
     ] = "gru",
-    hidden: Annotated[int, typer.Option(help="H, units in each layer.")] = 256,
-    layers: Annotated[int, typer.Option(help="Recurrences on top of one another.")] = 1,
+    hidden: Annotated[int, typer.Option(help="H, units in each layer.", max=_SIZE)] = 256,
+    layers: Annotated[int, typer.Option(help="Recurrences on top of one another.", max=1000)] = 1,
     embedding: Annotated[
-        int | None, typer.Option(help="Width of a symbol's vector. (default: 64; H if tied)")
+        int | None, typer.Option(help="Width of a symbol's vector. (default: 64; H if tied)", max=_SIZE)
     ] = None,
     dropout: Annotated[
         float, typer.Option(help="Share of a layer's output that is left out in training.")
@@ -77,12 +92,14 @@ def train_lm(
     tie: Annotated[
         bool, typer.Option("--tie", help="One matrix for symbols going in and coming out.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="Train for so many steps …")] = None,
+    steps: Annotated[int | None, typer.Option(help="Train for so many steps …", max=_COUNT)] = None,
     minutes: Annotated[
         float | None, typer.Option(help=f"… or so many minutes by the clock. (default: {_MINUTES:g})")
     ] = None,
-    window: Annotated[int, typer.Option(help="T, steps through which gradients flow back.")] = 64,
-    batch: Annotated[int, typer.Option(help="B, places of the text that are read side by side.")] = 32,
+    window: Annotated[int, typer.Option(help="T, steps through which gradients flow back.", max=_SIZE)] = 64,
+    batch: Annotated[
+        int, typer.Option(help="B, places of the text that are read side by side.", max=_SIZE)
+    ] = 32,
     lr: Annotated[
         float | None,
         typer.Option(help="Highest learning rate of AdamW. (default: by cell and width, at most 0.004)"),
@@ -91,15 +108,19 @@ def train_lm(
     weight_decay: Annotated[
         float | None, typer.Option(help="Of AdamW. (default: by the length of the text)")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first weights and of the order of reading.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of the first weights and of the order of reading.", min=-(2**63), max=2**63 - 1),
+    ] = 0,
     resume: Annotated[
         str, typer.Option(help="auto: go on with the run in --out, begin if there is none; never.")
     ] = "never",
     checkpoint_every: Annotated[
-        int | None, typer.Option(help="Steps between two checkpoints. (default: twice a minute)")
+        int | None, typer.Option(help="Steps between two checkpoints. (default: twice a minute)", max=_COUNT)
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many looks at held-out text without a better one.")
+        int | None,
+        typer.Option(help="Stop after so many looks at held-out text without a better one.", max=_COUNT),
     ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the figures for TensorBoard too, to OUT/tensorboard.")
@@ -136,7 +157,7 @@ def train_lm(
     if steps is None and minutes is None:
         minutes = _MINUTES
     width = embedding or (hidden if tie else 64)
-    model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
+    model = jobs.ModelSettings(jobs.absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, weight_decay, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience, tensorboard)
     text = jobs.TextSettings(tokenizer, vocabulary, cache)
@@ -184,24 +205,24 @@ def evaluate_run(
         ),
     ] = None,
     cache: Cache = None,
+    trust: Trust = False,
+    cell: Cell = None,
 ) -> None:
     """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
-    from elman.app.jobs import symbols_of
+    from elman.app.jobs import opened, symbols_of
     from elman.data import cache_folder, open_text, reread_held_out
-    from elman.models import LanguageModel
-    from elman.training import Run, evaluate
+    from elman.training import evaluate
 
-    run = Run.open(folder)
-    tokenizer = run.tokenizer
+    run, model, tokenizer = opened(folder, trust, cell, _note)
     console = _console()
     with console.status("reading …") as status:
         if files:
             text = open_text(files, spool=cache or cache_folder())
         else:
-            text = reread_held_out(run.config["data"])
+            text = reread_held_out(run.data)
         tokens = symbols_of(text, tokenizer, cache, status.update)
         figure = evaluate(
-            LanguageModel.load(run),
+            model,
             tokens,
             progress=lambda done, total: status.update(f"{done:,} of {total:,} {_unit(tokenizer)}s"),
         )
@@ -216,27 +237,31 @@ def evaluate_run(
 def generate(
     folder: RunFolder,
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "\n",
-    length: Annotated[int, typer.Option(help="Characters to write.")] = 500,
+    length: Annotated[int, typer.Option(help="Characters to write.", max=_COUNT)] = 500,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest; 1: as the model believes.")
     ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest symbols only.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from the K likeliest symbols only.", max=_COUNT)
+    ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest that together have this probability.")
     ] = None,
     stop: Annotated[str | None, typer.Option(help="Stop before this text, should it come.")] = None,
-    samples: Annotated[int, typer.Option(help="So many texts, written side by side.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
+    samples: Annotated[int, typer.Option(help="So many texts, written side by side.", max=10_000)] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Makes the text repeatable.", min=-(2**63), max=2**63 - 1)
+    ] = None,
+    trust: Trust = False,
+    cell: Cell = None,
 ) -> None:
     """Write text that goes on from a prompt, shown as it is written."""
     if samples < 1:
         raise typer.BadParameter("at least 1", param_hint="--samples")
+    from elman.app.jobs import opened
     from elman.app.writing import continuation, continuations
-    from elman.models import LanguageModel
-    from elman.training import Run
 
-    run = Run.open(folder)
-    model, tokenizer = LanguageModel.load(run), run.tokenizer
+    _, model, tokenizer = opened(folder, trust, cell, _note)
     if not prompt:
         prompt = "\n"
     if tokenizer.kind == "characters":
@@ -277,8 +302,8 @@ def explain(
     cell: Annotated[
         str, typer.Argument(metavar="CELL", help="As --cell of `elman train lm`.", show_default=False)
     ],
-    width: Annotated[int, typer.Option("--input", help="I, width of the input.")] = 64,
-    hidden: Annotated[int, typer.Option(help="H, units.")] = 256,
+    width: Annotated[int, typer.Option("--input", help="I, width of the input.", min=1, max=2**14)] = 64,
+    hidden: Annotated[int, typer.Option(help="H, units.", min=1, max=2**14)] = 256,
 ) -> None:
     """What of a cell runs once, before, in and after the loop over time, and why."""
     import torch
@@ -295,18 +320,12 @@ def explain(
 def demo(
     minutes: Annotated[float, typer.Option(help="Of training.")] = 1.0,
     out: Annotated[Path, typer.Option(help="The run folder; a run in it is replaced.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything.", min=-(2**63), max=2**63 - 1)] = 0,
 ) -> None:
     """Watch a recurrent network learn the Python manual and write some, in about a minute."""
     from elman.app.demo import demo as run_demo
 
     run_demo(_console(), minutes, out, seed)
-
-
-def _absolute(cell: str) -> str:
-    """A cell's file by its whole path, so that the run can be used from another folder."""
-    path, colon, name = cell.rpartition(":")
-    return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else cell
 
 
 def _going_on(processes: int) -> str:
@@ -351,15 +370,20 @@ def _perplexity(nats: float) -> str:
 
 
 def _note(text: str) -> None:
-    typer.secho(f"note: {text}", err=True, fg="yellow")
+    typer.secho(f"note: {plain(text)}", err=True, fg="yellow")
 
 
 def main() -> None:
     """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a name that is no UTF-8, a terminal without Greek
     try:
         app()
-    except ElmanError as error:
-        first, *rest = str(error).splitlines()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        first, *rest = plain(told(error)).splitlines()
         typer.secho(f"error: {first}", err=True, fg="red", bold=True)
         for line in rest:
             typer.secho(line, err=True, fg="red")
