@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elman.app.last import plain, told
+from elman.errors import DataError
 
 if TYPE_CHECKING:
     from elman.data import Tokenizer, Tokens
@@ -225,6 +226,13 @@ def evaluate_run(
             model,
             tokens,
             progress=lambda done, total: status.update(f"{done:,} of {total:,} {_unit(tokenizer)}s"),
+        )
+    if not math.isfinite(figure.nats):
+        raise DataError(
+            what="the model's figure is no number",
+            where=folder,
+            got=figure.nats,
+            mend="train again, at a lower --lr",
         )
     _tell(figure, tokens, tokenizer)
     strange = 0 if tokens.counts is None else tokens.counts.unknown

@@ -11,7 +11,7 @@ from elman.errors import ElmanError
 
 
 def told(error: BaseException) -> str:
-    """What to say of an error. Of what is no mistake of the user's and no failure of the system, where its traceback is."""
+    """What to say of an error; where its traceback is, if it is neither a user's mistake nor the system's refusal."""
     if isinstance(error, ElmanError):
         return str(error)
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):

@@ -307,7 +307,7 @@ def _rules(backend: tokenizers.Tokenizer) -> dict[str, Any]:
 
 
 def _check(said: dict[str, Any]) -> None:
-    """Raise ValueError for what a backend would crash on, or need memory for that has nothing to do with the file's size."""
+    """Raise ValueError for what a backend would crash on, or need more memory for than the file's size tells."""
     vocabulary = said["model"]["vocab"]
     if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not vocabulary:
         raise ValueError("its symbols are not numbered 0, 1, 2, …")

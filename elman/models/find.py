@@ -88,7 +88,11 @@ def allow(
     """
     if name in SHIPPED:
         return
-    code = code_of(name)
+    try:
+        code = code_of(name)
+    except ElmanError as error:
+        error.where, error.got = f"{where}, cell", name
+        raise
     found = "no file of its own" if code is None else f"{code.path}, SHA-256 {code.digest}"
     if not trust:
         raise InputError(

@@ -135,8 +135,11 @@ def opened(make: Callable[[], nn.Module], settings: dict[str, Any], folder: Path
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Load weights, in which tensors that are one have one name. Raises DataError where they are another model's."""
-    own = model.state_dict()
+    own, first = model.state_dict(), {}
     for name, value in weights.items():
+        one = first.setdefault(own[name].data_ptr(), name) if name in own and value.numel() else name
+        if one != name and not torch.equal(weights[one], value):
+            raise _unfit(folder, f"{one} other than {name}", "one tensor: they are tied")
         if name in own and _kind(value) != _kind(own[name]):
             raise _unfit(folder, f"{name} of {value.dtype}", str(own[name].dtype))
     missing, unexpected = model.load_state_dict(weights, strict=False)

@@ -209,7 +209,7 @@ class Training:
         return {name: value.detach().cpu().clone() for name, value in tensors.items()}, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Go on from a `state`. Raises DataError if it belongs to another model, or is no state; nothing is then changed."""
+        """Go on from a `state`. Raises DataError, with nothing changed, if it belongs to another model or is none."""
         check_facts(facts)
         weights = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
         drawn = torch.get_rng_state()
