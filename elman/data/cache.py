@@ -78,7 +78,8 @@ def tokenise(
     found = _find(path, about, tokenizer.size)
     if found is not None:
         with contextlib.suppress(OSError):  # used now: not the oldest
-            os.utime(path), os.utime(about)
+            os.utime(path)
+            os.utime(about)
         return found
     if text.characters < _SMALL and not _writable(folder):
         return _in_memory(counter)

@@ -46,6 +46,8 @@ class LanguageModel(nn.Module):
     each layer.
     """
 
+    _version = 1  # of its state_dict, which PyTorch keeps in `_metadata`
+
     def __init__(
         self,
         vocabulary: int,

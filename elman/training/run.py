@@ -204,10 +204,13 @@ class Run:
         """Of the weights, mean nats per symbol; None if there are none, or none that were validated."""
         from safetensors import SafetensorError, safe_open
 
+        path = self.folder / "model.safetensors"
         try:
-            with safe_open(self.folder / "model.safetensors", "pt") as file:
+            with reading(path, "the weights"):  # a file, before another library opens it
+                pass
+            with safe_open(path, "pt") as file:
                 return float((file.metadata() or {})["validation"])
-        except (OSError, KeyError, ValueError, SafetensorError):
+        except (OSError, KeyError, ValueError, SafetensorError):  # DataError is a ValueError
             return None
 
     def log(self, line: dict[str, Any]) -> None:
