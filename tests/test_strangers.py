@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import os
+import py_compile
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -357,10 +359,18 @@ def test_a_cell_of_ones_own_is_trusted_by_its_digest(run: Path, tmp_path: Path, 
     refused = on(run, "generate")
     assert refused.status == 2
     assert config["cell_digest"] in refused.err
-    # Not what lies compiled beside it.
+    # What lies compiled beside it, of the same size and time, is not what the digest is of.
+    other = tmp_path / "run" / "other.py"
+    other.write_text(CELL.replace("RAN", "PWN"))
+    os.utime(other, ns=(mine.stat().st_mtime_ns,) * 2)
+    cached = Path(importlib.util.cache_from_source(str(mine)))
+    py_compile.compile(str(other), str(cached), dfile=str(mine), doraise=True)
+    (tmp_path / "RAN").unlink()
     lines: list[str] = []
     again = LanguageModel.from_pretrained(run, trust=True, tell=lines.append)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert (tmp_path / "RAN").exists()
+    shutil.rmtree(cached.parent)
     assert str(mine) in lines[0]
     assert config["cell_digest"] in lines[0]
     assert "edited" not in lines[0]
@@ -378,21 +388,28 @@ def test_a_cell_of_ones_own_is_trusted_by_its_digest(run: Path, tmp_path: Path, 
 
 
 def test_a_run_says_what_its_cell_was(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.py"
+    mine, out = tmp_path / "mine.py", tmp_path / "new"
+
+    def begun(resume: str = "never") -> jobs.Job:
+        model, training = (
+            jobs.ModelSettings(f"{mine}:Cell", hidden=4, embedding=4),
+            jobs.TrainingSettings(2, None, 8, 4),
+        )
+        text = jobs.TextSettings(cache=tmp_path / "cache")
+        return jobs.prepare([TEXT], None, model, training, jobs.KeepingSettings(out, resume=resume), text)
+
     mine.write_text(CELL)
-    run = tmp_path / "new"
-    said = on(run, "resume", "--cell", f"{mine}:Cell", "--steps", "2")
-    assert said.status == 0, said.err
+    job = begun()
+    Run.create(out, job.config, job.tokenizer).save(job.model)
     digest = hashlib.sha256(mine.read_bytes()).hexdigest()
-    assert json.loads((run / CONFIG).read_text())["cell_digest"] == digest
-    assert on(run, "generate").status == 2
-    said = on(run, "generate", "--trust")
+    assert json.loads((out / CONFIG).read_text())["cell_digest"] == digest
+    assert on(out, "generate").status == 2
+    said = on(out, "generate", "--trust", "--length", "0")
     assert said.status == 0
     assert f"running the code of the cell {mine}:Cell: {mine}, SHA-256 {digest}\n" in said.err
     mine.write_text(CELL + "# edited\n")
-    said = on(run, "resume", "--cell", f"{mine}:Cell", "--steps", "2")
-    assert said.status == 0, said.err
-    assert "was edited since the run began" in said.out
+    assert Run.unfinished(out, begun("auto").config) is not None
+    assert "it was edited since training" in on(out, "generate", "--trust", "--length", "0").err
 
 
 # --- nothing is overwritten -------------------------------------------------------------------------------------------
@@ -500,6 +517,15 @@ def test_what_nobody_thought_of_is_a_line_and_a_file(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(jobs, "opened", lambda *given: (_ for _ in ()).throw(MemoryError()))
     assert "not enough memory" in elman("generate", KEPT / "run").err
     assert cli.plain("a\x1b[2J\x07\u202eb\n") == "a\ufffd[2J\ufffd\ufffdb\n"
+
+
+@pytest.mark.parametrize("name", ["a\udcff", "[/b]", "x\ny", "\x1b[31m"])
+def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    run = copy(tmp_path / name)
+    for command in ("report", "evaluate", "generate", "resume"):
+        said = on(run, command)
+        assert said.status == 0, said.err
+    assert "going on from step 10" in said.out
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------

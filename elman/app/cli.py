@@ -346,7 +346,7 @@ def _going_on(processes: int) -> str:
 def _console(*, plain: bool = False, silent: bool = False):
     from rich.console import Console
 
-    return Console(highlight=False, force_terminal=False if plain else None, quiet=silent)
+    return Console(highlight=False, markup=False, force_terminal=False if plain else None, quiet=silent)
 
 
 def _unit(tokenizer: Tokenizer) -> str:

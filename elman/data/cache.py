@@ -33,6 +33,7 @@ from elman.errors import DataError
 _SMALL = 2**26  # characters that memory may hold
 CACHED = 10 * 2**30  # bytes that stay in the folder
 _OURS = re.compile(r"[0-9a-f]{40}\.(json|tokens|counts)|\.[0-9a-f]{40}\.(json|tokens|counts)\.\w+")
+_used: set[Path] = set()  # by this process
 _FORMAT = 1  # part of every name: raise it where other symbols come out of the same text
 
 
@@ -77,7 +78,8 @@ def tokenise(
     about = path.with_suffix(".counts")
     found = _find(path, about, tokenizer.size)
     if found is not None:
-        with contextlib.suppress(OSError):  # used now: not the oldest
+        _used.update((path, about))
+        with contextlib.suppress(OSError):  # not the oldest
             os.utime(path)
             os.utime(about)
         return found
@@ -93,7 +95,8 @@ def tokenise(
         with writing(about) as file:
             facts = {"check": check, **asdict(counter.counts())}
             file.write((json.dumps(facts) + "\n").encode())
-    trim(folder, keep=(path, about))
+    _used.update((path, about))
+    trim(folder, keep=_used)
     return Tokens.open(path, tokenizer.size, counter.counts())
 
 

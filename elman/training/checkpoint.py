@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.data.files import reading
 from elman.data.schema import parsed, record
 from elman.errors import DataError
 from elman.training.files import write_atomically
+from elman.training.weights import inside
 
 _BYTES = torch.uint8
 _MEND = "remove it: the one before it is taken then"
@@ -43,18 +43,18 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, facts). Raises DataError for what is no checkpoint, or not what was written."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    with reading(path, "the checkpoint", _MEND):  # a file, before another library opens it
-        pass
     try:
-        with safe_open(path, "pt") as file:
+        with inside(path, "the checkpoint", _MEND) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
         facts = parsed(metadata["facts"], record({}))
         whole = _digest(tensors, metadata["facts"]) == metadata["digest"]
         problem = "its content is not what was written" if not whole else None
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except DataError:
+        raise
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _broken(path, error) from error
     if problem is not None:
         raise _broken(path, problem)

@@ -30,7 +30,7 @@ from elman.data.schema import (
 from elman.errors import DataError, InputError
 from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
-from elman.training.weights import weights_in
+from elman.training.weights import inside, weights_in
 
 # Of run folders, and of what `save_pretrained` writes. 2: digests of whole texts, and of the tokenizer. Raise it where
 # an older elman would read a folder wrongly; those from _OLDEST on are read for good (tests/kept_run).
@@ -202,15 +202,12 @@ class Run:
     @property
     def validation(self) -> float | None:
         """Of the weights, mean nats per symbol; None if there are none, or none that were validated."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
-        path = self.folder / "model.safetensors"
         try:
-            with reading(path, "the weights"):  # a file, before another library opens it
-                pass
-            with safe_open(path, "pt") as file:
+            with inside(self.folder / "model.safetensors") as file:
                 return float((file.metadata() or {})["validation"])
-        except (OSError, KeyError, ValueError, SafetensorError):  # DataError is a ValueError
+        except (KeyError, ValueError, SafetensorError):  # DataError is a ValueError
             return None
 
     def log(self, line: dict[str, Any]) -> None:

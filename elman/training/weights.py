@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,16 +16,25 @@ from elman.errors import DataError, InputError
 _WHAT, _MEND = "the weights", "restore the file, or train again"
 
 
+@contextmanager
+def inside(path: Path, what: str = _WHAT, mend: str = _MEND) -> Iterator[Any]:
+    """A safetensors file, opened to read parts of it, if it is a file at all. Raises DataError or SafetensorError."""
+    from safetensors import safe_open
+
+    with reading(path, what, mend) as file:
+        own = f"/proc/self/fd/{file.fileno()}"  # the same file, for a library that takes names in UTF-8 alone
+        with safe_open(own if os.path.exists(own) else path, "pt") as found:
+            yield found
+
+
 def shapes_in(path: Path) -> dict[str, list[int]]:
     """The shapes of the weights in a file, of which nothing else is read. Raises DataError."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    with reading(path, _WHAT, _MEND):  # a file, before another library opens it
-        pass
     try:
-        with safe_open(path, "pt") as file:
+        with inside(path) as file:
             return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
-    except (OSError, SafetensorError, ValueError) as error:
+    except (SafetensorError, TypeError) as error:
         raise _unreadable(path, error) from error
 
 
