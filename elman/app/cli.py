@@ -276,16 +276,20 @@ def generate(
         strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
         if strange:
             _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
+
+    def shown(text: str) -> str:
+        return plain(text, lines=True) if sys.stdout.isatty() else text
+
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if samples > 1:
         texts = continuations(model, tokenizer, prompt, length, samples, stop, **how)
         for number, text in enumerate(texts, 1):
             typer.secho(f"--- {number}", fg="bright_black")
-            typer.echo(prompt.lstrip("\n") + text)
+            typer.echo(shown(prompt.lstrip("\n") + text))
         return
     sys.stdout.write(prompt.lstrip("\n"))
     for piece in continuation(model, tokenizer, prompt, length, stop, **how):
-        sys.stdout.write(piece)
+        sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
 

@@ -236,7 +236,8 @@ def prepare(
 
     # The others find in the cache what the first one has worked out.
     corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
-    _expect_memory(lambda: LanguageModel(tokenizer.size, **asdict(model)), model.cell)
+    copies = 4 if processes.device.type == "cpu" else 1  # weights, gradients, and two that AdamW keeps
+    _expect_memory(lambda: LanguageModel(tokenizer.size, **asdict(model)), model.cell, copies)
     torch.manual_seed(training.seed)
     network = LanguageModel(tokenizer.size, **asdict(model)).to(processes.device)
     if training.lr is None:
@@ -283,12 +284,12 @@ def absolute(cell: str) -> str:
     return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else cell
 
 
-def _expect_memory(make: Callable[[], LanguageModel], cell: str) -> None:
-    """Raise InputError where training would need more memory than there is: weights, gradients, AdamW's two."""
+def _expect_memory(make: Callable[[], LanguageModel], cell: str, copies: int) -> None:
+    """Raise InputError where so many copies of a model would need more memory than there is."""
     if cell in SHIPPED:  # what others construct may be more than its weights
         with torch.device("meta"):
             size = sum(value.nbytes for value in make().parameters())
-        expect_room(4 * size, "--hidden, --layers, --embedding, --vocabulary")
+        expect_room(copies * size, "--hidden, --layers, --embedding, --vocabulary")
 
 
 def symbols_of(

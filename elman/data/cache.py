@@ -49,7 +49,7 @@ def learn(kind: str, text: Text, vocabulary: int | None, folder: Path | None) ->
     path = folder / f"{_name('tokenizer', kind, vocabulary, text.digest)}.json"
     if path.is_file():
         try:
-            return Tokenizer.from_json(path.read_text("utf-8"), path)
+            return Tokenizer.load(path)
         except (OSError, ValueError):  # spoiled: it is made again
             pass
     tokenizer = Tokenizer.of(kind, text, vocabulary)

@@ -17,6 +17,7 @@ from typing import Any
 from elman.errors import DataError
 
 Check = Callable[[Any, str], None]
+_LONGEST = 2**25  # what it says may take twenty times as many bytes in memory
 _NESTED = 32  # of anything in a file of ours; what walks through it may call itself
 
 
@@ -30,6 +31,8 @@ class Odd(ValueError):
 
 def parsed(raw: bytes | str, check: Check) -> Any:
     """The value of JSON that passes a check. Raises Odd."""
+    if len(raw) > _LONGEST:
+        raise Odd("", f"{len(raw):,} bytes", f"at most {_LONGEST:,}")
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -33,7 +33,7 @@ _LONGEST = 2**20  # of a piece
 _SAMPLE, _PLACES = 2**25, 64
 
 KINDS = ("characters", "bytes", "words", "bpe")
-_FILE = 2**26  # bytes of a tokenizer.json
+_FILE = 2**25  # bytes of a tokenizer.json
 _MEND = "restore tokenizer.json, or train the model again"
 _FORM = record(
     {"model": record({"type": text(20), "vocab": each(whole(0, 2**32), 2**24, named=True)})},

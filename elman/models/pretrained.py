@@ -90,8 +90,10 @@ def check(config: dict[str, Any], where: Path) -> None:
     try:
         SETTINGS(config, "")
     except Odd as odd:
+        newer = odd.place == "format"
         raise DataError(
-            what="this is no configuration of a language model", where=f"{where}, {odd.place}", got=odd.got,
+            what="the model was written by another version of elman" if newer else
+            "this is no configuration of a language model", where=f"{where}, {odd.place}", got=odd.got,
             expected=odd.expected, mend=_MEND,
         ) from odd  # fmt: skip
 
