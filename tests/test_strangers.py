@@ -577,9 +577,12 @@ def test_a_model_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> N
         (record({}, {"a": plain}), '{"a": {}}', "a"),
         (plain, "[" * 40 + "]" * 40, ""),
         (plain, b"\xff", ""),
+        (plain, b"[" + b"[]," * 2**21 + b"[]]", ""),
+        (plain, b" " * 2**25 + b"1", ""),
     ],
+    ids=range(16),
 )
-def test_a_value_is_what_it_stands_for(check: Any, raw: str, place: str) -> None:
+def test_a_value_is_what_it_stands_for(check: Any, raw: str | bytes, place: str) -> None:
     with pytest.raises(Odd) as caught:
         parsed(raw, check)
     assert caught.value.place == place

@@ -17,7 +17,8 @@ from typing import Any
 from elman.errors import DataError
 
 Check = Callable[[Any, str], None]
-_LONGEST = 2**25  # what it says may take twenty times as many bytes in memory
+# Bytes, and lists and objects, each of which takes as much memory as thirty of its bytes in a file.
+_LONGEST, _PARTS = 2**25, 2**21
 _NESTED = 32  # of anything in a file of ours; what walks through it may call itself
 
 
@@ -33,16 +34,19 @@ def parsed(raw: bytes | str, check: Check) -> Any:
     """The value of JSON that passes a check. Raises Odd."""
     if len(raw) > _LONGEST:
         raise Odd("", f"{len(raw):,} bytes", f"at most {_LONGEST:,}")
+    parts = raw.count("[") + raw.count("{") if isinstance(raw, str) else raw.count(b"[") + raw.count(b"{")
+    if parts > _PARTS:
+        raise Odd("", f"{parts:,} lists and objects", f"at most {_PARTS:,}")
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise Odd("", str(error)[:200], "JSON") from error
+    check(value, "")
     level = [value]
     for _ in range(_NESTED):
         level = [part for one in level if isinstance(one, (dict, list)) for part in _parts(one)]
     if level:
         raise Odd("", "more", f"values nested at most {_NESTED} deep")
-    check(value, "")
     return value
 
 

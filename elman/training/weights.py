@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import Tensor
 
 from elman.data.files import reading
 from elman.errors import DataError, InputError
 
+_HEADER = 2**24  # bytes
 _WHAT, _MEND = "the weights", "restore the file, or train again"
 
 
@@ -22,6 +23,7 @@ def inside(path: Path, what: str = _WHAT, mend: str = _MEND) -> Iterator[Any]:
     from safetensors import safe_open
 
     with reading(path, what, mend) as file:
+        _expect_header(file, path, what)
         own = f"/proc/self/fd/{file.fileno()}"  # the same file, for a library that takes names in UTF-8 alone
         with safe_open(own if os.path.exists(own) else path, "pt") as found:
             yield found
@@ -44,6 +46,7 @@ def weights_in(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     with reading(path, _WHAT, _MEND) as file:
+        _expect_header(file, path, _WHAT)
         expect_room(os.fstat(file.fileno()).st_size, path)
         raw = file.read()
     try:
@@ -55,6 +58,14 @@ def weights_in(path: Path) -> dict[str, Tensor]:
         TypeError,
     ) as error:  # KeyError: of a kind that PyTorch lacks
         raise _unreadable(path, error) from error
+
+
+def _expect_header(file: IO[bytes], path: Path, what: str) -> None:
+    """Raise DataError for a header that says more than any model of ours has tensors."""
+    size = int.from_bytes(file.read(8), "little")
+    file.seek(0)
+    if size > _HEADER:
+        raise DataError(what=f"{what} cannot be read: the header is too large", where=path, mend=_MEND)
 
 
 def expect_room(size: int, where: object) -> None:
