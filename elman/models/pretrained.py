@@ -110,9 +110,11 @@ def opened(make: Callable[[], nn.Module], settings: dict[str, Any], folder: Path
         "embedding.weight": [settings["vocabulary"], settings["embedding"]],
         "readout.weight": [settings["vocabulary"], settings["hidden"]],
     }
+    tied = settings["tie"] and shapes.keys() & expected.keys()  # one of them is both
+    if settings["condition"]:
+        expected["condition.weight"] = [settings["embedding"], settings["condition"]]
     for name, shape in expected.items():
-        one = settings["tie"] and shapes.keys() & expected.keys()  # the other one is it too
-        there = shapes.get(name, shape if one else None)
+        there = shapes.get(name, shape if tied and name != "condition.weight" else None)
         if there != shape:
             raise _unfit(folder, f"{name} of shape {there}" if there else f"no {name}", f"shape {shape}")
     if settings["layers"] > max(len(shapes), 64):  # a cell of one's own may have no weights
