@@ -257,7 +257,7 @@ ODD = [None, True, -1, 0, 3, 2**31, 2**64, BIG, 0.5, 1e308, float("nan"), float(
        "x" * 5000, [], {}, [[]], [None] * 20, {"": {}}, "/dev/zero", "/**/*"]  # fmt: skip
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.sampled_from([CONFIG, TOKENIZER, LOG, WEIGHTS]),
     st.sampled_from(["flip", "cut", "insert"]),
@@ -279,7 +279,7 @@ def test_any_byte_may_be_another(name: str, how: str, place: float, other: bytes
     all_fair(spoil, name)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.sampled_from([CONFIG, TOKENIZER, LOG]), st.integers(0, 200), st.sampled_from(ODD))
 def test_any_field_may_be_of_any_type(name: str, place: int, other: Any) -> None:
     def spoil(run: Path) -> None:
@@ -521,7 +521,7 @@ def test_what_nobody_thought_of_is_a_line_and_a_file(monkeypatch: pytest.MonkeyP
     assert cli.plain("a\x1b[2J\x07\u202eb\n") == "a\ufffd[2J\ufffd\ufffdb\n"
 
 
-@pytest.mark.parametrize("name", ["a\udcff", "[/b]", "x\ny", "\x1b[31m"])
+@pytest.mark.parametrize("name", ["a\udcff", "[/b]\x1b\n"])
 def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     run = copy(tmp_path / name)
     for command in ("report", "evaluate", "generate", "resume"):
