@@ -1,14 +1,23 @@
 """elman: write a recurrence once, as the plain step h(t) = f(h(t-1), x(t); θ); it is traced into a circuit, unfolded
-through time, and trained at hardware speed."""
+through time, and trained at hardware speed.
 
-from elman import cells, models, nn
-from elman.adjoint import adjoint
-from elman.circuit import Circuit
-from elman.errors import ElmanError
-from elman.plan import cost, plan
-from elman.recurrent import Bidirectional, Recurrent, Stack
-from elman.trace import trace, verify
-from elman.unfold import unfold
+Rooms are imported when a name of theirs is first asked for: `elman --help` needs no torch.
+"""
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elman import cells, models, nn
+    from elman.adjoint import adjoint
+    from elman.circuit import Circuit
+    from elman.errors import ElmanError
+    from elman.plan import cost, plan
+    from elman.recurrent import Bidirectional, Recurrent, Stack
+    from elman.trace import trace, verify
+    from elman.unfold import unfold
 
 __version__ = "0.1.0.dev0"
 
@@ -28,3 +37,48 @@ __all__ = [
     "unfold",
     "verify",
 ]
+
+# Where the functions and classes live; what else is asked for is a room. A test compares with the imports above.
+_HOMES = {
+    "Bidirectional": "recurrent",
+    "Circuit": "circuit",
+    "ElmanError": "errors",
+    "Recurrent": "recurrent",
+    "Stack": "recurrent",
+    "adjoint": "adjoint",
+    "cost": "plan",
+    "plan": "plan",
+    "trace": "trace",
+    "unfold": "unfold",
+    "verify": "trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") and name != "_native":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"{__name__}.{_HOMES.get(name, name)}"
+    try:
+        room = importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        if error.name != home:
+            raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    found = getattr(room, name) if name in _HOMES else room
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Door(types.ModuleType):
+    """Python makes every module that it imports an attribute of its package. `elman.plan` is to be the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door

@@ -16,7 +16,7 @@ from elman.circuit.signature import flatten
 from elman.execute.body import Call
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
-from elman.trace import trace
+from elman.recurrent import Recurrent
 from elman.trace.call import store_of
 from elman.unfold import Unfolded, unfold
 from tests import eager
@@ -34,12 +34,13 @@ def cell_of(name: str) -> torch.nn.Module:
 
 @functools.cache
 def circuit_of(name: str, reverse: bool = False) -> Circuit:
-    """The circuit of a case in float64. The comparison with the cell is left to the tests."""
+    """The circuit of a case in float64, traced by a layer: layers of the same cell in other tests share it."""
     if reverse:
         return replace(circuit_of(name), reverse=True).check()
     case, generator = CASES[name], torch.Generator().manual_seed(0)
-    x = eager.at(case.x(1, 2, generator), 0)
-    return trace(cell_of(name), x, case.state(2, generator), case.context(2, generator), check=False)
+    layer, x = Recurrent(cell_of(name)), case.x(1, 2, generator)
+    layer(x, case.state(2, generator), context=case.context(2, generator), steps=case.steps(1))
+    return layer.circuit
 
 
 @functools.cache

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import pairwise
 from tests.cases import CASES
-from tests.pairwise import left_out
 
 SEED = 0
 
@@ -36,9 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    pairwise.exhaustive = config.getoption("conformance")
+
+
 @pytest.hookimpl(trylast=True)  # of what -k and -m have chosen: a test that is named runs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    out = set() if config.getoption("conformance") else left_out(items)
+    out = set() if config.getoption("conformance") else pairwise.left_out(items)
     if out:
         config.hook.pytest_deselected(items=list(out))
         items[:] = [item for item in items if item not in out]
@@ -85,7 +89,7 @@ hypothesis.register_random(_torch_generator)
 # The first trace in a process takes seconds, so a deadline per example would measure the order of the tests.
 _common = {
     "deadline": None,
-    "max_examples": 30,
+    "max_examples": 10,
     "print_blob": True,
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
 }

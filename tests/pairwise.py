@@ -13,9 +13,23 @@ import heapq
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
+import hypothesis
 import pytest
+
+exhaustive = False  # set by tests/conftest.py before any test is collected: `make conformance`
+
+
+def examples(few: int, many: int) -> hypothesis.settings:
+    """How many random examples a property is tried on: so many, and so many for `make conformance`."""
+    return hypothesis.settings(max_examples=many if exhaustive else few)
+
+
+def with_more(few: Iterable[Hashable], more: Iterable[Hashable]) -> list[Any]:
+    """Values of a parameter: a few that stand for all, and those that `make conformance` adds."""
+    return [*few, *(pytest.param(value, marks=pytest.mark.conformance) for value in more)]
 
 
 def cover(rows: Sequence[Sequence[Hashable]], strength: int = 2) -> list[int]:

@@ -7,17 +7,20 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from elman.app import cli, screen
+from elman import __version__
+from elman.app import cli, jobs, screen, writing
 from elman.errors import ElmanError
 from elman.training import Step
 
@@ -275,7 +278,7 @@ def test_ctrl_c_saves_what_was_learned(text: Path, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0, told
+    assert process.returncode == 130, told
     assert "Interrupted. Saved in" in told
     assert "--resume auto" in told
     assert elman("evaluate", run).exit_code == 0
@@ -370,10 +373,198 @@ def test_clock(seconds: float, shown: str) -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     code = (
-        "import sys; import elman; before = set(sys.modules); import elman.app.cli;"
-        "assert not {'tokenizers', 'safetensors', 'rich.live'} & (set(sys.modules) - before)"
+        "import sys; import elman; import elman.app.cli;"
+        "assert not {'torch', 'numpy', 'tokenizers', 'safetensors', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_version_is_said_and_help_is_short() -> None:
+    assert elman("--version").output == f"elman {__version__}\n"
+    for command in ([], ["train", "lm"], ["generate"]):
+        assert elman(*command, "-h").output == elman(*command, "--help").output
+
+
+# --- how commands end -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_a_signal_ends_says_so_by_its_status(
+    number: int, status: int, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr(cli, "app", lambda: (os.kill(os.getpid(), number), time.sleep(60)))
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == status
+    assert capsys.readouterr().err == "\n"
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="Windows has no SIGPIPE")
+def test_a_command_ends_where_its_reader_has_gone() -> None:
+    command = [sys.executable, "-m", "elman", "train", "lm", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == -signal.SIGPIPE
+
+
+def test_training_goes_on_where_its_reader_has_gone() -> None:
+    ends = os.pipe()
+    os.close(ends[0])
+    with os.fdopen(ends[1], "w") as file:
+        console = screen.Lasting(file=file)
+        console.print("a line")
+        assert console.quiet
+        console.print("another")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run, and what the command said: of a text as Windows writes it, measured on one with strange characters."""
+    here = tmp_path_factory.mktemp("base")
+    (here / "text.txt").write_bytes(TEXT.replace("\n", "\r\n").encode())
+    (here / "valid.txt").write_bytes(b"the cat sat\r\non a bat!")
+    more = ["--valid", here / "valid.txt", "--unix-newlines", "--resume", "auto"]
+    result = elman("train", "lm", here / "text.txt", "--out", here / "run", *SMALL, *more)
+    assert result.exit_code == 0, result.output
+    return here / "run", result.output
+
+
+def again(run: Path, *more: object) -> Result:
+    """The command that trained `base`, once more; later options count."""
+    here = run.parent
+    files = [here / "text.txt", "--valid", here / "valid.txt", "--out", run]
+    return elman("train", "lm", *files, *SMALL, "--unix-newlines", "--resume", "auto", *more)
+
+
+def test_what_a_model_does_not_know_is_said_with_its_figures(base: tuple[Path, str]) -> None:
+    run, said = base
+    assert "21 held out (10.00% of it unknown)" in said
+    assert "characters that the model does not know: 2, 10.00%" in said
+    assert said.splitlines()[-3:] == elman("evaluate", run).output.splitlines()
+
+
+def test_newlines_of_windows_are_said(base: tuple[Path, str], tmp_path: Path) -> None:
+    assert "41 lines end in CR LF, which was read as LF" in base[1]
+    (tmp_path / "dos.txt").write_bytes(b"the cat sat\r\non a bat!")  # evaluated as the run was trained
+    (tmp_path / "unix.txt").write_text("the cat sat\non a bat!")
+    dos, unix = (elman("evaluate", base[0], tmp_path / name).output for name in ("dos.txt", "unix.txt"))
+    assert dos == unix
+
+
+def test_the_headline_of_the_report_is_the_exact_figure(base: tuple[Path, str]) -> None:
+    page = (base[0] / "report.html").read_text()
+    exact = re.search(r"([\d.]+) bits per character \(([\d.]+) nats\), over", base[1])
+    assert exact is not None
+    assert f"<dt>held out, nats per symbol</dt><dd>{exact[2]}</dd>" in page
+    assert f"<dt>bits per symbol</dt><dd>{exact[1]}</dd>" in page
+    assert "<dt>of its symbols are unknown</dt><dd>10.00%</dd>" in page
+
+
+def test_a_finished_run_goes_on_to_more_steps(base: tuple[Path, str], tmp_path: Path) -> None:
+    run = shutil.copytree(base[0].parent, tmp_path / "copy") / "run"
+    config = json.loads((run / "config.json").read_text())
+    for name, path in (("files", ["text.txt"]), ("valid", "valid.txt")):  # as if it had been trained there
+        moved = [str(run.parent / one) for one in path] if name == "files" else str(run.parent / str(path))
+        config["data"][name] = moved
+    (run / "config.json").write_text(json.dumps(config))
+    result = again(run, "--steps", 50)
+    assert result.exit_code == 0, result.output
+    assert "going on from step 30, 60% of the run" in result.output
+    assert json.loads((run / "config.json").read_text())["training"]["steps"] == 50
+    fewer = again(run, "--steps", 40)
+    assert isinstance(fewer.exception, ElmanError)
+    assert "training.steps" in str(fewer.exception)
+
+
+def test_a_run_begins_with_the_weights_of_another(base: tuple[Path, str], text: Path, tmp_path: Path) -> None:
+    run, out = base[0], tmp_path / "new"
+    text.write_text(TEXT + "µ" * 200)
+    result = elman(
+        "train", "lm", text, "--out", out, "--init-from", run, "--steps", 3, "--hidden", 16, "--batch", 4
+    )
+    assert result.exit_code == 0, result.output
+    assert (out / "tokenizer.json").read_bytes() == (run / "tokenizer.json").read_bytes()
+    config = json.loads((out / "config.json").read_text())
+    assert (config["embedding"], config["training"]["init_from"]) == (8, str(run.resolve()))
+    lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    assert next(line["loss"] for line in lines if "loss" in line) < 0.9 * math.log(15)  # it knows something
+    other = elman("train", "lm", text, "--out", tmp_path / "x", "--init-from", run, "--layers", 2)
+    assert "another layers" in str(other.exception)
+    same = elman("train", "lm", text, "--out", run, "--overwrite", "--init-from", run)
+    assert "its own weights" in str(same.exception)
+
+
+@pytest.mark.parametrize(
+    ("window", "batch", "symbols", "found"),
+    [
+        (None, None, 10**6, (64, 32)),
+        (None, None, 2048, (64, 32)),
+        (None, None, 1000, (64, 15)),
+        (None, None, 40, (40, 1)),
+        (None, None, 1, (1, 1)),
+        (16, None, 100, (16, 6)),
+        (None, 4, 100, (25, 4)),
+        (64, 32, 100, (64, 32)),  # what was asked for is not changed
+        (None, 500, 1000, (16, 500)),
+    ],
+)
+def test_a_short_text_has_short_windows(
+    window: Any, batch: Any, symbols: int, found: tuple[int, int]
+) -> None:
+    settings, notes = jobs._fitting(jobs.TrainingSettings(window=window, batch=batch), symbols, 1)
+    assert (settings.window, settings.batch) == found
+    assert bool(notes) == (found not in ((64, 32), (window, batch)))
+
+
+def test_a_short_text_is_said_to_be_one(text: Path, tmp_path: Path) -> None:
+    text.write_text(TEXT[:90])
+    result = elman("train", "lm", text, "--out", tmp_path / "run", "--hidden", 8, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert "a short text: windows of 64 symbols, 1 side by side" in result.output
+
+
+@pytest.mark.parametrize("bad", ["file", "file/below", "taken", "x" * 300])
+def test_a_bad_place_for_a_run_is_noticed_before_anything_is_read(
+    bad: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "something").write_text("")
+    monkeypatch.setattr(jobs, "read_corpus", lambda *_, **__: pytest.fail("the text was read"))
+    result = elman("train", "lm", "missing.txt", "--out", tmp_path / bad)
+    assert isinstance(result.exception, ElmanError)
+    assert "the run folder" in str(result.exception)
+
+
+def test_a_run_whose_folder_goes_is_saved_beside_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, out = screen.Watch.show, tmp_path / "run"
+
+    def rename(watch: screen.Watch, event: Any) -> None:
+        if out.exists():
+            out.rename(tmp_path / "elsewhere")
+        show(watch, event)
+
+    monkeypatch.setattr(screen.Watch, "show", rename)
+    result = elman("train", "lm", text, "--out", out, *SMALL)
+    assert isinstance(result.exception, ElmanError)
+    assert "removed or renamed" in str(result.exception)
+    assert f"--out {tmp_path / 'run.rescued'} --resume auto" in str(result.exception)
+    assert not out.exists()
+    result = elman("train", "lm", text, "--out", tmp_path / "run.rescued", *SMALL, "--resume", "auto")
+    assert result.exit_code == 0, result.output
+    assert "going on from step" in result.output
+
+
+def test_what_a_terminal_would_obey_is_not_written_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a\tb\n\x1b[2Jשלום\u202e\x07"
+    assert writing.shown(text) == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert writing.shown(text) == "a\tb\n�[2Jשלום��"
 
 
 def test_several_texts_and_a_cache(text: Path, tmp_path: Path) -> None:

@@ -220,3 +220,18 @@ def test_without_tensorboard_it_is_said_how_to_get_it(
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(NotSupported, match=r"elman\[tensorboard\]"):
         training.TensorBoard(tmp_path)
+
+
+def test_a_logger_without_room_does_not_end_a_run(tmp_path: Path) -> None:
+    class Full:
+        def log(self, values: dict[str, Any], step: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        def finish(self) -> None:
+            pytest.fail("it is asked nothing more")
+
+    told: list[str] = []
+    kept = keeper(tmp_path / "run", loggers=[Full()], tell=told.append)
+    list(kept)
+    assert kept.finished
+    assert told == ["Full writes no more: No space left on device; training goes on"]

@@ -22,6 +22,7 @@ import elman
 from elman import cells
 from elman.errors import NotSupported
 from elman.nn import swap, unswap
+from tests import pairwise
 
 Tensor = torch.Tensor
 KINDS = ("RNN", "GRU", "LSTM")
@@ -91,6 +92,8 @@ def exported() -> dict[str, tuple[Model, bool]]:
             True,
         ),
     }
+    if not pairwise.exhaustive:  # what these two hold is in the others
+        del found["recurrent"], found["both ways"]
     return {name: (model.double().eval(), padded) for name, (model, padded) in found.items()}
 
 
@@ -173,8 +176,8 @@ def test_export_of_calls_with_more() -> None:
             x,
         ),
     }
-    for name, (model, given) in models.items():
-        for gradients in (True, False):
+    for i, (name, (model, given)) in enumerate(models.items()):
+        for gradients in (True, False) if pairwise.exhaustive else (i % 2 == 0,):
             with torch.set_grad_enabled(gradients):
                 program = torch.export.export(model.eval(), (given,))
             got, expected = program.module()(given), model(given)

@@ -60,6 +60,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     assert one[-1] < 0.9 * one[0]
 
 
+@pytest.mark.conformance  # seven times PyTorch is imported
 def test_two_processes_survive_and_one_goes_on_with_their_run(tmp_path: Path) -> None:
     how = ("--dropout", "0.2", "--steps", "600", "--checkpoint-every", "10")
     run(2, tmp_path / "alone", *how)

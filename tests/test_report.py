@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from elman.app import cli
 from elman.errors import DataError
 from elman.report import Point, read_record, render, write_report
-from elman.report.figures import Curve, axis, bars, lines, thinned
+from elman.report.figures import Curve, axis, bars, lines, short, thinned
 from elman.training import FORMAT
 
 VOID = {"meta", "input", "br"}
@@ -223,3 +223,40 @@ def test_bars_have_lengths_in_proportion() -> None:
     widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', drawn)]
     assert widths[1] == pytest.approx(3 * widths[0], rel=0.01)
     assert "3.0 s, 75.0%" in drawn
+
+
+def test_numbers_of_axes_are_told_apart() -> None:
+    assert [short(10.0**k) for k in (-30, -20, -13, -1, 0, 3)] == [
+        "1e-30",
+        "1e-20",
+        "1e-13",
+        "0.1",
+        "1",
+        "1k",
+    ]
+    assert short(0.0) == "0"
+    found = axis(1e-20, 1e-13, log=True)
+    assert len({short(tick) for tick in found.ticks}) == len(found.ticks) > 2
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_figures_of_numbers_at_the_ends_of_floats_are_drawn(log: bool) -> None:
+    for values in ([5e-324, 1e-320], [1e308, 1e-308], [1.0, 1e308], [1e-300, 1.0]):
+        points = [Point(k, value) for k, value in enumerate(values, 1)]
+        assert "nan" not in lines([Curve("c", points, "first")], x="x", y="y", log=log)
+
+
+def test_each_line_of_a_sample_runs_in_its_own_direction(tmp_path: Path) -> None:
+    page = render(read_record(folder(tmp_path / "run", [line(10, sample="שלום\nhello", valid=1.0)])))
+    assert '<pre dir="auto">שלום\nhello</pre>' in page
+    assert "unicode-bidi: plaintext" in page
+    assert "held out, best look, nats per symbol" in page
+
+
+def test_the_exact_figure_of_another_end_is_not_the_headline(tmp_path: Path) -> None:
+    exact = {"nats_per_symbol": 0.5, "symbols": 99, "unknown": 3, "bits_per_character": 1.0, "whole": False}
+    record = read_record(folder(tmp_path / "run", [line(10, valid=1.0), {"step": 10, "measured": exact}]))
+    assert record.measured == exact
+    assert "held out, first 99, nats per symbol</dt><dd>0.5000" in render(record)
+    gone_on = read_record(folder(tmp_path / "on", [line(10), {"step": 10, "measured": exact}, line(20)]))
+    assert gone_on.measured == {}

@@ -218,6 +218,69 @@ def test_a_folder_that_vanishes_is_made_again(tmp_path: Path) -> None:
     assert found[1]["step"] == 40
 
 
+@pytest.mark.parametrize("room_again", [True, False])
+def test_best_weights_that_find_no_room_are_written_later(
+    room_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([2.0, 2.5, *[3.0] * 16])
+    monkeypatch.setattr("elman.training.keep.glance", lambda model, tokens: next(figures))
+    write, tries, told = Run.save, [], []
+
+    def save(run: Run, model: nn.Module, **options: Any) -> None:
+        tries.append(weights(model))
+        if len(tries) == 1 or not room_again:
+            raise DataError(what="the run cannot be saved: No space left on device", where=run.folder)
+        write(run, model, **options)
+
+    monkeypatch.setattr(Run, "save", save)
+    kept = keeper(tmp_path / "run", tell=told.append)
+    if not room_again:
+        with pytest.raises(DataError, match="No space left"):
+            list(kept)
+        return
+    list(kept)
+    assert len(told) == 1
+    assert "tried again" in told[0]
+    assert len(tries) == 2
+    assert kept.run.validation == 2.0
+    assert all(
+        torch.equal(a, b) for a, b in zip(*tries, strict=True)
+    )  # those of the look, not of the second try
+
+
+def test_weights_that_never_found_room_are_not_taken_for_the_best(tmp_path: Path) -> None:
+    kept = keeper(tmp_path / "run")
+    for event in kept:
+        if isinstance(event, training.Validation):
+            break
+    kept._save()
+    tensors, facts = kept.run.checkpoints.newest() or pytest.fail("no checkpoint")
+    kept.run.checkpoints.save(tensors, {**facts, "best": -1.0})
+    assert keeper(tmp_path / "run", resume=True).best == kept.run.validation
+
+
+def test_a_run_whose_folder_goes_ends_with_an_error(tmp_path: Path) -> None:
+    for end in (lambda run: run.rename(tmp_path / "elsewhere"), shutil.rmtree):
+        kept = keeper(tmp_path / "run")
+        events = iter(kept)
+        while next(events).step < 10:
+            pass
+        end(tmp_path / "run")
+        with pytest.raises(training.FolderGone, match="removed or renamed"):
+            list(events)
+        assert kept.training.step < 20  # at the next look or checkpoint
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
+    list(keeper(tmp_path / "run", steps=20))
+    longer = keeper(tmp_path / "run", steps=40, resume=True)
+    assert (longer.training.step, longer.training.done) == (20, 0.5)
+    steps = [event.step for event in longer if isinstance(event, training.Step)]
+    assert steps == [30, 40]
+    assert keeper(tmp_path / "run", steps=20, resume=True).finished
+
+
 # --- the best weights -------------------------------------------------------------------------------------------------
 
 

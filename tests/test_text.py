@@ -1,4 +1,4 @@
-"""Texts of any size: read in blocks, turned into symbols once, mapped into memory."""
+"""Texts of any size: read in blocks, turned into symbols once, read in slices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from elman import data, training
 from elman.data import cache as caching
 from elman.data import text as reading
 from elman.data import tokenizer as tokenizing
+from elman.data import tokens as numbers
 from elman.data.tokens import width
 from elman.errors import DataError, InputError
 from elman.models import LanguageModel
@@ -129,11 +129,91 @@ def test_patterns_stand_for_files_in_order(tmp_path: Path) -> None:
     assert str(data.open_text([tmp_path / "[x].txt"])).startswith("a name")
     with pytest.raises(DataError, match="no file matches the pattern"):
         data.open_text([tmp_path / "*.tex"])
-    with pytest.raises(DataError, match="Is a directory"):
-        data.open_text([tmp_path])
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)  # a circle
+    (tmp_path / ".hidden.txt").write_text("hidden")
+    assert str(data.open_text([tmp_path / "**/?.txt"])) == "a.txtb.txtdeep/c.txt"
+    assert str(data.open_text([tmp_path / ".h*"])) == "hidden"
+    assert [Path(name).name for name in reading.expand([tmp_path / "**"])] == [
+        "[x].txt",
+        "a.txt",
+        "b.txt",
+        "d.md",
+        "c.txt",
+    ]
 
 
-def test_standard_input_and_pipes_are_texts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.txt").write_text("text")
+    monkeypatch.setattr(reading, "_MOST_FILES", 8)
+    with pytest.raises(DataError, match="too many files"):
+        data.open_text([tmp_path / "*"])
+    monkeypatch.setattr(reading, "_MOST_NAMES", 7)
+    with pytest.raises(DataError, match="too many names"):
+        data.open_text([tmp_path / "**/nothing"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("pipe", "it is a pipe"), ("/dev/zero", "it is a device"), ("folder", "it is a folder")],
+)
+def test_what_is_no_file_is_refused_before_it_is_opened(kind: str, said: str, tmp_path: Path) -> None:
+    place = tmp_path / kind  # of /dev/zero: that itself
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    for name in (place, link):
+        with pytest.raises(DataError, match=said):
+            data.open_text([name])
+
+
+def test_a_name_that_no_file_has_is_told() -> None:
+    with pytest.raises(DataError, match="cannot be read: embedded null"):
+        data.open_text(["a\0b"])
+
+
+def test_a_run_names_files_not_patterns(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    source = data.read_corpus([tmp_path / "a.txt"]).source
+    with pytest.raises(DataError, match="No such file"):
+        data.reread_held_out({**source, "files": [str(tmp_path / "*.txt")]})
+
+
+@pytest.mark.parametrize("block", [4, 5, 6, 7, 2**20])
+def test_newlines_are_read_as_unix_has_them(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_BLOCK", block)
+    raw = "one\r\ntwo\n\r\n\r\r\nß€\r\n\rend\r"
+    (tmp_path / "dos.txt").write_bytes(raw.encode())
+    plain = raw.replace("\r\n", "\n").replace("\r", "\n")
+    (tmp_path / "unix.txt").write_bytes(plain.encode())
+    text, unix = (
+        data.open_text([tmp_path / "dos.txt"], unix_newlines=True),
+        data.open_text([tmp_path / "unix.txt"]),
+    )
+    assert (str(text), text.characters, text.digest) == (plain, len(plain), unix.digest)
+    assert (text.crlf, unix.crlf) == (4, 0)
+    for start in range(len(plain)):
+        assert str(text.cut(start, len(plain))) == plain[start:]
+    as_it_is = data.open_text([tmp_path / "dos.txt"])
+    assert (str(as_it_is), as_it_is.crlf) == (raw, 4)
+    source = data.read_corpus([tmp_path / "dos.txt"] * 3, unix_newlines=True).source
+    assert "\r" not in str(data.reread_held_out(source))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_of_unicode_are_told_by_their_names(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "wide.txt").write_bytes(TEXT.encode(encoding))
+    name = "UTF-32" if "32" in encoding else "UTF-16"
+    with pytest.raises(DataError, match=rf"the text is {name}[^\0]*iconv -f {name}"):
+        data.open_text([tmp_path / "wide.txt"])
+
+
+def test_standard_input_is_a_text_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(TEXT.encode())))
     spool = tmp_path / "spool"
     text = data.open_text(["-"], spool=spool)
@@ -145,12 +225,6 @@ def test_standard_input_and_pipes_are_texts_too(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"standard input cannot be copied[^\0]*--cache"):
         data.open_text(["-"], spool=tmp_path / "file" / "cache")
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(TEXT.encode()))
-    writer.start()
-    assert str(data.open_text([pipe], spool=spool)) == TEXT
-    writer.join()
 
 
 def test_what_came_from_standard_input_cannot_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +262,27 @@ def test_symbols_do_not_depend_on_how_a_text_comes_in(tokenizer: data.Tokenizer,
 def test_symbols_take_as_little_room_as_they_can(vocabulary: int, size: int) -> None:
     assert width(vocabulary).itemsize == size
     assert np.iinfo(width(vocabulary)).max >= vocabulary - 1
+
+
+def test_a_file_of_symbols_that_is_cut_or_written_over_is_told(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = data.Tokenizer.characters(TEXT)
+    text = data.open_text([path])
+    small = data.tokenise(text, tokenizer, tmp_path)
+    monkeypatch.setattr(numbers, "_SMALL", 0)
+    large = data.tokenise(text, tokenizer, tmp_path)
+    assert torch.equal(large[:], small[:])
+    assert torch.equal(large[5:70], small[5:70])
+    assert len(large[7:3]) == 0
+    (kept,) = tmp_path.glob("*.tokens")
+    kept.write_bytes(b"\xff" * len(TEXT))
+    with pytest.raises(DataError, match="no symbol"):
+        large[5:70]
+    os.truncate(kept, 10)
+    with pytest.raises(DataError, match="shorter than it was"):
+        large[5:70]
+    assert torch.equal(small[:], tokenizer.encode(TEXT))  # which is a copy
 
 
 def test_kept_symbols_are_those_of_the_text(tokenizer: data.Tokenizer, path: Path, tmp_path: Path) -> None:
@@ -343,15 +438,15 @@ def test_only_a_large_text_needs_a_cache_that_can_be_written(
         data.tokenise(text, tokenizer, folder)
 
 
-def test_pages_are_given_back_and_read_again(
+def test_a_large_file_of_symbols_is_read_slice_by_slice(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elman.data.tokens._KEPT", 1)
+    monkeypatch.setattr("elman.data.tokens._SMALL", 0)
     tokens = data.tokenise(data.open_text([path]), data.Tokenizer.bytes(), tmp_path)
     assert b"".join(bytes(tokens[k : k + 7].tolist()) for k in range(0, len(tokens), 7)) == TEXT.encode()
 
 
-# What the process may have of its own (mapped files do not count): 40 MiB more than a small run needs, for 64 MiB of
+# What the process may have of its own (files do not count): 40 MiB more than a small run needs, for 64 MiB of
 # text. As a string it would be 64, as a tensor 512.
 FRUGAL = """
 import resource, sys

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 import shlex
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elman.app.ending import Interrupted, ended
 from elman.app.last import plain, told
 from elman.errors import DataError
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 train = typer.Typer(help="Train a model and write a run folder.", no_args_is_help=True)
 app.add_typer(train, name="train")
@@ -53,14 +56,30 @@ Cell = Annotated[
 _SIZE, _COUNT = 2**24, 10**12  # the largest of what is made, and of what is counted
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"elman {version('elman')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 @train.command("lm")
 def train_lm(
+    context: typer.Context,
     files: Annotated[
         list[Path] | None,
         typer.Argument(
             metavar="[FILE]...",
-            help="UTF-8 texts of any size, one after another; 'patterns/*.txt'; - for standard input. "
-            "None: the Python manual that ships with Python.",
+            help="UTF-8 texts of any size, one after another; 'patterns/*.txt', '**' for any folders; - for standard "
+            "input. None: the Python manual that ships with Python.",
         ),
     ] = None,
     valid: Annotated[
@@ -75,7 +94,20 @@ def train_lm(
     vocabulary: Annotated[
         int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)", max=_SIZE)
     ] = None,
+    unix_newlines: Annotated[
+        bool,
+        typer.Option(
+            "--unix-newlines", help="Read CR LF (Windows) and CR as LF, here and when it is evaluated."
+        ),
+    ] = False,
     cache: Cache = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin with the weights, model and symbols of another run instead of random weights.",
+        ),
+    ] = None,
     cell: Annotated[
         str,
         typer.Option(
@@ -93,14 +125,25 @@ def train_lm(
     tie: Annotated[
         bool, typer.Option("--tie", help="One matrix for symbols going in and coming out.")
     ] = False,
-    steps: Annotated[int | None, typer.Option(help="Train for so many steps …", max=_COUNT)] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Train for so many steps, those before --resume auto included …", max=_COUNT),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help=f"… or so many minutes by the clock. (default: {_MINUTES:g})")
     ] = None,
-    window: Annotated[int, typer.Option(help="T, steps through which gradients flow back.", max=_SIZE)] = 64,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="T, steps through which gradients flow back. (default: 64, less for a short text)", max=_SIZE
+        ),
+    ] = None,
     batch: Annotated[
-        int, typer.Option(help="B, places of the text that are read side by side.", max=_SIZE)
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="B, places of the text read side by side. (default: 32, less for a short text)", max=_SIZE
+        ),
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Highest learning rate of AdamW. (default: by cell and width, at most 0.004)"),
@@ -114,7 +157,11 @@ def train_lm(
         typer.Option(help="Of the first weights and of the order of reading.", min=-(2**63), max=2**63 - 1),
     ] = 0,
     resume: Annotated[
-        str, typer.Option(help="auto: go on with the run in --out, begin if there is none; never.")
+        str,
+        typer.Option(
+            help="auto: go on with the run in --out, also a finished one to more --steps or --minutes; begin if there "
+            "is none. never."
+        ),
     ] = "never",
     checkpoint_every: Annotated[
         int | None, typer.Option(help="Steps between two checkpoints. (default: twice a minute)", max=_COUNT)
@@ -144,7 +191,8 @@ def train_lm(
     A run survives whatever ends its process: repeat the command with
     --resume auto and it goes on from its last checkpoint, by --steps to the
     same bits as if nothing had happened, by --minutes with what was left of
-    them. Ctrl-C writes a checkpoint and says how to go on.
+    them. Ctrl-C writes a checkpoint and says how to go on; the exit status is
+    130 then, 143 after SIGTERM.
 
     Several processes, on one machine or more, share the lanes of a batch:
     torchrun --nproc-per-node 2 -m elman train lm FILE …
@@ -153,7 +201,7 @@ def train_lm(
 
     from elman.app import jobs
     from elman.app.screen import Watch
-    from elman.training import Processes, evaluate
+    from elman.training import Processes
 
     if steps is None and minutes is None:
         minutes = _MINUTES
@@ -161,14 +209,22 @@ def train_lm(
     model = jobs.ModelSettings(jobs.absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, weight_decay, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience, tensorboard)
-    text = jobs.TextSettings(tokenizer, vocabulary, cache)
+    text = jobs.TextSettings(tokenizer, vocabulary, cache, unix_newlines)
+    beginning = None
+    if init_from is not None:
+        given = {name for name in context.params if _given(context, name)}
+        beginning = jobs.beginning(init_from, out, {**vars(model), "tokenizer": tokenizer}, given)
     with Processes(precision, device) as processes:
         console = _console(plain=quiet, silent=not processes.first)
         with console.status("reading the text …") as status:
-            job = jobs.prepare(files or [], valid, model, training, keeping, text, processes, status.update)
+            job = jobs.prepare(
+                files or [], valid, model, training, keeping, text, processes, status.update, beginning
+            )
         unit = _unit(job.tokenizer)
+        for note in job.notes if processes.first else ():
+            _note(note)
         console.print(
-            f"{len(job.tokens):,} {unit}s to learn from, {len(job.held_out):,} held out, "
+            f"{len(job.tokens):,} {unit}s to learn from, {len(job.held_out):,} held out{_share(job.held_out)}, "
             f"{job.tokenizer.size} symbols; {job.model.parameter_count:,} parameters"
             + (f"; {processes.count} processes" if processes.count > 1 else ""),
             soft_wrap=True,
@@ -176,22 +232,26 @@ def train_lm(
         with job.threads(), Watch(console, plot=False, unit=unit) as watch:
             interrupted = job.train(watch)
         console.print(
-            Text.assemble("Interrupted. " if interrupted else "", "Saved in ", (str(out), "bold")),
+            Text.assemble("" if interrupted is None else "Interrupted. ", "Saved in ", (str(out), "bold")),
             soft_wrap=True,
         )
         console.print(Text(f"The report is {out / 'report.html'}"), soft_wrap=True)
-        if interrupted:
+        if interrupted is not None:
             console.print(Text(f"Go on with\n  {_going_on(processes.count)}", "bold"), soft_wrap=True)
-        elif processes.first:
-            with console.status("measuring on the held-out text …"):
-                measured = job.measured()
-                figure = evaluate(job.model, measured)
-            _tell(figure, measured, job.tokenizer)
-            if len(measured) < len(job.held_out):
+        elif job.figure is not None:
+            _tell(
+                job.figure,
+                job.measured,
+                job.tokenizer,
+                lambda words: console.print(Text(words), soft_wrap=True),
+            )
+            if len(job.measured) < len(job.held_out):
+                more = "" if ":" not in model.cell else " --trust"
                 console.print(
-                    f"That is the beginning of the held-out text; of all of it: elman evaluate {out}",
+                    f"That is the beginning of the held-out text; of all of it: elman evaluate {out}{more}",
                     soft_wrap=True,
                 )
+    _leave(interrupted)
 
 
 @app.command("evaluate")
@@ -210,15 +270,17 @@ def evaluate_run(
     cell: Cell = None,
 ) -> None:
     """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
+    from rich.console import Console
+
     from elman.app.jobs import opened, symbols_of
     from elman.data import cache_folder, open_text, reread_held_out
     from elman.training import evaluate
 
     run, model, tokenizer = opened(folder, trust, cell, _note)
-    console = _console()
-    with console.status("reading …") as status:
+    with Console(highlight=False, markup=False).status("reading …") as status:
         if files:
-            text = open_text(files, spool=cache or cache_folder())
+            unix = run.config["data"].get("unix_newlines", False)
+            text = open_text(files, spool=cache or cache_folder(), unix_newlines=unix)
         else:
             text = reread_held_out(run.data)
         tokens = symbols_of(text, tokenizer, cache, status.update)
@@ -235,10 +297,6 @@ def evaluate_run(
             mend="train again, at a lower --lr",
         )
     _tell(figure, tokens, tokenizer)
-    strange = 0 if tokens.counts is None else tokens.counts.unknown
-    if strange:
-        unit = _unit(tokenizer)
-        _note(f"{unit}s that the model does not know: {strange:,}; they count as one symbol, <unk>")
 
 
 @app.command()
@@ -267,7 +325,7 @@ def generate(
     if samples < 1:
         raise typer.BadParameter("at least 1", param_hint="--samples")
     from elman.app.jobs import opened
-    from elman.app.writing import continuation, continuations
+    from elman.app.writing import continuation, continuations, shown
 
     _, model, tokenizer = opened(folder, trust, cell, _note)
     if not prompt:
@@ -275,11 +333,9 @@ def generate(
     if tokenizer.kind == "characters":
         strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
         if strange:
-            _note(f"the model never saw {' '.join(map(repr, strange))}: read as <unk>.")
-
-    def shown(text: str) -> str:
-        return plain(text, lines=True) if sys.stdout.isatty() else text
-
+            # By their numbers too: letters that run from right to left would turn the line round.
+            said = [f"{char!r} (U+{ord(char):04X})" for char in strange[:8]] + ["…"] * (len(strange) > 8)
+            _note(f"the model never saw {', '.join(said)}: read as <unk>.")
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if samples > 1:
         texts = continuations(model, tokenizer, prompt, length, samples, stop, **how)
@@ -287,7 +343,7 @@ def generate(
             typer.secho(f"--- {number}", fg="bright_black")
             typer.echo(shown(prompt.lstrip("\n") + text))
         return
-    sys.stdout.write(prompt.lstrip("\n"))
+    sys.stdout.write(shown(prompt.lstrip("\n")))
     for piece in continuation(model, tokenizer, prompt, length, stop, **how):
         sys.stdout.write(shown(piece))
         sys.stdout.flush()
@@ -337,7 +393,7 @@ def demo(
     """Watch a recurrent network learn the Python manual and write some, in about a minute."""
     from elman.app.demo import demo as run_demo
 
-    run_demo(_console(), minutes, out, seed)
+    _leave(run_demo(_console(), minutes, out, seed))
 
 
 def _going_on(processes: int) -> str:
@@ -347,10 +403,23 @@ def _going_on(processes: int) -> str:
     return shlex.join([*ours, *said, *([] if "--resume" in said else ["--resume", "auto"])])
 
 
-def _console(*, plain: bool = False, silent: bool = False):
-    from rich.console import Console
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, rather than left to its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
-    return Console(highlight=False, markup=False, force_terminal=False if plain else None, quiet=silent)
+
+def _leave(number: int | None) -> None:
+    """End with the status of the signal that stopped a command, if one did."""
+    if number is not None:
+        raise typer.Exit(128 + number)
+
+
+def _console(*, plain: bool = False, silent: bool = False):
+    """For a command that trains, which it goes on with where nobody reads any more."""
+    from elman.app.screen import Lasting
+
+    return Lasting(highlight=False, markup=False, force_terminal=False if plain else None, quiet=silent)
 
 
 def _unit(tokenizer: Tokenizer) -> str:
@@ -358,10 +427,20 @@ def _unit(tokenizer: Tokenizer) -> str:
     return {"characters": "character", "bytes": "byte", "words": "word", "bpe": "token"}[tokenizer.kind]
 
 
-def _tell(figure: Evaluation, tokens: Tokens, tokenizer: Tokenizer) -> None:
+def _share(tokens: Tokens) -> str:
+    """What of a text the model does not know, in brackets, if there is any."""
+    counts = tokens.counts
+    if counts is None or not counts.unknown:
+        return ""
+    return f" ({counts.unknown / max(len(tokens) - 1, 1):.2%} of it unknown)"
+
+
+def _tell(
+    figure: Evaluation, tokens: Tokens, tokenizer: Tokenizer, say: Callable[[str], None] = typer.echo
+) -> None:
     """The figures of a text: per symbol, and per character, byte and word of the text itself."""
     unit, bits = _unit(tokenizer), figure.nats / math.log(2)
-    typer.echo(
+    say(
         f"{figure.bits_per_symbol:.4f} bits per {unit} ({figure.nats_per_symbol:.4f} nats), "
         f"over {figure.symbols:,} {unit}s"
     )
@@ -374,7 +453,12 @@ def _tell(figure: Evaluation, tokens: Tokens, tokenizer: Tokenizer) -> None:
         f"perplexity {_perplexity(figure.nats_per_symbol)} per {unit}",
         f"{_perplexity(per_word)} per word",
     ]
-    typer.echo(f"  bits: {', '.join(said)}, {figure.nats:,.0f} nats in all")
+    say(f"  bits: {', '.join(said)}, {figure.nats:,.0f} nats in all")
+    if counts.unknown:
+        share = f"{counts.unknown / figure.symbols:.2%}"
+        say(
+            f"  {unit}s that the model does not know: {counts.unknown:,}, {share}; they count as one symbol, <unk>"
+        )
 
 
 def _perplexity(nats: float) -> str:
@@ -385,14 +469,12 @@ def _note(text: str) -> None:
     typer.secho(f"note: {plain(text)}", err=True, fg="yellow")
 
 
+@ended
 def main() -> None:
     """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # a name that is no UTF-8, a terminal without Greek
     try:
         app()
-    except (SystemExit, KeyboardInterrupt):
+    except (SystemExit, KeyboardInterrupt, Interrupted):
         raise
     except BaseException as error:  # a panic in Rust is no Exception
         first, *rest = plain(told(error)).splitlines()

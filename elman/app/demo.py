@@ -20,7 +20,8 @@ _BATCH = 16
 _TEMPERATURE = 0.7  # a little below 1: fewer slips of the pen, still no two samples alike
 
 
-def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
+def demo(console: Console, minutes: float, out: Path, seed: int) -> int | None:
+    """Returns the number of the signal that ended training early, if one did."""
     training = jobs.TrainingSettings(minutes=minutes, batch=_BATCH, seed=seed)
     keeping = jobs.KeepingSettings(out, overwrite=True)
     job = jobs.prepare([], None, jobs.ModelSettings(), training, keeping)
@@ -61,7 +62,7 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
         figure = evaluate(model, job.held_out)
     console.print(bars([*levels, Level("GRU", figure.bits_per_symbol)], "GRU"))
     note = f"{figure.symbols:,} characters, {figure.nats_per_symbol:.4f} nats each"
-    console.print(Text(note + ("; training was interrupted" if interrupted else ""), FAINT))
+    console.print(Text(note + ("; training was interrupted" if interrupted is not None else ""), FAINT))
     console.print()
     console.print(Text("The run is in ").append(str(out), "bold").append(". Go on with"), soft_wrap=True)
     console.print(
@@ -71,3 +72,4 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> None:
         Text("Its curves, samples and plan: ").append(str(out / "report.html"), "bold"), soft_wrap=True
     )
     console.print()
+    return interrupted

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from elman.app.writing import shown
 from elman.training import Step, Validation
 
 NEW, OLD, FAINT = "bold cyan", "yellow", "bright_black"
@@ -25,6 +30,23 @@ class Level:
 
     name: str
     bits: float
+
+
+class Lasting(Console):
+    """A console of which nothing is lost but the words where the reader of its output goes away: training goes on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if hasattr(signal, "SIGPIPE") and threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGPIPE, signal.SIG_IGN
+            )  # for the rest of the command: see `elman.app.ending`
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class Watch:
@@ -196,7 +218,7 @@ def write(console: Console, prompt: str, pieces: Iterable[str]) -> None:
     for piece in pieces:
         # Not through markup or wrapping: what the model writes may hold brackets, and its newlines are its
         # own.
-        console.file.write(piece)
+        console.file.write(shown(piece))
         console.file.flush()
     console.print()
 

@@ -2,8 +2,8 @@
 
     files --read_corpus--> Corpus(train, held_out) --learn--> Tokenizer --tokenise--> Tokens --windows--> x, y [T, B]
 
-Nothing here holds a whole text: a `Text` is read a block at a time, `Tokens` are a file mapped into memory, of which
-slices are int64 tensors. Everything that goes to a model is time-major.
+Nothing here holds a whole text: a `Text` is read a block at a time, `Tokens` are a file of which slices are
+read as int64 tensors. Everything that goes to a model is time-major.
 """
 
 from elman.data.cache import cache_folder, learn, tokenise

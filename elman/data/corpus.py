@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elman.data.text import STDIN, Text, expand, open_text
+from elman.data.text import STDIN, Text, expand, open_files, open_text
 from elman.errors import DataError
 
 HELD_OUT = 0.1  # the share of the text, at its end, that is held out where it has no text of its own
@@ -29,7 +29,7 @@ class Corpus:
     """What a model learns from, what it is measured on, and where the two came from.
 
     source: {"files": [path, …] (empty: the built-in text), "valid": path or None, "digest": of all the files,
-    "valid_digest": of `valid`}.
+    "valid_digest": of `valid`}, and "unix_newlines": True if they were read so.
     """
 
     train: Text
@@ -38,19 +38,22 @@ class Corpus:
 
 
 def read_corpus(
-    files: Sequence[str | Path] = (), valid: str | Path | None = None, *, spool: Path | None = None
-) -> Corpus:
+    files: Sequence[str | Path] = (), valid: str | Path | None = None, *, spool: Path | None = None,
+    unix_newlines: bool = False,
+) -> Corpus:  # fmt: skip
     """The texts of `files` one after another (the built-in text if there is none), their last tenth held out.
 
     With `valid` nothing is cut off: that file is held out instead. The tenth is counted in characters, whatever the
-    symbols, so that models on different ones are measured on the same text. spool: see `open_text`.
+    symbols, so that models on different ones are measured on the same text. spool,
+    unix_newlines: see `open_text`.
 
     Raises DataError for a file that cannot be used, and where a part is left with fewer than two characters.
     """
     names = expand(files)
-    text = open_text(names, spool=spool) if names else Text.of(built_in_text(), BUILT_IN)
+    how = {"spool": spool, "unix_newlines": unix_newlines}
+    text = open_files(names, **how) if names else Text.of(built_in_text(), BUILT_IN)
     if valid is not None:
-        train, held_out = text, open_text([valid], spool=spool)
+        train, held_out = text, open_text([valid], **how)
     else:
         train, held_out = _split(text)
     for part, role in ((train, "training"), (held_out, "held-out")):
@@ -67,7 +70,7 @@ def read_corpus(
         "valid": None if valid is None else _absolute(valid),
         "digest": text.digest,
         "valid_digest": None if valid is None else held_out.digest,
-    }
+    } | ({"unix_newlines": True} if unix_newlines else {})
     return Corpus(train, held_out, source)
 
 
@@ -85,7 +88,9 @@ def reread_held_out(source: dict) -> Text:
             where=STDIN,
             mend="name a text to evaluate on",
         )
-    text = open_text(names) if names else Text.of(built_in_text(), BUILT_IN)
+    # What a run names are files: nobody's patterns are followed here.
+    unix = source.get("unix_newlines", False)
+    text = open_files(names, unix_newlines=unix) if names else Text.of(built_in_text(), BUILT_IN)
     expected = source["valid_digest" if own else "digest"]
     if text.digest != expected:
         raise DataError(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import fnmatch
 import glob
 import hashlib
+import itertools
 import os
+import re
 import shutil
 import stat
 import sys
@@ -13,7 +16,6 @@ import tempfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -22,6 +24,8 @@ from elman.errors import DataError
 
 STDIN = "-"
 _BLOCK = 2**20  # bytes that are read at a time
+_MOST_FILES, _MOST_NAMES = 100_000, 1_000_000  # of a text; that patterns lead through
+_SAID = 3  # files that are named in errors about a whole text
 
 
 class _Part(Protocol):
@@ -40,12 +44,14 @@ class Text:
             …
 
     name: what it is called in errors. digest: of its content, in hexadecimal; equal digests are equal texts.
-    characters: its length.
+    characters: its length. crlf: how many lines of the files ended in carriage return and line feed (CR LF).
     """
 
-    def __init__(self, parts: Sequence[_Part], name: str, digest: str, start: int, stop: int) -> None:
+    def __init__(
+        self, parts: Sequence[_Part], name: str, digest: str, start: int, stop: int, crlf: int = 0
+    ) -> None:
         self.parts, self.name, self.digest = tuple(parts), name, digest
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.crlf = start, stop, crlf
 
     @classmethod
     def of(cls, content: str, name: str = "the text") -> Text:
@@ -64,7 +70,7 @@ class Text:
         if (start, stop) == (self.start, self.stop):
             return self
         digest = hashlib.sha256(f"{self.digest} {start - self.start} {stop - self.start}".encode())
-        return Text(self.parts, self.name, digest.hexdigest(), start, stop)
+        return Text(self.parts, self.name, digest.hexdigest(), start, stop, self.crlf)
 
     def pieces(self) -> Iterator[str]:
         """The text, some of it at a time. Raises DataError if a file is not what it was when it was opened."""
@@ -79,19 +85,26 @@ class Text:
         return "".join(self.pieces())
 
 
-def open_text(files: Sequence[str | Path], *, spool: Path | None = None) -> Text:
-    """The UTF-8 texts of files one after another, newlines as they stand; byte order marks are dropped.
+def open_text(files: Sequence[str | Path], *, spool: Path | None = None, unix_newlines: bool = False) -> Text:
+    """The UTF-8 texts of files one after another; byte order marks are dropped.
 
-    A name may be a pattern (`books/**/*.txt`, in sorted order), and "-" is standard input, which is copied to a
-    temporary file in the folder `spool`, as a pipe is. Each file is read through here once, which finds what is wrong.
+    A name may be a pattern (`books/**/*.txt`, in sorted order: see `expand`), and "-" is standard input, which is
+    copied to a temporary file in the folder `spool`. Each file is read through here once, which finds what is wrong.
+    unix_newlines: CR LF, and CR alone, are read as LF; otherwise newlines are as they stand.
 
-    Raises DataError where a file cannot be read, is empty, or is not UTF-8; `where` then ends in the byte offset.
+    Raises DataError for what is no file of bytes (a folder, pipe or device, before it is opened), and where a file
+    cannot be read, is empty, or is not UTF-8; `where` then ends in the byte offset.
     """
-    names = expand(files)
+    return open_files(expand(files), spool=spool, unix_newlines=unix_newlines)
+
+
+def open_files(names: Sequence[str], *, spool: Path | None = None, unix_newlines: bool = False) -> Text:
+    """`open_text` of names that are no patterns, whatever they look like."""
     digest = hashlib.sha256()
-    parts = [_File(name, digest, spool) for name in names]
-    characters = sum(part.characters for part in parts)
-    return Text(parts, ", ".join(part.name for part in parts), digest.hexdigest(), 0, characters)
+    parts = [_File(name, digest, spool, unix_newlines) for name in names]
+    characters, crlf = sum(part.characters for part in parts), sum(part.crlf for part in parts)
+    said = [part.name for part in parts[:_SAID]] + [f"{len(parts) - _SAID:,} more"] * (len(parts) > _SAID)
+    return Text(parts, ", ".join(said), digest.hexdigest(), 0, characters, crlf)
 
 
 def read_text(path: str | Path) -> str:
@@ -100,18 +113,78 @@ def read_text(path: str | Path) -> str:
 
 
 def expand(files: Sequence[str | Path]) -> list[str]:
-    """The files that names and patterns stand for. Raises DataError for a pattern that no file matches."""
+    """The files that names and patterns stand for.
+
+    Patterns are the shell's: `*`, `?`, `[a-z]`, and `**` for any folders, links to folders left out. Names that begin
+    with a dot are found by patterns that do. Raises DataError for a pattern that no file matches, for one that leads
+    through more than a million names, and where there are more than 100,000 files.
+    """
     found: list[str] = []
     for name in map(str, files):
-        if name == STDIN or not glob.has_magic(name) or os.path.exists(name):
+        if name == STDIN or not glob.has_magic(name) or os.path.lexists(name):
             found.append(name)
-            continue
-        matches = sorted(match for match in glob.glob(name, recursive=True) if not os.path.isdir(match))
-        if not matches:
+        else:
+            found += _matching(name)
+        if len(found) > _MOST_FILES:
             raise DataError(
-                what="no file matches the pattern", where=name, mend="mend it, or name the files themselves"
-            )
-        found += matches
+                what="too many files", where=name, got=f"more than {_MOST_FILES:,}",
+                mend="join them to fewer ones: find books -name '*.txt' -exec cat {} + > books.txt",
+            )  # fmt: skip
+    return found
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files of a pattern, sorted. glob.glob would follow links in circles, and could not be stopped."""
+    looked = 0
+
+    def inside(folder: str) -> list[os.DirEntry[str]]:
+        nonlocal looked
+        try:
+            with os.scandir(folder or os.curdir) as entries:
+                there = list(itertools.islice(entries, _MOST_NAMES - looked + 1))
+        except OSError:  # no folder, or none of ours
+            return []
+        looked += len(there)
+        if looked > _MOST_NAMES:
+            raise DataError(
+                what="the pattern leads through too many names", where=pattern,
+                got=f"more than {_MOST_NAMES:,}", mend="begin it with the folder that the texts are in",
+            )  # fmt: skip
+        return sorted(there, key=lambda entry: entry.name)
+
+    def walk(folder: str, parts: list[str]) -> Iterator[str]:
+        """folder: "" or with a separator at its end."""
+        part, *rest = parts
+        if part == "**" and rest:
+            yield from walk(folder, rest)
+            for entry in inside(folder):
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                    yield from walk(f"{folder}{entry.name}{os.sep}", parts)
+        elif not glob.has_magic(part):
+            path = folder + part
+            if rest:
+                yield from walk(path + os.sep, rest)
+            elif os.path.lexists(path):
+                yield path
+        else:
+            for entry in inside(folder):
+                if entry.name.startswith(".") and not part.startswith("."):
+                    continue
+                if fnmatch.fnmatch(entry.name, part):
+                    path = folder + entry.name
+                    yield from walk(path + os.sep, rest) if rest else [path]
+
+    drive, tail = os.path.splitdrive(pattern)
+    root = drive + tail[: len(tail) - len(tail.lstrip("/" + os.sep))]
+    parts = [part for part in re.split(r"[/\\]" if os.sep == "\\" else "/", tail) if part]
+    if parts and parts[-1] == "**":
+        parts.append("*")
+    matches = (path for path in walk(root, parts) if not os.path.isdir(path)) if parts else iter(())
+    found = sorted(set(itertools.islice(matches, _MOST_FILES + 1)))
+    if not found:
+        raise DataError(
+            what="no file matches the pattern", where=pattern, mend="mend it, or name the files themselves"
+        )
     return found
 
 
@@ -158,19 +231,22 @@ class _Block:
 class _File:
     """A file that was found to be text, as it was then."""
 
-    def __init__(self, name: str, digest: Any, spool: Path | None) -> None:
+    def __init__(self, name: str, digest: Any, spool: Path | None, unix_newlines: bool) -> None:
         self.name = "standard input" if name == STDIN else name
-        self.path = name
+        self.path, self.unix_newlines = name, unix_newlines
+        self.crlf = 0
         self._spooled: IO[bytes] | None = None  # removed with this object
         self.blocks: list[_Block] = []
         self.size = 0
         self._characters = 0
         try:
-            if name == STDIN or not stat.S_ISREG(os.stat(name).st_mode):
+            if name == STDIN:
                 self._copy(spool)
+            else:
+                _refuse_odd(name)
             with open(self.path, "rb") as file:
                 before = _stamp(file)
-                self._survey(file, digest)
+                self._survey(file, digest, before[0])
                 if _stamp(file) != before or self.size != before[0]:
                     raise self._changed(self.size)
         except OSError as error:
@@ -188,38 +264,44 @@ class _File:
 
     def _copy(self, spool: Path | None) -> None:
         """What can be read only once becomes a file."""
-        with nullcontext(sys.stdin.buffer) if self.path == STDIN else open(self.path, "rb") as pipe:
-            try:
-                if spool is not None:
-                    spool.mkdir(parents=True, exist_ok=True)
-                self._spooled = tempfile.NamedTemporaryFile(dir=spool, prefix=".text.")  # noqa: SIM115
-                shutil.copyfileobj(pipe, self._spooled, _BLOCK)
-                self._spooled.flush()
-            except OSError as error:
-                raise DataError(
-                    what=f"{self.name} cannot be copied to a file: {error.strerror or error}",
-                    where=spool or tempfile.gettempdir(),
-                    mend="make room on the disk, or choose another folder with --cache",
-                ) from error
+        try:
+            if spool is not None:
+                spool.mkdir(parents=True, exist_ok=True)
+            self._spooled = tempfile.NamedTemporaryFile(dir=spool, prefix=".text.")  # noqa: SIM115
+            shutil.copyfileobj(sys.stdin.buffer, self._spooled, _BLOCK)
+            self._spooled.flush()
+        except OSError as error:
+            raise DataError(
+                what=f"{self.name} cannot be copied to a file: {error.strerror or error}",
+                where=spool or tempfile.gettempdir(),
+                mend="make room on the disk, or choose another folder with --cache",
+            ) from error
         self.path = self._spooled.name
 
-    def _survey(self, file: IO[bytes], digest: Any) -> None:
+    def _survey(self, file: IO[bytes], digest: Any, size: int) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")()
-        lines = 0
-        while raw := file.read(_BLOCK):
+        lines, returned = 0, False
+        # Not beyond the size that the system told: some files of its own never end.
+        while self.size < size and (raw := file.read(_BLOCK)):
             held = decoder.getstate()[0]  # the beginning of a character that the last block cut
             skip = 0
-            if self.size == 0 and raw.startswith(codecs.BOM_UTF8):
-                skip = len(codecs.BOM_UTF8)
+            if self.size == 0:
+                self._refuse_wide(raw[:4096])
+                skip = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
             try:
                 text = decoder.decode(raw[skip:])
             except UnicodeDecodeError as error:
                 raise self._broken(error, self.size + skip - len(held), lines) from error
             if held:
                 skip = next((k for k, byte in enumerate(raw[:3]) if byte & 0xC0 != 0x80), 3)
+            self.crlf += text.count("\r\n") + (returned and text.startswith("\n"))
+            if self.unix_newlines:
+                skip += returned and raw.startswith(b"\n")
+                text = _unix(text, returned)
+            returned = raw.endswith(b"\r")
             check = zlib.crc32(raw)
             self.blocks.append(_Block(self.size, len(raw), check, skip, self._characters + bool(held)))
-            digest.update(raw if held else raw[skip:])
+            digest.update(text.encode() if self.unix_newlines else raw if held else raw[skip:])
             self._characters += len(text)
             self.size += len(raw)
             lines += raw.count(b"\n")
@@ -231,7 +313,7 @@ class _File:
     def read(self, start: int, stop: int) -> Iterator[str]:
         first = bisect_right(self.blocks, start, key=lambda block: block.before) - 1
         decoder = codecs.getincrementaldecoder("utf-8")()
-        at = self.blocks[first].before
+        at, returned = self.blocks[first].before, False
         try:
             with open(self.path, "rb") as file:
                 file.seek(self.blocks[first].offset)
@@ -242,6 +324,8 @@ class _File:
                     if len(raw) != block.size or zlib.crc32(raw) != block.check:
                         raise self._changed(block.offset)
                     text = decoder.decode(raw if number else raw[block.skip :])
+                    if self.unix_newlines:
+                        text, returned = _unix(text, returned), raw.endswith(b"\r")
                     yield text[max(start - at, 0) : stop - at]
                     at += len(text)
         except OSError as error:
@@ -250,6 +334,24 @@ class _File:
                 where=self.name,
                 mend="put it back and begin again",
             ) from error
+
+    def _refuse_wide(self, raw: bytes) -> None:
+        """Text of two or four bytes a character. Without a mark at its beginning its letters have a zero beside them,
+        and zeros are UTF-8."""
+        marks = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+        name = next((name for mark, name in marks.items() if raw.startswith(mark)), None)
+        for zeros, letters, order in ((raw[1::2], raw[::2], "LE"), (raw[::2], raw[1::2], "BE")):
+            if (
+                name is None
+                and zeros.count(0) > 0.6 * len(zeros) > 0
+                and letters.count(0) < 0.1 * len(letters)
+            ):
+                name = f"UTF-16{order}"
+        if name is not None:
+            raise DataError(
+                what=f"the text is {name}", where=self.name, got=raw[:8].hex(" "), expected="UTF-8",
+                mend=f"convert it: iconv -f {name} -t UTF-8 '{self.name}' > text.txt",
+            )  # fmt: skip
 
     def _broken(self, error: UnicodeDecodeError, base: int, lines: int) -> DataError:
         """base: the offset in the file of the bytes that the error is about. lines: that ended before them."""
@@ -269,6 +371,35 @@ class _File:
             where=f"{self.name}, from byte offset {offset} on, or in the {_BLOCK:,} bytes after it",
             mend="wait until nobody writes to it any more, and begin again",
         )
+
+
+def _refuse_odd(name: str) -> None:
+    """Raise DataError for what is no regular file."""
+    try:
+        mode = os.stat(name).st_mode
+    except ValueError as error:  # it holds a zero
+        raise DataError(
+            what=f"the text cannot be read: {error}", where=repr(name), mend="give names of files"
+        ) from error
+    kinds = {
+        stat.S_ISDIR: ("a folder", f"a pattern for the files in it: '{name.rstrip('/')}/*.txt'"),
+        stat.S_ISFIFO: ("a pipe", "standard input is named -: zcat text.gz | elman train lm -"),
+        stat.S_ISCHR: ("a device", "standard input is named -: zcat text.gz | elman train lm -"),
+    }
+    if not stat.S_ISREG(mode):
+        kind, mend = next(
+            (told for check, told in kinds.items() if check(mode)), ("no file", "give text files")
+        )
+        raise DataError(
+            what=f"the text cannot be read: it is {kind}", where=name, expected="a file", mend=mend
+        )
+
+
+def _unix(text: str, returned: bool) -> str:
+    """A part of a text with LF for CR LF and for CR. returned: whether CR stands before the part: it was LF already."""
+    if returned and text.startswith("\n"):
+        text = text[1:]
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:

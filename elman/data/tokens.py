@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
+import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_KEPT = 2**26  # bytes that are read from a file before their pages are given back
+from elman.errors import DataError, InputError
+
+_SMALL = 2**24  # bytes of a file that are copied into memory
 
 
 @dataclass(frozen=True)
@@ -34,35 +37,63 @@ class Tokens:
     array: unsigned integers [N]. vocabulary: V. counts: of the text; None if nobody knows it.
     """
 
-    def __init__(self, array: np.ndarray, vocabulary: int, counts: Counts | None = None) -> None:
+    def __init__(self, array: np.ndarray | _File, vocabulary: int, counts: Counts | None = None) -> None:
         self.array, self.vocabulary, self.counts = array, vocabulary, counts
-        self._file: mmap.mmap | None = None
-        self._read = 0
 
     @classmethod
     def open(cls, path: Path, vocabulary: int, counts: Counts) -> Tokens:
-        """The symbols in a file, which is mapped into memory: the system reads of it what is asked for."""
-        if not path.stat().st_size:  # no system maps nothing
-            return cls(np.empty(0, dtype=width(vocabulary)), vocabulary, counts)
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        tokens = cls(np.frombuffer(mapped, dtype=width(vocabulary)), vocabulary, counts)
-        tokens._file = mapped
-        return tokens
+        """The symbols in a file: a copy of a small one; of a large one each slice is read when it is asked for.
+
+        A large one is not mapped into memory, where a file that somebody cuts would end the process without a word.
+        """
+        kind = width(vocabulary)
+        if path.stat().st_size <= _SMALL or not hasattr(os, "pread"):
+            return cls(np.fromfile(path, dtype=kind), vocabulary, counts)
+        return cls(_File(path, kind, vocabulary), vocabulary, counts)
 
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, part: slice) -> Tensor:
-        found = torch.from_numpy(self.array[part].astype(np.int64))
-        if self._file is not None:
-            # Pages stay with the process until the system runs short of memory, so a pass over a text would seem to
-            # need all of it. Giving them back costs nothing: they remain in the system's cache of files.
-            self._read += max(len(found) * self.array.itemsize, mmap.PAGESIZE)
-            if self._read > _KEPT and hasattr(mmap, "MADV_DONTNEED"):
-                self._file.madvise(mmap.MADV_DONTNEED)
-                self._read = 0
+        return torch.from_numpy(self.array[part].astype(np.int64))
+
+
+class _File:
+    """Symbols in a file as an array of which there are slices only. Raises DataError if it is cut or written over."""
+
+    def __init__(self, path: Path, kind: np.dtype, vocabulary: int) -> None:
+        self.path, self.kind, self.vocabulary = path, kind, vocabulary
+        self.handle = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.handle)
+        self.size = os.fstat(self.handle).st_size // kind.itemsize
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, step = part.indices(self.size)
+        if step != 1:
+            raise InputError(
+                what="symbols in a file are read in a row", where="tokens", got=f"steps of {step}",
+                mend="take tokens[a:b][::n]",
+            )  # fmt: skip
+        wanted, parts = max(stop - start, 0) * self.kind.itemsize, []
+        while wanted > 0:  # a system reads at most 2 GB at once
+            raw = os.pread(self.handle, wanted, stop * self.kind.itemsize - wanted)
+            if not raw:
+                raise self._spoiled("it is shorter than it was")
+            parts.append(raw)
+            wanted -= len(raw)
+        found = np.frombuffer(b"".join(parts), dtype=self.kind)
+        if len(found) and int(found.max()) >= self.vocabulary:
+            raise self._spoiled("it holds what is no symbol")
         return found
+
+    def _spoiled(self, got: str) -> DataError:
+        return DataError(
+            what="the file of symbols changed while it was in use", where=self.path, got=got,
+            mend="repeat the command: the file is made again, and --resume auto goes on with a run",
+        )  # fmt: skip
 
 
 def width(vocabulary: int) -> np.dtype:

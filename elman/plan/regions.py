@@ -7,6 +7,7 @@ an operation that cannot be run on the rows of all steps at once is kept in the 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,9 +105,7 @@ def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
     parts = {node for node in time if node.target is operator.getitem and node.args[0] in loop} - loop
     reasons.update(dict.fromkeys(parts & summed, "one operation makes it together with what lies on a cycle"))
     loop |= parts
-    downstream = set(loop)
-    for source in loop:
-        downstream |= nx.descendants(edges, source) if source in edges else set()
+    downstream = _reached(edges.successors, loop)
     before = {node for node in time if node not in downstream}
     after = downstream - loop
     return Regions(
@@ -153,14 +152,18 @@ def _folding(
 
 def _hull(edges: nx.DiGraph, nodes: set[fx.Node]) -> set[fx.Node]:
     """The given nodes and everything on a way from one of them to another."""
-    import networkx as nx
+    return _reached(edges.successors, nodes) & _reached(edges.predecessors, nodes)
 
-    forward: set[fx.Node] = set(nodes)
-    backward: set[fx.Node] = set(nodes)
-    for node in nodes:
-        forward |= nx.descendants(edges, node)
-        backward |= nx.ancestors(edges, node)
-    return forward & backward
+
+def _reached(neighbours: Callable[[fx.Node], Iterable[fx.Node]], nodes: set[fx.Node]) -> set[fx.Node]:
+    """The given nodes and all that lie on a way from any of them: one search, however many they are."""
+    found, pending = set(nodes), list(nodes)
+    while pending:
+        for node in neighbours(pending.pop()):
+            if node not in found:
+                found.add(node)
+                pending.append(node)
+    return found
 
 
 def is_tensor(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from elman.report.words import plain
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 34  # room around the plot
 POINTS = 1000  # of a curve, at most
+_LEAST = 1e-290  # below it and above its inverse there is no room for an axis
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Axis:
 def lines(curves: Sequence[Curve], *, x: str, y: str, log: bool = False, wide: float = 1.0) -> str:
     """Curves over one another. x, y: what the axes are called. wide: of so many figures' width.
 
-    On a logarithmic axis what is not above 0 is left out. Long curves are thinned: see `thinned`.
+    On a logarithmic axis what is not above 0 is left out, and so is what floats cannot reckon with. Long curves are
+    thinned: see `thinned`.
     """
     drawn = [
-        Curve(curve.name, thinned([p for p in curve.points if p.value > 0 or not log]), curve.colour, curve.marked)
+        Curve(curve.name, thinned([p for p in curve.points if _drawable(p, log)]), curve.colour, curve.marked)
         for curve in curves
-    ]  # fmt: skip
+    ]
     drawn = [curve for curve in drawn if curve.points]
     if not drawn:
         return '<p class="none">nothing was logged</p>'
@@ -95,6 +97,12 @@ def lines(curves: Sequence[Curve], *, x: str, y: str, log: bool = False, wide: f
     return "".join(parts) + "</svg>"
 
 
+def _drawable(point: Point, log: bool) -> bool:
+    return (
+        abs(point.step) < 1e300 and (point.value > _LEAST if log else True) and abs(point.value) < 1 / _LEAST
+    )
+
+
 def bars(values: dict[str, float], unit: str) -> str:
     """A bar for each value, with the value and its share of all."""
     if not values:
@@ -128,7 +136,7 @@ def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
 
 def axis(low: float, high: float, *, log: bool, loose: bool = True) -> Axis:
     """An axis for values from low to high, with round ticks. loose: with a little room at both ends."""
-    if low == high:
+    if high - low < _LEAST:
         low, high = (low * 0.5, high * 2) if log else (low - abs(low) / 2 - 0.5, high + abs(high) / 2 + 0.5)
     elif loose:
         room = (high / low) ** 0.04 if log else (high - low) * 0.04
@@ -156,7 +164,7 @@ def axis(low: float, high: float, *, log: bool, loose: bool = True) -> Axis:
 
 def short(value: float) -> str:
     """A number for an axis: 0, 0.25, 1200 -> "1.2k", 1e-05."""
-    if abs(value) < 1e-12:
+    if value == 0:
         return "0"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -42,7 +42,7 @@ section {{ background: var(--panel); border-radius: .5rem; padding: .9rem; min-w
 .grid section {{ margin: 0; }}
 .grid {{ margin-bottom: 1rem; }}
 svg {{ display: block; width: 100%; height: auto; }}
-pre {{ margin: .3rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
+pre {{ margin: .3rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; text-align: start;
   font: .85rem/1.45 ui-monospace, monospace; }}
 pre.plan {{ white-space: pre; overflow-x: auto; }}
 .sample {{ border-top: 1px solid var(--grid); padding: .6rem 0; }}
@@ -87,7 +87,9 @@ def render(record: Record) -> str:
         return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
     sections = [
-        '<section><h2>Loss</h2><input type="radio" name="axis" id="linear" checked><label for="linear">linear</label>'
+        '<section><h2>Loss</h2><p class="note">Held out: looks at pieces from all over that text, about as the '
+        'exact figure of all of it.</p>'
+        '<input type="radio" name="axis" id="linear" checked><label for="linear">linear</label>'
         '<input type="radio" name="axis" id="logarithmic"><label for="logarithmic">logarithmic</label>'
         f'<div class="linear">{loss(False)}</div><div class="logarithmic">{loss(True)}</div></section>',
         '<div class="grid">',
@@ -104,21 +106,30 @@ def render(record: Record) -> str:
         _section("The plan of the loop", f'<pre class="plan">{plain(record.plan)}</pre>' if record.plan else _none()),
     ]  # fmt: skip
     title = f"{plain(record.name)}, a training run"
-    return (
-        _HEAD.format(title=title) + f"<h1>{title}</h1>{_facts(record)}{''.join(sections)}</body>\n</html>\n"
-    )
+    heading = f"<h1><bdi>{plain(record.name)}</bdi>, a training run</h1>"
+    return _HEAD.format(title=title) + f"{heading}{_facts(record)}{''.join(sections)}</body>\n</html>\n"
 
 
 def _facts(record: Record) -> str:
     best, end = record.best, max((p.step for p in record.loss), default=0)
+    measured = record.measured if {"nats_per_symbol", "symbols", "unknown"} <= record.measured.keys() else {}
+    # The exact figure, as `elman evaluate` says it; before the end of a run there are looks only.
+    nats = measured["nats_per_symbol"] if measured else best.value if best else math.nan
+    part = "" if measured else ", best look"
+    if measured and not measured.get("whole", True):
+        part = f", first {measured['symbols']:,.0f}"
     facts = {
-        "held out, nats per symbol": f"{best.value:.4f}" if best else "–",
-        "bits per symbol": f"{best.value / math.log(2):.4f}" if best else "–",
+        f"held out{part}, nats per symbol": f"{nats:.4f}" if nats == nats else "–",
+        "bits per symbol": f"{nats / math.log(2):.4f}" if nats == nats else "–",
         "best at step": f"{best.step:,.0f} of {end:,.0f}" if best else "–",
         "of the run is done": f"{min(record.done, 1):.0%}",
         "minutes": f"{record.seconds / 60:.1f}",
         "symbols a second": f"{record.symbols / record.seconds:,.0f}" if record.seconds else "–",
     }
+    if measured:
+        if "bits_per_character" in measured:
+            facts["bits per character"] = f"{measured['bits_per_character']:.4f}"
+        facts["of its symbols are unknown"] = f"{measured['unknown'] / max(measured['symbols'], 1):.2%}"
     rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     return f'<dl class="facts">{rows}</dl>'
 
@@ -154,11 +165,13 @@ def _samples(record: Record) -> Iterator[str]:
     for sample in record.samples:
         head = f"step {sample.step:,}" if sample.step else "before training"
         head += "" if sample.valid is None else f", held out {sample.valid:.3f} nats per symbol"
-        yield f'<div class="sample"><span class="note">{head}</span><pre>{plain(sample.text)}</pre></div>'
+        yield f'<div class="sample"><span class="note">{head}</span><pre dir="auto">{plain(sample.text)}</pre></div>'
 
 
 def _table(config: dict[str, Any]) -> str:
-    rows = (f"<tr><th>{plain(name)}</th><td>{plain(value)}</td></tr>" for name, value in _flat(config))
+    rows = (
+        f"<tr><th>{plain(name)}</th><td><bdi>{plain(value)}</bdi></td></tr>" for name, value in _flat(config)
+    )
     return f"<table>{''.join(rows)}</table>"
 
 

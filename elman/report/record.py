@@ -36,8 +36,10 @@ class Sample:
 class Record:
     """A run. Curves go by steps; what the log does not hold is empty.
 
-    loss, valid: nats per symbol. best: the validation whose weights were kept. reach: ‖∂L(t)/∂h(t-k)‖ from k = 1.
-    stages: seconds by stage. done: the share of the run that is over.
+    loss, valid: nats per symbol; valid of looks at pieces of the held-out text. best: the look whose weights were kept.
+    measured: what these weights reach, exactly, on held-out text: "nats_per_symbol", "bits_per_character", "symbols",
+    of them "unknown", and whether that is the "whole" text; empty where the run did not end. reach: ‖∂L(t)/∂h(t-k)‖
+    from k = 1. stages: seconds by stage. done: the share of the run that is over.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Record:
     symbols: int
     seconds: float
     done: float
+    measured: dict[str, float]
 
     @property
     def best(self) -> Point | None:
@@ -73,7 +76,7 @@ def read_record(folder: str | Path) -> Record:
     curves: dict[str, list[Point]] = {name: [] for name in ("loss", "valid", "lr", "norm")}
     samples: deque[Sample] = deque(maxlen=_SAMPLES)
     last: dict[str, Any] = {"plan": "", "reach": [], "stages": {}, "symbols": 0, "done": 0.0}
-    seconds = 0.0
+    seconds, measured = 0.0, {}
     for count, line in enumerate(run.read_log()):
         if count == _LINES:
             raise DataError(
@@ -85,6 +88,9 @@ def read_record(folder: str | Path) -> Record:
             curves[name].append(Point(line["step"], value))
         if "sample" in line:
             samples.append(Sample(line["step"], line["sample"][:_SAMPLED], found.get("valid")))
+        if "loss" in line:  # a run that was gone on with has other weights since
+            measured = {}
+        measured = line.get("measured", measured)
         last |= {name: line[name] for name in last if name in line}
         seconds = max(seconds, line.get("seconds", 0.0))
     return Record(
@@ -98,6 +104,7 @@ def read_record(folder: str | Path) -> Record:
         symbols=last["symbols"],
         seconds=seconds,
         done=last["done"],
+        measured=measured,
     )
 
 

@@ -116,7 +116,6 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
     ports += [*joint.noise, *(port for port, _ in joint.captured)]
     results = graphs.results_of(joint.graph)
     forward = graphs.extract(joint.graph, {key: results[key] for key in joint.results})
-    refuse.mixing(forward, refuse.place_of(name))
     outputs = [
         OutPort(identifier(path, taken), Kind.SEQUENCE, wire, path)
         for path, wire in zip(output_tree.paths if output_tree else (), output_wires, strict=True)

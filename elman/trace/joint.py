@@ -25,10 +25,12 @@ from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.circuit.signature import identifier
+from elman.errors import TraceError
 from elman.trace import refuse
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.parts import InParts
+from elman.trace.writes import is_write, without_plain_writes
 
 aten = torch.ops.aten
 
@@ -102,6 +104,21 @@ def trace_joint(
     inspect: looks at the step's results on fake tensors before anything is traced, and may refuse them.
     Raises TraceError for a step that cannot be a circuit.
     """
+    # To note the line of every operation takes a third of a trace, and errors alone tell it.
+    with contextlib.suppress(TraceError):
+        return _trace_joint(step, ports, name, inspect, twice, met or {}, lines=False)
+    return _trace_joint(step, ports, name, inspect, twice, met or {}, lines=True)
+
+
+def _trace_joint(
+    step: StepFunction,
+    ports: Sequence[InPort],
+    name: str,
+    inspect: Callable[[dict[str, torch.Tensor]], None] | None,
+    twice: bool,
+    met: Mapping[str, torch.Tensor],
+    lines: bool,
+) -> Joint:
     given = [port for port in ports if port.kind is not Kind.NOISE]
     from torch._decomp import get_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -141,17 +158,18 @@ def trace_joint(
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
-        module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=True)(
+        module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=lines)(
             list(example.values()), list(cotangents.values())
         )
         refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
-        if any(_writes(node) for node in module.graph.nodes):
+        if any(map(is_write, module.graph.nodes)):
             refuse.writes_in_graph(module.graph, [*example], given, refuse.place_of(name))
-            flat = [*example.values(), *cotangents.values()]
-            module = _without_writes(module, flat)
+            if not without_plain_writes(module.graph):
+                module.recompile()
+                module = _without_writes(module, [*example.values(), *cotangents.values()])
     where = refuse.place_of(name)
     names = [*example, *(f"ct_{result}" for result in cotangents)]
-    graph, captured = _named(module, names, fakes, where, met or {})
+    graph, captured = _named(module, names, fakes, where, met)
     named = graphs.results_of(graph)
     keys = list(named)
     flowing_to = [port for port, found in zip(wants, gradients_found, strict=True) if found]
@@ -164,6 +182,8 @@ def trace_joint(
     graph = graphs.renamed(graph)
     _mark_primal(graph, {f"ct_{result}" for result in cotangents})
     final = graphs.results_of(graph)
+    if not twice:
+        refuse.mixing(graphs.extract(graph, {result: final[result] for result in results}), where)
     return Joint(
         graph,
         {result: final[result].name for result in results},
@@ -200,10 +220,6 @@ def _unchosen() -> Iterator[None]:
             yield
     finally:
         set_flags(_enabled=oneDNN, _fp32_precision=None)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.GraphModule:

@@ -73,7 +73,7 @@ class Changes:
         value that is another one now, or a tensor that has been kept."""
         now = Walk(self._cell)
         states = dict(self._walk.drawn)
-        drawn = next((name for name in _dice() if repr(_dice()[name]) != repr(self._dice[name])), None)
+        drawn = next((name for name, state in _dice().items() if state != self._dice[name]), None)
         drawn = drawn or next((path for path, state in now.drawn if states.get(path, state) != state), None)
         then, found = _by_path(self._walk.found), _by_path(now.found)
         for path, before in then.items():
@@ -86,10 +86,8 @@ class Changes:
         """Put back what containers, closures, globals and classes held, and the process's generators."""
         self._restore()
         for name, state in _dice().items():
-            if repr(state) != repr(self._dice[name]):
-                (random.setstate if name == "random" else sys.modules["numpy"].random.set_state)(
-                    self._dice[name]
-                )
+            if state != self._dice[name]:
+                _set_dice(name, self._dice[name])
 
 
 def _dice() -> dict[str, Any]:
@@ -97,5 +95,15 @@ def _dice() -> dict[str, Any]:
     numpy = sys.modules.get("numpy")
     found: dict[str, Any] = {"random": random.getstate()}
     if numpy is not None:
-        found["numpy.random"] = numpy.random.get_state(legacy=False)
+        kind, key, *rest = numpy.random.get_state()
+        found["numpy.random"] = (kind, key.tobytes(), *rest)
     return found
+
+
+def _set_dice(name: str, state: Any) -> None:
+    if name == "random":
+        random.setstate(state)
+        return
+    numpy = sys.modules["numpy"]
+    kind, key, *rest = state
+    numpy.random.set_state((kind, numpy.frombuffer(key, numpy.uint32), *rest))

@@ -9,7 +9,7 @@ from elman.training.checkpoint import Checkpoints, load_checkpoint, save_checkpo
 from elman.training.evaluation import Evaluation, evaluate, glance
 from elman.training.files import write_atomically
 from elman.training.fit import Diverged, Step, Training, detach, fit, pick_threads
-from elman.training.keep import Keeper, Validation
+from elman.training.keep import FolderGone, Keeper, Validation
 from elman.training.lock import locked
 from elman.training.loggers import Logger, TensorBoard
 from elman.training.processes import Processes
@@ -24,6 +24,7 @@ __all__ = [
     "Checkpoints",
     "Diverged",
     "Evaluation",
+    "FolderGone",
     "Keeper",
     "Logger",
     "Processes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -58,25 +59,33 @@ def evaluate(
     return Evaluation(_read(model, parts()), total)
 
 
-def glance(model: Any, tokens: Any, *, symbols: int = 16_384, lanes: int = 32, window: int = 256) -> float:
-    """Mean nats per symbol of the first part of a text, read in lanes side by side: an estimate that takes a moment.
+def glance(
+    model: Any, tokens: Any, *, symbols: int = 16_384, lanes: int = 32, warm: int = 128, window: int = 256
+) -> float:
+    """Mean nats per symbol of pieces from all over a text, read side by side: an estimate that takes a moment.
 
-    Each lane starts without a past, so that it is a little above the exact figure of `evaluate`.
+    In front of each piece `warm` symbols are read and not counted, so that it agrees with the exact figure of
+    `evaluate` as far as the pieces are like the rest of the text, and the past behind `warm` steps tells nothing.
 
-    tokens: [N], N >= 2. symbols: of the text that are looked at, at most. lanes: B, fewer where a text is short.
+    tokens: [N], N >= 2. symbols: that are counted, at most. lanes: B, pieces, fewer where a text is short; a single one
+    is all of the text.
     """
-    part = tokens[: min(symbols, len(tokens))]
-    lanes = max(min(lanes, (len(part) - 1) // 64), 1)
-    length = (len(part) - 1) // lanes
-    side_by_side = torch.stack([part[k * length : (k + 1) * length + 1] for k in range(lanes)], 1)
-    nats = _read(model, (side_by_side[t : t + window + 1] for t in range(0, length, window)))
-    return nats / length
+    total = len(tokens) - 1
+    lanes = max(min(lanes, total // (warm + 64)), 1)
+    warm = warm if lanes > 1 else 0
+    length = min(symbols // lanes, (total - warm) // lanes)
+    room = total - warm - length  # the last place to begin at
+    starts = [room * k // max(lanes - 1, 1) for k in range(lanes)]
+    side_by_side = torch.stack([tokens[at : at + warm + length + 1] for at in starts], 1)
+    cuts = [*range(0, warm, window), *range(warm, warm + length, window), warm + length]
+    return _read(model, (side_by_side[a : b + 1] for a, b in pairwise(cuts)), warm) / length
 
 
-def _read(model: Any, parts: Iterable[Tensor]) -> float:
+def _read(model: Any, parts: Iterable[Tensor], warm: int = 0) -> float:
     """-log p summed over steps (the mean over lanes), with the state carried from part to part.
 
-    parts: int64 [T + 1, B], the last symbol of each is the first of the next.
+    parts: int64 [T + 1, B], the last symbol of each is the first of the next. warm: steps that are not counted; a part
+    is counted whole or not.
     """
     device = next(model.parameters()).device
     nats, state, training = 0.0, None, model.training
@@ -86,7 +95,8 @@ def _read(model: Any, parts: Iterable[Tensor]) -> float:
             for part in parts:
                 x, y = part[:-1].to(device), part[1:].to(device)
                 loss, state = model.loss(x, y, state)
-                nats += loss.item() * len(x)
+                nats += loss.item() * len(x) if warm <= 0 else 0.0
+                warm -= len(x)
     finally:
         model.train(training)
     return nats

@@ -68,7 +68,8 @@ class Training:
     processes: those that train together, and their precision; each has a `Training` with the same arguments.
 
     Between two steps, `state` is everything that the rest of the run depends on besides these arguments, and `restore`
-    takes it back: a run by steps then goes on to the same bits, on the same machine with as many threads.
+    takes it back: a run by steps then goes on to the same bits, on the same machine with as many threads. A run of more
+    steps or minutes goes on where the shorter one was, at the place in its own schedule of learning rates.
 
     Raises InputError for settings that cannot be, and Diverged when the loss is no number any more.
 
@@ -155,8 +156,12 @@ class Training:
             self.step += 1
             self.symbols += item.x.numel()
             self.seconds, self.stopped = seconds, stop
-            self.done = self.step / self.steps if self.steps else seconds / (60 * (self.minutes or 1))
+            self.done = self._done()
             yield Step(self.step, min(self.done, 1.0), nats, rate, norm, self.symbols, seconds)
+
+    def _done(self) -> float:
+        """The share of the run that is over."""
+        return self.step / self.steps if self.steps else self.seconds / (60 * (self.minutes or 1))
 
     def _loss(self, x: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
         with self.processes.autocast():
@@ -239,7 +244,8 @@ class Training:
             }
         self.carried, self.stream.position = carried, tuple(facts["position"])
         self.step, self.symbols = facts["step"], facts["symbols"]
-        self.done, self.seconds = facts["done"], facts["seconds"]
+        self.seconds = facts["seconds"]
+        self.done = self._done()  # less than before, where more steps or minutes are given now
         if self.steps is not None:  # the last bits of a product depend on their number
             torch.set_num_threads(facts["threads"])
 

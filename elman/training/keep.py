@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.errors import DataError, ElmanError
+from elman.errors import DataError, ElmanError, StateError
 from elman.training.evaluation import glance
 from elman.training.facts import check_facts, fitting
 from elman.training.fit import Step, Training, mean_of
@@ -31,6 +32,10 @@ class Validation:
     best: bool
 
 
+class FolderGone(StateError):
+    """The folder of a run that is training was removed or renamed."""
+
+
 class Keeper:
     """Trains, and keeps what must not be lost in a run folder; yields steps (means of ten) and validations.
 
@@ -39,8 +44,9 @@ class Keeper:
                 …
 
     The weights of the best validation are the run's `model.safetensors`, which the model also ends with. Checkpoints
-    are written every `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. One that
-    cannot be written while training goes on is told of and tried again at the next; the last one raises.
+    are written every `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. What cannot
+    be written while training goes on, best weights too, is told of and tried again at the next; the last time it
+    raises. So does a run folder that is not there any more (`FolderGone`), when something is to be written in it.
 
     resume: go on from the newest checkpoint that is whole, if there is one; steps after it are taken out of the log.
     patience: stop after so many validations without a better one. tell: is given notes in words.
@@ -63,6 +69,9 @@ class Keeper:
         self.tell, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
         self.best: float | None = None
         self.worse = 0  # validations since the best one
+        self.unsaved: Any = (
+            None  # a copy of the model with the best weights, where those could not be written
+        )
         self.opening: dict[str, Any] | None = None  # line of the log; it waits for whatever is kept first
         self.losses: list[float] = []  # of the steps since the last line of the log
         self.resumed = resume and self._restore()
@@ -120,7 +129,21 @@ class Keeper:
         self.run.log(line)
         values = {name: value for name, value in line.items() if name != "step"}
         for logger in self.loggers:
-            logger.log(values, line["step"])
+            try:
+                logger.log(values, line["step"])
+            except OSError as error:  # a full disk: the run is more than its figures elsewhere
+                self.loggers = [other for other in self.loggers if other is not logger]
+                self.tell(
+                    f"{type(logger).__name__} writes no more: {error.strerror or error}; training goes on"
+                )
+
+    def move(self, run: Run) -> None:
+        """Go on in the folder of a new run, where a checkpoint and weights are written now: the best ones if they were
+        not written yet, otherwise those that training has come to."""
+        if self.unsaved is None:
+            self.unsaved, self.best, self.worse = self.training.model, None, 0
+        self.run = run
+        self._save()
 
     def _begin(self) -> None:
         """Log the first line, if that is still to be done."""
@@ -130,6 +153,7 @@ class Keeper:
 
     def _close(self) -> None:
         """Take the best weights, and log what belongs to the end, but what an earlier process logged already."""
+        self._save_best()
         if self.run.validation is None:  # there was none, or somebody removed the weights
             self.run.save(self.training.model, validation=self.best)
         elif self.finished:
@@ -155,9 +179,13 @@ class Keeper:
         if best:
             self.best, self.worse = nats, 0
             if self.first:
-                self.run.save(self.training.model, validation=nats)
+                self.unsaved = self.training.model
         else:
             self.worse += 1
+        if self.first:
+            self._trying(self._save_best)
+            if self.unsaved is self.training.model:  # which goes on to be trained
+                self.unsaved = copy.deepcopy(self.unsaved)
         found = Validation(step.step, step.seconds, nats, best)
         line = {"step": found.step, "seconds": found.seconds, "valid": found.nats, "best": found.best}
         self.training.stages.end("validation")
@@ -174,10 +202,29 @@ class Keeper:
 
     def _checkpoint(self) -> None:
         """A checkpoint on the way, which may fail."""
+        self._trying(self._save)
+
+    def _trying(self, save: Callable[[], None]) -> None:
         try:
-            self._save()
+            save()
         except DataError as error:
             self.tell(f"{error.what} ({error.where}); training goes on, and it is tried again")
+
+    def _save_best(self) -> None:
+        """Write the best weights, if that is still to be done."""
+        self._there()
+        if self.unsaved is not None:
+            self.run.save(self.unsaved, validation=self.best)
+            self.unsaved = None
+
+    def _there(self) -> None:
+        # By a file of its own: on some file systems a folder is another one every time that it is looked at.
+        if not (self.run.folder / "config.json").is_file():
+            raise FolderGone(
+                what="the run folder was removed or renamed while the run was training", where=self.run.folder,
+                got="no config.json" if self.run.folder.is_dir() else "no such folder",
+                mend="leave it where it is until the run has ended",
+            )  # fmt: skip
 
     def _save(self) -> None:
         self._begin()  # a run that is gone on with from here does not say it again
@@ -186,6 +233,7 @@ class Keeper:
         tensors, facts = self.training.state()
         kept = {"worse": self.worse, "losses": self.losses, "best": self.best, "stages": dict(stages.seconds)}
         if self.first:
+            self._save_best()
             self.run.checkpoints.save(tensors, facts | kept)
         stages.end("checkpoints")
 
@@ -197,8 +245,9 @@ class Keeper:
             return False
         _, facts = found
         self.worse, self.losses, self.best = facts["worse"], list(facts["losses"]), facts["best"]
-        if self.best is not None and self.run.validation is None:  # the weights of the best are gone
-            self.best = None
+        there = self.run.validation  # of the best weights, if they are there, and were written at all
+        if self.best is not None and (there is None or there > self.best):
+            self.best = there
         self.training.stages.seconds = dict(facts.get("stages", {}))
         if self.first:
             self.run.begin_log(facts["step"])

@@ -42,12 +42,13 @@ _LINE, _LOG = 2**20, 2**31  # bytes of a line of the log, and of all of it
 _DATA = {
     "files": each(file_name, _NAMES), "valid": maybe(file_name), "digest": text(64), "valid_digest": maybe(text(64)),
 }  # fmt: skip
+_MAYBE = {"unix_newlines": truth}
 _CONFIG = record(
     {"format": whole(0, 10**9)},
     {
         "task": text(100),
         "tokenizer": record({}, {"kind": text(100), "digest": text(64)}),
-        "data": record({}, _DATA),
+        "data": record({}, _DATA | _MAYBE),
         "training": each(plain, 1000, named=True),
     },
 )
@@ -64,6 +65,16 @@ _LOGGED = record(
         "plan": text(_LINE),
         "reach": each(_figure, 10_000),
         "stages": each(number(0, 1e15), 1000, named=True),
+        "measured": record(
+            {},
+            {
+                "nats_per_symbol": _figure,
+                "bits_per_character": _figure,
+                "symbols": whole(0, 10**18),
+                "unknown": whole(0, 10**18),
+                "whole": truth,
+            },
+        ),
     },
 )
 
@@ -91,52 +102,72 @@ class Run:
         values.
         """
         folder = Path(folder)
-        try:
+        cls.refuse_taken(folder, overwrite=overwrite)
+        with _making(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # A lock, and what was begun and not renamed, are no run.
-            occupied = any(not path.name.startswith(".") for path in folder.iterdir())
-            if occupied and overwrite:
+            if overwrite:
                 cls(folder).expect_own()
                 for path in (*(folder / name for name in cls.FILES), *cls(folder).made()):
                     path.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(
-                what=f"the run folder cannot be made: {error.strerror or error}",
-                where=folder,
-                mend="choose another --out",
-            ) from error
-        if occupied and not overwrite:
+        run = cls(folder)
+        run._write("tokenizer.json", tokenizer.to_json().encode())
+        run._write("log.jsonl", b"")
+        # Last: a folder with a configuration is a run.
+        run._write("config.json", _configuration(config))
+        return run
+
+    @classmethod
+    def refuse_taken(cls, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Raise what `create` would raise for this folder, as far as that is known before; nothing is made."""
+        folder = Path(folder)
+        with _making(folder):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(folder)  # a name that cannot be
+            above = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+            if not above.is_dir():
+                raise NotADirectoryError(20, "there is a file in its place")
+            if not os.access(above, os.W_OK | os.X_OK):
+                raise PermissionError(13, "Permission denied")
+            # A lock, and what was begun and not renamed, are no run.
+            taken = above == folder and any(not path.name.startswith(".") for path in folder.iterdir())
+        if taken and not overwrite:
             raise InputError(
                 what="the run folder is not empty",
                 where=folder,
                 mend="go on with the run in it by --resume auto, replace it with --overwrite, or choose another --out",
             )
-        run = cls(folder)
-        run._write("tokenizer.json", tokenizer.to_json().encode())
-        run._write("log.jsonl", b"")
-        # Last: a folder with a configuration is a run.
-        run._write("config.json", (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode())
-        return run
 
     @classmethod
     def unfinished(cls, folder: str | Path, config: dict) -> Run | None:
         """The run in a folder that was begun with this configuration; None if there is no run in it.
 
-        Raises InputError if the run there was begun with another one, naming the first difference.
+        More steps or more minutes of training are the same run, which its configuration then says. Raises InputError
+        if the run there was begun with another one, naming the first difference.
         """
         run = cls(Path(folder))
         if not (run.folder / "config.json").is_file():
             return None
         run.expect_own()
         there = run.config
+        longer = False
         for path, old, new in _differences(there, {"format": FORMAT, **config}):
             if path in ("format", "cell_digest"):  # a cell that was edited is told, by whoever knows it
+                continue
+            if (
+                path in ("training.steps", "training.minutes")
+                and old is not None
+                and new is not None
+                and new > old
+            ):
+                longer = True
                 continue
             raise InputError(
                 what="the run was begun with other settings", where=f"{run.folder / 'config.json'}, {path}",
                 got=new, expected=old, mend="repeat the command that began it, replace it with --overwrite, or choose "
                 "another --out",
             )  # fmt: skip
+        if longer:
+            run._write("config.json", _configuration(config))
         return run
 
     def expect_own(self) -> None:
@@ -189,7 +220,7 @@ class Run:
         where, mend = self.folder / "config.json", "name a text"
         raw = json.dumps(self.config.get("data", {}))
         what = "the run does not say what text was held out"
-        return from_json(raw, record(_DATA), what=what, where=f"{where}, data", mend=mend)
+        return from_json(raw, record(_DATA, _MAYBE), what=what, where=f"{where}, data", mend=mend)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -276,6 +307,22 @@ class Run:
                 where=path,
                 mend="make room on the disk or choose another --out",
             ) from error
+
+
+def _configuration(config: dict) -> bytes:
+    return (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: of names that no file can have
+        raise DataError(
+            what=f"the run folder cannot be made: {getattr(error, 'strerror', None) or error}",
+            where=folder,
+            mend="choose another --out",
+        ) from error
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -15,7 +15,7 @@ V = 9
 
 def model(cell: str = "gru", **options: int) -> LanguageModel:
     torch.manual_seed(0)
-    made = LanguageModel(V, cell, hidden=8, embedding=5, layers=2, **options)
+    made = LanguageModel(V, cell, hidden=8, embedding=8, layers=2, **options)
     torch.nn.init.normal_(made.readout.weight)
     return made
 
@@ -33,6 +33,7 @@ def stepped(made: LanguageModel, prompt: list[int], length: int, context: Tensor
     return found
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("prompt", [[3], [1, 4, 2, 2]])
 @pytest.mark.parametrize("cell", ["elman", "jordan", "gru", "lstm", "leaky"])
 def test_the_likeliest_symbols_are_those_of_the_steps(cell: str, prompt: list[int]) -> None:

@@ -89,6 +89,7 @@ def right(rnn: elman.Recurrent, x: Tensor, h: Tensor) -> None:
 # --- the same results -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("case", CASES.values(), ids=str)
 def test_the_short_way_is_the_long_way(case: Case, steps: int, short: list[bool]) -> None:

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
 
 import elman
+from tests.pairwise import with_more
 
 T, B, S, D = 4, 2, 3, 8
 
@@ -116,6 +117,7 @@ def derivatives(outputs: Any, wants: list[Any], twice: bool) -> list[Any]:
     return list(torch.autograd.grad(sum(g.square().sum() for g in first), wants, materialize_grads=True))
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("engine", ["native", "reference"])
 @pytest.mark.parametrize("name", CELLS)
 def test_it_is_the_loop(name: str, engine: str) -> None:
@@ -129,7 +131,7 @@ def test_it_is_the_loop(name: str, engine: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["attention", "mask", "multihead", "encoder layer", "context"])
+@pytest.mark.parametrize("name", with_more(["mask", "context"], ["attention", "multihead", "encoder layer"]))
 def test_second_derivatives_are_the_loops(name: str) -> None:
     cell = CELLS[name]()
     x, state, context = arguments(name)
@@ -260,9 +262,14 @@ TURNS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TURNS)
+@pytest.mark.parametrize(
+    "name", with_more(["all", "embedding"], [name for name in TURNS if name != "embedding"])
+)
 def test_second_derivatives_of_operations_that_ask_for_the_batch_size(name: str) -> None:
-    cell = (Looked if name == "embedding" else Turned)(TURNS[name])
+    if name == "all":
+        cell: nn.Module = Turned(lambda z: sum(turn(z) for turn in TURNS.values() if turn is not None))
+    else:
+        cell = (Looked if name == "embedding" else Turned)(TURNS[name])
     x, state = torch.randn(T, B, 3, requires_grad=True), torch.randn(B, 4, requires_grad=True)
     wants = [x, state, *cell.parameters()]
     made, _ = elman.Recurrent(cell)(x, state)

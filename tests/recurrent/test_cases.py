@@ -9,6 +9,7 @@ import torch
 
 import elman
 from tests.cases import CASES, Case
+from tests.pairwise import with_more
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs, Named
 
@@ -17,8 +18,10 @@ SIZES = ((1, 1), (17, 3), (2, 13))  # 17 steps are more than one block of noise
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
 
 
-def some(*names: str) -> Any:
-    return pytest.mark.parametrize("case", [CASES[name] for name in names], ids=str)
+def some(*names: str, more: tuple[str, ...] = ()) -> Any:
+    """more: what `make conformance` adds."""
+    cases = with_more([CASES[name] for name in names], [CASES[name] for name in more])
+    return pytest.mark.parametrize("case", cases, ids=str)
 
 
 @pytest.mark.grid(1)
@@ -43,8 +46,8 @@ def test_odd_widths(case: Case) -> None:
 
 
 @some(
-    "elman", "jordan", "gru", "lstm", "leaky", "torch_rnn_relu", "layer_norm_lstm", "noisy_rnn", "weight_norm_rnn",
-    "competing_rnn",
+    "elman", "lstm", "noisy_rnn", "competing_rnn",
+    more=("jordan", "gru", "leaky", "torch_rnn_relu", "layer_norm_lstm", "weight_norm_rnn"),
 )  # fmt: skip
 def test_float32_is_as_exact_as_eager_pytorch(case: Case) -> None:
     """The distance from the float64 loop is at most four times that of the float32 loop, where the map contracts."""
@@ -78,12 +81,14 @@ def second(run: Any, rnn: elman.Recurrent, inputs: Inputs) -> tuple[Named, Named
 
 
 @some(
-    "lstm", "jordan", "layer_norm_rnn", "zoneout_lstm", "noisy_rnn", "cat_rnn", "tied_rnn",
-    "delayed_rnn", "swing", "loss_rnn", "dict_output_rnn",
-    "columns_rnn", "stacked_columns_gru", "merged_heads_rnn", "nodes_inner_gru", "batch_in_the_middle_rnn",
-    "stacked_inputs_rnn", "token_rnn", "kinked_rnn", "smooth_rnn",
+    "lstm", "noisy_rnn", "dict_output_rnn", "columns_rnn", "merged_heads_rnn", "batch_in_the_middle_rnn", "token_rnn",
     # What a gradient means, when it is not the derivative of what is computed, only the cell's own autograd can say.
-    "straight_through_rnn", "rounded_rnn", "lying_rnn", "spiking_rnn", "detached_rnn", "no_grad_rnn", "cut_rnn",
+    "straight_through_rnn", "lying_rnn", "detached_rnn", "cut_rnn",
+    more=(
+        "jordan", "layer_norm_rnn", "zoneout_lstm", "cat_rnn", "tied_rnn", "delayed_rnn", "swing", "loss_rnn",
+        "stacked_columns_gru", "nodes_inner_gru", "stacked_inputs_rnn", "kinked_rnn", "smooth_rnn", "rounded_rnn",
+        "spiking_rnn", "no_grad_rnn",
+    ),
 )  # fmt: skip
 def test_second_derivatives_are_those_of_the_eager_loop(case: Case) -> None:
     rnn = elman.Recurrent(case.make().double())
@@ -101,6 +106,7 @@ def test_second_derivatives_in_reverse() -> None:
         compare.assert_equal(mine, right)
 
 
+@pytest.mark.conformance
 def test_third_derivatives() -> None:
     """A penalty on the norm of a gradient, differentiated twice more."""
     rnn = elman.Recurrent(CASES["elman"].make(2, 2).double())
@@ -115,7 +121,7 @@ def test_third_derivatives() -> None:
     compare.assert_equal(*found)
 
 
-@some("elman", "jordan", "gru", "leaky")
+@some("jordan", "gru", more=("elman", "leaky"))
 @pytest.mark.slow
 def test_gradgradcheck(case: Case) -> None:
     sizes = {"n_in": 2, "n_hidden": 2}

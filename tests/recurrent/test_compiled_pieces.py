@@ -49,7 +49,7 @@ KINDS += [(name, "all") for name in ("noisy_rnn", "context_rnn", "loss_rnn", "le
 KINDS += [(name, "lengths") for name in STARTLESS]
 
 
-@pytest.mark.grid
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name, kind", KINDS)
 def test_compiled_pieces(name: str, kind: str, reverse: bool) -> None:

@@ -21,6 +21,7 @@ from elman.errors import InputError
 from elman.execute import operator
 from tests import eager, zoo
 from tests.cases import CASES
+from tests.pairwise import with_more
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
 
@@ -91,17 +92,10 @@ def agrees(rnn: elman.Recurrent, fast: Any, inputs: Inputs) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "gru",
-        "lstm",
-        "dict_input_rnn",
-        "named_tuple_lstm",
-        "zoneout_lstm",
-        "swing",
-        "context_rnn",
-        "loss_rnn",
-        "silent_rnn",
-    ],
+    with_more(
+        ["gru", "named_tuple_lstm", "zoneout_lstm", "context_rnn", "loss_rnn"],
+        ["lstm", "dict_input_rnn", "swing", "silent_rnn"],
+    ),
 )
 def test_compiled_calls(name: str, compiler: None) -> None:
     """As the very first call of a layer, and at other T and B."""
@@ -315,7 +309,9 @@ def test_compiled_as_the_first_thing_a_process_does() -> None:
 # --- torch.func -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gru", "lstm", "cat_rnn", "zoneout_lstm", "straight_through_rnn"])
+@pytest.mark.parametrize(
+    "name", with_more(["zoneout_lstm", "straight_through_rnn"], ["gru", "lstm", "cat_rnn"])
+)
 def test_grad(name: str) -> None:
     rnn, inputs = layer(name), Inputs.of(CASES[name], 3, 2)
     compare.ours(rnn, inputs)

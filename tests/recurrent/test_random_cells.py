@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 import elman
+from tests.pairwise import examples
 from tests.random_cells import RandomCell
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
@@ -22,6 +23,7 @@ def _inputs(cell: RandomCell, T: int, B: int) -> Inputs:
     return Inputs(T, B, trees[0], trees[1], None, cell.steps(T))
 
 
+@examples(8, 200)
 @hypothesis.given(random_cells(), st.booleans(), st.sampled_from([(1, 1), (4, 3), (3, 1), (2, 5)]))
 def test_a_random_cell_equals_its_eager_loop(cell: RandomCell, reverse: bool, size: tuple[int, int]) -> None:
     rnn = elman.Recurrent(cell, reverse=reverse)
@@ -30,6 +32,7 @@ def test_a_random_cell_equals_its_eager_loop(cell: RandomCell, reverse: bool, si
     compare.assert_equal(got.gradients, expected.gradients, 1e-8)
 
 
+@pytest.mark.conformance  # it traces all of them
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_few_random_cells_are_refused() -> None:
     """Everything that eager PyTorch runs should be a circuit; 20 % refused would hide a class of cells."""

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 import elman
 from elman.layout import Packing, Ragged, Timeline
 from tests.cases import CASES
+from tests.pairwise import examples
 from tests.random_cells import RandomCell
 from tests.recurrent import ragged
 from tests.recurrent.compare import Inputs
@@ -21,7 +22,7 @@ from tests.tensors import differentiable
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-few = hypothesis.settings(max_examples=15)
+few = examples(6, 60)
 T = 6
 
 

@@ -1,0 +1,120 @@
+"""In-place operations inside a step: who reads later gets what was written, who read before what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import fx, nn
+
+import elman
+from elman.trace.writes import is_write, without_plain_writes
+
+Tensor = torch.Tensor
+
+
+def _view_read_later(z: Tensor) -> Tensor:
+    part = z[:, :2]
+    z.mul_(1.5)
+    return z * part.sum(1, keepdim=True)
+
+
+def _base_read_later(z: Tensor) -> Tensor:
+    z[:, :2].mul_(1.5)
+    return z
+
+
+def _value_before(z: Tensor) -> Tensor:
+    before = z * 2
+    z.add_(1)
+    return z * before
+
+
+def _two_names(z: Tensor) -> Tensor:
+    y = z.mul_(1.5)
+    return z.tanh_() * y
+
+
+def _mask(z: Tensor) -> Tensor:
+    mask = z > 0
+    mask &= z < 0.5
+    mask |= z > 1
+    return torch.where(mask, z, 0.1 * z)
+
+
+def _cast(z: Tensor) -> Tensor:
+    n = (3 * z).detach().long()
+    n.mul_(2).bitwise_and_(3)
+    return z + n
+
+
+def _pieces(z: Tensor) -> Tensor:
+    a, b = z.unsafe_chunk(2, 1)
+    return torch.cat([a.sigmoid_(), b.tanh_()], 1)
+
+
+def _read_by_itself(z: Tensor) -> Tensor:
+    turned = z.flip(1)
+    z.add_(turned)
+    turned.zero_()
+    return z + turned
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    name.removeprefix("_").replace("_", " "): function
+    for name, function in list(globals().items())
+    if callable(function) and name.startswith("_") and getattr(function, "__module__", "") == __name__
+}
+
+
+class Writing(nn.Module):
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.W, self.U, self.write = nn.Linear(4, 4), nn.Linear(3, 4), write
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.write(self.W(h) + self.U(x)))
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_write_is_seen_by_who_reads_later(write: Callable[[Tensor], Tensor]) -> None:
+    cell, x, h = Writing(write).double(), torch.randn(3, 2, 3).double(), torch.randn(2, 4).double()
+    made, _ = elman.Recurrent(cell)(x, h)
+    state, expected = h, []
+    for t in range(3):
+        state = cell(x[t], state)
+        expected.append(state)
+    torch.testing.assert_close(made, torch.stack(expected))
+    wants = list(cell.parameters())
+    for a, b in zip(
+        torch.autograd.grad(made.sum(), wants),
+        torch.autograd.grad(sum(e.sum() for e in expected), wants),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def recorded(write: Callable[[Tensor], Tensor]) -> fx.Graph:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode():
+        return make_fx(lambda z: write(z + 0))(torch.ones(2, 4)).graph
+
+
+@pytest.mark.parametrize(
+    "write", [_value_before, _two_names, _mask, _cast, _pieces], ids=lambda f: f.__name__[1:]
+)
+def test_what_nobody_else_reads_is_not_recorded_again(write: Callable[[Tensor], Tensor]) -> None:
+    graph = recorded(write)
+    assert without_plain_writes(graph)
+    assert not any(map(is_write, graph.nodes))
+    assert all("val" in node.meta for node in graph.nodes if node.op == "call_function")
+
+
+@pytest.mark.parametrize("write", [_view_read_later, _base_read_later], ids=lambda f: f.__name__[1:])
+def test_what_somebody_else_reads_stays(write: Callable[[Tensor], Tensor]) -> None:
+    graph = recorded(write)
+    assert not without_plain_writes(graph)
+    assert any(map(is_write, graph.nodes))
