@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.reproduce import ROOT, TASKS
 from elman.data import built_in_text
 
