@@ -12,7 +12,7 @@ import torch
 
 import elman
 from elman import cells
-from elman.errors import ElmanError, InputError
+from elman.errors import DataError, ElmanError, InputError
 from elman.models import LanguageModel, NGram, find_cell
 
 CELLS = ["elman", "jordan", "gru", "lstm", "leaky"]
@@ -223,10 +223,15 @@ def test_what_has_no_name_is_not_saved(tmp_path: Path) -> None:
             LanguageModel(11, cell, hidden=9, embedding=9).save_pretrained(tmp_path)
         assert "path.py:Class" in str(caught.value.mend)
     assert list(tmp_path.iterdir()) == []
-    model = LanguageModel(11, [cells.GRU, torch.nn.GRUCell], hidden=9, embedding=9)
+    with pytest.raises(InputError, match="of a list of cells"):
+        LanguageModel(11, [cells.GRU, torch.nn.GRUCell], hidden=9, embedding=9).save_pretrained(tmp_path)
+    model, x = LanguageModel(11, [cells.GRU, "gru"], hidden=9, embedding=9), torch.randint(11, (4, 2))
     model.save_pretrained(tmp_path)
-    again, x = LanguageModel.from_pretrained(tmp_path), torch.randint(11, (4, 2))
-    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+    torch.testing.assert_close(LanguageModel.from_pretrained(tmp_path)(x), model(x), rtol=0, atol=0)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"gru"', '"os:system"', 1))
+    with pytest.raises(DataError, match="of several cells, each one of"):
+        LanguageModel.from_pretrained(tmp_path, trust=True)
 
 
 def test_a_model_explains_its_layers() -> None:
