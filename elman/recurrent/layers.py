@@ -216,7 +216,8 @@ class Stack(torch.nn.Module):
         first = self.batch_first if self.order_is_said else None
         layers = cast(Any, self.layers[index])
         part = Stack(*layers, dropout=self.dropout, residual=residual, batch_first=first)
-        return part.train(self.training)
+        part.training = self.training  # of itself alone: the layers are as they were
+        return part
 
     def part(self, index: int) -> Recurrent | Bidirectional | Stack:
         """A layer as it runs: what a layer of `elman.nn` stands for."""

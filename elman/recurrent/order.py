@@ -33,6 +33,8 @@ def run_batch_first(run: Callable[..., tuple[Any, Any]], x: Any, state: Any, **m
     try:
         outputs, final = run(turned(x), state, **more)
     except (InputError, InputTypeError) as error:
+        if str(error.where).startswith(("mask", "reset", "teacher")):
+            error.mend = "with batch_first=True they are [B, T, …], as x is"
         error.where = f"{error.where} (batch_first: shapes are told as [T, B, …])"
         raise
     return turned(outputs), final

@@ -148,6 +148,8 @@ def test_a_stack_is_a_sequence_of_layers() -> None:
     upper = deep[1:]
     assert isinstance(upper, Stack)
     assert upper.residual == (True, True)
+    deep[1].eval()
+    assert [module.training for module in (deep[1:], *deep[1:])] == [True, False, True]
     torch.testing.assert_close(upper(hidden)[0], deep(x)[0], **EXACT)
 
 

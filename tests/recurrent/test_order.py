@@ -64,6 +64,8 @@ def test_batch_first_is_time_first_turned(kind: str) -> None:
     torch.testing.assert_close(ours(packed)[0].data, plain(packed)[0].data, **EXACT)
     with pytest.raises(InputError, match="batch_first: shapes are told as"):
         ours(x, lengths=[1, 2])
+    with pytest.raises(InputError, match=r"with batch_first=True they are \[B, T, …\]"):
+        ours(x, mask=torch.ones(6, 4, dtype=torch.bool))
 
 
 def test_batch_first_as_torch_does_it() -> None:
