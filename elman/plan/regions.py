@@ -142,7 +142,7 @@ def _folding(
                 continue
             if said == rows.ROWWISE and rows.carries(node.meta["val"]):
                 continue
-            fault = said if said != rows.ROWWISE else "it removes the rows"
+            fault = said.reason or "it removes the rows"
         if not rows.carries(node.meta["val"]):
             stepwise.add(node)
         if node not in cycles:
