@@ -182,7 +182,7 @@ def test_the_verdict(row: Row) -> None:
         assert said == row.said
     else:
         assert said not in (ROWWISE, SUMMED)
-        assert row.said == ANY or row.said in said.reason
+        assert row.said == ANY or str(row.said) in said.reason
         assert said.does is not Does.UNKNOWN, "a rule spoke, not the lack of one"
 
 
