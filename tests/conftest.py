@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ SEED = 0
 # is about threads sets their number itself and puts it back.
 THREADS = 1
 torch.set_num_threads(THREADS)
+
+# PyTorch keeps a journal of what it does with symbolic sizes; with pytest listening, that is a third of every trace.
+logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)
 
 # Scratch memory of the native engine is full of NaN at the beginning of every call: a value that is read before it is
 # written shows in the result.

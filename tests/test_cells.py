@@ -173,6 +173,7 @@ def test_every_case_runs_and_has_finite_gradients(case: Case) -> None:
     assert all(g.any() for g in gradients if g is not None and g.numel()), "a gradient is zero everywhere"
 
 
+@pytest.mark.conformance
 @every_case
 def test_values_stay_small_over_many_steps(case: Case) -> None:
     """The map contracts, or parity in float32 would measure chaos: two starts end in one place."""
@@ -213,6 +214,7 @@ def rows(tree: object, row: int, dim: int) -> object:
     return pytree.tree_map(lambda v: v.narrow(dim, row, 1) if isinstance(v, Tensor) else v, tree)
 
 
+@pytest.mark.conformance  # about the table of cases, not about elman
 @every_case
 def test_it_is_said_whether_the_gradient_is_the_derivative(case: Case) -> None:
     if case.noise:
@@ -246,6 +248,7 @@ def second_derivatives_hold(results: Callable[..., tuple[Tensor, ...]], wants: l
         return False  # PyTorch has no second derivative of one of its operations
 
 
+@pytest.mark.conformance
 @every_case
 def test_second_derivatives_are_there(case: Case) -> None:
     if not case.twice:

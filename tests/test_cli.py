@@ -182,7 +182,7 @@ def test_a_cell_of_ones_own_is_found_again_from_another_folder(
     trained(text, Path("run"), "--cell", "mine.py:Mine")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert elman("evaluate", "../run").exit_code == 0
+    assert elman("evaluate", "../run", "--trust").exit_code == 0
 
 
 def test_a_prompt_with_a_strange_character_is_noted(text: Path, tmp_path: Path) -> None:

@@ -169,6 +169,43 @@ def test_a_right_import_is_let_through(path: str, source: str) -> None:
     assert wrong_imports({path: source}) == []
 
 
+# What reads a file of anybody's, or runs what it names, and where alone it may stand (under elman/).
+DOORS = {
+    "json.loads": {
+        "data/schema.py",
+        "data/tokenizer.py",
+        "data/cache.py",
+    },  # of a tokenizer that is there; of a cache
+    "safe_open": {"training/weights.py"},
+    "torch.load": set(),
+    "pickle": set(),
+    "importlib.import_module": {"__init__.py", "models/find.py"},  # the former: rooms of elman's own
+    "exec": {
+        "models/find.py",
+        "engines/codegen.py",
+        "execute/writer.py",
+    },  # the latter: what elman wrote itself
+    "eval": set(),
+    "find_cell": {
+        "models/language.py",
+        "models/__init__.py",
+        "app/cli.py",
+    },  # the last: of a command's own argument
+}
+
+
+def test_files_of_others_come_in_by_known_doors() -> None:
+    found: dict[str, set[str]] = {name: set() for name in DOORS}
+    for path in sorted((ROOT / "elman").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [ast.unparse(node.func)] if isinstance(node, ast.Call) else []
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names += [alias.name for alias in node.names]
+            for name in DOORS.keys() & set(names):
+                found[name].add(path.relative_to(ROOT / "elman").as_posix())
+    assert found == DOORS
+
+
 def test_version_is_said_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert elman.__version__ == project["version"]

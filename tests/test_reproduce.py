@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.reproduce import ROOT, TASKS
 from elman.data import built_in_text
 
@@ -17,6 +19,7 @@ def reproduce(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.conformance  # a minute of training, in processes of its own
 def test_what_is_known_is_not_run_again(tmp_path: Path) -> None:
     missing = reproduce(tmp_path, "--only", "shakespeare")
     assert missing.returncode != 0

@@ -93,11 +93,13 @@ def survey() -> Survey:
     return made
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("operation", FORWARD)
 def test_forward_steps_reach(operation: str) -> None:
     assert survey().forward[operation] >= 3
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize("operation", BACKWARD)
 def test_backward_steps_reach(operation: str) -> None:
     assert survey().backward[operation] >= 3

@@ -317,7 +317,7 @@ def _break(folder: Path, name: str, content: bytes | None) -> None:
         ("config.json", b"{", "no configuration of a run"),
         ("config.json", b"[]", "no configuration of a run"),
         ("config.json", b'{"format": 99}', "another version of elman"),
-        ("config.json", b'{"format": 2, "cell": "gru"}', "do not fit together"),
+        ("config.json", b'{"format": 2, "cell": "gru"}', "no configuration of a language model"),
         ("tokenizer.json", b"{}", "no tokenizer"),
         ("model.safetensors", b"\x00" * 9, "weights cannot be read"),
     ],

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elman.app.ending import ended
-from elman.errors import ElmanError
+from elman.app.ending import Interrupted, ended
+from elman.app.last import plain, told
+from elman.errors import DataError
 
 if TYPE_CHECKING:
     from elman.data import Tokenizer, Tokens
@@ -36,9 +37,23 @@ RunFolder = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Where the symbols of files are kept for the next time. (default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
+        help="Where the symbols of files are kept for the next time, up to 10 GB, of which the oldest go first. "
+        "(default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Run the code of a cell that is not elman's own; its file and digest are said first."
+    ),
+]
+Cell = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the model's own cell is now: path.py:Class, package.module:Class; with --trust."
+    ),
+]
+_SIZE, _COUNT = 2**24, 10**12  # the largest of what is made, and of what is counted
 
 
 def _version(wanted: bool) -> None:
@@ -77,7 +92,7 @@ def train_lm(
         str, typer.Option(help="What a symbol is: characters, bytes, words, or bpe (parts of words).")
     ] = "characters",
     vocabulary: Annotated[
-        int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)")
+        int | None, typer.Option(help="Symbols, of words and bpe. (default: 10000, 4096)", max=_SIZE)
     ] = None,
     unix_newlines: Annotated[
         bool,
@@ -99,10 +114,10 @@ def train_lm(
             help="elman, jordan, gru, lstm, leaky; or your own: path.py:Class, package.module:Class."
         ),
     ] = "gru",
-    hidden: Annotated[int, typer.Option(help="H, units in each layer.")] = 256,
-    layers: Annotated[int, typer.Option(help="Recurrences on top of one another.")] = 1,
+    hidden: Annotated[int, typer.Option(help="H, units in each layer.", max=_SIZE)] = 256,
+    layers: Annotated[int, typer.Option(help="Recurrences on top of one another.", max=1000)] = 1,
     embedding: Annotated[
-        int | None, typer.Option(help="Width of a symbol's vector. (default: 64; H if tied)")
+        int | None, typer.Option(help="Width of a symbol's vector. (default: 64; H if tied)", max=_SIZE)
     ] = None,
     dropout: Annotated[
         float, typer.Option(help="Share of a layer's output that is left out in training.")
@@ -111,18 +126,23 @@ def train_lm(
         bool, typer.Option("--tie", help="One matrix for symbols going in and coming out.")
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(help="Train for so many steps, those before --resume auto included …")
+        int | None,
+        typer.Option(help="Train for so many steps, those before --resume auto included …", max=_COUNT),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help=f"… or so many minutes by the clock. (default: {_MINUTES:g})")
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(help="T, steps through which gradients flow back. (default: 64, less for a short text)"),
+        typer.Option(
+            help="T, steps through which gradients flow back. (default: 64, less for a short text)", max=_SIZE
+        ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(help="B, places of the text read side by side. (default: 32, less for a short text)"),
+        typer.Option(
+            help="B, places of the text read side by side. (default: 32, less for a short text)", max=_SIZE
+        ),
     ] = None,
     lr: Annotated[
         float | None,
@@ -132,7 +152,10 @@ def train_lm(
     weight_decay: Annotated[
         float | None, typer.Option(help="Of AdamW. (default: by the length of the text)")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first weights and of the order of reading.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of the first weights and of the order of reading.", min=-(2**63), max=2**63 - 1),
+    ] = 0,
     resume: Annotated[
         str,
         typer.Option(
@@ -141,10 +164,11 @@ def train_lm(
         ),
     ] = "never",
     checkpoint_every: Annotated[
-        int | None, typer.Option(help="Steps between two checkpoints. (default: twice a minute)")
+        int | None, typer.Option(help="Steps between two checkpoints. (default: twice a minute)", max=_COUNT)
     ] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many looks at held-out text without a better one.")
+        int | None,
+        typer.Option(help="Stop after so many looks at held-out text without a better one.", max=_COUNT),
     ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the figures for TensorBoard too, to OUT/tensorboard.")
@@ -182,7 +206,7 @@ def train_lm(
     if steps is None and minutes is None:
         minutes = _MINUTES
     width = embedding or (hidden if tie else 64)
-    model = jobs.ModelSettings(_absolute(cell), hidden, layers, width, dropout, tie)
+    model = jobs.ModelSettings(jobs.absolute(cell), hidden, layers, width, dropout, tie)
     training = jobs.TrainingSettings(steps, minutes, window, batch, lr, clip, weight_decay, seed)
     keeping = jobs.KeepingSettings(out, overwrite, resume, checkpoint_every, patience, tensorboard)
     text = jobs.TextSettings(tokenizer, vocabulary, cache, unix_newlines)
@@ -222,8 +246,9 @@ def train_lm(
                 lambda words: console.print(Text(words), soft_wrap=True),
             )
             if len(job.measured) < len(job.held_out):
+                more = "" if ":" not in model.cell else " --trust"
                 console.print(
-                    f"That is the beginning of the held-out text; of all of it: elman evaluate {out}",
+                    f"That is the beginning of the held-out text; of all of it: elman evaluate {out}{more}",
                     soft_wrap=True,
                 )
     _leave(interrupted)
@@ -241,28 +266,35 @@ def evaluate_run(
         ),
     ] = None,
     cache: Cache = None,
+    trust: Trust = False,
+    cell: Cell = None,
 ) -> None:
     """Bits per character of a whole text, read as one stream with the state carried: an exact figure."""
     from rich.console import Console
 
-    from elman.app.jobs import symbols_of
+    from elman.app.jobs import opened, symbols_of
     from elman.data import cache_folder, open_text, reread_held_out
-    from elman.models import LanguageModel
-    from elman.training import Run, evaluate
+    from elman.training import evaluate
 
-    run = Run.open(folder)
-    tokenizer = run.tokenizer
-    with Console(highlight=False).status("reading …") as status:
+    run, model, tokenizer = opened(folder, trust, cell, _note)
+    with Console(highlight=False, markup=False).status("reading …") as status:
         if files:
             unix = run.config["data"].get("unix_newlines", False)
             text = open_text(files, spool=cache or cache_folder(), unix_newlines=unix)
         else:
-            text = reread_held_out(run.config["data"])
+            text = reread_held_out(run.data)
         tokens = symbols_of(text, tokenizer, cache, status.update)
         figure = evaluate(
-            LanguageModel.load(run),
+            model,
             tokens,
             progress=lambda done, total: status.update(f"{done:,} of {total:,} {_unit(tokenizer)}s"),
+        )
+    if not math.isfinite(figure.nats):
+        raise DataError(
+            what="the model's figure is no number",
+            where=folder,
+            got=figure.nats,
+            mend="train again, at a lower --lr",
         )
     _tell(figure, tokens, tokenizer)
 
@@ -271,27 +303,31 @@ def evaluate_run(
 def generate(
     folder: RunFolder,
     prompt: Annotated[str, typer.Option(help="What the text begins with.")] = "\n",
-    length: Annotated[int, typer.Option(help="Characters to write.")] = 500,
+    length: Annotated[int, typer.Option(help="Characters to write.", max=_COUNT)] = 500,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest; 1: as the model believes.")
     ] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the K likeliest symbols only.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw from the K likeliest symbols only.", max=_COUNT)
+    ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest that together have this probability.")
     ] = None,
     stop: Annotated[str | None, typer.Option(help="Stop before this text, should it come.")] = None,
-    samples: Annotated[int, typer.Option(help="So many texts, written side by side.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="Makes the text repeatable.")] = None,
+    samples: Annotated[int, typer.Option(help="So many texts, written side by side.", max=10_000)] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Makes the text repeatable.", min=-(2**63), max=2**63 - 1)
+    ] = None,
+    trust: Trust = False,
+    cell: Cell = None,
 ) -> None:
     """Write text that goes on from a prompt, shown as it is written."""
     if samples < 1:
         raise typer.BadParameter("at least 1", param_hint="--samples")
+    from elman.app.jobs import opened
     from elman.app.writing import continuation, continuations, shown
-    from elman.models import LanguageModel
-    from elman.training import Run
 
-    run = Run.open(folder)
-    model, tokenizer = LanguageModel.load(run), run.tokenizer
+    _, model, tokenizer = opened(folder, trust, cell, _note)
     if not prompt:
         prompt = "\n"
     if tokenizer.kind == "characters":
@@ -334,8 +370,8 @@ def explain(
     cell: Annotated[
         str, typer.Argument(metavar="CELL", help="As --cell of `elman train lm`.", show_default=False)
     ],
-    width: Annotated[int, typer.Option("--input", help="I, width of the input.")] = 64,
-    hidden: Annotated[int, typer.Option(help="H, units.")] = 256,
+    width: Annotated[int, typer.Option("--input", help="I, width of the input.", min=1, max=2**14)] = 64,
+    hidden: Annotated[int, typer.Option(help="H, units.", min=1, max=2**14)] = 256,
 ) -> None:
     """What of a cell runs once, before, in and after the loop over time, and why."""
     import torch
@@ -352,18 +388,12 @@ def explain(
 def demo(
     minutes: Annotated[float, typer.Option(help="Of training.")] = 1.0,
     out: Annotated[Path, typer.Option(help="The run folder; a run in it is replaced.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of everything.", min=-(2**63), max=2**63 - 1)] = 0,
 ) -> None:
     """Watch a recurrent network learn the Python manual and write some, in about a minute."""
     from elman.app.demo import demo as run_demo
 
     _leave(run_demo(_console(), minutes, out, seed))
-
-
-def _absolute(cell: str) -> str:
-    """A cell's file by its whole path, so that the run can be used from another folder."""
-    path, colon, name = cell.rpartition(":")
-    return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else cell
 
 
 def _going_on(processes: int) -> str:
@@ -389,7 +419,7 @@ def _console(*, plain: bool = False, silent: bool = False):
     """For a command that trains, which it goes on with where nobody reads any more."""
     from elman.app.screen import Lasting
 
-    return Lasting(highlight=False, force_terminal=False if plain else None, quiet=silent)
+    return Lasting(highlight=False, markup=False, force_terminal=False if plain else None, quiet=silent)
 
 
 def _unit(tokenizer: Tokenizer) -> str:
@@ -436,7 +466,7 @@ def _perplexity(nats: float) -> str:
 
 
 def _note(text: str) -> None:
-    typer.secho(f"note: {text}", err=True, fg="yellow")
+    typer.secho(f"note: {plain(text)}", err=True, fg="yellow")
 
 
 @ended
@@ -444,8 +474,10 @@ def main() -> None:
     """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
     try:
         app()
-    except ElmanError as error:
-        first, *rest = str(error).splitlines()
+    except (SystemExit, KeyboardInterrupt, Interrupted):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        first, *rest = plain(told(error)).splitlines()
         typer.secho(f"error: {first}", err=True, fg="red", bold=True)
         for line in rest:
             typer.secho(line, err=True, fg="red")

@@ -21,7 +21,7 @@ from elman.app.screen import Level, Watch
 from elman.app.writing import continuation
 from elman.data import Corpus, Text, Tokenizer, Tokens, cache_folder, learn, read_corpus, tokenise
 from elman.errors import DataError, InputError
-from elman.models import LanguageModel, NGram
+from elman.models import SHIPPED, LanguageModel, NGram
 from elman.recurrent import Recurrent
 from elman.report import write_report
 from elman.training import (
@@ -34,6 +34,7 @@ from elman.training import (
     TensorBoard,
     Training,
     evaluate,
+    expect_room,
     locked,
     pick_threads,
     reach,
@@ -155,6 +156,9 @@ class Job:
             )
             self.processes.first_does(lambda: self._opened(stack))
             run = Run(keeping.out)
+            mine = self.config.get("cell_digest")
+            if self.processes.first and run.config.get("cell_digest", mine) != mine:
+                watch.note(f"the file of the cell {self.config['cell']} was edited since the run began")
             keeper = Keeper(
                 training, run, self.held_out, checkpoint_every=keeping.checkpoint_every, patience=keeping.patience,
                 resume=keeping.resume == "auto" and not keeping.overwrite, tell=watch.note, loggers=loggers,
@@ -286,9 +290,12 @@ def prepare(
 
     # The others find in the cache what the first one has worked out.
     corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
+    copies = 4 if processes.device.type == "cpu" else 1  # weights, gradients, and two that AdamW keeps
+    _expect_memory(lambda: LanguageModel(tokenizer.size, **asdict(model)), model.cell, copies)
     torch.manual_seed(training.seed)
     if beginning is not None:
-        network = LanguageModel.load(beginning).to(processes.device)
+        trusted = model.cell == beginning.config.get("cell")  # it was named in this command, too
+        network = LanguageModel.load(beginning, trust=trusted, tell=tell).to(processes.device)
     else:
         network = LanguageModel(tokenizer.size, **asdict(model)).to(processes.device)
     if training.lr is None:
@@ -359,6 +366,39 @@ def _fitting(training: TrainingSettings, symbols: int, processes: int) -> tuple[
     small = window < (training.window or WINDOW) or batch < (training.batch or BATCH)
     notes = [f"a short text: windows of {window} symbols, {batch} side by side"] if small else []
     return replace(training, window=window, batch=batch), notes
+
+
+def opened(
+    folder: Path, trust: bool, cell: str | None, tell: Callable[[str], None]
+) -> tuple[Run, LanguageModel, Tokenizer]:
+    """A run that was saved, by whomever: the one way in which commands open one. Raises DataError and InputError.
+
+    trust, cell, tell: see `LanguageModel.from_pretrained`.
+    """
+    run = Run.open(folder)
+    tokenizer = run.tokenizer
+    model = LanguageModel.load(run, trust=trust, cell=None if cell is None else absolute(cell), tell=tell)
+    if tokenizer.size != model.settings["vocabulary"]:
+        raise DataError(
+            what="the tokenizer and the model are not of one run", where=folder / "tokenizer.json",
+            got=f"{tokenizer.size} symbols", expected=f"{model.settings['vocabulary']}",
+            mend="restore the files of one run",
+        )  # fmt: skip
+    return run, model, tokenizer
+
+
+def absolute(cell: str) -> str:
+    """A cell's file by its whole path, so that the run can be used from another folder."""
+    path, colon, name = cell.rpartition(":")
+    return f"{Path(path).resolve()}:{name}" if colon and path.endswith(".py") else cell
+
+
+def _expect_memory(make: Callable[[], LanguageModel], cell: str, copies: int) -> None:
+    """Raise InputError where so many copies of a model would need more memory than there is."""
+    if cell in SHIPPED:  # what others construct may be more than its weights
+        with torch.device("meta"):
+            size = sum(value.nbytes for value in make().parameters())
+        expect_room(copies * size, "--hidden, --layers, --embedding, --vocabulary")
 
 
 def symbols_of(

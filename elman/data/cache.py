@@ -5,7 +5,8 @@
     <folder>/<digest>.counts     what is known of them; written last, so where it is, they are whole
 
 A name is a digest of everything that the content depends on, so nothing in here is ever out of date, and any of it can
-be removed at any time. Processes that work out the same thing at once write the same file, and the last one stays.
+be removed at any time; of more than `CACHED` bytes, the oldest are. Processes that work out the same thing at once
+write the same file, and the last one stays.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +31,9 @@ from elman.data.tokens import Counts, Tokens, width
 from elman.errors import DataError
 
 _SMALL = 2**26  # characters that memory may hold
+CACHED = 10 * 2**30  # bytes that stay in the folder
+_OURS = re.compile(r"[0-9a-f]{40}\.(json|tokens|counts)|\.[0-9a-f]{40}\.(json|tokens|counts)\.\w+")
+_used: set[Path] = set()  # by this process
 _FORMAT = 1  # part of every name: raise it where other symbols come out of the same text
 
 
@@ -44,7 +49,7 @@ def learn(kind: str, text: Text, vocabulary: int | None, folder: Path | None) ->
     path = folder / f"{_name('tokenizer', kind, vocabulary, text.digest)}.json"
     if path.is_file():
         try:
-            return Tokenizer.from_json(path.read_text("utf-8"), path)
+            return Tokenizer.load(path)
         except (OSError, ValueError):  # spoiled: it is made again
             pass
     tokenizer = Tokenizer.of(kind, text, vocabulary)
@@ -73,6 +78,10 @@ def tokenise(
     about = path.with_suffix(".counts")
     found = _find(path, about, tokenizer.size)
     if found is not None:
+        _used.update((path, about))
+        with contextlib.suppress(OSError):  # not the oldest
+            os.utime(path)
+            os.utime(about)
         return found
     if text.characters < _SMALL and not _writable(folder):
         return _in_memory(counter)
@@ -86,7 +95,30 @@ def tokenise(
         with writing(about) as file:
             facts = {"check": check, **asdict(counter.counts())}
             file.write((json.dumps(facts) + "\n").encode())
+    _used.update((path, about))
+    trim(folder, keep=_used)
     return Tokens.open(path, tokenizer.size, counter.counts())
+
+
+def trim(folder: Path, most: int = CACHED, keep: Collection[Path] = ()) -> None:
+    """Remove the oldest files of a cache until those in it have at most so many bytes together.
+
+    Only files named as ours are, and none of `keep`. What a process has mapped stays readable to it.
+    """
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                about = entry.stat(follow_symlinks=False)
+                found.append((about.st_mtime_ns, about.st_size, folder / entry.name))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= most:
+            return
+        if path not in keep:
+            with contextlib.suppress(OSError):  # another process was first, or has it open (Windows)
+                path.unlink()
+                total -= size
 
 
 def _in_memory(counter: _Counter) -> Tokens:

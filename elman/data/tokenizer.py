@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from elman.data.files import read_file
+from elman.data.schema import each, from_json, maybe, record, text, whole
 from elman.data.text import Text, encoded
 from elman.errors import DataError, InputError
 
@@ -30,6 +33,13 @@ _LONGEST = 2**20  # of a piece
 _SAMPLE, _PLACES = 2**25, 64
 
 KINDS = ("characters", "bytes", "words", "bpe")
+_FILE = 2**25  # bytes of a tokenizer.json
+_MEND = "restore tokenizer.json, or train the model again"
+_FORM = record(
+    {"model": record({"type": text(20), "vocab": each(whole(0, 2**32), 2**24, named=True)})},
+    {"added_tokens": maybe(each(record({"id": whole(0, 2**32), "content": text(100)}), 1))},
+)
+_ANY = r"[\s\S]"
 _WORDS = r"\w+|[^\w\s]+|\n"
 # A place where words and byte pairs may be cut apart: before a space or newline that follows what is no white space.
 # The patterns take white space at the beginning of a word, never within it or at its end, so they begin anew there
@@ -82,13 +92,7 @@ class Tokenizer:
     @classmethod
     def bytes(cls) -> Tokenizer:
         """A tokenizer whose symbols are the bytes of UTF-8, by their values."""
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers
-
-        backend = Backend(models.BPE(_byte_letters(), []))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.decoder = decoders.ByteLevel()
-        return cls(backend)
+        return cls(_backend("bytes"))
 
     @classmethod
     def bpe(cls, text: Text | str, vocabulary: int) -> Tokenizer:
@@ -96,12 +100,9 @@ class Tokenizer:
 
         Source: Sennrich et al., Neural machine translation of rare words with subword units, 2016.
         """
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import decoders, models, pre_tokenizers, trainers
+        from tokenizers import trainers
 
-        backend = Backend(models.BPE(_byte_letters(), []))
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        backend.decoder = decoders.ByteLevel()
+        backend = _backend("bpe")
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary, initial_alphabet=list(_byte_letters()), show_progress=False
         )
@@ -111,12 +112,9 @@ class Tokenizer:
     @classmethod
     def words(cls, text: Text | str, vocabulary: int) -> Tokenizer:
         """The most frequent words, runs of punctuation, and newlines."""
-        from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-        from tokenizers import Tokenizer as Backend
+        from tokenizers import trainers
 
-        backend = Backend(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
-        backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+        backend = _backend("words")
         trainer = trainers.WordLevelTrainer(
             vocab_size=vocabulary, special_tokens=[UNKNOWN], show_progress=False
         )
@@ -126,33 +124,63 @@ class Tokenizer:
     @classmethod
     def characters(cls, text: Text | str) -> Tokenizer:
         """A tokenizer whose symbols are the characters of `text`, in the order of their code points."""
-        from tokenizers import Regex, decoders, models, pre_tokenizers
-        from tokenizers import Tokenizer as Backend
-
         pieces = [text] if isinstance(text, str) else text.pieces()
         seen: set[str] = set()
         for piece in pieces:
             seen.update(piece)
         vocabulary = {symbol: number for number, symbol in enumerate([UNKNOWN, *sorted(seen)])}
-        backend = Backend(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-        # `.` would leave newlines out.
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-        backend.decoder = decoders.Fuse()  # without a decoder, symbols are joined by spaces
-        return cls(backend)
+        return cls(_backend("characters", vocabulary))
 
     @classmethod
-    def from_json(cls, text: str, where: object = None) -> Tokenizer:
-        """The tokenizer of a `tokenizer.json`. Raises DataError if it is none; `where` names the file."""
+    def load(cls, path: Path) -> Tokenizer:
+        """The tokenizer of a `tokenizer.json`. Raises DataError if it is none."""
+        return cls.from_json(read_file(path, _FILE, "the tokenizer", _MEND), path)
+
+    @classmethod
+    def from_json(cls, text: str | builtins.bytes, where: object = None) -> Tokenizer:
+        """The tokenizer of the text of a `tokenizer.json`: one of KINDS, as it is written here.
+
+        Raises DataError if it is none; `where` names the file. Others (with rules of their own, a length at which they
+        cut or to which they fill up) would give wrong figures per character, or run whatever pattern they bring.
+        """
         from tokenizers import Tokenizer as Backend
 
+        said = from_json(text, _FORM, what="this is no tokenizer", where=where, mend=_MEND)
         try:
-            return cls(Backend.from_str(text))
-        except Exception as error:  # the Rust side raises Exception itself
+            _check(said)
+            made = cls(Backend.from_str(text if isinstance(text, str) else text.decode()))
+            made._check()
+            return made
+        except (
+            BaseException
+        ) as error:  # the Rust side raises Exception itself, and panics, which are no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise DataError(
-                what=f"this is no tokenizer: {error}",
+                what=f"this is no tokenizer: {str(error)[:300]}",
                 where=where,
-                mend="restore tokenizer.json, or train the model again",
+                expected=f"one that elman wrote, of {', '.join(KINDS)}",
+                mend=_MEND,
             ) from error
+
+    def _check(self) -> None:
+        """Raise ValueError unless every part but the vocabulary is that of the kind."""
+        mine, right = (_rules(backend) for backend in (self.backend, _backend(self.kind)))
+        for name in mine | right:
+            if mine.get(name) != right.get(name):
+                raise ValueError(f"its {name} is not that of {self.kind}")
+        vocabulary = self.backend.get_vocab(with_added_tokens=False)
+        if self.kind in ("bytes", "bpe"):
+            letters = _byte_letters()
+            wrong = not letters.keys() <= vocabulary.keys() or any(
+                set(token) - letters.keys() for token in vocabulary
+            )
+            if wrong or (self.kind == "bytes" and vocabulary != letters):
+                raise ValueError("its symbols are not made of bytes")
+        elif UNKNOWN not in vocabulary:
+            raise ValueError(f"it has no {UNKNOWN}")
+        elif self.kind == "characters" and any(len(token) != 1 for token in vocabulary if token != UNKNOWN):
+            raise ValueError("a symbol is more than a character")
 
     def to_json(self) -> str:
         return self.backend.to_str(pretty=True)
@@ -171,9 +199,10 @@ class Tokenizer:
     def kind(self) -> str:
         """Which of KINDS it is."""
         said = json.loads(self.backend.to_str())
+        how = said["pre_tokenizer"] or {}
         if said["model"]["type"] == "BPE":
-            return "bpe" if said["model"]["merges"] else "bytes"
-        return "words" if said["pre_tokenizer"]["pattern"].get("Regex") == _WORDS else "characters"
+            return "bpe" if how.get("use_regex") or said["model"]["merges"] else "bytes"
+        return "words" if how.get("pattern") == {"Regex": _WORDS} else "characters"
 
     def encode(self, text: str) -> Tensor:
         """The symbols of a text: int64 [N]. For a megabyte some 10 ms of characters, half a second of byte pairs."""
@@ -246,6 +275,48 @@ class Tokenizer:
             kept = [*kept, int(token)]
             yield self.decode(kept)[len(told) :]
             kept = kept[-1:]
+
+
+def _backend(kind: str, vocabulary: dict[str, int] | None = None) -> tokenizers.Tokenizer:
+    """A tokenizer of that kind before it has learnt anything; with a vocabulary for characters."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    if kind in ("bytes", "bpe"):
+        backend = Backend(models.BPE(_byte_letters(), []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe")
+        backend.decoder = decoders.ByteLevel()
+        return backend
+    backend = Backend(models.WordLevel(vocabulary or {UNKNOWN: 0}, unk_token=UNKNOWN))
+    if kind == "words":
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+        backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    else:
+        # `.` would leave newlines out.
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_ANY), behavior="isolated")
+        backend.decoder = decoders.Fuse()  # without a decoder, symbols are joined by spaces
+    return backend
+
+
+def _rules(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Everything of a tokenizer but its vocabulary, as JSON values."""
+    said = json.loads(backend.to_str())
+    model = {f"model's {name}": value for name, value in said.pop("model").items()}
+    left_out = ("version", "added_tokens", "model's vocab", "model's merges")
+    return {name: value for name, value in (said | model).items() if name not in left_out}
+
+
+def _check(said: dict[str, Any]) -> None:
+    """Raise ValueError for what a backend would crash on, or need more memory for than the file's size tells."""
+    vocabulary = said["model"]["vocab"]
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not vocabulary:
+        raise ValueError("its symbols are not numbered 0, 1, 2, …")
+    for name in ("truncation", "padding"):
+        if said.get(name) is not None:
+            raise ValueError(f"it has a {name}")
+    for added in said.get("added_tokens") or ():
+        if added["content"] != UNKNOWN or added["id"] != vocabulary.get(UNKNOWN):
+            raise ValueError(f"it has symbols besides its vocabulary: {added['content'][:60]!r}")
 
 
 _NEWLINE = re.compile(r" ?\n ?")

@@ -74,13 +74,19 @@ class Windows:
         self.position = (turn, after) if after + self.window <= length else (turn + 1, 0)
         return Window(both[:-1], both[1:], fresh=t == 0)
 
+    def holds(self, position: tuple[int, int]) -> bool:
+        """Whether the walk can go on from there."""
+        turn, t = position
+        length = (len(self.tokens) - 1 - self._start(turn)) // self.batch if turn >= 0 else 0
+        return 0 <= t <= length - self.window
+
     def _start(self, turn: int) -> int:
         """Where the lanes of a pass over the text begin; a number of its own, so that no state has to be kept."""
         if turn == 0:
             return 0
         # Starts that leave every lane a whole window.
         spare = min(self.window, len(self.tokens) - self.batch * self.window)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) % 2**63)
         return int(torch.randint(spare, (), generator=generator))
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
+import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
 from elman import cells
+from elman.data.files import read_file
 from elman.errors import ElmanError, InputError, expect
 
 MakeCell = Callable[[int, int], nn.Module]  # (input width, hidden width) -> cell
@@ -26,6 +32,80 @@ SHIPPED: dict[str, MakeCell] = {
     "leaky": cells.Leaky,
 }
 _FORMS = f"one of {', '.join(SHIPPED)}, or path.py:Class, or package.module:Class"
+_SOURCE = 2**26  # bytes of a file with a cell's code
+
+
+@dataclass(frozen=True)
+class Code:
+    """The file with a cell's code, which was read and not run. digest: SHA-256 of it, in hexadecimal."""
+
+    path: Path
+    content: bytes
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def code_of(name: str) -> Code | None:
+    """The file that a cell's name leads to; None for a shipped cell, and for a package without a file.
+
+    Nothing in it is run, nor in the packages around it. Raises InputError or DataError where there is none.
+    """
+    if name in SHIPPED:
+        return None
+    place, _ = _place(name)
+    if place.endswith(".py"):
+        if not Path(place).is_file():
+            raise InputError(
+                what="there is no such file",
+                where=place,
+                mend="give the path of the file with the cell's class; of a model that was saved, --cell "
+                "(Python: cell=) says where that is now",
+            )
+        return Code(Path(place).resolve(), _source(Path(place)))
+    with _importing(place, Path.cwd()):
+        path = _file_of(place)
+    return None if path is None else Code(path, _source(path))
+
+
+def digest_of(name: str) -> str | None:
+    """The digest of the file that a cell's name leads to; None for a shipped cell, and where there is no file."""
+    try:
+        code = code_of(name)
+    except ElmanError:
+        return None
+    return None if code is None else code.digest
+
+
+def allow(
+    name: str, known: str | None, *, trust: bool, tell: Callable[[str], None] | None, where: object
+) -> None:
+    """Let the cell of a model that was saved pass only if it is elman's own, or trusted.
+
+    known: the digest of its file when the model was trained. tell: is given a line with the file and its digest, before
+    anything of it runs; None: the logger "elman". where: the model's. Raises InputError where it is not trusted.
+    """
+    if name in SHIPPED:
+        return
+    try:
+        code = code_of(name)
+    except ElmanError as error:
+        error.where, error.got = f"{where}, cell", name
+        raise
+    found = "no file of its own" if code is None else f"{code.path}, SHA-256 {code.digest}"
+    if not trust:
+        raise InputError(
+            what="the model's cell is code that is not elman's own, which is not run unless it is trusted",
+            where=where, got=f"{name}: {found}",
+            mend="read that file; if you trust it and all that it imports, add --trust (Python: trust=True)",
+        )  # fmt: skip
+    words = f"running the code of the cell {name}: {found}"
+    if known is None:
+        words += "; what it was in training is not known"
+    elif code is None or code.digest != known:
+        words += f"; it was edited since training, when it was {known[:12]}…"
+    (tell or logging.getLogger("elman").warning)(words)
 
 
 def find_cell(name: str) -> MakeCell:
@@ -39,12 +119,8 @@ def find_cell(name: str) -> MakeCell:
     expect(name, str, "a cell is found by its name", "cell", f"give {_FORMS}")
     if name in SHIPPED:
         return SHIPPED[name]
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place or not attribute:
-        raise InputError(
-            what="there is no cell of that name", where="cell", got=name, expected=_FORMS, mend="choose one"
-        )
-    module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
+    place, attribute = _place(name)
+    module = _from_file(name) if place.endswith(".py") else _from_package(place)
     found = getattr(module, attribute, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         there = [
@@ -63,6 +139,42 @@ def find_cell(name: str) -> MakeCell:
     return _checked(found, name)
 
 
+def _place(name: str) -> tuple[str, str]:
+    """(file or package, class) of a name."""
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute or "\0" in name:
+        raise InputError(
+            what="there is no cell of that name", where="cell", got=name, expected=_FORMS, mend="choose one"
+        )
+    return place, attribute
+
+
+def _source(path: Path) -> bytes:
+    return read_file(path, _SOURCE, "the cell's code", "give the file with the cell's class")
+
+
+def _file_of(package: str) -> Path | None:
+    """The file of a module, found without importing anything."""
+    if package in sys.modules:  # what an import would give
+        file = getattr(sys.modules[package], "__file__", None)
+        return Path(file) if file else None
+    first, *rest = package.split(".")
+    if not re.fullmatch(r"\w+(\.\w+)*", package):
+        raise InputError(
+            what="there is no such module", where="cell", got=package, expected=_FORMS, mend="choose one"
+        )
+    spec, name = importlib.util.find_spec(first), first  # of a name without dots, this imports nothing
+    for part in rest:
+        name = f"{name}.{part}"
+        inside = spec and spec.submodule_search_locations
+        spec = importlib.machinery.PathFinder.find_spec(name, inside) if inside else None
+    if spec is None:
+        raise InputError(
+            what=f"there is no module {package}", where=package, expected=_FORMS, mend="install it"
+        )
+    return Path(spec.origin) if spec.has_location and spec.origin else None
+
+
 def _checked(cls: type[nn.Module], name: str) -> MakeCell:
     def make(n_in: int, n_hidden: int) -> nn.Module:
         try:
@@ -78,19 +190,16 @@ def _checked(cls: type[nn.Module], name: str) -> MakeCell:
     return make
 
 
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(
-            what="there is no such file", where=path, mend="give the path of the file with the cell's class"
-        )
-    path = path.resolve()
-    spec = importlib.util.spec_from_file_location(f"elman_cell_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None  # a name that ends in .py has a loader
+def _from_file(name: str) -> ModuleType:
+    code = code_of(name)
+    assert code is not None
+    spec = importlib.util.spec_from_file_location(f"elman_cell_{code.path.stem}", code.path)
+    assert spec is not None  # a name that ends in .py has a loader
     module = importlib.util.module_from_spec(spec)
-    with _importing(str(path), path.parent):
+    with _importing(str(code.path), code.path.parent):
         sys.modules[spec.name] = module  # classes look their module up: dataclasses, pickle, inspect
-        spec.loader.exec_module(module)
+        # The bytes whose digest is told, not what a __pycache__ beside them holds.
+        exec(compile(code.content, str(code.path), "exec", dont_inherit=True), module.__dict__)
     return module
 
 
@@ -105,6 +214,8 @@ def _importing(name: str, folder: Path) -> Iterator[None]:
     sys.path.insert(0, str(folder))
     try:
         yield
+    except ElmanError:
+        raise
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and name.startswith(error.name):
             raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from elman.data import Tokenizer
-from elman.errors import DataError, InputError, InputTypeError, expect
+from elman.errors import InputError, InputTypeError, expect
 from elman.models import pretrained
 from elman.models.dropout import LockedDropout
-from elman.models.find import find_cell
+from elman.models.find import allow, digest_of, find_cell
 from elman.models.readout import cross_entropy
 from elman.models.writer import Writer
 from elman.recurrent import Recurrent
@@ -45,6 +45,8 @@ class LanguageModel(nn.Module):
     (`context`), and is added to the embedding of every symbol through a matrix. The state is a tuple with one entry for
     each layer.
     """
+
+    _version = 1  # of its state_dict, which PyTorch keeps in `_metadata`
 
     def __init__(
         self,
@@ -86,6 +88,8 @@ class LanguageModel(nn.Module):
             )  # fmt: skip
         make = find_cell(cell)
         self.settings = {"cell": cell, **sizes, "dropout": dropout, "tie": tie, "condition": condition}
+        if (digest := digest_of(cell)) is not None:  # so that whoever opens the model learns of an edit
+            self.settings["cell_digest"] = digest
         self.dropout = LockedDropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
@@ -101,27 +105,48 @@ class LanguageModel(nn.Module):
             self.readout.weight = self.embedding.weight
 
     @classmethod
-    def load(cls, run: Run) -> LanguageModel:
-        """The model of a run folder, ready for use. Raises DataError if its files do not fit together."""
-        return cls._made(run.config, run.weights, run.folder)
+    def load(
+        cls,
+        run: Run,
+        *,
+        trust: bool = False,
+        cell: str | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> LanguageModel:
+        """The model of a run folder, ready for use. Further arguments: see `from_pretrained`."""
+        return cls._opened(run.config, run.folder, trust, cell, tell)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> LanguageModel:
-        """The model of a folder by `save_pretrained`, of a run folder, or of the Hugging Face Hub, ready for use."""
-        return cls._made(*pretrained.load(name), name)
+    def from_pretrained(
+        cls, name: str | Path, *, trust: bool = False, cell: str | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> LanguageModel:  # fmt: skip
+        """The model of a folder by `save_pretrained`, of a run folder, or of the Hugging Face Hub, ready for use.
+
+        trust: let it run the code of a cell that is not elman's own, after a line that names the file and its digest.
+        cell: where that cell is now, in place of what the folder says. tell: is given that line; None: the logger
+        "elman". Raises DataError if the files are spoiled or do not fit together, InputError for a cell that is not
+        trusted.
+        """
+        folder = pretrained.find(name)
+        return cls._opened(pretrained.settings_in(folder), folder, trust, cell, tell)
 
     @classmethod
-    def _made(cls, config: dict[str, Any], weights: dict[str, Tensor], where: object) -> LanguageModel:
-        known = [name for name in inspect.signature(cls).parameters if name in config]
-        try:
-            model = cls(**{name: config[name] for name in known})
-            pretrained.fill(model, weights, where)
-        except (TypeError, RuntimeError) as error:
-            raise DataError(
-                what=f"the configuration and the weights do not fit together: {error}", where=where,
-                mend="restore the files of one model; a cell of your own must not have changed",
-            ) from error  # fmt: skip
-        return model.eval()
+    def _opened(
+        cls, config: dict[str, Any], folder: Path, trust: bool, cell: str | None,
+        tell: Callable[[str], None] | None,
+    ) -> LanguageModel:  # fmt: skip
+        """The one way from files to a model: whoever wrote them."""
+        where = folder / pretrained.CONFIG
+        pretrained.check(config, where)
+        settings = {
+            name: config.get(name, argument.default)
+            for name, argument in inspect.signature(cls).parameters.items()
+            if name in config or argument.default is not argument.empty
+        }
+        settings["cell"] = cell or settings["cell"]
+        allow(settings["cell"], config.get("cell_digest"), trust=trust, tell=tell, where=where)
+        return cast(LanguageModel, pretrained.opened(lambda: cls(**settings), settings, folder))
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the model as a folder that `huggingface_hub.PyTorchModelHubMixin` reads too: see `pretrained`."""
@@ -239,7 +264,7 @@ class LanguageModel(nn.Module):
                 mend="begin with a newline where there is nothing else to begin with",
             )
         for name, value, right, mend in (
-            ("temperature", temperature, temperature >= 0, "take 0 … 1.5"),
+            ("temperature", temperature, temperature == 0 or 1e-6 <= temperature <= 1e6, "take 0 … 1.5"),
             ("length", length, length >= 0, "take 0 or more"),
             ("top_k", top_k, top_k is None or top_k >= 1, "take 1 or more, or leave it out"),
             ("top_p", top_p, top_p is None or 0 < top_p <= 1, "take a probability above 0, or leave it out"),

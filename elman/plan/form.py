@@ -110,6 +110,10 @@ class Loop:
     def nodes(self) -> list[fx.Node]:
         return list(operations(self.graph))
 
+    def makes(self) -> tuple[str, ...]:
+        """The names of what comes out of it."""
+        return (*self.emits, *self.sums, *(f"{state.name} final" for state in self.states))
+
     def check(self, where: str) -> None:
         check_graph(self.graph, f"{where}, loop")
         results = graphs.results_of(self.graph)
@@ -176,9 +180,16 @@ class Plan:
     def __repr__(self) -> str:
         return f"<plan of {self.circuit.name}>"
 
+    def names(self) -> set[str]:
+        """Of all values that travel between stages, and of the circuit's inputs."""
+        found = {port.name for port in self.circuit.inputs}
+        for stage in self.stages():
+            found.update(stage.outputs())
+        return found if self.loop is None else found.union(self.loop.makes())
+
     def check(self) -> Plan:
-        """Return itself, or raise CircuitError: every value is made before it is used, and nothing outside the loop is
-        sequential."""
+        """Return itself, or raise CircuitError: every value is made once, before it is used, and nothing outside the
+        loop is sequential."""
         where = f"plan of {self.circuit.name}"
         have = {port.name for port in self.circuit.inputs}
         for stage in (self.once, self.before, self.loop, self.after):
@@ -188,13 +199,16 @@ class Plan:
             elif stage is not None:
                 stage.check(where)
                 needs = (*stage.constants, *stage.sequences)
-                makes = (*stage.emits, *stage.sums, *(f"{state.name} final" for state in stage.states))
+                makes = stage.makes()
             else:
                 continue
             for name in needs:
                 if name not in have:
                     place = stage.name if isinstance(stage, Stage) else "loop"
                     raise CircuitError(what=f"'{name}' is used before it is made", where=f"{where}, {place}")
+            for name in makes:
+                if name in have:
+                    raise CircuitError(what=f"'{name}' is made twice", where=where)
             have.update(makes)
         for port, name in self.outputs.items():
             if name not in have:

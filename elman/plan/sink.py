@@ -14,6 +14,7 @@ from torch import fx
 from elman.circuit import graphs
 from elman.circuit.form import ROWS
 from elman.circuit.rows import Rows, carries, rows_of
+from elman.circuit.signature import identifier
 from elman.plan.form import TIMELINE, Plan, Stage
 
 
@@ -36,8 +37,17 @@ def _one(plan: Plan, name: str) -> Plan:
     if name not in made:
         return plan
     moved = _movable(plan.before, made[name])
-    leaves = {source for node in moved for source in node.all_input_nodes if source not in moved}
-    names = {leaf: _name(leaf, made) for leaf in leaves}
+    leaves = dict.fromkeys(
+        source
+        for node in plan.before.graph.nodes
+        if node in moved
+        for source in node.all_input_nodes
+        if source not in moved
+    )
+    taken, names = {*plan.names(), *graphs.results_of(loop.graph)}, {}
+    for leaf in leaves:
+        names[leaf] = _name(leaf, made, taken)
+        taken.add(names[leaf])
     fresh = {n for leaf, n in names.items() if carries(leaf.meta["val"]) and n not in loop.sequences}
     if not moved or len(fresh) > 1 or any(not _enters(leaf) for leaf in leaves):
         return plan
@@ -105,8 +115,9 @@ def _enters(leaf: fx.Node) -> bool:
     return rows_of(value) == Rows(0, 1) if carries(value) else leaf.op == "placeholder"
 
 
-def _name(leaf: fx.Node, made: dict[str, fx.Node]) -> str:
-    """The name of a value between stages."""
+def _name(leaf: fx.Node, made: dict[str, fx.Node], taken: set[str]) -> str:
+    """The name of a value between stages: a node's own may be that of another value there."""
     if leaf.op == "placeholder":
         return str(leaf.target)
-    return next((name for name, node in made.items() if node is leaf), leaf.name)
+    known = next((name for name, node in made.items() if node is leaf), None)
+    return known or identifier(leaf.name, set(taken))

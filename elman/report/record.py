@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from elman.errors import DataError
 from elman.training import Run
 
-Kind = TypeVar("Kind")
+_LINES = 1_000_000  # of a log, which are held in memory
+_SAMPLES, _SAMPLED = 200, 10_000  # samples on a page, the last ones, and characters of each
 
 
 @dataclass(frozen=True)
@@ -71,50 +73,41 @@ def read_record(folder: str | Path) -> Record:
             mend="give what `elman train lm --out` named",
         )  # fmt: skip
     config = run.config
-    lines = [line for line in run.read_log() if isinstance(line, dict) and _number(line.get("step"))]
-    steps = [line for line in lines if "loss" in line]
-    looks = [line for line in lines if _number(line.get("valid"))]
-    end = steps[-1] if steps else {}
+    curves: dict[str, list[Point]] = {name: [] for name in ("loss", "valid", "lr", "norm")}
+    samples: deque[Sample] = deque(maxlen=_SAMPLES)
+    last: dict[str, Any] = {"plan": "", "reach": [], "stages": {}, "symbols": 0, "done": 0.0}
+    seconds, measured = 0.0, {}
+    for count, line in enumerate(run.read_log()):
+        if count == _LINES:
+            raise DataError(
+                what=f"the log has more than {_LINES:,} lines", where=folder / "log.jsonl",
+                mend="take every tenth line of it, in a copy of the folder",
+            )  # fmt: skip
+        found = {name: _figure(line[name]) for name in curves if name in line and math.isfinite(line[name])}
+        for name, value in found.items():
+            curves[name].append(Point(line["step"], value))
+        if "sample" in line:
+            samples.append(Sample(line["step"], line["sample"][:_SAMPLED], found.get("valid")))
+        if "loss" in line:  # a run that was gone on with has other weights since
+            measured = {}
+        measured = line.get("measured", measured)
+        last |= {name: line[name] for name in last if name in line}
+        seconds = max(seconds, line.get("seconds", 0.0))
     return Record(
         name=folder.resolve().name,
         config=config,
-        loss=_curve(steps, "loss"),
-        valid=_curve(looks, "valid"),
-        lr=_curve(steps, "lr"),
-        norm=_curve(steps, "norm"),
-        samples=tuple(
-            Sample(line["step"], line["sample"], line["valid"] if _number(line.get("valid")) else None)
-            for line in lines
-            if isinstance(line.get("sample"), str)
-        ),
-        plan=_last(lines, "plan", ""),
-        reach=tuple(value if _number(value) else math.nan for value in _last(lines, "reach", [])),
-        stages={name: value for name, value in _last(lines, "stages", {}).items() if _number(value)},
-        symbols=end.get("symbols", 0),
-        seconds=max((line["seconds"] for line in lines if _number(line.get("seconds"))), default=0.0),
-        done=end.get("done", 0.0),
-        measured=_measured(lines, steps),
+        **{name: tuple(points) for name, points in curves.items()},
+        samples=tuple(samples),
+        plan=last["plan"],
+        reach=tuple(map(_figure, last["reach"])),
+        stages=last["stages"],
+        symbols=last["symbols"],
+        seconds=seconds,
+        done=last["done"],
+        measured=measured,
     )
 
 
-def _measured(lines: list[dict[str, Any]], steps: list[dict[str, Any]]) -> dict[str, float]:
-    """The exact figures, if they are those of the end: a run that was gone on with has other weights since."""
-    for line in reversed(lines):
-        found = line.get("measured")
-        if isinstance(found, dict) and not (steps and line["step"] < steps[-1]["step"]):
-            return {name: value for name, value in found.items() if isinstance(value, bool) or _number(value)}
-    return {}
-
-
-def _curve(lines: list[dict[str, Any]], name: str) -> tuple[Point, ...]:
-    return tuple(Point(line["step"], line[name]) for line in lines if _number(line.get(name)))
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _last(lines: list[dict[str, Any]], name: str, otherwise: Kind) -> Kind:
-    """What the log said last of that name and of the kind of `otherwise`, which stands for nothing."""
-    said = (line[name] for line in reversed(lines) if isinstance(line.get(name), type(otherwise)))
-    return next(said, otherwise)
+def _figure(value: float) -> float:
+    """A number that an axis of floats has room for; what is no finite one is NaN."""
+    return math.nan if not math.isfinite(value) else value if abs(value) > 1e-30 else 0.0

@@ -14,10 +14,12 @@ from elman.training.lock import locked
 from elman.training.loggers import Logger, TensorBoard
 from elman.training.processes import Processes
 from elman.training.reach import reach
-from elman.training.run import FORMAT, Run
+from elman.training.run import CONFIG_SIZE, FORMAT, Run
 from elman.training.stages import Stages
+from elman.training.weights import expect_room, shapes_in, weights_in
 
 __all__ = [
+    "CONFIG_SIZE",
     "FORMAT",
     "Checkpoints",
     "Diverged",
@@ -34,6 +36,7 @@ __all__ = [
     "Validation",
     "detach",
     "evaluate",
+    "expect_room",
     "fit",
     "glance",
     "load_checkpoint",
@@ -41,5 +44,7 @@ __all__ = [
     "pick_threads",
     "reach",
     "save_checkpoint",
+    "shapes_in",
+    "weights_in",
     "write_atomically",
 ]

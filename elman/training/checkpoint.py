@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elman.data.schema import parsed, record
 from elman.errors import DataError
 from elman.training.files import write_atomically
+from elman.training.weights import inside
 
 _BYTES = torch.uint8
+_MEND = "remove it: the one before it is taken then"
 _KEPT = 2  # the latest ones; should the last be spoiled after all, the one before it is there
 
 
@@ -40,16 +43,18 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, facts). Raises DataError for what is no checkpoint, or not what was written."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as file:
+        with inside(path, "the checkpoint", _MEND) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
-        facts = json.loads(metadata["facts"])
+        facts = parsed(metadata["facts"], record({}))
         whole = _digest(tensors, metadata["facts"]) == metadata["digest"]
         problem = "its content is not what was written" if not whole else None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except DataError:
+        raise
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise _broken(path, error) from error
     if problem is not None:
         raise _broken(path, problem)
@@ -57,10 +62,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _broken(path: Path, problem: object) -> DataError:
-    return DataError(
-        what=f"the checkpoint cannot be used: {problem}", where=path,
-        mend="remove it: the one before it is taken then",
-    )  # fmt: skip
+    return DataError(what=f"the checkpoint cannot be used: {problem}", where=path, mend=_MEND)
 
 
 def _digest(tensors: dict[str, Tensor], facts: str) -> str:
@@ -80,7 +82,8 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The newest first."""
-        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+        found = self.folder.glob("step-*.safetensors")
+        return sorted((path for path in found if not path.is_dir()), reverse=True)
 
     def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
         """Write one, then remove those that are not needed any more. facts: with "step"."""
@@ -93,13 +96,22 @@ class Checkpoints:
         return path
 
     def newest(
-        self, tell: Callable[[DataError], None] | None = None
+        self,
+        tell: Callable[[DataError], None] | None = None,
+        take: Callable[[dict[str, Tensor], dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest one that is whole, None if there is none. tell: is given the error of each that is not."""
+        """The newest one that is whole, None if there is none. tell: is given the error of each that is not.
+
+        take: is given the content of each that is whole, and raises DataError where it cannot go on from there.
+        """
         for path in self.paths():
             try:
-                return load_checkpoint(path)
+                tensors, facts = load_checkpoint(path)
+                if take is not None:
+                    take(tensors, facts)
+                return tensors, facts
             except DataError as error:
+                error.where = path
                 if tell is not None:
                     tell(error)
         return None

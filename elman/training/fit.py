@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from elman.data import windows
 from elman.errors import DataError, ElmanError, InputError
+from elman.training.facts import check_facts, check_tensors, expect_like
 from elman.training.processes import Processes
 from elman.training.stages import Stages
 
@@ -89,7 +90,7 @@ class Training:
                 mend="give either steps or minutes",
             )
         for name, value in {"steps": steps, "minutes": minutes, "lr": lr, "clip": clip}.items():
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise InputError(
                     what=f"{name} must be above 0", where=name, got=value, mend="leave it out for the default"
                 )
@@ -99,7 +100,7 @@ class Training:
         self.stream = windows(tokens, window, batch, seed)
         if weight_decay is None:
             weight_decay = min(batch * window / (_REMEMBERED * lr * len(tokens)), _MOST_DECAY)
-        if not weight_decay >= 0:
+        if not 0 <= weight_decay < math.inf:
             raise InputError(
                 what="weight_decay must not be below 0", where="weight_decay", got=weight_decay,
                 mend="leave it out for the default",
@@ -213,34 +214,38 @@ class Training:
         return {name: value.detach().cpu().clone() for name, value in tensors.items()}, facts
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Go on from a `state`. Raises DataError if it belongs to another model."""
+        """Go on from a `state`. Raises DataError, with nothing changed, if it belongs to another model or is none."""
+        check_facts(facts)
         weights = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
+        drawn = torch.get_rng_state()
         try:
-            self.model.load_state_dict(weights)
-            self.optimizer.state.clear()
-            for name, p in self.parameters.items():
-                start = f"optimizer.{name}."
-                kept = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
-                self.optimizer.state[p] = {
-                    key: value.clone() if key == "step" else value.to(p.device).clone()
-                    for key, value in kept.items()
-                    if key in ("step", "exp_avg", "exp_avg_sq")
-                }
-            self.carried = None
-            if facts["carried"] is not None:
-                self.carried = self._structured(tensors, facts["carried"])
-            self.step, self.symbols = facts["step"], facts["symbols"]
-            self.seconds = facts["seconds"]
-            self.done = self._done()  # less than before, where more steps or minutes are given now
-            self.stream.position = tuple(facts["position"])
-            states = tensors["random"].view(-1, torch.get_rng_state().numel())
+            check_tensors(tensors, self.model.state_dict(), self.parameters)
+            if len(facts["position"]) != 2 or not self.stream.holds(tuple(facts["position"])):
+                raise ValueError(f"there is no position {facts['position']} in the text")
+            carried = None if facts["carried"] is None else self._structured(tensors, facts["carried"])
+            states = tensors["random"].view(-1, drawn.numel())
             if self.processes.rank < len(states):
                 torch.set_rng_state(states[self.processes.rank].clone())
+            self.model.load_state_dict(weights)
         except (KeyError, RuntimeError, ValueError) as error:
+            torch.set_rng_state(drawn)
             raise DataError(
                 what=f"the checkpoint belongs to another model: {error}", where="Training.restore",
                 mend="go on with the model that it was made of",
             ) from error  # fmt: skip
+        self.optimizer.state.clear()
+        for name, p in self.parameters.items():
+            start = f"optimizer.{name}."
+            kept = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+            self.optimizer.state[p] = {
+                key: value.clone() if key == "step" else value.to(p.device).clone()
+                for key, value in kept.items()
+                if key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self.carried, self.stream.position = carried, tuple(facts["position"])
+        self.step, self.symbols = facts["step"], facts["symbols"]
+        self.seconds = facts["seconds"]
+        self.done = self._done()  # less than before, where more steps or minutes are given now
         if self.steps is not None:  # the last bits of a product depend on their number
             torch.set_num_threads(facts["threads"])
 
@@ -255,10 +260,15 @@ class Training:
         leaves, spec = pytree.tree_flatten(like)
         if len(leaves) != len(plain):
             raise ValueError(f"its state has {len(plain)} parts rather than {len(leaves)}")
-        kept = [
-            self.processes.part(tensors[f"carried.{i}"]).to(device) if isinstance(leaf, Tensor) else plain[i]
-            for i, leaf in enumerate(leaves)
-        ]
+        kept = []
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                expect_like(f"carried.{i}", tensors, leaf)
+                kept.append(self.processes.part(tensors[f"carried.{i}"]).to(device))
+            elif type(plain[i]) is not type(leaf):
+                raise ValueError(f"part {i} of its state is {plain[i]!r} rather than {leaf!r}")
+            else:
+                kept.append(plain[i])
         return pytree.tree_unflatten(kept, spec)
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elman.errors import DataError, ElmanError, StateError
 from elman.training.evaluation import glance
+from elman.training.facts import check_facts, fitting
 from elman.training.fit import Step, Training, mean_of
 from elman.training.loggers import Logger
 from elman.training.run import Run
@@ -155,9 +157,10 @@ class Keeper:
         if self.run.validation is None:  # there was none, or somebody removed the weights
             self.run.save(self.training.model, validation=self.best)
         elif self.finished:
-            self.training.model.load_state_dict(self.run.weights)
+            model, where = self.training.model, self.run.folder / "model.safetensors"
+            model.load_state_dict(fitting(self.run.weights, model.state_dict(), where))
         step = self.training.step
-        told = {(name, line["step"]) for line in self.run.read_log() for name in line}
+        told = {(name, step) for line in self.run.read_log() if line["step"] == step for name in line}
         if ("stages", step) not in told:
             self._log({"step": step, "stages": self.training.stages.seconds})
         for name, make in self.closing.items() if self.finished else ():
@@ -236,12 +239,11 @@ class Keeper:
 
     def _restore(self) -> bool:
         found = self.run.checkpoints.newest(
-            lambda error: self.tell(f"passed over: {error.what} ({error.where})")
+            lambda error: self.tell(f"passed over: {error.what} ({error.where})"), self._take
         )
         if found is None:
             return False
-        tensors, facts = found
-        self.training.restore(tensors, facts)
+        _, facts = found
         self.worse, self.losses, self.best = facts["worse"], list(facts["losses"]), facts["best"]
         there = self.run.validation  # of the best weights, if they are there, and were written at all
         if self.best is not None and (there is None or there > self.best):
@@ -250,3 +252,7 @@ class Keeper:
         if self.first:
             self.run.begin_log(facts["step"])
         return True
+
+    def _take(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        check_facts(facts, kept=True)
+        self.training.restore(tensors, facts)

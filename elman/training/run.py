@@ -12,11 +12,71 @@ from typing import Any
 from torch import Tensor, nn
 
 from elman.data import Tokenizer
+from elman.data.files import open_own, read_file, reading, writing
+from elman.data.schema import (
+    Odd,
+    each,
+    file_name,
+    from_json,
+    maybe,
+    number,
+    parsed,
+    plain,
+    record,
+    text,
+    truth,
+    whole,
+)
 from elman.errors import DataError, InputError
 from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
+from elman.training.weights import inside, weights_in
 
-FORMAT = 2  # of the run folder; 2: digests of whole texts, and of the tokenizer
+# Of run folders, and of what `save_pretrained` writes. 2: digests of whole texts, and of the tokenizer. Raise it where
+# an older elman would read a folder wrongly; those from _OLDEST on are read for good (tests/kept_run).
+FORMAT, _OLDEST = 2, 2
+CONFIG_SIZE = 2**24  # bytes of config.json
+_NAMES = 100_000  # of files in it
+_LINE, _LOG = 2**20, 2**31  # bytes of a line of the log, and of all of it
+
+_DATA = {
+    "files": each(file_name, _NAMES), "valid": maybe(file_name), "digest": text(64), "valid_digest": maybe(text(64)),
+}  # fmt: skip
+_MAYBE = {"unix_newlines": truth}
+_CONFIG = record(
+    {"format": whole(0, 10**9)},
+    {
+        "task": text(100),
+        "tokenizer": record({}, {"kind": text(100), "digest": text(64)}),
+        "data": record({}, _DATA | _MAYBE),
+        "training": each(plain, 1000, named=True),
+    },
+)
+_figure = number(-1e30, 1e30, finite=False)
+_LOGGED = record(
+    {"step": whole(0, 10**15)},
+    {
+        **dict.fromkeys(("loss", "valid", "lr", "norm"), _figure),
+        "done": number(0, 1e15),
+        "symbols": whole(0, 10**18),
+        "seconds": number(0, 1e15),
+        "best": truth,
+        "sample": text(_LINE),
+        "plan": text(_LINE),
+        "reach": each(_figure, 10_000),
+        "stages": each(number(0, 1e15), 1000, named=True),
+        "measured": record(
+            {},
+            {
+                "nats_per_symbol": _figure,
+                "bits_per_character": _figure,
+                "symbols": whole(0, 10**18),
+                "unknown": whole(0, 10**18),
+                "whole": truth,
+            },
+        ),
+    },
+)
 
 
 class Run:
@@ -46,6 +106,7 @@ class Run:
         with _making(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
+                cls(folder).expect_own()
                 for path in (*(folder / name for name in cls.FILES), *cls(folder).made()):
                     path.unlink(missing_ok=True)
         run = cls(folder)
@@ -86,9 +147,12 @@ class Run:
         run = cls(Path(folder))
         if not (run.folder / "config.json").is_file():
             return None
+        run.expect_own()
         there = run.config
         longer = False
         for path, old, new in _differences(there, {"format": FORMAT, **config}):
+            if path in ("format", "cell_digest"):  # a cell that was edited is told, by whoever knows it
+                continue
             if (
                 path in ("training.steps", "training.minutes")
                 and old is not None
@@ -105,6 +169,15 @@ class Run:
         if longer:
             run._write("config.json", _configuration(config))
         return run
+
+    def expect_own(self) -> None:
+        """Raise InputError where what is written into the folder would land, or remove something, elsewhere."""
+        for path in (self.checkpoints.folder, self.folder / "tensorboard"):
+            if path.is_symlink():
+                raise InputError(
+                    what="the run folder holds a link where a folder of its own should be", where=path,
+                    mend="put a folder in its place, or choose another --out",
+                )  # fmt: skip
 
     def made(self) -> list[Path]:
         """What of ours stands in the folder besides `FILES`."""
@@ -126,76 +199,86 @@ class Run:
         return cls(folder)
 
     @property
-    def config(self) -> dict:
-        where = self.folder / "config.json"
-        try:
-            config = json.loads(where.read_bytes())
-            made = config["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                what=f"this is no configuration of a run: {error}",
-                where=where,
-                mend="restore it, or train again",
-            ) from error
-        if made != FORMAT:
+    def config(self) -> dict[str, Any]:
+        """Raises DataError for what no run folder holds."""
+        where, mend = self.folder / "config.json", "restore it, or train again"
+        raw = read_file(where, CONFIG_SIZE, "the configuration", mend)
+        config = from_json(raw, _CONFIG, what="this is no configuration of a run", where=where, mend=mend)
+        if not _OLDEST <= config["format"] <= FORMAT:
             raise DataError(
                 what="the run was written by another version of elman",
                 where=where,
-                got=f"format {made}",
+                got=f"format {config['format']}",
                 expected=f"format {FORMAT}",
                 mend="use that version, or train again",
             )
         return config
 
     @property
+    def data(self) -> dict[str, Any]:
+        """What the run was trained on: `elman.data.Corpus.source`. Raises DataError where that is not said."""
+        where, mend = self.folder / "config.json", "name a text"
+        raw = json.dumps(self.config.get("data", {}))
+        what = "the run does not say what text was held out"
+        return from_json(raw, record(_DATA, _MAYBE), what=what, where=f"{where}, data", mend=mend)
+
+    @property
     def tokenizer(self) -> Tokenizer:
-        where = self.folder / "tokenizer.json"
-        return Tokenizer.from_json(where.read_text("utf-8"), where)
+        return Tokenizer.load(self.folder / "tokenizer.json")
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        where = self.folder / "model.safetensors"
-        try:
-            return load(where.read_bytes())
-        except SafetensorError as error:
-            raise DataError(
-                what=f"the weights cannot be read: {error}",
-                where=where,
-                mend="restore the file, or train again",
-            ) from error
+        return weights_in(self.folder / "model.safetensors")
 
     @property
     def validation(self) -> float | None:
         """Of the weights, mean nats per symbol; None if there are none, or none that were validated."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         try:
-            with safe_open(self.folder / "model.safetensors", "pt") as file:
+            with inside(self.folder / "model.safetensors") as file:
                 return float((file.metadata() or {})["validation"])
-        except (OSError, KeyError, ValueError, SafetensorError):
+        except (KeyError, ValueError, SafetensorError):  # DataError is a ValueError
             return None
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to the log. A log that cannot be written does not stop a training run."""
-        with contextlib.suppress(OSError), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _short(value) for name, value in line.items()}) + "\n")
+        with (
+            contextlib.suppress(OSError),
+            os.fdopen(open_own(self._log, os.O_WRONLY | os.O_APPEND), "ab") as file,
+        ):
+            file.write((json.dumps({name: _short(value) for name, value in line.items()}) + "\n").encode())
 
-    def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log; one that was cut short is left out."""
-        found = []
-        with contextlib.suppress(OSError):
-            for line in (self.folder / "log.jsonl").read_text("utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    found.append(json.loads(line))
-        return found
+    def read_log(self) -> Iterator[dict[str, Any]]:
+        """The lines of the log, one at a time; what is none, or was cut short, is left out."""
+        return (line for line, _ in self._lines())
 
     def begin_log(self, step: int) -> None:
-        """Take out what was logged after a step."""
-        kept = [line for line in self.read_log() if line["step"] <= step]
-        self._write("log.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Take out what was logged after a step, and what is no line of a log."""
+        with self._saving(self._log), writing(self._log) as file:
+            for line, raw in self._lines():
+                if line["step"] <= step:
+                    file.write(raw.rstrip(b"\n") + b"\n")
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def _lines(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        if not os.path.lexists(self._log):
+            return
+        with reading(self._log, "the log", "remove it: a log is no part of the model") as file:
+            if os.fstat(file.fileno()).st_size > _LOG:
+                raise DataError(
+                    what="the log is too large", where=self._log, mend="remove it, or its beginning"
+                )
+            while raw := file.readline(_LINE):
+                whole_line = len(raw) < _LINE or raw.endswith(b"\n")
+                while not (raw.endswith(b"\n") or len(raw) < _LINE):  # the rest of one that is too long
+                    raw = file.readline(_LINE)
+                if whole_line:
+                    with contextlib.suppress(Odd):
+                        yield parsed(raw, _LOGGED), raw
 
     def save(self, model: nn.Module, *, validation: float | None = None) -> None:
         """Write the model's weights. validation: what they reached."""
@@ -211,12 +294,17 @@ class Run:
         self._write("model.safetensors", save(weights, metadata=said))
 
     def _write(self, name: str, content: bytes) -> None:
-        try:
+        with self._saving(self.folder / name):
             write_atomically(self.folder / name, content)
+
+    @contextlib.contextmanager
+    def _saving(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise DataError(
                 what=f"the run cannot be saved: {error.strerror or error}",
-                where=self.folder / name,
+                where=path,
                 mend="make room on the disk or choose another --out",
             ) from error
 

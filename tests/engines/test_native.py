@@ -18,6 +18,7 @@ from elman.engines.reference import Reference
 from elman.errors import InputError, NotSupported
 from tests.cases import CASES
 from tests.engines.loops import CPU, Given, given, loops_at, loops_of
+from tests.pairwise import with_more
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
@@ -101,8 +102,16 @@ SHIPPED = (
 @pytest.mark.grid
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (2, 2), (63, 13), (5, 33)])
-@pytest.mark.parametrize(("n_in", "n_hidden"), [(1, 1), (34, 17), (17, 34), (130, 68), (68, 130)])
-@pytest.mark.parametrize("name", SHIPPED[:6])
+@pytest.mark.parametrize(
+    ("n_in", "n_hidden"),
+    [
+        (1, 1),
+        (17, 34),
+        (130, 68),
+        *(pytest.param(*more, marks=pytest.mark.conformance) for more in ((34, 17), (68, 130))),
+    ],
+)
+@pytest.mark.parametrize("name", with_more(("jordan", "lstm", "layer_norm_rnn"), ("elman", "gru", "leaky")))
 def test_odd_sizes(
     name: str, n_in: int, n_hidden: int, steps: int, batch: int, dtype: torch.dtype, instructions: str
 ) -> None:
@@ -114,7 +123,13 @@ def test_odd_sizes(
         assert_same(at.run(NATIVE), at.run(REFERENCE), 1e-10 if dtype == torch.float64 else 2e-4)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name",
+    with_more(
+        ("lstm", "layer_norm_rnn", "attention_rnn"),
+        [n for n in SHIPPED if n not in ("lstm", "layer_norm_rnn", "attention_rnn")],
+    ),
+)
 def test_float32_is_as_near_to_float64_as_torch(name: str) -> None:
     """Outputs of a whole call: error against float64 at most four times torch's own, floor 1e-6."""
     case, (T, B, I, H) = CASES[name], (63, 13, 34, 36)
@@ -183,7 +198,7 @@ def _with_threads(n: int, at: Given, reverse: bool = False) -> dict[str, Tensor]
     "sizes", [[33] * 40, [1] * 90, [3] * 50, [40, 40, 31, 31, 31, 9, 9, 2, 1], [2] * 70],
     ids=["many rows", "one row", "three rows", "fewer and fewer", "two rows"],
 )  # fmt: skip
-@pytest.mark.parametrize("name", BITS)
+@pytest.mark.parametrize("name", with_more(BITS[:4], BITS[4:]))
 @pytest.mark.parametrize("n_hidden", [17, 130])
 def test_bits_do_not_depend_on_threads(name: str, n_hidden: int, sizes: list[int], threads: int) -> None:
     for loop in loops_at(name, 5, n_hidden, torch.float32).values():

@@ -62,7 +62,7 @@ def test_the_mixin_of_huggingface_reads_it_and_writes_what_we_read(options: dict
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         LanguageModel.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no model that can be read"):
+    with pytest.raises(DataError, match="configuration cannot be read"):
         LanguageModel.from_pretrained(tmp_path)
     model().save_pretrained(tmp_path)
     other = json.loads((tmp_path / "config.json").read_text()) | {"layers": 1}

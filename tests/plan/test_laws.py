@@ -296,6 +296,15 @@ def test_the_check_finds_an_output_that_is_gone() -> None:
     assert "loop" in str(caught.value)
 
 
+def test_the_check_finds_two_values_of_one_name() -> None:
+    broken = fresh("elman")
+    out = next(n for n in broken.after.graph.nodes if n.op == "output")
+    sequence = broken.loop.sequences[0]
+    out.args = (out.args[0] | {sequence: next(iter(broken.after.graph.nodes))},)
+    with pytest.raises(CircuitError, match=f"'{sequence}' is made twice"):
+        broken.check()
+
+
 def test_the_check_finds_a_port_without_a_value() -> None:
     broken = fresh("lstm")
     with pytest.raises(CircuitError, match="nobody makes 'nothing' for output port 'output'"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import elman
 from tests.pairwise import examples
-from tests.random_cells import RandomCell
+from tests.random_cells import Instruction, Next, Program, RandomCell
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
 from tests.strategies import random_cells
@@ -23,7 +23,25 @@ def _inputs(cell: RandomCell, T: int, B: int) -> Inputs:
     return Inputs(T, B, trees[0], trees[1], None, cell.steps(T))
 
 
+# A value that goes into the loop had the name of another one's node, and a bias got its gradient.
+NAMESAKES = Program(
+    inputs=1,
+    states=(1, 2, 6),
+    lines=tuple(
+        Instruction(rule, operands, size)
+        for rule, operands, size in (
+            ("last", (2,), 0), ("hard_gate", (2, 4), 0), ("heads", (3,), 0), ("slice", (6,), 2), ("detach", (5,), 0),
+            ("merged", (6,), 0), ("linear", (9,), 1),
+        )
+    ),
+    nexts=(Next(10, 0.3333), Next(5, 0.5), Next(9, 0.5)),
+    output=10,
+    seed=0,
+)  # fmt: skip
+
+
 @examples(8, 200)
+@hypothesis.example(RandomCell(NAMESAKES).double(), False, (4, 3))
 @hypothesis.given(random_cells(), st.booleans(), st.sampled_from([(1, 1), (4, 3), (3, 1), (2, 5)]))
 def test_a_random_cell_equals_its_eager_loop(cell: RandomCell, reverse: bool, size: tuple[int, int]) -> None:
     rnn = elman.Recurrent(cell, reverse=reverse)
