@@ -11,21 +11,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from elman.engines.native import Native, why_not_built
-from elman.engines.native.engine import forced
+from elman.engines.native import why_not_built
 from elman.engines.native.lower import lower
 from elman.engines.reference import Reference
 from elman.execute.program import Program
 from elman.plan.form import Loop
 from elman.trace import trace
 from tests.engines.loops import CPU, Given, given
-from tests.engines.test_native import assert_same, instruction_sets
+from tests.engines.test_native import ENGINES, assert_same
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
 Tensor = torch.Tensor
 Function = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-NATIVE, REFERENCE = Native(), Reference()
+REFERENCE = Reference()
 H = 19  # two vectors and a bit
 PLACES = torch.tensor([3, -1, 0, 3, 7])
 
@@ -250,10 +249,9 @@ def test_operations(names: tuple[str, ...], dtype: torch.dtype) -> None:
         expected = at.run(REFERENCE)
         if len(names) > 1:
             assert all(value.isfinite().all() for value in expected.values()), "one of them belongs to ALONE"
-        for set_ in instruction_sets():
-            with forced(set_):
-                assert NATIVE.supports(loop, CPU) is None, (what, NATIVE.supports(loop, CPU))
-                assert_same(at.run(NATIVE), expected, 1e-10 if dtype == torch.float64 else 1e-4)
+        for native in ENGINES.values():
+            assert native.supports(loop, CPU) is None, (what, native.supports(loop, CPU))
+            assert_same(at.run(native), expected, 1e-10 if dtype == torch.float64 else 1e-4)
 
 
 @pytest.mark.conformance  # it traces all of them in both precisions
