@@ -192,7 +192,8 @@ ALONE = (
 ARITHMETIC = {
     "reciprocal", "floor, ceil", "trunc, round", "sign", "sqrt, rsqrt", "logarithms", "logarithms of what has none",
     "waves", "atan2", "remainder", "division", "powers", "sides of a difference", "lerp", "products and sums",
-    "addcmul, addcdiv", "clamps", "rectifiers", "prelu, elu", "gates", "smooth", "softplus", "hard", "comparisons", "NaN",
+    "addcmul, addcdiv", "clamps", "rectifiers", "prelu, elu", "gates", "smooth", "softplus", "hard",
+    "comparisons", "NaN",
 }  # fmt: skip
 
 
