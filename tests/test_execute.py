@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from elman import engines
 from elman.circuit.form import Kind
 from elman.engines.reference import Reference
 from elman.execute.body import Call, Recipe, run
@@ -123,18 +122,17 @@ class Counting(Reference):
         return super().run(*args)
 
 
-def test_the_engine_is_chosen_anew_when_there_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_ones_own() -> None:
     program, call, tensors = Program(circuit_of("elman")), Call(1, B, SEED, "auto"), inputs("elman", 1)
+    engine = Counting()
     with torch.no_grad():
         before = program.run(call, tensors)
-        engine = Counting()
-        monkeypatch.setattr(engines, "ENGINES", (engine, *engines.ENGINES))
-        torch.testing.assert_close(program.run(call, tensors), before, **EXACT)
-        assert engine.calls == 1
-        assert program.steps_by_loop("auto")
-        assert not program.steps_by_loop("reference")
-        program.run(call._replace(engine="reference"), tensors)
-        assert engine.calls == 1
-        monkeypatch.undo()
-        program.run(call, tensors)
-        assert engine.calls == 1
+        torch.testing.assert_close(program.run(call._replace(engine=engine), tensors), before, **EXACT)
+    assert engine.calls == 1
+    assert not program.steps_by_loop(engine), "what costs something to start"
+    engine.cheap_to_start = True
+    other = Program(circuit_of("elman"))
+    assert other.steps_by_loop(engine)
+    with torch.no_grad():
+        torch.testing.assert_close(other.run(call._replace(engine=engine), tensors), before, **EXACT)
+    assert engine.calls == 2

@@ -473,6 +473,7 @@ for kind in ("bytes", "characters"): train(kind, sys.argv[3])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what a process has of its own is limited by Linux only")
+@pytest.mark.conformance
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     small, large = tmp_path / "small.txt", tmp_path / "large.txt"
     small.write_text(TEXT, "utf-8")

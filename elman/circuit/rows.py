@@ -2,23 +2,25 @@
 
 A circuit is traced with one symbolic size, the batch. A value carries rows in the one dimension whose size
 contains that symbol; the size may be a multiple of it (`[B·heads, d]`), the row index being the slow one.
-Three verdicts matter later:
+What a verdict says of an operation matters later:
 
 - ROWWISE: row i of the result depends on row i of the operands only. Then the operation can run on the rows
   of all time steps at once.
 - SUMMED: the operation adds up its rows (dW = gᵀ h, db = Σ g). Run on the rows of all time steps, it sums over
   time as well. Values that came from such a sum may pass through homogeneous linear operations only.
-- a reason (a sentence): anything else. In a cell's forward pass that is an error; in a backward pass the
-  operation stays in the loop and is added up there step by step.
+- MIXING, BATCH_SIZE, UNKNOWN: rows meet, the number of rows is computed with, or nobody knows; with the reason, a
+  sentence. In a cell's forward pass that is an error; in a backward pass the operation stays in the loop and is
+  added up there step by step.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -26,9 +28,25 @@ from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
-ROWWISE = "rowwise"
-SUMMED = "summed"
-NO_RULE = "elman has no rule for"  # how the reason begins where nothing is known for or against an operation
+
+class Does(enum.Enum):
+    """What an operation does to the rows of a batch."""
+
+    ROWWISE = "keeps rows apart"
+    SUMMED = "adds up the rows"
+    MIXING = "lets rows meet"
+    BATCH_SIZE = "computes with the number of rows"
+    UNKNOWN = "elman has no rule for it"
+
+
+class Verdict(NamedTuple):
+    """reason: a sentence, unless `does` says it all."""
+
+    does: Does
+    reason: str = ""
+
+
+ROWWISE, SUMMED = Verdict(Does.ROWWISE), Verdict(Does.SUMMED)
 
 
 @dataclass(frozen=True)
@@ -86,8 +104,8 @@ def carries(value: Any) -> bool:
 # --- the verdict on one operation ---------------------------------------------------------------------------------
 
 
-def verdict(node: fx.Node) -> str:
-    """ROWWISE, SUMMED, or the reason why the operation is neither."""
+def verdict(node: fx.Node) -> Verdict:
+    """What an operation does to the rows of its operands, and why it is not row by row."""
     try:
         if node.target is operator.getitem:
             source = node.args[0]
@@ -97,9 +115,9 @@ def verdict(node: fx.Node) -> str:
         for part in parts:
             rows_of(part)
     except Mixed as mixed:
-        return str(mixed)
+        return _mixing(str(mixed))
     if batch_as_value(node):
-        return "the batch size is used as a value"
+        return Verdict(Does.BATCH_SIZE, "the batch size is used as a value")
     if not any(carries(source.meta["val"]) for source in node.all_input_nodes):
         return ROWWISE  # no rows go in: a constant, or a shape of rows filled with one value
     rule = _RULES.get(_packet(node))
@@ -109,7 +127,11 @@ def verdict(node: fx.Node) -> str:
         torch.Tag.pointwise in node.target.tags or _packet(node) in _POINTWISE
     ):
         return _pointwise(node)
-    return f"{NO_RULE} what {node.target} does to the rows of a batch"
+    return Verdict(Does.UNKNOWN, f"elman has no rule for what {node.target} does to the rows of a batch")
+
+
+def _mixing(reason: str) -> Verdict:
+    return Verdict(Does.MIXING, reason)
 
 
 def batch_as_value(node: fx.Node) -> bool:
@@ -170,7 +192,7 @@ def _dims(dims: Any, rank: int) -> set[int]:
     return {int(d) % max(rank, 1) for d in listed}
 
 
-def _pointwise(node: fx.Node) -> str:
+def _pointwise(node: fx.Node) -> Verdict:
     """Operands line up from the right; every one that carries rows must carry them where the result does."""
     value = _value(node)
     out = value if isinstance(value, torch.Tensor) else value[0]
@@ -182,33 +204,33 @@ def _pointwise(node: fx.Node) -> str:
         if theirs is None:
             continue
         if mine is None or (theirs.dim - _rank(source), theirs.factor) != (mine.dim - out.dim(), mine.factor):
-            return "its operands carry the batch in different dimensions"
+            return _mixing("its operands carry the batch in different dimensions")
     return ROWWISE
 
 
-def _along(argument: str) -> Callable[[fx.Node], str]:
+def _along(argument: str) -> Callable[[fx.Node], Verdict]:
     """Operations along one dimension or several: row-wise unless the batch is among them."""
 
-    def rule(node: fx.Node) -> str:
+    def rule(node: fx.Node) -> Verdict:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         mine = rows_of(_value(source))
         if mine is not None and mine.dim in _dims(_argument(node, argument), _rank(source)):
-            return f"{_packet(node)} runs along the batch"
+            return _mixing(f"{_packet(node)} runs along the batch")
         return ROWWISE
 
     return rule
 
 
-def _backward_along(node: fx.Node) -> str:
+def _backward_along(node: fx.Node) -> Verdict:
     """slice_backward, select_backward: the result has the dimension that the operand may lack."""
     mine = rows_of(_value(node))
     if mine is None or mine.dim == int(_argument(node, "dim")) % _rank(node):
-        return f"{_packet(node)} runs along the batch"
+        return _mixing(f"{_packet(node)} runs along the batch")
     return ROWWISE
 
 
-def _sum(node: fx.Node) -> str:
+def _sum(node: fx.Node) -> Verdict:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     mine = rows_of(_value(source))
@@ -217,12 +239,12 @@ def _sum(node: fx.Node) -> str:
     )
 
 
-def _product(node: fx.Node) -> str:
+def _product(node: fx.Node) -> Verdict:
     """mm, bmm: rows in the free or batch dimension stay, rows in the contracted one are summed."""
     return _product_of(_value(node.args[0]), _value(node.args[1]))
 
 
-def _product_of(a: Any, b: Any) -> str:
+def _product_of(a: Any, b: Any) -> Verdict:
     ra, rb = rows_of(a), rows_of(b)
     batched = a.dim() == 3
     if batched and ra is not None and rb is not None and ra.dim == 0 and rb.dim == 0:
@@ -231,171 +253,177 @@ def _product_of(a: Any, b: Any) -> str:
     if ra is not None and rb is not None:
         if ra.dim == contracted_a and rb.dim == contracted_b:
             return SUMMED
-        return "the product pairs every row with every other"
+        return _mixing("the product pairs every row with every other")
     if (ra is not None and ra.dim == contracted_a) or (rb is not None and rb.dim == contracted_b):
-        return "the product contracts the batch with something that has no batch"
+        return _mixing("the product contracts the batch with something that has no batch")
     return ROWWISE
 
 
-def _addmm(node: fx.Node) -> str:
+def _addmm(node: fx.Node) -> Verdict:
     """A product that starts from something: which must carry rows where the product does."""
     bias, out = _value(node.args[0]), _value(node)
     said = _product_of(_value(node.args[1]), _value(node.args[2]))
     if said != ROWWISE:
-        return "the product contracts the batch, and starts from something" if said == SUMMED else said
+        return (
+            _mixing("the product contracts the batch, and starts from something") if said == SUMMED else said
+        )
     mine, theirs = rows_of(out), rows_of(bias)
     if theirs is None or (mine is not None and theirs.dim - bias.dim() == mine.dim - out.dim()):
         return ROWWISE
-    return "its operands carry the batch in different dimensions"
+    return _mixing("its operands carry the batch in different dimensions")
 
 
-def _reshape(node: fx.Node) -> str:
+def _reshape(node: fx.Node) -> Verdict:
     before, after = _value(node.args[0]), _value(node)
     mine, theirs = rows_of(before), rows_of(after)
     if mine is None:
         return ROWWISE
     if theirs is None or math.prod(before.shape[: mine.dim]) != math.prod(after.shape[: theirs.dim]):
-        return "the reshape moves the batch into another dimension"
+        return _mixing("the reshape moves the batch into another dimension")
     return ROWWISE
 
 
-def _moves(node: fx.Node) -> str:
+def _moves(node: fx.Node) -> Verdict:
     return ROWWISE  # transpositions: rows_of finds the batch where it went
 
 
-def _expand(node: fx.Node) -> str:
+def _expand(node: fx.Node) -> Verdict:
     before, after = _value(node.args[0]), _value(node)
     mine, theirs = rows_of(before), rows_of(after)
     if mine is not None and (theirs is None or mine.dim - before.dim() != theirs.dim - after.dim()):
-        return "the expansion moves the batch into another dimension"
+        return _mixing("the expansion moves the batch into another dimension")
     return ROWWISE
 
 
-def _repeat(node: fx.Node) -> str:
+def _repeat(node: fx.Node) -> Verdict:
     before, after = rows_of(_value(node.args[0])), rows_of(_value(node))
     if before is None:
         return ROWWISE
     if after is None or after.factor != before.factor:
-        return "it repeats the batch"
-    return ROWWISE if before.dim - _rank(node.args[0]) == after.dim - _rank(node) else "it moves the batch"
+        return _mixing("it repeats the batch")
+    return (
+        ROWWISE
+        if before.dim - _rank(node.args[0]) == after.dim - _rank(node)
+        else _mixing("it moves the batch")
+    )
 
 
-def _cat(node: fx.Node) -> str:
+def _cat(node: fx.Node) -> Verdict:
     parts, out = node.args[0], _value(node)
     mine = rows_of(out)
     dim = int(_argument(node, "dim", 0) or 0) % out.dim()
     if mine is not None and mine.dim == dim:
-        return "the concatenation runs along the batch"
+        return _mixing("the concatenation runs along the batch")
     for part in parts:  # type: ignore[union-attr]
         theirs = rows_of(_value(part))
         if theirs is not None and theirs != mine:
-            return "its operands carry the batch in different dimensions"
+            return _mixing("its operands carry the batch in different dimensions")
     return ROWWISE
 
 
-def _pad(node: fx.Node) -> str:
+def _pad(node: fx.Node) -> Verdict:
     mine, padding = rows_of(_value(node)), node.args[1]
     assert isinstance(padding, (list, tuple))
     padded = {_rank(node) - 1 - i // 2 for i, width in enumerate(padding) if width}
-    return "the padding runs along the batch" if mine is not None and mine.dim in padded else ROWWISE
+    return _mixing("the padding runs along the batch") if mine is not None and mine.dim in padded else ROWWISE
 
 
-def _layer_norm(node: fx.Node) -> str:
+def _layer_norm(node: fx.Node) -> Verdict:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     mine = rows_of(_value(source))
     normalized = _argument(node, "normalized_shape")
     if mine is not None and mine.dim >= _rank(source) - len(normalized):
-        return "the normalisation runs along the batch"
+        return _mixing("the normalisation runs along the batch")
     return ROWWISE
 
 
-def _layer_norm_backward(node: fx.Node) -> str:
+def _layer_norm_backward(node: fx.Node) -> Verdict:
     source = node.args[1]
     assert isinstance(source, fx.Node)
     mine = rows_of(_value(source))
     normalized = _argument(node, "normalized_shape")
     if mine is not None and mine.dim >= _rank(source) - len(normalized):
-        return "the normalisation runs along the batch"
+        return _mixing("the normalisation runs along the batch")
     return _parted(node, "layer norm")
 
 
-def _parted(node: fx.Node, name: str) -> str:
+def _parted(node: fx.Node, name: str) -> Verdict:
     """Both halves in one call cannot be folded apart; the normal form splits it into dx and the sums."""
     mask = _argument(node, "output_mask")
     if mask[0] and any(mask[1:]):
-        return f"{name}'s dx and its sums over rows come from one call"
+        return _mixing(f"{name}'s dx and its sums over rows come from one call")
     return ROWWISE if mask[0] else SUMMED
 
 
-def _convolution(node: fx.Node) -> str:
+def _convolution(node: fx.Node) -> Verdict:
     """Images side by side in dimension 0, one kernel for all."""
     source, *others = (n for n in node.args[:3] if isinstance(n, fx.Node))
     mine = rows_of(_value(source))
     if mine is None or mine.dim != 0 or any(carries(_value(n)) for n in others):
-        return "the kernel is not the same for all rows of the batch"
+        return _mixing("the kernel is not the same for all rows of the batch")
     return ROWWISE
 
 
-def _convolution_backward(node: fx.Node) -> str:
+def _convolution_backward(node: fx.Node) -> Verdict:
     gradient, source, weight = (_value(n) for n in node.args[:3])
     mine = rows_of(gradient)
     if mine is None or mine.dim != 0 or rows_of(source) != mine or rows_of(weight) is not None:
-        return "the kernel is not the same for all rows of the batch"
+        return _mixing("the kernel is not the same for all rows of the batch")
     return _parted(node, "a convolution")
 
 
-def _embedding(node: fx.Node) -> str:
+def _embedding(node: fx.Node) -> Verdict:
     table, index = (_value(arg) for arg in node.args[:2])
     if rows_of(table) is not None:
-        return "the table that is looked up carries the batch"
-    return ROWWISE if rows_of(index) is not None else "no batch is left"
+        return _mixing("the table that is looked up carries the batch")
+    return ROWWISE if rows_of(index) is not None else _mixing("no batch is left")
 
 
-def _gather(node: fx.Node) -> str:
+def _gather(node: fx.Node) -> Verdict:
     """gather, scatter and kin: all operands carry rows alike, along another dimension than the batch."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     mine = rows_of(_value(node))
     if mine is None:
-        return "it removes the batch"
+        return _mixing("it removes the batch")
     dim = int(_argument(node, "dim")) % _rank(source)
     for operand in node.all_input_nodes:
         if isinstance(_value(operand), torch.Tensor) and _rank(operand) and rows_of(_value(operand)) != mine:
-            return "its operands carry the batch in different dimensions"
-    return "it indexes along the batch" if mine.dim == dim else ROWWISE
+            return _mixing("its operands carry the batch in different dimensions")
+    return _mixing("it indexes along the batch") if mine.dim == dim else ROWWISE
 
 
-def _index_add(node: fx.Node) -> str:
+def _index_add(node: fx.Node) -> Verdict:
     """index_add along another dimension than the batch, by an index that is the same for all rows."""
     source, added, index = node.args[0], node.args[3], node.args[2]
     mine = rows_of(_value(node))
     if mine is None or rows_of(_value(source)) != mine or rows_of(_value(added)) != mine:
-        return "its operands carry the batch in different dimensions"
+        return _mixing("its operands carry the batch in different dimensions")
     same = rows_of(_value(index)) is None and int(_argument(node, "dim")) % _rank(source) != mine.dim
-    return ROWWISE if same else "it writes along the batch"
+    return ROWWISE if same else _mixing("it writes along the batch")
 
 
-def _index(node: fx.Node) -> str:
+def _index(node: fx.Node) -> Verdict:
     """x[i]: rows come either from x, in a dimension that is not indexed, or from one index into a batchless table."""
     source, indices = node.args[0], node.args[1]
     mine, out = rows_of(_value(source)), rows_of(_value(node))
     indexed = [(dim, i) for dim, i in enumerate(indices) if i is not None]  # type: ignore[arg-type]
     moving = [i for _, i in indexed if rows_of(_value(i)) is not None]
     if out is None:
-        return "it removes the batch"
+        return _mixing("it removes the batch")
     if mine is None and moving:
         return (
             ROWWISE
             if all(rows_of(_value(i)) == Rows(0, 1) for i in moving)
-            else "its indices carry the batch in different dimensions"
+            else _mixing("its indices carry the batch in different dimensions")
         )
     if mine is not None and not moving and all(dim != mine.dim for dim, _ in indexed):
         return ROWWISE
-    return "it indexes along the batch"
+    return _mixing("it indexes along the batch")
 
 
-def _index_put(node: fx.Node) -> str:
+def _index_put(node: fx.Node) -> Verdict:
     """Adding rows into a batchless table is a sum over rows; everything else is not known to keep rows apart."""
     source, indices, values = node.args[0], node.args[1], node.args[2]
     accumulate = bool(_argument(node, "accumulate", False))
@@ -413,14 +441,14 @@ def _index_put(node: fx.Node) -> str:
         dims = [dim for dim, i in enumerate(indices) if i is not None]  # type: ignore[arg-type]
         if mine.dim not in dims and mine.dim < min(dims, default=99):
             return ROWWISE
-    return "it writes along the batch"
+    return _mixing("it writes along the batch")
 
 
 def _packet_of(node: Any) -> str:
     return _packet(node) if isinstance(node, fx.Node) else ""
 
 
-def _always_summed(node: fx.Node) -> str:
+def _always_summed(node: fx.Node) -> Verdict:
     return SUMMED
 
 
@@ -453,7 +481,7 @@ _ALONG = (
     "glu_backward", "index_select",
 )  # fmt: skip
 
-_RULES: dict[str, Callable[[fx.Node], str]] = {
+_RULES: dict[str, Callable[[fx.Node], Verdict]] = {
     **dict.fromkeys(_ALONG, _along("dim")),
     **dict.fromkeys(("flip", "roll"), _along("dims")),
     **dict.fromkeys(("slice_backward", "select_backward"), _backward_along),

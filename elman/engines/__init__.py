@@ -17,28 +17,30 @@ ENGINES: tuple[Engine, ...] = (Native(), Reference())
 __all__ = ["ENGINES", "Engine", "LoopResult", "choose", "report"]
 
 
-def choose(name: str, loop: Loop, device: torch.device) -> Engine:
-    """The engine called `name`, or for "auto" the first that supports the loop.
+def choose(wanted: str | Engine, loop: Loop, device: torch.device) -> Engine:
+    """An engine, by itself or by its name, or for "auto" the first that supports the loop.
 
-    Raises InputError for an unknown name, NotSupported if a named engine cannot run this loop: it never falls back.
+    Raises InputError for an unknown name, NotSupported if that engine cannot run this loop: it never falls back.
     """
-    if name == "auto":
+    if wanted == "auto":
         return next(engine for engine in ENGINES if engine.supports(loop, device) is None)
-    for engine in ENGINES:
-        if engine.name == name:
-            reason = engine.supports(loop, device)
-            if reason is not None:
-                raise NotSupported(
-                    what=f"engine '{name}' cannot run this loop: {reason}",
-                    where="engine=",
-                    mend='use engine="auto"',
-                )
-            return engine
-    known = ", ".join(f'"{engine.name}"' for engine in ENGINES)
-    raise InputError(what="there is no such engine", where="engine=", got=name, expected=f'"auto", {known}')
+    named = next((engine for engine in ENGINES if engine.name == wanted), None)
+    engine = wanted if isinstance(wanted, Engine) else named
+    if engine is None:
+        known = ", ".join(f'"{each.name}"' for each in ENGINES)
+        raise InputError(
+            what="there is no such engine", where="engine=", got=wanted, expected=f'"auto", {known}'
+        )
+    if (reason := engine.supports(loop, device)) is not None:
+        raise NotSupported(
+            what=f"engine '{engine.name}' cannot run this loop: {reason}",
+            where="engine=",
+            mend='use engine="auto"',
+        )
+    return engine
 
 
-def report(name: str, loops: Mapping[str, Loop], device: torch.device) -> str:
+def report(name: str | Engine, loops: Mapping[str, Loop], device: torch.device) -> str:
     """Which engine runs each of some loops (by what they are for), and why those before it do not."""
     found = {what: _report(name, loop, device) for what, loop in loops.items()}
     if len(set(found.values())) == 1:
@@ -46,7 +48,7 @@ def report(name: str, loops: Mapping[str, Loop], device: torch.device) -> str:
     return "; ".join(f"{what}: {said}" for what, said in found.items())
 
 
-def _report(name: str, loop: Loop, device: torch.device) -> str:
+def _report(name: str | Engine, loop: Loop, device: torch.device) -> str:
     engine = choose(name, loop, device)
     if name != "auto":
         return engine.describe()

@@ -40,6 +40,8 @@ class Engine(ABC):
     """Runs loops. Engines are stateless for the user: the same loop and values give the same bits."""
 
     name: str
+    # Whether an operation of a loop costs nothing to start: cheap ones then run there, not on all rows before it.
+    cheap_to_start = False
 
     @abstractmethod
     def describe(self) -> str:

@@ -25,7 +25,8 @@ Tensor = torch.Tensor
 class Call(NamedTuple):
     """What one call of a circuit shares between its forward and its backward passes.
 
-    steps, batch: T and B. seed: of the noise; drawn once per call from torch's default generator. engine: by name.
+    steps, batch: T and B. seed: of the noise; drawn once per call from torch's default generator. engine: see
+    `elman.engines.choose`.
     packing: for rows of different lengths; sequences are then packed rows, `[N, …]` for `[T, B, …]` everywhere.
     level: how many vmaps of torch.func were going on when the seed was drawn; None until a door has asked.
     """
@@ -33,7 +34,7 @@ class Call(NamedTuple):
     steps: int
     batch: int
     seed: int
-    engine: str
+    engine: str | engines.Engine
     packing: Packing | None = None
     level: int | None = None
 
@@ -49,8 +50,7 @@ class Recipe:
     def __init__(self, plan: Plan, ends: Sequence[str] = (), single: bool = False):
         self.plan, self.single = plan, single
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
-        self._among = engines.ENGINES
-        self._made: dict[tuple[str, bool], Made] = {}
+        self._made: dict[tuple[str | engines.Engine, bool], Made] = {}
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
@@ -60,29 +60,27 @@ class Recipe:
         """
         steps, batch, seed, engine, packing, _ = call
         made = self._made.get((engine, packing is not None))
-        if made is None or self._among is not engines.ENGINES:
+        if made is None:
             made = self._function(engine, packing is not None)
         return made(steps, batch, seed, *tensors) if packing is None else made(packing, seed, *tensors)
 
     @locked
-    def _function(self, engine: str, ragged: bool) -> Made:
-        if self._among is not engines.ENGINES:
-            self._among, self._made = engines.ENGINES, {}
+    def _function(self, engine: str | engines.Engine, ragged: bool) -> Made:
         if (engine, ragged) not in self._made:
             self._made[engine, ragged] = written(*self._prepared(engine), self.ends, self.single, ragged)
         return self._made[engine, ragged]
 
-    def engine(self, name: str) -> engines.Engine | None:
+    def engine(self, wanted: str | engines.Engine) -> engines.Engine | None:
         """The engine that runs the loop, None if there is no loop. Raises as `elman.engines.choose` does."""
         loop = self.plan.loop
-        return None if loop is None else engines.choose(name, loop, self.plan.circuit.inputs[0].device)
+        return None if loop is None else engines.choose(wanted, loop, self.plan.circuit.inputs[0].device)
 
-    def _prepared(self, name: str) -> tuple[Plan, StageMaker, Runner | None]:
+    def _prepared(self, wanted: str | engines.Engine) -> tuple[Plan, StageMaker, Runner | None]:
         """The plan as its engine likes it, and what runs its stages and its loop."""
-        engine, plan = self.engine(name), self.plan
+        engine, plan = self.engine(wanted), self.plan
         if engine is None or plan.loop is None:
             return plan, codegen.function, None
-        if engine.name != "reference":
+        if engine.cheap_to_start:
             viewing = with_views(sunk(plan))
             assert viewing.loop is not None
             if engine.supports(viewing.loop, plan.circuit.inputs[0].device) is None:

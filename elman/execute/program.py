@@ -52,8 +52,7 @@ class Program:
         self.outputs: tuple[OutPort, ...] = circuit.outputs
         self._training: dict[frozenset[str], Training] = {}
         self._needed: dict[tuple[bool, ...], Training] = {}
-        self._stepping: dict[str, bool] = {}
-        self._among = engines.ENGINES
+        self._stepping: dict[str | engines.Engine, bool] = {}
         self._adjoints: dict[frozenset[str], Program] = {}
         self.entries: dict[
             frozenset[str], Any
@@ -143,28 +142,27 @@ class Program:
         """The same for a single step, whose sequences are `[B, …]`."""
         return self._step.run(call, tensors)
 
-    def steps_by_loop(self, engine: str) -> bool:
+    def steps_by_loop(self, engine: str | engines.Engine) -> bool:
         """Whether a single step is to be run as a loop that everything stands in.
 
-        That is one call of an engine whose operations cost nothing to start; with the reference engine it would be
-        calls of PyTorch all the same.
+        That is one call of an engine whose operations cost nothing to start; with another it would be calls of PyTorch
+        all the same.
         """
-        if self._among is not engines.ENGINES:
-            self._among, self._stepping = engines.ENGINES, {}
         found = self._stepping.get(engine)
         if found is None:
             found = self._stepping[engine] = self._can_step_by_loop(engine)
         return found
 
     @locked
-    def _can_step_by_loop(self, engine: str) -> bool:
-        if engine == "reference" or self.plan.loop is None:
-            return False
+    def _can_step_by_loop(self, wanted: str | engines.Engine) -> bool:
         try:
-            chosen = self._single.engine(engine)
+            usual = self._whole.engine(wanted)
+            if usual is None or not usual.cheap_to_start:
+                return False
+            chosen = self._single.engine(wanted)
         except NotSupported:  # it runs the usual loop; or says why not, when it is asked to
             return False
-        return chosen is not None and chosen.name != "reference"
+        return chosen is not None and chosen.cheap_to_start
 
     @derived
     def _whole(self) -> Recipe:

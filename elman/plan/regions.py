@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import fx
 
 from elman.circuit import rows
@@ -142,7 +141,7 @@ def _folding(
                 continue
             if said == rows.ROWWISE and rows.carries(node.meta["val"]):
                 continue
-            fault = said if said != rows.ROWWISE else "it removes the rows"
+            fault = said.reason or "it removes the rows"
         if not rows.carries(node.meta["val"]):
             stepwise.add(node)
         if node not in cycles:
@@ -164,7 +163,3 @@ def _reached(neighbours: Callable[[fx.Node], Iterable[fx.Node]], nodes: set[fx.N
                 found.add(node)
                 pending.append(node)
     return found
-
-
-def is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta["val"], torch.Tensor)

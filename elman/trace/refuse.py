@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
 
 from elman.circuit import rows
 from elman.circuit.form import InPort, Kind, StepFunction
+from elman.circuit.rows import Does
 from elman.errors import ElmanError, TraceError
 from elman.trace.key import Changes
 from elman.trace.names import is_library
@@ -279,14 +280,15 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
         if node.op != "call_function":
             continue
         said = rows.verdict(node)
-        if said == rows.ROWWISE or said.startswith(rows.NO_RULE):
+        if said.does in (Does.ROWWISE, Does.UNKNOWN):
             continue
-        if said == rows.SUMMED:
-            said = f"{node.target} adds up the rows of the batch"
+        if said.does is Does.BATCH_SIZE:
+            what = f"in the step, {said.reason}"
+        else:
+            reason = said.reason or f"{node.target} adds up the rows of the batch"
+            what = f"the step mixes the rows of the batch: {reason}"
         raise TraceError(
-            what=f"the step mixes the rows of the batch: {said}"
-            if "value" not in said
-            else f"in the step, {said}",
+            what=what,
             where=where(node),
             mend="every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
         )

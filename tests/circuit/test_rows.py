@@ -14,7 +14,7 @@ from torch import fx
 from elman.circuit import rows
 from elman.circuit.graphs import insert, run
 from elman.circuit.linear import stays_summed
-from elman.circuit.rows import ROWWISE, SUMMED, Mixed, Rows, factor, rows_of, verdict
+from elman.circuit.rows import ROWWISE, SUMMED, Does, Mixed, Rows, Verdict, factor, rows_of, verdict
 from elman.trace.joint import Fakes
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ class Row:
     name: str
     shapes: tuple[tuple[Any, ...], ...]
     call: Callable[..., Any]
-    said: str
+    said: Verdict | str
     integer: tuple[int, ...] = ()  # operands that are indices below 3
 
 
@@ -182,8 +182,8 @@ def test_the_verdict(row: Row) -> None:
         assert said == row.said
     else:
         assert said not in (ROWWISE, SUMMED)
-        assert row.said == ANY or row.said in said
-        assert not said.startswith(rows.NO_RULE), "a rule spoke, not the lack of one"
+        assert row.said == ANY or str(row.said) in said.reason
+        assert said.does is not Does.UNKNOWN, "a rule spoke, not the lack of one"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_the_batch_size_as_a_value() -> None:
     halved.meta["val"] = fakes.batch
     for node in (scaled, ranged, halved):
         assert rows.batch_as_value(node), node
-        assert verdict(node) == "the batch size is used as a value"
+        assert verdict(node).does is Does.BATCH_SIZE
     assert not rows.batch_as_value(shaped)
     assert verdict(shaped) == ROWWISE
 
@@ -278,7 +278,7 @@ def test_two_batch_dimensions() -> None:
 def test_an_operation_without_a_rule_says_so() -> None:
     row = Row("svd", ((B, 3, 3),), op(aten.linalg_inv_ex.default), "")
     _, node = built(row)
-    assert verdict(node).startswith(rows.NO_RULE)
+    assert verdict(node).does is Does.UNKNOWN
 
 
 def test_what_stays_a_sum() -> None:

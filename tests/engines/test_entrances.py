@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 import elman
-from elman.engines.native import why_not_built
-from elman.engines.native.engine import forced
+from elman.engines.native import Native, why_not_built
 from elman.execute import Call, Program, apply
 from elman.trace import trace
-from tests.engines.test_native import instruction_sets
+from tests.engines.test_native import ENGINES
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
@@ -135,12 +134,10 @@ def test_states_whose_rows_are_apart() -> None:
     torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("instructions", instruction_sets())
-def test_single_steps_have_the_bits_of_the_whole(instructions: str) -> None:
-    # A width for each set: programs that are there already keep theirs.
-    n_in = 600 + instruction_sets().index(instructions)
-    with forced(instructions), torch.no_grad():
-        rnn, x = elman.Recurrent(elman.cells.GRU(n_in, 10)), torch.randn(5, 2, n_in)
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_single_steps_have_the_bits_of_the_whole(engine: Native) -> None:
+    with torch.no_grad():
+        rnn, x = elman.Recurrent(elman.cells.GRU(600, 10), engine=engine), torch.randn(5, 2, 600)
         whole, h = rnn(x)[0], None
         for t in range(5):
             out, h = rnn(x[t : t + 1], h)

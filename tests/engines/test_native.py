@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import torch
 import elman
 from elman.engines import choose
 from elman.engines.native import Native, isa, why_not_built
-from elman.engines.native.engine import forced
 from elman.engines.reference import Reference
 from elman.errors import InputError, NotSupported
 from tests.cases import CASES
@@ -37,10 +35,12 @@ def instruction_sets() -> list[str]:
     return list(_native.instruction_sets())
 
 
+ENGINES = {name: Native(name) for name in instruction_sets()} if why_not_built() is None else {}
+
+
 @pytest.fixture(params=instruction_sets())
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    with forced(request.param):
-        yield request.param
+def native(request: pytest.FixtureRequest) -> Native:
+    return ENGINES[request.param]
 
 
 def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
@@ -65,18 +65,16 @@ def assert_same_bits(got: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 # --- every loop of every case ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.grid
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED])
-def test_loops_of_the_cases(
-    name: str, sizes: list[int], reverse: bool, threads: int, instructions: str
-) -> None:
+def test_loops_of_the_cases(name: str, sizes: list[int], reverse: bool, threads: int, native: Native) -> None:
     for what, loop in loops_of(name).items():
-        assert NATIVE.supports(loop, CPU) is None, what
+        assert native.supports(loop, CPU) is None, what
         at = given(loop, sizes, batch=sizes[0] + (sizes[0] != sizes[-1]))  # one row may have no step
-        assert_same(_with_threads(threads, at, reverse), at.run(REFERENCE, reverse))
+        assert_same(_with_threads(threads, at, reverse, native), at.run(REFERENCE, reverse))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -113,14 +111,14 @@ SHIPPED = (
 )
 @pytest.mark.parametrize("name", with_more(("jordan", "lstm", "layer_norm_rnn"), ("elman", "gru", "leaky")))
 def test_odd_sizes(
-    name: str, n_in: int, n_hidden: int, steps: int, batch: int, dtype: torch.dtype, instructions: str
+    name: str, n_in: int, n_hidden: int, steps: int, batch: int, dtype: torch.dtype, native: Native
 ) -> None:
     scale = 0.5 / n_hidden**0.5
     for loop in loops_at(name, n_in, n_hidden, dtype).values():
-        assert NATIVE.supports(loop, CPU) is None
+        assert native.supports(loop, CPU) is None
         at = given(loop, [batch] * steps, scale=scale)
         # float32: bounded by what rounding alone does in this many contracting steps
-        assert_same(at.run(NATIVE), at.run(REFERENCE), 1e-10 if dtype == torch.float64 else 2e-4)
+        assert_same(at.run(native), at.run(REFERENCE), 1e-10 if dtype == torch.float64 else 2e-4)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ def test_float32_is_as_near_to_float64_as_torch(name: str) -> None:
         assert ours <= max(4 * torchs, 1e-6)
 
 
-def test_a_chaotic_cell(instructions: str) -> None:
+def test_a_chaotic_cell(native: Native) -> None:
     """Differences double at every step, so a few steps show whether any is larger than torch's own."""
     cell = elman.cells.Elman(5, 34)
     x, g = torch.randn(5, 3, 5, dtype=torch.float64), torch.Generator().manual_seed(4)
@@ -183,11 +181,11 @@ def _outputs(case, dtype: torch.dtype, engine: str, T: int, B: int, I: int, H: i
 BITS = ("elman", "gru", "lstm", "layer_norm_lstm", "slots_rnn", "fast_weights_rnn", "attention_rnn")
 
 
-def _with_threads(n: int, at: Given, reverse: bool = False) -> dict[str, Tensor]:
+def _with_threads(n: int, at: Given, reverse: bool = False, engine: Native = NATIVE) -> dict[str, Tensor]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(n)
-        return at.run(NATIVE, reverse)
+        return at.run(engine, reverse)
     finally:
         torch.set_num_threads(before)
 
@@ -209,11 +207,11 @@ def test_bits_do_not_depend_on_threads(name: str, n_hidden: int, sizes: list[int
 @pytest.mark.grid
 @pytest.mark.parametrize("name", BITS)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_bits_of_a_row_do_not_depend_on_the_batch(name: str, reverse: bool, instructions: str) -> None:
+def test_bits_of_a_row_do_not_depend_on_the_batch(name: str, reverse: bool, native: Native) -> None:
     for loop in loops_at(name, 5, 34, torch.float32).values():
         sizes = [14, 14, 9, 9, 6, 5, 1]
         together = given(loop, sizes, batch=15, scale=0.1)
-        whole = together.run(NATIVE, reverse)
+        whole = together.run(native, reverse)
         offsets = [sum(sizes[:t]) for t in range(len(sizes))]
         for row in (0, 4, 5, 8, 13):
             steps = sum(size > row for size in sizes)
@@ -226,7 +224,7 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(name: str, reverse: bool, inst
                     alone.values[name_] = value[row : row + 1]
                 else:
                     alone.values[name_] = value
-            made = alone.run(NATIVE, reverse)
+            made = alone.run(native, reverse)
             for key, value in whole.items():
                 expected = value[row : row + 1] if key.endswith(" final") else value[index]
                 assert torch.equal(made[key], expected), (key, row)
@@ -366,13 +364,13 @@ class Shaking(torch.nn.Module):
         return torch.tanh(x + h * torch.rand(4, dtype=h.dtype))
 
 
-def test_what_has_no_rows_is_read_step_by_step(instructions: str) -> None:
+def test_what_has_no_rows_is_read_step_by_step(native: Native) -> None:
     plan = elman.plan(elman.trace(Shaking().double(), *torch.zeros(2, 2, 4, dtype=torch.float64)))
     assert plan.loop is not None
     assert plan.loop.stepped != frozenset()
     for reverse in (False, True):
         at = given(plan.loop, [7, 7, 3, 1])
-        assert_same(at.run(NATIVE, reverse), at.run(REFERENCE, reverse))
+        assert_same(at.run(native, reverse), at.run(REFERENCE, reverse))
 
 
 class Choosing(torch.nn.Module):

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from elman.engines.native import Native, why_not_built
-from elman.engines.native.engine import forced
 from elman.engines.reference import Reference
 from elman.execute.program import Program
 from elman.plan.form import Loop
 from elman.trace import trace
 from tests.engines.loops import CPU, given
-from tests.engines.test_native import assert_same, instruction_sets
+from tests.engines.test_native import ENGINES, assert_same
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
@@ -96,12 +95,11 @@ def loops(kind: Kind, dtype: torch.dtype) -> dict[str, Loop]:
 def test_loops(kind: Kind, dtype: torch.dtype) -> None:
     for what, loop in loops(kind, dtype).items():
         assert "convolution" in str(loop.graph), what
-        for name in instruction_sets():
-            with forced(name):
-                assert NATIVE.supports(loop, CPU) is None, what
-                for sizes in ([2, 1], [7, 7, 7, 3]):
-                    at = given(loop, sizes, batch=sizes[0], scale=0.3)
-                    assert_same(at.run(NATIVE), at.run(REFERENCE), 1e-10 if dtype == torch.float64 else 1e-4)
+        for native in ENGINES.values():
+            assert native.supports(loop, CPU) is None, what
+            for sizes in ([2, 1], [7, 7, 7, 3]):
+                at = given(loop, sizes, batch=sizes[0], scale=0.3)
+                assert_same(at.run(native), at.run(REFERENCE), 1e-10 if dtype == torch.float64 else 1e-4)
 
 
 def test_several_pictures_in_a_row() -> None:

@@ -11,21 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from elman.engines.native import Native, why_not_built
-from elman.engines.native.engine import forced
+from elman.engines.native import why_not_built
 from elman.engines.native.lower import lower
 from elman.engines.reference import Reference
 from elman.execute.program import Program
 from elman.plan.form import Loop
 from elman.trace import trace
 from tests.engines.loops import CPU, Given, given
-from tests.engines.test_native import assert_same, instruction_sets
+from tests.engines.test_native import ENGINES, assert_same
+from tests.pairwise import with_more
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
 Tensor = torch.Tensor
 Function = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-NATIVE, REFERENCE = Native(), Reference()
+REFERENCE = Reference()
 H = 19  # two vectors and a bit
 PLACES = torch.tensor([3, -1, 0, 3, 7])
 
@@ -188,9 +188,20 @@ ALONE = (
 )  # fmt: skip
 
 
+# One number at a time: tests/engines/test_special_values.py has each of these rules, so `make conformance` is enough.
+ARITHMETIC = {
+    "reciprocal", "floor, ceil", "trunc, round", "sign", "sqrt, rsqrt", "logarithms", "logarithms of what has none",
+    "waves", "atan2", "remainder", "division", "powers", "sides of a difference", "lerp", "products and sums",
+    "addcmul, addcdiv", "clamps", "rectifiers", "prelu, elu", "gates", "smooth", "softplus", "hard",
+    "comparisons", "NaN",
+}  # fmt: skip
+
+
 def groups(size: int = 6) -> list[tuple[str, ...]]:
     """Names of functions for one loop: one trace is cheaper than six."""
-    others = [name for name in FUNCTIONS if name not in ALONE]
+    others = sorted(
+        (name for name in FUNCTIONS if name not in ALONE), key=lambda name: name not in ARITHMETIC
+    )
     return [(name,) for name in ALONE] + [tuple(others[i : i + size]) for i in range(0, len(others), size)]
 
 
@@ -243,17 +254,23 @@ def values(loop: Loop, sizes: list[int]) -> Given:
 
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("names", groups(), ids="; ".join)
+@pytest.mark.parametrize(
+    "names",
+    with_more(
+        [names for names in groups() if not ARITHMETIC.issuperset(names)],
+        [names for names in groups() if ARITHMETIC.issuperset(names)],
+    ),
+    ids="; ".join,
+)
 def test_operations(names: tuple[str, ...], dtype: torch.dtype) -> None:
     for what, loop in loops(names, dtype).items():
         at = values(loop, [9, 9, 4, 1])
         expected = at.run(REFERENCE)
         if len(names) > 1:
             assert all(value.isfinite().all() for value in expected.values()), "one of them belongs to ALONE"
-        for set_ in instruction_sets():
-            with forced(set_):
-                assert NATIVE.supports(loop, CPU) is None, (what, NATIVE.supports(loop, CPU))
-                assert_same(at.run(NATIVE), expected, 1e-10 if dtype == torch.float64 else 1e-4)
+        for native in ENGINES.values():
+            assert native.supports(loop, CPU) is None, (what, native.supports(loop, CPU))
+            assert_same(at.run(native), expected, 1e-10 if dtype == torch.float64 else 1e-4)
 
 
 @pytest.mark.conformance  # it traces all of them in both precisions

@@ -22,13 +22,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from elman.engines.native import Native, why_not_built
-from elman.engines.native.engine import forced
 from elman.engines.native.rules import RULES
 from elman.plan.form import Loop
 from elman.trace.joint import _APART, _without_writes
 from elman.trace.normal import normalise
 from tests.engines.loops import CPU, Given
-from tests.engines.test_native import instruction_sets
+from tests.engines.test_native import ENGINES
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
@@ -149,7 +148,6 @@ REWRITTEN = (
 # --- running them ----------------------------------------------------------------------------------------------------
 
 DTYPES = (torch.float32, torch.float64)
-NATIVE = Native()
 AT_ONCE = 30  # rows in one loop, which may have 1024 values
 
 
@@ -256,22 +254,21 @@ def agree(ours: Tensor, theirs: Tensor, key: str) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
-@pytest.mark.parametrize("instructions", instruction_sets())
-def test_special_values(instructions: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("native", ENGINES.values(), ids=ENGINES)
+def test_special_values(native: Native, dtype: torch.dtype) -> None:
     wrong = []
-    with forced(instructions):
-        for loop, values in loops(dtype):
-            assert NATIVE.supports(loop, CPU) is None, NATIVE.supports(loop, CPU)
-            made = Given(loop, values, [1]).run(NATIVE)
-            names = {name.split("/")[0]: None for name in values}
-            for name in names:
-                expected = plainly(name, dtype)
-                for key in expected[0]:
-                    good = agree(made[key], expected[0][key], key)
-                    if key in ONE_BY_ONE:
-                        good |= agree(made[key], expected[1][key], key)
-                    if not good.all():
-                        wrong.append(_said(name, key, made[key], expected[0][key], ~good, dtype))
+    for loop, values in loops(dtype):
+        assert native.supports(loop, CPU) is None, native.supports(loop, CPU)
+        made = Given(loop, values, [1]).run(native)
+        names = {name.split("/")[0]: None for name in values}
+        for name in names:
+            expected = plainly(name, dtype)
+            for key in expected[0]:
+                good = agree(made[key], expected[0][key], key)
+                if key in ONE_BY_ONE:
+                    good |= agree(made[key], expected[1][key], key)
+                if not good.all():
+                    wrong.append(_said(name, key, made[key], expected[0][key], ~good, dtype))
     assert not wrong, "\n".join(["", *wrong])
 
 

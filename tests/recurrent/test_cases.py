@@ -81,10 +81,11 @@ def second(run: Any, rnn: elman.Recurrent, inputs: Inputs) -> tuple[Named, Named
 
 
 @some(
-    "lstm", "noisy_rnn", "dict_output_rnn", "columns_rnn", "merged_heads_rnn", "batch_in_the_middle_rnn", "token_rnn",
+    "lstm", "noisy_rnn", "merged_heads_rnn", "token_rnn",
     # What a gradient means, when it is not the derivative of what is computed, only the cell's own autograd can say.
-    "straight_through_rnn", "lying_rnn", "detached_rnn", "cut_rnn",
+    "straight_through_rnn", "lying_rnn", "cut_rnn",
     more=(
+        "dict_output_rnn", "columns_rnn", "batch_in_the_middle_rnn", "detached_rnn",
         "jordan", "layer_norm_rnn", "zoneout_lstm", "cat_rnn", "tied_rnn", "delayed_rnn", "swing", "loss_rnn",
         "stacked_columns_gru", "nodes_inner_gru", "stacked_inputs_rnn", "kinked_rnn", "smooth_rnn", "rounded_rnn",
         "spiking_rnn", "no_grad_rnn",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -30,7 +30,9 @@ def _living() -> Counter[str]:
 
 
 def test_a_cell_that_was_traced_and_dropped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_LIMIT", 1)  # programs that are kept for other layers like it
+    # Programs that are kept for other layers like it: of other tests there may be many.
+    monkeypatch.setattr(prepare, "_SHARED", OrderedDict())
+    monkeypatch.setattr(prepare, "_LIMIT", 1)
     for number in range(2):
         _use(number)
     before = _living()

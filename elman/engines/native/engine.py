@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +32,6 @@ OPERANDS, DIMENSIONS = 6, 4  # as in native/program.hpp
 _REAL = (torch.float32, torch.float64)
 _threads = torch.get_num_threads
 _like = torch.empty_like
-_FORCED: list[str] = []  # the instruction set that tests ask for
 
 
 def why_not_built() -> str | None:
@@ -44,20 +42,8 @@ def why_not_built() -> str | None:
 
 
 def isa() -> str | None:
-    """The instruction set that is used: "avx512", "avx2" or "plain"; None without the native module."""
-    if _native is None:
-        return None
-    return _FORCED[-1] if _FORCED else _native.instruction_sets()[0]
-
-
-@contextlib.contextmanager
-def forced(name: str) -> Iterator[None]:
-    """For tests: use another instruction set than the best one. Programs that are there already keep theirs."""
-    _FORCED.append(name)
-    try:
-        yield
-    finally:
-        _FORCED.pop()
+    """The best instruction set of this machine: "avx512", "avx2" or "plain"; None without the native module."""
+    return None if _native is None else _native.instruction_sets()[0]
 
 
 @functools.cache
@@ -74,15 +60,20 @@ class _Ready:
 
 
 class Native(Engine):
-    """C++ on CPUs: float32 and float64, most operations; `supports()` says which not."""
+    """C++ on CPUs: float32 and float64, most operations; `supports()` says which not.
+
+    instructions: the instruction set, by default the best of this machine.
+    """
 
     name = "native"
+    cheap_to_start = True
 
-    def __init__(self) -> None:
-        self._made: weakref.WeakKeyDictionary[Loop, dict[str, _Ready | str]] = weakref.WeakKeyDictionary()
+    def __init__(self, instructions: str | None = None) -> None:
+        self.instructions = instructions or isa()
+        self._made: weakref.WeakKeyDictionary[Loop, _Ready | str] = weakref.WeakKeyDictionary()
 
     def describe(self) -> str:
-        return f"{self.name} ({isa()})"
+        return f"{self.name} ({self.instructions})"
 
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -92,18 +83,17 @@ class Native(Engine):
 
     def _ready(self, loop: Loop) -> _Ready | str:
         """The loop as a program, or why it cannot be one."""
-        name = isa()
+        name = self.instructions
         if name is None:
             return why_not_built() or ""
         made = self._made.get(loop)
         if made is None:
-            made = self._made[loop] = {}
-        if name not in made:
             try:
-                made[name] = _prepared(loop, lower(loop, *_native.panels(name)), name)
+                made = _prepared(loop, lower(loop, *_native.panels(name)), name)
             except Unsupported as reason:
-                made[name] = f"it has no form for {reason}"
-        return made[name]
+                made = f"it has no form for {reason}"
+            self._made[loop] = made
+        return made
 
     def run(
         self,
@@ -127,19 +117,19 @@ class Native(Engine):
             for n in graph.nodes
             if isinstance(v := n.meta.get("val"), Tensor) and v.dtype.is_floating_point
         ]
-        name = isa()
+        name = self.instructions
         if name is None or not real or any(dtype != real[0] for dtype in real) or real[0] not in _REAL:
             return super().stage(graph, arguments, results)
         return stage.function(graph, arguments, results, _multiplier(name, real[0]), real[0])
 
     def runner(self, loop: Loop) -> Runner:
-        usual, known, first_state = isa(), self._ready(loop), len(loop.constants) + len(loop.sequences)
+        ready, first_state = self._ready(loop), len(loop.constants) + len(loop.sequences)
+        assert type(ready) is _Ready, ready
+        run_loop, widths = ready.run, ready.widths
 
         def run(
             batch: int, sizes: Sequence[int], reverse: bool, values: Sequence[Tensor], out: Sequence[Tensor]
         ) -> Sequence[Tensor]:
-            ready = known if not _FORCED or isa() == usual else self._ready(loop)
-            assert type(ready) is _Ready, ready
             steps = len(sizes)
             if steps and (sizes[0] != batch or sizes[-1] != batch):
                 rows: list[int] | None = list(sizes)
@@ -147,13 +137,13 @@ class Native(Engine):
                 rows = None
             values, out, threads = tuple(values), tuple(out), _threads()
             finals = list(map(_like, values[first_state:]))
-            error = ready.run(steps, batch, rows, reverse, values, None, out, finals, threads)
+            error = run_loop(steps, batch, rows, reverse, values, None, out, finals, threads)
             if error is False:
-                ordered, strides = _in_order(values, ready.widths)
+                ordered, strides = _in_order(values, widths)
                 finals = [
                     torch.empty_like(v, memory_format=torch.contiguous_format) for v in ordered[first_state:]
                 ]
-                error = ready.run(steps, batch, rows, reverse, ordered, strides, out, finals, threads)
+                error = run_loop(steps, batch, rows, reverse, ordered, strides, out, finals, threads)
             if error:
                 raise failed(*error)  # type: ignore[misc]
             return finals
