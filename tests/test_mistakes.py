@@ -316,7 +316,7 @@ MISTAKES = (
     ),
     Mistake("trace(3)", lambda: elman.trace(3, x(2, 3), h), InputTypeError, ("a cell is",)),
     Mistake("verify(3)", lambda: elman.verify(3, x(2, 3)), InputTypeError, ("a cell is",)),
-    Mistake("a model's cell", lambda: LanguageModel(10, 5), InputTypeError, ("by its name",)),
+    Mistake("a model's cell", lambda: LanguageModel(10, 5), InputTypeError, ("nothing that makes one",)),
     Mistake("a model's vocabulary", lambda: LanguageModel("abc"), InputTypeError, ("vocabulary",)),
     Mistake(
         "floats for a model",

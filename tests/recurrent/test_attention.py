@@ -73,6 +73,7 @@ CELLS: dict[str, Callable[[], nn.Module]] = {
     "attention": Heads,
     "scaled": lambda: Heads(scale=0.3),
     "mask": lambda: Heads(attn_mask=MASK),
+    "nothing to see": lambda: Heads(attn_mask=NOTHING),
     "added mask": lambda: Heads(attn_mask=MASK.double()),
     "groups": lambda: Heads(enable_gqa=True),
     "multihead": lambda: Multihead(need_weights=False),
@@ -123,7 +124,14 @@ def derivatives(outputs: Any, wants: list[Any], twice: bool) -> list[Any]:
     "name",
     with_more(
         ["mask", "groups", "multihead", "encoder layer", "context"],
-        ["attention", "scaled", "added mask", "encoder layer, norm first", "encoder layer, eval"],
+        [
+            "attention",
+            "scaled",
+            "nothing to see",
+            "added mask",
+            "encoder layer, norm first",
+            "encoder layer, eval",
+        ],
     ),
 )
 def test_it_is_the_loop(name: str, engine: str) -> None:
@@ -137,7 +145,9 @@ def test_it_is_the_loop(name: str, engine: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", with_more(["mask", "context"], ["attention", "multihead", "encoder layer"]))
+@pytest.mark.parametrize(
+    "name", with_more(["nothing to see", "context"], ["mask", "attention", "multihead", "encoder layer"])
+)
 def test_second_derivatives_are_the_loops(name: str) -> None:
     cell = CELLS[name]()
     x, state, context = arguments(name)
