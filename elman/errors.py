@@ -95,10 +95,6 @@ class NotSupported(ElmanError, NotImplementedError):
     """elman does not do this, or not yet. mend: the way round."""
 
 
-class EngineError(ElmanError, RuntimeError):
-    """The engine asked for by name cannot run this loop, or there is none of that name. got: its reason."""
-
-
 class DataError(ElmanError, ValueError):
     """A file is missing, unreadable or not what it should be. where: its path, and the line if known."""
 

@@ -157,9 +157,7 @@ def _freeze(value: Any) -> Any:
     return (type(value).__name__, value)
 
 
-def run(
-    graph: fx.Graph, inputs: Mapping[str, Any], rows: int, owner: torch.nn.Module | None = None
-) -> dict[str, Any]:
+def run(graph: fx.Graph, inputs: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Run a step on real tensors: input name -> tensor in, result name -> tensor out. The slow, obvious way."""
     values: dict[fx.Node, Any] = {}
     for node in graph.nodes:
