@@ -40,10 +40,8 @@ def _kept(error: BaseException) -> str:
     return f"its traceback is in {path}"
 
 
-def plain(text: str, *, lines: bool = False) -> str:
-    """A text without what a terminal would act on: it may come from a file of anybody's.
-
-    lines: a text of its own, in which marks of direction and of joining, and carriage returns, have a meaning.
-    """
-    kept, gone = ("\n\t\r", ("Cc", "Cs")) if lines else ("\n\t", ("Cc", "Cf", "Cs"))
-    return "".join(c if c in kept or unicodedata.category(c) not in gone else "\ufffd" for c in text)
+def plain(text: str) -> str:
+    """A message without what a terminal would act on: parts of it may come from a file of anybody's."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\ufffd" for c in text
+    )

@@ -47,7 +47,6 @@ def _one(plan: Plan, name: str) -> Plan:
     taken, names = {*plan.names(), *graphs.results_of(loop.graph)}, {}
     for leaf in leaves:
         names[leaf] = _name(leaf, made, taken)
-        taken.add(names[leaf])
     fresh = {n for leaf, n in names.items() if carries(leaf.meta["val"]) and n not in loop.sequences}
     if not moved or len(fresh) > 1 or any(not _enters(leaf) for leaf in leaves):
         return plan
@@ -120,4 +119,4 @@ def _name(leaf: fx.Node, made: dict[str, fx.Node], taken: set[str]) -> str:
     if leaf.op == "placeholder":
         return str(leaf.target)
     known = next((name for name, node in made.items() if node is leaf), None)
-    return known or identifier(leaf.name, set(taken))
+    return known or identifier(leaf.name, taken)
