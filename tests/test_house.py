@@ -188,7 +188,7 @@ DOORS = {
     "exec": {
         "models/find.py",
         "engines/codegen.py",
-        "execute/writer.py",
+        "execute/emit.py",
     },  # the latter: what elman wrote itself
     "eval": set(),
     "find_cells": {"models/language.py"},

@@ -12,7 +12,7 @@ from elman import engines
 from elman.circuit.form import Kind
 from elman.engines import codegen
 from elman.engines.base import Runner, StageMaker
-from elman.execute.writer import Made, written
+from elman.execute.emit import Made, written
 from elman.layout import Packing
 from elman.plan.form import Plan
 from elman.plan.sink import sunk

@@ -15,10 +15,10 @@ from torch import fx
 from elman.circuit import graphs
 from elman.engines.base import Engine, LoopResult, Runner
 from elman.engines.lookups import failed
-from elman.engines.native import stage
+from elman.engines.native import grouped
+from elman.engines.native.builder import Op
 from elman.engines.native.lower import Lowered, lower
 from elman.engines.native.values import Unsupported, row_sizes
-from elman.engines.native.writer import Op
 from elman.plan.form import Loop, LoopState
 
 try:
@@ -120,7 +120,7 @@ class Native(Engine):
         name = self.instructions
         if name is None or not real or any(dtype != real[0] for dtype in real) or real[0] not in _REAL:
             return super().stage(graph, arguments, results)
-        return stage.function(graph, arguments, results, _multiplier(name, real[0]), real[0])
+        return grouped.function(graph, arguments, results, _multiplier(name, real[0]), real[0])
 
     def runner(self, loop: Loop) -> Runner:
         ready, first_state = self._ready(loop), len(loop.constants) + len(loop.sequences)

@@ -1,4 +1,4 @@
-"""Writes a program: buffers and operations on views. What an ATen operation becomes stands in rules/."""
+"""A program while it is built: buffers and operations on views. What an ATen operation becomes stands in rules/."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Op:
 
 
 @dataclass(eq=False)
-class Writer:
+class Builder:
     """A program while it grows. real_bytes: 4 or 8. panel: columns of a packed panel."""
 
     real_bytes: int
