@@ -233,7 +233,7 @@ def form_of(node: fx.Node) -> tuple[Any, ...]:
 
 def _chunks(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """The first slice of a value -> all of them in order, where they share out its columns evenly."""
-    found = {}
+    shared_out = {}
     for value in graph.nodes:
         slices = [
             u for u in value.users if u.target is aten.slice.Tensor and u.args[1] == 1 and len(u.args) == 4
@@ -244,9 +244,9 @@ def _chunks(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         parts = {user.args[2:4]: user for user in slices}
         ranges = [(k * width, (k + 1) * width) for k in range(len(slices))]
         if not rest and set(parts) == set(ranges):
-            found[slices[0]] = [parts[columns] for columns in ranges]
+            shared_out[slices[0]] = [parts[columns] for columns in ranges]
     first_in_order = {node: i for i, node in enumerate(graph.nodes)}
-    return {min(parts, key=first_in_order.__getitem__): parts for parts in found.values()}
+    return {min(parts, key=first_in_order.__getitem__): parts for parts in shared_out.values()}
 
 
 def _last_uses(nodes: Sequence[fx.Node], wanted: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
@@ -257,8 +257,8 @@ def _last_uses(nodes: Sequence[fx.Node], wanted: set[fx.Node]) -> dict[fx.Node, 
             for source in node.all_input_nodes:
                 last[source] = node
             last.setdefault(node, node)
-    found: dict[fx.Node, list[fx.Node]] = {}
+    dying: dict[fx.Node, list[fx.Node]] = {}
     for value, user in last.items():
         if value not in wanted:
-            found.setdefault(user, []).append(value)
-    return found
+            dying.setdefault(user, []).append(value)
+    return dying

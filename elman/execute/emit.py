@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -104,11 +103,10 @@ class _Emitter:
     def _timeline(self) -> str:
         if not self.timeline:
             kind, sizes = (Ragged, "packing") if self.ragged else (Timeline, "steps, batch")
-            self.timeline = self.python.let(f"{self._constant(kind)}({sizes}, {self.plan.circuit.reverse})")
+            self.timeline = self.python.let(
+                f"{self.python.constant(kind)}({sizes}, {self.plan.circuit.reverse})"
+            )
         return self.timeline
-
-    def _constant(self, value: Any) -> str:
-        return self.python.constant(value)
 
     def _in_rows(self, name: str) -> str:
         if name not in self.rows:
@@ -131,7 +129,7 @@ class _Emitter:
     def _empty(self, size: str, like: torch.Tensor) -> str:
         with outside():
             new = torch.empty(0, dtype=like.dtype, device=like.device).new_empty
-        return f"{self._constant(new)}({size})"  # a shorter way than saying dtype and device
+        return f"{self.python.constant(new)}({size})"  # a shorter way than saying dtype and device
 
     # --- what goes in ---------------------------------------------------------------------------------------------
 
@@ -151,14 +149,13 @@ class _Emitter:
             self.whole[port.name] = self.rows[port.name] = name
 
     def _drawn(self, port: InPort) -> str:
-        if self.ragged and port.rows:
-            return f"{self._constant(noise.draw_rows)}({self._constant(port)}, {noise.number(port)}, seed, 0, rows)"
-        if not self.single:
-            given = f"{self._constant(port)}, {noise.number(port)}, seed, 0, steps, batch"
-            return f"{self._constant(noise.draw)}({given})"
-        draw = self._constant(torch.rand if port.draw == "uniform" else torch.randn)
-        where = f"dtype={self._constant(port.dtype)}, device={self._constant(port.device)}"
-        return f"{draw}({tuple_of('batch' if port.rows else '', *port.shape)}, {where})"
+        constant = self.python.constant
+        if self.single:
+            draw = constant(torch.rand if port.draw == "uniform" else torch.randn)
+            where = f"dtype={constant(port.dtype, 'dtype')}, device={constant(port.device, 'device')}"
+            return f"{draw}({tuple_of('batch' if port.rows else '', *port.shape)}, {where})"
+        draw, sizes = (noise.draw_rows, "rows") if self.ragged and port.rows else (noise.draw, "steps, batch")
+        return f"{constant(draw)}({constant(port, 'port')}, {noise.number(port)}, seed, 0, {sizes})"
 
     def _zeros(self, port: InPort, timed: bool) -> str:
         """Zeros for what is left out: a starting state, or the cotangents of an output that nobody used."""

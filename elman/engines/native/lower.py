@@ -19,6 +19,7 @@ from elman.circuit import graphs
 from elman.circuit.form import ROWS
 from elman.circuit.rows import ROWWISE, carries, verdict
 from elman.engines.native.builder import Builder, Op
+from elman.engines.native.extension import compiled
 from elman.engines.native.rules import RULES, ResultSpec
 from elman.engines.native.values import (
     REAL,
@@ -32,8 +33,6 @@ from elman.engines.native.values import (
 from elman.plan.form import Loop
 
 aten = torch.ops.aten
-LINE = 64  # bytes of a cache line
-MOST_BUFFERS, MOST_STATES = 1024, 64  # as in native/program.hpp
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +70,8 @@ class _Lowering:
     def lowered(self) -> Lowered:
         if self.loop.sums:
             raise Unsupported("sums over rows inside the loop")
-        if len(self.loop.states) > MOST_STATES:
-            raise Unsupported(f"more than {MOST_STATES} states")
+        if len(self.loop.states) > compiled.MOST_STATES:
+            raise Unsupported(f"more than {compiled.MOST_STATES} states")
         self._inputs()
         fused = _fused(self.loop.graph)
         for node in self.loop.graph.nodes:
@@ -88,8 +87,8 @@ class _Lowering:
         _meetings(p)
         used = {_root(v) for op in (*p.ops, *p.prepare) for v in op.operands if v is not None}
         buffers = [buffer for buffer in p.buffers if buffer in used]
-        if len(buffers) > MOST_BUFFERS:
-            raise Unsupported(f"more than {MOST_BUFFERS} values")
+        if len(buffers) > compiled.MOST_BUFFERS:
+            raise Unsupported(f"more than {compiled.MOST_BUFFERS} values")
         work = sum(2 * op.k * op.size[3] if op.code == "product" else 8 * _count(op) for op in p.ops)
         return Lowered(self.real, p.ops, p.prepare, buffers, self.states, scratch, prepared, work, widest)
 
@@ -97,19 +96,19 @@ class _Lowering:
 
     def _inputs(self) -> None:
         loop = self.loop
-        known: dict[str, tuple[str, int]] = {}
-        known |= {
+        places: dict[str, tuple[str, int]] = {}
+        places |= {
             name: ("rowed" if name in loop.rowed else "constant", i) for i, name in enumerate(loop.constants)
         }
-        known |= {
+        places |= {
             name: ("stepped" if name in loop.stepped else "sequence", i)
             for i, name in enumerate(loop.sequences)
         }
-        known |= {state.name: ("state", i) for i, state in enumerate(loop.states)}
+        places |= {state.name: ("state", i) for i, state in enumerate(loop.states)}
         for node in loop.graph.nodes:
             if node.op != "placeholder" or node.target == ROWS or not node.users:
                 continue
-            kind, index = known[str(node.target)]
+            kind, index = places[str(node.target)]
             value = node.meta["val"]
             sizes = row_sizes(value)
             width = contiguous(sizes)[0] * sizes[0] if sizes else 1
@@ -190,15 +189,17 @@ class _Lowering:
 
 
 def _real(loop: Loop) -> torch.dtype:
-    found = {
+    dtypes = {
         value.dtype
         for node in loop.graph.nodes
         for value in _tensors(node.meta.get("val"))
         if value.dtype.is_floating_point
     }
-    if len(found) > 1:
-        raise Unsupported(f"{' and '.join(sorted(str(d).removeprefix('torch.') for d in found))} in one loop")
-    real = next(iter(found), torch.float32)
+    if len(dtypes) > 1:
+        raise Unsupported(
+            f"{' and '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))} in one loop"
+        )
+    real = next(iter(dtypes), torch.float32)
     if real not in (torch.float32, torch.float64):
         raise Unsupported(f"values of type {str(real).removeprefix('torch.')}")
     return real
@@ -222,7 +223,7 @@ class _fused:
 
     def __init__(self, graph: fx.Graph):
         self.skipped: set[fx.Node] = set()
-        self.made: dict[fx.Node, tuple[str, tuple[Any, ...]]] = {}
+        self.operations: dict[fx.Node, tuple[str, tuple[Any, ...]]] = {}
         for node in graph.nodes:
             if node.target not in (aten.add.Tensor, aten.sub.Tensor) or node.kwargs or not _is_real(node):
                 continue
@@ -237,12 +238,12 @@ class _fused:
 
     def _enter(self, node: fx.Node, part: fx.Node, code: str, args: tuple[Any, ...]) -> None:
         self.skipped.add(part)
-        self.made[node] = (code, args)
+        self.operations[node] = (code, args)
 
     def lower(self, lowering: _Lowering, node: fx.Node) -> View | None:
-        if node not in self.made:
+        if node not in self.operations:
             return None
-        code, args = self.made[node]
+        code, args = self.operations[node]
         arguments = [lowering._argument(arg) for arg in args]
         return lowering.p.map(code, REAL, lowering.want(node).sizes, *arguments)
 
@@ -307,7 +308,7 @@ def _needed(prepare: list[Op], ops: list[Op]) -> list[Op]:
 
 
 def _up(size: int) -> int:
-    return -(-size // LINE) * LINE
+    return -(-size // compiled.LINE) * compiled.LINE
 
 
 def _scratch(p: Builder) -> int:

@@ -45,11 +45,7 @@ def _same(p: Builder, want: ResultSpec, x: View, **_: Any) -> View:
 @rule(aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.squeeze.dim, aten.squeeze.dims,
       aten.squeeze.default, aten.unflatten.int, aten.flatten.using_ints)  # fmt: skip
 def _reshape(p: Builder, want: ResultSpec, x: View, *_: Any) -> View:
-    made = x.reshape(want.sizes)
-    if made is None:
-        made = p.copy(x).reshape(want.sizes)
-    assert made is not None
-    return made
+    return x.reshape(want.sizes) or must(p.copy(x).reshape(want.sizes))
 
 
 @rule(aten.permute.default)

@@ -96,8 +96,8 @@ def _extremes(code: str, values: bool) -> Rule:
             [None if value is None else (value, 0), (index, 0), (view, stride)],
             results=2,
         )
-        made = tuple(must(v.reshape(want.sizes)) for v in (value, index) if v is not None)
-        return made if values else made[0]
+        results = tuple(must(v.reshape(want.sizes)) for v in (value, index) if v is not None)
+        return results if values else results[0]
 
     return lower
 
@@ -120,8 +120,8 @@ def variance(
     squares = p.map("square", REAL, x.sizes, p.map("sub", REAL, x.sizes, x, mean))
     total = reduced(p, ResultSpec(kept, REAL, ()), "sum", squares, dims)
     divisor = n - (1 if correction is None else correction)
-    made = p.map("div", REAL, kept, total, float(max(divisor, 0)))
-    return must(made.reshape(want.sizes)), must(mean.reshape(want.sizes))
+    variances = p.map("div", REAL, kept, total, float(max(divisor, 0)))
+    return must(variances.reshape(want.sizes)), must(mean.reshape(want.sizes))
 
 
 @rule(aten.var_mean.correction)
@@ -176,8 +176,7 @@ def _logsumexp(p: Builder, want: ResultSpec, x: View, dims: Any, keepdim: bool =
     # of infinities alone, as torch has it
     finite = f.where(f("eq", f("abs", top), math.inf), 0.0, top)
     e = p.map("exp", REAL, x.sizes, p.map("sub", REAL, x.sizes, x, finite))
-    made = f("add", f("log", reduced(p, kept, "sum", e, dims)), finite)
-    return must(made.reshape(want.sizes))
+    return must(f("add", f("log", reduced(p, kept, "sum", e, dims)), finite).reshape(want.sizes))
 
 
 @rule(aten.cumsum.default)

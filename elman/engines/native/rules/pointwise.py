@@ -88,8 +88,8 @@ def _compare(code: str) -> Rule:
         if type == BOOL:
             if code not in ("eq", "ne"):
                 raise Unsupported(f"{code} of bool values")
-            made = p.map("bool_xor", BOOL, want.sizes, a, b)
-            return made if code == "ne" else p.map("bool_not", BOOL, want.sizes, made)
+            differs = p.map("bool_xor", BOOL, want.sizes, a, b)
+            return differs if code == "ne" else p.map("bool_not", BOOL, want.sizes, differs)
         if type == INT:
             return p.map(f"int_{code}", BOOL, want.sizes, *[view_of(p, v, INT, want.sizes) for v in (a, b)])
         return p.map(code, BOOL, want.sizes, a, b)

@@ -39,9 +39,9 @@ def product(p: Builder, start: View | None, left: View, right: View, sizes: tupl
                     None if s is None else s.permute((1, 0)),
                 )
             if o.sizes[1] > 1 and o.strides[1] != 1:
-                made = p.new(REAL, o.sizes)
-                p.product(a, b, s, made)
-                p.copy(made, into=o)
+                product = p.new(REAL, o.sizes)
+                p.product(a, b, s, product)
+                p.copy(product, into=o)
             else:
                 p.product(a, b, s, o)
         return out
