@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from elman import cells, models, nn
     from elman.adjoint import adjoint
     from elman.circuit import Circuit
+    from elman.draw import draw
     from elman.errors import ElmanError
     from elman.forcing import force
     from elman.plan import cost, explain, pair, plan
@@ -31,6 +32,7 @@ __all__ = [
     "adjoint",
     "cells",
     "cost",
+    "draw",
     "explain",
     "force",
     "last",
@@ -53,6 +55,7 @@ _HOMES = {
     "Stack": "recurrent",
     "adjoint": "adjoint",
     "cost": "plan",
+    "draw": "draw",
     "explain": "plan",
     "force": "forcing",
     "last": "recurrent",

@@ -32,7 +32,6 @@ ROOMS = (
     "plan",
     "layout",
     "pieces",
-    "draw",
     "engines",
     "execute",
     "recurrent",
@@ -40,6 +39,7 @@ ROOMS = (
     "data",
     "training",
     "models",
+    "draw",
     "export",
     "report",
     "app",
@@ -56,6 +56,7 @@ PUBLIC = (
     "adjoint",
     "cells",
     "cost",
+    "draw",
     "explain",
     "force",
     "last",
@@ -242,7 +243,7 @@ def test_names_are_imported_late_from_where_type_checkers_find_them() -> None:
     assert not hasattr(elman, "nothing")
 
 
-@pytest.mark.parametrize("name", ["adjoint", "plan", "trace", "unfold"])
+@pytest.mark.parametrize("name", ["adjoint", "draw", "plan", "trace", "unfold"])
 def test_a_function_is_not_hidden_by_its_room(name: str) -> None:
     """elman.plan is the function; the room of the same name is imported as `from elman.plan import …`."""
     assert not isinstance(getattr(elman, name), types.ModuleType)
