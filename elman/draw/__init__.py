@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from elman.circuit import Circuit
-from elman.draw import book
+from elman.draw import book, ops
 from elman.draw.scene import Scene
 from elman.draw.svg import svg
 from elman.draw.variables import equations
@@ -60,6 +60,9 @@ def draw(
     if not isinstance(thing, Circuit):
         raise InputTypeError(what="this cannot be drawn", where="draw(thing)", got=type(thing).__name__,
                              expected="a circuit, an unfolded graph, a cell, a layer or a model")  # fmt: skip
+    if level == "ops":
+        scene = ops.planned(thing) if not unfold else ops.unfolded(thing, 3 if unfold is True else unfold)
+        return Drawing(scene.check())
     eq = equations(thing)
     if unfold is None or unfold is False:
         scene = book.folded(eq)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from elman.draw.layered import Link, Placed, Size, layered
-from elman.draw.measure import LINE, width
+from elman.draw.lines import Saying, bent, connect, flat, label_size
+from elman.draw.measure import width
 from elman.draw.scene import SIZE, Box, Edge, Group, Node, Point, Scene, Text
 from elman.draw.variables import Equations, Influence, Variable
 
@@ -147,7 +148,7 @@ def _laid_out(
     sizes = {v.key: _size(v, name(v), eq, straight, folded) for v in shown}
     influences = [i for i in eq.influences if i.source not in straight]
     links = [Link(i.source, i.target, _label_size(i)) for i in influences]
-    ranks = {v.key: 0 for v in shown if v.role == "input" and any(i.source == v.key for i in influences)}
+    ranks = dict.fromkeys(_bottom(eq), 0)
     befores = [v.key for v in shown if v.role == "before"]
     feeds = [v.of for v in shown if v.role == "before" and v.of is not None and v.of in sizes]
     first, last = ([], [*feeds, *befores]) if folded else (befores, feeds)
@@ -178,6 +179,25 @@ def _laid_out(
     return _Step(nodes, tuple(edges), dict(straight), box)
 
 
+def _bottom(eq: Equations) -> set[str]:
+    """The inputs that belong to the lowest row: those that are wanted first, x rather than a target y."""
+    rank: dict[str, int] = {}
+    into: dict[str, list[str]] = {}
+    for influence in eq.influences:
+        into.setdefault(influence.target, []).append(influence.source)
+
+    def depth(key: str) -> int:
+        if key not in rank:
+            rank[key] = max((depth(source) + 1 for source in into.get(key, ())), default=0)
+        return rank[key]
+
+    first: dict[str, int] = {}
+    for influence in eq.influences:
+        if eq.of(influence.source).role == "input":
+            first[influence.source] = min(first.get(influence.source, 10**6), depth(influence.target))
+    return {key for key, low in first.items() if low == min(first.values())}
+
+
 def _size(v: Variable, name: str, eq: Equations, straight: Mapping[str, Influence], folded: bool) -> Size:
     if v.role in ("before", "joint"):
         return Size(10, 10, ROUND / 2)
@@ -202,8 +222,7 @@ def _label(influence: Influence) -> str:
 
 
 def _label_size(influence: Influence) -> Size | None:
-    said = _label(influence)
-    return Size(6, width(said, NOTE) + 18, LINE * NOTE + 2) if said else None
+    return label_size(_label(influence), NOTE)
 
 
 def _node(v: Variable, name: str, x: float, y: float, folded: bool, t: int | None, eq: Equations) -> Node:
@@ -228,141 +247,20 @@ def _color(eq: Equations, weights: Sequence[str]) -> int | None:
 def _edges(
     eq: Equations, influences: Sequence[Influence], placed: Placed, nodes: Mapping[str, Node]
 ) -> list[Edge]:
-    """Smooth lines along the ways that the layout has found, as straight as boxes allow."""
-    ways = [[(x, -y) for x, y in way] for way in placed.ways]
-    marks = [None if mark is None else (mark[0], -mark[1]) for mark in placed.labels]
-    sizes = [_label_size(influence) for influence in influences]
-    blocks = [(node.id, _wider(node.box, 7)) for node in nodes.values()]
-    for number, (mark, size) in enumerate(zip(marks, sizes, strict=True)):
-        if mark is not None and size is not None:
-            x, y = mark
-            high = size.height / 2
-            blocks.append((f"label {number}", Box(x - size.left, y - high, x + size.right, y + high)))
-    found = []
-    for number, influence in enumerate(influences):
-        source, target = nodes[influence.source], nodes[influence.target]
-        own = {source.id, target.id, f"label {number}"}
-        others = [box for name, box in blocks if name not in own]
-        middle = _straightened(ways[number], marks[number], others)
-        start, end = _border(source, middle[1]), _border(target, middle[-2])
-        points = smooth([start, *middle[1:-1], end])
-        color, mark = _color(eq, influence.weights), marks[number]
-        texts = ()
-        if mark is not None:
-            high = LINE * NOTE / 2 + 1
-            x = max((x for x, y in flat(points) if abs(y - mark[1]) <= high), default=mark[0])
-            texts = (
-                Text(min(x, mark[0] + 11) + 5, mark[1], _label(influence), NOTE, "start", "weight", color),
-            )
-        arrow = target.shape != "dot"
-        found.append(Edge(source.id, target.id, points, texts, influence.weights, color, arrow))
-    return found
+    said = []
+    for i in influences:
+        said.append(Saying(_label(i), NOTE, _color(eq, i.weights), i.weights, nodes[i.target].shape != "dot"))
+    ends = [(influence.source, influence.target) for influence in influences]
+    return connect(ends, _upright(placed), nodes, said)
 
 
-def _wider(box: Box, by: float) -> Box:
-    return Box(box.left - by, box.top - by, box.right + by, box.bottom + by)
-
-
-def _straightened(way: Sequence[Point], mark: Point | None, others: Sequence[Box]) -> list[Point]:
-    """The way without the points that it can do without: where the straight line past them meets no box."""
-    points, i = [way[0]], 0
-    while i < len(way) - 1:
-
-        def goes(j: int, i: int = i) -> bool:
-            return j == i + 1 or (mark not in way[i + 1 : j] and _free(way[i], way[j], others))
-
-        i = next(j for j in range(len(way) - 1, i, -1) if goes(j))
-        points.append(way[i])
-    return points
-
-
-def _free(a: Point, b: Point, others: Sequence[Box]) -> bool:
-    """Whether a straight line meets none of the boxes."""
-    steps = max(2, int(max(abs(a[0] - b[0]), abs(a[1] - b[1])) / 4))
-    for k in range(steps + 1):
-        x, y = a[0] + (b[0] - a[0]) * k / steps, a[1] + (b[1] - a[1]) * k / steps
-        if any(box.left < x < box.right and box.top < y < box.bottom for box in others):
-            return False
-    return True
-
-
-def _border(node: Node, toward: Point) -> Point:
-    """Where the straight line from the middle of a node to a point leaves it."""
-    if node.shape == "dot":
-        return node.x, node.y
-    dx, dy = toward[0] - node.x, toward[1] - node.y
-    length = (dx * dx + dy * dy) ** 0.5 or 1.0
-    if node.shape == "delay":
-        part = min(node.width / 2 / (abs(dx) or 1e-9), node.height / 2 / (abs(dy) or 1e-9))
-        return node.x + dx * part, node.y + dy * part
-    r, flat_part = node.height / 2, node.width / 2 - node.height / 2
-    if abs(dy) > 1e-9 and abs(dx) * r / abs(dy) <= flat_part:
-        return node.x + dx * r / abs(dy), node.y + (r if dy > 0 else -r)
-    # On one of the half circles: the distance from the middle of the node, by bisection.
-    low, high = 0.0, node.width
-    for _ in range(30):
-        part = (low + high) / 2
-        x, y = dx / length * part, dy / length * part
-        over = max(0.0, abs(x) - flat_part)
-        low, high = (part, high) if over * over + y * y < r * r else (low, part)
-    return node.x + dx / length * low, node.y + dy / length * low
-
-
-def smooth(way: Sequence[Point]) -> tuple[Point, ...]:
-    """Bézier curves through points (Catmull and Rom's); straight between two."""
-    points = [way[0]]
-    for i, (p, q) in enumerate(zip(way, way[1:], strict=False)):
-        before, after = way[max(i - 1, 0)], way[min(i + 2, len(way) - 1)]
-        length = ((q[0] - p[0]) ** 2 + (q[1] - p[1]) ** 2) ** 0.5
-        points += [_along(p, before, q, length / 3), _along(q, after, p, length / 3), q]
-    return tuple(points)
-
-
-def _along(p: Point, a: Point, b: Point, far: float) -> Point:
-    """From p, `far` in the direction from a to b."""
-    dx, dy = b[0] - a[0], b[1] - a[1]
-    length = (dx * dx + dy * dy) ** 0.5 or 1.0
-    return p[0] + dx / length * far, p[1] + dy / length * far
-
-
-def flat(points: Sequence[Point], parts: int = 16) -> list[Point]:
-    """Points on Bézier curves, close together."""
-    found = [points[0]]
-    for i in range(0, len(points) - 1, 3):
-        p, a, b, q = points[i : i + 4]
-        for k in range(1, parts + 1):
-            u = k / parts
-            v = 1 - u
-            found.append(
-                tuple(v**3 * p[d] + 3 * v * v * u * a[d] + 3 * v * u * u * b[d] + u**3 * q[d] for d in (0, 1))  # type: ignore[arg-type]
-            )
-    return found
-
-
-def bent(way: Sequence[Point], radius: float = 9.0) -> tuple[Point, ...]:
-    """Straight pieces with round corners through points."""
-    way = [p for i, p in enumerate(way) if not i or p != way[i - 1]]
-    points = [way[0]]
-
-    def straight(end: Point) -> None:
-        (x0, y0), (x1, y1) = points[-1], end
-        points.extend(
-            [(x0 + (x1 - x0) / 3, y0 + (y1 - y0) / 3), (x0 + 2 * (x1 - x0) / 3, y0 + 2 * (y1 - y0) / 3), end]
-        )
-
-    for before, corner, after in zip(way, way[1:], way[2:], strict=False):
-        near, far = _toward(corner, before, radius), _toward(corner, after, radius)
-        straight(near)
-        points.extend([corner, corner, far])
-    straight(way[-1])
-    return tuple(points)
-
-
-def _toward(start: Point, end: Point, most: float) -> Point:
-    dx, dy = end[0] - start[0], end[1] - start[1]
-    length = (dx * dx + dy * dy) ** 0.5
-    part = min(most, length / 2) / length if length else 0.0
-    return start[0] + dx * part, start[1] + dy * part
+def _upright(placed: Placed) -> Placed:
+    """The same with the sources below."""
+    return Placed(
+        {key: (x, -y) for key, (x, y) in placed.places.items()},
+        [[(x, -y) for x, y in way] for way in placed.ways],
+        [None if mark is None else (mark[0], -mark[1]) for mark in placed.labels],
+    )
 
 
 # What joins one step with the next.
@@ -621,4 +519,4 @@ def _parts(eq: Equations, key: str, name: Mapping[str, str]) -> list[str]:
     return found
 
 
-__all__ = ["bent", "flat", "folded", "smooth", "turned", "unfolded"]
+__all__ = ["folded", "turned", "unfolded"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from elman import cells, noise
-from elman.circuit.form import ROWS, Circuit, Kind
+from elman.circuit.form import ROWS, Circuit, Kind, results_of
 
 Tensor = torch.Tensor
 NABLA = "∇"
@@ -42,33 +42,55 @@ class Note:
     value: Tensor
 
 
-def names(circuit: Circuit) -> dict[fx.Node, str]:
-    """Node of the circuit's graph -> the name of the variable that held it; `∇r` for the gradient of what r held.
+@dataclass(frozen=True)
+class Heard:
+    """What one run of a step on random numbers has told: the numbers, and what each variable held.
 
-    The empty dict where the step cannot run on random numbers.
+    inputs: those of the circuit, and the values of its nodes by name, as stages of its plan take them in.
     """
+
+    inputs: dict[str, Tensor]
+    notes: tuple[Note, ...]
+    word: str
+
+    def names(self, graph: fx.Graph, inputs: Mapping[str, Tensor] | None = None) -> dict[fx.Node, str]:
+        """Node of a graph that computes on these numbers -> the name of the variable that held its value."""
+        if not self.notes:
+            return {}
+        results = set(results_of(graph).values())
+        holds: dict[int, list[fx.Node]] = {}
+        for node, value in values(graph, inputs or self.inputs).items():
+            number = next((i for i, note in enumerate(self.notes) if _same(note.value, value)), None)
+            if number is not None:
+                holds.setdefault(number, []).append(node)
+        found = {}
+        for number, nodes in holds.items():
+            last = [node for node in nodes if node in results]
+            node = last[0] if last else nodes[0]  # of several that hold the same the one that is handed on
+            found[node] = self.notes[number].name.replace(_RETURNED, self.word)
+        return found
+
+
+def listen(circuit: Circuit) -> Heard:
+    """Run the step once on random numbers and note what its variables hold; nothing where it cannot run on them."""
     inputs = _random(circuit)
     notes: list[Note] = []
     try:
         drawn = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
         with noise.Replay([value.detach() for value in drawn]), _noting(notes):
-            circuit.step({name: value for name, value in inputs.items() if name != ROWS})
-        values = _values(circuit.graph, inputs)
+            circuit.step(dict(inputs))
     except Exception:  # whatever a user's code raises on numbers that mean nothing
-        return {}
+        notes = []
+    inputs = {name: value.detach() for name, value in inputs.items()}
     notes.sort(key=lambda note: note.depth)
-    found: dict[fx.Node, str] = {}
-    for node, value in values.items():
-        for note in notes:
-            if _same(note.value, value):
-                found[node] = note.name
-                break
-    states = [port for port in circuit.inputs if port.path.startswith("state")]
-    held = [
-        found[node] for node in found if node.op == "placeholder" and node.target in {p.name for p in states}
-    ]
-    word = held[0] if held else "h"
-    return {node: name.replace(_RETURNED, word) for node, name in found.items()}
+    states = [inputs[port.name] for port in circuit.inputs if port.path.startswith("state")]
+    held = [note.name for value in states[:1] for note in notes if _same(note.value, value)]
+    return Heard(inputs, tuple(notes), held[0] if held else "h")
+
+
+def names(circuit: Circuit) -> dict[fx.Node, str]:
+    """Node of the circuit's graph -> the name of the variable that held it; `∇r` for the gradient of what r held."""
+    return listen(circuit).names(circuit.graph)
 
 
 def _random(circuit: Circuit) -> dict[str, Tensor]:
@@ -142,17 +164,17 @@ def _foreign(file: str) -> bool:
     return library or file.startswith(("<", _TORCH, _ELMAN))
 
 
-def _values(graph: fx.Graph, inputs: dict[str, Tensor]) -> dict[fx.Node, Tensor]:
+def values(graph: fx.Graph, inputs: Mapping[str, Any]) -> dict[fx.Node, Tensor]:
     """Every tensor of a step's graph on given numbers."""
-    values: dict[fx.Node, Any] = {}
+    found: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in graph.nodes:
             if node.op == "placeholder":
-                values[node] = _BATCH if node.target == ROWS else inputs[str(node.target)]
+                found[node] = _BATCH if node.target == ROWS else inputs[str(node.target)]
             elif node.op == "call_function":
-                args = map_arg(node.args, values.__getitem__)
-                values[node] = node.target(*args, **map_arg(node.kwargs, values.__getitem__))  # type: ignore[operator]
-    return {node: value.detach() for node, value in values.items() if isinstance(value, Tensor)}
+                args = map_arg(node.args, found.__getitem__)
+                found[node] = node.target(*args, **map_arg(node.kwargs, found.__getitem__))  # type: ignore[operator]
+    return {node: value.detach() for node, value in found.items() if isinstance(value, Tensor)}
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -165,4 +187,4 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-6)) and bool(a.numel() == 1 or a.std() > 1e-6)
 
 
-__all__ = ["NABLA", "names"]
+__all__ = ["NABLA", "Heard", "listen", "names", "values"]

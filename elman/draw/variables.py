@@ -309,11 +309,10 @@ def _state_word(reader: _Reader, name: str, back: bool) -> str:
     port = reader.circuit.input(name)
     old = next((n for n in reader.anchors if n.op == "placeholder" and n.target == name), None)
     new = reader.circuit.wire(port.next) if port.next is not None else None
-    found = [reader.names[node] for node in (new, old) if node is not None and node in reader.names]
+    taught = new is not None and new.op == "placeholder"  # a teacher feeds it, whose name is its own
+    found = [reader.names[node] for node in (None if taught else new, old) if node in reader.names]
     if back:
         return next((n for n in found if n.startswith(NABLA)), NABLA)
-    if new is not None and new.op == "placeholder":
-        found = found[1:]  # a teacher feeds it: what it holds has its own name
     return min(found, key=len) if found else _state_port_word(port.path, name)
 
 
