@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, Kind, is_transposition, op_name
@@ -250,7 +251,7 @@ class _Stage:
 def _operands(node: fx.Node) -> list[fx.Node]:
     """The operands in order, as often as they occur, without sizes and the timeline."""
     found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), found.append)
+    map_arg((node.args, node.kwargs), found.append)
     return [one for one in found if isinstance(one.meta.get("val"), (torch.Tensor, tuple, list))]
 
 
@@ -368,6 +369,8 @@ def _rows(boxes: Mapping[str, _Operation], stages: int) -> dict[str, int]:
         if not here:
             continue
         inputs = [key for key in here if boxes[key].kind == "input"]
+        if rows and not inputs and stage < stages - 1:
+            start += 1  # room for the frames
         rows |= dict.fromkeys(inputs, start)
         first = start + bool(inputs)
         for key in here:
@@ -381,8 +384,7 @@ def _rows(boxes: Mapping[str, _Operation], stages: int) -> dict[str, int]:
 
 def _size(one: _Operation) -> Size:
     if one.kind == "delay":
-        half = width(one.text, _NAME) / 2 + 22
-        return Size(half, half, 30)
+        return Size(12, width(one.text, _NAME) + 22, 30)
     half = max(34.0, width(one.text, _NAME) + 18) / 2
     return Size(half, half, 34 if one.kind == "operation" else 32)
 
@@ -390,10 +392,8 @@ def _size(one: _Operation) -> Size:
 def _node(one: _Operation, x: float, y: float, size: Size) -> Node:
     wide = size.left + size.right
     if one.kind == "delay":
-        text = Text(x - 6, y, one.text, _NAME, "end")
-        return Node(
-            one.key, x, y, 12, 12, "delay", (replace(text, x=x - 11),), one.text, tip="delay of one step"
-        )
+        text = Text(x + 11, y, one.text, _NAME, "start")
+        return Node(one.key, x, y, 12, 12, "delay", (text,), one.text, tip="delay of one step")
     shape = "operation" if one.kind == "operation" else "variable"
     state = "input" if one.kind == "input" else "sum" if one.kind == "output" else "plain"
     return Node(
