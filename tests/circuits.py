@@ -12,7 +12,7 @@ import torch
 from elman import noise
 from elman.adjoint import adjoint, cotangent_of, expose
 from elman.circuit.form import Circuit, Kind
-from elman.circuit.signature import flatten
+from elman.circuit.structure import flatten, paths
 from elman.execute.body import Call
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
@@ -117,8 +117,8 @@ def problem(name: str, T: int, B: int, *, reverse: bool = False, seed: int = 1) 
     x, state, context = case.x(T, B, generator), case.state(B, generator), case.context(B, generator)
     by_path: dict[str, Tensor] = {}
     for value, word in ((x, "x"), (state, "state"), (context, "context")):
-        found, tree = flatten(value, word) if value is not None else ([], None)
-        by_path |= dict(zip(tree.paths if tree is not None else (), found, strict=True))
+        found, structure = flatten(value, word)
+        by_path |= dict(zip(paths(structure, word), found, strict=True))
     return Problem(
         name, circuit, cell, T, B, x, state, context, case.steps(T), inputs_of(circuit, cell, by_path, T, B)
     )

@@ -60,11 +60,11 @@ def test_no_loop_is_left(name: str) -> None:
     rnn = elman.Recurrent(case.make().double())
     inputs = Inputs.of(case, 3, 2)
     compare.ours(rnn, inputs)
-    assert rnn._latest is not None
-    assert rnn._latest.program.plan.loop is not None
+    assert rnn._calls.latest is not None
+    assert rnn._calls.latest.program.plan.loop is not None
     width = inputs.state.shape[-1]
     compare.ours(rnn, inputs, teacher=teacher_like(name, 3, 2, width))
-    program = rnn._latest.program
+    program = rnn._calls.latest.program
     assert program.plan.loop is None
     wants = frozenset(port.name for port in program.inputs if port.differentiable)
     assert {"teacher", "h", "x"} <= wants
@@ -77,8 +77,8 @@ def test_no_loop_is_left(name: str) -> None:
 def test_a_second_state_keeps_its_loop() -> None:
     rnn = elman.Recurrent(CASES["lstm"].make().double())
     compare.ours(rnn, Inputs.of(CASES["lstm"], 3, 2), teacher=teacher_like("lstm", 3, 2, 7))
-    assert rnn._latest is not None
-    loop = rnn._latest.program.plan.loop
+    assert rnn._calls.latest is not None
+    loop = rnn._calls.latest.program.plan.loop
     assert loop is not None
     assert [state.name for state in loop.states] == ["h_1"], "only the memory c is sequential"
     assert not [node for node in loop.nodes() if "mm" in str(node.target)], "no product is left in the loop"
@@ -114,8 +114,8 @@ def test_an_output_of_two_tensors_has_two_teachers() -> None:
     got, expected = compare.both(rnn, inputs, teacher=teacher)
     compare.assert_equal(got.values, expected.values)
     compare.assert_equal(got.gradients, expected.gradients)
-    assert rnn._latest is not None
-    assert rnn._latest.program.plan.loop is None
+    assert rnn._calls.latest is not None
+    assert rnn._calls.latest.program.plan.loop is None
 
 
 class HalfInTheState(Base):

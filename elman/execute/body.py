@@ -13,10 +13,10 @@ from elman.circuit.form import Kind
 from elman.engines import codegen
 from elman.engines.base import Runner, StageMaker
 from elman.execute.writer import Made, written
-from elman.layout import Packing
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
+from elman.segments.timeline import Packing
 from elman.trace.outside import locked
 
 Tensor = torch.Tensor

@@ -21,7 +21,7 @@ from elman.circuit.rows import carries
 from elman.errors import StateError
 from elman.execute.body import Call, Recipe
 from elman.execute.program import Program
-from elman.layout import Packing
+from elman.segments.timeline import Packing
 from elman.trace.outside import locked
 
 
@@ -116,7 +116,7 @@ def _call(
 
 
 class _Filled:
-    """The part of padded tensors that packed rows fill: see elman.pieces.compiled."""
+    """The part of padded tensors that packed rows fill: see elman.segments.padded."""
 
     def __init__(self, sizes: Tensor, device: torch.device) -> None:
         rows = [size for size in sizes.tolist() if size]

@@ -29,8 +29,8 @@ from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
 from elman.engines.base import Runner, StageMaker
-from elman.layout import Ragged, Timeline
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, shift
+from elman.segments.timeline import Ragged, Timeline
 from elman.trace.outside import outside
 
 Made = Callable[..., tuple[torch.Tensor, ...]]

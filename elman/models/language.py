@@ -340,7 +340,7 @@ class LanguageModel(nn.Module):
             raise InputError(
                 what="the draws come from one place", where="seed=, generator=", mend="give one of the two"
             )
-        writer._draws = generator if seed is None else torch.Generator().manual_seed(seed)
+        writer.generator = generator if seed is None else torch.Generator().manual_seed(seed)
         if context is not None:
             context = context.expand(samples or 1, -1)
         written = self._written(writer, prompt, length, samples or 1, context)

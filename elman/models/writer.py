@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elman.circuit.signature import flatten
+from elman.circuit.structure import flatten
 from elman.trace.call import call_cell, understand
 
 _COMPARED = (

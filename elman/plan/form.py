@@ -6,7 +6,7 @@
     after   what no cycle depends on, on N rows; sums over time come out of single products
 
 Values travel between stages under their names. Rows of all steps are *packed*: `[N, …]`, step after step. Five
-operations exist beside ATen, all of them about time; they take the call's timeline (see elman.layout):
+operations exist beside ATen, all of them about time; they take the call's timeline (see elman.segments):
 
     shift(v, h0)   v delayed by one step, h0 at the first        spread(v)  a row's constant at every step of the row
     total(v)       the sum over a row's steps                    last(v)    the value at a row's last step

@@ -15,7 +15,8 @@ import torch
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.circuit.rows import rows_of
-from elman.circuit.signature import Signature, flatten, identifier
+from elman.circuit.signature import Signature, identifier
+from elman.circuit.structure import flatten, paths
 from elman.errors import TraceError
 from elman.trace import mistakes, refuse
 from elman.trace.call import attributes, changed, places, skeleton, step_of, store_of
@@ -81,25 +82,25 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         owned[
             add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."), frozen)
         ] = entry
-    xs, x_tree = flatten(x, "x")
-    states, state_tree = flatten(state, "state")
+    xs, x_structure = flatten(x, "x")
+    states, state_structure = flatten(state, "state")
     if not states:
         raise TraceError(
             what="the state holds no tensor, so there is no recurrence", where=name, got=repr(state)
         )
-    contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-    x_ports = [add(p, Kind.SEQUENCE, t, True, p) for p, t in zip(x_tree.paths, xs, strict=True)]
-    words = [path.replace("state", "h", 1) for path in state_tree.paths]
+    contexts, context_structure = flatten(context, "context")
+    x_ports = [add(p, Kind.SEQUENCE, t, True, p) for p, t in zip(paths(x_structure, "x"), xs, strict=True)]
     state_ports = [
-        add(p, Kind.STATE, t, True, w) for p, t, w in zip(state_tree.paths, states, words, strict=True)
+        add(path, Kind.STATE, tensor, True, path.replace("state", "h", 1))
+        for path, tensor in zip(paths(state_structure, "state"), states, strict=True)
     ]
-    context_call = None
-    if context_tree is not None:
-        context_ports = [
-            add(p, Kind.CONSTANT, t, True, p) for p, t in zip(context_tree.paths, contexts, strict=True)
-        ]
-        context_call = (context_ports, context_tree)
-    step = step_of(bones, owned, (x_ports, x_tree), (state_ports, state_tree), context_call, name)
+    context_ports = [
+        add(path, Kind.CONSTANT, tensor, True, path)
+        for path, tensor in zip(paths(context_structure, "context"), contexts, strict=True)
+    ]
+    step = step_of(
+        bones, owned, (x_ports, x_structure), (state_ports, state_structure), (context_ports, context_structure), name
+    )  # fmt: skip
     before, lasting = attributes(bones), Changes(bones)
 
     def inspect(results: dict[str, torch.Tensor]) -> None:
@@ -116,13 +117,13 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         if (told := mistakes.find(cell, x, state, context)) is None:
             raise
         raise told from told.__cause__
-    output_tree, output_wires = step.output  # type: ignore[attr-defined]
+    output, output_wires = step.output  # type: ignore[attr-defined]
     ports += [*joint.noise, *(port for port, _ in joint.captured)]
     results = graphs.results_of(joint.graph)
     forward = graphs.extract(joint.graph, {key: results[key] for key in joint.results})
     outputs = [
         OutPort(identifier(path, taken), Kind.SEQUENCE, wire, path)
-        for path, wire in zip(output_tree.paths if output_tree else (), output_wires, strict=True)
+        for path, wire in zip(paths(output, "output"), output_wires, strict=True)
     ]
     outputs += [
         OutPort(f"{port.name}_final", Kind.STATE, f"{port.name}_next", f"final {port.path}", port.name)
@@ -138,7 +139,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         step=step,
         joint=lambda: joint,
         signature=Signature(
-            x_tree, state_tree, context_tree, output_tree, output_wires, owned,
+            x_structure, state_structure, context_structure, output, output_wires, owned,
             {port.name: tensor for port, tensor in joint.captured},
         ),
     )  # fmt: skip
@@ -146,9 +147,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
     for out in circuit.outputs_of(Kind.SEQUENCE):
         _check_output(circuit, out)
     if check:
-        given = [*zip(x_ports, xs, strict=True), *zip(state_ports, states, strict=True)]
-        if context_call is not None:
-            given += zip(context_call[0], contexts, strict=True)
+        given = zip((*x_ports, *state_ports, *context_ports), (*xs, *states, *contexts), strict=True)
         try:
             compare_with_cell(circuit, cell, dict(given))
         except TraceError as error:

@@ -10,7 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from elman import noise
-from elman.circuit.signature import Tree, flatten
+from elman.circuit.structure import Structure, TensorSpec, fill, flatten, specs
 from elman.errors import ElmanError, TraceError
 from elman.trace import mistakes, refuse
 from elman.trace.call import places, skeleton, store_of, swapped, understand
@@ -24,15 +24,13 @@ MEND = "define initial_state(batch) on the cell, or pass a state"
 
 @dataclass(frozen=True)
 class Zeros:
-    """A starting state of zeros: its structure, and each tensor's widths, dtype and device."""
+    """A starting state of zeros: its structure, and what each tensor is like."""
 
-    tree: Tree
-    leaves: tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
+    structure: Structure
+    specs: tuple[TensorSpec, ...]
 
     def make(self, batch: int) -> Any:
-        return self.tree.fill(
-            [torch.zeros((batch, *shape), dtype=d, device=v) for shape, d, v in self.leaves]
-        )
+        return fill(self.structure, [spec.zeros(batch) for spec in self.specs])
 
 
 def initial_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Any:
@@ -41,7 +39,7 @@ def initial_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Any:
     `cell.initial_state(batch)` if there is one; else zeros, shaped by `cell.hidden_size` or by what `cell(x)` returns
     without a state. Raises TraceError where neither is clear.
     """
-    tensors = flatten(x, "x")[0] + (flatten(context, "context")[0] if context is not None else [])
+    tensors = flatten(x, "x")[0] + flatten(context, "context")[0]
     if not tensors:
         raise TraceError(
             what="without x and without a state nobody knows the batch size", where=_name(cell), mend=MEND
@@ -197,8 +195,8 @@ def _zeros_like(leaf: Any) -> Any:
 def _fault(call: Callable[..., Any], state: Any, name: str) -> Exception | str | None:
     """Why a cell does not map this state to one of the same structure, shapes and dtypes; None if it does."""
     try:
-        tensors, tree = flatten(state, "state")
-        new = flatten(understand(call(state), tree, name)[1], "state")[0]
+        tensors, structure = flatten(state, "state")
+        new = flatten(understand(call(state), structure, name)[1], "state")[0]
     except Exception as error:
         return error
     if not tensors:
@@ -210,8 +208,8 @@ def _fault(call: Callable[..., Any], state: Any, name: str) -> Exception | str |
 
 
 def _zeros(state: Any) -> Zeros:
-    tensors, tree = flatten(state, "state")
-    return Zeros(tree, tuple((tuple(t.shape[1:]), t.dtype, t.device) for t in tensors))
+    tensors, structure = flatten(state, "state")
+    return Zeros(structure, specs(tensors, 1))
 
 
 def _equal(a: Any, b: Any) -> bool:

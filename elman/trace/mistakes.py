@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from elman import noise
-from elman.circuit.signature import flatten
+from elman.circuit.structure import flatten, paths
 from elman.errors import ElmanError, InputError, InputTypeError, TraceError
 from elman.trace import refuse
 from elman.trace.call import places, shape_of, skeleton, store_of, swapped
@@ -104,8 +104,8 @@ class _Run:
             id(tensor): entry[0].path.removeprefix("cell.") for entry, tensor in self.weights.items()
         }
         for word, value in (("x", x), ("state", state), ("context", context)):
-            tensors, tree = flatten(value, word) if value is not None else ([], None)
-            self.words |= dict(zip(map(id, tensors), tree.paths if tree is not None else (), strict=True))
+            tensors, structure = flatten(value, word)
+            self.words |= dict(zip(map(id, tensors), paths(structure, word), strict=True))
         self.calls = _Calls()
 
     @property
@@ -204,8 +204,8 @@ class _Run:
         return f"{word} has width {width}, {right} wants {wants}", mend
 
     def _no_batch(self, error: Exception) -> str | None:
-        tensors, tree = flatten(self.x, "x")
-        for tensor, path in zip(tensors, tree.paths, strict=True):
+        tensors, structure = flatten(self.x, "x")
+        for tensor, path in zip(tensors, paths(structure, "x"), strict=True):
             if tensor.dim() < 2 and tensor.is_floating_point() and not _of_names(error):
                 return (
                     f"at one step {path} is [B], a batch of numbers without a width; if it is one sequence [T, I], it "

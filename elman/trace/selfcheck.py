@@ -14,6 +14,7 @@ from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind
 from elman.circuit.rows import rows_of
+from elman.circuit.structure import Structure, paths
 from elman.errors import TraceError
 from elman.trace import refuse
 from elman.trace.call import skeleton, step_of, store_of
@@ -118,7 +119,7 @@ def _compare(
     }
     step = step_of(
         cell, signature.owned, _call(circuit, "x"), _call(circuit, "state"),
-        _call(circuit, "context") if signature.context is not None else None, circuit.name, signature.output_wires,
+        _call(circuit, "context"), circuit.name, signature.output_wires,
     )  # fmt: skip
     addresses = {name: leaf.data_ptr() for name, leaf in leaves.items()}
     replay = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
@@ -165,12 +166,12 @@ def _compare(
     return ours
 
 
-def _call(circuit: Circuit, which: str):  # type: ignore[no-untyped-def]
+def _call(circuit: Circuit, which: str) -> tuple[list[str], Structure]:
     signature = circuit.signature
     assert signature is not None
-    tree = getattr(signature, which)
+    structure = getattr(signature, which)
     names = {port.path: port.name for port in circuit.inputs}
-    return [names[path] for path in tree.paths], tree
+    return [names[path] for path in paths(structure, which)], structure
 
 
 def _size(value: Tensor) -> float:

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elman.pieces import cut as cutting
-from elman.pieces.move import Move
+from elman.segments import pieces as cutting
+from elman.segments.move import Move
 
 
 @st.composite

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 import elman
 from elman import cells
+from elman.caches import Recent
 from tests import eager, zoo
 from tests.cases import CASES
 
@@ -27,16 +28,16 @@ T, B, I, H = 4, 3, 5, 7
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the cells that are traced from here on; programs of other tests are not reused."""
-    prepare = importlib.import_module("elman.recurrent.prepare")
+    programs = importlib.import_module("elman.recurrent.programs")
     found: list[str] = []
-    original = prepare.trace
+    original = programs.trace
 
     def counted(cell: nn.Module, *args: Any, **kwargs: Any) -> Any:
         found.append(type(cell).__name__)
         return original(cell, *args, **kwargs)
 
-    monkeypatch.setattr(prepare, "trace", counted)
-    monkeypatch.setattr(prepare, "_SHARED", type(prepare._SHARED)())
+    monkeypatch.setattr(programs, "trace", counted)
+    monkeypatch.setattr(programs, "_SHARED", Recent(256))
     return found
 
 
@@ -316,7 +317,7 @@ def test_two_instances_share_a_program(traces: list[str]) -> None:
     agrees(copy.deepcopy(first), x, h)
     agrees(elman.Recurrent(cells.GRU(I, H).double(), reverse=True), x, h)
     assert len(traces) == 1
-    assert first._latest is second._latest
+    assert first._calls.latest is second._calls.latest
 
 
 def test_tied_weights_are_not_those_that_are_not_tied(traces: list[str]) -> None:

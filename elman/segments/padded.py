@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from elman.errors import InputError, InputTypeError
-from elman.pieces.check import read_bools, read_lengths
-from elman.pieces.cut import cut
+from elman.segments.check import read_bools, read_lengths
+from elman.segments.pieces import cut
 
 Tensor = torch.Tensor
 
