@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # under elman/; docs/pipeline.md says what each is for.
 ROOMS = (
     "errors",
+    "caches",
     "_native",  # compiled from native/; it imports nothing
     "circuit",
     "cells",

@@ -81,12 +81,8 @@ def over_sequences(
         x, layout, teacher, weight = unwrap(x, steps, happens, teacher, weight)
     xs, structure = flatten(x, "x")
     if layout is None:
-        steps, batch = sizes(xs, structure, steps)
-        tensors = xs
-        if batch is None:
-            tensors, state_structure = flatten(state, "state")
-            batch = batch_of(tensors, state_structure, (), NOTHING, None)
-        layout = happens.layout(steps, batch, tensors[0].device)
+        states, of_state = ([], NOTHING) if xs else flatten(state, "state")
+        layout = lay_out(xs, states, (structure, of_state), steps, happens)
     if teacher is not None or weight is not None:
         more |= {"teacher": teacher, "weight": weight}
     if layout.is_packed:
@@ -94,6 +90,17 @@ def over_sequences(
     outputs, final = run(layout, fill(structure, [layout.pack(x) for x in xs]), state, **more)
     made, structure = flatten(outputs, "output")
     return fill(structure, [layout.unpack(value) for value in made]), final
+
+
+def lay_out(
+    xs: Sequence[Tensor], states: Sequence[Tensor], structures: Sequence[Structure], steps: int | None,
+    happens: StepSelection,
+) -> Layout:  # fmt: skip
+    """Where the steps of a call lie; structures: of x and state. Raises InputError for what does not fit together."""
+    steps, batch = sizes(xs, structures[0], steps)
+    if batch is None:
+        batch = batch_of(states, structures[1], (), NOTHING, None)
+    return happens.layout(steps, batch, (xs or states)[0].device)
 
 
 def sizes(xs: Sequence[Tensor], structure: Structure, steps: int | None) -> tuple[int, int | None]:
@@ -164,11 +171,11 @@ def rows_of_reset(reset: Any, batch: int) -> Tensor:
     return rows
 
 
-def weight_of(weight: Any, taught: Sequence[Tensor] | None, lead: tuple[int, ...]) -> Tensor | None:
-    """The teacher's weight as a tensor that fits, numbers in the dtype of its tensors. taught: None for no teacher."""
+def weight_of(weight: Any, taught: Sequence[Tensor], lead: tuple[int, ...]) -> Tensor | None:
+    """The teacher's weight as a tensor that fits, numbers in the dtype of its tensors."""
     if weight is None:
         return None
-    if taught is None:
+    if not taught:
         raise InputError(
             what="there is a weight and no teacher", where=f"{WEIGHT}=", mend="pass teacher= as well"
         )

@@ -7,6 +7,7 @@ comparing takes a few microseconds. Whatever differs, the call is bound anew, so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,12 @@ Tensor = torch.Tensor
 class Arguments(NamedTuple):
     """The arguments of a call, taken apart: tensors in order, and how they lie in x, state, context and teacher.
 
-    xs: packed, with `leading` dimensions before their widths. weight: of the teacher.
+    leading: dimensions of x before its widths. packed: whether x lies as circuits run it, and outputs shall.
+    weight: of the teacher.
     """
 
     leading: int
+    packed: bool
     xs: list[Tensor]
     states: list[Tensor]
     contexts: list[Tensor]
@@ -36,19 +39,18 @@ class Arguments(NamedTuple):
 
     @classmethod
     def of(
-        cls, leading: int, x: Any, state: Any, context: Any = None, teacher: Any = None, weight: Any = None
-    ) -> Arguments:
-        xs: list[Tensor] = []
-        states: list[Tensor] = []
-        contexts: list[Tensor] = []
-        taught: list[Tensor] = []
+        cls, leading: int, x: Any, state: Any, context: Any = None, teacher: Any = None, weight: Any = None,
+        packed: bool = False,
+    ) -> Arguments:  # fmt: skip
         try:
-            structures = take(x, xs), take(state, states), take(context, contexts), take(teacher, taught)
+            (xs, of_x), (states, of_state), (contexts, of_context) = _part(x), _part(state), _part(context)
+            taught, of_teacher = _part(teacher)
         except InputTypeError:
             for name, value in (("x", x), ("state", state), ("context", context), ("teacher", teacher)):
                 flatten(value, name)  # which says where
             raise
-        return cls(leading, xs, states, contexts, taught, structures, weight)
+        structures = of_x, of_state, of_context, of_teacher
+        return cls(leading, packed, xs, states, contexts, taught, structures, weight)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -56,14 +58,33 @@ class Arguments(NamedTuple):
         return self.structures, self.leading, None if self.weight is None else self.weight.dtype
 
     @property
-    def device(self) -> torch.device | None:
-        """Of the first tensor."""
-        return next((t.device for t in (*self.xs, *self.states)), None)
+    def forms(self) -> list[Any]:
+        """Shape, dtype and device of every tensor, to be compared."""
+        return [*map(_form, (*self.xs, *self.states, *self.contexts, *self.taught))]
 
     def cast(self, dtype: torch.dtype) -> Arguments:
         """With floats in another dtype."""
-        xs, states, contexts, taught = ([_cast(t, dtype) for t in part] for part in self[1:5])
+        parts = self.xs, self.states, self.contexts, self.taught
+        xs, states, contexts, taught = ([_cast(t, dtype) for t in part] for part in parts)
         return self._replace(xs=xs, states=states, contexts=contexts, taught=taught)
+
+    def starting(self, states: list[Tensor], structure: Structure) -> Arguments:
+        """With another state."""
+        x, _, context, teacher = self.structures
+        return self._replace(states=states, structures=(x, structure, context, teacher))
+
+
+def _part(value: Any) -> tuple[list[Tensor], Structure]:
+    """`flatten` without a name; most arguments are a tensor or nothing."""
+    if type(value) is Tensor:
+        return [value], TENSOR
+    if value is None:
+        return [], NOTHING
+    tensors: list[Tensor] = []
+    return tensors, take(value, tensors)
+
+
+_form = attrgetter("shape", "dtype", "device")
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,20 +94,24 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 class BoundCall:
     """A call that has been made on a cell.
 
-    binding: the program; None for a step that has to be the cell's own. unchanged: whether the cell is as it was; None
-    where nobody can tell, and the call has to be bound every time.
+    key: of the arguments that it serves. binding: the program; None for a step that has to be the cell's own.
+    unchanged: whether the cell is as it was; None where nobody can tell, and the call has to be bound every time.
     """
 
     def __init__(
-        self, cell: torch.nn.Module, reverse: bool, binding: Binding | None, args: Arguments,
+        self, key: Any, cell: torch.nn.Module, reverse: bool, binding: Binding | None, args: Arguments,
         unchanged: Callable[[], bool] | None,
     ) -> None:  # fmt: skip
-        self.cell, self.reverse, self.binding, self.unchanged = cell, reverse, binding, unchanged
+        self.key, self.cell, self.reverse, self.binding = key, cell, reverse, binding
+        self.unchanged = unchanged
         self.specs = [
-            *zip([args.leading] * len(args.xs), specs(args.xs, args.leading), strict=True),
-            *zip([1] * len(args.states), specs(args.states, 1), strict=True),
-            *zip([1] * len(args.contexts), specs(args.contexts, 1), strict=True),
+            (leading, *spec)
+            for leading, part in ((args.leading, args.xs), (1, args.states), (1, args.contexts))
+            for spec in specs(part, leading)
         ]
+        # The forms of the latest call that had every step, and its layout: the same ones need no look.
+        self.latest: tuple[list[Any], Any] = [], None
+        self.device = next((t.device.type for t in (*args.xs, *args.states)), "cpu")
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
@@ -96,26 +121,43 @@ class BoundCall:
             else None
             for source in binding.sources
         ]  # fmt: skip
-        self._x, self._state, self._context = map(binding.slots, ("x", "state", "context"))
+        self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
         self._taught = [(i, s.index) for i, s in enumerate(binding.sources) if isinstance(s, Teacher)]
         self._output = _filling(binding.output)
         self._final = _filling(binding.state)
         self._whole, self._cut = indivisible(binding, cuts=False), indivisible(binding, cuts=True)
 
-    def matches(self, cell: Any, reverse: bool, args: Arguments) -> bool:
-        """Whether a call with the same key is like this one."""
-        if cell is not self.cell or reverse is not self.reverse or self.unchanged is None:
-            return False
+    def holds(self, layer: Any) -> bool:
+        """Whether it still is what the layer's cell says."""
+        return (
+            layer._modules["cell"] is self.cell
+            and layer.reverse is self.reverse
+            and self.unchanged is not None
+            and self.unchanged()
+        )
+
+    def holds_for(self, layer: Any, args: Arguments) -> bool:
+        """Whether it serves a call with the same key that has every step, because its tensors are like the latest."""
+        return (
+            self.latest[0] == args.forms
+            and args.weight is None
+            and not torch.is_autocast_enabled(self.device)
+            and self.holds(layer)
+        )
+
+    def note(self, args: Arguments, layout: Layout) -> None:
+        """Remember what the tensors of a call that has every step are like."""
+        if args.xs and not layout.is_cut and not args.packed:
+            self.latest = args.forms, layout
+
+    def fits(self, args: Arguments) -> bool:
+        """Whether the tensors of a call with the same key are like those of this one."""
         tensors = (*args.xs, *args.states, *args.contexts)
-        for tensor, (leading, (widths, dtype, device)) in zip(tensors, self.specs, strict=True):
-            if (
-                tensor.dtype is not dtype
-                or tensor.shape[leading:] != widths
-                or tensor.device != device
-                or tensor.dim() < leading
-            ):
-                return False
-        return self.unchanged()
+        return all(
+            tensor.dtype is dtype and tensor.device == device and tensor.dim() >= leading
+            and tensor.shape[leading:] == widths
+            for tensor, (leading, widths, dtype, device) in zip(tensors, self.specs, strict=True)
+        )  # fmt: skip
 
     def program_of(self, layout: Layout) -> Binding:
         """The binding of a call that runs; refused where steps do not happen that the cell cannot do without."""
@@ -130,29 +172,29 @@ class BoundCall:
         layout: None for one step.
         """
         inputs: list[Any] = self._inputs.copy()
-        for slot, x in zip(self._x, args.xs, strict=True):
-            inputs[slot] = x
-        for slot, start in zip(self._state, starts, strict=True):
-            inputs[slot] = start
-        if layout is None:
-            return inputs
-        for slot, context in zip(self._context, args.contexts, strict=True):
-            inputs[slot] = layout.spread(context)
-        if self._taught:
+        given: tuple[Tensor | None, ...] = *args.xs, *starts, *args.contexts
+        if layout is not None and layout.is_cut:
+            xs = args.xs if args.packed else map(layout.pack, args.xs)
+            given = *xs, *starts, *map(layout.spread, args.contexts)
+        for slot, value in zip(self._given, given, strict=True):
+            inputs[slot] = value
+        if self._taught and layout is not None:
             taught = args.taught if args.weight is None else [*args.taught, args.weight]
             for slot, index in self._taught:
                 inputs[slot] = layout.pack(taught[index])
         return inputs
 
     def result(
-        self, made: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None
+        self, made: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None, packed: bool
     ) -> tuple[Any, Any]:
-        """(packed outputs, final state of each row), of the program's outputs. states: of the rows."""
+        """(outputs, final state of each row), of the program's outputs. states: of the rows. packed: of Arguments."""
         assert self.binding is not None
         ended = [made[slot] for slot in self.binding.finals]
-        if layout is not None:
+        outputs: list[Any] = [made[slot] for slot in self.binding.outputs]
+        if layout is not None and layout.is_cut:
             ended = layout.final(ended, states, self.reverse)
-        return self._output([made[slot] for slot in self.binding.outputs]), self._final(ended)
+            outputs = outputs if packed else [layout.unpack(value) for value in outputs]
+        return self._output(outputs), self._final(ended)
 
 
 def _filling(structure: Structure) -> Callable[[Sequence[Tensor]], Any]:

@@ -18,7 +18,15 @@ from elman.caches import Recent
 from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, specs
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
 from elman.execute import Call, apply
-from elman.recurrent.arguments import batch_of, is_recorded, rows_of_reset, weight_of
+from elman.recurrent.arguments import (
+    EVERY,
+    StepSelection,
+    batch_of,
+    is_recorded,
+    lay_out,
+    rows_of_reset,
+    weight_of,
+)
 from elman.recurrent.bound import Arguments, BoundCall
 from elman.recurrent.programs import Binding, Programs, Shapes, check_teacher
 from elman.segments import Layout
@@ -37,12 +45,23 @@ class Calls:
         self.programs = Programs()
         self.latest: Binding | None = None
         self._bound = Recent(8)
+        self._recent: BoundCall | None = None  # the latest of them
         self._misses = 0  # steps in a row that were like none before
 
     # --- over whole sequences -------------------------------------------------------------------------------------
 
+    def whole(
+        self, layer: Any, args: Arguments, steps: int | None, happens: StepSelection
+    ) -> tuple[Any, Any]:
+        """(outputs, final state of each row) of a call on users' sequences."""
+        args = _started(layer, args, 1)
+        bound = self._like(args.key)
+        if bound is not None and happens is EVERY and steps is None and bound.holds_for(layer, args):
+            return self._apply(layer, bound.latest[1], args, bound)
+        return self.run(layer, lay_out(args.xs, args.states, args.structures, steps, happens), args)
+
     def run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
-        """(packed outputs, final state of each row) of a call on packed sequences."""
+        """The same where it is known how the sequences lie."""
         device = "cpu" if layout.device.type == "meta" else layout.device.type
         if torch.is_autocast_enabled(device):
             # A recurrence adds up small changes over many steps: it runs in the precision of its parameters.
@@ -51,38 +70,58 @@ class Calls:
         return self._run(layer, layout, args)
 
     def _run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
-        cell, _, teacher = layer._modules["cell"], *args.structures[2:]
-        if teacher != NOTHING or args.weight is not None:
-            given = None if teacher == NOTHING else args.taught
-            args = args._replace(weight=weight_of(args.weight, given, layout.lead))
-        args = _with_own_state(cell, args, layout.batch)
+        cell = layer._modules["cell"]
+        if args.weight is not None:
+            args = args._replace(weight=weight_of(args.weight, args.taught, layout.lead))
+        if not args.states and _has_start(cell):
+            args = args.starting(*flatten(own_state(cell, layout.batch), "state"))
         batch_of(args.states, args.structures[1], args.contexts, args.structures[2], layout.batch)
-        bound = self._bound.get(args.key)
-        if bound is None or not bound.matches(cell, layer.reverse, args):
+        bound = self._like(args.key)
+        if bound is None or not bound.fits(args) or not bound.holds(layer):
             bound = self._bind(layer, layout, args)
-        binding = self.latest = bound.program_of(layout)
+        binding = bound.program_of(layout)
         if args.taught:
-            check_teacher(binding, teacher, args.taught, layout.lead)
+            check_teacher(binding, args.structures[3], args.taught, layout.lead)
+        bound.note(args, layout)
+        return self._apply(layer, layout, args, bound)
+
+    def _apply(self, layer: Any, layout: Layout, args: Arguments, bound: BoundCall) -> tuple[Any, Any]:
+        binding = self.latest = bound.binding
+        assert binding is not None
         # A state that is not given is zeros, for every piece.
         states: Sequence[Tensor | None] = args.states or [None] * len(binding.finals)
-        starts = self._starts(layer, layout, args, args.states) if args.states else states
+        starts = states
+        if args.states and layout.is_cut:
+            starts = self._starts(layer, layout, args, args.states)
         call = Call(layout.steps, layout.pieces, _seed(layer, binding), layer.engine, layout.packing)
         made = apply(binding.program, call, bound.tensors(args, starts, layout))
-        return bound.result(made, states, layout)
+        return bound.result(made, states, layout, args.packed)
+
+    def _like(self, key: Any) -> BoundCall | None:
+        """A call that was made with the same structures."""
+        bound = self._recent
+        if bound is not None and bound.key == key:
+            return bound
+        return self._bound.get(key)
+
+    def _keep(self, bound: BoundCall) -> None:
+        self._bound.keep(bound.key, bound)
+        self._recent = bound
 
     def _bind(self, layer: Any, layout: Layout, args: Arguments) -> BoundCall:
         """What a call is like, found out; kept for those that are like it."""
         seen = self.programs.seen(layer.cell)
         state, own = args.structures[1], args.states
-        if state == NOTHING:
+        if not own:
             own, state = flatten(self._initial(layer, layout, args, layout.batch), "state")
-        starts = self._starts(layer, layout, args._replace(structures=_stateful(args, state)), own)
-        shapes = _shapes(layer.reverse, args, state, starts)
+        starts = self._starts(layer, layout, args.starting(own, state), own)
         xs, contexts = _first(layout, args), [layout.spread(context) for context in args.contexts]
-        binding = self.programs.find(layer.cell, shapes, xs, starts, contexts)
-        bound = BoundCall(layer.cell, layer.reverse, binding, args, seen.unchanged)
+        binding = self.programs.find(
+            layer.cell, _shapes(layer.reverse, args, state, starts), xs, starts, contexts
+        )
+        bound = BoundCall(args.key, layer.cell, layer.reverse, binding, args, seen.unchanged)
         if peek_interpreter_stack() is None and layout.device.type != "meta":
-            self._bound.keep(args.key, bound)
+            self._keep(bound)
         return bound
 
     def _starts(self, layer: Any, layout: Layout, args: Arguments, states: Sequence[Tensor]) -> list[Tensor]:
@@ -112,30 +151,38 @@ class Calls:
             return None
         if peek_interpreter_stack() is not None or torch.is_autocast_enabled("cpu"):
             return None
+        args = _started(layer, args, 0)
+        key = "step", layer.engine, args.structures
+        bound = self._like(key)
+        if bound is None or not bound.holds_for(layer, args):
+            bound = self._bound_step(key, layer, args)
+        if bound is None:
+            return None
+        if (binding := bound.binding) is None:
+            return None
+        states: Sequence[Tensor | None] = args.states or [None] * len(binding.finals)
+        call = Call(1, bound.latest[1], _seed(layer, binding), layer.engine)
+        return bound.result(binding.program.step(call, bound.tensors(args, states, None)), states, None, True)
+
+    def _bound_step(self, key: Any, layer: Any, args: Arguments) -> BoundCall | None:
+        """What a step is bound to that is not like the latest one."""
         batch = _rows(args)
         if batch is None:
             return None
-        cell = layer._modules["cell"]
-        args = _with_own_state(cell, args, batch)
-        key = layer.engine, args.structures
-        bound = self._bound.get(key)
-        if bound is not None and bound.matches(cell, False, args):
+        bound = self._like(key)
+        if bound is not None and bound.fits(args) and bound.holds(layer):
             self._misses = 0
         elif self._misses >= _PATIENCE:
             return None
         else:
             self._misses += 1
-            if (bound := self._bind_step(layer, args, batch)) is None:
+            if (bound := self._bind_step(key, layer, args, batch)) is None:
                 return None
-            self._bound.keep(key, bound)
-        binding = bound.binding
-        if binding is None:
-            return None
-        states: Sequence[Tensor | None] = args.states or [None] * len(binding.finals)
-        call = Call(1, batch, _seed(layer, binding), layer.engine)
-        return bound.result(binding.program.step(call, bound.tensors(args, states, None)), states, None)
+            self._keep(bound)
+        bound.latest = args.forms, batch
+        return bound
 
-    def _bind_step(self, layer: Any, args: Arguments, batch: int) -> BoundCall | None:
+    def _bind_step(self, key: Any, layer: Any, args: Arguments, batch: int) -> BoundCall | None:
         """How such a step is run: by the engine if the cell is a circuit, and the engine has it; else by the cell.
         None if that cannot be said to hold for another step."""
         seen = self.programs.seen(layer.cell)
@@ -143,14 +190,14 @@ class Calls:
             return None
         state, states, binding = args.structures[1], args.states, None
         try:
-            if state == NOTHING:
+            if not states:
                 states, state = flatten(self.start_of_step(layer, args, batch), "state")
             found = self.programs.find(layer.cell, _shapes(False, args, state, states), args.xs, states, [])
             binding = found if found.program.steps_by_loop(layer.engine) else None
         except (TraceError, InputError, InputTypeError, NotSupported):
-            if state == NOTHING:  # the cell itself runs, or says what is wrong in its own words
+            if not args.states:  # the cell itself runs, or says what is wrong in its own words
                 return None
-        return BoundCall(layer.cell, False, binding, args, seen.unchanged)
+        return BoundCall(key, layer.cell, False, binding, args, seen.unchanged)
 
     def start_of_step(self, layer: Any, args: Arguments, batch: int | None = None) -> Any:
         """The state that the cell starts from, at one step."""
@@ -175,7 +222,10 @@ class Calls:
     def step_by_cell(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
         """The same by the cell itself."""
         x, state, context = (
-            fill(structure, tensors) for structure, tensors in zip(args.structures, args[1:4], strict=False)
+            fill(structure, tensors)
+            for structure, tensors in zip(
+                args.structures, (args.xs, args.states, args.contexts), strict=False
+            )
         )
         if state is None:
             state = self.start_of_step(layer, args)
@@ -188,17 +238,16 @@ class Calls:
         return understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)
 
 
-def _with_own_state(cell: torch.nn.Module, args: Arguments, batch: int) -> Arguments:
-    """With the cell's own initial state where none is given; zeros are not made."""
-    if args.structures[1] == NOTHING and callable(getattr(cell, "initial_state", None)):
-        states, state = flatten(own_state(cell, batch), "state")
-        return args._replace(states=states, structures=_stateful(args, state))
-    return args
+def _started(layer: Any, args: Arguments, dim: int) -> Arguments:
+    """With the cell's own initial state, if it has one and none is given; x has the batch at `dim`."""
+    if args.states or not args.xs or args.xs[0].dim() <= dim or not _has_start(layer._modules["cell"]):
+        return args
+    return args.starting(*flatten(own_state(layer.cell, args.xs[0].shape[dim]), "state"))
 
 
-def _stateful(args: Arguments, state: Structure) -> Any:
-    x, _, *rest = args.structures
-    return (x, state, *rest)
+def _has_start(cell: torch.nn.Module) -> bool:
+    """Whether a cell has `initial_state`; asking a module for an attribute that it has not takes two microseconds."""
+    return callable(getattr(type(cell), "initial_state", None) or cell.__dict__.get("initial_state"))
 
 
 def _shapes(reverse: bool, args: Arguments, state: Structure, starts: Sequence[Tensor]) -> Shapes:
@@ -211,7 +260,7 @@ def _shapes(reverse: bool, args: Arguments, state: Structure, starts: Sequence[T
 
 def _first(layout: Layout, args: Arguments) -> list[Tensor]:
     """x at the first step of each piece."""
-    return [layout.first(x) for x in args.xs]
+    return [layout.first(x if args.packed else layout.pack(x)) for x in args.xs]
 
 
 def _rows(args: Arguments) -> int | None:

@@ -46,7 +46,7 @@ def run_exported(
         state = starting(layer, fill(args.structures[0], [x[0] for x in args.xs]), context)
         args = Arguments.of(2, x, state, context, teacher)
     batch = batch_of(args.states, args.structures[1], args.contexts, args.structures[2], batch)
-    args = args._replace(weight=weight_of(weight, None if teacher is None else args.taught, (steps, batch)))
+    args = args._replace(weight=weight_of(weight, args.taught, (steps, batch)))
     with _unrecorded():
         parts = (args.xs, 2), (args.states, 1), (args.contexts, 1)
         examples = [_examples(tensors, leading) for tensors, leading in parts]
@@ -59,8 +59,8 @@ def run_exported(
     if args.taught:
         check_teacher(binding, args.structures[3], args.taught, (steps, batch))
     device = (args.xs or args.states)[0].device
-    tensors = BoundCall(layer.cell, layer.reverse, binding, args, None).tensors(
-        args, args.states, Layout.whole(steps, batch, device)
+    tensors = BoundCall(args.key, layer.cell, layer.reverse, binding, args, None).tensors(
+        args, args.states, Layout((steps, batch), batch, (steps, batch), device)
     )
     made = _scan(binding, _own(binding, tensors, batch), _active(binding, happens, steps, batch), steps)
     outputs = fill(binding.output, [made[slot] for slot in binding.outputs])

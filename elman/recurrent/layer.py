@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from elman.circuit.form import Circuit
 from elman.engines import report
 from elman.errors import InputError, NotSupported, NotYet, expect
 from elman.plan.explain import Explanation
-from elman.recurrent.arguments import EVERY, not_recorded, over_sequences, selection
+from elman.recurrent.arguments import EVERY, is_recorded, not_recorded, selection, unwrap
 from elman.recurrent.bound import Arguments
 from elman.recurrent.calls import Calls
 from elman.recurrent.compiled import register, run_compiled
@@ -148,9 +149,13 @@ class Recurrent(torch.nn.Module):
         happens = selection(lengths, mask, reset)
         if happens is not EVERY and not self.order_is_said:
             warn_if_unclear(self, x)
-        return over_sequences(
-            self.run, x, state, happens, steps=steps, teacher=teacher, weight=teacher_weight, context=context
-        )
+        if is_recorded():
+            raise not_recorded()
+        if isinstance(x, PackedSequence):
+            x, layout, teacher, teacher_weight = unwrap(x, steps, happens, teacher, teacher_weight)
+            return self._calls.run(self, layout, Arguments.of(1, x, state, context, teacher, teacher_weight))
+        args = Arguments.of(2, x, state, context, teacher, teacher_weight)
+        return self._calls.whole(self, args, steps, happens)
 
     def run(
         self, layout: Layout, x: Any, state: Any = None, teacher: Any = None, weight: Any = None, context: Any = None
@@ -160,9 +165,8 @@ class Recurrent(torch.nn.Module):
         x: packed, `[*layout.inner, …]`. Everything else is as users give it, `teacher` and `weight` with the leading
         dimensions `layout.lead`.
         """
-        return self._calls.run(
-            self, layout, Arguments.of(len(layout.inner), x, state, context, teacher, weight)
-        )
+        args = Arguments.of(len(layout.inner), x, state, context, teacher, weight, packed=True)
+        return self._calls.run(self, layout, args)
 
     # --- one step -------------------------------------------------------------------------------------------------
 

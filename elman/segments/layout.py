@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from elman.caches import cached
 from elman.segments.check import read_bools, read_lengths
 from elman.segments.move import Move
 from elman.segments.pieces import Pieces, cut
@@ -39,6 +40,7 @@ class Layout:
     # --- making one -----------------------------------------------------------------------------------------------
 
     @classmethod
+    @cached("layouts of batches of which every step happens", 64)
     def whole(cls, steps: int, batch: int, device: torch.device) -> Layout:
         """Every step of every row happens."""
         return cls((steps, batch), batch, (steps, batch), device)
@@ -83,22 +85,22 @@ class Layout:
 
     # --- what circuits see ----------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def steps(self) -> int:
         """The steps of the longest piece."""
         return self.inner[0] if self.packing is None else self.packing.steps
 
-    @property
+    @functools.cached_property
     def pieces(self) -> int:
         """How many pieces there are: the batch that circuits run on."""
         return self.inner[1] if self.packing is None else self.packing.batch
 
-    @property
+    @functools.cached_property
     def is_packed(self) -> bool:
         """Whether sequences lie for users as they do for circuits."""
         return self.lead == self.inner and self._move is None and self._packed is None
 
-    @property
+    @functools.cached_property
     def is_cut(self) -> bool:
         """Whether not every step of every row happens, in one piece."""
         return self._pieces is not None or self._packed is not None

@@ -17,7 +17,7 @@ import elman
 from elman import cells
 from elman.engines import choose
 from elman.execute import Call
-from elman.recurrent.bound import BoundCall
+from elman.recurrent.calls import Calls
 from elman.recurrent.programs import Argument, Captured, Owned
 from elman.trace.call import store_of
 from elman.trace.initial import initial_state
@@ -38,13 +38,23 @@ UNWATCHED = ("weight_norm_rnn",)
 def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For every try to use a bound call from here on, whether it matched."""
     tries: list[bool] = []
-    original = BoundCall.matches
 
-    def counted(self: BoundCall, *args: Any) -> bool:
-        tries.append(original(self, *args))
-        return tries[-1]
+    def watched(run: Any, found: Any) -> None:
+        begin, look = getattr(Calls, run), getattr(Calls, found)
 
-    monkeypatch.setattr(BoundCall, "matches", counted)
+        def running(self: Calls, *args: Any) -> Any:
+            tries.append(True)
+            return begin(self, *args)
+
+        def binding(self: Calls, *args: Any) -> Any:
+            tries[-1] = False
+            return look(self, *args)
+
+        monkeypatch.setattr(Calls, run, running)
+        monkeypatch.setattr(Calls, found, binding)
+
+    watched("_run", "_bind")
+    watched("step", "_bind_step")
     return tries
 
 
