@@ -333,7 +333,7 @@ def test_writing_that_fails_leaves_model_and_generator_alone(monkeypatch: pytest
     def fail(*args: Any, **kwargs: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(elman.Recurrent, "run", fail)
+    monkeypatch.setattr(elman.Recurrent, "forward", fail)
     with pytest.raises(MemoryError):
         next(model.generate_iter([1, 2], 20, seed=3))
     assert model.training

@@ -57,6 +57,7 @@ class Calls:
         args = _started(layer, args, 1)
         bound = self._like(args.key)
         if bound is not None and happens is EVERY and steps is None and bound.holds_for(layer, args):
+            self.programs.settle()
             return self._apply(layer, bound.latest[1], args, bound)
         return self.run(layer, lay_out(args.xs, args.states, args.structures, steps, happens), args)
 
@@ -77,7 +78,9 @@ class Calls:
             args = args.starting(*flatten(own_state(cell, layout.batch), "state"))
         batch_of(args.states, args.structures[1], args.contexts, args.structures[2], layout.batch)
         bound = self._like(args.key)
-        if bound is None or not bound.fits(args) or not bound.holds(layer):
+        if bound is not None and bound.fits(args) and bound.holds(layer):
+            self.programs.settle()
+        else:
             bound = self._bind(layer, layout, args)
         binding = bound.program_of(layout)
         if args.taught:

@@ -177,6 +177,11 @@ class Programs:
             start = self._start = key, starting_state(cell, fill(*x), fill(*context))
         return start[1](batch)
 
+    def settle(self) -> None:
+        """A call needed no trace: they do not come in a row."""
+        if self._traced:
+            self._traced.clear()
+
     def _get(self, key: Any) -> Binding | None:
         return self.kept.get(key) or _SHARED.get(key)
 
