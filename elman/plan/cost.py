@@ -10,19 +10,11 @@ import torch
 from torch import fx
 
 from elman.circuit.form import Circuit, Kind
+from elman.circuit.operations import operation_of
 from elman.circuit.rows import factor
 from elman.errors import InputError, expect
 from elman.plan.cut import KEPT, KEPT_PATH, pair
 from elman.plan.form import TIME_OPERATIONS, Plan
-
-aten = torch.ops.aten
-
-# Operations that only say where numbers are, and those that move them without computing.
-ADDRESSING = {
-    "reshape", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "cat", "slice_scatter", "select_scatter",
-    "slice_backward", "select_backward", "zeros_like", "zeros", "empty", "full", "full_like", "new_zeros", "index",
-    "embedding", "gather", "scatter", "flip", "_to_copy", "constant_pad_nd",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,18 +106,14 @@ def bytes_kept(circuit: Circuit) -> int:
 
 def work(node: fx.Node, rows: int) -> int:
     """Floating-point operations of one node on the given number of rows."""
-    target = node.target
-    if target in TIME_OPERATIONS:
-        return 0
-    assert isinstance(target, torch._ops.OpOverload)
-    name = target.overloadpacket.__name__
-    if name in ADDRESSING:
+    operation = operation_of(node)
+    if node.target in TIME_OPERATIONS or operation.addresses:
         return 0
     values = [
         source.meta["val"] for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)
     ]
-    if name in ("mm", "bmm", "addmm"):
-        first = node.args[1 if name == "addmm" else 0]
+    if operation.contracts is not None:
+        first = node.args[operation.contracts]
         assert isinstance(first, fx.Node)
         return 2 * _numel(node.meta["val"], rows) * _sizes(first.meta["val"], rows)[-1]
     made = node.meta["val"]
@@ -151,7 +139,7 @@ def _depth(nodes: list[fx.Node]) -> int:
     """The longest chain of operations that compute, each waiting for the one before."""
     depths: dict[Any, int] = {}
     for node in nodes:
-        own = 0 if _addresses(node) else 1
+        own = 0 if node.target in TIME_OPERATIONS or operation_of(node).addresses else 1
         depths[node] = own + max((_reach(source, depths) for source in node.all_input_nodes), default=0)
     return max(depths.values(), default=0)
 
@@ -161,11 +149,6 @@ def _reach(node: fx.Node, depths: dict[Any, int]) -> int:
     if node in depths:
         return depths[node]
     return max((_reach(source, depths) for source in node.all_input_nodes), default=0)
-
-
-def _addresses(node: fx.Node) -> bool:
-    target = node.target
-    return not isinstance(target, torch._ops.OpOverload) or target.overloadpacket.__name__ in ADDRESSING
 
 
 def count(number: float) -> str:

@@ -18,12 +18,11 @@ from torch import fx
 from elman.adjoint import adjoint
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort
+from elman.circuit.operations import operation_of
 from elman.circuit.rows import Rows, carries, feature_shape, rows_of
 from elman.errors import CircuitError
 from elman.plan.regions import Regions, regions
 
-aten = torch.ops.aten
-_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.convolution.default}
 _FOREVER = math.inf
 _AGAIN = 2.0**40  # a product is computed twice only where nothing that spares it can be kept
 KEPT = "kept "  # how the output ports of what is kept begin, and
@@ -277,7 +276,7 @@ def _cut(
         timed = [source for source in node.all_input_nodes if source in where.time]
         for source in timed:
             network.add_edge(f"{source.name} out", enters, capacity=_FOREVER)
-        if node.target in _PRODUCTS:
+        if not operation_of(node).recomputed:
             network.add_edge("there", enters, capacity=_AGAIN)
         if node in needed:
             network.add_edge(leaves, "read", capacity=_FOREVER)

@@ -16,6 +16,7 @@ from torch import fx
 from elman.circuit import rows
 from elman.circuit.form import ROWS, Circuit, Kind
 from elman.circuit.linear import stays_summed
+from elman.circuit.verdict import ROWWISE, SUMMED, verdict
 from elman.plan.exponential import blocks
 
 if TYPE_CHECKING:
@@ -135,11 +136,11 @@ def _folding(
                 continue
             fault = "it is not linear in a sum over rows"
         else:
-            said = rows.verdict(node)
-            if said == rows.SUMMED:
+            said = verdict(node)
+            if said == SUMMED:
                 summed.add(node)
                 continue
-            if said == rows.ROWWISE and rows.carries(node.meta["val"]):
+            if said == ROWWISE and rows.carries(node.meta["val"]):
                 continue
             fault = said.reason or "it removes the rows"
         if not rows.carries(node.meta["val"]):

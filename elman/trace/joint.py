@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
+from elman.circuit.operations import OPERATIONS
 from elman.circuit.signature import identifier
 from elman.errors import TraceError
 from elman.trace import refuse
@@ -34,13 +35,8 @@ from elman.trace.writes import is_write, without_plain_writes
 
 aten = torch.ops.aten
 
-# Operations that are taken apart while tracing: what remains has a rule for what it does to rows.
-_APART = (
-        aten.nll_loss_forward, aten.nll_loss_backward, aten.mv, aten.addmv, aten.dot, aten.addr, aten.mse_loss,
-        aten.mse_loss_backward, aten.smooth_l1_loss, aten.smooth_l1_loss_backward, aten.huber_loss,
-        aten.huber_loss_backward, aten.binary_cross_entropy, aten.binary_cross_entropy_backward, aten.glu,
-        aten.glu_backward, aten.logaddexp, aten.std, aten.norm,
-)  # fmt: skip
+# What is taken apart while tracing: what remains has a rule for what it does to rows.
+APART = [getattr(aten, operation.name) for operation in OPERATIONS.values() if operation.apart]
 
 # The batch size that the tracer pretends to see where it needs a number: a prime that is nobody's width.
 PRETENDED_BATCH = 1187
@@ -123,7 +119,7 @@ def _trace_joint(
     from torch._decomp import get_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    apart: Any = get_decompositions(_APART)
+    apart: Any = get_decompositions(APART)
     fakes = Fakes()
     parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}

@@ -21,9 +21,8 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from elman.circuit import rows
 from elman.circuit.form import InPort, Kind, StepFunction
-from elman.circuit.rows import Does
+from elman.circuit.verdict import Does, verdict
 from elman.errors import ElmanError, TraceError
 from elman.trace.key import Changes
 from elman.trace.names import is_library
@@ -279,7 +278,7 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        said = rows.verdict(node)
+        said = verdict(node)
         if said.does in (Does.ROWWISE, Does.UNKNOWN):
             continue
         if said.does is Does.BATCH_SIZE:

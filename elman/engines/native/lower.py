@@ -17,7 +17,8 @@ from torch import fx
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS
-from elman.circuit.rows import ROWWISE, carries, verdict
+from elman.circuit.rows import carries
+from elman.circuit.verdict import ROWWISE, verdict
 from elman.engines.native.rules import RULES, Want
 from elman.engines.native.values import (
     REAL,
