@@ -30,7 +30,7 @@ from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
 from elman.engines.base import Runner, StageMaker
 from elman.layout import Ragged, Timeline
-from elman.plan.form import TIMELINE, Loop, Plan, Stage, shift
+from elman.plan.form import TIMELINE, Loop, Plan, Stage, final_of, shift
 from elman.trace.outside import outside
 
 Made = Callable[..., tuple[torch.Tensor, ...]]
@@ -230,7 +230,7 @@ class _Writer:
         values = [self.rows[name] for name in loop.constants]
         values += [self.rows.get(name) or f"{self.whole[name]}.contiguous()" for name in loop.sequences]
         values += [self.rows[state.name] for state in loop.states]
-        ended = [f"{state.name} final" for state in loop.states] + [*loop.sums]
+        ended = [final_of(state.name) for state in loop.states] + [*loop.sums]
         names = [self._new() for _ in ended]
         run = self._constant(self.runner)
         sizes = "packing.sizes" if self.ragged else "(batch,) * steps"

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from elman.circuit.form import Circuit, Kind
+from elman.circuit.form import Circuit, Kind, Wire
 from elman.circuit.operations import operation_of
 from elman.circuit.rows import factor
 from elman.errors import InputError, expect
-from elman.plan.cut import KEPT, KEPT_PATH, pair
+from elman.plan.cut import pair
 from elman.plan.form import TIME_OPERATIONS, Plan
 
 
@@ -95,11 +95,11 @@ def cost(plan: Plan, T: int, B: int) -> Cost:
 
 def bytes_kept(circuit: Circuit) -> int:
     """Bytes per row and step that training keeps of a circuit: 0 for one that takes in what was kept."""
-    kept = [out for out in circuit.outputs if out.name.startswith(KEPT)]
-    if kept or any(port.path.endswith(KEPT_PATH) for port in circuit.inputs):
+    kept = [out for out in circuit.outputs if out.kept is not None]
+    if kept or any(port.kept is not None for port in circuit.inputs):
         nodes = {circuit.wire(out.wire) for out in kept}
         # A state and what feeds its delay are one sequence.
-        nodes -= {fed for port, fed in circuit.delays() if circuit.wire(port.name) in nodes}
+        nodes -= {fed for port, fed in circuit.delays() if circuit.wire(Wire.input(port.name)) in nodes}
         return sum(math.prod(map(int, n.meta["val"].shape[1:])) * n.meta["val"].dtype.itemsize for n in nodes)
     return pair(circuit).bytes_per_row
 

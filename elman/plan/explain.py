@@ -199,9 +199,9 @@ def why(plan: Plan) -> list[str]:
             said.append(f"{state} waits for its own last value: {' → '.join([state, *way, state])}")
         for node, reason in plan.reasons.items():
             said.append(f"{node} is in the loop because {reason}")
-    kept = [out for out in plan.circuit.outputs if out.name.startswith("kept ")]
+    kept = [out.kept for out in plan.circuit.outputs if out.kept is not None]
     if kept:
-        names = ", ".join(out.name.removeprefix("kept ") for out in kept)
+        names = ", ".join(kept)
         said.append(f"kept for the backward pass, {bytes_kept(plan.circuit)} bytes per row and step: {names}")
     return said
 

@@ -8,11 +8,23 @@ from typing import Any
 from torch import fx
 
 from elman.circuit import graphs
-from elman.circuit.form import ROWS, Circuit, Kind
+from elman.circuit.form import ROWS, Circuit, Kind, Wire
 from elman.circuit.graphs import aten, insert
 from elman.circuit.rows import Rows, carries, rows_of
 from elman.errors import expect
-from elman.plan.form import TIMELINE, Loop, LoopState, Plan, Stage, last, shift, spread, times, total
+from elman.plan.form import (
+    TIMELINE,
+    Loop,
+    LoopState,
+    Plan,
+    Stage,
+    final_of,
+    last,
+    shift,
+    spread,
+    times,
+    total,
+)
 from elman.plan.regions import Regions
 from elman.plan.rewrite import rewritten
 
@@ -41,8 +53,8 @@ class _Cutter:
         self.builders = {name: _Builder(self, name) for name in ("once", "before", "loop", "after")}
         self.made: dict[tuple[str, fx.Node], str] = {}  # what one stage makes for others
 
-    def wire(self, name: str) -> fx.Node:
-        return self.results.get(name) or self.inputs[name]
+    def wire(self, wire: Wire) -> fx.Node:
+        return self.inputs[wire.name] if wire.is_input else self.results[wire.name]
 
     def plan(self) -> Plan:
         loop_states = [
@@ -73,11 +85,9 @@ class _Cutter:
         stage = where.stage(node)
         after = self.builders["after"]
         if port.kind is Kind.STATE:
-            if stage == "loop":
-                for state in self.circuit.inputs_of(Kind.STATE):
-                    if state.next == port.wire and self.inputs[state.name] in where.loop:
-                        return f"{state.name} final"
-            state = _state_behind(self.circuit, port)
+            state = self.circuit.state_of(port)
+            if state is not None and state.next == port.wire and self.inputs[state.name] in where.loop:
+                return final_of(state.name)
             start = after.start_of(state) if state is not None else None
             value = after.get(node) if stage != "once" or node in where.shape else after.spread(node)
             return after.keep(f"{port.name} out", after.call(last, value, start, after.timeline()))
@@ -98,11 +108,6 @@ class _Cutter:
         if stage == "loop":
             return self.builders["loop"].sum(node)
         return after.keep(f"{port.name} out", after.get(node))
-
-
-def _state_behind(circuit: Circuit, out: Any) -> Any:
-    """The state port whose starting value a final state is when a row has no step."""
-    return next((p for p in circuit.inputs_of(Kind.STATE) if p.name == out.of), None)
 
 
 def _name(node: fx.Node) -> str:

@@ -17,7 +17,7 @@ from torch.fx import Interpreter, Node
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import _pop_mode, _push_mode
 
-from elman.circuit.form import ROWS, Circuit, Kind
+from elman.circuit.form import ROWS, Circuit, Kind, Wire
 from elman.circuit.signature import Place, flatten
 from elman.errors import NotSupported
 from elman.forcing import WEIGHT
@@ -200,7 +200,7 @@ def _step(
     circuit: Circuit,
     known: dict[str, Tensor],
     before: Sequence[Tensor],
-    wires: list[str],
+    wires: list[Wire],
     active: Tensor | None,
 ) -> list[Tensor]:
     """(next states, values of wires, outputs) of one step, each in memory of its own.

@@ -175,7 +175,12 @@ def prepare(
             sources.append(signature.owned[port.name][0])
         elif port.name in signature.captured:
             sources.append(signature.captured[port.name])
-        elif port.kind is Kind.STATE and port.next in taught and port.path in taught.values():
+        elif (
+            port.next is not None
+            and port.next.is_input
+            and port.next.name in taught
+            and port.path in taught.values()
+        ):
             sources.append(None)  # the delay of a teacher, or of its weight
         elif port.name in taught:
             sources.append(taught[port.name])
@@ -186,7 +191,7 @@ def prepare(
     slots = {out.name: i for i, out in enumerate(program.outputs)}
     kept = [out for out in program.outputs if out.kind is Kind.SEQUENCE]
     states = [port for port, source in zip(program.inputs, sources, strict=True) if source == "state"]
-    ended = {out.of: slots[out.name] for out in program.outputs if out.kind is Kind.STATE}
+    ended = {out.state: slots[out.name] for out in program.outputs if out.kind is Kind.STATE}
     finals = [ended[port.name] for port in states]
     return Prepared(
         program,

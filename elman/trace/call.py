@@ -261,6 +261,11 @@ class _Word(str):
         return str(self)
 
 
+def next_result(state: str) -> str:
+    """What a step's result is called that a state port holds one step later."""
+    return f"{state}_next"
+
+
 def call_cell(cell: torch.nn.Module, x: Any, state: Any, context: Any, with_context: bool) -> Any:
     """One step of a cell, as users write it."""
     return cell(x, state, context) if with_context else cell(x, state)
@@ -277,7 +282,7 @@ def step_of(
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """The cell as a function of named tensors: ports in, results out.
 
-    Results are `<state port>_next` for every tensor of the new state and `o`, `o_1`, … for the tensors of the output
+    Results are those of `next_result` for every tensor of the new state and `o`, `o_1`, … for the tensors of the output
     that are not themselves tensors of the new state. Which are is settled by `wires`, else by the first call (an
     operation may hand on its operand in one call and copy it in another); `.output` then is (structure, wires).
     """
@@ -303,7 +308,7 @@ def step_of(
         output, new_state = understand(returned, state[1], name)
         new, tree = flatten(new_state, "state")
         _keep_numbers(state[1], tree, name)
-        results = {f"{port}_next": value for port, value in zip(state[0], new, strict=True)}
+        results = {next_result(port): value for port, value in zip(state[0], new, strict=True)}
         kept, tree = flatten(output, "output")
         if settled[0] is None:
             settled[0] = _wires(kept, results)
