@@ -17,7 +17,7 @@ from elman.circuit import graphs
 from elman.circuit.form import Circuit
 from elman.plan.form import Loop, Plan, Stage
 from elman.plan.rewrite import rewritten
-from elman.plan.stages import _Cutter
+from elman.plan.stages import cut_apart
 
 
 def stepwise(circuit: Circuit) -> Plan:
@@ -25,7 +25,7 @@ def stepwise(circuit: Circuit) -> Plan:
     graph, where = rewritten(circuit)
     nothing: frozenset[fx.Node] = frozenset()
     where = replace(where, loop=where.time, before=nothing, after=nothing, summed=nothing)
-    return with_views(_Cutter(circuit, graph, where).plan())
+    return with_views(cut_apart(circuit, graph, where))
 
 
 def with_views(plan: Plan) -> Plan:
