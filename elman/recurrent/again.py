@@ -27,7 +27,7 @@ class Known:
     """A call that has been made.
 
     prepared: what it found; None for a step that has to be the cell's own. unchanged: whether the cell is as it was
-    (see `trace.key.watch`). xs, states: widths, dtype and device of every tensor, in the structures x and state.
+    (see `fingerprint.watch`). xs, states: widths, dtype and device of every tensor, in the structures x and state.
     leading: dimensions before the widths of x, [T, B] or, for a step and for packed rows, [B] or [N]. starts: what a
     state that is not given is, "zeros", "own" or "" for unknown.
     """

@@ -18,7 +18,7 @@ from elman.errors import InputError, InputTypeError, NotSupported, RetraceWarnin
 from elman.execute import Program
 from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
-from elman.trace.key import Seen, differs
+from elman.trace.fingerprint import Seen, differs
 from elman.trace.outside import locked
 
 Tensor = torch.Tensor

@@ -19,9 +19,9 @@ from elman.circuit.signature import Signature, flatten, identifier
 from elman.errors import TraceError
 from elman.trace import mistakes, refuse
 from elman.trace.call import attributes, changed, next_result, places, skeleton, step_of, store_of
+from elman.trace.changes import Changes
 from elman.trace.initial import initial_state
 from elman.trace.joint import Recording, trace_joint
-from elman.trace.key import Changes
 from elman.trace.outside import outside
 from elman.trace.selfcheck import compare_with_cell
 

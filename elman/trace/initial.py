@@ -14,7 +14,7 @@ from elman.circuit.signature import Tree, flatten
 from elman.errors import ElmanError, TraceError
 from elman.trace import mistakes, refuse
 from elman.trace.call import places, skeleton, store_of, swapped, understand
-from elman.trace.key import Changes
+from elman.trace.changes import Changes
 from elman.trace.mistakes import PROBED
 from elman.trace.outside import is_plain, outside, readable
 

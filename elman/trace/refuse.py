@@ -19,8 +19,8 @@ from torch import fx
 from elman.circuit.form import InPort, Kind, StepFunction
 from elman.circuit.verdict import Does, verdict
 from elman.errors import ElmanError, TraceError
+from elman.trace.changes import Changes
 from elman.trace.complaints import Complaint, complaint
-from elman.trace.key import Changes
 from elman.trace.names import is_library
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from elman.engines import choose
 from elman.execute import Call
 from elman.recurrent.again import Known
 from elman.trace.call import store_of
-from elman.trace.key import watch
+from elman.trace.fingerprint import watch
 from tests import eager, zoo
 from tests.cases import CASES, Case
 from tests.recurrent.test_trace_key import KEEPERS, Holder, Options
