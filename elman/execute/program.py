@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from elman import engines
 from elman.adjoint import adjoint, cotangent_ports, expose
+from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.errors import NotSupported
 from elman.execute.body import Call, Recipe
@@ -218,9 +219,6 @@ def sharing(circuit: Circuit) -> tuple[bool, ...]:
 
 def _memory(node: Node) -> Node:
     """The node whose memory a value may lie in: itself, or what it is a view of."""
-    while (
-        isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.returns[0].alias_info is not None
-    ):
-        node = node.all_input_nodes[0]
+    while (source := graphs.viewed(node)) is not None:
+        node = source
     return node

@@ -1,4 +1,4 @@
-"""What a backward pass needs from the forward pass: kept, or computed again.
+"""What a backward pass needs from the forward pass: kept (a residual), or computed again (rematerialised).
 
 Everything that the step computes can be computed again in the adjoint's before stage, for all steps at once, from x and
 h(t-1). What to keep is a minimum cut of the step's own values by bytes per row and step: constants and inputs are free,

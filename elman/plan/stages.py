@@ -14,7 +14,7 @@ from elman.plan.rewrite import rewritten
 
 
 def plan(circuit: Circuit) -> Plan:
-    """Split a circuit into what runs once, before, in and after its loop (loop-invariant code motion, both ways)."""
+    """Split a circuit into what runs once, before, in and after its loop."""
     expect(
         circuit,
         Circuit,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from elman.circuit import graphs
@@ -51,12 +50,10 @@ def _views(node: fx.Node) -> list[fx.Node] | None:
     """The way from a placeholder to a view of it, the placeholder first; None if something is computed on it."""
     chain = [node]
     while node.op != "placeholder":
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or len(node.all_input_nodes) != 1:
+        source = graphs.viewed(node)
+        if source is None or len(node.all_input_nodes) != 1:
             return None
-        if target._schema.returns[0].alias_info is None:
-            return None
-        node = node.all_input_nodes[0]
+        node = source
         chain.insert(0, node)
     return chain
 
