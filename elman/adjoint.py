@@ -222,17 +222,24 @@ def _sum_up(
                 raise CircuitError(
                     f"result '{result}' goes to no port, so it has no gradient", where="adjoint"
                 )
-            total = functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
+            total = _added(graph, terms)
             have[name].replace_all_uses_with(total)
             results = {k: total if v is have[name] else v for k, v in results.items()}
             graph.erase_node(have[name])
     out = next(node for node in reversed(graph.nodes) if node.op == "output")
-    found = {name: results[name] for name in gradients}
+    gradient_of = {name: results[name] for name in gradients}
     with graph.inserting_before(out):
         for name, entries in _handed_on(wiring):
-            terms = [*([found[name]] if name in found else []), *(have[entry.port.name] for entry in entries)]
-            found[name] = functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
-    return found
+            terms = [
+                *([gradient_of[name]] if name in gradient_of else []),
+                *(have[entry.port.name] for entry in entries),
+            ]
+            gradient_of[name] = _added(graph, terms)
+    return gradient_of
+
+
+def _added(graph: fx.Graph, terms: list[fx.Node]) -> fx.Node:
+    return functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
 
 
 def _handed_on(wiring: dict[Wire, list[_Entry]]) -> list[tuple[str, list[_Entry]]]:
@@ -268,14 +275,14 @@ def _step(circuit: Circuit, joint: Joint, wiring: dict[Wire, list[_Entry]], aske
             [outputs[result] for result in entering], [primal[name] for name in sources],
             [_sum(inputs, entries) for entries in entering.values()], allow_unused=True, create_graph=True,
         )  # fmt: skip
-        found = {
+        gradient_of = {
             name: torch.zeros_like(primal[name]) if g is None else g
             for name, g in zip(sources, gradients, strict=True)
         }
         for name, entries in _handed_on(wiring):
             total = _sum(inputs, entries)
-            found[name] = found[name] + total if name in found else total
-        return {_gradient_of(name).name: value for name, value in found.items()}
+            gradient_of[name] = gradient_of[name] + total if name in gradient_of else total
+        return {_gradient_of(name).name: value for name, value in gradient_of.items()}
 
     return step
 

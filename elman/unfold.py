@@ -99,15 +99,15 @@ class Unfolded:
             ports |= {
                 path.removeprefix("cell."): port.name for path in (port.path, *(p.path for p in places))
             }
-        found: dict[str, torch.Tensor] = {}
+        by_port: dict[str, torch.Tensor] = {}
         for name, value in inputs.items():
             port = name if name in self.inputs else ports.get(name, name)
-            if port in found and found[port] is not value:
+            if port in by_port and by_port[port] is not value:
                 raise InputError(
                     what=f"input '{port}' is given twice", where=f"unfolded {self.circuit.name}", got=name
                 )
-            found[port] = value
-        return found
+            by_port[port] = value
+        return by_port
 
     def _check_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
         where = f"unfolded {self.circuit.name}"

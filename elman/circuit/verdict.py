@@ -234,10 +234,12 @@ def _product_of(a: Any, b: Any) -> Verdict:
 def _addmm(node: fx.Node) -> Verdict:
     """A product that starts from something: which must carry rows where the product does."""
     bias, out = _value(node.args[0]), _value(node)
-    said = _product_of(_value(node.args[1]), _value(node.args[2]))
-    if said != ROWWISE:
+    product = _product_of(_value(node.args[1]), _value(node.args[2]))
+    if product != ROWWISE:
         return (
-            _mixing("the product contracts the batch, and starts from something") if said == SUMMED else said
+            _mixing("the product contracts the batch, and starts from something")
+            if product == SUMMED
+            else product
         )
     mine, theirs = rows_of(out), rows_of(bias)
     if theirs is None or (mine is not None and theirs.dim - bias.dim() == mine.dim - out.dim()):

@@ -5,9 +5,9 @@
     loop    what lies on a cycle: the only part that is sequential
     after   what no cycle depends on, on N rows; sums over time come out of single products
 
-`once` is what compilers call loop-invariant code motion; `before` and `after` go further, since time becomes rows there.
-Values travel between stages under their names. Rows of all steps are *packed*: `[N, …]`, step after step, in the order of
-PyTorch's PackedSequence. Five operations exist beside ATen, all of them about time; they take the call's timeline:
+`once` is what compilers call loop-invariant code motion; `before` and `after` go further, since time becomes rows
+there. Values travel between stages under their names. Rows of all steps are *packed*: `[N, …]`, step after step, in the
+order of PyTorch's PackedSequence. Five operations exist beside ATen, all about time; they take the call's timeline:
 
     shift(v, h0)   v delayed by one step, h0 at the first        spread(v)  a row's constant at every step of the row
     total(v)       the sum over a row's steps                    last(v)    the value at a row's last step

@@ -134,13 +134,13 @@ def _folding(
                 continue
             fault = "it is not linear in a sum over rows"
         else:
-            said = verdict(node)
-            if said == SUMMED:
+            row_verdict = verdict(node)
+            if row_verdict == SUMMED:
                 summed.add(node)
                 continue
-            if said == ROWWISE and rows.carries(node.meta["val"]):
+            if row_verdict == ROWWISE and rows.carries(node.meta["val"]):
                 continue
-            fault = said.reason or "it removes the rows"
+            fault = row_verdict.reason or "it removes the rows"
         if not rows.carries(node.meta["val"]):
             stepwise.add(node)
         if node not in cycles:

@@ -32,16 +32,16 @@ def with_views(plan: Plan) -> Plan:
     loop = plan.loop
     if loop is None:
         return plan
-    made = graphs.results_of(plan.once.graph)
+    results = graphs.results_of(plan.once.graph)
     chains = {
         name: chain
         for name in loop.constants
-        if name in made and name not in loop.rowed and (chain := _views(made[name])) is not None
+        if name in results and name not in loop.rowed and (chain := _views(results[name])) is not None
     }
     if not chains:
         return plan
     elsewhere = {*plan.before.inputs(), *plan.after.inputs(), *plan.outputs.values()}
-    kept = {name: node for name, node in made.items() if name in elsewhere or name not in chains}
+    kept = {name: node for name, node in results.items() if name in elsewhere or name not in chains}
     once = Stage("once", graphs.extract(plan.once.graph, kept))
     return replace(plan, once=once, loop=_moved(loop, chains)).check()
 

@@ -18,7 +18,7 @@ from elman.circuit.rows import rows_of
 from elman.circuit.signature import Signature, flatten, identifier
 from elman.errors import TraceError
 from elman.trace import mistakes, refuse
-from elman.trace.call import attributes, changed, next_result, places, skeleton, step_of, store_of
+from elman.trace.call import attributes, changed, next_result, places, skeleton_of, step_of, store_of
 from elman.trace.changes import Changes
 from elman.trace.initial import initial_state
 from elman.trace.joint import Recording, trace_joint
@@ -58,7 +58,7 @@ def trace(
 
 def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool) -> Circuit:
     name = type(cell).__name__
-    bones = skeleton(cell)
+    skeleton = skeleton_of(cell)
     taken: set[str] = {"rows", "timeline"}
     ports: list[InPort] = []
 
@@ -99,11 +99,11 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
             add(p, Kind.CONSTANT, t, True, p) for p, t in zip(context_tree.paths, contexts, strict=True)
         ]
         context_call = (context_ports, context_tree)
-    step = step_of(bones, owned, (x_ports, x_tree), (state_ports, state_tree), context_call, name)
-    before, lasting = attributes(bones), Changes(bones)
+    step = step_of(skeleton, owned, (x_ports, x_tree), (state_ports, state_tree), context_call, name)
+    before, lasting = attributes(skeleton), Changes(skeleton)
 
     def inspect(results: dict[str, torch.Tensor]) -> None:
-        fault = changed(before, attributes(bones))
+        fault = changed(before, attributes(skeleton))
         if fault is not None:
             raise refuse.attribute(name, fault)
         refuse.changes(lasting, name)

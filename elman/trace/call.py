@@ -64,7 +64,7 @@ def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
     return module.__dict__ if place.store == "__dict__" else module.__dict__[place.store]
 
 
-def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
+def skeleton_of(cell: torch.nn.Module) -> torch.nn.Module:
     """A copy of a cell without its weights, which keeps the attributes as they are now and can be run by `swapped`.
 
     Its modules are never the cell's own, which another thread may be using meanwhile.
@@ -87,9 +87,9 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
         )
     try:
         met = dict(memo)  # what a copy has met that fails must not be met again
-        bones = copy.deepcopy(cell, met)
+        skeleton = copy.deepcopy(cell, met)
     except Exception:
-        met, bones = memo, _taken_apart(cell, memo)
+        met, skeleton = memo, _taken_apart(cell, memo)
     for function, copied in functions:  # a lambda over `self` is one over the copy
         for old, new in zip(function.__closure__ or (), copied.__closure__ or (), strict=True):
             content = content_of(old)
@@ -97,7 +97,7 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
                 new.cell_contents = met.get(id(content), content)
             elif content is not types.CellType:
                 new.cell_contents = content
-    return bones
+    return skeleton
 
 
 def _with_own_closure(function: types.FunctionType) -> types.FunctionType:

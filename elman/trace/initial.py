@@ -13,7 +13,7 @@ from elman import noise
 from elman.circuit.signature import Tree, flatten
 from elman.errors import ElmanError, TraceError
 from elman.trace import mistakes, refuse
-from elman.trace.call import places, skeleton, store_of, swapped, understand
+from elman.trace.call import places, skeleton_of, store_of, swapped, understand
 from elman.trace.changes import Changes
 from elman.trace.mistakes import PROBED
 from elman.trace.outside import is_plain, outside, readable
@@ -87,16 +87,16 @@ def find_zeros(cell: torch.nn.Module, x: Any, context: Any = None) -> Zeros:
 
 
 def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
-    bones = skeleton(cell)
+    skeleton = skeleton_of(cell)
     weights = {entry: readable(store_of(cell, entry[0])[entry[0].key]) for entry in places(cell)}
     some_x, some_context = _small(x), None if context is None else _small(context)
 
     def call(*state: Any) -> Any:
         draws = noise.Replay(torch.Generator().manual_seed(0))  # the same at every call
-        with draws, swapped(bones, weights), torch.no_grad():
+        with draws, swapped(skeleton, weights), torch.no_grad():
             if context is None:
-                return bones(some_x, *state)
-            return bones(some_x, *(state or (None,)), some_context)
+                return skeleton(some_x, *state)
+            return skeleton(some_x, *(state or (None,)), some_context)
 
     zeros, fault, hidden = None, None, getattr(cell, "hidden_size", None)
     if isinstance(hidden, int) and not isinstance(hidden, bool):

@@ -17,7 +17,7 @@ from elman import noise
 from elman.circuit.signature import flatten
 from elman.errors import ElmanError, InputError, InputTypeError, TraceError
 from elman.trace import refuse
-from elman.trace.call import places, shape_of, skeleton, store_of, swapped
+from elman.trace.call import places, shape_of, skeleton_of, store_of, swapped
 from elman.trace.outside import readable
 
 Tensor = torch.Tensor
@@ -117,10 +117,10 @@ class _Run:
         return (self.x,) if self.state is None else (self.x, self.state)
 
     def __call__(self) -> Any:
-        bones = skeleton(self.cell)
+        skeleton = skeleton_of(self.cell)
         draws = noise.Replay(torch.Generator().manual_seed(0))
-        with draws, swapped(bones, self.weights), torch.no_grad(), self.calls:
-            return bones(*self.arguments)
+        with draws, swapped(skeleton, self.weights), torch.no_grad(), self.calls:
+            return skeleton(*self.arguments)
 
     def told(self, error: Exception, mend: str | None = None) -> ElmanError:
         """What the step has raised, in elman's words. mend: what to do if nothing better is known."""

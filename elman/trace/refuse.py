@@ -266,13 +266,13 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        said = verdict(node)
-        if said.does in (Does.ROWWISE, Does.UNKNOWN):
+        row_verdict = verdict(node)
+        if row_verdict.does in (Does.ROWWISE, Does.UNKNOWN):
             continue
-        if said.does is Does.BATCH_SIZE:
-            what = f"in the step, {said.reason}"
+        if row_verdict.does is Does.BATCH_SIZE:
+            what = f"in the step, {row_verdict.reason}"
         else:
-            reason = said.reason or f"{node.target} adds up the rows of the batch"
+            reason = row_verdict.reason or f"{node.target} adds up the rows of the batch"
             what = f"the step mixes the rows of the batch: {reason}"
         raise TraceError(
             what=what,

@@ -16,7 +16,7 @@ from elman.circuit.form import Circuit, InPort, Kind, Wire
 from elman.circuit.rows import rows_of
 from elman.errors import TraceError
 from elman.trace import refuse
-from elman.trace.call import skeleton, step_of, store_of
+from elman.trace.call import skeleton_of, step_of, store_of
 from elman.trace.outside import is_plain, readable
 
 Tensor = torch.Tensor
@@ -37,7 +37,7 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
     constants: dict[str, Tensor] = dict(signature.captured)
     for name, entry in signature.owned.items():
         constants[name] = readable(store_of(cell, entry[0])[entry[0].key])
-    bones = skeleton(cell)  # the cell itself stays as it is for whoever else uses it
+    skeleton = skeleton_of(cell)  # the cell itself stays as it is for whoever else uses it
     generator = torch.Generator().manual_seed(SEED)
     for scale in SCALES:
         inputs = {
@@ -46,10 +46,10 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
             if port.kind is not Kind.CONSTANT or port.rows
         }
         try:
-            _compare_rows(circuit, bones, constants, inputs, generator)
+            _compare_rows(circuit, skeleton, constants, inputs, generator)
         except _CellFails:
             own = {name: _rows(given, 3) for name, given in examples.items() if _has_rows(given)}
-            _compare_rows(circuit, bones, constants, inputs | own, generator)
+            _compare_rows(circuit, skeleton, constants, inputs | own, generator)
 
 
 class _CellFails(TraceError):
