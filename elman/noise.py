@@ -180,7 +180,7 @@ def _port(
         val = torch.empty(full, dtype=dtype, device=out.device)
     with graph.inserting_before(before):
         node = add_placeholder(graph, name, val)
-    port = InPort(name, Kind.NOISE, shape, dtype, out.device, rows is not None, name, draw=draw)
+    port = InPort(name, Kind.NOISE, shape, dtype, out.device, rows is not None, name, draw=draw, number=index)
     return port, node
 
 
@@ -200,8 +200,8 @@ def _shaped(emit: Emit, noise: fx.Node, out: torch.Tensor) -> fx.Node:
 
 
 def number(port: InPort) -> int:
-    """Which draw of the cell's step a noise port is: the same in the step and in its adjoints, which may lack some."""
-    return int(port.name.rpartition("_")[2])
+    """Which draw of the cell's step a noise port is: the same in the step and in its adjoints."""
+    return port.number
 
 
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:

@@ -64,6 +64,7 @@ class InPort:
     next: for a STATE, the wire whose value at step t is this port's value at step t + 1;
         None means that it is zero after the first step.
     draw: for NOISE, the distribution, "uniform" in [0, 1) or "normal".
+    number: for NOISE, which draw of the cell's step it is; its adjoints, which may lack some, draw the same numbers.
     frozen: no gradient is ever asked for (a buffer).
     cotangent_of: in an adjoint, the output port of the circuit dL/d(which) comes in here.
     kept: in the backward part of a pair, the node whose value comes in here instead of being computed again.
@@ -79,6 +80,7 @@ class InPort:
     path: str
     next: Wire | None = None
     draw: str | None = None
+    number: int = 0
     frozen: bool = False
     cotangent_of: str | None = None
     kept: str | None = None
@@ -229,6 +231,8 @@ class Circuit:
                 )
             if (port.draw is not None) != (port.kind is Kind.NOISE):
                 raise CircuitError(what="a distribution belongs to noise and to nothing else", where=where)
+            if port.teaches is not None and port.teaches not in {out.name for out in self.outputs}:
+                raise CircuitError(what=f"it teaches '{port.teaches}', which is no output", where=where)
             if port.next is not None:
                 self._check_delay(port, where)
         for name in placeholders - {port.name for port in self.inputs} - {ROWS}:

@@ -105,6 +105,10 @@ def output_named_as_an_input(c: Circuit) -> Circuit:
     return replace(c, outputs=(*c.outputs, OutPort("x", Kind.SEQUENCE, Wire.result("h_next"), "x")))
 
 
+def teacher_of_nothing(c: Circuit) -> Circuit:
+    return with_port(c, "x", teaches="elsewhere")
+
+
 def in_place(c: Circuit) -> Circuit:
     node(c, "tanh").target = aten.tanh_.default
     return c
@@ -134,6 +138,7 @@ BROKEN: list[tuple[Callable[[Circuit], Circuit], str, str]] = [
     (delay_of_nothing, "its delay comes from 'elsewhere', which is no wire", "input port 'h'"),
     (delay_of_another_shape, "a delay must keep shape and dtype", "input port 'h'"),
     (delay_of_another_dtype, "a delay must keep shape and dtype", "input port 'h'"),
+    (teacher_of_nothing, "it teaches 'elsewhere', which is no output", "input port 'x'"),
     (delay_at_a_constant, "its delay comes from 'h_next'", "input port 'x'"),
     (placeholder_without_port, "placeholder 'b' has no port", "Elman"),
     (port_without_placeholder, "the port has no placeholder in the step", "input port 'more'"),
