@@ -5,8 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-def codes() -> dict[str, int]:
-    """Name -> number of every operation."""
+# What native/program.hpp says: names and numbers of operations and of kinds of buffers, and sizes.
+CODES: dict[str, int]
+KINDS: dict[str, int]
+DIMENSIONS: int
+OPERANDS: int
+MOST_BUFFERS: int
+MOST_STATES: int
+LINE: int
 
 def instruction_sets() -> list[str]:
     """What this machine can run, the best first."""
@@ -30,8 +36,8 @@ def cut(
 ) -> tuple[Any, ...]:
     """Arrays (owner, fresh, first, last, sizes, before, places, rows): see elman.pieces.cut.Pieces."""
 
-class Loop:
-    """A program that can run."""
+class Interpreter:
+    """A program that can run: a loop."""
 
     def __init__(
         self, isa: str, wide: bool, prepare: list[list[int]], prepare_numbers: list[float], ops: list[list[int]],

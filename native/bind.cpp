@@ -210,10 +210,10 @@ void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int 
 
 // --- a program --------------------------------------------------------------------------------------------------------------
 
-class Loop {
+class Interpreter {
 public:
     // ops: for each operation code, wait, split, four sizes, k, and for each of six operands buffer, offset, four strides.
-    Loop(const Kernels& kernels, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,
+    Interpreter(const Kernels& kernels, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,
          const std::vector<std::vector<int64_t>>& ops, const std::vector<double>& numbers, const std::vector<std::vector<int64_t>>& buffers,
          const std::vector<std::vector<int64_t>>& states, int64_t scratch_bytes, int64_t prepared_bytes, int64_t work, int64_t widest,
          int64_t constants, int64_t sequences, int64_t emits, const std::vector<int64_t>& widths)
@@ -314,9 +314,19 @@ const char* const CODE_NAMES[] = {
 #define ELMAN_INT_NAME(name) "int_" #name,
     ELMAN_UNARY(ELMAN_NAME) ELMAN_BINARY(ELMAN_NAME) ELMAN_TERNARY(ELMAN_NAME) ELMAN_COMPARE(ELMAN_NAME) ELMAN_COMPARE(ELMAN_INT_NAME)
         ELMAN_OTHER(ELMAN_NAME)
-#undef ELMAN_NAME
 #undef ELMAN_INT_NAME
 };
+
+const char* const KIND_NAMES[] = {ELMAN_KINDS(ELMAN_NAME)};
+#undef ELMAN_NAME
+
+// name -> number
+template <int count>
+nb::dict numbered(const char* const (&names)[count]) {
+    nb::dict found;
+    for (int i = 0; i < count; i++) found[names[i]] = i;
+    return found;
+}
 
 // --- pieces ---------------------------------------------------------------------------------------------------------------
 
@@ -349,11 +359,13 @@ NB_MODULE(_native, m) {
     using namespace elman;
     nb::set_leak_warnings(false);  // programs live as long as the process: they are cached
     m.doc() = "The native engine: runs loop programs on the CPU. See elman/engines/native/ for what makes them.";
-    m.def("codes", [] {
-        nb::dict found;
-        for (int i = 0; i < CODES; i++) found[CODE_NAMES[i]] = i;
-        return found;
-    }, "Name -> number of every operation.");
+    m.attr("CODES") = numbered(CODE_NAMES);
+    m.attr("KINDS") = numbered(KIND_NAMES);
+    m.attr("DIMENSIONS") = DIMENSIONS;
+    m.attr("OPERANDS") = OPERANDS;
+    m.attr("MOST_BUFFERS") = MOST_BUFFERS;
+    m.attr("MOST_STATES") = MOST_STATES;
+    m.attr("LINE") = LINE;
     m.def("instruction_sets", [] {
         nb::list found;
         for (const Kernels* kernels : usable()) found.append(kernels->name);
@@ -372,16 +384,16 @@ NB_MODULE(_native, m) {
         (wide ? kernels.uniform64 : kernels.uniform32)(drawing, threads);
     }, nb::arg("to"), nb::arg("wide"), nb::arg("seed"), nb::arg("first"), nb::arg("steps"), nb::arg("count"), nb::arg("threads"), nb::arg("isa") = "",
           "Fill a contiguous tensor with the numbers of some steps, in [0, 1); a number depends on seed, step and place only.");
-    nb::class_<Loop>(m, "Loop")
+    nb::class_<Interpreter>(m, "Interpreter")
         .def("__init__",
-             [](Loop* self, const std::string& isa, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,
+             [](Interpreter* self, const std::string& isa, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,
                 const std::vector<std::vector<int64_t>>& ops, const std::vector<double>& numbers, const std::vector<std::vector<int64_t>>& buffers,
                 const std::vector<std::vector<int64_t>>& states, int64_t scratch_bytes, int64_t prepared_bytes, int64_t work, int64_t widest,
                 int64_t constants, int64_t sequences, int64_t emits, const std::vector<int64_t>& widths) {
-                 new (self) Loop(named(isa), wide, prepare, prepare_numbers, ops, numbers, buffers, states, scratch_bytes, prepared_bytes, work, widest,
+                 new (self) Interpreter(named(isa), wide, prepare, prepare_numbers, ops, numbers, buffers, states, scratch_bytes, prepared_bytes, work, widest,
                                  constants, sequences, emits, widths);
              })
-        .def("run", &Loop::run, nb::arg("steps"), nb::arg("batch"), nb::arg("sizes").none(), nb::arg("reverse"), nb::arg("values"), nb::arg("strides").none(), nb::arg("out"),
+        .def("run", &Interpreter::run, nb::arg("steps"), nb::arg("batch"), nb::arg("sizes").none(), nb::arg("reverse"), nb::arg("values"), nb::arg("strides").none(), nb::arg("out"),
              nb::arg("finals"), nb::arg("threads"));
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))

@@ -101,8 +101,6 @@ static void perform(const Op& op, Frame& f) {
 
 // --- sizes --------------------------------------------------------------------------------------------------------------
 
-constexpr int64_t LINE = 64;  // bytes of a cache line
-
 INLINE int64_t rounded(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
 // Rows that go through a step together: so many that what they leave behind stays in the nearer caches.

@@ -52,17 +52,21 @@ enum Code : int32_t {
 
 // --- a program --------------------------------------------------------------------------------------------------------
 
-enum Kind : int32_t {
-    constant,  // the same for all rows and steps
-    rowed,     // the same at all steps, one for each row
-    sequence,  // packed rows: row i of step t is at (offset of t) + i
-    stepped,   // one for each step, the same for all rows
-    emit,      // like a sequence, written by the loop
-    state,     // the value that a delay holds at this step
-    next,      // where its value for the next step is written, unless an emit holds it
-    scratch,   // lives within a step
-    prepared,  // made of constants at the beginning of a call: packed weights, broadcast biases, numbers
-};
+// Where a buffer's memory is. Names are shared with Python.
+//   constant  the same for all rows and steps
+//   rowed     the same at all steps, one for each row
+//   sequence  packed rows: row i of step t is at (offset of t) + i
+//   stepped   one for each step, the same for all rows
+//   emit      like a sequence, written by the loop
+//   state     the value that a delay holds at this step
+//   next      where its value for the next step is written, unless an emit holds it
+//   scratch   lives within a step
+//   prepared  made of constants at the beginning of a call: packed weights, broadcast biases, numbers
+#define ELMAN_KINDS(X) X(constant) X(rowed) X(sequence) X(stepped) X(emit) X(state) X(next) X(scratch) X(prepared)
+
+#define ELMAN_KIND(name) name,
+enum Kind : int32_t { ELMAN_KINDS(ELMAN_KIND) };
+#undef ELMAN_KIND
 
 struct Buffer {
     Kind kind;
@@ -72,8 +76,10 @@ struct Buffer {
     int64_t offset;  // scratch: bytes in front of it in a row of scratch, whole cache lines; prepared: in the prepared memory
 };
 
-constexpr int DIMENSIONS = 4, OPERANDS = 6;
+// Python takes these from here, too: native/bind.cpp.
+constexpr int DIMENSIONS = 4, OPERANDS = 6;           // of an operation
 constexpr int MOST_BUFFERS = 1024, MOST_STATES = 64;  // of a program
+constexpr int64_t LINE = 64;                          // bytes of a cache line
 
 struct Operand {
     int64_t buffer;  // -1: none

@@ -187,8 +187,7 @@ DOORS = {
     "importlib.import_module": {"__init__.py", "models/find.py"},  # the former: rooms of elman's own
     "exec": {
         "models/find.py",
-        "engines/codegen.py",
-        "execute/writer.py",
+        "engines/python.py",
     },  # the latter: what elman wrote itself
     "eval": set(),
     "find_cells": {"models/language.py"},

@@ -6,7 +6,6 @@ import math
 import shlex
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +57,8 @@ _SIZE, _COUNT = 2**24, 10**12  # the largest of what is made, and of what is cou
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"elman {version('elman')}")
         raise typer.Exit
 

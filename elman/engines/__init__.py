@@ -27,9 +27,9 @@ def choose(wanted: str | Engine, loop: Loop, device: torch.device) -> Engine:
     named = next((engine for engine in ENGINES if engine.name == wanted), None)
     engine = wanted if isinstance(wanted, Engine) else named
     if engine is None:
-        known = ", ".join(f'"{each.name}"' for each in ENGINES)
+        names = ", ".join(f'"{each.name}"' for each in ENGINES)
         raise InputError(
-            what="there is no such engine", where="engine=", got=wanted, expected=f'"auto", {known}'
+            what="there is no such engine", where="engine=", got=wanted, expected=f'"auto", {names}'
         )
     if (reason := engine.supports(loop, device)) is not None:
         raise NotSupported(
@@ -42,10 +42,10 @@ def choose(wanted: str | Engine, loop: Loop, device: torch.device) -> Engine:
 
 def report(name: str | Engine, loops: Mapping[str, Loop], device: torch.device) -> str:
     """Which engine runs each of some loops (by what they are for), and why those before it do not."""
-    found = {what: _report(name, loop, device) for what, loop in loops.items()}
-    if len(set(found.values())) == 1:
-        return next(iter(found.values()))
-    return "; ".join(f"{what}: {said}" for what, said in found.items())
+    reports = {what: _report(name, loop, device) for what, loop in loops.items()}
+    if len(set(reports.values())) == 1:
+        return next(iter(reports.values()))
+    return "; ".join(f"{what}: {line}" for what, line in reports.items())
 
 
 def _report(name: str | Engine, loop: Loop, device: torch.device) -> str:

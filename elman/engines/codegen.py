@@ -7,8 +7,10 @@ a value are one `chunk`.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import fx
 from torch.fx.immutable_collections import immutable_list
 
 from elman.engines.lookups import telling
+from elman.engines.python import PythonFunction, tuple_of
 
 aten = torch.ops.aten
 
@@ -54,13 +57,17 @@ _SHORT = _VIEWS | _WRITERS
 
 
 def function(
-    graph: fx.Graph, arguments: Sequence[str], results: Sequence[str]
+    graph: fx.Graph, arguments: Sequence[str], results: Sequence[str], body: Callable[..., Body] | None = None
 ) -> Callable[..., tuple[Any, ...]]:
-    """Compile a graph to `f(*arguments) -> tuple of results`, both by name; placeholders not listed must be unused."""
+    """Compile a graph to `f(*arguments) -> tuple of results`, both by name; placeholders not listed must be unused.
+
+    body: what writes the lines, called as `Body` is.
+    """
+    python = PythonFunction("stage", "stage")
     wanted = [outputs_of(graph)[name] for name in results]
-    body = Body(graph, {name: f"a{i}" for i, name in enumerate(arguments)}, set(wanted), {})
-    body.write()
-    return body.returning([body.names[node] for node in wanted])
+    lines = (body or Body)(graph, python, {name: python.argument() for name in arguments}, set(wanted))
+    lines.write()
+    return python.returning(lines.names[node] for node in wanted)
 
 
 def repeated(
@@ -80,29 +87,22 @@ def repeated(
     memory to write each step's value into. states: placeholder -> the result that feeds it, None for zero. Sums
     start from what is passed, None for nothing. A state that is returned may lie in an emit's memory.
     """
+    python = PythonFunction("loop", "loop")
     outputs = outputs_of(graph)
-    names = {rows: "rows"}
-    names |= {name: f"a{i}" for i, name in enumerate(constants)}
+    python.argument("steps")
+    names = {rows: python.argument("rows")} | {name: python.argument() for name in constants}
     names |= {name: f"x{i}" for i, name in enumerate(sequences)}
     names |= {name: f"h{i}" for i, name in enumerate(states)}
+    items = [f"x{i}" for i in range(len(sequences))] + [f"y{i}" for i in range(len(emits))]
+    lists = [python.argument(item.upper()) for item in items]
     feeding = [outputs[name] if name is not None else None for name in states.values()]
     added = [outputs[name] for name in sums]
+    ends = [f"h{i}" for i in range(len(feeding))] + [f"z{i}" for i in range(len(added))]
+    for end in ends:
+        python.argument(end)
     slots: dict[fx.Node, list[str]] = {}
     for i, name in enumerate(emits):
         slots.setdefault(outputs[name], []).append(f"y{i}")
-    body = Body(graph, names, {n for n in feeding if n is not None} | set(added) | set(slots), slots)
-    body.write()
-    ends = [f"h{i}" for i in range(len(feeding))] + [f"z{i}" for i in range(len(added))]
-    nexts = [
-        body.names[node] if node is not None else f"{body.constant(torch.zeros_like)}(h{i})"
-        for i, node in enumerate(feeding)
-    ]
-    nexts += [
-        f"{body.names[node]} if z{i} is None else z{i} + {body.names[node]}" for i, node in enumerate(added)
-    ]
-    items = [f"x{i}" for i in range(len(sequences))] + [f"y{i}" for i in range(len(emits))]
-    lists = [item.upper() for item in items]
-    parameters = ["steps", "rows", *(names[name] for name in constants), *lists, *ends]
     each = (
         f"{', '.join(items)} in zip({', '.join(lists)})"
         if len(items) > 1
@@ -110,36 +110,41 @@ def repeated(
         if items
         else "_ in range(steps)"
     )
-    return body.function([
-        f"def made({', '.join(parameters)}):",
-        f"    for {each}:",
-        *(f"        {line}" for line in body.lines),
-        *([f"        {', '.join(ends)} = {', '.join(nexts)}"] if ends else []),
-        f"    return ({''.join(end + ', ' for end in ends)})",
-    ])  # fmt: skip
+    with python.block(f"for {each}:"):
+        wanted = {node for node in feeding if node is not None} | set(added) | set(slots)
+        body = Body(graph, python, names, wanted, slots)
+        body.write()
+        nexts = [
+            body.names[node] if node is not None else f"{python.constant(torch.zeros_like)}(h{i})"
+            for i, node in enumerate(feeding)
+        ]
+        sums_so_far = [(f"z{i}", body.names[node]) for i, node in enumerate(added)]
+        nexts += [f"{value} if {total} is None else {total} + {value}" for total, value in sums_so_far]
+        if ends:
+            python.line(f"{', '.join(ends)} = {', '.join(nexts)}")
+    return python.returning(ends)
 
 
 class Body:
     """The lines of Python that compute a graph's values, one after the other.
 
-    inputs: placeholder -> its name in Python. wanted: values that outlive the body. slots: value -> memory that it has
-    to be written into.
+    python: the function that they are lines of. inputs: placeholder -> its name there. wanted: values that outlive the
+    body. slots: value -> memory that it has to be written into.
     """
 
     def __init__(
         self,
         graph: fx.Graph,
+        python: PythonFunction,
         inputs: Mapping[str, str],
         wanted: set[fx.Node],
-        slots: Mapping[fx.Node, Sequence[str]],
+        slots: Mapping[fx.Node, Sequence[str]] = MappingProxyType({}),
     ):
-        self.graph, self.inputs, self.slots = graph, inputs, slots
+        self.graph, self.python, self.inputs, self.slots = graph, python, inputs, slots
         self.dying = _last_uses(self.order(), wanted)
         self.places = {node: names[0] for node, names in slots.items() if node.target in _INTO}
         self.chunks = _chunks(graph)
         self.names: dict[fx.Node, str] = {}
-        self.space: dict[str, Any] = {}
-        self.lines: list[str] = []
 
     def write(self) -> None:
         # What only leads to a value that has its place is computed in that place.
@@ -153,7 +158,7 @@ class Body:
                 self.call(node)
             for slot in self.slots.get(node, ()):
                 if self.places.get(node) != slot:
-                    self.lines.append(f"{slot}.copy_({self.names[node]})")
+                    self.python.line(f"{slot}.copy_({self.names[node]})")
             dead = [self.names[value] for value in self.dying.get(node, ()) if value.op != "placeholder"]
             if dead:
                 self.drop(dead)
@@ -164,16 +169,15 @@ class Body:
 
     def drop(self, names: Sequence[str]) -> None:
         """Values that nobody needs any more."""
-        self.lines.append(f"del {', '.join(names)}")
+        self.python.drop(names)
 
     def call(self, node: fx.Node) -> None:
         if node in self.names:
             return
         if node in self.chunks:
             parts = self.chunks[node]
-            self.names |= {part: f"v{len(self.names) + i}" for i, part in enumerate(parts)}
-            call = f"{self.constant(torch.chunk)}({self.literal(node.args[0])}, {len(parts)}, 1)"
-            self.lines.append(f"{', '.join(self.names[part] for part in parts)} = {call}")
+            call = f"{self.python.constant(torch.chunk)}({self.literal(node.args[0])}, {len(parts)}, 1)"
+            self.names.update(zip(parts, self.python.unpack(call, len(parts)), strict=True))
             return
         if node.target is operator.getitem:
             expression = f"{self.literal(node.args[0])}[{self.literal(node.args[1])}]"
@@ -191,9 +195,9 @@ class Body:
             else:
                 target, word = _INTO[node.target]
                 arguments.append(f"{word}={place}")
-            expression = f"{self.constant(target)}({', '.join(arguments)})"
-        self.names[node] = f"v{len(self.names)}"
-        self.lines.append(f"{self.names[node]} = {expression}")
+            name = self.python.constant(target, node.target.__name__.partition(".")[0])  # type: ignore[union-attr]
+            expression = f"{name}({', '.join(arguments)})"
+        self.names[node] = self.python.let(expression)
 
     def _to_overwrite(self, node: fx.Node) -> fx.Node | None:
         """An operand in whose memory the result may be put: of the same form, its own, needed by nobody after this."""
@@ -205,34 +209,16 @@ class Body:
                 return value
         return None
 
-    def constant(self, value: Any) -> str:
-        """The name of something that the function carries with it."""
-        key = f"k{len(self.space)}"
-        self.space[key] = value
-        return key
-
     def literal(self, value: Any) -> str:
         if isinstance(value, fx.Node):
             return self.names[value]
         if isinstance(value, (list, immutable_list)):
             return f"[{', '.join(map(self.literal, value))}]"
         if isinstance(value, tuple):
-            return f"({', '.join(map(self.literal, value))}{',' if len(value) == 1 else ''})"
-        if value is None or isinstance(value, (bool, int)):
+            return tuple_of(*map(self.literal, value))
+        if value is None or isinstance(value, (bool, int)) or (type(value) is float and math.isfinite(value)):
             return repr(value)
-        return self.constant(value)
-
-    def returning(self, names: Iterable[str]) -> Callable[..., tuple[Any, ...]]:
-        """The function of the body's inputs that computes it and returns these values."""
-        return self.function([
-            f"def made({', '.join(self.inputs.values())}):",
-            *(f"    {line}" for line in self.lines),
-            f"    return ({''.join(name + ', ' for name in names)})",
-        ])  # fmt: skip
-
-    def function(self, lines: Iterable[str]) -> Callable[..., tuple[Any, ...]]:
-        exec(compile("\n".join(lines) + "\n", "<elman stage>", "exec"), self.space)
-        return self.space["made"]  # type: ignore[no-any-return]
+        return self.python.constant(value)
 
 
 def outputs_of(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -247,7 +233,7 @@ def form_of(node: fx.Node) -> tuple[Any, ...]:
 
 def _chunks(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """The first slice of a value -> all of them in order, where they share out its columns evenly."""
-    found = {}
+    shared_out = {}
     for value in graph.nodes:
         slices = [
             u for u in value.users if u.target is aten.slice.Tensor and u.args[1] == 1 and len(u.args) == 4
@@ -258,9 +244,9 @@ def _chunks(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         parts = {user.args[2:4]: user for user in slices}
         ranges = [(k * width, (k + 1) * width) for k in range(len(slices))]
         if not rest and set(parts) == set(ranges):
-            found[slices[0]] = [parts[columns] for columns in ranges]
+            shared_out[slices[0]] = [parts[columns] for columns in ranges]
     first_in_order = {node: i for i, node in enumerate(graph.nodes)}
-    return {min(parts, key=first_in_order.__getitem__): parts for parts in found.values()}
+    return {min(parts, key=first_in_order.__getitem__): parts for parts in shared_out.values()}
 
 
 def _last_uses(nodes: Sequence[fx.Node], wanted: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
@@ -271,8 +257,8 @@ def _last_uses(nodes: Sequence[fx.Node], wanted: set[fx.Node]) -> dict[fx.Node, 
             for source in node.all_input_nodes:
                 last[source] = node
             last.setdefault(node, node)
-    found: dict[fx.Node, list[fx.Node]] = {}
+    dying: dict[fx.Node, list[fx.Node]] = {}
     for value, user in last.items():
         if value not in wanted:
-            found.setdefault(user, []).append(value)
-    return found
+            dying.setdefault(user, []).append(value)
+    return dying

@@ -23,7 +23,7 @@ class Reference(Engine):
     name = "reference"
 
     def __init__(self) -> None:
-        self._made: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (
+        self._loops: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -41,9 +41,9 @@ class Reference(Engine):
         reverse: bool,
         out: Mapping[str, Tensor],
     ) -> LoopResult:
-        run_steps = self._made.get(loop)
+        run_steps = self._loops.get(loop)
         if run_steps is None:
-            run_steps = self._made[loop] = _compiled(loop)
+            run_steps = self._loops[loop] = _compiled(loop)
         even = not batch_sizes or batch_sizes[0] == batch_sizes[-1]
         constants = [values[name] for name in loop.constants]
         # What each step reads and writes, in the order in which the steps run.
@@ -55,11 +55,11 @@ class Reference(Engine):
 
         if even:
             steps, rows = len(batch_sizes), batch_sizes[0] if batch_sizes else 0
-            made: tuple[Any, ...] = (*starts, *sums)
+            ends: tuple[Any, ...] = (*starts, *sums)
             if steps:
-                made = run_steps(steps, rows, *constants, *read, *written, *made)
-            ended = [value.clone() for value in made[: len(starts)]]  # they may lie in `out`
-            sums = made[len(starts) :]
+                ends = run_steps(steps, rows, *constants, *read, *written, *ends)
+            ended = [value.clone() for value in ends[: len(starts)]]  # they may lie in `out`
+            sums = ends[len(starts) :]
         else:
             ended = [start.clone() for start in starts]
             running = 0 if reverse else batch_sizes[0]
@@ -72,8 +72,8 @@ class Reference(Engine):
                     for name, value in zip(loop.constants, constants, strict=True)
                 ]
                 items = [sequence[first:stop] for sequence in (*read, *written)]
-                made = run_steps(stop - first, rows, *given, *items, *states, *sums)
-                states, sums = list(made[: len(states)]), made[len(states) :]
+                ends = run_steps(stop - first, rows, *given, *items, *states, *sums)
+                states, sums = list(ends[: len(states)]), ends[len(states) :]
             _resize(states, starts, ended, running, 0)
         return LoopResult(
             {state.name: value for state, value in zip(loop.states, ended, strict=True)},

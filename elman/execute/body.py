@@ -12,7 +12,7 @@ from elman import engines
 from elman.circuit.form import Kind
 from elman.engines import codegen
 from elman.engines.base import Runner, StageMaker
-from elman.execute.writer import Made, written
+from elman.execute.emit import PlanFunction, emit
 from elman.layout import Packing
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
@@ -50,7 +50,7 @@ class Recipe:
     def __init__(self, plan: Plan, ends: Sequence[str] = (), single: bool = False):
         self.plan, self.single = plan, single
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
-        self._made: dict[tuple[str | engines.Engine, bool], Made] = {}
+        self._made: dict[tuple[str | engines.Engine, bool], PlanFunction] = {}
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
@@ -65,9 +65,9 @@ class Recipe:
         return made(steps, batch, seed, *tensors) if packing is None else made(packing, seed, *tensors)
 
     @locked
-    def _function(self, engine: str | engines.Engine, ragged: bool) -> Made:
+    def _function(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         if (engine, ragged) not in self._made:
-            self._made[engine, ragged] = written(*self._prepared(engine), self.ends, self.single, ragged)
+            self._made[engine, ragged] = emit(*self._prepared(engine), self.ends, self.single, ragged)
         return self._made[engine, ragged]
 
     def engine(self, wanted: str | engines.Engine) -> engines.Engine | None:

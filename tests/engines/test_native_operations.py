@@ -283,4 +283,4 @@ def test_every_operation_is_run_by_some_test() -> None:
             for loop in loops(names, dtype).values():
                 program = lower(loop, 16, 8)
                 met |= {op.code for op in (*program.ops, *program.prepare)}
-    assert sorted(set(_native.codes()) - met) == []
+    assert sorted(set(_native.CODES) - met) == []

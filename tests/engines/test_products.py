@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elman.circuit.graphs import results_of
-from elman.engines.native import stage, why_not_built
+from elman.engines.native import grouped, why_not_built
 from elman.plan.form import Stage
 from tests.circuits import training_of
 
@@ -156,7 +156,7 @@ def _function(one: Stage, multiply: object) -> tuple[object, list[object]]:
     placeholders = [node for node in one.graph.nodes if node.op == "placeholder"]
     real = next(n.meta["val"].dtype for n in placeholders if isinstance(n.meta.get("val"), Tensor))
     results = [key for key, node in results_of(one.graph).items() if node.op != "placeholder"]
-    run = stage.function(one.graph, [str(n.target) for n in placeholders], results, multiply, real)  # type: ignore[arg-type]
+    run = grouped.function(one.graph, [str(n.target) for n in placeholders], results, multiply, real)  # type: ignore[arg-type]
     values: list[object] = []
     for node in placeholders:
         value = node.meta.get("val")

@@ -162,7 +162,7 @@ def test_a_symbol_to_stop_at() -> None:
 def test_writing_runs_on_the_engine_whole() -> None:
     """Drawing is in the loop, and nothing of it is left to the reference engine where there is another one."""
     import elman
-    from elman.engines.native.engine import isa
+    from elman.engines.native import isa
 
     if isa() is None:
         pytest.skip("the compiled part is not there")

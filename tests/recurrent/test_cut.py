@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elman.engines.native import why_not_built
 from elman.pieces import cut as cutting
 from elman.pieces.move import Move
 
@@ -28,7 +29,7 @@ def batches(
 
 @settings(max_examples=300)
 @given(batches())
-@pytest.mark.skipif(cutting._native is None, reason="the compiled part is not there")
+@pytest.mark.skipif(why_not_built() is not None, reason="the compiled part is not there")
 def test_the_compiled_cut_is_the_plain_one(batch: tuple) -> None:
     steps, rows, *said = batch
     fast = cutting.cut(steps, rows, *said)

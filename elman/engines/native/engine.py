@@ -15,40 +15,22 @@ from torch import fx
 from elman.circuit import graphs
 from elman.engines.base import Engine, LoopResult, Runner
 from elman.engines.lookups import failed
-from elman.engines.native import stage
+from elman.engines.native import grouped
+from elman.engines.native.builder import Op
+from elman.engines.native.extension import compiled, isa, why_not_built
 from elman.engines.native.lower import Lowered, lower
 from elman.engines.native.values import Unsupported, row_sizes
-from elman.engines.native.writer import Op
 from elman.plan.form import Loop, LoopState
 
-try:
-    from elman import _native
-except ImportError:  # no compiler was there when elman was installed
-    _native: Any = None
-
 Tensor = torch.Tensor
-KINDS = ("constant", "rowed", "sequence", "stepped", "emit", "state", "next", "scratch", "prepared")
-OPERANDS, DIMENSIONS = 6, 4  # as in native/program.hpp
 _REAL = (torch.float32, torch.float64)
 _threads = torch.get_num_threads
 _like = torch.empty_like
 
 
-def why_not_built() -> str | None:
-    """None if the native module is there, else why not."""
-    if _native is not None:
-        return None
-    return "its compiled part is missing: install elman where a C++ compiler is at hand"
-
-
-def isa() -> str | None:
-    """The best instruction set of this machine: "avx512", "avx2" or "plain"; None without the native module."""
-    return None if _native is None else _native.instruction_sets()[0]
-
-
 @functools.cache
 def _multiplier(name: str, dtype: torch.dtype) -> Any:
-    return _native.Multiplier(name, dtype is torch.float64)
+    return compiled.Multiplier(name, dtype is torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +52,7 @@ class Native(Engine):
 
     def __init__(self, instructions: str | None = None) -> None:
         self.instructions = instructions or isa()
-        self._made: weakref.WeakKeyDictionary[Loop, _Ready | str] = weakref.WeakKeyDictionary()
+        self._loops: weakref.WeakKeyDictionary[Loop, _Ready | str] = weakref.WeakKeyDictionary()
 
     def describe(self) -> str:
         return f"{self.name} ({self.instructions})"
@@ -78,22 +60,22 @@ class Native(Engine):
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         if device.type != "cpu":
             return f"it runs on CPUs, not on {device.type}"
-        found = self._ready(loop)
-        return found if isinstance(found, str) else None
+        ready = self._ready(loop)
+        return ready if isinstance(ready, str) else None
 
     def _ready(self, loop: Loop) -> _Ready | str:
         """The loop as a program, or why it cannot be one."""
         name = self.instructions
         if name is None:
             return why_not_built() or ""
-        made = self._made.get(loop)
-        if made is None:
+        ready = self._loops.get(loop)
+        if ready is None:
             try:
-                made = _prepared(loop, lower(loop, *_native.panels(name)), name)
+                ready = _prepared(loop, lower(loop, *compiled.panels(name)), name)
             except Unsupported as reason:
-                made = f"it has no form for {reason}"
-            self._made[loop] = made
-        return made
+                ready = f"it has no form for {reason}"
+            self._loops[loop] = ready
+        return ready
 
     def run(
         self,
@@ -120,7 +102,7 @@ class Native(Engine):
         name = self.instructions
         if name is None or not real or any(dtype != real[0] for dtype in real) or real[0] not in _REAL:
             return super().stage(graph, arguments, results)
-        return stage.function(graph, arguments, results, _multiplier(name, real[0]), real[0])
+        return grouped.function(graph, arguments, results, _multiplier(name, real[0]), real[0])
 
     def runner(self, loop: Loop) -> Runner:
         ready, first_state = self._ready(loop), len(loop.constants) + len(loop.sequences)
@@ -182,19 +164,19 @@ def _rows_in_order(value: Tensor) -> bool:
 
 
 def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
-    codes = _native.codes()
     numbers = {buffer: i for i, buffer in enumerate(program.buffers)}
+    nothing = [-1] + [0] * (1 + compiled.DIMENSIONS)  # in the place of an operand
     width = {"real": 8 if program.real is torch.float64 else 4, "int": 8, "bool": 1}
 
     def flat(op: Op) -> list[int]:
-        made = [codes[op.code], int(op.wait), int(op.split), *op.size, op.k]
+        numbered = [compiled.CODES[op.code], int(op.wait), int(op.split), *op.size, op.k]
         for view, strides in zip(op.operands, op.strides, strict=True):
             if view is None:
-                made += [-1] + [0] * (1 + DIMENSIONS)
+                numbered += nothing
                 continue
             root, inner = view.buffer.root()
-            made += [numbers[root], inner + view.offset, *strides]
-        return made + ([-1] + [0] * (1 + DIMENSIONS)) * (OPERANDS - len(op.operands))
+            numbered += [numbers[root], inner + view.offset, *strides]
+        return numbered + nothing * (compiled.OPERANDS - len(op.operands))
 
     inputs = {str(node.target): node.meta["val"] for node in loop.graph.nodes if node.op == "placeholder"}
     results = graphs.results_of(loop.graph)
@@ -202,15 +184,15 @@ def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
     like += [inputs[name] for name in loop.sequences]
     like += [inputs[s.name] if s.name in inputs else _fed(s, results) for s in loop.states]
     widths = tuple(0 if value is None else math.prod(row_sizes(value)) for value in like)
-    made = _native.Loop(
+    interpreter = compiled.Interpreter(
         name, program.real is torch.float64,
         [flat(op) for op in program.prepare], [op.number for op in program.prepare],
         [flat(op) for op in program.ops], [op.number for op in program.ops],
-        [[KINDS.index(b.kind), b.index, b.width, width[b.type], b.offset] for b in program.buffers],
+        [[compiled.KINDS[b.kind], b.index, b.width, width[b.type], b.offset] for b in program.buffers],
         [list(state) for state in program.states], program.scratch_bytes, program.prepared_bytes, program.work,
         program.widest, len(loop.constants), len(loop.sequences), len(loop.emits), widths,
     )  # fmt: skip
-    return _Ready(made.run, widths)
+    return _Ready(interpreter.run, widths)
 
 
 def _fed(state: LoopState, results: Mapping[str, Any]) -> Any:

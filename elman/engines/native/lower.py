@@ -19,7 +19,9 @@ from elman.circuit import graphs
 from elman.circuit.form import ROWS
 from elman.circuit.rows import carries
 from elman.circuit.verdict import ROWWISE, verdict
-from elman.engines.native.rules import RULES, Want
+from elman.engines.native.builder import Builder, Op
+from elman.engines.native.extension import compiled
+from elman.engines.native.rules import RULES, ResultSpec
 from elman.engines.native.values import (
     REAL,
     Buffer,
@@ -29,12 +31,9 @@ from elman.engines.native.values import (
     row_sizes,
     type_of,
 )
-from elman.engines.native.writer import Op, Writer
 from elman.plan.form import Loop
 
 aten = torch.ops.aten
-LINE = 64  # bytes of a cache line
-MOST_BUFFERS, MOST_STATES = 1024, 64  # as in native/program.hpp
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,7 @@ class _Lowering:
         self.loop = loop
         self.real = _real(loop)
         wide = self.real is torch.float64
-        self.w = Writer(8 if wide else 4, panel64 if wide else panel32)
+        self.p = Builder(8 if wide else 4, panel64 if wide else panel32)
         self.values: dict[fx.Node, Any] = {}
         self.results = graphs.results_of(loop.graph)
         self.states: list[tuple[int, int, int]] = []
@@ -72,49 +71,49 @@ class _Lowering:
     def lowered(self) -> Lowered:
         if self.loop.sums:
             raise Unsupported("sums over rows inside the loop")
-        if len(self.loop.states) > MOST_STATES:
-            raise Unsupported(f"more than {MOST_STATES} states")
+        if len(self.loop.states) > compiled.MOST_STATES:
+            raise Unsupported(f"more than {compiled.MOST_STATES} states")
         self._inputs()
         fused = _fused(self.loop.graph)
         for node in self.loop.graph.nodes:
             if node.op == "call_function" and node not in fused.skipped:
                 self.values[node] = fused.lower(self, node) or self._node(node)
         self._outputs()
-        w = self.w
-        w.ops = _alive(w.ops)
-        w.prepare = _needed(w.prepare, w.ops)
-        scratch = _scratch(w)
-        prepared = _prepared(w)
-        widest = max((op.k * op.size[3] for op in w.ops if op.code == "product"), default=0)
-        _meetings(w)
-        used = {_root(v) for op in (*w.ops, *w.prepare) for v in op.operands if v is not None}
-        buffers = [buffer for buffer in w.buffers if buffer in used]
-        if len(buffers) > MOST_BUFFERS:
-            raise Unsupported(f"more than {MOST_BUFFERS} values")
-        work = sum(2 * op.k * op.size[3] if op.code == "product" else 8 * _count(op) for op in w.ops)
-        return Lowered(self.real, w.ops, w.prepare, buffers, self.states, scratch, prepared, work, widest)
+        p = self.p
+        p.ops = _alive(p.ops)
+        p.prepare = _needed(p.prepare, p.ops)
+        scratch = _scratch(p)
+        prepared = _prepared(p)
+        widest = max((op.k * op.size[3] for op in p.ops if op.code == "product"), default=0)
+        _meetings(p)
+        used = {_root(v) for op in (*p.ops, *p.prepare) for v in op.operands if v is not None}
+        buffers = [buffer for buffer in p.buffers if buffer in used]
+        if len(buffers) > compiled.MOST_BUFFERS:
+            raise Unsupported(f"more than {compiled.MOST_BUFFERS} values")
+        work = sum(2 * op.k * op.size[3] if op.code == "product" else 8 * _count(op) for op in p.ops)
+        return Lowered(self.real, p.ops, p.prepare, buffers, self.states, scratch, prepared, work, widest)
 
     # --- what comes in ------------------------------------------------------------------------------------------------
 
     def _inputs(self) -> None:
         loop = self.loop
-        known: dict[str, tuple[str, int]] = {}
-        known |= {
+        places: dict[str, tuple[str, int]] = {}
+        places |= {
             name: ("rowed" if name in loop.rowed else "constant", i) for i, name in enumerate(loop.constants)
         }
-        known |= {
+        places |= {
             name: ("stepped" if name in loop.stepped else "sequence", i)
             for i, name in enumerate(loop.sequences)
         }
-        known |= {state.name: ("state", i) for i, state in enumerate(loop.states)}
+        places |= {state.name: ("state", i) for i, state in enumerate(loop.states)}
         for node in loop.graph.nodes:
             if node.op != "placeholder" or node.target == ROWS or not node.users:
                 continue
-            kind, index = known[str(node.target)]
+            kind, index = places[str(node.target)]
             value = node.meta["val"]
             sizes = row_sizes(value)
             width = contiguous(sizes)[0] * sizes[0] if sizes else 1
-            buffer = self.w.buffer(kind, type_of(value), width, index)
+            buffer = self.p.buffer(kind, type_of(value), width, index)
             self.values[node] = View(buffer, 0, sizes, contiguous(sizes))
 
     # --- one operation ------------------------------------------------------------------------------------------------
@@ -132,14 +131,14 @@ class _Lowering:
             raise Unsupported(f"{str(node.target).removesuffix('.default')}")
         if verdict(node) != ROWWISE and any(_carries(arg) for arg in node.all_input_nodes):
             raise Unsupported(f"{node.target} adds up over rows")
-        return rule(self.w, self.want(node), *[self._argument(a) for a in node.args], **{
+        return rule(self.p, self.want(node), *[self._argument(a) for a in node.args], **{
             key: self._argument(a) for key, a in node.kwargs.items() if a is not None
         })  # fmt: skip
 
-    def want(self, node: fx.Node) -> Want:
+    def want(self, node: fx.Node) -> ResultSpec:
         value = node.meta["val"]
         results = [v for v in value if v is not None] if isinstance(value, (tuple, list)) else [value]
-        return Want(row_sizes(results[0]), type_of(results[0]), tuple(row_sizes(v) for v in results))
+        return ResultSpec(row_sizes(results[0]), type_of(results[0]), tuple(row_sizes(v) for v in results))
 
     def _argument(self, arg: Any) -> Any:
         if isinstance(arg, fx.Node):
@@ -151,7 +150,7 @@ class _Lowering:
     # --- what goes out ------------------------------------------------------------------------------------------------
 
     def _outputs(self) -> None:
-        loop, w = self.loop, self.w
+        loop, p = self.loop, self.p
         emitted: dict[fx.Node, int] = {}
         for i, name in enumerate(loop.emits):
             if name in loop.stepped:
@@ -168,10 +167,10 @@ class _Lowering:
             sizes, type = row_sizes(like), type_of(like)
             width = contiguous(sizes)[0] * sizes[0] if sizes else 1
             if feeding is not None and feeding in emitted:
-                self.states.append((emitted[feeding], width, w.bytes_of(type)))
+                self.states.append((emitted[feeding], width, p.bytes_of(type)))
                 continue
-            self.states.append((-1, width, w.bytes_of(type)))
-            value = w.number(0, type, sizes) if feeding is None else self._value(feeding)
+            self.states.append((-1, width, p.bytes_of(type)))
+            value = p.number(0, type, sizes) if feeding is None else self._value(feeding)
             self._bind(value.expand(sizes) if feeding is None else value, "next", i)
 
     def _value(self, node: fx.Node) -> View:
@@ -186,20 +185,22 @@ class _Lowering:
         if value.whole and buffer.kind == "scratch" and buffer.inside is None:
             buffer.kind, buffer.index = kind, index
             return
-        self.w.copy(value, into=self.w.new(value.type, value.sizes, kind))
-        self.w.buffers[-1].index = index
+        self.p.copy(value, into=self.p.new(value.type, value.sizes, kind))
+        self.p.buffers[-1].index = index
 
 
 def _real(loop: Loop) -> torch.dtype:
-    found = {
+    dtypes = {
         value.dtype
         for node in loop.graph.nodes
         for value in _tensors(node.meta.get("val"))
         if value.dtype.is_floating_point
     }
-    if len(found) > 1:
-        raise Unsupported(f"{' and '.join(sorted(str(d).removeprefix('torch.') for d in found))} in one loop")
-    real = next(iter(found), torch.float32)
+    if len(dtypes) > 1:
+        raise Unsupported(
+            f"{' and '.join(sorted(str(d).removeprefix('torch.') for d in dtypes))} in one loop"
+        )
+    real = next(iter(dtypes), torch.float32)
     if real not in (torch.float32, torch.float64):
         raise Unsupported(f"values of type {str(real).removeprefix('torch.')}")
     return real
@@ -223,7 +224,7 @@ class _fused:
 
     def __init__(self, graph: fx.Graph):
         self.skipped: set[fx.Node] = set()
-        self.made: dict[fx.Node, tuple[str, tuple[Any, ...]]] = {}
+        self.operations: dict[fx.Node, tuple[str, tuple[Any, ...]]] = {}
         for node in graph.nodes:
             if node.target not in (aten.add.Tensor, aten.sub.Tensor) or node.kwargs or not _is_real(node):
                 continue
@@ -238,14 +239,14 @@ class _fused:
 
     def _enter(self, node: fx.Node, part: fx.Node, code: str, args: tuple[Any, ...]) -> None:
         self.skipped.add(part)
-        self.made[node] = (code, args)
+        self.operations[node] = (code, args)
 
     def lower(self, lowering: _Lowering, node: fx.Node) -> View | None:
-        if node not in self.made:
+        if node not in self.operations:
             return None
-        code, args = self.made[node]
+        code, args = self.operations[node]
         arguments = [lowering._argument(arg) for arg in args]
-        return lowering.w.map(code, REAL, lowering.want(node).sizes, *arguments)
+        return lowering.p.map(code, REAL, lowering.want(node).sizes, *arguments)
 
 
 def _is_real(node: fx.Node) -> bool:
@@ -308,14 +309,14 @@ def _needed(prepare: list[Op], ops: list[Op]) -> list[Op]:
 
 
 def _up(size: int) -> int:
-    return -(-size // LINE) * LINE
+    return -(-size // compiled.LINE) * compiled.LINE
 
 
-def _scratch(w: Writer) -> int:
+def _scratch(p: Builder) -> int:
     """Give scratch buffers their places in a row of scratch: two that are not needed at the same time may share one."""
     first: dict[Buffer, int] = {}
     last: dict[Buffer, int] = {}
-    for i, op in enumerate(w.ops):
+    for i, op in enumerate(p.ops):
         for view in op.operands:
             if view is not None and _root(view).kind == "scratch":
                 first.setdefault(_root(view), i)
@@ -323,9 +324,9 @@ def _scratch(w: Writer) -> int:
     placed: list[Buffer] = []
     end = 0
     for buffer in first:  # in the order in which they are made
-        size = _up(buffer.width * w.bytes_of(buffer.type))
+        size = _up(buffer.width * p.bytes_of(buffer.type))
         taken = sorted(
-            (b.offset, b.offset + _up(b.width * w.bytes_of(b.type)))
+            (b.offset, b.offset + _up(b.width * p.bytes_of(b.type)))
             for b in placed
             if last[b] >= first[buffer]
         )
@@ -340,20 +341,20 @@ def _scratch(w: Writer) -> int:
     return end
 
 
-def _prepared(w: Writer) -> int:
+def _prepared(p: Builder) -> int:
     end = 0
-    for op in w.prepare:
+    for op in p.prepare:
         for view in op.operands[: op.results]:
             assert view is not None
             _root(view).offset = end
-            end += _up(_root(view).width * w.bytes_of(view.type))
+            end += _up(_root(view).width * p.bytes_of(view.type))
     return end
 
 
 SHARED = 64  # columns from which an operation is worth sharing out
 
 
-def _meetings(w: Writer) -> None:
+def _meetings(p: Builder) -> None:
     """Mark what is shared out by columns, and where the threads have to meet before it.
 
     A run of operations on lines of n elements is shared out alike, so nobody waits within it, unless one writes
@@ -361,7 +362,7 @@ def _meetings(w: Writer) -> None:
     """
     seen: list[tuple[tuple[Any, ...], int, int, int, bool]] = []  # memory, begin, length in bytes, n, written
     must = True
-    for op in w.ops:
+    for op in p.ops:
         line = _count(op) == op.size[3] and op.code not in _WHOLE
         strides = {own[3] for view, own in zip(op.operands, op.strides, strict=True) if view is not None}
         op.split = op.code == "product" or (line and op.size[3] >= SHARED and strides == {1})
@@ -374,7 +375,7 @@ def _meetings(w: Writer) -> None:
             if view is None or view.buffer.fixed:
                 continue
             root, inner = view.buffer.root()
-            size = w.bytes_of(view.type)
+            size = p.bytes_of(view.type)
             begin = (inner + view.offset) * size + (root.offset if root.kind == "scratch" else 0)
             memory = ("scratch",) if root.kind == "scratch" else (root.kind, root.index)
             touched.append((memory, begin, op.size[3] * size, op.size[3], i < op.results))

@@ -188,10 +188,10 @@ def row_sizes(value: Any) -> tuple[int, ...]:
 
 
 def type_of(value: Any) -> str:
-    found = TYPES.get(value.dtype)
-    if found is None:
+    type = TYPES.get(value.dtype)
+    if type is None:
         raise Unsupported(f"values of type {str(value.dtype).removeprefix('torch.')}")
-    return found
+    return type
 
 
 def _without(items: tuple[int, ...], dim: int) -> tuple[int, ...]:

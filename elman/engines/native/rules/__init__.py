@@ -1,7 +1,7 @@
 """What every ATen operation becomes: one table, `RULES`. An operation without an entry is a reason not to run a loop.
 
-A rule is called with the program's writer, what it is to make (`Want`: sizes in a row, type), and the operation's
-arguments, tensors as views; it returns a view (or a tuple of them). Each file enters the rules of one family:
+A rule is called with the program's builder `p`, what it is to make (`ResultSpec`: sizes in a row, type), and the
+operation's arguments, tensors as views; it returns a view (or a tuple of them). Each file has one family:
 
 table.py        the table itself, and what all rules use
 pointwise.py    arithmetic, comparisons, logic, types
@@ -22,7 +22,7 @@ from elman.engines.native.rules import (
     pointwise,
     products,
 )
-from elman.engines.native.rules.table import RULES, Rule, Want
+from elman.engines.native.rules.table import RULES, ResultSpec, Rule
 
 FAMILIES = (pointwise, activations, addressing, features, products, convolutions, indices)
-__all__ = ["FAMILIES", "RULES", "Rule", "Want"]
+__all__ = ["FAMILIES", "RULES", "ResultSpec", "Rule"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from elman.engines.native.builder import NUMBER, Builder
 from elman.engines.native.rules.pointwise import COMPARE, where
-from elman.engines.native.rules.table import RULES, Want, rule
+from elman.engines.native.rules.table import RULES, ResultSpec, rule
 from elman.engines.native.values import BOOL, REAL, View
-from elman.engines.native.writer import NUMBER, Writer
 
 aten = torch.ops.aten
 
@@ -23,24 +23,24 @@ aten = torch.ops.aten
 class Sums:
     """Arithmetic on views of one size, written as it is read."""
 
-    def __init__(self, w: Writer, sizes: tuple[int, ...]):
-        self.w, self.sizes = w, sizes
+    def __init__(self, p: Builder, sizes: tuple[int, ...]):
+        self.p, self.sizes = p, sizes
 
     def __call__(self, code: str, *arguments: Any) -> View:
-        return self.w.map(code, BOOL if code in COMPARE else REAL, self.sizes, *arguments)
+        return self.p.map(code, BOOL if code in COMPARE else REAL, self.sizes, *arguments)
 
     def between(self, x: View, low: Any, high: Any) -> View:
-        return self.w.map("bool_and", BOOL, self.sizes, self("gt", x, low), self("lt", x, high))
+        return self.p.map("bool_and", BOOL, self.sizes, self("gt", x, low), self("lt", x, high))
 
     def where(self, condition: View, a: Any, b: Any) -> View:
-        return where(self.w, Want(self.sizes, REAL, ()), condition, a, b)
+        return where(self.p, ResultSpec(self.sizes, REAL, ()), condition, a, b)
 
 
 def activation(target: Any) -> Callable[[Callable[..., View]], Callable[..., View]]:
     """Enter a rule that is written in terms of `Sums`."""
 
     def enter(function: Callable[..., View]) -> Callable[..., View]:
-        RULES[target] = lambda w, want, *args, **kwargs: function(Sums(w, want.sizes), *args, **kwargs)
+        RULES[target] = lambda p, want, *args, **kwargs: function(Sums(p, want.sizes), *args, **kwargs)
         return function
 
     return enter
@@ -136,15 +136,15 @@ def _softplus_backward(f: Sums, g: View, x: View, beta: NUMBER, threshold: NUMBE
 
 
 @rule(aten._prelu_kernel_backward.default)
-def _prelu_backward(w: Writer, want: Want, g: View, x: View, slope: View) -> tuple[View, View]:
-    f = Sums(w, want.sizes)
+def _prelu_backward(p: Builder, want: ResultSpec, g: View, x: View, slope: View) -> tuple[View, View]:
+    f = Sums(p, want.sizes)
     positive = f("gt", x, 0.0)
     return f.where(positive, g, f("mul", g, slope)), f.where(positive, 0.0, f("mul", g, x))
 
 
 @rule(aten.log_sigmoid_forward.default)
-def _log_sigmoid(w: Writer, want: Want, x: View) -> tuple[View, View]:
-    f = Sums(w, want.sizes)
+def _log_sigmoid(p: Builder, want: ResultSpec, x: View) -> tuple[View, View]:
+    f = Sums(p, want.sizes)
     z = f("exp", f("neg", f("abs", x)))
     return f("sub", f("minimum", x, 0.0), f("log1p", z)), z
 

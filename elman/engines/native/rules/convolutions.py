@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from elman.engines.native.rules.table import Want, must, rule
+from elman.engines.native.builder import Builder
+from elman.engines.native.rules.table import ResultSpec, must, rule
 from elman.engines.native.values import REAL, Unsupported, View
-from elman.engines.native.writer import Writer
 
 aten = torch.ops.aten
 COLUMNS = 1 << 15  # bytes of the taps that one product reads
@@ -44,26 +44,26 @@ class Geometry:
         return cls(each(stride), each(padding), each(dilation), groups)
 
 
-def correlate(w: Writer, x: View, weight: View, bias: View | None, g: Geometry, out: View) -> None:
+def correlate(p: Builder, x: View, weight: View, bias: View | None, g: Geometry, out: View) -> None:
     """x [I, *in], weight [O, I / groups, *kernel], bias [O] or None, out [O, *positions]."""
     kernel = weight.sizes[2:]
     if any(g.padding):
-        room = _zeros(w, (x.sizes[0], *(n + 2 * p for n, p in zip(x.sizes[1:], g.padding, strict=True))))
+        room = _zeros(p, (x.sizes[0], *(n + 2 * pad for n, pad in zip(x.sizes[1:], g.padding, strict=True))))
         inner = room
-        for dim, (n, p) in enumerate(zip(x.sizes[1:], g.padding, strict=True), start=1):
-            inner = inner.slice(dim, p, p + n)
-        w.copy(x, into=inner)
+        for dim, (n, pad) in enumerate(zip(x.sizes[1:], g.padding, strict=True), start=1):
+            inner = inner.slice(dim, pad, pad + n)
+        p.copy(x, into=inner)
         x = room
     flat = must(weight.reshape((weight.sizes[0], weight.sizes[1], math.prod(kernel))))
-    _product(w, x, flat, kernel, g.stride, g.dilation, g.groups, bias, out)
+    _product(p, x, flat, kernel, g.stride, g.dilation, g.groups, bias, out)
 
 
-def spread(w: Writer, y: View, weight: View, bias: View | None, g: Geometry, out: View) -> None:
+def spread(p: Builder, y: View, weight: View, bias: View | None, g: Geometry, out: View) -> None:
     """y [O, *positions], weight [O, I / groups, *kernel], bias [I] or None, out [I, *in]."""
     kernel, dims = weight.sizes[2:], range(len(weight.sizes) - 2)
     reach = [(kernel[d] - 1) * g.dilation[d] for d in dims]
     sizes = [out.sizes[1 + d] + reach[d] for d in dims]
-    room = _zeros(w, (y.sizes[0], *sizes))
+    room = _zeros(p, (y.sizes[0], *sizes))
     inner = room
     for d in dims:
         # y[p] goes to p·stride + reach - padding, unless that lies beyond the room
@@ -74,34 +74,34 @@ def spread(w: Writer, y: View, weight: View, bias: View | None, g: Geometry, out
         begin = first * g.stride[d] + at
         inner = inner.slice(1 + d, begin, begin + max(y.sizes[1 + d] - 1, -1) * g.stride[d] + 1, g.stride[d])
     if y.numel:
-        w.copy(y, into=inner)
+        p.copy(y, into=inner)
     O, I = weight.sizes[:2]
     turned = (
         must(weight.reshape((g.groups, O // g.groups, I, math.prod(kernel)))).permute((0, 2, 1, 3)).flip([3])
     )
-    turned = w.in_order(turned).reshape((g.groups * I, O // g.groups, math.prod(kernel)))
-    _product(w, room, must(turned), kernel, (1,) * len(kernel), g.dilation, g.groups, bias, out)
+    turned = p.in_order(turned).reshape((g.groups * I, O // g.groups, math.prod(kernel)))
+    _product(p, room, must(turned), kernel, (1,) * len(kernel), g.dilation, g.groups, bias, out)
 
 
 def _product(
-    w: Writer, x: View, weight: View, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
+    p: Builder, x: View, weight: View, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int],
     groups: int, bias: View | None, out: View,
 ) -> None:  # fmt: skip
     """out [O, *positions] = bias [O] + weight [O, I / groups, taps] · the taps of x [I, *in]."""
     (O, *positions), I, taps = out.sizes, x.sizes[0], weight.sizes[2]
-    left = must(w.in_order(weight).reshape((groups, O // groups, I // groups * taps)))
-    start = None if bias is None else w.in_order(bias.unsqueeze(1).expand((O, math.prod(positions))))
+    left = must(p.in_order(weight).reshape((groups, O // groups, I // groups * taps)))
+    start = None if bias is None else p.in_order(bias.unsqueeze(1).expand((O, math.prod(positions))))
     # Some places at a time along the first dimension, so that the columns stay in the nearest cache.
-    many = max(COLUMNS // (I * taps * max(math.prod(positions[1:]), 1) * w.real_bytes), 1)
+    many = max(COLUMNS // (I * taps * max(math.prod(positions[1:]), 1) * p.real_bytes), 1)
     for first in range(0, positions[0], many):
         here = (min(many, positions[0] - first), *positions[1:])
-        columns = w.new(REAL, (I, taps, *here))
+        columns = p.new(REAL, (I, taps, *here))
         for tap, at in enumerate(itertools.product(*map(range, kernel))):
             view = x
             for d, n in enumerate(here):
                 begin = at[d] * dilation[d] + (first * stride[0] if d == 0 else 0)
                 view = view.slice(1 + d, begin, begin + (n - 1) * stride[d] + 1, stride[d])
-            w.copy(view, into=columns.select(1, tap))
+            p.copy(view, into=columns.select(1, tap))
         n, begin = math.prod(here), first * math.prod(positions[1:])
         right = must(columns.reshape((groups, I // groups * taps, n)))
         place = must(out.reshape((groups, O // groups, math.prod(positions)))).slice(2, begin, begin + n)
@@ -110,41 +110,41 @@ def _product(
             added = must(start.reshape((groups, O // groups, math.prod(positions)))).slice(
                 2, begin, begin + n
             )
-        w.matmul(left, right, added, place)
+        p.matmul(left, right, added, place)
 
 
-def _zeros(w: Writer, sizes: Sequence[int]) -> View:
-    return w.copy(w.number(0, REAL, sizes))
+def _zeros(p: Builder, sizes: Sequence[int]) -> View:
+    return p.copy(p.number(0, REAL, sizes))
 
 
 def _convolved(
-    w: Writer, want: Want, x: View, weight: View, bias: View | None, g: Geometry, transposed: bool
+    p: Builder, want: ResultSpec, x: View, weight: View, bias: View | None, g: Geometry, transposed: bool
 ) -> View:
-    out = w.new(REAL, want.sizes)
+    out = p.new(REAL, want.sizes)
     if not out.numel:
         raise Unsupported("a convolution that gives nothing")
     run = spread if transposed else correlate
     for image in range(x.sizes[0]):
-        run(w, x.select(0, image), weight, bias, g, out.select(0, image))
+        run(p, x.select(0, image), weight, bias, g, out.select(0, image))
     return out
 
 
 @rule(aten.convolution.default)
 def _convolution(
-    w: Writer, want: Want, x: View, weight: View, bias: View | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
+    p: Builder, want: ResultSpec, x: View, weight: View, bias: View | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
 ) -> View:  # fmt: skip
     g = Geometry.of(len(weight.sizes) - 2, stride, padding, dilation, groups)
-    return _convolved(w, want, x, weight, bias, g, transposed)
+    return _convolved(p, want, x, weight, bias, g, transposed)
 
 
 @rule(aten.convolution_backward.default)
 def _convolution_backward(
-    w: Writer, want: Want, gradient: View, x: View, weight: View, bias_sizes: Any, stride: Sequence[int],
+    p: Builder, want: ResultSpec, gradient: View, x: View, weight: View, bias_sizes: Any, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
     mask: Sequence[bool],
 ) -> Any:  # fmt: skip
     if list(mask) != [True, False, False]:
         raise Unsupported("sums over rows inside the loop (the gradient of a convolution's parameters)")
     g = Geometry.of(len(weight.sizes) - 2, stride, padding, dilation, groups)
-    return _convolved(w, want, gradient, weight, None, g, not transposed), None, None
+    return _convolved(p, want, gradient, weight, None, g, not transposed), None, None

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
+from elman.engines.native.builder import NUMBER, Builder
 from elman.engines.native.rules.activations import Sums
-from elman.engines.native.rules.table import RULES, Rule, Want, cast, must, rule
+from elman.engines.native.rules.table import RULES, ResultSpec, Rule, cast, must, rule
 from elman.engines.native.values import BOOL, INT, REAL, Unsupported, View
-from elman.engines.native.writer import NUMBER, Writer
 
 aten = torch.ops.aten
 
 
-def lines_of(w: Writer, x: View, dims: Sequence[int]) -> tuple[View, int, int]:
+def lines_of(p: Builder, x: View, dims: Sequence[int]) -> tuple[View, int, int]:
     """A view without `dims`, and length and stride of the line that they make; copied if they make none."""
     dims = sorted(d % len(x.sizes) for d in dims)
     rest = [d for d in range(len(x.sizes)) if d not in dims]
@@ -24,7 +24,7 @@ def lines_of(w: Writer, x: View, dims: Sequence[int]) -> tuple[View, int, int]:
     moved = x.permute([*rest, *dims])
     flat = moved.reshape([*(x.sizes[d] for d in rest), n])
     if flat is None:
-        flat = must(w.copy(moved).reshape([*(x.sizes[d] for d in rest), n]))
+        flat = must(p.copy(moved).reshape([*(x.sizes[d] for d in rest), n]))
     return View(flat.buffer, flat.offset, flat.sizes[:-1], flat.strides[:-1]), n, flat.strides[-1]
 
 
@@ -34,70 +34,70 @@ def dims_of(x: View, dims: Any) -> list[int]:
     return [dims] if isinstance(dims, int) else list(dims)
 
 
-def reduced(w: Writer, want: Want, code: str, x: View, dims: Any, type: str = REAL) -> View:
+def reduced(p: Builder, want: ResultSpec, code: str, x: View, dims: Any, type: str = REAL) -> View:
     """One operation over some dimensions; the result has the sizes that are wanted, kept dimensions or not."""
-    view, n, stride = lines_of(w, x, dims_of(x, dims))
+    view, n, stride = lines_of(p, x, dims_of(x, dims))
     if n == 0 and code in ("amax", "amin"):
         raise Unsupported("the largest of no elements")
-    out = w.new(type, view.sizes)
-    w.lines(code, view.sizes, n, [(out, 0), (view, stride)])
+    out = p.new(type, view.sizes)
+    p.lines(code, view.sizes, n, [(out, 0), (view, stride)])
     return must(out.reshape(want.sizes))
 
 
 @rule(aten.sum.dim_IntList)
-def _sum(w: Writer, want: Want, x: View, dims: Any, keepdim: bool = False, dtype: Any = None) -> View:
+def _sum(p: Builder, want: ResultSpec, x: View, dims: Any, keepdim: bool = False, dtype: Any = None) -> View:
     if want.type != REAL:
         raise Unsupported("sums of whole numbers")
-    return reduced(w, want, "sum", cast(w, x, REAL), dims)  # type: ignore[arg-type]
+    return reduced(p, want, "sum", cast(p, x, REAL), dims)  # type: ignore[arg-type]
 
 
 @rule(aten.mean.dim)
-def _mean(w: Writer, want: Want, x: View, dims: Any, keepdim: bool = False, dtype: Any = None) -> View:
+def _mean(p: Builder, want: ResultSpec, x: View, dims: Any, keepdim: bool = False, dtype: Any = None) -> View:
     n = math.prod(x.sizes[d] for d in dims_of(x, dims))
-    return w.map("div", REAL, want.sizes, reduced(w, want, "sum", x, dims), float(n))
+    return p.map("div", REAL, want.sizes, reduced(p, want, "sum", x, dims), float(n))
 
 
 @rule(aten.prod.dim_int)
-def _prod(w: Writer, want: Want, x: View, dim: int, keepdim: bool = False, dtype: Any = None) -> View:
-    return reduced(w, want, "prod", x, dim)
+def _prod(p: Builder, want: ResultSpec, x: View, dim: int, keepdim: bool = False, dtype: Any = None) -> View:
+    return reduced(p, want, "prod", x, dim)
 
 
 @rule(aten.amax.default)
-def _amax(w: Writer, want: Want, x: View, dims: Any = (), keepdim: bool = False) -> View:
-    return reduced(w, want, "amax", x, list(dims))
+def _amax(p: Builder, want: ResultSpec, x: View, dims: Any = (), keepdim: bool = False) -> View:
+    return reduced(p, want, "amax", x, list(dims))
 
 
 @rule(aten.amin.default)
-def _amin(w: Writer, want: Want, x: View, dims: Any = (), keepdim: bool = False) -> View:
-    return reduced(w, want, "amin", x, list(dims))
+def _amin(p: Builder, want: ResultSpec, x: View, dims: Any = (), keepdim: bool = False) -> View:
+    return reduced(p, want, "amin", x, list(dims))
 
 
 @rule(aten.any.dim)
-def _any(w: Writer, want: Want, x: View, dim: int, keepdim: bool = False) -> View:
-    return reduced(w, want, "any", cast(w, x, BOOL), dim, BOOL)  # type: ignore[arg-type]
+def _any(p: Builder, want: ResultSpec, x: View, dim: int, keepdim: bool = False) -> View:
+    return reduced(p, want, "any", cast(p, x, BOOL), dim, BOOL)  # type: ignore[arg-type]
 
 
 @rule(aten.all.dim)
-def _all(w: Writer, want: Want, x: View, dim: int, keepdim: bool = False) -> View:
-    return reduced(w, want, "all", cast(w, x, BOOL), dim, BOOL)  # type: ignore[arg-type]
+def _all(p: Builder, want: ResultSpec, x: View, dim: int, keepdim: bool = False) -> View:
+    return reduced(p, want, "all", cast(p, x, BOOL), dim, BOOL)  # type: ignore[arg-type]
 
 
 def _extremes(code: str, values: bool) -> Rule:
-    def lower(w: Writer, want: Want, x: View, dim: Any, keepdim: bool = False) -> Any:
+    def lower(p: Builder, want: ResultSpec, x: View, dim: Any, keepdim: bool = False) -> Any:
         if x.type != REAL or dim is None:
             raise Unsupported("the largest of whole numbers, or over all dimensions")
-        view, n, stride = lines_of(w, x, [dim])
-        value = w.new(REAL, view.sizes) if values else None
-        index = w.new(INT, view.sizes)
-        w.lines(
+        view, n, stride = lines_of(p, x, [dim])
+        value = p.new(REAL, view.sizes) if values else None
+        index = p.new(INT, view.sizes)
+        p.lines(
             code,
             view.sizes,
             n,
             [None if value is None else (value, 0), (index, 0), (view, stride)],
             results=2,
         )
-        made = tuple(must(v.reshape(want.sizes)) for v in (value, index) if v is not None)
-        return made if values else made[0]
+        results = tuple(must(v.reshape(want.sizes)) for v in (value, index) if v is not None)
+        return results if values else results[0]
 
     return lower
 
@@ -109,94 +109,95 @@ RULES[aten.argmax.default], RULES[aten.argmin.default] = (
 )
 
 
-def variance(w: Writer, want: Want, x: View, dims: Any, correction: NUMBER | None) -> tuple[View, View]:
+def variance(
+    p: Builder, want: ResultSpec, x: View, dims: Any, correction: NUMBER | None
+) -> tuple[View, View]:
     """(variance, mean), both in the sizes that are wanted."""
     dims = [d % len(x.sizes) for d in dims_of(x, dims)]
     kept = tuple(1 if d in dims else size for d, size in enumerate(x.sizes))
     n = math.prod(x.sizes[d] for d in dims)
-    mean = _mean(w, Want(kept, REAL, ()), x, dims)
-    squares = w.map("square", REAL, x.sizes, w.map("sub", REAL, x.sizes, x, mean))
-    total = reduced(w, Want(kept, REAL, ()), "sum", squares, dims)
+    mean = _mean(p, ResultSpec(kept, REAL, ()), x, dims)
+    squares = p.map("square", REAL, x.sizes, p.map("sub", REAL, x.sizes, x, mean))
+    total = reduced(p, ResultSpec(kept, REAL, ()), "sum", squares, dims)
     divisor = n - (1 if correction is None else correction)
-    made = w.map("div", REAL, kept, total, float(max(divisor, 0)))
-    return must(made.reshape(want.sizes)), must(mean.reshape(want.sizes))
+    variances = p.map("div", REAL, kept, total, float(max(divisor, 0)))
+    return must(variances.reshape(want.sizes)), must(mean.reshape(want.sizes))
 
 
 @rule(aten.var_mean.correction)
 def _var_mean(
-    w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+    p: Builder, want: ResultSpec, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
 ) -> Any:
-    return variance(w, want, x, dims, correction)
+    return variance(p, want, x, dims, correction)
 
 
 @rule(aten.var.correction)
 def _var(
-    w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+    p: Builder, want: ResultSpec, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
 ) -> View:
-    return variance(w, want, x, dims, correction)[0]
+    return variance(p, want, x, dims, correction)[0]
 
 
 @rule(aten.std.correction)
 def _std(
-    w: Writer, want: Want, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
+    p: Builder, want: ResultSpec, x: View, dims: Any = None, *, correction: Any = None, keepdim: bool = False
 ) -> View:
-    return w.map("sqrt", REAL, want.sizes, variance(w, want, x, dims, correction)[0])
+    return p.map("sqrt", REAL, want.sizes, variance(p, want, x, dims, correction)[0])
 
 
 @rule(aten.linalg_vector_norm.default)
 def _norm(
-    w: Writer,
-    want: Want,
+    p: Builder,
+    want: ResultSpec,
     x: View,
     order: NUMBER = 2,
     dims: Any = None,
     keepdim: bool = False,
     dtype: Any = None,
 ) -> View:
-    size = w.map("abs", REAL, x.sizes, x)
+    size = p.map("abs", REAL, x.sizes, x)
     if order == 2:
-        return w.map(
-            "sqrt", REAL, want.sizes, reduced(w, want, "sum", w.map("square", REAL, x.sizes, x), dims)
+        return p.map(
+            "sqrt", REAL, want.sizes, reduced(p, want, "sum", p.map("square", REAL, x.sizes, x), dims)
         )
     if order == 1:
-        return reduced(w, want, "sum", size, dims)
+        return reduced(p, want, "sum", size, dims)
     if order == math.inf:
-        return reduced(w, want, "amax", size, dims)
+        return reduced(p, want, "amax", size, dims)
     raise Unsupported(f"a norm of order {order}")
 
 
 @rule(aten.logsumexp.default)
-def _logsumexp(w: Writer, want: Want, x: View, dims: Any, keepdim: bool = False) -> View:
+def _logsumexp(p: Builder, want: ResultSpec, x: View, dims: Any, keepdim: bool = False) -> View:
     dims = [d % len(x.sizes) for d in dims_of(x, dims)]
-    kept = Want(tuple(1 if d in dims else size for d, size in enumerate(x.sizes)), REAL, ())
-    f = Sums(w, kept.sizes)
-    top = reduced(w, kept, "amax", x, dims)
+    kept = ResultSpec(tuple(1 if d in dims else size for d, size in enumerate(x.sizes)), REAL, ())
+    f = Sums(p, kept.sizes)
+    top = reduced(p, kept, "amax", x, dims)
     # of infinities alone, as torch has it
     finite = f.where(f("eq", f("abs", top), math.inf), 0.0, top)
-    e = w.map("exp", REAL, x.sizes, w.map("sub", REAL, x.sizes, x, finite))
-    made = f("add", f("log", reduced(w, kept, "sum", e, dims)), finite)
-    return must(made.reshape(want.sizes))
+    e = p.map("exp", REAL, x.sizes, p.map("sub", REAL, x.sizes, x, finite))
+    return must(f("add", f("log", reduced(p, kept, "sum", e, dims)), finite).reshape(want.sizes))
 
 
 @rule(aten.cumsum.default)
-def _cumsum(w: Writer, want: Want, x: View, dim: int, dtype: Any = None) -> View:
+def _cumsum(p: Builder, want: ResultSpec, x: View, dim: int, dtype: Any = None) -> View:
     if want.type != REAL:
         raise Unsupported("sums of whole numbers")
-    out = w.new(REAL, want.sizes)
-    (a, n, so), (b, _, s) = lines_of(w, out, [dim]), lines_of(w, x, [dim])
-    w.lines("cumsum", a.sizes, n, [(a, so), (b, s)])
+    out = p.new(REAL, want.sizes)
+    (a, n, so), (b, _, s) = lines_of(p, out, [dim]), lines_of(p, x, [dim])
+    p.lines("cumsum", a.sizes, n, [(a, so), (b, s)])
     return out
 
 
 def _along(code: str) -> Rule:
     """Softmax and its like: result and arguments are lines along one dimension."""
 
-    def lower(w: Writer, want: Want, *args: Any) -> View:
+    def lower(p: Builder, want: ResultSpec, *args: Any) -> View:
         views = [a for a in args if isinstance(a, View)]
         dim = next(a for a in args if isinstance(a, int) and not isinstance(a, bool))
-        out = w.new(REAL, want.sizes)
-        lines = [lines_of(w, view, [dim]) for view in (out, *views)]
-        w.lines(code, lines[0][0].sizes, lines[0][1], [(view, stride) for view, _, stride in lines])
+        out = p.new(REAL, want.sizes)
+        lines = [lines_of(p, view, [dim]) for view in (out, *views)]
+        p.lines(code, lines[0][0].sizes, lines[0][1], [(view, stride) for view, _, stride in lines])
         return out
 
     return lower
@@ -207,33 +208,33 @@ RULES[aten._softmax_backward_data.default] = _along("softmax_backward")
 RULES[aten._log_softmax_backward_data.default] = _along("log_softmax_backward")
 
 
-def _line(w: Writer, x: View, dims: int) -> tuple[View, int]:
+def _line(p: Builder, x: View, dims: int) -> tuple[View, int]:
     """The last `dims` dimensions as lines whose elements lie side by side."""
-    view, n, stride = lines_of(w, x, range(len(x.sizes) - dims, len(x.sizes)))
+    view, n, stride = lines_of(p, x, range(len(x.sizes) - dims, len(x.sizes)))
     if stride != 1 and n > 1:
-        view, n, stride = lines_of(w, w.copy(x), range(len(x.sizes) - dims, len(x.sizes)))
+        view, n, stride = lines_of(p, p.copy(x), range(len(x.sizes) - dims, len(x.sizes)))
     return view, n
 
 
-def _flat(w: Writer, x: View | None, outer: Sequence[int]) -> tuple[View, int] | None:
+def _flat(p: Builder, x: View | None, outer: Sequence[int]) -> tuple[View, int] | None:
     """A scale or shift, the same for every line."""
     if x is None:
         return None
-    x = w.in_order(x)
+    x = p.in_order(x)
     return View(x.buffer, x.offset, (1,) * len(outer), (0,) * len(outer)), 1
 
 
 @rule(aten.native_layer_norm.default)
 def _layer_norm(
-    w: Writer, want: Want, x: View, shape: Sequence[int], scale: Any, shift: Any, epsilon: float
+    p: Builder, want: ResultSpec, x: View, shape: Sequence[int], scale: Any, shift: Any, epsilon: float
 ) -> Any:
-    view, n = _line(w, x, len(shape))
-    out, mean, inverse = (w.new(REAL, sizes) for sizes in want.all)
-    lines, _ = _line(w, out, len(shape))
+    view, n = _line(p, x, len(shape))
+    out, mean, inverse = (p.new(REAL, sizes) for sizes in want.all)
+    lines, _ = _line(p, out, len(shape))
     flat = [View(v.buffer, 0, view.sizes, must(v.reshape(view.sizes)).strides) for v in (mean, inverse)]
-    w.lines(
+    p.lines(
         "layer_norm", view.sizes, n,
-        [(lines, 1), (flat[0], 0), (flat[1], 0), (view, 1), _flat(w, scale, view.sizes), _flat(w, shift, view.sizes)],
+        [(lines, 1), (flat[0], 0), (flat[1], 0), (view, 1), _flat(p, scale, view.sizes), _flat(p, shift, view.sizes)],
         results=3, number=epsilon,
     )  # fmt: skip
     return out, mean, inverse
@@ -241,16 +242,16 @@ def _layer_norm(
 
 @rule(aten.native_layer_norm_backward.default)
 def _layer_norm_backward(
-    w: Writer, want: Want, g: View, x: View, shape: Sequence[int], mean: View, inverse: View, scale: Any, shift: Any,
-    mask: Sequence[bool],
+    p: Builder, want: ResultSpec, g: View, x: View, shape: Sequence[int], mean: View, inverse: View, scale: Any,
+    shift: Any, mask: Sequence[bool],
 ) -> Any:  # fmt: skip
     if list(mask) != [True, False, False]:
         raise Unsupported("sums over rows inside the loop (the gradient of a layer norm's parameters)")
-    out = w.new(REAL, x.sizes)
-    (lines, n), (gradient, _), (view, _) = (_line(w, v, len(shape)) for v in (out, g, x))
+    out = p.new(REAL, x.sizes)
+    (lines, n), (gradient, _), (view, _) = (_line(p, v, len(shape)) for v in (out, g, x))
     flat = [must(v.reshape(view.sizes)) for v in (mean, inverse)]
-    w.lines(
+    p.lines(
         "layer_norm_backward", view.sizes, n,
-        [(lines, 1), (gradient, 1), (view, 1), (flat[0], 0), (flat[1], 0), _flat(w, scale, view.sizes)],
+        [(lines, 1), (gradient, 1), (view, 1), (flat[0], 0), (flat[1], 0), _flat(p, scale, view.sizes)],
     )  # fmt: skip
     return out, None, None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from elman.engines.native.rules.table import Want, rule
+from elman.engines.native.builder import NUMBER, Builder
+from elman.engines.native.rules.table import ResultSpec, rule
 from elman.engines.native.values import REAL, Unsupported, View
-from elman.engines.native.writer import NUMBER, Writer
 
 aten = torch.ops.aten
 
 
-def product(w: Writer, start: View | None, left: View, right: View, sizes: tuple[int, ...]) -> View:
+def product(p: Builder, start: View | None, left: View, right: View, sizes: tuple[int, ...]) -> View:
     """start + left · right, matrices or stacks of them. What is the same for all rows is packed."""
     if not left.type == right.type == REAL:
         raise Unsupported("products of whole numbers")
-    out = w.new(REAL, sizes)
+    out = p.new(REAL, sizes)
     stack = len(sizes) == 3
     if not stack:
         left, right, whole = left.unsqueeze(0), right.unsqueeze(0), out.unsqueeze(0)
@@ -39,27 +39,27 @@ def product(w: Writer, start: View | None, left: View, right: View, sizes: tuple
                     None if s is None else s.permute((1, 0)),
                 )
             if o.sizes[1] > 1 and o.strides[1] != 1:
-                made = w.new(REAL, o.sizes)
-                w.product(a, b, s, made)
-                w.copy(made, into=o)
+                product = p.new(REAL, o.sizes)
+                p.product(a, b, s, product)
+                p.copy(product, into=o)
             else:
-                w.product(a, b, s, o)
+                p.product(a, b, s, o)
         return out
-    w.matmul(left, right, begin, whole)
+    p.matmul(left, right, begin, whole)
     return out
 
 
 @rule(aten.mm.default, aten.bmm.default)
-def _mm(w: Writer, want: Want, left: View, right: View) -> View:
-    return product(w, None, left, right, want.sizes)
+def _mm(p: Builder, want: ResultSpec, left: View, right: View) -> View:
+    return product(p, None, left, right, want.sizes)
 
 
 @rule(aten.addmm.default, aten.baddbmm.default)
 def _addmm(
-    w: Writer, want: Want, start: View, left: View, right: View, beta: NUMBER = 1, alpha: NUMBER = 1
+    p: Builder, want: ResultSpec, start: View, left: View, right: View, beta: NUMBER = 1, alpha: NUMBER = 1
 ) -> View:
     if alpha != 1:
-        left = w.map("mul", REAL, left.sizes, left, alpha)
+        left = p.map("mul", REAL, left.sizes, left, alpha)
     if beta != 1:
-        start = w.map("mul", REAL, start.sizes, start, beta)
-    return product(w, start if beta != 0 else None, left, right, want.sizes)
+        start = p.map("mul", REAL, start.sizes, start, beta)
+    return product(p, start if beta != 0 else None, left, right, want.sizes)

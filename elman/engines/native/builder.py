@@ -1,4 +1,4 @@
-"""Writes a program: buffers and operations on views. What an ATen operation becomes stands in rules/."""
+"""A program while it is built: buffers and operations on views. What an ATen operation becomes stands in rules/."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from elman.engines.native.extension import compiled
 from elman.engines.native.values import BOOL, INT, REAL, Buffer, Unsupported, View, collapse, contiguous
 
-DIMENSIONS = 4
 NUMBER = float | int | bool
 
 
@@ -28,7 +28,7 @@ class Op:
 
 
 @dataclass(eq=False)
-class Writer:
+class Builder:
     """A program while it grows. real_bytes: 4 or 8. panel: columns of a packed panel."""
 
     real_bytes: int
@@ -46,9 +46,9 @@ class Writer:
         return {REAL: self.real_bytes, INT: 8}.get(type, 1)
 
     def buffer(self, kind: str, type: str, width: int, index: int = 0) -> Buffer:
-        made = Buffer(kind, type, width, index)
-        self.buffers.append(made)
-        return made
+        buffer = Buffer(kind, type, width, index)
+        self.buffers.append(buffer)
+        return buffer
 
     def new(self, type: str, sizes: Sequence[int], kind: str = "scratch") -> View:
         """A value that is not there yet."""
@@ -68,18 +68,18 @@ class Writer:
         # By their bits: 0 and -0 are two numbers, and so are 2⁵³ and 2⁵³ + 1.
         key = (type, struct.pack("q", int(value)) if type == INT else struct.pack("d", value), width)
         if key not in self._numbers:
-            made = self.new(type, (width,), "prepared")
+            line = self.new(type, (width,), "prepared")
             if type == INT:
-                self._add("int_fill", [made], k=int(value), prepare=True)
+                self._add("int_fill", [line], k=int(value), prepare=True)
             elif type == REAL:
-                self._add("fill", [made], number=float(value), prepare=True)
+                self._add("fill", [line], number=float(value), prepare=True)
             else:
                 source = self.number(float(value), REAL, (width,))
-                self._add("real_to_bool", [made, source], prepare=True)
-            self._numbers[key] = made
-        found = self._numbers[key].reshape(sizes)
-        assert found is not None
-        return found
+                self._add("real_to_bool", [line, source], prepare=True)
+            self._numbers[key] = line
+        view = self._numbers[key].reshape(sizes)
+        assert view is not None
+        return view
 
     def map(
         self, code: str, type: str, sizes: Sequence[int], *arguments: View | NUMBER, into: View | None = None
@@ -101,9 +101,8 @@ class Writer:
             return self.copy(view)
         key = (view.buffer, view.offset, view.sizes, view.strides)
         if key not in self._spread:
-            made = self.new(view.type, view.sizes, "prepared")
-            self._add(self.copying(view.type), [made, view], prepare=True)
-            self._spread[key] = made
+            spread = self._spread[key] = self.new(view.type, view.sizes, "prepared")
+            self._add(self.copying(view.type), [spread, view], prepare=True)
         return self._spread[key]
 
     def copying(self, type: str) -> str:
@@ -118,12 +117,10 @@ class Writer:
     ) -> None:
         _check_types(code, views[1:])
         sizes, strides = collapse(views)
-        if len(sizes) > DIMENSIONS:
-            raise Unsupported(f"{code} over more than {DIMENSIONS} dimensions that do not lie in order")
-        missing = DIMENSIONS - len(sizes)
+        missing = _missing(code, sizes, compiled.DIMENSIONS)
         if not sizes:  # one element: any stride will do, so the plain one
             strides = [(1,) for _ in views]
-            sizes, missing = (1,), DIMENSIONS - 1
+            sizes, missing = (1,), compiled.DIMENSIONS - 1
         padded = [(0,) * missing + own for own in strides]
         (self.prepare if prepare else self.ops).append(
             Op(code, (1,) * missing + sizes, list(views), padded, k=k, number=number)
@@ -136,17 +133,15 @@ class Writer:
         k: int = 0, number: float = 0.0,
     ) -> None:  # fmt: skip
         """An operation on lines: each operand is a view of sizes `outer`, and its stride along the line."""
-        known = [o for o in operands if o is not None]
+        given = [o for o in operands if o is not None]
         _check_types(code, [o[0] for o in operands[results:] if o is not None])
-        sizes, strides = collapse([view.expand(outer) for view, _ in known])
-        if len(sizes) > DIMENSIONS - 1:
-            raise Unsupported(f"{code} over more than {DIMENSIONS - 1} dimensions that do not lie in order")
-        missing = DIMENSIONS - 1 - len(sizes)
-        padded = iter([(0,) * missing + own + (o[1],) for own, o in zip(strides, known, strict=True)])
+        sizes, strides = collapse([view.expand(outer) for view, _ in given])
+        missing = _missing(code, sizes, compiled.DIMENSIONS - 1)
+        padded = iter([(0,) * missing + own + (o[1],) for own, o in zip(strides, given, strict=True)])
         self.ops.append(
             Op(
                 code, (1,) * missing + sizes + (n,), [o[0] if o is not None else None for o in operands],
-                [next(padded) if o is not None else (0,) * DIMENSIONS for o in operands], results, k, number,
+                [next(padded) if o is not None else (0,) * compiled.DIMENSIONS for o in operands], results, k, number,
             )
         )  # fmt: skip
 
@@ -171,10 +166,10 @@ class Writer:
         key = (weight.buffer, weight.offset, weight.sizes, weight.strides)
         if key not in self._packed:
             K, N = weight.sizes
-            made = self.new(REAL, (-(-N // self.panel) * self.panel * K,), "prepared")
-            strides = [(0,) * DIMENSIONS, (*weight.strides, 0, 0)]
-            self.prepare.append(Op("product", (1, 1, 1, N), [made, weight], strides, k=K))
-            self._packed[key] = made
+            panels = self.new(REAL, (-(-N // self.panel) * self.panel * K,), "prepared")
+            strides = [(0,) * compiled.DIMENSIONS, (*weight.strides, 0, 0)]
+            self.prepare.append(Op("product", (1, 1, 1, N), [panels, weight], strides, k=K))
+            self._packed[key] = panels
         return self._packed[key]
 
     def matmul(self, left: View, right: View, start: View | None, out: View) -> None:
@@ -186,6 +181,13 @@ class Writer:
             (0,) * 4 if start is None else (0, *start.expand((I, M, N)).strides),
         ]  # fmt: skip
         self.ops.append(Op("matmul", (1, I, M, N), [out, left, right, start], strides, k=K))
+
+
+def _missing(code: str, sizes: Sequence[int], dimensions: int) -> int:
+    """How many dimensions have to be put in front."""
+    if len(sizes) > dimensions:
+        raise Unsupported(f"{code} over more than {dimensions} dimensions that do not lie in order")
+    return dimensions - len(sizes)
 
 
 def _check_types(code: str, arguments: Sequence[View]) -> None:

@@ -3,15 +3,15 @@
 A call on a short sequence costs what its Python costs. So a plan becomes straight code, as its stages are already
 (elman/engines/codegen.py): no names, no tables, no choice of an engine. The plan of an Elman network is
 
-    def made(steps, batch, seed, a0, a1, a2, a3, a4):        # U, W, b, x, h
-        if a3 is None: …
+    def plan(steps, batch, seed, a3, a4, a5, a6, a7):        # U, W, b, x, h
         rows = steps * batch
-        line = Timeline(steps, batch, False)
-        v5 = line.pack(a3)
-        v6, = before(a2, v5, a0, rows, line)
-        v7 = empty((steps, batch, 64))
-        v8, = loop(batch, (batch,) * steps, False, (a1, v6, a4,), (v7,))
-        return (v7, v8,)
+        if a3 is None: …
+        v0 = Timeline(steps, batch, False)
+        v1 = v0.pack(a6)
+        v2, = before(a5, v1, a3, rows, None)
+        v3 = new_empty((steps, batch, 64))
+        v4, = loop(batch, (batch,) * steps, False, (a4, v2, a7), (v3,))
+        return (v3, v4)
 
 For rows of different lengths it takes a Packing in the place of steps and batch; sequences go in and come out packed.
 """
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -29,16 +28,17 @@ from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
 from elman.engines.base import Runner, StageMaker
+from elman.engines.python import PythonFunction, tuple_of
 from elman.layout import Ragged, Timeline
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, final_of, shift
 from elman.trace.outside import outside
 
-Made = Callable[..., tuple[torch.Tensor, ...]]
+PlanFunction = Callable[..., tuple[torch.Tensor, ...]]
 
 
-def written(
+def emit(
     plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool = False, ragged: bool = False
-) -> Made:  # fmt: skip
+) -> PlanFunction:  # fmt: skip
     """The function `(steps, batch, seed, *inputs) -> outputs` of a plan whose stages `make` makes and whose loop
     `runner` runs.
 
@@ -49,10 +49,10 @@ def written(
     ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs`, whose sequences go in and come out as
         packed rows `[N, …]`.
     """
-    return _Writer(plan, make, runner, ends, single, ragged).function()
+    return _Emitter(plan, make, runner, ends, single, ragged).function()
 
 
-class _Writer:
+class _Emitter:
     """Writes the function of a plan.
 
     A sequence may be there in two forms, `[T, B, …]` as users have it and packed `[N, …]` as stages want it: `whole`
@@ -70,13 +70,19 @@ class _Writer:
         self.fresh: set[str] = set()  # tensors that were made here and are no views
         self.views: dict[str, str] = {}  # expression -> view
         self.viewed: dict[str, str] = {}  # view -> the tensor that it looks at
-        self.lines: list[str] = []
-        self.space: dict[str, Any] = {"Timeline": Timeline, "Ragged": Ragged}
-        self.count = 0
+        self.python = PythonFunction("plan", f"plan of {plan.circuit.name}")
+        self.timeline = ""  # its name, as soon as somebody needs it
 
-    def function(self) -> Made:
+    def function(self) -> PlanFunction:
         plan = self.plan
-        arguments = [self._input(port) for port in plan.circuit.inputs]
+        if self.ragged:
+            self.python.argument("packing")
+            self.python.line("steps, batch, rows = packing.steps, packing.batch, packing.rows")
+        else:
+            self.python.line(f"rows = {self.python.argument('steps')} * {self.python.argument('batch')}")
+        self.python.argument("seed")
+        for port in plan.circuit.inputs:
+            self._input(port)
         self._stage(plan.once, "batch")
         self._stage(plan.before, "rows")
         if plan.loop is not None:
@@ -90,89 +96,66 @@ class _Writer:
             else name
             for name, end in zip(ready, self.ends, strict=True)
         ]  # fmt: skip
-        if self.ragged:
-            taken = ["packing"]
-            first = ["steps, batch, rows = packing.steps, packing.batch, packing.rows"]
-            line = f"line = Ragged(packing, {plan.circuit.reverse})"
-        else:
-            taken = ["steps", "batch"]
-            first = ["rows = steps * batch"]
-            line = f"line = Timeline(steps, batch, {plan.circuit.reverse})"
-        taken = ", ".join([*taken, "seed", *(name for name in arguments if name)])
-        if any("line" in line for line in self.lines):
-            first.append(line)
-        body = [*first, *self.lines, f"return ({''.join(f'{name}, ' for name in results)})"]
-        text = "\n    ".join([f"def made({taken}):", *body])
-        exec(compile(f"{text}\n", f"<elman plan of {plan.circuit.name}>", "exec"), self.space)
-        return self.space["made"]  # type: ignore[no-any-return]
+        return self.python.returning(results)
 
     # --- names ----------------------------------------------------------------------------------------------------
 
-    def _new(self) -> str:
-        self.count += 1
-        return f"v{self.count - 1}"
-
-    def _let(self, expression: str) -> str:
-        name = self._new()
-        self.lines.append(f"{name} = {expression}")
-        return name
-
-    def _constant(self, value: Any) -> str:
-        key = f"k{len(self.space)}"
-        self.space[key] = value
-        return key
+    def _timeline(self) -> str:
+        if not self.timeline:
+            kind, sizes = (Ragged, "packing") if self.ragged else (Timeline, "steps, batch")
+            self.timeline = self.python.let(
+                f"{self.python.constant(kind)}({sizes}, {self.plan.circuit.reverse})"
+            )
+        return self.timeline
 
     def _in_rows(self, name: str) -> str:
         if name not in self.rows:
-            self.rows[name] = self._view("line.pack", self.whole[name])
+            self.rows[name] = self._view(f"{self._timeline()}.pack", self.whole[name])
         return self.rows[name]
 
     def _in_time(self, name: str) -> str:
         if name not in self.whole:
-            self.whole[name] = self._view("line.unpack", self.rows[name])
+            self.whole[name] = self._view(f"{self._timeline()}.unpack", self.rows[name])
         return self.whole[name]
 
     def _view(self, way: str, of: str) -> str:
         """A tensor in the other form; a value may be known under several names."""
         call = f"{way}({of})"
         if call not in self.views:
-            self.views[call] = self._let(call)
+            self.views[call] = self.python.let(call)
             self.viewed[self.views[call]] = of
         return self.views[call]
 
     def _empty(self, size: str, like: torch.Tensor) -> str:
         with outside():
             new = torch.empty(0, dtype=like.dtype, device=like.device).new_empty
-        return f"{self._constant(new)}({size})"  # a shorter way than saying dtype and device
+        return f"{self.python.constant(new)}({size})"  # a shorter way than saying dtype and device
 
     # --- what goes in ---------------------------------------------------------------------------------------------
 
-    def _input(self, port: InPort) -> str:
-        """The argument of a port, or "" for noise, which is drawn here."""
+    def _input(self, port: InPort) -> None:
+        """A port's argument; or noise, which is drawn here."""
         timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
         if port.kind is Kind.NOISE:
-            argument, name = "", self._let(self._drawn(port))
+            name = self.python.let(self._drawn(port))
         else:
-            argument = name = f"a{self.count}"
-            self.count += 1
-            self.lines.append(f"if {name} is None: {name} = {self._zeros(port, timed)}")
-        if timed and self.single:
-            name = name if port.rows else self._let(f"{name}.unsqueeze(0)")
+            name = self.python.argument()
+            self.python.line(f"if {name} is None: {name} = {self._zeros(port, timed)}")
+        if timed and self.single and not port.rows:
+            name = self.python.let(f"{name}.unsqueeze(0)")
         if timed and port.rows and not self.as_rows:
             self.whole[port.name] = name
         else:
             self.whole[port.name] = self.rows[port.name] = name
-        return argument
 
     def _drawn(self, port: InPort) -> str:
-        if self.ragged and port.rows:
-            return f"{self._constant(noise.draw_rows)}({self._constant(port)}, {noise.number(port)}, seed, 0, rows)"
-        if not self.single:
-            said = f"{self._constant(port)}, {noise.number(port)}, seed, 0, steps, batch"
-            return f"{self._constant(noise.draw)}({said})"
-        draw = self._constant(torch.rand if port.draw == "uniform" else torch.randn)
-        where = f"dtype={self._constant(port.dtype)}, device={self._constant(port.device)}"
-        return f"{draw}({_tuple('batch' if port.rows else '', *port.shape)}, {where})"
+        constant = self.python.constant
+        if self.single:
+            draw = constant(torch.rand if port.draw == "uniform" else torch.randn)
+            where = f"dtype={constant(port.dtype, 'dtype')}, device={constant(port.device, 'device')}"
+            return f"{draw}({tuple_of('batch' if port.rows else '', *port.shape)}, {where})"
+        draw, sizes = (noise.draw_rows, "rows") if self.ragged and port.rows else (noise.draw, "steps, batch")
+        return f"{constant(draw)}({constant(port, 'port')}, {port.number}, seed, 0, {sizes})"
 
     def _zeros(self, port: InPort, timed: bool) -> str:
         """Zeros for what is left out: a starting state, or the cotangents of an output that nobody used."""
@@ -183,20 +166,20 @@ class _Writer:
             leading = f"steps, {leading}".rstrip(", ")
         with outside():
             zero = torch.zeros(port.shape, dtype=port.dtype, device=port.device)
-        return f"{self._constant(zero)}.expand({_tuple(leading, *port.shape)})"
+        return f"{self.python.constant(zero, 'zero')}.expand({tuple_of(leading, *port.shape)})"
 
     # --- stages and loop ------------------------------------------------------------------------------------------
 
     def _stage(self, stage: Stage, rows: str) -> None:
         results = graphs.results_of(stage.graph)
-        made = [name for name, node in results.items() if node.op != "placeholder"]
-        if made:
+        computed = [name for name, node in results.items() if node.op != "placeholder"]
+        if computed:
             read = [name for name in stage.inputs() if _is_read(stage.graph, name)]
-            given = [*map(self._in_rows, read), rows, "line" if _is_read(stage.graph, TIMELINE) else "None"]
-            run = self._constant(self.make(stage.graph, (*read, ROWS, TIMELINE), made))
-            names = [self._new() for _ in made]
-            self.lines.append(f"{''.join(f'{name}, ' for name in names)} = {run}({', '.join(given)})")
-            self.rows.update(zip(made, names, strict=True))
+            line = self._timeline() if _is_read(stage.graph, TIMELINE) else "None"
+            given = [*map(self._in_rows, read), rows, line]
+            run = self.python.constant(self.make(stage.graph, (*read, ROWS, TIMELINE), computed), stage.name)
+            names = self.python.unpack(f"{run}({', '.join(given)})", len(computed))
+            self.rows.update(zip(computed, names, strict=True))
         for name, node in results.items():
             if node.op == "placeholder":  # handed on
                 for form in (self.whole, self.rows):
@@ -212,30 +195,29 @@ class _Writer:
             like = node.meta["val"]
             shape = [int(size) for size in (like.shape if stepped else like.shape[1:])]
             if stepped:
-                made = self._let(self._empty(_tuple("steps", *shape), like))
-                self.whole[name] = self.rows[name] = made
-                self.fresh.add(made)
+                memory = self.python.let(self._empty(tuple_of("steps", *shape), like))
+                self.whole[name] = self.rows[name] = memory
+                self.fresh.add(memory)
             elif name in delays:
                 # The sequence of a state gets room for the starting value beside it: its delay is then a view.
-                room = self._empty(_tuple("steps + 1", "batch", *shape), like)
-                made, delay = self._new(), self._new()
-                self.lines.append(f"{made}, {delay} = line.trail({room}, {self.rows[delays[name]]})")
-                self.whole[name], self.whole[_delay(name)] = made, delay
+                room = self._empty(tuple_of("steps + 1", "batch", *shape), like)
+                trail = f"{self._timeline()}.trail({room}, {self.rows[delays[name]]})"
+                memory, delay = self.python.unpack(trail, 2)
+                self.whole[name], self.whole[_delay(name)] = memory, delay
             else:
-                size = _tuple("rows" if self.as_rows else "steps, batch", *shape)
-                made = self._let(self._empty(size, like))
-                (self.rows if self.as_rows else self.whole)[name] = made
-                self.fresh.add(made)
-            out.append(made)
+                size = tuple_of("rows" if self.as_rows else "steps, batch", *shape)
+                memory = self.python.let(self._empty(size, like))
+                (self.rows if self.as_rows else self.whole)[name] = memory
+                self.fresh.add(memory)
+            out.append(memory)
         values = [self.rows[name] for name in loop.constants]
         values += [self.rows.get(name) or f"{self.whole[name]}.contiguous()" for name in loop.sequences]
         values += [self.rows[state.name] for state in loop.states]
         ended = [final_of(state.name) for state in loop.states] + [*loop.sums]
-        names = [self._new() for _ in ended]
-        run = self._constant(self.runner)
+        run = self.python.constant(self.runner, "loop")
         sizes = "packing.sizes" if self.ragged else "(batch,) * steps"
-        call = f"{run}(batch, {sizes}, {self.plan.circuit.reverse}, {_tuple(*values)}, {_tuple(*out)})"
-        self.lines.append(f"{''.join(f'{name}, ' for name in names)} = {call}" if names else call)
+        call = f"{run}(batch, {sizes}, {self.plan.circuit.reverse}, {tuple_of(*values)}, {tuple_of(*out)})"
+        names = self.python.unpack(call, len(ended))
         self.fresh.update(names)
         self.whole.update(zip(ended, names, strict=True))
         self.rows.update(zip(ended, names, strict=True))
@@ -261,11 +243,6 @@ class _Writer:
         return self._in_rows(value) if self.as_rows else self._in_time(value)
 
 
-def _tuple(*parts: Any) -> str:
-    said = [str(part) for part in parts if part != ""]
-    return f"({', '.join(said)}{',' if len(said) == 1 else ''})"
-
-
 def _is_read(graph: fx.Graph, name: str) -> bool:
     """Whether an operation reads the placeholder called `name`."""
     return any(
@@ -278,13 +255,13 @@ def _is_read(graph: fx.Graph, name: str) -> bool:
 
 def _delays(after: Stage, emits: Sequence[str]) -> dict[str, str]:
     """Sequence that the loop emits -> the starting value of its delay, for those that the stage after it delays."""
-    found: dict[str, str] = {}
+    delays: dict[str, str] = {}
     for node in after.graph.nodes:
         ends = _ends(node)
         if ends is not None and ends[0] in emits:
             # Two states may be fed by one value and start from different ones: there is room for one of them.
-            found.setdefault(*ends)
-    return found
+            delays.setdefault(*ends)
+    return delays
 
 
 def _ends(node: fx.Node) -> tuple[str, str] | None:

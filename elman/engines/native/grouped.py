@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import fx
 
 from elman.engines import codegen
+from elman.engines.python import PythonFunction, tuple_of
 
 aten = torch.ops.aten
 _threads = torch.get_num_threads
@@ -23,11 +25,7 @@ def function(
     dtype: torch.dtype,
 ) -> Callable[..., tuple[Any, ...]]:
     """As `codegen.function`. multiply: native/bind.cpp's `Multiplier` for this dtype; other products are torch's."""
-    wanted = codegen.outputs_of(graph)
-    inputs = {name: f"a{i}" for i, name in enumerate(arguments)}
-    body = _Body(graph, inputs, {wanted[name] for name in results}, multiply, dtype)
-    body.write()
-    return body.returning([body.names[wanted[name]] for name in results])
+    return codegen.function(graph, arguments, results, functools.partial(_Body, multiply, dtype))
 
 
 class _Body(codegen.Body):
@@ -35,16 +33,17 @@ class _Body(codegen.Body):
 
     def __init__(
         self,
-        graph: fx.Graph,
-        inputs: Mapping[str, str],
-        wanted: set[fx.Node],
         multiply: Callable[[tuple[Any, ...], int], None],
         dtype: torch.dtype,
+        graph: fx.Graph,
+        python: PythonFunction,
+        inputs: Mapping[str, str],
+        wanted: set[fx.Node],
     ):
         self.multiply, self.dtype = multiply, dtype
         self.waiting: dict[fx.Node, str] = {}  # product -> how `multiply` is told about it
         self.held: list[str] = []  # what may be dropped after them
-        super().__init__(graph, inputs, wanted, {})
+        super().__init__(graph, python, inputs, wanted)
 
     def write(self) -> None:
         super().write()
@@ -77,12 +76,11 @@ class _Body(codegen.Body):
             start, (left, right) = None, node.args
         else:
             start, left, right = node.args
-        name = self.names[node] = f"v{len(self.names)}"
         rows = "1" if left is None else f"{self.literal(left)}.shape[0]"
         columns = f"{self.literal(right)}.shape[1]"
-        self.lines.append(f"{name} = {self.literal(right)}.new_empty(({rows}, {columns}))")
-        told = ", ".join("None" if value is None else self.literal(value) for value in (left, right, start))
-        self.waiting[node] = f"({told}, {name}), "
+        name = self.python.let(f"{self.literal(right)}.new_empty(({rows}, {columns}))")
+        self.names[node] = name
+        self.waiting[node] = tuple_of(*map(self.literal, (left, right, start)), name)
 
     def drop(self, names: Sequence[str]) -> None:
         if self.waiting:
@@ -92,8 +90,9 @@ class _Body(codegen.Body):
 
     def _compute(self) -> None:
         if self.waiting:
-            told = "".join(self.waiting.values())
-            self.lines.append(f"{self.constant(self.multiply)}(({told}), {self.constant(_threads)}())")
+            multiply = self.python.constant(self.multiply, "multiply")
+            threads = self.python.constant(_threads)
+            self.python.line(f"{multiply}({tuple_of(*self.waiting.values())}, {threads}())")
             self.waiting.clear()
         held, self.held = self.held, []
         if held:
