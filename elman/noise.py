@@ -199,11 +199,6 @@ def _shaped(emit: Emit, noise: fx.Node, out: torch.Tensor) -> fx.Node:
     return noise
 
 
-def number(port: InPort) -> int:
-    """Which draw of the cell's step a noise port is: the same in the step and in its adjoints."""
-    return port.number
-
-
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:
     """The numbers of noise port number `index` for steps start to stop: [stop - start, B, …], no B without rows."""
     return _drawn(port, index, seed, start, stop, ((batch,) if port.rows else ()) + port.shape, BLOCK)

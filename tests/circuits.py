@@ -132,7 +132,7 @@ def inputs_of(
     inputs: dict[str, Tensor] = {}
     for port in circuit.inputs:
         if port.kind is Kind.NOISE:
-            inputs[port.name] = noise.draw(port, noise.number(port), SEED, 0, T, B)
+            inputs[port.name] = noise.draw(port, port.number, SEED, 0, T, B)
         elif port.name in circuit.signature.owned:
             place = circuit.signature.owned[port.name][0]
             inputs[port.name] = store_of(cell, place)[place.key]

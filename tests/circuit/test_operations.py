@@ -12,6 +12,7 @@ import torch
 from elman.circuit.operations import _TABLE, OPERATIONS, Lookup, RowRule, operation_named
 from elman.circuit.verdict import RULES
 from elman.engines.lookups import LOOKUPS
+from elman.engines.native.extension import compiled, why_not_built
 
 aten = torch.ops.aten
 ELMAN = Path(__file__).resolve().parents[2] / "elman"
@@ -52,6 +53,12 @@ def test_the_backward_of_an_operation_is_linear_in_the_gradient() -> None:
     assert [op.name for op in backwards if op.linear != (0,) and not op.apart] == []
     assert operation_named(aten.gelu_backward.default).linear == (0,)
     assert operation_named(aten.gelu.default).linear == ()
+
+
+@pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
+def test_the_native_engine_has_what_the_table_says() -> None:
+    codes = {op.native.code for op in OPERATIONS.values() if op.native is not None}
+    assert codes <= set(compiled.CODES)
 
 
 def test_nothing_but_aten_has_a_row() -> None:
