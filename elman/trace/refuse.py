@@ -132,7 +132,8 @@ def _translated(cell: str, error: Exception) -> TraceError:
         case Complaint.DISTRIBUTION:
             mend = "torch.distributions checks its arguments on the data: pass validate_args=False"
         case Complaint.DERIVATIVE:
-            mend = "say the same with operations that PyTorch has such a derivative of (clamp(x / 6 + 0.5, 0, 1))"
+            mend = "PyTorch has no such derivative: say the same with operations that have one"
+            mend += " (clamp(x / 6 + 0.5, 0, 1))"
         case Complaint.OTHER:
             pass
     return TraceError(what=what, where=where, mend=mend)
