@@ -10,7 +10,7 @@ from torch import nn
 
 import elman
 from elman import cells
-from elman.circuit.form import Kind
+from elman.circuit.form import Kind, Wire
 from elman.errors import InputError, InputTypeError
 from tests.cases import CASES
 from tests.recurrent import compare
@@ -71,7 +71,7 @@ def test_no_loop_is_left(name: str) -> None:
     training = program.training(wants)
     assert training.forward.loop is None
     assert training.backward.loop is None
-    assert rnn.circuit.inputs_of(Kind.STATE)[0].next == "teacher"
+    assert rnn.circuit.inputs_of(Kind.STATE)[0].next == Wire.input("teacher")
 
 
 def test_a_second_state_keeps_its_loop() -> None:

@@ -130,7 +130,7 @@ def test_a_cell_with_the_operation_draws_it_ahead(name: str) -> None:
     assert port.draw == OPERATIONS[name][1]
     assert port.rows
     made = run(plan(circuit), Call(4, 3, 9, "auto"), {"x": torch.zeros(4, 3, 4, dtype=torch.float64), "h": h})
-    drawn = noise.draw(port, noise.number(port), 9, 0, 4, 3)
+    drawn = noise.draw(port, port.number, 9, 0, 4, 3)
     with torch.no_grad():
         expected, _ = eager.unroll(
             cell, torch.zeros(4, 3, 4, dtype=torch.float64), h, replay=lambda t: noise.Replay([drawn[t]])
@@ -218,7 +218,7 @@ def test_a_draw_is_the_same_in_every_derivative(kind: type[torch.nn.Module]) -> 
     got, _ = rnn(x, h)
     torch.manual_seed(5)
     seed = int(torch.randint(2**62, ()).item())
-    ports = {noise.number(port): port for port in rnn.circuit.inputs_of(Kind.NOISE)}
+    ports = {port.number: port for port in rnn.circuit.inputs_of(Kind.NOISE)}
     drawn = [
         noise.draw(ports.get(i, port_of("uniform", (4,), rows=True)), i, seed, 0, 5, 2)
         for i in range(max(ports) + 1)

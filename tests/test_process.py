@@ -21,7 +21,7 @@ from torch.fx import _symbolic_trace
 import elman
 from elman.models import LanguageModel
 from elman.trace import joint
-from elman.trace.call import skeleton, swapped
+from elman.trace.call import skeleton_of, swapped
 from elman.trace.outside import LOCK
 
 WAIT = 30  # seconds, for what never takes one
@@ -277,11 +277,11 @@ def test_the_copy_of_a_cell_that_cannot_be_copied() -> None:
     cell = Locked()
     cell.inner = nn.ModuleList([nn.Linear(2, 2)])
     cell.hook = cell.inner[0].forward  # a method of a module that is copied
-    bones = skeleton(cell)
-    assert type(bones) is Locked
-    assert bones.lock is cell.lock
-    assert not {id(m) for m in bones.modules()} & {id(m) for m in cell.modules()}
-    assert bones.hook.__self__ is bones.inner[0]
+    skeleton = skeleton_of(cell)
+    assert type(skeleton) is Locked
+    assert skeleton.lock is cell.lock
+    assert not {id(m) for m in skeleton.modules()} & {id(m) for m in cell.modules()}
+    assert skeleton.hook.__self__ is skeleton.inner[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.adjoint import cotangent_of
+from elman.adjoint import cotangent_ports
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.circuit.rows import carries
 from elman.errors import StateError
@@ -229,22 +229,19 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     passed = _passed(program.circuit)
     known: dict[str, Tensor] = dict(zip(passed, tensors, strict=True))
     training = program.training(entry.wants)
+    ports_of = cotangent_ports(backward)
     for port, value, cotangent in zip(_outputs(forward), outputs, cotangents, strict=True):
         if port.name in training.pair.kept:
             known[training.pair.kept[port.name]] = value
-        else:
-            known[cotangent_of(program.circuit, port.name)] = (
-                torch.zeros_like(value) if cotangent is None else cotangent
-            )
+        elif port.name in ports_of:
+            known[ports_of[port.name]] = torch.zeros_like(value) if cotangent is None else cotangent
     ports = {port.name: port for port in backward.inputs}
     given = [
         known[name].contiguous() if name in known else _zeros(ports[name], ctx, tensors[0])
         for name in _passed(backward)
     ]
     made = run_op(given, entry.backward.name, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows)
-    gradients = {
-        out.name.removeprefix("d_"): value for out, value in zip(backward.outputs, made, strict=True)
-    }
+    gradients = {out.gradient_of: value for out, value in zip(backward.outputs, made, strict=True)}
     return [gradients.get(name) for name in passed], *[None] * 7
 
 

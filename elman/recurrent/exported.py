@@ -17,7 +17,7 @@ from torch.fx import Interpreter, Node
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import _pop_mode, _push_mode
 
-from elman.circuit.form import ROWS, Circuit, Kind
+from elman.circuit.form import ROWS, Circuit, Kind, Wire
 from elman.circuit.structure import fill, flatten, specs
 from elman.errors import NotSupported
 from elman.recurrent.arguments import batch_of, sizes, weight_of
@@ -184,7 +184,7 @@ def _step(
     circuit: Circuit,
     known: dict[str, Tensor],
     before: Sequence[Tensor],
-    wires: list[str],
+    wires: list[Wire],
     active: Tensor | None,
 ) -> list[Tensor]:
     """(next states, values of wires, outputs) of one step, each in memory of its own.

@@ -20,8 +20,8 @@ from elman.errors import InputError, InputTypeError, NotSupported, RetraceWarnin
 from elman.execute import Program
 from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
+from elman.trace.fingerprint import Seen, differs
 from elman.trace.initial import own_state, starting_state
-from elman.trace.key import Seen, differs
 from elman.trace.outside import locked
 
 Tensor = torch.Tensor
@@ -245,11 +245,12 @@ def bind(circuit: Circuit, shapes: Shapes) -> Binding:
         elif port.name in taught:
             sources.append(Teacher(taught[port.name]))
         elif port.kind is Kind.STATE:
-            sources.append(Zero() if port.next in taught and port.path in delayed else argument("state"))
+            fed = port.next is not None and port.next.is_input and port.next.name in taught
+            sources.append(Zero() if fed and port.path in delayed else argument("state"))
         else:
             sources.append(argument("context" if port.kind is Kind.CONSTANT else "x"))
     places = {out.name: i for i, out in enumerate(program.outputs)}
-    ended = {out.of: places[out.name] for out in program.outputs if out.kind is Kind.STATE}
+    ended = {out.state: places[out.name] for out in program.outputs if out.kind is Kind.STATE}
     states = [
         p.name for p, s in zip(program.inputs, sources, strict=True) if isinstance(s, Argument) and s.name == "state"
     ]  # fmt: skip

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Kind, OutPort
+from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.circuit.rows import rows_of
 from elman.circuit.signature import Signature, identifier
 from elman.circuit.structure import flatten, paths
 from elman.errors import TraceError
 from elman.trace import mistakes, refuse
-from elman.trace.call import attributes, changed, places, skeleton, step_of, store_of
+from elman.trace.call import attributes, changed, next_result, places, skeleton_of, step_of, store_of
+from elman.trace.changes import Changes
 from elman.trace.initial import initial_state
-from elman.trace.joint import trace_joint
-from elman.trace.key import Changes
+from elman.trace.joint import Recording, trace_joint
 from elman.trace.outside import outside
 from elman.trace.selfcheck import compare_with_cell
 
@@ -59,7 +59,7 @@ def trace(
 
 def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool) -> Circuit:
     name = type(cell).__name__
-    bones = skeleton(cell)
+    skeleton = skeleton_of(cell)
     taken: set[str] = {"rows", "timeline"}
     ports: list[InPort] = []
 
@@ -70,7 +70,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
             )
         port = identifier(_own_word(word), taken)
         shape = tuple(tensor.shape[1:] if rows else tensor.shape)
-        feed = f"{port}_next" if kind is Kind.STATE else None
+        feed = Wire.result(next_result(port)) if kind is Kind.STATE else None
         ports.append(InPort(port, kind, shape, tensor.dtype, tensor.device, rows, path, feed, frozen=frozen))
         return port
 
@@ -99,12 +99,13 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         for path, tensor in zip(paths(context_structure, "context"), contexts, strict=True)
     ]
     step = step_of(
-        bones, owned, (x_ports, x_structure), (state_ports, state_structure), (context_ports, context_structure), name
+        skeleton, owned, (x_ports, x_structure), (state_ports, state_structure), (context_ports, context_structure),
+        name,
     )  # fmt: skip
-    before, lasting = attributes(bones), Changes(bones)
+    before, lasting = attributes(skeleton), Changes(skeleton)
 
     def inspect(results: dict[str, torch.Tensor]) -> None:
-        fault = changed(before, attributes(bones))
+        fault = changed(before, attributes(skeleton))
         if fault is not None:
             raise refuse.attribute(name, fault)
         refuse.changes(lasting, name)
@@ -118,17 +119,18 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
             raise
         raise told from told.__cause__
     output, output_wires = step.output  # type: ignore[attr-defined]
+    given = tuple(ports)
     ports += [*joint.noise, *(port for port, _ in joint.captured)]
     results = graphs.results_of(joint.graph)
     forward = graphs.extract(joint.graph, {key: results[key] for key in joint.results})
     outputs = [
-        OutPort(identifier(path, taken), Kind.SEQUENCE, wire, path)
+        OutPort(identifier(path, taken), Kind.SEQUENCE, Wire.result(wire), path)
         for path, wire in zip(paths(output, "output"), output_wires, strict=True)
     ]
     outputs += [
-        OutPort(f"{port.name}_final", Kind.STATE, f"{port.name}_next", f"final {port.path}", port.name)
+        OutPort(f"{port.name}_final", Kind.STATE, port.next, f"final {port.path}", port.name)
         for port in ports
-        if port.kind is Kind.STATE
+        if port.next is not None
     ]
     circuit = Circuit(
         name=name,
@@ -136,20 +138,19 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         inputs=tuple(ports),
         outputs=tuple(outputs),
         reverse=False,
-        step=step,
-        joint=lambda: joint,
         signature=Signature(
             x_structure, state_structure, context_structure, output, output_wires, owned,
             {port.name: tensor for port, tensor in joint.captured},
         ),
+        record=Recording(step, given, name, traced=joint),
     )  # fmt: skip
     circuit.check()
     for out in circuit.outputs_of(Kind.SEQUENCE):
         _check_output(circuit, out)
     if check:
-        given = zip((*x_ports, *state_ports, *context_ports), (*xs, *states, *contexts), strict=True)
+        examples = dict(zip((*x_ports, *state_ports, *context_ports), (*xs, *states, *contexts), strict=True))
         try:
-            compare_with_cell(circuit, cell, dict(given))
+            compare_with_cell(circuit, cell, examples)
         except TraceError as error:
             told = None if error.__cause__ is None else mistakes.find(cell, x, state, context)
             if told is None:
@@ -183,9 +184,9 @@ def _val(graph: torch.fx.Graph, name: str) -> Any:
 def _check_state(results: dict[str, torch.Tensor], ports: list[InPort], name: str) -> None:
     """A state keeps its shape, dtype and device from step to step."""
     for port in ports:
-        if port.kind is not Kind.STATE:
+        if port.next is None:
             continue
-        new = results[f"{port.name}_next"]
+        new = results[port.next.name]
         got = (
             [str(size) if isinstance(size, int) else "B" for size in new.shape],
             new.dtype,

@@ -65,7 +65,7 @@ def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
     return module.__dict__ if place.store == "__dict__" else module.__dict__[place.store]
 
 
-def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
+def skeleton_of(cell: torch.nn.Module) -> torch.nn.Module:
     """A copy of a cell without its weights, which keeps the attributes as they are now and can be run by `swapped`.
 
     Its modules are never the cell's own, which another thread may be using meanwhile.
@@ -88,9 +88,9 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
         )
     try:
         met = dict(memo)  # what a copy has met that fails must not be met again
-        bones = copy.deepcopy(cell, met)
+        skeleton = copy.deepcopy(cell, met)
     except Exception:
-        met, bones = memo, _taken_apart(cell, memo)
+        met, skeleton = memo, _taken_apart(cell, memo)
     for function, copied in functions:  # a lambda over `self` is one over the copy
         for old, new in zip(function.__closure__ or (), copied.__closure__ or (), strict=True):
             content = content_of(old)
@@ -98,7 +98,7 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
                 new.cell_contents = met.get(id(content), content)
             elif content is not types.CellType:
                 new.cell_contents = content
-    return bones
+    return skeleton
 
 
 def _with_own_closure(function: types.FunctionType) -> types.FunctionType:
@@ -260,6 +260,11 @@ class _Word(str):
         return str(self)
 
 
+def next_result(state: str) -> str:
+    """What a step's result is called that a state port holds one step later."""
+    return f"{state}_next"
+
+
 def call_cell(cell: torch.nn.Module, x: Any, state: Any, context: Any, with_context: bool) -> Any:
     """One step of a cell, as users write it."""
     return cell(x, state, context) if with_context else cell(x, state)
@@ -276,7 +281,7 @@ def step_of(
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """The cell as a function of named tensors: ports in, results out.
 
-    Results are `<state port>_next` for every tensor of the new state and `o`, `o_1`, … for the tensors of the output
+    Results are those of `next_result` for every tensor of the new state and `o`, `o_1`, … for the tensors of the output
     that are not themselves tensors of the new state. Which are is settled by `wires`, else by the first call (an
     operation may hand on its operand in one call and copy it in another); `.output` then is (structure, wires).
     """
@@ -297,7 +302,7 @@ def step_of(
         output, new_state = understand(returned, state[1], name)
         new, structure = flatten(new_state, "state")
         _keep_numbers(state[1], structure, name)
-        results = {f"{port}_next": value for port, value in zip(state[0], new, strict=True)}
+        results = {next_result(port): value for port, value in zip(state[0], new, strict=True)}
         kept, structure = flatten(output, "output")
         if settled[0] is None:
             settled[0] = _wires(kept, results)

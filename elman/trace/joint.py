@@ -11,6 +11,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,23 +25,20 @@ from torch.utils import _pytree as pytree
 from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
+from elman.circuit.operations import OPERATIONS
 from elman.circuit.signature import identifier
 from elman.errors import TraceError
 from elman.trace import refuse
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
+from elman.trace.outside import derived, outside
 from elman.trace.parts import InParts
 from elman.trace.writes import is_write, without_plain_writes
 
 aten = torch.ops.aten
 
-# Operations that are taken apart while tracing: what remains has a rule for what it does to rows.
-_APART = (
-        aten.nll_loss_forward, aten.nll_loss_backward, aten.mv, aten.addmv, aten.dot, aten.addr, aten.mse_loss,
-        aten.mse_loss_backward, aten.smooth_l1_loss, aten.smooth_l1_loss_backward, aten.huber_loss,
-        aten.huber_loss_backward, aten.binary_cross_entropy, aten.binary_cross_entropy_backward, aten.glu,
-        aten.glu_backward, aten.logaddexp, aten.std, aten.norm,
-)  # fmt: skip
+# What is taken apart while tracing: what remains has a rule for what it does to rows.
+APART = [getattr(aten, operation.name) for operation in OPERATIONS.values() if operation.apart]
 
 # The batch size that the tracer pretends to see where it needs a number: a prime that is nobody's width.
 PRETENDED_BATCH = 1187
@@ -87,6 +85,32 @@ class Fakes:
             return torch.empty_like(value)
 
 
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A circuit's record: a step that runs, and its joint, traced when it is first asked for (see `trace_joint`).
+
+    traced: the joint, where it is there already.
+    """
+
+    step: StepFunction
+    ports: tuple[InPort, ...]
+    name: str
+    twice: bool = False
+    met: Mapping[str, torch.Tensor] | None = None
+    traced: Joint | None = None
+
+    @property
+    def joint(self) -> Joint:
+        return self._joint
+
+    @derived
+    def _joint(self) -> Joint:
+        if self.traced is not None:
+            return self.traced
+        with outside():
+            return trace_joint(self.step, self.ports, self.name, twice=self.twice, met=self.met)
+
+
 def trace_joint(
     step: StepFunction,
     ports: Sequence[InPort],
@@ -123,7 +147,7 @@ def _trace_joint(
     from torch._decomp import get_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    apart: Any = get_decompositions(_APART)
+    apart: Any = get_decompositions(APART)
     fakes = Fakes()
     parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
@@ -168,27 +192,28 @@ def _trace_joint(
                 module.recompile()
                 module = _without_writes(module, [*example.values(), *cotangents.values()])
     where = refuse.place_of(name)
-    names = [*example, *(f"ct_{result}" for result in cotangents)]
+    placed = {result: f"ct_{result}" for result in cotangents}
+    names = [*example, *placed.values()]
     graph, captured = _named(module, names, fakes, where, met)
     named = graphs.results_of(graph)
     keys = list(named)
     flowing_to = [port for port, found in zip(wants, gradients_found, strict=True) if found]
-    joint_results = dict(zip([*results, *(f"grad {port}" for port in flowing_to)], keys, strict=True))
+    joint_results = dict(zip([*results, *map(_gradient, flowing_to)], keys, strict=True))
     _rename_results(graph, {key: new for new, key in joint_results.items()})
     drawn = noise.lift(graph, where)
     normalise(graph)
     if batch_slow(graph):
         normalise(graph)
     graph = graphs.renamed(graph)
-    _mark_primal(graph, {f"ct_{result}" for result in cotangents})
+    _mark_primal(graph, set(placed.values()))
     final = graphs.results_of(graph)
     if not twice:
         refuse.mixing(graphs.extract(graph, {result: final[result] for result in results}), where)
     return Joint(
         graph,
         {result: final[result].name for result in results},
-        {result: f"ct_{result}" for result in cotangents},
-        {port: (final[f"grad {port}"].name if port in flowing_to else None) for port in wants},
+        placed,
+        {port: _gradient(port) if port in flowing_to else None for port in wants},
         tuple(drawn),
         tuple(captured),
     )
@@ -281,6 +306,11 @@ def _named(
             copies[node].meta = {key: node.meta[key] for key in ("val", "stack_trace") if key in node.meta}
             refuse.operation(copies[node], where)
     return new, captured
+
+
+def _gradient(port: str) -> str:
+    """The name of the graph's result that is dL/d(input)."""
+    return f"grad {port}"
 
 
 def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:

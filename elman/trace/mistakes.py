@@ -17,7 +17,7 @@ from elman import noise
 from elman.circuit.structure import flatten, paths
 from elman.errors import ElmanError, InputError, InputTypeError, TraceError
 from elman.trace import refuse
-from elman.trace.call import places, shape_of, skeleton, store_of, swapped
+from elman.trace.call import places, shape_of, skeleton_of, store_of, swapped
 from elman.trace.outside import readable
 
 Tensor = torch.Tensor
@@ -103,9 +103,11 @@ class _Run:
         self.words = {
             id(tensor): entry[0].path.removeprefix("cell.") for entry, tensor in self.weights.items()
         }
+        self.passed: set[int] = set()
         for word, value in (("x", x), ("state", state), ("context", context)):
             tensors, structure = flatten(value, word)
             self.words |= dict(zip(map(id, tensors), paths(structure, word), strict=True))
+            self.passed.update(map(id, tensors))
         self.calls = _Calls()
 
     @property
@@ -115,10 +117,10 @@ class _Run:
         return (self.x,) if self.state is None else (self.x, self.state)
 
     def __call__(self) -> Any:
-        bones = skeleton(self.cell)
+        skeleton = skeleton_of(self.cell)
         draws = noise.Replay(torch.Generator().manual_seed(0))
-        with draws, swapped(bones, self.weights), torch.no_grad(), self.calls:
-            return bones(*self.arguments)
+        with draws, swapped(skeleton, self.weights), torch.no_grad(), self.calls:
+            return skeleton(*self.arguments)
 
     def told(self, error: Exception, mend: str | None = None) -> ElmanError:
         """What the step has raised, in elman's words. mend: what to do if nothing better is known."""
@@ -190,7 +192,7 @@ class _Run:
         if function == "linear" and len(tensors) > 1 and tensors[1].dim() == 2:
             return self._width(tensors[0], tensors[1], tensors[1].shape[1])
         if function in _PRODUCTS and len(tensors) > 1 and min(t.dim() for t in tensors[-2:]) > 1:
-            left, right = tensors[-2:] if function.startswith(("add", "badd")) else tensors[:2]
+            left, right = tensors[-2:]
             return self._width(left, right, right.shape[-2])
         return None, None
 
@@ -199,8 +201,9 @@ class _Run:
             return None, None
         right = self._word(weight, str(list(weight.shape)))
         word, width = self._word(value, "").rstrip(), value.shape[-1]
-        given = word.split("[")[0].split("'")[0] in ("x", "state", "context")
-        mend = f"pass {word} of width {wants}, or make the cell for width {width}" if given else None
+        mend = None
+        if id(value) in self.passed:
+            mend = f"pass {word} of width {wants}, or make the cell for width {width}"
         return f"{word} has width {width}, {right} wants {wants}", mend
 
     def _no_batch(self, error: Exception) -> str | None:

@@ -20,8 +20,8 @@ from elman.execute import Call
 from elman.recurrent.calls import Calls
 from elman.recurrent.programs import Argument, Captured, Owned
 from elman.trace.call import store_of
+from elman.trace.fingerprint import watch
 from elman.trace.initial import initial_state
-from elman.trace.key import watch
 from tests import eager, zoo
 from tests.cases import CASES, Case
 from tests.recurrent.test_trace_key import KEEPERS, Holder, Options
