@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elman import cells, models, nn
     from elman.adjoint import adjoint
+    from elman.caches import caches
     from elman.circuit import Circuit
     from elman.errors import ElmanError
     from elman.forcing import force
@@ -29,6 +30,7 @@ __all__ = [
     "Recurrent",
     "Stack",
     "adjoint",
+    "caches",
     "cells",
     "cost",
     "explain",
@@ -52,6 +54,7 @@ _HOMES = {
     "Recurrent": "recurrent",
     "Stack": "recurrent",
     "adjoint": "adjoint",
+    "caches": "caches",
     "cost": "plan",
     "explain": "plan",
     "force": "forcing",

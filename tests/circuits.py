@@ -13,7 +13,7 @@ from elman import noise
 from elman.adjoint import adjoint, cotangent_ports, expose
 from elman.circuit.form import Circuit, Kind
 from elman.circuit.structure import flatten, paths
-from elman.execute.body import Call
+from elman.execute.executable import Call
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.recurrent import Recurrent

@@ -54,6 +54,7 @@ PUBLIC = (
     "Recurrent",
     "Stack",
     "adjoint",
+    "caches",
     "cells",
     "cost",
     "explain",

@@ -12,7 +12,7 @@ import elman
 from elman import noise
 from elman.circuit.form import InPort, Kind
 from elman.errors import TraceError
-from elman.execute.body import Call, run
+from elman.execute.executable import Call, run
 from elman.plan import plan
 from elman.plan.cut import pair
 from elman.trace import trace

@@ -223,7 +223,7 @@ def test_best_weights_that_find_no_room_are_written_later(
     room_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([2.0, 2.5, *[3.0] * 16])
-    monkeypatch.setattr("elman.training.keep.glance", lambda model, tokens: next(figures))
+    monkeypatch.setattr("elman.training.keep.estimate", lambda model, tokens: next(figures))
     write, tries, told = Run.save, [], []
 
     def save(run: Run, model: nn.Module, **options: Any) -> None:
@@ -288,7 +288,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
-    monkeypatch.setattr("elman.training.keep.glance", lambda model, tokens: next(figures))
+    monkeypatch.setattr("elman.training.keep.estimate", lambda model, tokens: next(figures))
     kept = keeper(tmp_path / "run", steps=64, patience=3)
     best: list[Tensor] = []
     found = []

@@ -7,12 +7,13 @@ what a file itself makes of them (tests/test_operations.py looks).
 from __future__ import annotations
 
 import enum
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
+
+from elman.caches import cached
 
 
 class RowRule(enum.Enum):
@@ -324,7 +325,7 @@ OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in _
 _NOTHING = Operation("")
 
 
-@functools.cache
+@cached("operations that no table lists", 1024)
 def _unlisted(name: str) -> Operation:
     return Operation(name, linear=(0,) if name.endswith(_BACKWARD) else ())
 

@@ -14,7 +14,7 @@ from elman.adjoint import adjoint, cotangent_ports, expose
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.errors import NotSupported
-from elman.execute.body import Call, Recipe
+from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
@@ -28,17 +28,17 @@ Tensor = torch.Tensor
 class Training:
     """The two plans of training, for one choice of inputs that want gradients.
 
-    The recipe `forwards` gives out the outputs of the circuit, then what is kept; `backwards` takes what stands at the
-    places `feeds` in (inputs, kept, cotangents), and gradients stand at the places `gives` in what it returns, input
-    by input. Place -1: there is none. No gradient flows through the outputs at the places `silent`.
+    `forwards` gives out the outputs of the circuit, then what is kept (the field's residuals); `backwards` takes what
+    stands at the places `feeds` in (inputs, kept, cotangents), and gradients stand at the places `gives` in what it
+    returns, input by input. Place -1: there is none. No gradient flows through the outputs at the places `silent`.
     """
 
     wants: frozenset[str]
     pair: Pair
     forward: Plan
     backward: Plan
-    forwards: Recipe
-    backwards: Recipe
+    forwards: Executable
+    backwards: Executable
     silent: tuple[int, ...]
     feeds: tuple[int, ...]
     gives: tuple[int, ...]
@@ -135,7 +135,7 @@ class Program:
     # --- running without gradients ------------------------------------------------------------------------------------
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Outputs for inputs, without gradients (see `Recipe.run`)."""
+        """Outputs for inputs, without gradients (see `Executable.run`)."""
         if call.steps == 1 and self.steps_by_loop(call.engine):
             return self._single.run(call, tensors)
         return self._whole.run(call, tensors)
@@ -167,20 +167,20 @@ class Program:
         return chosen is not None and chosen.cheap_to_start
 
     @derived
-    def _whole(self) -> Recipe:
-        return Recipe(self.plan, self.ends)
+    def _whole(self) -> Executable:
+        return Executable(self.plan, self.ends)
 
     @derived
-    def _single(self) -> Recipe:
-        return Recipe(stepwise(self.circuit), self.ends)
+    def _single(self) -> Executable:
+        return Executable(stepwise(self.circuit), self.ends)
 
     @derived
-    def _step(self) -> Recipe:
-        return Recipe(self._single.plan, self.ends, single=True)
+    def _step(self) -> Executable:
+        return Executable(self._single.plan, self.ends, single=True)
 
     @derived
     def ends(self) -> tuple[str, ...]:
-        """What `Recipe` has to do to each output before users get it."""
+        """What `Executable` has to do to each output before users get it."""
         return tuple("copy" if shared else "own" for shared in sharing(self.circuit))
 
 
@@ -199,8 +199,8 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
     gradients = {out.gradient_of: i for i, out in enumerate(both.backward.outputs)}
     return Training(
         wants, both, forward, backward,
-        Recipe(forward, (*program.ends, *("" for _ in kept))),
-        Recipe(backward, ["copy" if shared else "" for shared in sharing(both.backward)]),
+        Executable(forward, (*program.ends, *("" for _ in kept))),
+        Executable(backward, ["copy" if shared else "" for shared in sharing(both.backward)]),
         tuple(i for i, flows in enumerate(program._carrying(wants)) if not flows),
         tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
     )  # fmt: skip

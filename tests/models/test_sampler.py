@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from elman.errors import InputError
-from elman.models import LanguageModel, writer
-from elman.models.writer import Writer
+from elman.models import LanguageModel, sampler
+from elman.models.sampler import Sampler
 
 V = 9
 
@@ -86,7 +86,7 @@ def allowed(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
 def test_symbols_are_drawn_as_often_as_the_model_says(
     temperature: float, top_k: int | None, top_p: float | None, compared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_COMPARED", compared)
+    monkeypatch.setattr(sampler, "_COMPARED", compared)
     made, count = model(), 20_000
     with torch.no_grad():
         logits = made(torch.tensor([[2], [5]]))[0][-1, 0]
@@ -169,7 +169,7 @@ def test_writing_runs_on_the_engine_whole() -> None:
     made = model()
     cells = [layer.cell for layer in made.layers]
     for options in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}):
-        rnn = elman.Recurrent(Writer(made.embedding, cells, made.readout, None, **options), engine="native")
+        rnn = elman.Recurrent(Sampler(made.embedding, cells, made.readout, None, **options), engine="native")
         state = (torch.zeros(2, dtype=torch.int64), tuple(torch.zeros(2, 8) for _ in cells))
         with torch.no_grad():
             symbols, _ = rnn(None, state, steps=5)

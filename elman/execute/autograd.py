@@ -1,4 +1,4 @@
-"""Three doors to one body: no gradient wanted, eager gradients, transforms of torch.func.
+"""Three ways to one executable: no gradient wanted, eager gradients, transforms of torch.func.
 
 First derivatives run the plan that was cut for training: the forward pass keeps what a minimum cut says. When the
 gradient itself is to be differentiated, the backward pass is built out of `apply` again: the sequences h(t-1) come
@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 from elman.adjoint import cotangent_ports
 from elman.circuit.form import Kind
 from elman.errors import NotSupported
-from elman.execute.body import Call
+from elman.execute.executable import Call
 from elman.execute.program import Program
 
 Tensor = torch.Tensor
