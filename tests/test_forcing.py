@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -192,3 +193,45 @@ def test_it_trains() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+class Speaks(torch.nn.Module):
+    """Its output, logits, is its state: the next step reads their softmax. A symbol stands for a sure choice of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.U, self.W = torch.nn.Linear(3, 5), torch.nn.Linear(5, 5)
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        return self.W.bias.new_zeros(batch, 5)
+
+    def forward(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.U(x) + self.W(logits.softmax(-1)))
+
+    def as_output(self, symbols: torch.Tensor) -> torch.Tensor:
+        return 20.0 * torch.nn.functional.one_hot(symbols, 5).to(self.W.bias.dtype)
+
+
+@pytest.mark.parametrize("how", ["whole", "ragged", "packed", "weight", "compiled", "compiled ragged"])
+def test_a_teacher_of_symbols(how: str) -> None:
+    rnn = elman.Recurrent(Speaks().double())
+    x, symbols = torch.randn(4, 3, 3, dtype=torch.float64), torch.randint(5, (4, 3))
+    more: dict[str, Any] = {}
+    given, expected = symbols, rnn.cell.as_output(symbols)
+    if "ragged" in how:
+        more["lengths"] = torch.tensor([4, 1, 2])
+        given = symbols.where(torch.arange(4)[:, None] < more["lengths"], -100)  # padding is no symbol
+    if how == "weight":
+        more["teacher_weight"] = torch.rand(4, 3) > 0.5
+    if how == "packed":
+        pack = functools.partial(
+            torch.nn.utils.rnn.pack_padded_sequence, lengths=torch.tensor([4, 2, 1]), enforce_sorted=True
+        )
+        x, given, expected = pack(x), pack(symbols), pack(expected)
+    run = torch.compile(rnn, backend="eager", fullgraph=True) if "compiled" in how else rnn
+    got, right = run(x, teacher=given, **more), rnn(x, teacher=expected, **more)
+    for mine, theirs in zip(
+        torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(right), strict=True
+    ):
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, theirs)

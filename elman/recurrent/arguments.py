@@ -171,6 +171,19 @@ def rows_of_reset(reset: Any, batch: int) -> Tensor:
     return rows
 
 
+def as_outputs(
+    cell: torch.nn.Module, taught: list[Tensor], clean: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Tensors of a teacher; symbols `[T, B]` become the outputs that they stand for, if the cell has `as_output`.
+
+    clean: puts zeros where steps do not happen, whose symbols may be any number.
+    """
+    spell: Any = getattr(cell, "as_output", None) if hasattr(type(cell), "as_output") else None
+    if spell is None:
+        return taught
+    return [t if t.is_floating_point() or t.dim() > 2 else spell(clean(t)) for t in taught]
+
+
 def weight_of(weight: Any, taught: Sequence[Tensor], lead: tuple[int, ...]) -> Tensor | None:
     """The teacher's weight as a tensor that fits, numbers in the dtype of its tensors."""
     if weight is None:

@@ -21,6 +21,7 @@ from elman.execute import Call, apply
 from elman.recurrent.arguments import (
     EVERY,
     StepSelection,
+    as_outputs,
     batch_of,
     is_recorded,
     lay_out,
@@ -72,6 +73,13 @@ class Calls:
 
     def _run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
         cell = layer._modules["cell"]
+        if args.taught:
+
+            def clean(symbols: Tensor) -> Tensor:
+                whole = layout.is_packed or len(layout.lead) == 1
+                return symbols if whole else layout.unpack(layout.pack(symbols))  # type: ignore[return-value]
+
+            args = args._replace(taught=as_outputs(cell, args.taught, clean))
         if args.weight is not None:
             args = args._replace(weight=weight_of(args.weight, args.taught, layout.lead))
         if not args.states and _has_start(cell):

@@ -18,6 +18,7 @@ from elman.caches import listed
 from elman.circuit.structure import NOTHING, Structure, TensorSpec, fill, take
 from elman.errors import InputError, NotSupported
 from elman.execute import Program, operator
+from elman.recurrent.arguments import as_outputs
 from elman.recurrent.programs import Argument, Captured, Owned, Shapes, Teacher, check_teacher, indivisible
 from elman.segments.padded import PaddedLayout, check_happens
 from elman.trace.initial import find_zeros
@@ -236,11 +237,9 @@ def run_compiled(
         states = [torch.zeros((batch, *widths), dtype=dtype, device=device) for widths, dtype, device in like]
     else:
         state_structure = take(state, states)
-    if weight is not None:
-        if teacher is None:
-            raise InputError("there is a weight and no teacher", where="teacher_weight=")
-        taught = [*taught, weight if weight.dtype == torch.bool else weight.to(taught[0].dtype)]
-    _check_sizes([*xs, *taught], [*states, *contexts], steps, batch)
+    if weight is not None and teacher is None:
+        raise InputError("there is a weight and no teacher", where="teacher_weight=")
+    _check_sizes([*xs, *taught, *([] if weight is None else [weight])], [*states, *contexts], steps, batch)
     layout = None
     starts = states
     if happens[0] is not None or happens[1] is not None or happens[2] is not None:
@@ -249,7 +248,7 @@ def run_compiled(
         layout = PaddedLayout(
             lengths, happens[1], happens[2], steps, batch, layer.reverse, (xs or states)[0].device
         )
-        xs, taught = [layout.pack(t) for t in xs], [layout.pack(t) for t in taught]
+        xs = [layout.pack(t) for t in xs]
         contexts = [layout.spread(t) for t in contexts]
         initial = None
         if layout.starts_anew:
@@ -259,6 +258,14 @@ def run_compiled(
             else:  # a cell that does not say that it starts from zeros is refused
                 _zeros(layer._handle, x_structure, _specs(xs, 1), context_structure, _specs(contexts, 1))
         starts = layout.start(states, initial)
+    if layout is None:
+        taught = as_outputs(layer.cell, taught, lambda symbols: symbols)
+    else:
+        taught = as_outputs(layer.cell, taught, lambda symbols: layout.unpack(layout.pack(symbols)))
+    if weight is not None:
+        taught = [*taught, weight if weight.dtype == torch.bool else weight.to(taught[0].dtype)]
+    if layout is not None:
+        taught = [layout.pack(t) for t in taught]
     given = [*xs, *starts, *contexts, *taught]
     flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
     lead = 2 if layout is None else 1

@@ -20,7 +20,7 @@ from torch.overrides import _pop_mode, _push_mode
 from elman.circuit.form import ROWS, Circuit, Kind, Wire
 from elman.circuit.structure import fill, flatten, specs
 from elman.errors import NotSupported
-from elman.recurrent.arguments import batch_of, sizes, weight_of
+from elman.recurrent.arguments import as_outputs, batch_of, sizes, weight_of
 from elman.recurrent.bound import Arguments, BoundCall
 from elman.recurrent.compiled import constant
 from elman.recurrent.programs import Binding, Shapes, check_teacher, indivisible
@@ -46,6 +46,9 @@ def run_exported(
         state = starting(layer, fill(args.structures[0], [x[0] for x in args.xs]), context)
         args = Arguments.of(2, x, state, context, teacher)
     batch = batch_of(args.states, args.structures[1], args.contexts, args.structures[2], batch)
+    args = args._replace(
+        taught=as_outputs(layer.cell, args.taught, lambda symbols: _all_happen(symbols, happens))
+    )
     args = args._replace(weight=weight_of(weight, args.taught, (steps, batch)))
     with _unrecorded():
         parts = (args.xs, 2), (args.states, 1), (args.contexts, 1)
@@ -106,6 +109,14 @@ def _unrecorded() -> Iterator[None]:
     finally:
         for mode in reversed(modes):
             _push_mode(mode)
+
+
+def _all_happen(symbols: Tensor, happens: tuple[Any, Any, Any]) -> Tensor:
+    if happens[0] is not None or happens[1] is not None:
+        raise _refused(
+            "a teacher of symbols beside lengths or a mask, exported,", "pass cell.as_output(symbols)"
+        )
+    return symbols
 
 
 def _refused(what: str, mend: str) -> NotSupported:

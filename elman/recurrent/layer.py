@@ -122,6 +122,7 @@ class Recurrent(torch.nn.Module):
         reset: `[T, B]` bools: step t begins a new sequence, from the cell's initial state rather than the one before
             it, or `state`; nothing flows across in either direction. It may stand at a masked step.
         teacher: targets of the output's structure `[T, B, …]`: each step sees the teacher's last output, not its own.
+            Or symbols `[T, B]`, whole numbers, where the cell has `as_output(symbols)`: the output each stands for.
         teacher_weight: `[T, B]`, bools, or numbers in [0, 1]: the step after t sees w teacher[t] + (1 - w) output[t].
         context: tensors `[B, …]`, the same at every step, handed to the cell as third argument.
 
