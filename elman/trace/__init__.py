@@ -113,11 +113,13 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
 
     try:
         joint = trace_joint(step, ports, name, inspect)
-    except TraceError:
+    except TraceError as error:
         # What the step itself raises, as users would see it in a loop of their own, explains all that comes after.
-        if (told := mistakes.find(cell, x, state, context)) is None:
-            raise
-        raise told from told.__cause__
+        if (told := mistakes.find(cell, x, state, context)) is not None:
+            raise told from told.__cause__
+        if refuse.takes_number(error) and (own := mistakes.numbers_of_its_own(cell, x, state, context)):
+            raise refuse.own_number(error, own) from error.__cause__
+        raise
     output, output_wires = step.output  # type: ignore[attr-defined]
     given = tuple(ports)
     ports += [*joint.noise, *(port for port, _ in joint.captured)]

@@ -30,7 +30,7 @@ def complaint(error: BaseException) -> Complaint:
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
     if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
-        return Complaint.DATA
+        return Complaint.DISTRIBUTION if _of_distributions(error) else Complaint.DATA
     if isinstance(error, DynamicOutputShapeException):
         return Complaint.SHAPE
     if isinstance(error, UnsupportedOperatorException):
@@ -40,6 +40,8 @@ def complaint(error: BaseException) -> Complaint:
         return Complaint.BATCH_SIZE
     if "is not implemented" in text and "derivative for" in text:
         return Complaint.DERIVATIVE
-    if any("distributions" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
-        return Complaint.DISTRIBUTION
-    return Complaint.OTHER
+    return Complaint.DISTRIBUTION if _of_distributions(error) else Complaint.OTHER
+
+
+def _of_distributions(error: BaseException) -> bool:
+    return any("distributions" in frame.filename for frame in traceback.extract_tb(error.__traceback__))

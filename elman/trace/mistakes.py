@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from elman import noise
 from elman.circuit.structure import flatten, paths
@@ -87,6 +88,44 @@ def find(
 def of_step(cell: torch.nn.Module, x: Any, state: Any, context: Any, error: Exception) -> ElmanError:
     """What a step has raised that was run as it is."""
     return find(cell, x, state, context) or _Run(cell, x, state, context).told(error)
+
+
+def numbers_of_its_own(cell: torch.nn.Module, x: Any, state: Any, context: Any = None) -> str | None:
+    """The tensor of the cell itself out of which its step takes a number, if it takes none out of what is passed."""
+    run = _Run(cell, *(_small(value, PROBED) for value in (x, state, context)))
+    numbers = _Numbers(run)
+    try:
+        with numbers:
+            run()
+    except Exception:
+        return None
+    return None if numbers.of_data else numbers.own
+
+
+class _Numbers(TorchDispatchMode):
+    """Notes out of which tensors numbers are taken (.item(), float(tensor), if tensor:)."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self.of_data, self.own = False, None
+        # Where a tensor comes from, by id: "" for what is passed. All are kept, so that no id comes twice.
+        self._from = {key: "" if key in run.passed else path for key, path in run.words.items()}
+        self._kept: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sources = [
+            self._from[id(leaf)] for leaf in pytree.tree_leaves((args, kwargs)) if id(leaf) in self._from
+        ]
+        if sources:
+            source = "" if "" in sources else sources[0]
+            if torch.Tag.data_dependent_output in func.tags:
+                self.of_data, self.own = self.of_data or not source, self.own or source
+            for leaf in pytree.tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._kept.append(leaf)
+                    self._from.setdefault(id(leaf), source)
+        return result
 
 
 class _Run:

@@ -130,13 +130,29 @@ def _translated(cell: str, error: Exception) -> TraceError:
         case Complaint.BATCH_SIZE:
             return _asks(where, None, "")
         case Complaint.DISTRIBUTION:
-            mend = "torch.distributions checks its arguments on the data: pass validate_args=False"
+            what = "torch.distributions takes numbers out of tensors to check its arguments"
+            mend = "pass validate_args=False"
         case Complaint.DERIVATIVE:
             mend = "PyTorch has no such derivative: say the same with operations that have one"
             mend += " (clamp(x / 6 + 0.5, 0, 1))"
         case Complaint.OTHER:
             pass
     return TraceError(what=what, where=where, mend=mend)
+
+
+def takes_number(error: TraceError) -> bool:
+    """Whether a step was refused because a number is taken out of a tensor."""
+    return error.__cause__ is not None and complaint(error.__cause__) is Complaint.DATA
+
+
+def own_number(error: TraceError, path: str) -> TraceError:
+    """The refusal of a step that takes a number out of a tensor of the cell's own."""
+    return TraceError(
+        what=f"the step takes a number out of the cell's own tensor {path}, which a trace could not take again",
+        where=error.where,
+        mend="compute with the tensor itself, or keep the number beside it as an attribute (an attribute is looked at "
+        "at every call)",
+    )
 
 
 def guards(
