@@ -17,6 +17,7 @@ from elman.data import Tokenizer
 from elman.errors import InputError, NotSupported
 from elman.models import LanguageModel
 from elman.training import Processes, Training
+from tests.strangers import elman
 
 pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
 
@@ -51,7 +52,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     how = ("--cell", "lstm", "--layers", "2", "--embedding", "16", "--steps", "40")  # layers of one trace
-    run(1, tmp_path / "one", *how)
+    elman(*command(1, tmp_path / "one", *how)[3:])
     told = run(2, tmp_path / "two", *how)
     assert told.count("2 processes") == 1  # only the first one speaks
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -85,6 +86,7 @@ def test_two_processes_survive_and_one_goes_on_with_their_run(tmp_path: Path) ->
     assert "going on from step 600" in run(1, folder, *how, "--resume", "auto")
 
 
+@pytest.mark.conformance  # one more pair of processes
 def test_what_the_first_process_refuses_ends_all(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/something").write_text("")
