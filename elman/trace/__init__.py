@@ -24,7 +24,7 @@ from elman.trace.changes import Changes
 from elman.trace.initial import initial_state
 from elman.trace.joint import Recording, trace_joint
 from elman.trace.outside import outside
-from elman.trace.selfcheck import compare_with_cell
+from elman.trace.selfcheck import can_compare, compare_with_cell
 
 __all__ = ["trace", "verify"]
 
@@ -112,7 +112,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         _check_state(results, ports, name)
 
     try:
-        joint = trace_joint(step, ports, name, inspect)
+        joint = trace_joint(step, ports, name, inspect, asking=not (check and can_compare(ports)))
     except TraceError as error:
         # What the step itself raises, as users would see it in a loop of their own, explains all that comes after.
         if (told := mistakes.find(cell, x, state, context)) is not None:

@@ -80,10 +80,6 @@ class Fakes:
         with self.mode:
             return torch.empty(size, dtype=port.dtype, device=port.device)
 
-    def again(self, value: torch.Tensor) -> torch.Tensor:
-        with self.mode:
-            return torch.empty_like(value)
-
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -118,6 +114,7 @@ def trace_joint(
     inspect: Callable[[dict[str, torch.Tensor]], None] | None = None,
     twice: bool = False,
     met: Mapping[str, torch.Tensor] | None = None,
+    asking: bool = False,
 ) -> Joint:
     """Trace a step and its backward into one graph in normal form.
 
@@ -125,13 +122,14 @@ def trace_joint(
     ports: its inputs; noise ports among them are what the step will draw for itself, in this order.
     twice: the step differentiates: what is traced is a second derivative, or a higher one.
     met: ports among them that hold a tensor which the step finds for itself, and will find again.
-    inspect: looks at the step's results on fake tensors before anything is traced, and may refuse them.
+    inspect: looks at the step's results on fake tensors, and may refuse them.
+    asking: refuse what asks for what no key can say; who compares circuit and cell does that for less.
     Raises TraceError for a step that cannot be a circuit.
     """
-    # To note the line of every operation takes a third of a trace, and errors alone tell it.
+    # To note every operation's line, and to run the step once unrecorded, takes half a trace; errors alone need it.
     with contextlib.suppress(TraceError):
-        return _trace_joint(step, ports, name, inspect, twice, met or {}, lines=False)
-    return _trace_joint(step, ports, name, inspect, twice, met or {}, lines=True)
+        return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, lines=False)
+    return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, lines=True)
 
 
 def _trace_joint(
@@ -141,6 +139,7 @@ def _trace_joint(
     inspect: Callable[[dict[str, torch.Tensor]], None] | None,
     twice: bool,
     met: Mapping[str, torch.Tensor],
+    asking: bool,
     lines: bool,
 ) -> Joint:
     given = [port for port in ports if port.kind is not Kind.NOISE]
@@ -151,39 +150,54 @@ def _trace_joint(
     fakes = Fakes()
     parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
-    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
-        # A first run without recording: what comes out, and whether the step is honest about its state.
-        with refuse.writes_while_running(step, example, given, name), parts:
-            leaves = _leaves(example, given)
-            with refuse.asking(name):
-                dry = step(leaves)
-        refuse.hooks(leaves, given, name)
-        refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
-        carries_gradient = {result for result, value in dry.items() if value.requires_grad}
-        if inspect is not None:
-            inspect(dry)
-    cotangents = {result: fakes.again(dry[result].detach()) for result in dry if result in carries_gradient}
-    results = list(dry)
+    if lines:
+        with (
+            refuse.while_tracing(name),
+            enable_python_dispatcher(),
+            fakes.mode,
+            torch.enable_grad(),
+            _unchosen(),
+        ):
+            # A first run without recording: it says what is wrong before the recorder stumbles over it.
+            with refuse.writes_while_running(step, example, given, name), parts:
+                leaves = _leaves(example, given)
+                with refuse.asking(name):
+                    dry = step(leaves)
+            refuse.hooks(leaves, given, name)
+            refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
+            if inspect is not None:
+                inspect(dry)
+    results: list[str] = []
+    cotangents: dict[str, torch.Tensor] = {}
     wants = [port.name for port in given if port.differentiable]
     gradients_found: list[bool] = []
 
-    def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
+    def both(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
         versions = {port: leaf._version for port, leaf in leaves.items()}
-        with parts:
+        with parts, refuse.asking(name) if asking and not lines else contextlib.nullcontext():
             outputs = step(leaves)
         refuse.writes(leaves, versions, given, name)
-        flowing = [outputs[result] for result in cotangents]
+        refuse.hooks(leaves, given, name)
+        if inspect is not None:
+            inspect(outputs)
+        results.extend(outputs)
+        flowing = {result: value for result, value in outputs.items() if value.requires_grad}
+        cotangents.update(
+            (result, _recorded_input(f"ct_{result}", value)) for result, value in flowing.items()
+        )
         sources = [leaves[port] for port in wants]
         found: Sequence[torch.Tensor | None] = [None] * len(sources)
         if flowing and sources:
-            found = torch.autograd.grad(flowing, sources, cots, allow_unused=True)
+            found = torch.autograd.grad(
+                list(flowing.values()), sources, list(cotangents.values()), allow_unused=True
+            )
         gradients_found[:] = [gradient is not None for gradient in found]
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
         module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=lines)(
-            list(example.values()), list(cotangents.values())
+            list(example.values())
         )
         refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
         if any(map(is_write, module.graph.nodes)):
@@ -226,6 +240,23 @@ def flowing(step: StepFunction, ports: Sequence[InPort], name: str, wants: Colle
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
         leaves = {port.name: fakes.like(port).requires_grad_(port.name in wants) for port in given}
         return {result for result, value in step(leaves).items() if value.requires_grad}
+
+
+def _recorded_input(name: str, like: torch.Tensor) -> torch.Tensor:
+    """A further input of the graph that is being recorded, of the shape of a value that has just been met."""
+    from torch.fx.experimental.proxy_tensor import (
+        disable_proxy_modes_tracing,
+        get_proxy_mode,
+        track_tensor_tree,
+    )
+
+    mode = get_proxy_mode()
+    assert mode is not None
+    with disable_proxy_modes_tracing():
+        value = torch.empty_like(like.detach())
+    tracer: Any = mode.tracer
+    track_tensor_tree(value, tracer.create_proxy("placeholder", name, (), {}), constant=None, tracer=tracer)
+    return value
 
 
 def _leaves(tensors: Mapping[str, torch.Tensor], ports: Sequence[InPort]) -> dict[str, torch.Tensor]:

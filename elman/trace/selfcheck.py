@@ -6,7 +6,7 @@ meet, a custom backward that was lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -25,6 +25,11 @@ SEED = 0x5EED
 SCALES = (0.1, 2.0)
 
 
+def can_compare(ports: Iterable[InPort]) -> bool:
+    """Whether there are numbers to compare."""
+    return all(port.device.type != "meta" for port in ports)
+
+
 def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping[str, Tensor]) -> None:
     """Run circuit and cell on the same random steps; TraceError where they disagree.
 
@@ -33,7 +38,7 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
     """
     signature = circuit.signature
     assert signature is not None
-    if any(port.device.type == "meta" for port in circuit.inputs):
+    if not can_compare(circuit.inputs):
         return
     constants: dict[str, Tensor] = dict(signature.captured)
     for name, entry in signature.owned.items():
@@ -129,14 +134,15 @@ def _compare(
     )  # fmt: skip
     addresses = {name: leaf.data_ptr() for name, leaf in leaves.items()}
     replay = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
-    try:
-        with torch.enable_grad(), noise.Replay(replay):
-            eager = step(leaves)
-    except Exception as error:
-        raise _CellFails(
-            what=f"the cell itself fails at batch size {batch}: {refuse.message(error)}",
-            where=refuse.raised_at(circuit.name, error), mend="the step must run at any batch size",
-        ) from error  # fmt: skip
+    with refuse.asking(circuit.name):
+        try:
+            with torch.enable_grad(), noise.Replay(replay):
+                eager = step(leaves)
+        except Exception as error:
+            raise _CellFails(
+                what=f"the cell itself fails at batch size {batch}: {refuse.message(error)}",
+                where=refuse.raised_at(circuit.name, error), mend="the step must run at any batch size",
+            ) from error  # fmt: skip
     for name, leaf in leaves.items():
         if leaf.data_ptr() != addresses[name]:
             raise TraceError(

@@ -9,6 +9,7 @@ from torch import Tensor
 from elman.errors import InputError
 from elman.models import LanguageModel, sampler
 from elman.models.sampler import Sampler
+from tests.pairwise import with_more
 
 V = 9
 
@@ -35,7 +36,7 @@ def stepped(made: LanguageModel, prompt: list[int], length: int, context: Tensor
 
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("prompt", [[3], [1, 4, 2, 2]])
-@pytest.mark.parametrize("cell", ["elman", "jordan", "gru", "lstm", "leaky"])
+@pytest.mark.parametrize("cell", with_more(["jordan", "lstm"], ["elman", "gru", "leaky"]))
 def test_the_likeliest_symbols_are_those_of_the_steps(cell: str, prompt: list[int]) -> None:
     made = model(cell).double()
     assert made.generate(prompt, 150, temperature=0) == stepped(made, prompt, 150)
@@ -81,7 +82,11 @@ def allowed(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
 @pytest.mark.parametrize("compared", [0, 512], ids=["sorted", "compared"])
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1.0, None, None), (0.5, None, None), (1.0, 3, None), (2.0, None, 0.7), (1.5, 5, 0.8)],
+    with_more(
+        [(1.0, None, None), (1.5, 5, 0.8)],
+        [(0.5, None, None), (1.0, 3, None), (2.0, None, 0.7)],
+        together=True,
+    ),
 )
 def test_symbols_are_drawn_as_often_as_the_model_says(
     temperature: float, top_k: int | None, top_p: float | None, compared: int, monkeypatch: pytest.MonkeyPatch
