@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elman import cells, models, nn
     from elman.adjoint import adjoint
+    from elman.caches import caches
     from elman.circuit import Circuit
     from elman.draw import draw
     from elman.errors import ElmanError
@@ -30,6 +31,7 @@ __all__ = [
     "Recurrent",
     "Stack",
     "adjoint",
+    "caches",
     "cells",
     "cost",
     "draw",
@@ -54,6 +56,7 @@ _HOMES = {
     "Recurrent": "recurrent",
     "Stack": "recurrent",
     "adjoint": "adjoint",
+    "caches": "caches",
     "cost": "plan",
     "draw": "draw",
     "explain": "plan",

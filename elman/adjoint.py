@@ -12,18 +12,17 @@ outputs are the gradients `d_…`. Kinds are dual: constant ↔ sum, sequence �
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
 
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort
+from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort, StepFunction, Wire
 from elman.circuit.rows import feature_shape, rows_of
 from elman.errors import CircuitError, InputError, InputTypeError, expect
-from elman.trace.joint import trace_joint
-from elman.trace.outside import outside
+from elman.trace.joint import Recording
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -45,20 +44,17 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
         "adjoint(circuit)",
         "elman.trace(cell, x, state) gives one",
     )
-    joint = circuit.joint()
+    joint = circuit.recorded().joint
     inputs = (*circuit.inputs, *_unknown(circuit, joint))
     _check_names(circuit, wrt)
     wiring = _wire(circuit, joint, inputs)
     wanted = {p.name for p in inputs if p.differentiable and (wrt is None or p.name in wrt)}
-    known = {port.name: _seen_from_behind(port) for port in inputs}
-
     named = graphs.results_of(joint.graph)
-    node_of = {node.name: node for node in joint.graph.nodes}
     asked = wanted | {port.name for port in inputs if port.kind is Kind.STATE and port.differentiable}
-    gradients = {p: node_of[n] for p, n in joint.gradients.items() if n is not None and p in asked}
-    graph = graphs.extract(
-        joint.graph, {f"d_{p}": node for p, node in gradients.items()} or {"d_": next(iter(named.values()))}
-    )
+    gradients = {
+        p: named[result] for p, result in joint.gradients.items() if result is not None and p in asked
+    }
+    graph = graphs.extract(joint.graph, gradients or dict([next(iter(named.items()))]))
     new_ports = [entry.port for entries in wiring.values() for entry in entries]
     graphs.with_placeholders(
         graph,
@@ -71,40 +67,34 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
             *((entry.port.name, entry.value) for entries in wiring.values() for entry in entries),
         ],
     )
-    results = _sum_up(graph, joint, wiring, gradients)
-    ports = _states_fed(new_ports, results, wiring)
+    sums = _sum_up(graph, joint, wiring, gradients.keys())
+    ports = _states_fed(new_ports, sums.keys(), wiring)
     used = {str(node.target) for node in graph.nodes if node.op == "placeholder"}
     outputs = []
     for port in inputs:
-        if port.name not in wanted or f"d_{port.name}" not in results:
+        if port.name not in wanted or port.name not in sums:
             continue
+        wire = _gradient_of(port.name)
         kind = {Kind.CONSTANT: Kind.SUM, Kind.SEQUENCE: Kind.SEQUENCE, Kind.STATE: Kind.STATE}[port.kind]
-        fed = next((p.name for p in ports if kind is Kind.STATE and p.next == f"d_{port.name}"), None)
-        outputs.append(OutPort(f"d_{port.name}", kind, f"d_{port.name}", f"gradient of {port.path}", fed))
+        fed = next((p.name for p in ports if kind is Kind.STATE and p.next == wire), None)
+        outputs.append(OutPort(wire.name, kind, wire, f"gradient of {port.path}", fed, gradient_of=port.name))
     out = next(node for node in reversed(graph.nodes) if node.op == "output")
-    out.args = (results,)
+    out.args = ({_gradient_of(name).name: node for name, node in sums.items()},)
     graphs.drop_dead(graph)
 
     step = _step(circuit, joint, wiring, sorted(asked))
-    all_inputs = tuple(p for p in (*known.values(), *ports) if p.name in used)
+    all_inputs = tuple(p for p in (*map(_seen_from_behind, inputs), *ports) if p.name in used)
 
     signature = _with_captured(circuit, joint)
-
-    @functools.cache
-    def own_joint() -> Joint:
-        with outside():
-            met = signature.captured if signature is not None else {}
-            return trace_joint(step, all_inputs, f"the adjoint of {circuit.name}", twice=True, met=met)
-
+    met = signature.captured if signature is not None else {}
     return Circuit(
         name=f"adjoint of {circuit.name}",
         graph=graph,
         inputs=all_inputs,
         outputs=tuple(outputs),
         reverse=not circuit.reverse,
-        step=step,
-        joint=own_joint,
         signature=signature,
+        record=Recording(step, all_inputs, f"the adjoint of {circuit.name}", twice=True, met=met),
     ).check()
 
 
@@ -123,8 +113,18 @@ def _check_names(circuit: Circuit, wrt: Collection[str] | None) -> None:
             )
 
 
-def cotangent_of(circuit: Circuit, output: str) -> str:
-    """The adjoint's input port for dL/d(output): `g_` and its name, with as many g as no input of the circuit has."""
+def cotangent_ports(adjoint: Circuit) -> dict[str, str]:
+    """Output port of a circuit -> the port of its adjoint through which dL/d(output) comes in, where one does."""
+    return {port.cotangent_of: port.name for port in adjoint.inputs if port.cotangent_of is not None}
+
+
+def _gradient_of(name: str) -> Wire:
+    """The adjoint's result that is dL/d(input)."""
+    return Wire.result(f"d_{name}")
+
+
+def _cotangent_name(circuit: Circuit, output: str) -> str:
+    """The name of the adjoint's port for dL/d(output): with as many g as no input of the circuit has."""
     name, taken = f"g_{output}", {port.name for port in circuit.inputs}
     while name in taken:
         name = f"g{name}"
@@ -136,11 +136,17 @@ def expose(circuit: Circuit) -> Circuit:
 
     Second derivatives flow through them: the adjoint takes h(t-1) as inputs.
     """
-    known = {out.of for out in circuit.outputs_of(Kind.SEQUENCE)}
+    exposed = {out.state for out in circuit.outputs_of(Kind.SEQUENCE)}
     extra = tuple(
-        OutPort(f"{port.name}_before", Kind.SEQUENCE, port.name, f"{port.path} before each step", port.name)
+        OutPort(
+            f"{port.name}_before",
+            Kind.SEQUENCE,
+            Wire.input(port.name),
+            f"{port.path} before each step",
+            port.name,
+        )
         for port in circuit.inputs_of(Kind.STATE)
-        if port.name not in known  # exposed already, for derivatives of a higher order
+        if port.name not in exposed  # exposed already, for derivatives of a higher order
     )
     return replace(circuit, outputs=(*circuit.outputs, *extra)).check()
 
@@ -150,149 +156,144 @@ def expose(circuit: Circuit) -> Circuit:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A port of the adjoint that adds to the cotangent of a wire. `of` is the state whose delay it is, if any."""
+    """A port of the adjoint that adds to the cotangent of a wire. state: whose delay it is, if any."""
 
     port: InPort
     value: object
-    of: str | None = None
+    state: str | None
 
 
-def _wire(circuit: Circuit, joint: Joint, inputs: tuple[InPort, ...]) -> dict[str, list[_Entry]]:
+def _wire(circuit: Circuit, joint: Joint, inputs: tuple[InPort, ...]) -> dict[Wire, list[_Entry]]:
     """Wire -> the ports through which its cotangent comes in: from outputs, from the future, from the final state."""
-    entries: dict[str, list[_Entry]] = {}
+    entries: dict[Wire, list[_Entry]] = {}
 
-    def add(wire: str, name: str, kind: Kind, path: str, of: str | None = None) -> None:
+    def add(
+        wire: Wire, kind: Kind, path: str, name: str, out: OutPort | None = None, state: str | None = None
+    ) -> None:
         value = circuit.wire(wire).meta["val"]
         if not (value.dtype.is_floating_point or value.dtype.is_complex):
             return
-        if wire in joint.results and wire not in joint.cotangents:
+        if not wire.is_input and wire.name not in joint.cotangents:
             return
         rows = rows_of(value) is not None
-        port = InPort(name, kind, feature_shape(value, rows), value.dtype, value.device, rows, path)
-        entries.setdefault(wire, []).append(_Entry(port, value, of))
+        port = InPort(
+            _cotangent_name(circuit, name), kind, feature_shape(value, rows), value.dtype, value.device, rows,
+            f"gradient of {path}", cotangent_of=None if out is None else out.name,
+        )  # fmt: skip
+        entries.setdefault(wire, []).append(_Entry(port, value, state))
 
     for out in circuit.outputs:
         if out.kind is not Kind.STATE:
-            kind = Kind.CONSTANT if out.kind is Kind.SUM else Kind.SEQUENCE
-            add(out.wire, cotangent_of(circuit, out.name), kind, f"gradient of {out.path}")
-    finals = {out.wire: out for out in reversed(circuit.outputs_of(Kind.STATE))}
+            add(out.wire, Kind.CONSTANT if out.kind is Kind.SUM else Kind.SEQUENCE, out.path, out.name, out)
+    finals = {out.state: out for out in circuit.outputs_of(Kind.STATE)}
     paired: set[str] = set()
-    by_state = {out.of: out for out in circuit.outputs_of(Kind.STATE)}
     for port in inputs:
         if port.kind is not Kind.STATE or port.next is None:
             continue
-        final = by_state.get(port.name)
-        if final is None or final.wire != port.next:
-            final = finals.get(port.next)
-        if final is not None and final.name not in paired and final.wire == port.next:
+        final = finals.get(port.name)
+        if final is not None and final.wire == port.next:
             paired.add(final.name)
-            add(
-                port.next,
-                cotangent_of(circuit, final.name),
-                Kind.STATE,
-                f"gradient of {final.path}",
-                port.name,
-            )
+            add(port.next, Kind.STATE, final.path, final.name, final, port.name)
         else:
-            add(
-                port.next,
-                cotangent_of(circuit, f"{port.name}_next"),
-                Kind.STATE,
-                f"gradient of {port.path}, from the next step",
-                port.name,
-            )
+            path = f"{port.path}, from the next step"
+            add(port.next, Kind.STATE, path, f"{port.name}_next", None, port.name)
     for out in circuit.outputs_of(Kind.STATE):
         if out.name not in paired:
-            add(out.wire, cotangent_of(circuit, out.name), Kind.STATE, f"gradient of {out.path}")
+            add(out.wire, Kind.STATE, out.path, out.name, out)
     return entries
 
 
 def _sum_up(
-    graph: fx.Graph, joint: Joint, wiring: dict[str, list[_Entry]], gradients: dict[str, fx.Node]
+    graph: fx.Graph, joint: Joint, wiring: dict[Wire, list[_Entry]], gradients: Collection[str]
 ) -> dict[str, fx.Node]:
-    """Put the sums of cotangents where the joint graph has one placeholder each; return the adjoint's results."""
+    """Put the sums of cotangents where the joint graph has one placeholder each; return input -> its gradient.
+
+    gradients: the inputs whose gradients are results of `graph`.
+    """
     have = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
     first = next(node for node in graph.nodes if node.op != "placeholder")
-    old_results = graphs.results_of(graph)
+    results = graphs.results_of(graph)
     with graph.inserting_before(first):
         for result, name in joint.cotangents.items():
             if name not in have:
                 continue
-            terms = [have[entry.port.name] for entry in wiring.get(result, [])]
+            terms = [have[entry.port.name] for entry in wiring.get(Wire.result(result), [])]
             if not terms:
                 raise CircuitError(
                     f"result '{result}' goes to no port, so it has no gradient", where="adjoint"
                 )
-            total = functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
+            total = _added(graph, terms)
             have[name].replace_all_uses_with(total)
-            old_results = {k: total if v is have[name] else v for k, v in old_results.items()}
+            results = {k: total if v is have[name] else v for k, v in results.items()}
             graph.erase_node(have[name])
     out = next(node for node in reversed(graph.nodes) if node.op == "output")
-    results: dict[str, fx.Node] = {}
-    for p in gradients:
-        results[f"d_{p}"] = old_results[f"d_{p}"]
+    gradient_of = {name: results[name] for name in gradients}
     with graph.inserting_before(out):
-        for wire, entries in wiring.items():
-            if wire in joint.results:
-                continue
-            terms = [have[entry.port.name] for entry in entries]
-            if f"d_{wire}" in results:
-                terms.insert(0, results[f"d_{wire}"])
-            results[f"d_{wire}"] = functools.reduce(
-                lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms
-            )
-    return results
+        for name, entries in _handed_on(wiring):
+            terms = [
+                *([gradient_of[name]] if name in gradient_of else []),
+                *(have[entry.port.name] for entry in entries),
+            ]
+            gradient_of[name] = _added(graph, terms)
+    return gradient_of
+
+
+def _added(graph: fx.Graph, terms: list[fx.Node]) -> fx.Node:
+    return functools.reduce(lambda a, b: graphs.insert(graph, aten.add.Tensor, a, b), terms)
+
+
+def _handed_on(wiring: dict[Wire, list[_Entry]]) -> list[tuple[str, list[_Entry]]]:
+    """Inputs that come out as they go in, and the ports of their cotangents."""
+    return [(wire.name, entries) for wire, entries in wiring.items() if wire.is_input]
 
 
 def _states_fed(
-    ports: list[InPort], results: dict[str, fx.Node], wiring: dict[str, list[_Entry]]
+    ports: list[InPort], gradients: Collection[str], wiring: dict[Wire, list[_Entry]]
 ) -> list[InPort]:
     """Close the adjoint's cycles: what arrives at a delay is the gradient of the state that it feeds."""
-    of = {entry.port.name: entry.of for entries in wiring.values() for entry in entries}
-    fed = []
-    for port in ports:
-        state = of[port.name]
-        wire = f"d_{state}" if state is not None and f"d_{state}" in results else None
-        fed.append(replace(port, next=wire) if port.kind is Kind.STATE else port)
-    return fed
+    state_of = {entry.port.name: entry.state for entries in wiring.values() for entry in entries}
+    return [
+        replace(port, next=_gradient_of(state))
+        if (state := state_of[port.name]) in gradients and state
+        else port
+        for port in ports
+    ]
 
 
-def _step(
-    circuit: Circuit, joint: Joint, wiring: dict[str, list[_Entry]], asked: list[str]
-) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+def _step(circuit: Circuit, joint: Joint, wiring: dict[Wire, list[_Entry]], asked: list[str]) -> StepFunction:
     """The adjoint's step as a function with its own autograd: the cell's backward, itself differentiable."""
     inner = [port.name for port in circuit.inputs]
+    step_before = circuit.recorded().step
+    entering = {result: wiring.get(Wire.result(result), []) for result in joint.cotangents}
+    entering = {result: entries for result, entries in entering.items() if entries}
+    sources = [name for name in asked if joint.gradients.get(name) is not None]
 
     def step(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         primal = {name: inputs[name] for name in inner if name in inputs}
-        outputs = circuit.step(primal)
-        cotangents = {
-            result: functools.reduce(torch.add, [inputs[entry.port.name] for entry in wiring[result]])
-            for result in joint.cotangents
-            if wiring.get(result)
-        }
-        sources = [name for name in asked if joint.gradients.get(name) is not None]
-        found = torch.autograd.grad(
-            [outputs[result] for result in cotangents], [primal[name] for name in sources],
-            list(cotangents.values()), allow_unused=True, create_graph=True,
+        outputs = step_before(primal)
+        gradients = torch.autograd.grad(
+            [outputs[result] for result in entering], [primal[name] for name in sources],
+            [_sum(inputs, entries) for entries in entering.values()], allow_unused=True, create_graph=True,
         )  # fmt: skip
-        results = {
-            f"d_{name}": torch.zeros_like(primal[name]) if g is None else g
-            for name, g in zip(sources, found, strict=True)
+        gradient_of = {
+            name: torch.zeros_like(primal[name]) if g is None else g
+            for name, g in zip(sources, gradients, strict=True)
         }
-        for wire, entries in wiring.items():
-            if wire not in joint.results:
-                terms = [inputs[entry.port.name] for entry in entries]
-                if f"d_{wire}" in results:
-                    terms.insert(0, results[f"d_{wire}"])
-                results[f"d_{wire}"] = functools.reduce(torch.add, terms)
-        return results
+        for name, entries in _handed_on(wiring):
+            total = _sum(inputs, entries)
+            gradient_of[name] = gradient_of[name] + total if name in gradient_of else total
+        return {_gradient_of(name).name: value for name, value in gradient_of.items()}
 
     return step
 
 
+def _sum(inputs: dict[str, Tensor], entries: list[_Entry]) -> Tensor:
+    return functools.reduce(torch.add, [inputs[entry.port.name] for entry in entries])
+
+
 def _seen_from_behind(port: InPort) -> InPort:
-    """A circuit's input as the adjoint sees it: a state has become the sequence h(t-1)."""
+    """A circuit's input as the adjoint sees it: a state has become the sequence h(t-1), and roles are the circuit's."""
+    port = replace(port, cotangent_of=None, kept=None, teaches=None)
     if port.kind is not Kind.STATE:
         return port
     return replace(port, kind=Kind.SEQUENCE, next=None, path=f"{port.path} before each step")

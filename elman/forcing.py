@@ -12,17 +12,15 @@ With a weight for every step, what the next step sees lies between the two, and 
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
 import torch
 
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Joint, Kind
+from elman.circuit.form import Circuit, InPort, Kind, Wire
 from elman.circuit.signature import identifier
 from elman.errors import InputError
-from elman.trace.joint import trace_joint
-from elman.trace.outside import outside
+from elman.trace.joint import Recording
 
 Tensor = torch.Tensor
 WEIGHT = "teacher_weight"  # path of the port that a blended circuit has for it
@@ -35,7 +33,9 @@ def force(circuit: Circuit) -> Circuit:
     `teachers(circuit)` lists them. Raises InputError if the output is no entry of the state.
     """
     forced = _taught(circuit, _names(circuit))
-    inputs = [replace(p, next=forced[p.name].name) if p.name in forced else p for p in circuit.inputs]
+    inputs = [
+        replace(p, next=Wire.input(forced[p.name].name)) if p.name in forced else p for p in circuit.inputs
+    ]
     graph = graphs.copy(circuit.graph)
     graphs.with_placeholders(
         graph,
@@ -55,11 +55,19 @@ def blend(circuit: Circuit, weight: torch.dtype) -> Circuit:
     forced = _taught(circuit, taken)
     device = next(iter(forced.values())).device
     weights = InPort(identifier(WEIGHT, taken), Kind.SEQUENCE, (), weight, device, True, WEIGHT)
-    said = (*forced.values(), weights)
+    taught = (*forced.values(), weights)
     delays = {
-        p.name: replace(p, name=identifier(f"{p.name}_before", taken), kind=Kind.STATE, next=p.name)
-        for p in said
+        p.name: replace(
+            p,
+            name=identifier(f"{p.name}_before", taken),
+            kind=Kind.STATE,
+            next=Wire.input(p.name),
+            teaches=None,
+        )
+        for p in taught
     }
+
+    step_before = circuit.recorded().step
 
     def step(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         seen = dict(inputs)
@@ -68,24 +76,20 @@ def blend(circuit: Circuit, weight: torch.dtype) -> Circuit:
             own, taught = seen[state], seen[delays[teacher.name].name]
             w = part.reshape(-1, *[1] * (own.dim() - 1))
             seen[state] = torch.where(w, taught, own) if w.dtype == torch.bool else w * taught + (1 - w) * own
-        return circuit.step({port.name: seen[port.name] for port in circuit.inputs if port.name in seen})
+        return step_before({port.name: seen[port.name] for port in circuit.inputs if port.name in seen})
 
     captured = circuit.signature.captured if circuit.signature is not None else {}
     known = [p for p in circuit.inputs if p.kind is not Kind.NOISE and p.name not in captured]
-    ports = [*known, *said, *delays.values()]
+    ports = [*known, *taught, *delays.values()]
 
-    @functools.cache
-    def joint() -> Joint:
-        with outside():
-            return trace_joint(step, ports, circuit.name)
-
-    made = joint()
-    results = graphs.results_of(made.graph)
-    found = graphs.extract(made.graph, {key: results[key] for key in made.results})
-    ports += [*made.noise, *(port for port, _ in made.captured)]
-    vals = [(port.name, graphs.placeholder(made.graph, port.name).meta["val"]) for port in ports]
-    graph = graphs.with_placeholders(found, vals)
-    return replace(circuit, graph=graph, inputs=tuple(ports), step=step, joint=joint).check()
+    record = Recording(step, tuple(ports), circuit.name)
+    joint = record.joint
+    results = graphs.results_of(joint.graph)
+    graph = graphs.extract(joint.graph, {key: results[key] for key in joint.results})
+    ports += [*joint.noise, *(port for port, _ in joint.captured)]
+    vals = [(port.name, graphs.placeholder(joint.graph, port.name).meta["val"]) for port in ports]
+    graphs.with_placeholders(graph, vals)
+    return replace(circuit, graph=graph, inputs=tuple(ports), record=record).check()
 
 
 def _names(circuit: Circuit) -> set[str]:
@@ -101,8 +105,9 @@ def _taught(circuit: Circuit, taken: set[str]) -> dict[str, InPort]:
         if port is not None and port.name not in forced:
             path = out.path.replace("output", "teacher", 1)
             forced[port.name] = InPort(
-                identifier(path, taken), Kind.SEQUENCE, port.shape, port.dtype, port.device, port.rows, path
-            )
+                identifier(path, taken), Kind.SEQUENCE, port.shape, port.dtype, port.device, port.rows, path,
+                teaches=out.name,
+            )  # fmt: skip
     if not forced:
         raise InputError(
             what="teacher forcing needs a cell whose output is an entry of its state",
@@ -114,8 +119,5 @@ def _taught(circuit: Circuit, taken: set[str]) -> dict[str, InPort]:
 
 def teachers(circuit: Circuit) -> dict[str, str]:
     """Output path -> the port of its teacher, for a circuit made by `force` or `blend`."""
-    return {
-        port.path.replace("teacher", "output", 1): port.name
-        for port in circuit.inputs_of(Kind.SEQUENCE)
-        if port.path.split("[")[0].split(".")[0] == "teacher"
-    }
+    paths = {out.name: out.path for out in circuit.outputs}
+    return {paths[port.teaches]: port.name for port in circuit.inputs if port.teaches is not None}

@@ -36,42 +36,42 @@ aten = torch.ops.aten
 _REAL = (torch.float32, torch.float64)
 BLOCK = 16  # time steps that are drawn together
 ROW_BLOCK = 512  # rows that are drawn together, where steps have different numbers of them
-Call = Callable[..., Any]
+Emit = Callable[..., Any]  # makes one operation: a node of a graph, or its value at once
 
 
 @dataclass(frozen=True)
 class Lifting:
-    """A random operation as arithmetic on a standard draw: formula(call, noise, result description, *args)."""
+    """A random operation as arithmetic on a standard draw: formula(emit, noise, result description, *args)."""
 
     draw: str
     formula: Callable[..., Any]
 
 
-def _cast(call: Call, value: Any, like: torch.Tensor) -> Any:
-    return call(aten._to_copy.default, value, dtype=like.dtype)
+def _cast(emit: Emit, value: Any, like: torch.Tensor) -> Any:
+    return emit(aten._to_copy.default, value, dtype=like.dtype)
 
 
-def _affine(call: Call, z: Any, scale: Any, shift: Any) -> Any:
-    return call(aten.add.Tensor, call(aten.mul.Tensor, z, scale), shift)
+def _affine(emit: Emit, z: Any, scale: Any, shift: Any) -> Any:
+    return emit(aten.add.Tensor, emit(aten.mul.Tensor, z, scale), shift)
 
 
-def _dropout(call: Call, u: Any, out: Any, x: Any, p: float, train: bool | None = True) -> Any:
-    keep = call(aten.lt.Scalar, u, 1 - p)
+def _dropout(emit: Emit, u: Any, out: Any, x: Any, p: float, train: bool | None = True) -> Any:
+    keep = emit(aten.lt.Scalar, u, 1 - p)
     scale = 0.0 if p == 1 else 1 / (1 - p)
-    return call(aten.mul.Tensor, call(aten.mul.Tensor, x, keep), scale), keep
+    return emit(aten.mul.Tensor, emit(aten.mul.Tensor, x, keep), scale), keep
 
 
-def _randint(call: Call, u: Any, out: Any, low: int, high: int) -> Any:
-    return _cast(call, call(aten.floor.default, _affine(call, u, high - low, low)), out)
+def _randint(emit: Emit, u: Any, out: Any, low: int, high: int) -> Any:
+    return _cast(emit, emit(aten.floor.default, _affine(emit, u, high - low, low)), out)
 
 
-_SAME = Lifting("uniform", lambda call, z, out, *args, **kwargs: z)
-_NORMAL = Lifting("normal", lambda call, z, out, *args, **kwargs: z)
+_SAME = Lifting("uniform", lambda emit, z, out, *args, **kwargs: z)
+_NORMAL = Lifting("normal", lambda emit, z, out, *args, **kwargs: z)
 
 
-def _below(call: Call, u: Any, out: Any, p: Any) -> Any:
+def _below(emit: Emit, u: Any, out: Any, p: Any) -> Any:
     compare = aten.lt.Tensor if not isinstance(p, (int, float)) else aten.lt.Scalar
-    return _cast(call, call(compare, u, p), out)
+    return _cast(emit, emit(compare, u, p), out)
 
 
 LIFTINGS: dict[Any, Lifting] = {
@@ -80,31 +80,31 @@ LIFTINGS: dict[Any, Lifting] = {
     aten.randn.default: _NORMAL,
     aten.randn_like.default: _NORMAL,
     aten.native_dropout.default: Lifting("uniform", _dropout),
-    aten.bernoulli.p: Lifting("uniform", lambda call, u, out, x, p=0.5, **kw: _below(call, u, out, p)),
-    aten.bernoulli.default: Lifting("uniform", lambda call, u, out, p, **kw: _below(call, u, out, p)),
-    aten.bernoulli.Tensor: Lifting("uniform", lambda call, u, out, x, p, **kw: _below(call, u, out, p)),
+    aten.bernoulli.p: Lifting("uniform", lambda emit, u, out, x, p=0.5, **kw: _below(emit, u, out, p)),
+    aten.bernoulli.default: Lifting("uniform", lambda emit, u, out, p, **kw: _below(emit, u, out, p)),
+    aten.bernoulli.Tensor: Lifting("uniform", lambda emit, u, out, x, p, **kw: _below(emit, u, out, p)),
     aten.uniform.default: Lifting(
-        "uniform", lambda call, u, out, x, low=0.0, high=1.0, **kw: _affine(call, u, high - low, low)
+        "uniform", lambda emit, u, out, x, low=0.0, high=1.0, **kw: _affine(emit, u, high - low, low)
     ),
     aten.normal_functional.default: Lifting(
-        "normal", lambda call, z, out, x, mean=0.0, std=1.0, **kw: _affine(call, z, std, mean)
+        "normal", lambda emit, z, out, x, mean=0.0, std=1.0, **kw: _affine(emit, z, std, mean)
     ),
     aten.normal.Tensor_float: Lifting(
-        "normal", lambda call, z, out, mean, std=1.0, **kw: _affine(call, z, std, mean)
+        "normal", lambda emit, z, out, mean, std=1.0, **kw: _affine(emit, z, std, mean)
     ),
-    aten.normal.float_Tensor: Lifting("normal", lambda call, z, out, mean, std, **kw: _affine(call, z, std, mean)),
-    aten.normal.Tensor_Tensor: Lifting("normal", lambda call, z, out, mean, std, **kw: _affine(call, z, std, mean)),
+    aten.normal.float_Tensor: Lifting("normal", lambda emit, z, out, mean, std, **kw: _affine(emit, z, std, mean)),
+    aten.normal.Tensor_Tensor: Lifting("normal", lambda emit, z, out, mean, std, **kw: _affine(emit, z, std, mean)),
     aten.exponential.default: Lifting(
         "uniform",
-        lambda call, u, out, x, rate=1.0, **kw: call(
-            aten.div.Tensor, call(aten.neg.default, call(aten.log1p.default, call(aten.neg.default, u))), rate
+        lambda emit, u, out, x, rate=1.0, **kw: emit(
+            aten.div.Tensor, emit(aten.neg.default, emit(aten.log1p.default, emit(aten.neg.default, u))), rate
         ),
     ),
-    aten.randint.default: Lifting("uniform", lambda call, u, out, high, size, **kw: _randint(call, u, out, 0, high)),
-    aten.randint.low: Lifting("uniform", lambda call, u, out, low, high, size, **kw: _randint(call, u, out, low, high)),
-    aten.randint_like.default: Lifting("uniform", lambda call, u, out, x, high, **kw: _randint(call, u, out, 0, high)),
+    aten.randint.default: Lifting("uniform", lambda emit, u, out, high, size, **kw: _randint(emit, u, out, 0, high)),
+    aten.randint.low: Lifting("uniform", lambda emit, u, out, low, high, size, **kw: _randint(emit, u, out, low, high)),
+    aten.randint_like.default: Lifting("uniform", lambda emit, u, out, x, high, **kw: _randint(emit, u, out, 0, high)),
     aten.randint_like.low_dtype: Lifting(
-        "uniform", lambda call, u, out, x, low, high, **kw: _randint(call, u, out, low, high)
+        "uniform", lambda emit, u, out, x, low, high, **kw: _randint(emit, u, out, low, high)
     ),
 }  # fmt: skip
 
@@ -141,11 +141,11 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
         ports.append(port)
         with graph.inserting_before(node):
 
-            def call(target: Any, *args: Any, at: fx.Node = node, **kwargs: Any) -> fx.Node:
+            def emit(target: Any, *args: Any, at: fx.Node = node, **kwargs: Any) -> fx.Node:
                 return insert(graph, target, *args, like=at, **kwargs)
 
-            noise = _shaped(call, noise, out)
-            result = lifting.formula(call, noise, out, *node.args, **_plain(node.kwargs))
+            noise = _shaped(emit, noise, out)
+            result = lifting.formula(emit, noise, out, *node.args, **_plain(node.kwargs))
         if isinstance(result, tuple):
             for read in list(node.users):
                 read.replace_all_uses_with(result[int(read.args[1])])  # type: ignore[call-overload]
@@ -180,28 +180,23 @@ def _port(
         val = torch.empty(full, dtype=dtype, device=out.device)
     with graph.inserting_before(before):
         node = add_placeholder(graph, name, val)
-    port = InPort(name, Kind.NOISE, shape, dtype, out.device, rows is not None, name, draw=draw)
+    port = InPort(name, Kind.NOISE, shape, dtype, out.device, rows is not None, name, draw=draw, number=index)
     return port, node
 
 
-def _shaped(call: Call, noise: fx.Node, out: torch.Tensor) -> fx.Node:
+def _shaped(emit: Emit, noise: fx.Node, out: torch.Tensor) -> fx.Node:
     """From the port's [B, …] to wherever the draw carries the batch."""
     rows = rows_of(out)
     if rows is None or (rows.dim == 0 and rows.factor == 1):
         return noise
     if rows.factor > 1:
         rest = [int(size) for dim, size in enumerate(out.shape) if dim != rows.dim]
-        noise = call(aten.reshape.default, noise, [-1, *rest])
+        noise = emit(aten.reshape.default, noise, [-1, *rest])
     if rows.dim:
         order = list(range(1, out.dim()))
         order.insert(rows.dim, 0)
-        noise = call(aten.permute.default, noise, order)
+        noise = emit(aten.permute.default, noise, order)
     return noise
-
-
-def number(port: InPort) -> int:
-    """Which draw of the cell's step a noise port is: the same in the step and in its adjoints, which may lack some."""
-    return int(port.name.rpartition("_")[2])
 
 
 def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int) -> torch.Tensor:

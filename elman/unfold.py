@@ -6,7 +6,7 @@ through time. (A custom backward of the cell is not in it: that lives in the cir
 
 from __future__ import annotations
 
-import re
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,18 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from elman.circuit import graphs
-from elman.circuit.form import ROWS, Circuit, Kind, check_graph, describe, is_transposition, word
+from elman.circuit.form import (
+    ROWS,
+    Circuit,
+    Kind,
+    OutPort,
+    Wire,
+    check_graph,
+    describe,
+    is_transposition,
+    word,
+)
+from elman.circuit.rows import factor
 from elman.errors import CircuitError, InputError, expect
 
 aten = torch.ops.aten
@@ -74,7 +85,7 @@ class Unfolded:
         for port in self.circuit.outputs:
             if port.kind is Kind.SEQUENCE:
                 kept = [values[f"{port.name}_t{t}"] for t in range(self.steps)]
-                out[port.name] = torch.stack(kept) if kept else _empty(self.circuit, port.wire, batch)
+                out[port.name] = torch.stack(kept) if kept else _empty(self.circuit, port, batch)
             else:
                 out[port.name] = values[port.name]
         return out
@@ -88,15 +99,15 @@ class Unfolded:
             ports |= {
                 path.removeprefix("cell."): port.name for path in (port.path, *(p.path for p in places))
             }
-        found: dict[str, torch.Tensor] = {}
+        by_port: dict[str, torch.Tensor] = {}
         for name, value in inputs.items():
             port = name if name in self.inputs else ports.get(name, name)
-            if port in found and found[port] is not value:
+            if port in by_port and by_port[port] is not value:
                 raise InputError(
                     what=f"input '{port}' is given twice", where=f"unfolded {self.circuit.name}", got=name
                 )
-            found[port] = value
-        return found
+            by_port[port] = value
+        return by_port
 
     def _check_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
         where = f"unfolded {self.circuit.name}"
@@ -132,12 +143,12 @@ class Unfolded:
         before = None
         for node in self.graph.nodes:
             if node.op == "call_function" and not is_transposition(node):
-                step = re.search(r"_t(\d+)$", node.name)
-                label = f"t={step[1]}" if step is not None else ""
+                label = f"t={node.meta['step']}" if "step" in node.meta else ""
                 lines.append(f"  {'' if label == before else label:5}{node.name} = {describe(node)}")
                 before = label
         results = graphs.results_of(self.graph)
-        for name in sorted(results, key=lambda name: re.search(r"_t\d+$", name) is None):  # sequences first
+        whole = {out.name for out in self.circuit.outputs}
+        for name in sorted(results, key=whole.__contains__):  # sequences, step by step, come first
             lines.append(f"  out  {name} = {word(results[name])}")
         return "\n".join(lines)
 
@@ -184,10 +195,7 @@ def unfold(circuit: Circuit, steps: int) -> Unfolded:
         else:
             shared[port.name] = graphs.add_placeholder(graph, port.name, value)
     states = {port.name: shared[port.name] for port in circuit.inputs_of(Kind.STATE)}
-    finals = {
-        out.name: states[out.of] for out in circuit.outputs_of(Kind.STATE) if not steps and out.of is not None
-    }
-    outputs: dict[str, fx.Node] = dict(finals)
+    outputs: dict[str, fx.Node] = {}
     order = range(steps - 1, -1, -1) if circuit.reverse else range(steps)
     for t in order:
         values = _one_step(graph, circuit, t, shared, states)
@@ -205,14 +213,15 @@ def unfold(circuit: Circuit, steps: int) -> Unfolded:
         for port in circuit.inputs_of(Kind.STATE):
             states[port.name] = (
                 values[port.next]
-                if port.next
+                if port.next is not None
                 else graphs.insert(graph, aten.zeros_like.default, shared[port.name])
             )
-    for out in circuit.outputs_of(Kind.SUM):
-        if out.name not in outputs:
-            like = shared.get(out.name.removeprefix("d_"))
-            if like is not None:
-                outputs[out.name] = graphs.insert(graph, aten.zeros_like.default, like)
+    for out in circuit.outputs_of(Kind.SUM, Kind.STATE):
+        if out.name not in outputs:  # of no steps
+            state = circuit.state_of(out)
+            outputs[out.name] = (
+                _zeros(graph, circuit.wire(out.wire), shared[ROWS]) if state is None else states[state.name]
+            )
     graph.output(outputs)
     graphs.drop_dead(graph)
     return Unfolded(circuit, steps, graph)
@@ -220,24 +229,37 @@ def unfold(circuit: Circuit, steps: int) -> Unfolded:
 
 def _one_step(
     graph: fx.Graph, circuit: Circuit, t: int, shared: Mapping[str, fx.Node], states: Mapping[str, fx.Node]
-) -> dict[str, fx.Node]:
+) -> dict[Wire, fx.Node]:
     """Copy the step's nodes for time t; return wire -> node."""
     copies: dict[fx.Node, fx.Node] = {}
-    values: dict[str, fx.Node] = {}
+    values: dict[Wire, fx.Node] = {}
     timed = {port.name for port in circuit.inputs_of(Kind.SEQUENCE, Kind.NOISE)}
     for node in circuit.graph.nodes:
         if node.op == "placeholder":
             name = str(node.target)
             copies[node] = shared[f"{name}_t{t}"] if name in timed else states.get(name, shared.get(name))  # type: ignore[assignment]
-            values[name] = copies[node]
+            values[Wire.input(name)] = copies[node]
         elif node.op == "call_function":
             copy = graph.create_node(
                 node.op, node.target, map_arg(node.args, copies.__getitem__),
                 map_arg(node.kwargs, copies.__getitem__), f"{node.name}_t{t}",
             )  # fmt: skip
-            copy.meta = dict(node.meta)
+            copy.meta = node.meta | {"step": t}
             copies[node] = copy
-    return values | {name: copies[node] for name, node in circuit.results().items()}
+    return values | {Wire.result(name): copies[node] for name, node in circuit.results().items()}
+
+
+def _zeros(graph: fx.Graph, like: fx.Node, rows: fx.Node) -> fx.Node:
+    """Zeros in the shape of a value of the step."""
+    value = like.meta["val"]
+    multiples = [factor(size) for size in value.shape]
+    sizes = [
+        graphs.insert(graph, operator.mul, rows, k) if k > 1 else rows if k else int(size)
+        for k, size in zip(multiples, value.shape, strict=True)
+    ]
+    made = graph.call_function(aten.zeros.default, (sizes,), {"dtype": value.dtype, "device": value.device})
+    made.meta["val"] = value
+    return made
 
 
 def _rows(circuit: Circuit) -> Any:
@@ -250,7 +272,7 @@ def _rows(circuit: Circuit) -> Any:
     return 1
 
 
-def _empty(circuit: Circuit, wire: str, batch: int) -> torch.Tensor:
-    value = circuit.wire(wire).meta["val"]
+def _empty(circuit: Circuit, out: OutPort, batch: int) -> torch.Tensor:
+    value = circuit.wire(out.wire).meta["val"]
     shape = [size if isinstance(size, int) else batch for size in value.shape]
     return torch.empty((0, *shape), dtype=value.dtype, device=value.device)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from elman import noise
-from elman.adjoint import adjoint, cotangent_of, expose
+from elman.adjoint import adjoint, cotangent_ports, expose
 from elman.circuit.form import Circuit, Kind
-from elman.circuit.signature import flatten
-from elman.execute.body import Call
+from elman.circuit.structure import flatten, paths
+from elman.execute.executable import Call
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.recurrent import Recurrent
@@ -117,8 +117,8 @@ def problem(name: str, T: int, B: int, *, reverse: bool = False, seed: int = 1) 
     x, state, context = case.x(T, B, generator), case.state(B, generator), case.context(B, generator)
     by_path: dict[str, Tensor] = {}
     for value, word in ((x, "x"), (state, "state"), (context, "context")):
-        found, tree = flatten(value, word) if value is not None else ([], None)
-        by_path |= dict(zip(tree.paths if tree is not None else (), found, strict=True))
+        found, structure = flatten(value, word)
+        by_path |= dict(zip(paths(structure, word), found, strict=True))
     return Problem(
         name, circuit, cell, T, B, x, state, context, case.steps(T), inputs_of(circuit, cell, by_path, T, B)
     )
@@ -132,7 +132,7 @@ def inputs_of(
     inputs: dict[str, Tensor] = {}
     for port in circuit.inputs:
         if port.kind is Kind.NOISE:
-            inputs[port.name] = noise.draw(port, noise.number(port), SEED, 0, T, B)
+            inputs[port.name] = noise.draw(port, port.number, SEED, 0, T, B)
         elif port.name in circuit.signature.owned:
             place = circuit.signature.owned[port.name][0]
             inputs[port.name] = store_of(cell, place)[place.key]
@@ -185,7 +185,8 @@ def backward_inputs(
     """What an adjoint takes in: the circuit's inputs, h(t-1) out of `values` of the exposed circuit, and cotangents."""
     known = dict(inputs)
     known |= {port.name: values[f"{port.name}_before"] for port in circuit.inputs_of(Kind.STATE)}
-    known |= {cotangent_of(circuit, name): value for name, value in given.items()}
+    ports = cotangent_ports(back)
+    known |= {ports[name]: value for name, value in given.items() if name in ports}
     found = {}
     for port in back.inputs:
         size = (

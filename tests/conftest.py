@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -60,6 +61,12 @@ def _place(item: pytest.Item) -> tuple[bool, str]:
     said = () if call is None else (call.params.get("case"), call.params.get("name"))
     cells = [str(one) for one in said if str(one) in CASES]
     return item.get_closest_marker("slow") is None, cells[0] if cells else ""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection of garbage need not walk through all of PyTorch every time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

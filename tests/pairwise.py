@@ -27,9 +27,10 @@ def examples(few: int, many: int) -> hypothesis.settings:
     return hypothesis.settings(max_examples=many if exhaustive else few)
 
 
-def with_more(few: Iterable[Hashable], more: Iterable[Hashable]) -> list[Any]:
-    """Values of a parameter: a few that stand for all, and those that `make conformance` adds."""
-    return [*few, *(pytest.param(value, marks=pytest.mark.conformance) for value in more)]
+def with_more(few: Iterable[Hashable], more: Iterable[Hashable], together: bool = False) -> list[Any]:
+    """Values of a parameter (`together`: of several): a few that stand for all, and what `make conformance` adds."""
+    marked = pytest.mark.conformance
+    return [*few, *(pytest.param(*(value if together else [value]), marks=marked) for value in more)]
 
 
 def cover(rows: Sequence[Sequence[Hashable]], strength: int = 2) -> list[int]:

@@ -64,6 +64,21 @@ class BranchOnTheSum(Base):
         return -new
 
 
+class ReadsItsOwnNumber(Base):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.U(x) + self.W(h)) * float(self.scale * 2)
+
+
+class ChecksArguments(Base):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        new = torch.tanh(self.U(x) + self.W(h))
+        return new + 0.1 * torch.distributions.Normal(h, 1.0, validate_args=True).log_prob(new)
+
+
 class ScaleByItem(Base):
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.tanh(self.U(x) + self.W(h)) * h[0, 0].item()
@@ -301,6 +316,8 @@ DATA = ("data", ("torch.where", "mask"))
 
 _TABLE = (
     Refused("branch_on_the_sum", BranchOnTheSum, ("data-dependent", "torch.where"), "if h.sum() > 0"),
+    Refused("own_number", ReadsItsOwnNumber, ("own tensor scale", "attribute"), "float(self.scale * 2)"),
+    Refused("distribution", ChecksArguments, ("validate_args=False",), "Normal("),
     Refused("scale_by_item", ScaleByItem, DATA, ".item()"),
     Refused("loop_until_small", LoopUntilSmall, DATA, "while new.abs()"),
     Refused("select_by_mask", SelectByMask, ("data", "shape"), "new[new > 0]"),

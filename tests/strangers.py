@@ -44,6 +44,7 @@ class Said:
 
 def elman(*arguments: object, text: bytes = b"") -> Said:
     """A command, in this process, as the entry point runs it. text: its standard input."""
+    gc.freeze() if text else None  # what was there before is not what is looked for below
     with pytest.MonkeyPatch.context() as patch:
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
         patch.setattr(sys, "argv", ["elman", *map(str, arguments)])

@@ -7,8 +7,8 @@ import functools
 import pytest
 import torch
 
-from elman.adjoint import adjoint, cotangent_of, expose
-from elman.circuit.form import Circuit, Kind
+from elman.adjoint import adjoint, cotangent_ports, expose
+from elman.circuit.form import Circuit, Kind, Wire
 from elman.errors import InputError, InputTypeError
 from elman.trace import trace
 from tests.cases import CASES
@@ -88,13 +88,12 @@ def test_ports_are_dual_and_time_turns(name: str) -> None:
     circuit, back = circuit_of(name), adjoint_of(name).check()
     assert back.reverse
     assert not adjoint_of(name, True).reverse
-    joint = circuit.joint()
+    joint = circuit.recorded().joint
     outs = {out.name: out for out in back.outputs}
     for port in circuit.inputs:
         flows = port.differentiable and joint.gradients.get(port.name) is not None
-        wired = flows or any(
-            p.next == port.name or out.wire == port.name for p in circuit.inputs for out in circuit.outputs
-        )
+        wires = [*(p.next for p in circuit.inputs), *(out.wire for out in circuit.outputs)]
+        wired = flows or Wire.input(port.name) in wires
         if flows:
             assert outs[f"d_{port.name}"].kind is DUAL[port.kind]
         elif not port.differentiable or not wired:
@@ -107,15 +106,20 @@ def test_ports_are_dual_and_time_turns(name: str) -> None:
         if port.name in {p.name for p in circuit.inputs_of(Kind.STATE)}
     )
     for out in circuit.outputs:
-        if out.wire not in joint.cotangents:
+        if out.wire.is_input or out.wire.name not in joint.cotangents:
             continue
-        cotangent = back.input(cotangent_of(circuit, out.name))
+        cotangent = back.input(cotangent_ports(back)[out.name])
         dual = {Kind.SEQUENCE: Kind.SEQUENCE, Kind.STATE: Kind.STATE, Kind.SUM: Kind.CONSTANT}[out.kind]
         assert cotangent.kind is dual
     for port in circuit.inputs_of(Kind.STATE):
-        if joint.gradients.get(port.name) is not None and port.next in joint.cotangents:
-            cotangent = back.input(cotangent_of(circuit, f"{port.name}_final"))
-            assert cotangent.next in (f"d_{port.name}", None)
+        if (
+            joint.gradients.get(port.name) is not None
+            and port.next is not None
+            and port.next.name in joint.cotangents
+        ):
+            (final,) = (out for out in circuit.outputs_of(Kind.STATE) if out.state == port.name)
+            cotangent = back.input(cotangent_ports(back)[final.name])
+            assert cotangent.next in (Wire.result(f"d_{port.name}"), None)
             assert cotangent.shape == port.shape
 
 
@@ -311,8 +315,8 @@ def test_no_name_of_the_cell_is_taken_for_one_of_the_adjoint() -> None:
 
     x = torch.randn(2, 3, dtype=torch.float64)
     circuit = trace(Cell(), x, x)
-    assert cotangent_of(circuit, "output") not in {port.name for port in circuit.inputs}
     back = adjoint(circuit)
+    assert cotangent_ports(back)["output"] not in {port.name for port in circuit.inputs}
     assert [port.name for port in back.inputs_of(Kind.CONSTANT)] == [
         p.name for p in circuit.inputs_of(Kind.CONSTANT)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 import elman
 from elman import cells
-from elman.circuit.form import Kind
+from elman.circuit.form import Kind, Wire
 from elman.errors import InputError, InputTypeError
 from tests.cases import CASES
 from tests.recurrent import compare
@@ -60,25 +61,25 @@ def test_no_loop_is_left(name: str) -> None:
     rnn = elman.Recurrent(case.make().double())
     inputs = Inputs.of(case, 3, 2)
     compare.ours(rnn, inputs)
-    assert rnn._latest is not None
-    assert rnn._latest.program.plan.loop is not None
+    assert rnn._calls.latest is not None
+    assert rnn._calls.latest.program.plan.loop is not None
     width = inputs.state.shape[-1]
     compare.ours(rnn, inputs, teacher=teacher_like(name, 3, 2, width))
-    program = rnn._latest.program
+    program = rnn._calls.latest.program
     assert program.plan.loop is None
     wants = frozenset(port.name for port in program.inputs if port.differentiable)
     assert {"teacher", "h", "x"} <= wants
     training = program.training(wants)
     assert training.forward.loop is None
     assert training.backward.loop is None
-    assert rnn.circuit.inputs_of(Kind.STATE)[0].next == "teacher"
+    assert rnn.circuit.inputs_of(Kind.STATE)[0].next == Wire.input("teacher")
 
 
 def test_a_second_state_keeps_its_loop() -> None:
     rnn = elman.Recurrent(CASES["lstm"].make().double())
     compare.ours(rnn, Inputs.of(CASES["lstm"], 3, 2), teacher=teacher_like("lstm", 3, 2, 7))
-    assert rnn._latest is not None
-    loop = rnn._latest.program.plan.loop
+    assert rnn._calls.latest is not None
+    loop = rnn._calls.latest.program.plan.loop
     assert loop is not None
     assert [state.name for state in loop.states] == ["h_1"], "only the memory c is sequential"
     assert not [node for node in loop.nodes() if "mm" in str(node.target)], "no product is left in the loop"
@@ -114,8 +115,8 @@ def test_an_output_of_two_tensors_has_two_teachers() -> None:
     got, expected = compare.both(rnn, inputs, teacher=teacher)
     compare.assert_equal(got.values, expected.values)
     compare.assert_equal(got.gradients, expected.gradients)
-    assert rnn._latest is not None
-    assert rnn._latest.program.plan.loop is None
+    assert rnn._calls.latest is not None
+    assert rnn._calls.latest.program.plan.loop is None
 
 
 class HalfInTheState(Base):
@@ -192,3 +193,45 @@ def test_it_trains() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+class Speaks(torch.nn.Module):
+    """Its output, logits, is its state: the next step reads their softmax. A symbol stands for a sure choice of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.U, self.W = torch.nn.Linear(3, 5), torch.nn.Linear(5, 5)
+
+    def initial_state(self, batch: int) -> torch.Tensor:
+        return self.W.bias.new_zeros(batch, 5)
+
+    def forward(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.U(x) + self.W(logits.softmax(-1)))
+
+    def as_output(self, symbols: torch.Tensor) -> torch.Tensor:
+        return 20.0 * torch.nn.functional.one_hot(symbols, 5).to(self.W.bias.dtype)
+
+
+@pytest.mark.parametrize("how", ["whole", "ragged", "packed", "weight", "compiled", "compiled ragged"])
+def test_a_teacher_of_symbols(how: str) -> None:
+    rnn = elman.Recurrent(Speaks().double())
+    x, symbols = torch.randn(4, 3, 3, dtype=torch.float64), torch.randint(5, (4, 3))
+    more: dict[str, Any] = {}
+    given, expected = symbols, rnn.cell.as_output(symbols)
+    if "ragged" in how:
+        more["lengths"] = torch.tensor([4, 1, 2])
+        given = symbols.where(torch.arange(4)[:, None] < more["lengths"], -100)  # padding is no symbol
+    if how == "weight":
+        more["teacher_weight"] = torch.rand(4, 3) > 0.5
+    if how == "packed":
+        pack = functools.partial(
+            torch.nn.utils.rnn.pack_padded_sequence, lengths=torch.tensor([4, 2, 1]), enforce_sorted=True
+        )
+        x, given, expected = pack(x), pack(symbols), pack(expected)
+    run = torch.compile(rnn, backend="eager", fullgraph=True) if "compiled" in how else rnn
+    got, right = run(x, teacher=given, **more), rnn(x, teacher=expected, **more)
+    for mine, theirs in zip(
+        torch.utils._pytree.tree_leaves(got), torch.utils._pytree.tree_leaves(right), strict=True
+    ):
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, theirs)

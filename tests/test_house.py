@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import runpy
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # under elman/; docs/pipeline.md says what each is for.
 ROOMS = (
     "errors",
+    "caches",
     "_native",  # compiled from native/; it imports nothing
     "circuit",
     "cells",
@@ -30,8 +32,7 @@ ROOMS = (
     "unfold",
     "adjoint",
     "plan",
-    "layout",
-    "pieces",
+    "segments",
     "engines",
     "execute",
     "recurrent",
@@ -54,6 +55,7 @@ PUBLIC = (
     "Recurrent",
     "Stack",
     "adjoint",
+    "caches",
     "cells",
     "cost",
     "draw",
@@ -210,6 +212,11 @@ def test_files_of_others_come_in_by_known_doors() -> None:
             for name in DOORS.keys() & set(names):
                 found[name].add(path.relative_to(ROOT / "elman").as_posix())
     assert found == DOORS
+
+
+def test_the_house_is_drawn_as_it_stands() -> None:
+    house = runpy.run_path(str(ROOT / "docs" / "house.py"))
+    assert house["HERE"].read_text("utf-8") == house["draw"](), "python docs/house.py draws it anew"
 
 
 def test_version_is_said_once() -> None:

@@ -19,6 +19,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is at hand")
+@pytest.mark.grid(1)  # what differs between them is the vector type, which both of the programs go through
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("what", ["functions", "products"])
 def test_native(what: str, name: str, tmp_path: Path) -> None:

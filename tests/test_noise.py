@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -12,11 +13,12 @@ import elman
 from elman import noise
 from elman.circuit.form import InPort, Kind
 from elman.errors import TraceError
-from elman.execute.body import Call, run
+from elman.execute.executable import Call, run
 from elman.plan import plan
 from elman.plan.cut import pair
 from elman.trace import trace
 from tests import eager
+from tests.cases import CASES
 from tests.circuits import assert_close, plan_of, problem, training_of
 
 Tensor = torch.Tensor
@@ -130,7 +132,7 @@ def test_a_cell_with_the_operation_draws_it_ahead(name: str) -> None:
     assert port.draw == OPERATIONS[name][1]
     assert port.rows
     made = run(plan(circuit), Call(4, 3, 9, "auto"), {"x": torch.zeros(4, 3, 4, dtype=torch.float64), "h": h})
-    drawn = noise.draw(port, noise.number(port), 9, 0, 4, 3)
+    drawn = noise.draw(port, port.number, 9, 0, 4, 3)
     with torch.no_grad():
         expected, _ = eager.unroll(
             cell, torch.zeros(4, 3, 4, dtype=torch.float64), h, replay=lambda t: noise.Replay([drawn[t]])
@@ -218,7 +220,7 @@ def test_a_draw_is_the_same_in_every_derivative(kind: type[torch.nn.Module]) -> 
     got, _ = rnn(x, h)
     torch.manual_seed(5)
     seed = int(torch.randint(2**62, ()).item())
-    ports = {noise.number(port): port for port in rnn.circuit.inputs_of(Kind.NOISE)}
+    ports = {port.number: port for port in rnn.circuit.inputs_of(Kind.NOISE)}
     drawn = [
         noise.draw(ports.get(i, port_of("uniform", (4,), rows=True)), i, seed, 0, 5, 2)
         for i in range(max(ports) + 1)
@@ -293,3 +295,20 @@ def test_a_random_operation_without_a_formula_is_refused() -> None:
     x = torch.randn(2, 3)
     with pytest.raises(TraceError, match="cannot be drawn ahead of the loop"):
         trace(Cell(), x, x.clone())
+
+
+def test_random_numbers_of_a_layer_s_own_generator() -> None:
+    cell, x = CASES["noisy_rnn"].make(), torch.zeros(4, 2, CASES["noisy_rnn"].x(1, 1).shape[-1])
+    before = torch.get_rng_state()
+    drawn = []
+    for seed in (3, 3, 4):
+        layer = elman.Recurrent(cell, generator=torch.Generator().manual_seed(seed))
+        drawn.append([layer(x)[0], layer(x)[0], pickle.loads(pickle.dumps(layer))(x)[0], layer(x)[0]])
+    assert torch.equal(torch.get_rng_state(), before)
+    for first, again in zip(drawn[0], drawn[1], strict=True):
+        assert torch.equal(first, again)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+    assert not torch.equal(drawn[0][0], drawn[2][0])
+    assert torch.equal(drawn[0][2], drawn[0][3])  # a copy goes on where the layer was
+    with pytest.raises(elman.ElmanError, match="Generator"):
+        elman.Recurrent(cell, generator=3)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from torch.fx import _symbolic_trace
 import elman
 from elman.models import LanguageModel
 from elman.trace import joint
-from elman.trace.call import skeleton, swapped
+from elman.trace.call import skeleton_of, swapped
 from elman.trace.outside import LOCK
 
 WAIT = 30  # seconds, for what never takes one
@@ -232,11 +232,11 @@ def test_what_a_call_learns_is_its_own() -> None:
     layer(x, h)
     layer(x.double(), h.double())
     layer(x, h)
-    mine = layer._latest
+    mine = layer._calls.latest
     layer(x.double(), h.double())  # the latest call is no longer the one with x
-    known = layer._learn(x, False, h)
-    assert known is not None
-    assert known.prepared is mine
+    assert layer._calls._bound.latest[1].binding is not mine
+    layer(x, h)
+    assert layer._calls.latest is mine
 
 
 class Locked(Plain):
@@ -277,11 +277,11 @@ def test_the_copy_of_a_cell_that_cannot_be_copied() -> None:
     cell = Locked()
     cell.inner = nn.ModuleList([nn.Linear(2, 2)])
     cell.hook = cell.inner[0].forward  # a method of a module that is copied
-    bones = skeleton(cell)
-    assert type(bones) is Locked
-    assert bones.lock is cell.lock
-    assert not {id(m) for m in bones.modules()} & {id(m) for m in cell.modules()}
-    assert bones.hook.__self__ is bones.inner[0]
+    skeleton = skeleton_of(cell)
+    assert type(skeleton) is Locked
+    assert skeleton.lock is cell.lock
+    assert not {id(m) for m in skeleton.modules()} & {id(m) for m in cell.modules()}
+    assert skeleton.hook.__self__ is skeleton.inner[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
@@ -333,7 +333,7 @@ def test_writing_that_fails_leaves_model_and_generator_alone(monkeypatch: pytest
     def fail(*args: Any, **kwargs: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(elman.Recurrent, "run", fail)
+    monkeypatch.setattr(elman.Recurrent, "forward", fail)
     with pytest.raises(MemoryError):
         next(model.generate_iter([1, 2], 20, seed=3))
     assert model.training
@@ -342,11 +342,11 @@ def test_writing_that_fails_leaves_model_and_generator_alone(monkeypatch: pytest
 
 def test_other_numbers_are_no_other_recurrence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing at another temperature, or with another top_k or top_p, traces nothing."""
-    from elman.recurrent import prepare
+    from elman.recurrent import programs
 
     model = LanguageModel(11, "gru", hidden=6)
     model.generate([1, 2], 5, seed=1, temperature=0.9, top_k=3, top_p=0.7)
-    monkeypatch.setattr(prepare, "trace", None)
+    monkeypatch.setattr(programs, "trace", None)
     texts = {
         tuple(model.generate([1, 2], 12, seed=1, temperature=t, top_k=k, top_p=p))
         for t, k, p in ((0.9, 3, 0.7), (0.2, 5, 0.7), (1.5, 9, 0.9))

@@ -17,6 +17,7 @@ from elman.data import Tokenizer
 from elman.errors import InputError, NotSupported
 from elman.models import LanguageModel
 from elman.training import Processes, Training
+from tests.strangers import elman
 
 pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
 
@@ -51,7 +52,7 @@ def losses(folder: Path) -> list[float]:
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     how = ("--cell", "lstm", "--layers", "2", "--embedding", "16", "--steps", "40")  # layers of one trace
-    run(1, tmp_path / "one", *how)
+    elman(*command(1, tmp_path / "one", *how)[3:])
     told = run(2, tmp_path / "two", *how)
     assert told.count("2 processes") == 1  # only the first one speaks
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

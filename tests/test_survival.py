@@ -23,6 +23,7 @@ from elman import data, training
 from elman.errors import DataError, InputError, StateError
 from elman.models import LanguageModel
 from elman.training import Checkpoints, Keeper, Run, Training
+from tests.strangers import elman
 
 TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 40
 COMMAND = [sys.executable, "-m", "elman.app.cli", "train", "lm"]
@@ -223,7 +224,7 @@ def test_best_weights_that_find_no_room_are_written_later(
     room_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([2.0, 2.5, *[3.0] * 16])
-    monkeypatch.setattr("elman.training.keep.glance", lambda model, tokens: next(figures))
+    monkeypatch.setattr("elman.training.keep.estimate", lambda model, tokens: next(figures))
     write, tries, told = Run.save, [], []
 
     def save(run: Run, model: nn.Module, **options: Any) -> None:
@@ -288,7 +289,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
-    monkeypatch.setattr("elman.training.keep.glance", lambda model, tokens: next(figures))
+    monkeypatch.setattr("elman.training.keep.estimate", lambda model, tokens: next(figures))
     kept = keeper(tmp_path / "run", steps=64, patience=3)
     best: list[Tensor] = []
     found = []
@@ -314,10 +315,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(wanted: int, tmp_path: 
     text.write_text(TEXT)
 
     def command(out: str) -> list[str]:
-        more = ["--steps", "400", "--checkpoint-every", "7", "--out", str(tmp_path / out)]
+        more = ["--steps", "200", "--checkpoint-every", "7", "--out", str(tmp_path / out)]
         return [*COMMAND, str(text), *SMALL, *more]
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
+    assert elman(*command("whole")[3:]).status == 0
     chance, kills, begun = random.Random(5), 0, set()
     for attempt in range(12):
         log, kept = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "checkpoints"
@@ -337,8 +338,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(wanted: int, tmp_path: 
             break
     assert kills >= wanted
     assert begun
-    done = subprocess.run(command("run"), check=True, capture_output=True, text=True)
-    assert "going on from step" in done.stdout
+    assert "going on from step" in elman(*command("run")[3:]).out
     names = ["model.safetensors", "tokenizer.json"]
     for name in names:
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

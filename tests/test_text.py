@@ -460,7 +460,7 @@ def train(kind, path):
     tokens = data.tokenise(text, tokenizer, Path(sys.argv[1]))
     model = LanguageModel(tokenizer.size, "gru", hidden=8, embedding=4)
     for step in training.Training(model, tokens, steps=5, window=16, batch=4): pass
-    training.glance(model, tokens)
+    training.estimate(model, tokens)
     training.reach(model, tokens, back=4)
     print(kind, len(tokens), step.step)
 
@@ -506,7 +506,7 @@ def test_windows_and_figures_are_those_of_a_tensor(path: Path, tmp_path: Path) -
     ]
     assert figures[0] == figures[1]
     assert figures == pytest.approx([figures[0]] * 4, rel=1e-5)
-    assert training.glance(model, mapped) == training.glance(model, plain)
+    assert training.estimate(model, mapped) == training.estimate(model, plain)
 
 
 def test_the_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

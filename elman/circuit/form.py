@@ -1,7 +1,8 @@
 """What a circuit is: one time step as a graph of ATen operations, its ports, and its delays.
 
-A value in the graph is known by the name of its node. A *wire* is the name of a result of the step or
-of one of its input ports; ports and delays point at wires, never at positions.
+A value in the graph is known by the name of its node. A *wire* is a result of the step or what goes in at one of its
+ports, by name; ports and delays point at wires, never at positions. What a port is to another one (the gradient of an
+input, the last value of a state) is a field of it and never a part of its name.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
 
 from elman.circuit import rows as row_rules
 from elman.circuit.signature import Signature
-from elman.errors import CircuitError
+from elman.errors import CircuitError, InputError
 
 ROWS = "rows"  # the placeholder that holds the number of rows a stage runs on; the only symbolic size
 
@@ -36,6 +37,22 @@ OUT_KINDS = (Kind.SUM, Kind.SEQUENCE, Kind.STATE)
 
 
 @dataclass(frozen=True)
+class Wire:
+    """A value of the step: one of its results, or what goes in at a port. These are two name spaces."""
+
+    name: str
+    is_input: bool
+
+    @classmethod
+    def result(cls, name: str) -> Wire:
+        return cls(name, False)
+
+    @classmethod
+    def input(cls, name: str) -> Wire:
+        return cls(name, True)
+
+
+@dataclass(frozen=True)
 class InPort:
     """One tensor that goes into every step.
 
@@ -47,7 +64,11 @@ class InPort:
     next: for a STATE, the wire whose value at step t is this port's value at step t + 1;
         None means that it is zero after the first step.
     draw: for NOISE, the distribution, "uniform" in [0, 1) or "normal".
+    number: for NOISE, which draw of the cell's step it is; its adjoints, which may lack some, draw the same numbers.
     frozen: no gradient is ever asked for (a buffer).
+    cotangent_of: in an adjoint, the output port of the circuit dL/d(which) comes in here.
+    kept: in the backward part of a pair, the node whose value comes in here instead of being computed again.
+    teaches: the output port that this is the teacher of.
     """
 
     name: str
@@ -57,9 +78,13 @@ class InPort:
     device: torch.device
     rows: bool
     path: str
-    next: str | None = None
+    next: Wire | None = None
     draw: str | None = None
+    number: int = 0
     frozen: bool = False
+    cotangent_of: str | None = None
+    kept: str | None = None
+    teaches: str | None = None
 
     @property
     def differentiable(self) -> bool:
@@ -75,14 +100,19 @@ class InPort:
 class OutPort:
     """One tensor that comes out: the wire's sum over time, its sequence, or its value after the last step.
 
-    of: the state port that it tells of: a STATE is its last value, a SEQUENCE its values before each step.
+    state: the state port that it tells of: a STATE is its last value (where a row has no step, its starting value), a
+        SEQUENCE its values before each step.
+    gradient_of: in an adjoint, the input port of the circuit dL/d(which) comes out here.
+    kept: in the forward part of a pair, the node whose value is kept (a residual) for the backward part.
     """
 
     name: str
     kind: Kind
-    wire: str
+    wire: Wire
     path: str
-    of: str | None = None
+    state: str | None = None
+    gradient_of: str | None = None
+    kept: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +121,7 @@ class Joint:
 
     results: result name -> node, the step itself.
     cotangents: result name -> placeholder of dL/d(result); results that carry no gradient are absent.
-    gradients: input name -> node of dL/d(input), or None where no gradient flows.
+    gradients: input name -> the graph's result that is dL/d(input), or None where no gradient flows.
     noise, captured: ports of the graph that the step's signature does not know: what it drew, and tensors that it
         uses and that nobody passed.
     """
@@ -107,16 +137,28 @@ class Joint:
 StepFunction = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
+class Record(Protocol):
+    """What a circuit's graph does not know, since it was recorded from it.
+
+    step: the same step as a function of real tensors under its own autograd; what higher derivatives and the
+        self-check run. It may ignore noise ports (it draws for itself).
+    joint: the step with its own backward.
+    """
+
+    @property
+    def step(self) -> StepFunction: ...
+    @property
+    def joint(self) -> Joint: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Circuit:
     """A step with its cycles closed.
 
     graph: one time step; placeholders are the input ports and `rows`, the output is a dict of results.
     reverse: whether time runs from the last step to the first.
-    step: the same step as a function of real tensors under its own autograd; what higher derivatives and the
-        self-check run. It may ignore noise ports (it draws for itself).
-    joint: makes the step's joint with its own backward (cached by whoever provides it).
     signature: how the cell that was traced is called, and where its constants are kept.
+    record: what the graph was recorded from; None for a circuit that is not differentiated again.
     """
 
     name: str
@@ -124,9 +166,17 @@ class Circuit:
     inputs: tuple[InPort, ...]
     outputs: tuple[OutPort, ...]
     reverse: bool
-    step: StepFunction
-    joint: Callable[[], Joint]
     signature: Signature | None = None
+    record: Record | None = None
+
+    def recorded(self) -> Record:
+        """Its record; InputError if it has none."""
+        if self.record is None:
+            raise InputError(
+                what="a circuit that was cut for training has no derivative of its own", where=self.name,
+                mend="take that of the whole circuit",
+            )  # fmt: skip
+        return self.record
 
     def input(self, name: str) -> InPort:
         return next(port for port in self.inputs if port.name == name)
@@ -141,10 +191,16 @@ class Circuit:
         """Result name -> node."""
         return results_of(self.graph)
 
-    def wire(self, name: str) -> fx.Node:
-        """The node whose value a wire carries."""
-        found = self.results().get(name)
-        return found if found is not None else placeholder(self.graph, name)
+    def wire(self, wire: Wire) -> fx.Node:
+        """The node whose value a wire carries; CircuitError if there is none."""
+        found = placeholder(self.graph, wire.name) if wire.is_input else self.results().get(wire.name)
+        if found is None:
+            raise CircuitError(what=f"there is no wire '{wire.name}'", where=self.name)
+        return found
+
+    def state_of(self, out: OutPort) -> InPort | None:
+        """The state that an output port tells of, if any."""
+        return None if out.state is None else self.input(out.state)
 
     def delays(self) -> Iterator[tuple[InPort, fx.Node]]:
         """Every delay: the state port and the node that feeds it one step later (None-fed states are left out)."""
@@ -159,7 +215,9 @@ class Circuit:
         for name in names:
             if names.count(name) > 1:
                 raise CircuitError(what=f"port '{name}' is named twice", where=self.name)
-        wires = set(self.results()) | {port.name for port in self.inputs}
+        wires = {Wire.result(name) for name in self.results()} | {
+            Wire.input(port.name) for port in self.inputs
+        }
         placeholders = {str(node.target) for node in self.graph.nodes if node.op == "placeholder"}
         for port in self.inputs:
             where = f"{self.name}, input port '{port.name}'"
@@ -168,9 +226,13 @@ class Circuit:
             if port.name not in placeholders:
                 raise CircuitError(what="the port has no placeholder in the step", where=where)
             if port.next is not None and (port.kind is not Kind.STATE or port.next not in wires):
-                raise CircuitError(what=f"its delay comes from '{port.next}', which is no wire", where=where)
+                raise CircuitError(
+                    what=f"its delay comes from '{port.next.name}', which is no wire", where=where
+                )
             if (port.draw is not None) != (port.kind is Kind.NOISE):
                 raise CircuitError(what="a distribution belongs to noise and to nothing else", where=where)
+            if port.teaches is not None and port.teaches not in {out.name for out in self.outputs}:
+                raise CircuitError(what=f"it teaches '{port.teaches}', which is no output", where=where)
             if port.next is not None:
                 self._check_delay(port, where)
         for name in placeholders - {port.name for port in self.inputs} - {ROWS}:
@@ -180,9 +242,9 @@ class Circuit:
             if out.kind not in OUT_KINDS:
                 raise CircuitError(what=f"{out.kind.value} cannot come out", where=where)
             if out.wire not in wires:
-                raise CircuitError(what=f"there is no wire '{out.wire}'", where=where)
-            if out.of is not None and out.of not in {port.name for port in self.inputs_of(Kind.STATE)}:
-                raise CircuitError(what=f"it tells of '{out.of}', which is no state", where=where)
+                raise CircuitError(what=f"there is no wire '{out.wire.name}'", where=where)
+            if out.state is not None and out.state not in {port.name for port in self.inputs_of(Kind.STATE)}:
+                raise CircuitError(what=f"it tells of '{out.state}', which is no state", where=where)
         return self
 
     def _check_delay(self, port: InPort, where: str) -> None:
@@ -207,8 +269,10 @@ class Circuit:
         def delay(port: InPort) -> str:
             if port.kind is not Kind.STATE:
                 return ""
-            made = word(self.wire(port.next)) if port.next is not None else None
-            return f" <- delay of {port.next or 'zero'}" + (f" ({made})" if made != port.next else "")
+            if port.next is None:
+                return " <- delay of zero"
+            name, value = port.next.name, word(self.wire(port.next))
+            return f" <- delay of {name}" + (f" ({value})" if value != name else "")
 
         for port in self.inputs:
             lines.append(f"  in   {port.kind.value:9}{port.name} {shape(port)}{delay(port)}")

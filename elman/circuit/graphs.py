@@ -196,6 +196,14 @@ def rows_back(graph: fx.Graph, value: fx.Node, like: fx.Node) -> fx.Node:
     return value
 
 
+def viewed(node: fx.Node) -> fx.Node | None:
+    """What a node's value is a view of, which is the first operand for all of ATen's views; None if it is none."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    is_view = any(returned.alias_info is not None for returned in node.target._schema.returns)
+    return node.all_input_nodes[0] if is_view else None
+
+
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Every node that the given ones are computed from, themselves included."""
     found: set[fx.Node] = set()
@@ -223,5 +231,6 @@ __all__ = [
     "rows_back",
     "rows_first",
     "run",
+    "viewed",
     "with_placeholders",
 ]

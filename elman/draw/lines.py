@@ -93,7 +93,8 @@ def _upright(source: Node, target: Node, way: Sequence[Point]) -> tuple[Point, .
 
 def _meets(points: Sequence[Point], boxes: Sequence[Box]) -> bool:
     close = [_wider(box, -5) for box in boxes]
-    return any(b.left < x < b.right and b.top < y < b.bottom for x, y in flat(points) for b in close)
+    fine = flat(points, 8)
+    return not all(_free(a, b, close) for a, b in zip(fine, fine[1:], strict=False))
 
 
 def _rightmost(points: Sequence[Point], mark: Point, high: float) -> float:
@@ -119,10 +120,17 @@ def _straightened(way: Sequence[Point], mark: Point | None, others: Sequence[Box
 
 def _free(a: Point, b: Point, others: Sequence[Box]) -> bool:
     """Whether a straight line meets none of the boxes."""
-    steps = max(2, int(max(abs(a[0] - b[0]), abs(a[1] - b[1])) / 4))
-    for k in range(steps + 1):
-        x, y = a[0] + (b[0] - a[0]) * k / steps, a[1] + (b[1] - a[1]) * k / steps
-        if any(box.left < x < box.right and box.top < y < box.bottom for box in others):
+    low, high = (a[1], b[1]) if a[1] < b[1] else (b[1], a[1])
+    left, right = (a[0], b[0]) if a[0] < b[0] else (b[0], a[0])
+    dx, dy = b[0] - a[0], b[1] - a[1]
+    for box in others:
+        if box.top >= high or box.bottom <= low or box.left >= right + 1e-9 or box.right <= left - 1e-9:
+            continue
+        if abs(dy) < 1e-9:
+            return False
+        # Where the line enters and leaves the height of the box.
+        xs = [a[0] + dx * (min(max(y, low), high) - a[1]) / dy for y in (box.top, box.bottom)]
+        if min(xs) < box.right and max(xs) > box.left:
             return False
     return True
 

@@ -78,7 +78,7 @@ def listen(circuit: Circuit) -> Heard:
     try:
         drawn = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
         with noise.Replay([value.detach() for value in drawn]), _noting(notes):
-            circuit.step(dict(inputs))
+            circuit.recorded().step(dict(inputs))
     except Exception:  # whatever a user's code raises on numbers that mean nothing
         notes = []
     inputs = {name: value.detach() for name, value in inputs.items()}

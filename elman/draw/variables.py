@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from elman.circuit.form import ROWS, Circuit, Kind, OutPort, op_name
+from elman.circuit.form import ROWS, Circuit, InPort, Kind, OutPort, op_name
 from elman.draw.names import NABLA, names
 
 SIGNS = {
@@ -156,7 +156,7 @@ def _signals(circuit: Circuit) -> set[str]:
 
 def _gradients(circuit: Circuit) -> set[str]:
     """Names of the input ports that hold gradients, in an adjoint."""
-    return {port.name for port in circuit.inputs if port.path.startswith("gradient of")}
+    return {port.name for port in circuit.inputs if port.cotangent_of is not None}
 
 
 def _results(circuit: Circuit) -> dict[fx.Node, list[OutPort]]:
@@ -246,7 +246,7 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
                     )
             elif node in used or node in results or port.kind is Kind.SEQUENCE:
                 role = {Kind.NOISE: "noise", Kind.CONSTANT: "context"}.get(port.kind, "input")
-                add(node, _input_word(reader, node, port.path, back), role, tip=port.path)
+                add(node, _input_word(reader, node, port, back), role, tip=port.path)
         elif node in states and not any(out.kind is Kind.SEQUENCE for out in outs) and back:
             add(node, "", "joint")
         elif node in states:
@@ -321,13 +321,13 @@ def _state_port_word(path: str, name: str) -> str:
     return "h" if not leaf else leaf.split("'")[-2] if "'" in leaf else name
 
 
-def _input_word(reader: _Reader, node: fx.Node, path: str, back: bool) -> str:
-    if path.split("[")[0] == "teacher":
-        return path.replace("teacher", "y", 1)
+def _input_word(reader: _Reader, node: fx.Node, port: InPort, back: bool) -> str:
+    if port.teaches is not None:
+        return port.path.replace("teacher", "y", 1)
     if back:
-        said = path.removeprefix("gradient of ")
-        return NABLA + said.replace("output", "o", 1) if said.startswith("output") else NABLA + said
-    return reader.names.get(node) or (path.split("'")[-2] if "'" in path else path)
+        said = port.path.removeprefix("gradient of ")
+        return NABLA + (said.replace("output", "o", 1) if said.startswith("output") else said)
+    return reader.names.get(node) or (port.path.split("'")[-2] if "'" in port.path else port.path)
 
 
 def _gathered(eq: Equations) -> Equations:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from elman.circuit.operations import Lookup, operation_named
 from elman.errors import InputError
 
 Tensor = torch.Tensor
-aten = torch.ops.aten
 
 
 def failed(index: int, size: int, behind: bool) -> InputError:
@@ -47,25 +47,20 @@ def _each(
             yield index, source.shape[dim], True
 
 
-# Operation -> of its arguments: indices, the size that they go into, and whether -1 is the last place.
-LOOKUPS: dict[Any, Callable[..., Iterator[tuple[Tensor, int, bool]]]] = {
-    aten.embedding.default: _first,
-    aten.gather.default: _along,
-    aten.scatter.src: _along,
-    aten.scatter.value: _along,
-    aten.scatter_add.default: _along,
-    aten.index_select.default: _along,
-    aten.index_add.default: _along,
-    aten.index.Tensor: _each,
-    aten.index_put.default: _each,
+# Of an operation's arguments: indices, the size that they go into, and whether -1 is the last place.
+LOOKUPS: dict[Lookup, Callable[..., Iterator[tuple[Tensor, int, bool]]]] = {
+    Lookup.ROWS: _first,
+    Lookup.ALONG: _along,
+    Lookup.EACH: _each,
 }
 
 
 def telling(target: Any, call: Any) -> Any:
     """An operation, called as `call`, whose error about an index is ours."""
-    lookup = LOOKUPS.get(target)
-    if lookup is None:
+    which = operation_named(target).lookup
+    if which is None:
         return call
+    lookup = LOOKUPS[which]
 
     @functools.wraps(call)
     def told(*args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from elman.caches import listed
 from elman.circuit.form import ROWS
 from elman.engines.base import Engine, LoopResult
 from elman.engines.codegen import repeated
@@ -26,6 +27,7 @@ class Reference(Engine):
         self._loops: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (
             weakref.WeakKeyDictionary()
         )
+        listed("loops of reference", self._loops)
 
     def describe(self) -> str:
         return self.name

@@ -1,11 +1,11 @@
 """execute: plans and tensors in, tensors out; the one place where autograd meets a plan.
 
-`program` prepares a circuit's plans, `body` runs one plan, `doors` are the three ways in: no gradient wanted, eager
-gradients, and the transforms of torch.func and torch.compile.
+`program` prepares a circuit's plans, `executable` runs one plan, which `emit` writes as one function. `autograd` has
+the three ways in: no gradient wanted, eager gradients, transforms of torch.func; `operator` that of torch.compile.
 """
 
-from elman.execute.body import Call
-from elman.execute.doors import apply
+from elman.execute.autograd import apply
+from elman.execute.executable import Call
 from elman.execute.program import Program
 
 __all__ = ["Call", "Program", "apply"]

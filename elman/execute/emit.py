@@ -29,8 +29,8 @@ from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
 from elman.engines.base import Runner, StageMaker
 from elman.engines.python import PythonFunction, tuple_of
-from elman.layout import Ragged, Timeline
-from elman.plan.form import TIMELINE, Loop, Plan, Stage, shift
+from elman.plan.form import TIMELINE, Loop, Plan, Stage, final_of, shift
+from elman.segments.timeline import Ragged, Timeline
 from elman.trace.outside import outside
 
 PlanFunction = Callable[..., tuple[torch.Tensor, ...]]
@@ -155,7 +155,7 @@ class _Emitter:
             where = f"dtype={constant(port.dtype, 'dtype')}, device={constant(port.device, 'device')}"
             return f"{draw}({tuple_of('batch' if port.rows else '', *port.shape)}, {where})"
         draw, sizes = (noise.draw_rows, "rows") if self.ragged and port.rows else (noise.draw, "steps, batch")
-        return f"{constant(draw)}({constant(port, 'port')}, {noise.number(port)}, seed, 0, {sizes})"
+        return f"{constant(draw)}({constant(port, 'port')}, {port.number}, seed, 0, {sizes})"
 
     def _zeros(self, port: InPort, timed: bool) -> str:
         """Zeros for what is left out: a starting state, or the cotangents of an output that nobody used."""
@@ -213,7 +213,7 @@ class _Emitter:
         values = [self.rows[name] for name in loop.constants]
         values += [self.rows.get(name) or f"{self.whole[name]}.contiguous()" for name in loop.sequences]
         values += [self.rows[state.name] for state in loop.states]
-        ended = [f"{state.name} final" for state in loop.states] + [*loop.sums]
+        ended = [final_of(state.name) for state in loop.states] + [*loop.sums]
         run = self.python.constant(self.runner, "loop")
         sizes = "packing.sizes" if self.ragged else "(batch,) * steps"
         call = f"{run}(batch, {sizes}, {self.plan.circuit.reverse}, {tuple_of(*values)}, {tuple_of(*out)})"

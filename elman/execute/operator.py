@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.adjoint import cotangent_of
+from elman.adjoint import cotangent_ports
+from elman.caches import listed
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.circuit.rows import carries
 from elman.errors import StateError
-from elman.execute.body import Call, Recipe
+from elman.execute.executable import Call, Executable
 from elman.execute.program import Program
-from elman.layout import Packing
+from elman.segments.padded import Filled
 from elman.trace.outside import locked
 
 
@@ -34,13 +35,14 @@ class Entry:
 
     name: str
     program: Program
-    recipe: Recipe
+    executable: Executable
     wants: frozenset[str]
     backward: Entry | None
 
 
 # A program keeps its entries, and a compilation its program (see `elman.recurrent.compiled`). Reading it needs no lock.
 _ENTRIES: weakref.WeakValueDictionary[str, Entry] = weakref.WeakValueDictionary()
+listed("plans that compiled graphs know by name", _ENTRIES)
 
 
 @locked
@@ -53,18 +55,18 @@ def register(program: Program, wants: frozenset[str]) -> str:
     if entry is None:
         if wants:
             training = program.training(wants)
-            backward = _named(program, Recipe(training.backward), frozenset(), None)
-            entry = _named(program, Recipe(training.forward), wants, backward)
+            backward = _named(program, Executable(training.backward), frozenset(), None)
+            entry = _named(program, Executable(training.forward), wants, backward)
         else:
-            entry = _named(program, Recipe(program.plan), wants, None)
+            entry = _named(program, Executable(program.plan), wants, None)
         program.entries[wants] = entry
     return entry.name
 
 
-def _named(program: Program, recipe: Recipe, wants: frozenset[str], backward: Entry | None) -> Entry:
+def _named(program: Program, executable: Executable, wants: frozenset[str], backward: Entry | None) -> Entry:
     """The name is a random one, never given twice: PyTorch keeps compiled graphs on disk, and would otherwise give
     another process, or a fork of this one, the graph of whatever program had the name here."""
-    entry = Entry(uuid.uuid4().hex, program, recipe, wants, backward)
+    entry = Entry(uuid.uuid4().hex, program, executable, wants, backward)
     _ENTRIES[entry.name] = entry
     return entry
 
@@ -89,59 +91,33 @@ def _passed(circuit: Circuit) -> list[str]:
     return [p.name for p in circuit.inputs if p.kind is not Kind.NOISE and p.name not in _bound(circuit)]
 
 
-def _outputs(recipe: Recipe) -> tuple[OutPort, ...]:
-    return recipe.plan.circuit.outputs
+def _outputs(executable: Executable) -> tuple[OutPort, ...]:
+    return executable.plan.circuit.outputs
 
 
 def _call(
     tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
     sizes: Tensor | None, rows: int,
 ) -> list[Tensor]:  # fmt: skip
-    recipe = _entry(key).recipe
-    circuit = recipe.plan.circuit
+    executable = _entry(key).executable
+    circuit = executable.plan.circuit
     known = dict(zip(_passed(circuit), tensors, strict=True)) | _bound(circuit)
     number = 0 if seed is None else int(seed.item())
     ports = [port for port in circuit.inputs if port.kind is not Kind.NOISE]
     with torch.no_grad():
         if sizes is None:
-            made = recipe.run(Call(steps, batch, number, engine), [known[port.name] for port in ports])
+            made = executable.run(Call(steps, batch, number, engine), [known[port.name] for port in ports])
             return _apart(tensors, made)
-        filled = _Filled(sizes, device=ports[0].device)
-        made = recipe.run(filled.call(number, engine), [filled.part(known[p.name], p) for p in ports])
-        shapes = [_shape(recipe, out, steps, batch, rows) for out in _outputs(recipe)]
+        filled = Filled(sizes, ports[0].device)
+        call = Call(filled.steps, filled.pieces, number, engine, filled.packing)
+        made = executable.run(
+            call, [filled.part(known[p.name], p.kind is Kind.SEQUENCE, p.rows) for p in ports]
+        )
+        shapes = [_shape(executable, out, steps, batch, rows) for out in _outputs(executable)]
         return [
-            filled.whole(value, out, shape)
-            for value, out, shape in zip(made, _outputs(recipe), shapes, strict=True)
+            filled.whole(value, out.kind is Kind.SEQUENCE, shape)
+            for value, out, shape in zip(made, _outputs(executable), shapes, strict=True)
         ]
-
-
-class _Filled:
-    """The part of padded tensors that packed rows fill: see elman.pieces.compiled."""
-
-    def __init__(self, sizes: Tensor, device: torch.device) -> None:
-        rows = [size for size in sizes.tolist() if size]
-        self.steps, self.pieces, self.rows = len(rows), max(rows, default=0), sum(rows)
-        self.packing = Packing(rows, device) if rows and rows[0] != rows[-1] else None
-
-    def call(self, seed: int, engine: str) -> Call:
-        return Call(self.steps, self.pieces, seed, engine, self.packing)
-
-    def part(self, value: Tensor, port: InPort) -> Tensor:
-        """What a recipe is given of a padded input."""
-        if port.kind is not Kind.SEQUENCE:
-            return value[: self.pieces] if port.rows else value
-        if not port.rows:
-            return value[: self.steps]
-        value = value[: self.rows]
-        return value if self.packing is not None else value.unflatten(0, (self.steps, self.pieces))
-
-    def whole(self, value: Tensor, out: OutPort, shape: Sequence[int]) -> Tensor:
-        """Padded with zeros to a shape."""
-        if out.kind is Kind.SEQUENCE and self.packing is None and value.dim() > len(shape):
-            value = value.flatten(0, 1)
-        made = value.new_zeros(shape)
-        made[tuple(slice(size) for size in value.shape)] = value
-        return made
 
 
 def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
@@ -157,9 +133,9 @@ def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def _shape(recipe: Recipe, out: OutPort, steps: int, batch: int, rows: int) -> list[int]:
+def _shape(executable: Executable, out: OutPort, steps: int, batch: int, rows: int) -> list[int]:
     """Of an output; rows: of all steps, where they are packed."""
-    like = recipe.plan.circuit.wire(out.wire).meta["val"]
+    like = executable.plan.circuit.wire(out.wire).meta["val"]
     shape = [size if isinstance(size, int) else batch for size in like.shape]
     if out.kind is not Kind.SEQUENCE:
         return shape
@@ -173,12 +149,14 @@ def _shapes(
     sizes: Tensor | None, rows: int,
 ) -> list[Tensor]:  # fmt: skip
     """What comes out, without computing it."""
-    recipe = _entry(key).recipe
+    executable = _entry(key).executable
     made = []
-    for out in _outputs(recipe):
-        dtype = recipe.plan.circuit.wire(out.wire).meta["val"].dtype
+    for out in _outputs(executable):
+        dtype = executable.plan.circuit.wire(out.wire).meta["val"].dtype
         made.append(
-            tensors[0].new_empty(_shape(recipe, out, steps, batch, 0 if sizes is None else rows), dtype=dtype)
+            tensors[0].new_empty(
+                _shape(executable, out, steps, batch, 0 if sizes is None else rows), dtype=dtype
+            )
         )
     return made
 
@@ -221,7 +199,7 @@ def _zeros(port: InPort, ctx: Any, like: Tensor) -> Tensor:
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     entry = _entry(ctx.key)
     assert entry.backward is not None
-    program, forward, backward = entry.program, entry.recipe, entry.backward.recipe.plan.circuit
+    program, forward, backward = entry.program, entry.executable, entry.backward.executable.plan.circuit
     saved = list(ctx.saved_tensors)
     sizes = saved.pop() if ctx.ragged else None
     seed = saved.pop() if ctx.seeded else None
@@ -229,22 +207,19 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     passed = _passed(program.circuit)
     known: dict[str, Tensor] = dict(zip(passed, tensors, strict=True))
     training = program.training(entry.wants)
+    ports_of = cotangent_ports(backward)
     for port, value, cotangent in zip(_outputs(forward), outputs, cotangents, strict=True):
         if port.name in training.pair.kept:
             known[training.pair.kept[port.name]] = value
-        else:
-            known[cotangent_of(program.circuit, port.name)] = (
-                torch.zeros_like(value) if cotangent is None else cotangent
-            )
+        elif port.name in ports_of:
+            known[ports_of[port.name]] = torch.zeros_like(value) if cotangent is None else cotangent
     ports = {port.name: port for port in backward.inputs}
     given = [
         known[name].contiguous() if name in known else _zeros(ports[name], ctx, tensors[0])
         for name in _passed(backward)
     ]
     made = run_op(given, entry.backward.name, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows)
-    gradients = {
-        out.name.removeprefix("d_"): value for out, value in zip(backward.outputs, made, strict=True)
-    }
+    gradients = {out.gradient_of: value for out, value in zip(backward.outputs, made, strict=True)}
     return [gradients.get(name) for name in passed], *[None] * 7
 
 

@@ -10,10 +10,11 @@ import torch
 from torch.fx import Node
 
 from elman import engines
-from elman.adjoint import adjoint, cotangent_of, expose
-from elman.circuit.form import Circuit, InPort, Kind, OutPort
+from elman.adjoint import adjoint, cotangent_ports, expose
+from elman.circuit import graphs
+from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.errors import NotSupported
-from elman.execute.body import Call, Recipe
+from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
@@ -27,17 +28,17 @@ Tensor = torch.Tensor
 class Training:
     """The two plans of training, for one choice of inputs that want gradients.
 
-    The recipe `forwards` gives out the outputs of the circuit, then what is kept; `backwards` takes what stands at the
-    places `feeds` in (inputs, kept, cotangents), and gradients stand at the places `gives` in what it returns, input
-    by input. Place -1: there is none. No gradient flows through the outputs at the places `silent`.
+    `forwards` gives out the outputs of the circuit, then what is kept (the field's residuals); `backwards` takes what
+    stands at the places `feeds` in (inputs, kept, cotangents), and gradients stand at the places `gives` in what it
+    returns, input by input. Place -1: there is none. No gradient flows through the outputs at the places `silent`.
     """
 
     wants: frozenset[str]
     pair: Pair
     forward: Plan
     backward: Plan
-    forwards: Recipe
-    backwards: Recipe
+    forwards: Executable
+    backwards: Executable
     silent: tuple[int, ...]
     feeds: tuple[int, ...]
     gives: tuple[int, ...]
@@ -70,9 +71,10 @@ class Program:
     @derived
     def carrying(self) -> tuple[bool, ...]:
         """For each output, whether gradients flow through it."""
-        joint = self.circuit.joint()
-        inputs = {port.name for port in self.inputs if port.differentiable}
-        return tuple(out.wire in joint.cotangents or out.wire in inputs for out in self.outputs)
+        joint = self.circuit.recorded().joint
+        flowing = {Wire.input(port.name) for port in self.inputs if port.differentiable}
+        flowing |= {Wire.result(name) for name in joint.cotangents}
+        return tuple(out.wire in flowing for out in self.outputs)
 
     @derived
     def carries_all(self) -> bool:
@@ -85,18 +87,18 @@ class Program:
         circuit, reached = self.circuit, wants
         while True:
             with outside():
-                found = flowing(circuit.step, circuit.inputs, circuit.name, reached)
+                results = flowing(circuit.recorded().step, circuit.inputs, circuit.name, reached)
+            open_ = {Wire.input(name) for name in reached} | {Wire.result(name) for name in results}
             fed = {
                 p.name
                 for p in circuit.inputs
-                if p.kind is Kind.STATE and p.differentiable and p.next in found | reached
+                if p.kind is Kind.STATE and p.differentiable and p.next in open_
             }
             if fed <= reached:
                 break
             reached |= fed  # at the next step, this state brings a gradient with it
         return tuple(
-            flows and out.wire in found | reached
-            for out, flows in zip(self.outputs, self.carrying, strict=True)
+            flows and out.wire in open_ for out, flows in zip(self.outputs, self.carrying, strict=True)
         )
 
     def training(self, wants: frozenset[str]) -> Training:
@@ -133,7 +135,7 @@ class Program:
     # --- running without gradients ------------------------------------------------------------------------------------
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Outputs for inputs, without gradients (see `Recipe.run`)."""
+        """Outputs for inputs, without gradients (see `Executable.run`)."""
         if call.steps == 1 and self.steps_by_loop(call.engine):
             return self._single.run(call, tensors)
         return self._whole.run(call, tensors)
@@ -165,20 +167,20 @@ class Program:
         return chosen is not None and chosen.cheap_to_start
 
     @derived
-    def _whole(self) -> Recipe:
-        return Recipe(self.plan, self.ends)
+    def _whole(self) -> Executable:
+        return Executable(self.plan, self.ends)
 
     @derived
-    def _single(self) -> Recipe:
-        return Recipe(stepwise(self.circuit), self.ends)
+    def _single(self) -> Executable:
+        return Executable(stepwise(self.circuit), self.ends)
 
     @derived
-    def _step(self) -> Recipe:
-        return Recipe(self._single.plan, self.ends, single=True)
+    def _step(self) -> Executable:
+        return Executable(self._single.plan, self.ends, single=True)
 
     @derived
     def ends(self) -> tuple[str, ...]:
-        """What `Recipe` has to do to each output before users get it."""
+        """What `Executable` has to do to each output before users get it."""
         return tuple("copy" if shared else "own" for shared in sharing(self.circuit))
 
 
@@ -189,16 +191,16 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
     made = [out.name for out in both.forward.outputs]
     assert made[: len(outputs)] == outputs, "what is kept comes after the outputs"
     kept = [both.kept[name] for name in made[len(outputs) :]]
-    cotangents = [cotangent_of(program.circuit, name) for name in outputs]
+    ports = cotangent_ports(both.backward)
     inputs = [port.name for port in program.inputs]
     wanted = [port.name for port in both.backward.inputs if port.kind is not Kind.NOISE]
     # What is kept takes the place of an input of the same name.
-    places = {name: i for i, name in enumerate([*inputs, *kept, *cotangents])}
-    gradients = {out.name.removeprefix("d_"): i for i, out in enumerate(both.backward.outputs)}
+    places = {name: i for i, name in enumerate([*inputs, *kept, *map(ports.get, outputs)])}
+    gradients = {out.gradient_of: i for i, out in enumerate(both.backward.outputs)}
     return Training(
         wants, both, forward, backward,
-        Recipe(forward, (*program.ends, *("" for _ in kept))),
-        Recipe(backward, ["copy" if shared else "" for shared in sharing(both.backward)]),
+        Executable(forward, (*program.ends, *("" for _ in kept))),
+        Executable(backward, ["copy" if shared else "" for shared in sharing(both.backward)]),
         tuple(i for i, flows in enumerate(program._carrying(wants)) if not flows),
         tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
     )  # fmt: skip
@@ -217,9 +219,6 @@ def sharing(circuit: Circuit) -> tuple[bool, ...]:
 
 def _memory(node: Node) -> Node:
     """The node whose memory a value may lie in: itself, or what it is a view of."""
-    while (
-        isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.returns[0].alias_info is not None
-    ):
-        node = node.all_input_nodes[0]
+    while (source := graphs.viewed(node)) is not None:
+        node = source
     return node

@@ -18,7 +18,7 @@ from elman.models import pretrained
 from elman.models.dropout import LockedDropout
 from elman.models.find import SHIPPED, MakeCell, allow, digest_of, find_cells, names_of
 from elman.models.readout import cross_entropy
-from elman.models.writer import Writer
+from elman.models.sampler import Sampler
 from elman.plan import Explanation
 from elman.recurrent import Recurrent
 from elman.training import Run
@@ -301,7 +301,7 @@ class LanguageModel(nn.Module):
     ) -> Iterator[Any]:
         """Symbols that go on from a prompt, one at a time: x(t+1) ~ softmax(o(t) / temperature).
 
-        The prompt is read in one call; then writing is a recurrence of its own (see `elman.models.writer`), which runs
+        The prompt is read in one call; then writing is a recurrence of its own (see `elman.models.sampler`), which runs
         many symbols at a time, at first few, so that the first ones come at once.
 
         prompt: int64 [P], P >= 1. length: how many symbols. temperature: 0 takes the likeliest symbol every time.
@@ -330,8 +330,8 @@ class LanguageModel(nn.Module):
             if not right:
                 raise InputError(what=f"{name} cannot be that", where=name, got=value, mend=mend)
         own = [cast(nn.Module, cast(Recurrent, layer).cell) for layer in self.layers]
-        writer = Recurrent(
-            Writer(
+        sampler = Recurrent(
+            Sampler(
                 self.embedding, own, self.readout, self.condition, temperature=temperature, top_k=top_k, top_p=top_p,
                 exclude=tuple(exclude),
             )
@@ -340,14 +340,14 @@ class LanguageModel(nn.Module):
             raise InputError(
                 what="the draws come from one place", where="seed=, generator=", mend="give one of the two"
             )
-        writer._draws = generator if seed is None else torch.Generator().manual_seed(seed)
+        sampler.generator = generator if seed is None else torch.Generator().manual_seed(seed)
         if context is not None:
             context = context.expand(samples or 1, -1)
-        written = self._written(writer, prompt, length, samples or 1, context)
+        written = self._written(sampler, prompt, length, samples or 1, context)
         return _until(written, set(stop), one=samples is None)
 
     def _written(
-        self, writer: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None
+        self, sampler: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None
     ) -> Iterator[list[int]]:
         """Steps of writing, each a symbol per sample."""
         device = self.readout.weight.device
@@ -357,7 +357,7 @@ class LanguageModel(nn.Module):
         state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
         while left > 0:
             with self._evaluated(), torch.no_grad():
-                symbols, state = writer(None, state, steps=min(block, left), context=context)
+                symbols, state = sampler(None, state, steps=min(block, left), context=context)
             yield from symbols.tolist()  # as the caller had it: the model may be trained before the next symbol
             left -= block
             block = min(2 * block, _BLOCK)

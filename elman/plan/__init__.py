@@ -1,7 +1,7 @@
 """plan: from a circuit to what runs once, before, in and after its loop.
 
-`regions` finds what is sequential, `rewrite` moves work out of it, `stages` cuts the step apart, `cut` chooses what a
-backward pass needs from the forward pass, `cost` counts, `explain` shows.
+`regions` finds what is sequential, `rewrite` moves work out of it, `stages` cuts the step apart by way of `builders`,
+`cut` chooses what a backward pass needs from the forward pass, `cost` counts, `explain` shows.
 """
 
 from elman.plan.cost import Cost, cost

@@ -9,20 +9,12 @@ from typing import Any
 import torch
 from torch import fx
 
-from elman.circuit.form import Circuit, Kind
+from elman.circuit.form import Circuit, Kind, Wire
+from elman.circuit.operations import operation_of
 from elman.circuit.rows import factor
 from elman.errors import InputError, expect
-from elman.plan.cut import KEPT, KEPT_PATH, pair
+from elman.plan.cut import pair
 from elman.plan.form import TIME_OPERATIONS, Plan
-
-aten = torch.ops.aten
-
-# Operations that only say where numbers are, and those that move them without computing.
-ADDRESSING = {
-    "reshape", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "cat", "slice_scatter", "select_scatter",
-    "slice_backward", "select_backward", "zeros_like", "zeros", "empty", "full", "full_like", "new_zeros", "index",
-    "embedding", "gather", "scatter", "flip", "_to_copy", "constant_pad_nd",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,29 +95,25 @@ def cost(plan: Plan, T: int, B: int) -> Cost:
 
 def bytes_kept(circuit: Circuit) -> int:
     """Bytes per row and step that training keeps of a circuit: 0 for one that takes in what was kept."""
-    kept = [out for out in circuit.outputs if out.name.startswith(KEPT)]
-    if kept or any(port.path.endswith(KEPT_PATH) for port in circuit.inputs):
+    kept = [out for out in circuit.outputs if out.kept is not None]
+    if kept or any(port.kept is not None for port in circuit.inputs):
         nodes = {circuit.wire(out.wire) for out in kept}
         # A state and what feeds its delay are one sequence.
-        nodes -= {fed for port, fed in circuit.delays() if circuit.wire(port.name) in nodes}
+        nodes -= {fed for port, fed in circuit.delays() if circuit.wire(Wire.input(port.name)) in nodes}
         return sum(math.prod(map(int, n.meta["val"].shape[1:])) * n.meta["val"].dtype.itemsize for n in nodes)
     return pair(circuit).bytes_per_row
 
 
 def work(node: fx.Node, rows: int) -> int:
     """Floating-point operations of one node on the given number of rows."""
-    target = node.target
-    if target in TIME_OPERATIONS:
-        return 0
-    assert isinstance(target, torch._ops.OpOverload)
-    name = target.overloadpacket.__name__
-    if name in ADDRESSING:
+    operation = operation_of(node)
+    if node.target in TIME_OPERATIONS or operation.addresses:
         return 0
     values = [
         source.meta["val"] for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)
     ]
-    if name in ("mm", "bmm", "addmm"):
-        first = node.args[1 if name == "addmm" else 0]
+    if operation.contracts is not None:
+        first = node.args[operation.contracts]
         assert isinstance(first, fx.Node)
         return 2 * _numel(node.meta["val"], rows) * _sizes(first.meta["val"], rows)[-1]
     made = node.meta["val"]
@@ -151,7 +139,7 @@ def _depth(nodes: list[fx.Node]) -> int:
     """The longest chain of operations that compute, each waiting for the one before."""
     depths: dict[Any, int] = {}
     for node in nodes:
-        own = 0 if _addresses(node) else 1
+        own = 0 if node.target in TIME_OPERATIONS or operation_of(node).addresses else 1
         depths[node] = own + max((_reach(source, depths) for source in node.all_input_nodes), default=0)
     return max(depths.values(), default=0)
 
@@ -161,11 +149,6 @@ def _reach(node: fx.Node, depths: dict[Any, int]) -> int:
     if node in depths:
         return depths[node]
     return max((_reach(source, depths) for source in node.all_input_nodes), default=0)
-
-
-def _addresses(node: fx.Node) -> bool:
-    target = node.target
-    return not isinstance(target, torch._ops.OpOverload) or target.overloadpacket.__name__ in ADDRESSING
 
 
 def count(number: float) -> str:

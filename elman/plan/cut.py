@@ -1,4 +1,4 @@
-"""What a backward pass needs from the forward pass: kept, or computed again.
+"""What a backward pass needs from the forward pass: kept (a residual), or computed again (rematerialised).
 
 Everything that the step computes can be computed again in the adjoint's before stage, for all steps at once, from x and
 h(t-1). What to keep is a minimum cut of the step's own values by bytes per row and step: constants and inputs are free,
@@ -17,17 +17,14 @@ from torch import fx
 
 from elman.adjoint import adjoint
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Joint, Kind, OutPort
+from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
+from elman.circuit.operations import operation_of
 from elman.circuit.rows import Rows, carries, feature_shape, rows_of
 from elman.errors import CircuitError
 from elman.plan.regions import Regions, regions
 
-aten = torch.ops.aten
-_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.addmm.default, aten.convolution.default}
 _FOREVER = math.inf
 _AGAIN = 2.0**40  # a product is computed twice only where nothing that spares it can be kept
-KEPT = "kept "  # how the output ports of what is kept begin, and
-KEPT_PATH = ", kept"  # how the paths of the ports that take it in end
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,28 +79,30 @@ def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut"
         if policy == "states"
         else _minimum_cut(circuit, back.graph, where, needed)
     )
-    joint = circuit.joint()
+    joint = circuit.recorded().joint
     results = graphs.results_of(joint.graph)
     nodes = {node.name: node for node in joint.graph.nodes}
     ports = {port.name for port in circuit.inputs}
     inside = [name for name in kept if name not in ports]
-    named = {name: results[name] for name in joint.results} | {
-        f"{KEPT}{name}": nodes[name] for name in inside
-    }
+    named = {name: results[name] for name in joint.results} | {_port(name): nodes[name] for name in inside}
     forward_graph = graphs.extract(joint.graph, named)
-    _pack(forward_graph, [f"{KEPT}{name}" for name in inside])
+    _pack(forward_graph, [_port(name) for name in inside])
     graphs.with_placeholders(
         forward_graph,
         [(p.name, graphs.placeholder(circuit.graph, p.name).meta["val"]) for p in circuit.inputs],
     )
     outs = tuple(
         OutPort(
-            f"{KEPT}{name}", Kind.SEQUENCE, name if name in ports else f"{KEPT}{name}", f"{name}{KEPT_PATH}"
+            _port(name),
+            Kind.SEQUENCE,
+            Wire.input(name) if name in ports else Wire.result(_port(name)),
+            f"{name}, kept",
+            kept=name,
         )
         for name in kept
     )
-    forward = replace(circuit, graph=forward_graph, outputs=(*circuit.outputs, *outs), joint=_never).check()
-    backward = _with_kept(back, inside)
+    forward = replace(circuit, graph=forward_graph, outputs=(*circuit.outputs, *outs), record=None).check()
+    backward = _with_kept(back, inside, {name for name in kept if name in ports})
     # A kept state and what feeds its delay are one sequence.
     twins = {circuit.wire(p.next).name for p in circuit.inputs if p.name in kept and p.next is not None}
     size = sum(
@@ -111,11 +110,12 @@ def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut"
         for n in kept
         if n not in twins
     )
-    return Pair(forward, backward, {f"{KEPT}{name}": name for name in kept}, int(size)).check()
+    return Pair(forward, backward, {_port(name): name for name in kept}, int(size)).check()
 
 
-def _never() -> Joint:
-    raise AssertionError("a circuit cut for training is not differentiated again: the whole circuit is")
+def _port(value: str) -> str:
+    """The name of the output port of what is kept."""
+    return f"kept {value}"
 
 
 def _pack(graph: fx.Graph, names: list[str]) -> None:
@@ -141,13 +141,17 @@ def _unpack(graph: fx.Graph, name: str) -> torch.Tensor:
     return node.meta["val"]
 
 
-def _with_kept(back: Circuit, kept: list[str]) -> Circuit:
-    """The adjoint with some of the step's values coming in instead of being computed again."""
+def _with_kept(back: Circuit, kept: list[str], states: set[str]) -> Circuit:
+    """The adjoint with some of the step's values coming in instead of being computed again; states do anyway."""
     nodes = {node.name: node for node in back.graph.nodes}
     results = graphs.results_of(back.graph)
     graph = graphs.extract(back.graph, results, {nodes[name]: name for name in kept if name in nodes})
     used = {str(node.target) for node in graph.nodes if node.op == "placeholder"}
-    ports = [port for port in back.inputs if port.name in used or port.kind is Kind.STATE]
+    ports = [
+        replace(port, kept=port.name) if port.name in states else port
+        for port in back.inputs
+        if port.name in used or port.kind is Kind.STATE
+    ]
     for name in kept:
         value = _unpack(graph, name)
         rows = rows_of(value) is not None
@@ -159,14 +163,15 @@ def _with_kept(back: Circuit, kept: list[str]) -> Circuit:
                 value.dtype,
                 value.device,
                 rows,
-                f"{name}{KEPT_PATH}",
+                f"{name}, kept",
+                kept=name,
             )
         )
     graphs.with_placeholders(
         graph,
         [(p.name, graphs.placeholder(back.graph, p.name).meta["val"]) for p in ports if p.name not in kept],
     )
-    return replace(back, graph=graph, inputs=tuple(ports), joint=_never).check()
+    return replace(back, graph=graph, inputs=tuple(ports), record=None).check()
 
 
 def _is_primal(node: fx.Node) -> bool:
@@ -277,7 +282,7 @@ def _cut(
         timed = [source for source in node.all_input_nodes if source in where.time]
         for source in timed:
             network.add_edge(f"{source.name} out", enters, capacity=_FOREVER)
-        if node.target in _PRODUCTS:
+        if not operation_of(node).recomputed:
             network.add_edge("there", enters, capacity=_AGAIN)
         if node in needed:
             network.add_edge(leaves, "read", capacity=_FOREVER)

@@ -12,8 +12,9 @@ from torch import fx
 
 from elman.circuit import graphs
 from elman.circuit.form import Kind, op_name
+from elman.circuit.operations import operation_of
 from elman.errors import InputTypeError
-from elman.plan.cost import ADDRESSING, bytes_kept
+from elman.plan.cost import bytes_kept
 from elman.plan.form import Loop, Plan
 
 _WHEN = {
@@ -138,8 +139,8 @@ def parts(plan: Plan) -> list[Part]:
         if stage is None:
             continue
         nodes = stage.nodes()
-        computing = Counter(_label(node, origin, made) for node in nodes if op_name(node) not in ADDRESSING)
-        addressing = sum(op_name(node) in ADDRESSING for node in nodes)
+        computing = Counter(_label(node, origin, made) for node in nodes if not operation_of(node).addresses)
+        addressing = sum(operation_of(node).addresses for node in nodes)
         found.append(Part(name, tuple(computing.items()), addressing))
     return found
 
@@ -164,7 +165,7 @@ def _makers(plan: Plan) -> dict[fx.Node, str]:
     for out, name in plan.outputs.items():
         for stage in reversed(plan.stages()):
             node = graphs.results_of(stage.graph).get(name)
-            while node is not None and op_name(node) in ADDRESSING and len(node.all_input_nodes) == 1:
+            while node is not None and operation_of(node).addresses and len(node.all_input_nodes) == 1:
                 node = node.all_input_nodes[0]
             if node is not None and node.op == "placeholder":
                 name = str(node.target)  # made by a stage before
@@ -177,10 +178,10 @@ def _makers(plan: Plan) -> dict[fx.Node, str]:
 def _label(node: fx.Node, origin: dict[str, tuple[str, ...]], made: dict[fx.Node, str]) -> str:
     """The operation; for a product the weights that it multiplies with, `addmm[U, b]`; what it makes, `d_W = mm`."""
     name = op_name(node)
-    if name in ("mm", "addmm", "bmm"):
+    if operation_of(node).contracts is not None:
         weights: dict[str, None] = {}
         for source in (*node.all_input_nodes[1:], node.all_input_nodes[0]):  # addmm's start comes last
-            while op_name(source) in ADDRESSING and len(source.all_input_nodes) == 1:
+            while operation_of(source).addresses and len(source.all_input_nodes) == 1:
                 source = source.all_input_nodes[0]
             if source.op == "placeholder":
                 weights |= dict.fromkeys(origin.get(str(source.target), ()))
@@ -198,9 +199,9 @@ def why(plan: Plan) -> list[str]:
             said.append(f"{state} waits for its own last value: {' → '.join([state, *way, state])}")
         for node, reason in plan.reasons.items():
             said.append(f"{node} is in the loop because {reason}")
-    kept = [out for out in plan.circuit.outputs if out.name.startswith("kept ")]
+    kept = [out.kept for out in plan.circuit.outputs if out.kept is not None]
     if kept:
-        names = ", ".join(out.name.removeprefix("kept ") for out in kept)
+        names = ", ".join(kept)
         said.append(f"kept for the backward pass, {bytes_kept(plan.circuit)} bytes per row and step: {names}")
     return said
 
@@ -243,7 +244,7 @@ def _longest(graph: fx.Graph, start: fx.Node) -> dict[fx.Node, list[str]]:
     for node in graph.nodes:
         before = [ways[source] for source in node.all_input_nodes if source in ways]
         if before and node.op == "call_function":
-            own = [] if op_name(node) in ADDRESSING else [op_name(node)]
+            own = [] if operation_of(node).addresses else [op_name(node)]
             ways[node] = max(before, key=len) + own
     return ways
 

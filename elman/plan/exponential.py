@@ -17,6 +17,7 @@ from collections.abc import Callable
 from torch import fx
 
 from elman.circuit.graphs import aten
+from elman.circuit.linear import is_zero
 
 
 def blocks(nodes: list[fx.Node], constant: Callable[[fx.Node], bool]) -> dict[fx.Node, fx.Node]:
@@ -38,7 +39,7 @@ def _block(exponential: fx.Node, constant: Callable[[fx.Node], bool]) -> dict[fx
     zero, again = _joined(lower, -1)
     if (
         not isinstance(whole, fx.Node) or not isinstance(upper, fx.Node) or g is None or a is None or zero is None
-        or again is None or not constant(a) or not constant(again) or not _is_zero(zero)
+        or again is None or not constant(a) or not constant(again) or not is_zero(zero)
         or list(whole.users) != [exponential] or list(upper.users) != [whole]
     ):  # fmt: skip
         return {}
@@ -66,10 +67,6 @@ def _joined(node: object, dim: int) -> tuple[fx.Node | None, fx.Node | None]:
             if isinstance(one, fx.Node) and isinstance(other, fx.Node):
                 return one, other
     return None, None
-
-
-def _is_zero(node: fx.Node) -> bool:
-    return node.target in (aten.zeros_like.default, aten.zeros.default, aten.new_zeros.default)
 
 
 def _slice(node: fx.Node) -> tuple[object, ...]:

@@ -5,8 +5,9 @@
     loop    what lies on a cycle: the only part that is sequential
     after   what no cycle depends on, on N rows; sums over time come out of single products
 
-Values travel between stages under their names. Rows of all steps are *packed*: `[N, …]`, step after step. Five
-operations exist beside ATen, all of them about time; they take the call's timeline (see elman.layout):
+`once` is what compilers call loop-invariant code motion; `before` and `after` go further, since time becomes rows
+there. Values travel between stages under their names. Rows of all steps are *packed*: `[N, …]`, step after step, in the
+order of PyTorch's PackedSequence. Five operations exist beside ATen, all about time; they take the call's timeline:
 
     shift(v, h0)   v delayed by one step, h0 at the first        spread(v)  a row's constant at every step of the row
     total(v)       the sum over a row's steps                    last(v)    the value at a row's last step
@@ -87,6 +88,11 @@ class LoopState:
     next: str | None
 
 
+def final_of(state: str) -> str:
+    """The name, between stages, of a state's value after its last step."""
+    return f"{state} final"
+
+
 @dataclass(frozen=True, eq=False)
 class Loop:
     """One step of the sequential part: everything an engine has to know.
@@ -112,7 +118,7 @@ class Loop:
 
     def makes(self) -> tuple[str, ...]:
         """The names of what comes out of it."""
-        return (*self.emits, *self.sums, *(f"{state.name} final" for state in self.states))
+        return (*self.emits, *self.sums, *(final_of(state.name) for state in self.states))
 
     def check(self, where: str) -> None:
         check_graph(self.graph, f"{where}, loop")
@@ -172,7 +178,7 @@ class Plan:
             if isinstance(stage, Loop):
                 said += [f"next {s.name} = {names[s.next] if s.next else 'zero'}" for s in stage.states]
                 names |= {f"{name} summed": f"Σ {names[name]}" for name in stage.sums}
-                names |= {f"{s.name} final": f"{s.name} at the end of the loop" for s in stage.states}
+                names |= {final_of(s.name): f"{s.name} at the end of the loop" for s in stage.states}
             block(label, said)
         block("out", [f"{name} = {names.get(made, made)}" for name, made in self.outputs.items()])
         return "\n".join(lines)

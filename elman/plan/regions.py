@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from elman.circuit import rows
-from elman.circuit.form import ROWS, Circuit, Kind
+from elman.circuit.form import ROWS, Circuit, Kind, Wire, results_of
 from elman.circuit.linear import stays_summed
+from elman.circuit.verdict import ROWWISE, SUMMED, verdict
 from elman.plan.exponential import blocks
 
 if TYPE_CHECKING:
@@ -53,7 +54,11 @@ def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
 
     nodes = [node for node in graph.nodes if node.op != "output"]
     inputs = {str(node.target): node for node in nodes if node.op == "placeholder"}
-    results = {name: node for out in graph.nodes if out.op == "output" for name, node in out.args[0].items()}
+    results = results_of(graph)
+
+    def at(wire: Wire) -> fx.Node:
+        return inputs[wire.name] if wire.is_input else results[wire.name]
+
     ports = {port.name: port for port in circuit.inputs}
     timed = (Kind.SEQUENCE, Kind.STATE, Kind.NOISE)
     time = {inputs[p.name] for p in circuit.inputs if p.kind in timed}
@@ -70,8 +75,7 @@ def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
     edges.add_nodes_from(time)
     edges.add_edges_from((a, b) for b in time for a in b.all_input_nodes if a in time)
     for port in circuit.inputs_of(Kind.STATE):
-        feeding = results.get(port.next or "") or inputs.get(port.next or "")
-        if feeding is not None and feeding in time:
+        if port.next is not None and (feeding := at(port.next)) in time:
             edges.add_edge(feeding, inputs[port.name])
     cycles: set[fx.Node] = set()
     for component in nx.strongly_connected_components(edges):
@@ -81,13 +85,8 @@ def regions(circuit: Circuit, graph: fx.Graph) -> Regions:
     summed, reasons = _folding([n for n in nodes if n in time], time, cycles, ports)
     kept = cycles | set(reasons)
     for out in circuit.outputs:
-        node = results.get(out.wire) or inputs.get(out.wire)
-        if (
-            node in time
-            and out.kind is not Kind.SUM
-            and node is not None
-            and not rows.carries(node.meta["val"])
-        ):
+        node = at(out.wire)
+        if node in time and out.kind is not Kind.SUM and not rows.carries(node.meta["val"]):
             kept.add(node)
             reasons.setdefault(node, "its value at every step is wanted, and it has no rows")
     loop = _hull(edges, kept)
@@ -135,13 +134,13 @@ def _folding(
                 continue
             fault = "it is not linear in a sum over rows"
         else:
-            said = rows.verdict(node)
-            if said == rows.SUMMED:
+            row_verdict = verdict(node)
+            if row_verdict == SUMMED:
                 summed.add(node)
                 continue
-            if said == rows.ROWWISE and rows.carries(node.meta["val"]):
+            if row_verdict == ROWWISE and rows.carries(node.meta["val"]):
                 continue
-            fault = said.reason or "it removes the rows"
+            fault = row_verdict.reason or "it removes the rows"
         if not rows.carries(node.meta["val"]):
             stepwise.add(node)
         if node not in cycles:

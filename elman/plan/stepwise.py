@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from elman.circuit import graphs
 from elman.circuit.form import Circuit
 from elman.plan.form import Loop, Plan, Stage
 from elman.plan.rewrite import rewritten
-from elman.plan.stages import _Cutter
+from elman.plan.stages import cut_apart
 
 
 def stepwise(circuit: Circuit) -> Plan:
@@ -25,7 +24,7 @@ def stepwise(circuit: Circuit) -> Plan:
     graph, where = rewritten(circuit)
     nothing: frozenset[fx.Node] = frozenset()
     where = replace(where, loop=where.time, before=nothing, after=nothing, summed=nothing)
-    return with_views(_Cutter(circuit, graph, where).plan())
+    return with_views(cut_apart(circuit, graph, where))
 
 
 def with_views(plan: Plan) -> Plan:
@@ -33,16 +32,16 @@ def with_views(plan: Plan) -> Plan:
     loop = plan.loop
     if loop is None:
         return plan
-    made = graphs.results_of(plan.once.graph)
+    results = graphs.results_of(plan.once.graph)
     chains = {
         name: chain
         for name in loop.constants
-        if name in made and name not in loop.rowed and (chain := _views(made[name])) is not None
+        if name in results and name not in loop.rowed and (chain := _views(results[name])) is not None
     }
     if not chains:
         return plan
     elsewhere = {*plan.before.inputs(), *plan.after.inputs(), *plan.outputs.values()}
-    kept = {name: node for name, node in made.items() if name in elsewhere or name not in chains}
+    kept = {name: node for name, node in results.items() if name in elsewhere or name not in chains}
     once = Stage("once", graphs.extract(plan.once.graph, kept))
     return replace(plan, once=once, loop=_moved(loop, chains)).check()
 
@@ -51,12 +50,10 @@ def _views(node: fx.Node) -> list[fx.Node] | None:
     """The way from a placeholder to a view of it, the placeholder first; None if something is computed on it."""
     chain = [node]
     while node.op != "placeholder":
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or len(node.all_input_nodes) != 1:
+        source = graphs.viewed(node)
+        if source is None or len(node.all_input_nodes) != 1:
             return None
-        if target._schema.returns[0].alias_info is None:
-            return None
-        node = node.all_input_nodes[0]
+        node = source
         chain.insert(0, node)
     return chain
 

@@ -11,16 +11,16 @@ import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.circuit.signature import Tree, flatten
+from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.forcing import WEIGHT
-from elman.pieces import Layout
+from elman.segments import Layout
 
 Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class Happens:
+class StepSelection:
     """What a call says about the steps that happen, as users say it."""
 
     lengths: Tensor | Sequence[int] | None = None
@@ -38,12 +38,17 @@ class Happens:
         return {"lengths": self.lengths, "mask": self.mask, "reset": self.reset}
 
     def layout(self, steps: int, batch: int, device: torch.device) -> Layout:
-        if self.lengths is None and self.mask is None and self.reset is None:
+        if self is EVERY:
             return Layout.whole(steps, batch, device)
         return Layout.of(steps, batch, device, lengths=self.lengths, mask=self.mask, reset=self.reset)
 
 
-EVERY = Happens()
+EVERY = StepSelection()
+
+
+def selection(lengths: Any, mask: Any, reset: Any) -> StepSelection:
+    nothing = lengths is None and mask is None and reset is None
+    return EVERY if nothing else StepSelection(lengths, mask, reset)
 
 
 def is_recorded() -> bool:
@@ -62,7 +67,7 @@ def not_recorded() -> NotSupported:
 
 
 def over_sequences(
-    run: Callable[..., tuple[Any, Any]], x: Any, state: Any, happens: Happens, *, steps: int | None = None,
+    run: Callable[..., tuple[Any, Any]], x: Any, state: Any, happens: StepSelection, *, steps: int | None = None,
     teacher: Any = None, weight: Any = None, **more: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Lay out a call, run it on packed sequences, and put the outputs back in place.
@@ -74,22 +79,31 @@ def over_sequences(
     layout = None
     if isinstance(x, PackedSequence):
         x, layout, teacher, weight = unwrap(x, steps, happens, teacher, weight)
-    xs, tree = flatten(x, "x")
+    xs, structure = flatten(x, "x")
     if layout is None:
-        steps, batch = sizes(xs, tree, steps)
-        states = flatten(state, "state") if not xs else ([], None)
-        batch = batch_of(*states, (), None, batch)
-        layout = happens.layout(steps, batch, (xs or states[0])[0].device)
+        states, of_state = ([], NOTHING) if xs else flatten(state, "state")
+        layout = lay_out(xs, states, (structure, of_state), steps, happens)
     if teacher is not None or weight is not None:
         more |= {"teacher": teacher, "weight": weight}
-    outputs, final = run(layout, tree.fill([layout.pack(x) for x in xs]), state, **more)
-    if outputs is None:
-        return None, final
-    made, tree = flatten(outputs, "output")
-    return tree.fill([layout.unpack(value) for value in made]), final
+    if layout.is_packed:
+        return run(layout, x, state, **more)
+    outputs, final = run(layout, fill(structure, [layout.pack(x) for x in xs]), state, **more)
+    made, structure = flatten(outputs, "output")
+    return fill(structure, [layout.unpack(value) for value in made]), final
 
 
-def sizes(xs: Sequence[Tensor], tree: Tree, steps: int | None) -> tuple[int, int | None]:
+def lay_out(
+    xs: Sequence[Tensor], states: Sequence[Tensor], structures: Sequence[Structure], steps: int | None,
+    happens: StepSelection,
+) -> Layout:  # fmt: skip
+    """Where the steps of a call lie; structures: of x and state. Raises InputError for what does not fit together."""
+    steps, batch = sizes(xs, structures[0], steps)
+    if batch is None:
+        batch = batch_of(states, structures[1], (), NOTHING, None)
+    return happens.layout(steps, batch, (xs or states)[0].device)
+
+
+def sizes(xs: Sequence[Tensor], structure: Structure, steps: int | None) -> tuple[int, int | None]:
     """T and B, or an error that says which tensor does not fit. B is None where only a state can say it."""
     if not xs:
         if steps is None:
@@ -103,34 +117,35 @@ def sizes(xs: Sequence[Tensor], tree: Tree, steps: int | None) -> tuple[int, int
     if steps is not None:
         raise InputError(
             what="the number of steps is given twice", where="steps=",
-            got=f"steps={steps} and {tree.paths[0]} {list(xs[0].shape)}",
+            got=f"steps={steps} and {paths(structure, 'x')[0]} {list(xs[0].shape)}",
             mend="leave steps= to autonomous systems, whose x is None",
         )  # fmt: skip
-    for tensor, path in zip(xs, tree.paths, strict=True):
+    for i, tensor in enumerate(xs):
         if tensor.dim() < 2:
+            path = paths(structure, "x")[i]
             raise InputError(
                 what="a sequence needs a time and a batch dimension", where=path, got=f"shape {list(tensor.shape)}",
                 expected="[T, B, …]", mend=f"one sequence without a batch is {path}.unsqueeze(1), [T, 1]",
             )  # fmt: skip
-        if tensor.shape[:2] != xs[0].shape[:2]:
+        if i and tensor.shape[:2] != xs[0].shape[:2]:
+            first, *rest = paths(structure, "x")
             raise InputError(
-                what="the sequences disagree about T or B", where=path, got=f"shape {list(tensor.shape)}",
-                expected=f"[{xs[0].shape[0]}, {xs[0].shape[1]}, …] as {tree.paths[0]}",
+                what="the sequences disagree about T or B", where=rest[i - 1], got=f"shape {list(tensor.shape)}",
+                expected=f"[{xs[0].shape[0]}, {xs[0].shape[1]}, …] as {first}",
             )  # fmt: skip
     return xs[0].shape[0], xs[0].shape[1]
 
 
 def batch_of(
-    states: Sequence[Tensor], state_tree: Tree | None, contexts: Sequence[Tensor], context_tree: Tree | None,
-    batch: int | None,
+    states: Sequence[Tensor], state: Structure, contexts: Sequence[Tensor], context: Structure, batch: int | None
 ) -> int:  # fmt: skip
     """The batch size that x, state and context agree on."""
-    paths = [path for tree in (state_tree, context_tree) if tree is not None for path in tree.paths]
-    for tensor, path in zip([*states, *contexts], paths, strict=True):
+    for i, tensor in enumerate((*states, *contexts)):
         size = tensor.shape[0] if tensor.dim() else None
         if batch is None:
             batch = size
         if size is None or size != batch:
+            path = [*paths(state, "state"), *paths(context, "context")][i]
             raise InputError(
                 what="it does not have the batch size of the sequences", where=path, got=f"shape {list(tensor.shape)}",
                 expected=f"[{batch}, …]",
@@ -156,11 +171,24 @@ def rows_of_reset(reset: Any, batch: int) -> Tensor:
     return rows
 
 
-def weight_of(weight: Any, teacher: Any, lead: tuple[int, ...]) -> Tensor | None:
-    """The teacher's weight as a tensor that fits, numbers in the teacher's dtype."""
+def as_outputs(
+    cell: torch.nn.Module, taught: list[Tensor], clean: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Tensors of a teacher; symbols `[T, B]` become the outputs that they stand for, if the cell has `as_output`.
+
+    clean: puts zeros where steps do not happen, whose symbols may be any number.
+    """
+    spell: Any = getattr(cell, "as_output", None) if hasattr(type(cell), "as_output") else None
+    if spell is None:
+        return taught
+    return [t if t.is_floating_point() or t.dim() > 2 else spell(clean(t)) for t in taught]
+
+
+def weight_of(weight: Any, taught: Sequence[Tensor], lead: tuple[int, ...]) -> Tensor | None:
+    """The teacher's weight as a tensor that fits, numbers in the dtype of its tensors."""
     if weight is None:
         return None
-    if teacher is None:
+    if not taught:
         raise InputError(
             what="there is a weight and no teacher", where=f"{WEIGHT}=", mend="pass teacher= as well"
         )
@@ -177,12 +205,12 @@ def weight_of(weight: Any, teacher: Any, lead: tuple[int, ...]) -> Tensor | None
         )  # fmt: skip
     if weight.dtype == torch.bool:
         return weight
-    floats = [t.dtype for t in flatten(teacher, "teacher")[0] if t.is_floating_point()]
+    floats = [t.dtype for t in taught if t.is_floating_point()]
     return weight.to(floats[0]) if floats else weight
 
 
 def unwrap(
-    x: PackedSequence, steps: int | None, happens: Happens, teacher: Any, weight: Any
+    x: PackedSequence, steps: int | None, happens: StepSelection, teacher: Any, weight: Any
 ) -> tuple[Tensor, Layout, Any, Any]:
     """(x, layout, teacher, its weight) of a call on a PackedSequence, as packed rows."""
     said = [*happens.said, *(["steps"] if steps is not None else [])]

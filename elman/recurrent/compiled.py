@@ -9,17 +9,18 @@ from __future__ import annotations
 import itertools
 import weakref
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
+from torch.nn.utils.rnn import PackedSequence
 
-from elman.circuit.signature import Place, flatten
+from elman.caches import listed
+from elman.circuit.structure import NOTHING, Structure, TensorSpec, fill, take
 from elman.errors import InputError, NotSupported
 from elman.execute import Program, operator
-from elman.forcing import WEIGHT
-from elman.pieces.compiled import PaddedLayout, check_happens
-from elman.recurrent.prepare import Shapes, check_teacher, indivisible, look_up, meta
+from elman.recurrent.arguments import as_outputs
+from elman.recurrent.programs import Argument, Captured, Owned, Shapes, Teacher, check_teacher, indivisible
+from elman.segments.padded import PaddedLayout, check_happens
 from elman.trace.initial import find_zeros
 from elman.trace.modules import module_at, steps_to
 from elman.trace.outside import outside
@@ -27,6 +28,7 @@ from elman.trace.outside import outside
 Tensor = torch.Tensor
 _LAYERS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
+listed("layers, by which compiled graphs find them", _LAYERS)
 
 
 def register(layer: Any) -> int:
@@ -41,43 +43,6 @@ def layer_of(number: int) -> Any:
     return _LAYERS[number]
 
 
-# --- structures as nested tuples of constants, which Dynamo can carry ------------------------------------------------
-
-
-def encode(value: Any) -> Any:
-    """A structure whose leaves are numbers, as nested tuples."""
-    if value is None:
-        return ("none",)
-    if isinstance(value, dict):
-        return ("dict", tuple(value), tuple(encode(v) for v in value.values()))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return ("named", type(value), tuple(encode(v) for v in value))
-    if isinstance(value, (tuple, list)):
-        return ("tuple" if isinstance(value, tuple) else "list", tuple(encode(v) for v in value))
-    return ("leaf", value)
-
-
-def decode(code: Any, tensors: list[Tensor]) -> Any:
-    """The structure with tensor number i for leaf i."""
-    kind = code[0]
-    if kind == "leaf":
-        return tensors[code[1]]
-    if kind == "static":
-        return code[1]
-    if kind == "dict":
-        made = {}
-        for i in range(len(code[1])):
-            made[code[1][i]] = decode(code[2][i], tensors)
-        return made
-    if kind == "named":
-        return code[1](*[decode(part, tensors) for part in code[2]])
-    if kind == "tuple":
-        return tuple([decode(part, tensors) for part in code[1]])
-    if kind == "list":
-        return [decode(part, tensors) for part in code[1]]
-    return None
-
-
 def constant(function: Any) -> Any:
     """torch.compiler.assume_constant_result, without importing the compiler: a constant of the graph comes out."""
     function._dynamo_marked_constant = True
@@ -87,14 +52,41 @@ def constant(function: Any) -> Any:
 # --- constants of the compilation ---------------------------------------------------------------------------------
 
 
+class _Input(NamedTuple):
+    """Where an input of an operator comes from: tensor number `given` of the call; or the attribute `key` of the
+    cell, at the end of `path`; or zeros `[B, *widths]`."""
+
+    given: int | None = None
+    path: tuple[Any, ...] = ()
+    key: str = ""
+    widths: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+
+class _Compiled(NamedTuple):
+    """A program as a compiled graph knows it; the rest as of `Binding`.
+
+    name: of its plan. training: whether gradients are wanted. silent: places of outputs through which none flows.
+    """
+
+    name: str
+    training: bool
+    silent: tuple[int, ...]
+    inputs: tuple[_Input, ...]
+    output: Structure
+    outputs: tuple[int, ...]
+    state: Structure
+    finals: tuple[int, ...]
+    noisy: bool
+
+
 @constant
-def _starting_zeros(handle: int, x: Any, xs: Any, context: Any, contexts: Any) -> tuple[Any, Any]:
-    """(structure, metas) of the zeros that a cell starts from."""
+def _zeros(handle: int, x: Structure, xs: Any, context: Structure, contexts: Any) -> tuple[Structure, Any]:
+    """(structure, specs) of the zeros that a cell starts from."""
     with outside():
-        some_x = _examples(x, xs)
-        some_context = _examples(context, contexts) if context is not None else None
-        zeros = find_zeros(_LAYERS[handle].cell, some_x, some_context)
-    return encode(zeros.tree.fill(list(range(len(zeros.leaves))))), zeros.leaves
+        zeros = find_zeros(_LAYERS[handle].cell, fill(x, _examples(xs)), fill(context, _examples(contexts)))
+    return zeros.structure, tuple(map(tuple, zeros.specs))
 
 
 @constant
@@ -105,97 +97,62 @@ def refuse_compiled(what: str, mend: str) -> None:
 
 @constant
 def _program(
-    handle: int,
-    reverse: bool,
-    x: Any,
-    state: Any,
-    context: Any,
-    teacher: Any,
-    metas: tuple[Any, ...],
-    flows: tuple[bool, ...] | None,
-    cuts: bool | None,
-) -> tuple[Any, ...]:
-    """(key, whether gradients are wanted, outputs without one, sources, output structure, output slots, state
-    structure, state slots, noisy).
-
-    The structures have the number of a tensor at every leaf; metas are widths, dtype and device of x, state, context,
-    teacher, which one more follows for its weight if there is one.
-    flows: for x, state, context, teacher, weight in order, whether a gradient is wanted; None for none at all.
-    cuts: whether resets cut rows; None where every step happens.
-    """
+    handle: int, reverse: bool, structures: tuple[Structure, Structure, Structure, Structure], specs: tuple[Any, ...],
+    weight: torch.dtype | None, flows: tuple[bool, ...] | None, cuts: bool | None,
+) -> _Compiled:  # fmt: skip
+    """structures, specs: of x, state, context and teacher. flows: for their tensors in order, and the weight's, whether
+    a gradient is wanted; None for none at all. cuts: whether resets cut rows; None where every step happens."""
     layer = _LAYERS[handle]
-    cell_now = cell_key(layer)  # before the program is looked up: a change in between makes the guard fail
+    programs = layer._calls.programs
+    mark = programs.seen(
+        layer.cell
+    ).mark  # before the program is looked up: a change in between fails the guard
     with outside():
-        examples = [
-            _examples(tree, some) if tree is not None else None
-            for tree, some in zip((x, state, context, teacher), metas, strict=True)
-        ]
-        xs, x_tree = flatten(examples[0], "x")
-        states, state_tree = flatten(examples[1], "state")
-        contexts, context_tree = flatten(examples[2], "context") if context is not None else ([], None)
-        teachers, teacher_tree = [], None
-        if teacher is not None:
-            teachers, teacher_tree = flatten(examples[3], "teacher")
-        weighted = teacher_tree is not None and len(metas[3]) > len(teachers)
-        shapes = Shapes(
-            x_tree, state_tree, context_tree, teacher_tree, (meta(xs, 1), meta(states, 1), meta(contexts, 1)),
-            metas[3][-1][1] if weighted else None,
-        )  # fmt: skip
-        found = look_up(
-            layer.cell, reverse, shapes, layer._own, [t.unsqueeze(0) for t in xs], states, contexts
-        )
-        layer._latest = found
-        if cuts is not None and (reason := indivisible(found, cuts)) is not None:
+        specs = tuple([tuple([TensorSpec(*spec) for spec in part]) for part in specs])
+        xs, states, contexts, taught = map(_examples, specs)
+        shapes = Shapes(reverse, *structures, specs=specs[:3], weight=weight)
+        binding = programs.find(layer.cell, shapes, xs, states, contexts)
+        layer._calls.latest = binding
+        if cuts is not None and (reason := indivisible(binding, cuts)) is not None:
             raise reason
-        if teacher_tree is not None:
-            check_teacher(
-                found.program,
-                dict(zip(teacher_tree.paths, [t.unsqueeze(0) for t in teachers], strict=True)),
-                (1, 2),
-            )
-        counters = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
-        first_teacher = len(xs) + len(states) + len(contexts)
-        sources: list[Any] = []
-        wants = set()
-        for port, source in zip(found.program.inputs, found.sources, strict=True):
-            if isinstance(source, Place):
-                sources.append((steps_to(source.module), source.key))
-                tensor = getattr(module_at(layer.cell, source.module), source.key)
-                flowing = flows is not None and tensor.requires_grad
-            elif isinstance(source, Tensor):
+        if structures[3] != NOTHING:
+            check_teacher(binding, structures[3], [t.unsqueeze(0) for t in taught], (1, 2))
+        starts = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
+        inputs, wants = [], set()
+        for port, source in zip(binding.program.inputs, binding.sources, strict=True):
+            flowing = False
+            if isinstance(source, Captured):
                 continue
-            elif source is None:  # a state that starts from zeros
-                sources.append((port.shape, port.dtype, port.device))
-                flowing = False
+            if isinstance(source, Owned):
+                place = source.place
+                inputs.append(_Input(path=steps_to(place.module), key=place.key))
+                flowing = getattr(module_at(layer.cell, place.module), place.key).requires_grad
+            elif isinstance(source, (Argument, Teacher)):
+                first = (
+                    starts[source.name] if isinstance(source, Argument) else starts["context"] + len(contexts)
+                )
+                inputs.append(_Input(first + source.index))
+                flowing = flows is not None and flows[first + source.index]
             else:
-                if source in counters:
-                    slot = counters[source]
-                    counters[source] += 1
-                else:
-                    assert teacher_tree is not None
-                    paths = (*teacher_tree.paths, WEIGHT)
-                    slot = first_teacher + paths.index(source)
-                sources.append(slot)
-                flowing = flows is not None and flows[slot]
-            if flowing and port.differentiable:
+                inputs.append(_Input(widths=port.shape, dtype=port.dtype, device=port.device))
+            if flowing and flows is not None and port.differentiable:
                 wants.add(port.name)
-        key = operator.register(found.program, frozenset(wants))
-    _guard(layer, cell_now, found.program)
-    silent = found.program.training(frozenset(wants)).silent if wants else ()
-    output = None if found.output is None else encode(found.output.fill(list(range(len(found.output_slots)))))
-    return (
-        key, bool(wants), silent, tuple(sources), output, found.output_slots,
-        encode(found.state.fill(list(range(len(found.state_slots))))), found.state_slots, found.program.has_noise,
+        name = operator.register(binding.program, frozenset(wants))
+    _guard(layer, mark, binding.program)
+    silent = binding.program.training(frozenset(wants)).silent if wants else ()
+    return _Compiled(
+        name, bool(wants), silent, tuple(inputs), binding.output, binding.outputs, binding.state, binding.finals,
+        binding.program.has_noise,
     )  # fmt: skip
 
 
-def _examples(code: Any, metas: Any) -> Any:
-    """Two rows of zeros for every leaf."""
-    return decode(code, [torch.zeros((2, *widths), dtype=d, device=v) for widths, d, v in metas])
+def _examples(specs: Any) -> list[Tensor]:
+    """Two rows of zeros for every tensor."""
+    return [TensorSpec(*spec).zeros(2) for spec in specs]
 
 
-def _guard(layer: Any, key: Any, program: Program) -> None:
-    """Have the compilation done again when the cell is no longer what it was when its trace key was `key`.
+def _guard(layer: Any, mark: Any, program: Program) -> None:
+    """Have the compilation done again when the cell is no longer what it was when its trace key was `mark`.
 
     What a trace depends on is more than Dynamo can follow, so its guards ask the eager call's own key. The guard also
     keeps the program, which the compiled graph knows by name alone.
@@ -207,8 +164,8 @@ def _guard(layer: Any, key: Any, program: Program) -> None:
     known = weakref.ref(layer)
 
     def unchanged(program: Program = program) -> bool:
-        found = known()
-        return found is not None and cell_key(found) == key
+        now = known()
+        return now is not None and now._calls.programs.seen(now.cell).mark == mark
 
     def build(builder: Any, guard: Any) -> None:
         words = [f"elman: {type(layer.cell).__name__} is the cell that was compiled"]
@@ -217,36 +174,10 @@ def _guard(layer: Any, key: Any, program: Program) -> None:
     install_guard(Guard(GlobalStateSource(), build))
 
 
-def cell_key(layer: Any) -> Any:
-    """The trace key of a layer's cell, worked out again only where something may have changed."""
-    return layer._own.seen(layer.cell).mark
-
-
 # --- what Dynamo follows ------------------------------------------------------------------------------------------
 
 
-def _numbered(value: Any) -> tuple[list[Tensor], Any]:
-    """The tensors of a structure, and the structure encoded with their numbers."""
-    tensors: list[Tensor] = []
-    return tensors, _number(value, tensors)
-
-
-def _number(value: Any, tensors: list[Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return ("leaf", len(tensors) - 1)
-    if value is None:
-        return ("none",)
-    if isinstance(value, dict):
-        return ("dict", tuple(value), tuple([_number(v, tensors) for v in value.values()]))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return ("named", type(value), tuple([_number(v, tensors) for v in value]))
-    if isinstance(value, (tuple, list)):
-        return ("tuple" if isinstance(value, tuple) else "list", tuple([_number(v, tensors) for v in value]))
-    return ("static", value)
-
-
-def _metas(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
+def _specs(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
     """Widths (made static), dtypes and devices."""
     return tuple([(tuple([index(s) for s in t.shape[leading:]]), t.dtype, t.device) for t in tensors])
 
@@ -272,8 +203,19 @@ def run_compiled(
             what="torch.compile of a recurrence under autocast is not available yet", where="Recurrent",
             mend="leave autocast around the layer, or do not compile it",
         )  # fmt: skip
-    xs, x_shape = _numbered(x)
-    contexts, context_shape = _numbered(context) if context is not None else ([], None)
+    if isinstance(x, PackedSequence):
+        refuse_compiled("a PackedSequence", "unpack it before, and pass lengths=")
+    if layer.generator is not None:
+        refuse_compiled("generator=", "leave it away, and set torch.manual_seed")
+    xs: list[Tensor] = []
+    states: list[Tensor] = []
+    contexts: list[Tensor] = []
+    taught: list[Tensor] = []
+    x_structure, context_structure, teacher_structure = (
+        take(x, xs),
+        take(context, contexts),
+        take(teacher, taught),
+    )
     if xs:
         if steps is not None:
             raise InputError("the number of steps is given twice", where="steps=")
@@ -281,73 +223,80 @@ def run_compiled(
     else:
         if steps is None or state is None:
             raise InputError("an autonomous system needs steps= and a state", where="x")
-        batch = pytree.tree_leaves(state)[0].shape[0]
+        take(state, states)
+        batch = states.pop(0).shape[0]
+        states.clear()
     assert steps is not None
     own = hasattr(layer.cell, "initial_state")
+    if state is None and own:
+        state = layer.cell.initial_state(batch)
     if state is None:
-        if own:
-            state = layer.cell.initial_state(batch)
-        else:
-            code, leaves = _starting_zeros(
-                layer._handle, x_shape, _metas(xs, 2), context_shape, _metas(contexts, 1)
-            )
-            state = decode(
-                code, [torch.zeros((batch, *leaf[0]), dtype=leaf[1], device=leaf[2]) for leaf in leaves]
-            )
-    states, state_shape = _numbered(state)
-    taught, teacher_shape = _numbered(teacher) if teacher is not None else ([], None)
-    if weight is not None:
-        if teacher is None:
-            raise InputError("there is a weight and no teacher", where="teacher_weight=")
-        taught = [*taught, weight if weight.dtype == torch.bool else weight.to(taught[0].dtype)]
-    _check_sizes([*xs, *taught], [*states, *contexts], steps, batch)
+        state_structure, like = _zeros(
+            layer._handle, x_structure, _specs(xs, 2), context_structure, _specs(contexts, 1)
+        )
+        states = [torch.zeros((batch, *widths), dtype=dtype, device=device) for widths, dtype, device in like]
+    else:
+        state_structure = take(state, states)
+    if weight is not None and teacher is None:
+        raise InputError("there is a weight and no teacher", where="teacher_weight=")
+    _check_sizes([*xs, *taught, *([] if weight is None else [weight])], [*states, *contexts], steps, batch)
     layout = None
     starts = states
     if happens[0] is not None or happens[1] is not None or happens[2] is not None:
-        check_happens(*happens, steps, batch)
-        device = (xs or states)[0].device
-        layout = PaddedLayout(*happens, steps, batch, layer.reverse, device)
-        xs, taught = [layout.pack(t) for t in xs], [layout.pack(t) for t in taught]
+        lengths = torch.tensor(happens[0]) if isinstance(happens[0], (list, tuple)) else happens[0]
+        check_happens(lengths, happens[1], happens[2], steps, batch)
+        layout = PaddedLayout(
+            lengths, happens[1], happens[2], steps, batch, layer.reverse, (xs or states)[0].device
+        )
+        xs = [layout.pack(t) for t in xs]
         contexts = [layout.spread(t) for t in contexts]
         initial = None
         if layout.starts_anew:
             if own:
-                initial = _numbered(layer.cell.initial_state(layout.most))[0]
+                initial = []
+                take(layer.cell.initial_state(layout.most), initial)
             else:  # a cell that does not say that it starts from zeros is refused
-                _starting_zeros(layer._handle, x_shape, _metas(xs, 1), context_shape, _metas(contexts, 1))
+                _zeros(layer._handle, x_structure, _specs(xs, 1), context_structure, _specs(contexts, 1))
         starts = layout.start(states, initial)
+    if layout is None:
+        taught = as_outputs(layer.cell, taught, lambda symbols: symbols)
+    else:
+        taught = as_outputs(layer.cell, taught, lambda symbols: layout.unpack(layout.pack(symbols)))
+    if weight is not None:
+        taught = [*taught, weight if weight.dtype == torch.bool else weight.to(taught[0].dtype)]
+    if layout is not None:
+        taught = [layout.pack(t) for t in taught]
     given = [*xs, *starts, *contexts, *taught]
     flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
     lead = 2 if layout is None else 1
-    metas = (_metas(xs, lead), _metas(states, 1), _metas(contexts, 1), _metas(taught, lead))
-    cuts = None if layout is None else layout.starts_anew
-    key, training, silent, sources, output, output_slots, final, final_slots, noisy = _program(
-        layer._handle, layer.reverse, x_shape, state_shape, context_shape, teacher_shape, metas, flows, cuts
-    )
-    tensors = []
-    for source in sources:
-        if isinstance(source, int):
-            tensors.append(given[source])
-        elif len(source) == 3:
-            rows = batch if layout is None else layout.most
-            tensors.append(torch.zeros((rows, *source[0]), dtype=source[1], device=source[2]))
-        else:
-            here: Any = layer.cell
-            for kind, name in source[0]:
-                here = here[name] if kind == "item" else getattr(here, name)
-            tensors.append(getattr(here, source[1]))
-    seed = torch.randint(2**62, (), dtype=torch.int64) if noisy else None
-    run: Any = torch.ops.elman.train if training else torch.ops.elman.run
+    structures = x_structure, state_structure, context_structure, teacher_structure
+    specs = _specs(xs, lead), _specs(states, 1), _specs(contexts, 1), _specs(taught, lead)
+    program = _program(
+        layer._handle, layer.reverse, structures, specs, None if weight is None else taught[-1].dtype, flows,
+        None if layout is None else layout.starts_anew,
+    )  # fmt: skip
+    rows = batch if layout is None else layout.most
+    tensors = [_tensor(layer.cell, source, given, rows) for source in program.inputs]
+    seed = torch.randint(2**62, (), dtype=torch.int64) if program.noisy else None
+    run: Any = torch.ops.elman.train if program.training else torch.ops.elman.run
     if layout is None:
-        made = run(tensors, key, steps, batch, seed, layer.engine, None, 0)
+        made = run(tensors, program.name, steps, batch, seed, layer.engine, None, 0)
     else:
-        made = run(tensors, key, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows)
-    ended = [made[i].detach() if i in silent else made[i] for i in final_slots]
-    outputs = [made[i].detach() if i in silent else made[i] for i in output_slots]
+        made = run(tensors, program.name, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows)
+    ended = [made[i].detach() if i in program.silent else made[i] for i in program.finals]
+    outputs = [made[i].detach() if i in program.silent else made[i] for i in program.outputs]
     if layout is not None:
         ended = layout.final(ended, states)
         outputs = [layout.unpack(t) for t in outputs]
-    last = decode(final, ended)
-    if output is None:
-        return None, last
-    return decode(output, outputs), last
+    return fill(program.output, outputs), fill(program.state, ended)
+
+
+def _tensor(cell: Any, source: _Input, given: list[Tensor], rows: Any) -> Tensor:
+    if source.given is not None:
+        return given[source.given]
+    if not source.key:
+        return torch.zeros((rows, *source.widths), dtype=source.dtype, device=source.device)
+    here = cell
+    for kind, name in source.path:
+        here = here[name] if kind == "item" else getattr(here, name)
+    return getattr(here, source.key)

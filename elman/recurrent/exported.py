@@ -17,15 +17,15 @@ from torch.fx import Interpreter, Node
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import _pop_mode, _push_mode
 
-from elman.circuit.form import ROWS, Circuit, Kind
-from elman.circuit.signature import Place, flatten
+from elman.circuit.form import ROWS, Circuit, Kind, Wire
+from elman.circuit.structure import fill, flatten, specs
 from elman.errors import NotSupported
-from elman.forcing import WEIGHT
-from elman.pieces.compiled import check_happens
-from elman.recurrent.arguments import batch_of, sizes, weight_of
+from elman.recurrent.arguments import as_outputs, batch_of, sizes, weight_of
+from elman.recurrent.bound import Arguments, BoundCall
 from elman.recurrent.compiled import constant
-from elman.recurrent.prepare import Prepared, Shapes, check_teacher, indivisible, look_up, meta
-from elman.trace.call import store_of
+from elman.recurrent.programs import Binding, Shapes, check_teacher, indivisible
+from elman.segments import Layout
+from elman.segments.padded import check_happens
 from elman.trace.initial import find_zeros
 from elman.trace.outside import is_plain, outside
 
@@ -40,47 +40,47 @@ def run_exported(
     if torch.compiler.is_dynamo_compiling():
         refuse_strict()
     _refuse(x, happens[2])
-    xs, x_tree = flatten(x, "x")
-    contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-    forced, teacher_tree = flatten(teacher, "teacher") if teacher is not None else ([], None)
-    steps, batch = sizes(xs, x_tree, steps)
+    args = Arguments.of(2, x, state, context, teacher)
+    steps, batch = sizes(args.xs, args.structures[0], steps)
     if state is None:
-        state = starting(layer, x_tree.fill([x[0] for x in xs]), context)
-    states, state_tree = flatten(state, "state")
-    batch = batch_of(states, state_tree, contexts, context_tree, batch)
-    weight = weight_of(weight, teacher, (steps, batch))
+        state = starting(layer, fill(args.structures[0], [x[0] for x in args.xs]), context)
+        args = Arguments.of(2, x, state, context, teacher)
+    batch = batch_of(args.states, args.structures[1], args.contexts, args.structures[2], batch)
+    args = args._replace(
+        taught=as_outputs(layer.cell, args.taught, lambda symbols: _all_happen(symbols, happens))
+    )
+    args = args._replace(weight=weight_of(weight, args.taught, (steps, batch)))
     with _unrecorded():
-        some = [_examples(xs, 2), _examples(states, 1), _examples(contexts, 1)]
-        dtype = None if weight is None else weight.dtype
-        metas = tuple(meta(examples, 1) for examples in some)
-        shapes = Shapes(x_tree, state_tree, context_tree, teacher_tree, metas, dtype)
-        some[0] = [example.unsqueeze(0) for example in some[0]]
-        prepared = look_up(layer.cell, layer.reverse, shapes, layer._own, *some)
-    layer._latest = prepared
-    taught = dict(zip(teacher_tree.paths, forced, strict=True)) if teacher_tree is not None else {}
-    check_teacher(prepared.program, taught, (steps, batch))
-    if weight is not None:
-        taught[WEIGHT] = weight
-    tensors = _sorted(layer.cell, prepared, xs, states, contexts, taught, batch)
-    made = _scan(prepared, tensors, _active(prepared, happens, steps, batch), steps)
-    final = prepared.state.fill([made[slot] for slot in prepared.state_slots])
-    if prepared.output is None:
-        return None, final
-    return prepared.output.fill([made[slot] for slot in prepared.output_slots]), final
+        parts = (args.xs, 2), (args.states, 1), (args.contexts, 1)
+        examples = [_examples(tensors, leading) for tensors, leading in parts]
+        shapes = Shapes(
+            layer.reverse, *args.structures, tuple(specs(tensors, 1) for tensors in examples),
+            None if args.weight is None else args.weight.dtype,
+        )  # fmt: skip
+        binding = layer._calls.programs.find(layer.cell, shapes, *examples)
+    layer._calls.latest = binding
+    if args.taught:
+        check_teacher(binding, args.structures[3], args.taught, (steps, batch))
+    device = (args.xs or args.states)[0].device
+    tensors = BoundCall(args.key, layer.cell, layer.reverse, binding, args, None).tensors(
+        args, args.states, Layout((steps, batch), batch, (steps, batch), device)
+    )
+    made = _scan(binding, _own(binding, tensors, batch), _active(binding, happens, steps, batch), steps)
+    outputs = fill(binding.output, [made[slot] for slot in binding.outputs])
+    return outputs, fill(binding.state, [made[slot] for slot in binding.finals])
 
 
 def starting(layer: Any, x: Any, context: Any) -> Any:
     """The state that a cell starts from, at a step x `[B, …]`."""
-    xs, x_tree = flatten(x, "x")
-    contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-    batch = batch_of(xs, x_tree, contexts, context_tree, None)
+    xs, structure = flatten(x, "x")
+    contexts, context_structure = flatten(context, "context")
+    batch = batch_of(xs, structure, contexts, context_structure, None)
     if callable(own := getattr(layer.cell, "initial_state", None)):
         return own(batch)
     with _unrecorded():
-        some = None if context_tree is None else context_tree.fill(_examples(contexts, 1))
-        zeros = find_zeros(layer.cell, x_tree.fill(_examples(xs, 1)), some)
-    leaves = zeros.leaves
-    return zeros.tree.fill([torch.zeros((batch, *size), dtype=d, device=v) for size, d, v in leaves])
+        some = fill(structure, _examples(xs, 1)), fill(context_structure, _examples(contexts, 1))
+        zeros = find_zeros(layer.cell, *some)
+    return zeros.make(batch)
 
 
 def _refuse(x: Any, reset: Any) -> None:
@@ -111,6 +111,14 @@ def _unrecorded() -> Iterator[None]:
             _push_mode(mode)
 
 
+def _all_happen(symbols: Tensor, happens: tuple[Any, Any, Any]) -> Tensor:
+    if happens[0] is not None or happens[1] is not None:
+        raise _refused(
+            "a teacher of symbols beside lengths or a mask, exported,", "pass cell.as_output(symbols)"
+        )
+    return symbols
+
+
 def _refused(what: str, mend: str) -> NotSupported:
     return NotSupported(what=f"{what} is not available", where="Recurrent(…)", mend=mend)
 
@@ -120,27 +128,18 @@ def _examples(tensors: Sequence[Tensor], leading: int) -> list[Tensor]:
     return [torch.zeros((2, *map(index, t.shape[leading:])), dtype=t.dtype, device=t.device) for t in tensors]
 
 
-def _sorted(
-    cell: torch.nn.Module, prepared: Prepared, xs: list[Tensor], states: list[Tensor], contexts: list[Tensor],
-    taught: dict[str, Tensor], batch: int,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Input port -> its tensor."""
-    given = {"x": iter(xs), "state": iter(states), "context": iter(contexts)}
-    found = {}
-    for port, source in zip(prepared.program.inputs, prepared.sources, strict=True):
-        if isinstance(source, Place):
-            found[port.name] = store_of(cell, source)[source.key]
-        elif isinstance(source, Tensor):
-            found[port.name] = source
-        elif source is None:
-            found[port.name] = torch.zeros((batch, *port.shape), dtype=port.dtype, device=port.device)
-        else:
-            found[port.name] = next(given[source]) if source in given else taught[source]
-    # A tensor that is not the export's becomes a constant of it where an operation reads it; a loop is none.
-    return {name: value.clone() if is_plain(value) else value for name, value in found.items()}
+def _own(binding: Binding, tensors: Sequence[Tensor | None], batch: int) -> dict[str, Tensor]:
+    """Input port -> its tensor. One that is not the export's becomes a constant of it where an operation reads it; a
+    loop is none."""
+    return {
+        port.name: torch.zeros((batch, *port.shape), dtype=port.dtype, device=port.device) if value is None
+        else value.clone() if is_plain(value)
+        else value
+        for port, value in zip(binding.program.inputs, tensors, strict=True)
+    }  # fmt: skip
 
 
-def _active(prepared: Prepared, happens: tuple[Any, Any, Any], steps: int, batch: int) -> Tensor | None:
+def _active(binding: Binding, happens: tuple[Any, Any, Any], steps: int, batch: int) -> Tensor | None:
     """[T, B]: which steps happen; None for all of them."""
     lengths, mask, _ = happens
     if lengths is None and mask is None:
@@ -148,7 +147,7 @@ def _active(prepared: Prepared, happens: tuple[Any, Any, Any], steps: int, batch
     if isinstance(lengths, (list, tuple)):
         lengths = torch.tensor(lengths)
     check_happens(lengths, mask, None, steps, batch)
-    if (reason := indivisible(prepared, cuts=False)) is not None:
+    if (reason := indivisible(binding, cuts=False)) is not None:
         raise reason
     if lengths is None:
         return mask.clone() if is_plain(mask) else mask
@@ -157,21 +156,17 @@ def _active(prepared: Prepared, happens: tuple[Any, Any, Any], steps: int, batch
 
 
 def _scan(
-    prepared: Prepared, tensors: dict[str, Tensor], active: Tensor | None, steps: int
+    binding: Binding, tensors: dict[str, Tensor], active: Tensor | None, steps: int
 ) -> dict[int, Tensor]:
     """Place among the program's outputs -> sequence or final state."""
-    circuit = prepared.program.circuit
-    if prepared.program.has_noise:
+    circuit = binding.program.circuit
+    if binding.program.has_noise:
         raise _refused("a cell that draws random numbers under torch.export", "call model.eval() before")
     kinds = {kind: [p.name for p in circuit.inputs_of(kind)] for kind in Kind}
     states, constants = kinds[Kind.STATE], kinds[Kind.CONSTANT]
     # Where a teacher is, what the next step sees is not what the last one leaves: final states are carried beside.
-    starts = [
-        p.name
-        for p, source in zip(prepared.program.inputs, prepared.sources, strict=True)
-        if source == "state"
-    ]
-    wires = [circuit.outputs[slot].wire for slot in prepared.state_slots]
+    starts = [binding.program.inputs[slot].name for slot in binding.slots("state")]
+    wires = [circuit.outputs[slot].wire for slot in binding.finals]
     carried = [*(tensors[name] for name in states), *(tensors[name].clone() for name in starts)]
     read = [tensors[name] for name in kinds[Kind.SEQUENCE]]
     if active is not None or not read:  # a loop over nothing has no steps
@@ -189,7 +184,7 @@ def _scan(
     made = scan_op(step, carried, read, tuple(tensors[name] for name in constants))
     _, finals, emitted = _split(made, len(states), len(starts))
     sequences = [value.flip(0) if circuit.reverse else value for value in emitted]
-    return dict(zip((*prepared.state_slots, *kept), (*finals, *sequences), strict=True))
+    return dict(zip((*binding.finals, *kept), (*finals, *sequences), strict=True))
 
 
 def _split(values: Sequence[Tensor], one: int, other: int) -> tuple[Sequence[Tensor], ...]:
@@ -200,7 +195,7 @@ def _step(
     circuit: Circuit,
     known: dict[str, Tensor],
     before: Sequence[Tensor],
-    wires: list[str],
+    wires: list[Wire],
     active: Tensor | None,
 ) -> list[Tensor]:
     """(next states, values of wires, outputs) of one step, each in memory of its own.

@@ -12,13 +12,13 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from elman.errors import AmbiguityWarning, ElmanError, InputError, InputTypeError, expect
-from elman.pieces import Layout
 from elman.plan.explain import Explanation
-from elman.recurrent.arguments import Happens, over_sequences
+from elman.recurrent.arguments import StepSelection, over_sequences, selection
 from elman.recurrent.compiled import constant, layer_of
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.states import directions, layer_states
+from elman.segments import Layout
 
 Tensor = torch.Tensor
 
@@ -82,7 +82,7 @@ class Bidirectional(torch.nn.Module):
     def _time_major(
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, context: Any
     ) -> tuple[Any, tuple[Any, Any]]:
-        happens = Happens(lengths, mask, reset)
+        happens = selection(lengths, mask, reset)
         if _each_by_itself(x, happens):
             given = happens.given
             return self._both(
@@ -251,7 +251,7 @@ class Stack(torch.nn.Module):
     def _time_major(
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, teacher: Any, teacher_weight: Any, context: Any
     ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
-        happens = Happens(lengths, mask, reset)
+        happens = selection(lengths, mask, reset)
         if not _each_by_itself(x, happens):
             if not self.order_is_said:
                 warn_if_unclear(self, x)
@@ -420,7 +420,7 @@ def _has_third(handle: int) -> bool:
     return True
 
 
-def _each_by_itself(x: Any, happens: Happens) -> bool:
+def _each_by_itself(x: Any, happens: StepSelection) -> bool:
     """Whether layers lay out their sequences themselves: there is nothing to lay out, or a compiler is looking, which
     has its own way of doing it."""
     return torch.compiler.is_compiling() or (not happens.said and not isinstance(x, PackedSequence))

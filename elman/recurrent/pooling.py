@@ -10,10 +10,10 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from elman.errors import InputError, InputTypeError
-from elman.pieces.check import read_bools, read_lengths
 from elman.recurrent.layers import Bidirectional, Stack
 from elman.recurrent.order import turned
 from elman.recurrent.states import Directions, LayerStates
+from elman.segments.check import read_bools, read_lengths
 
 Tensor = torch.Tensor
 

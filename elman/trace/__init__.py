@@ -13,17 +13,18 @@ from typing import Any
 import torch
 
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Kind, OutPort
+from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.circuit.rows import rows_of
-from elman.circuit.signature import Signature, flatten, identifier
+from elman.circuit.signature import Signature, identifier
+from elman.circuit.structure import flatten, paths
 from elman.errors import TraceError
 from elman.trace import mistakes, refuse
-from elman.trace.call import attributes, changed, places, skeleton, step_of, store_of
+from elman.trace.call import attributes, changed, next_result, places, skeleton_of, step_of, store_of
+from elman.trace.changes import Changes
 from elman.trace.initial import initial_state
-from elman.trace.joint import trace_joint
-from elman.trace.key import Changes
+from elman.trace.joint import Recording, trace_joint
 from elman.trace.outside import outside
-from elman.trace.selfcheck import compare_with_cell
+from elman.trace.selfcheck import can_compare, compare_with_cell
 
 __all__ = ["trace", "verify"]
 
@@ -58,7 +59,7 @@ def trace(
 
 def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool) -> Circuit:
     name = type(cell).__name__
-    bones = skeleton(cell)
+    skeleton = skeleton_of(cell)
     taken: set[str] = {"rows", "timeline"}
     ports: list[InPort] = []
 
@@ -69,7 +70,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
             )
         port = identifier(_own_word(word), taken)
         shape = tuple(tensor.shape[1:] if rows else tensor.shape)
-        feed = f"{port}_next" if kind is Kind.STATE else None
+        feed = Wire.result(next_result(port)) if kind is Kind.STATE else None
         ports.append(InPort(port, kind, shape, tensor.dtype, tensor.device, rows, path, feed, frozen=frozen))
         return port
 
@@ -81,53 +82,57 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         owned[
             add(entry[0].path, Kind.CONSTANT, tensor, False, entry[0].path.removeprefix("cell."), frozen)
         ] = entry
-    xs, x_tree = flatten(x, "x")
-    states, state_tree = flatten(state, "state")
+    xs, x_structure = flatten(x, "x")
+    states, state_structure = flatten(state, "state")
     if not states:
         raise TraceError(
             what="the state holds no tensor, so there is no recurrence", where=name, got=repr(state)
         )
-    contexts, context_tree = flatten(context, "context") if context is not None else ([], None)
-    x_ports = [add(p, Kind.SEQUENCE, t, True, p) for p, t in zip(x_tree.paths, xs, strict=True)]
-    words = [path.replace("state", "h", 1) for path in state_tree.paths]
+    contexts, context_structure = flatten(context, "context")
+    x_ports = [add(p, Kind.SEQUENCE, t, True, p) for p, t in zip(paths(x_structure, "x"), xs, strict=True)]
     state_ports = [
-        add(p, Kind.STATE, t, True, w) for p, t, w in zip(state_tree.paths, states, words, strict=True)
+        add(path, Kind.STATE, tensor, True, path.replace("state", "h", 1))
+        for path, tensor in zip(paths(state_structure, "state"), states, strict=True)
     ]
-    context_call = None
-    if context_tree is not None:
-        context_ports = [
-            add(p, Kind.CONSTANT, t, True, p) for p, t in zip(context_tree.paths, contexts, strict=True)
-        ]
-        context_call = (context_ports, context_tree)
-    step = step_of(bones, owned, (x_ports, x_tree), (state_ports, state_tree), context_call, name)
-    before, lasting = attributes(bones), Changes(bones)
+    context_ports = [
+        add(path, Kind.CONSTANT, tensor, True, path)
+        for path, tensor in zip(paths(context_structure, "context"), contexts, strict=True)
+    ]
+    step = step_of(
+        skeleton, owned, (x_ports, x_structure), (state_ports, state_structure), (context_ports, context_structure),
+        name,
+    )  # fmt: skip
+    before, lasting = attributes(skeleton), Changes(skeleton)
 
     def inspect(results: dict[str, torch.Tensor]) -> None:
-        fault = changed(before, attributes(bones))
+        fault = changed(before, attributes(skeleton))
         if fault is not None:
             raise refuse.attribute(name, fault)
         refuse.changes(lasting, name)
         _check_state(results, ports, name)
 
     try:
-        joint = trace_joint(step, ports, name, inspect)
-    except TraceError:
+        joint = trace_joint(step, ports, name, inspect, asking=not (check and can_compare(ports)))
+    except TraceError as error:
         # What the step itself raises, as users would see it in a loop of their own, explains all that comes after.
-        if (told := mistakes.find(cell, x, state, context)) is None:
-            raise
-        raise told from told.__cause__
-    output_tree, output_wires = step.output  # type: ignore[attr-defined]
+        if (told := mistakes.find(cell, x, state, context)) is not None:
+            raise told from told.__cause__
+        if refuse.takes_number(error) and (own := mistakes.numbers_of_its_own(cell, x, state, context)):
+            raise refuse.own_number(error, own) from error.__cause__
+        raise
+    output, output_wires = step.output  # type: ignore[attr-defined]
+    given = tuple(ports)
     ports += [*joint.noise, *(port for port, _ in joint.captured)]
     results = graphs.results_of(joint.graph)
     forward = graphs.extract(joint.graph, {key: results[key] for key in joint.results})
     outputs = [
-        OutPort(identifier(path, taken), Kind.SEQUENCE, wire, path)
-        for path, wire in zip(output_tree.paths if output_tree else (), output_wires, strict=True)
+        OutPort(identifier(path, taken), Kind.SEQUENCE, Wire.result(wire), path)
+        for path, wire in zip(paths(output, "output"), output_wires, strict=True)
     ]
     outputs += [
-        OutPort(f"{port.name}_final", Kind.STATE, f"{port.name}_next", f"final {port.path}", port.name)
+        OutPort(f"{port.name}_final", Kind.STATE, port.next, f"final {port.path}", port.name)
         for port in ports
-        if port.kind is Kind.STATE
+        if port.next is not None
     ]
     circuit = Circuit(
         name=name,
@@ -135,22 +140,19 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         inputs=tuple(ports),
         outputs=tuple(outputs),
         reverse=False,
-        step=step,
-        joint=lambda: joint,
         signature=Signature(
-            x_tree, state_tree, context_tree, output_tree, output_wires, owned,
+            x_structure, state_structure, context_structure, output, output_wires, owned,
             {port.name: tensor for port, tensor in joint.captured},
         ),
+        record=Recording(step, given, name, traced=joint),
     )  # fmt: skip
     circuit.check()
     for out in circuit.outputs_of(Kind.SEQUENCE):
         _check_output(circuit, out)
     if check:
-        given = [*zip(x_ports, xs, strict=True), *zip(state_ports, states, strict=True)]
-        if context_call is not None:
-            given += zip(context_call[0], contexts, strict=True)
+        examples = dict(zip((*x_ports, *state_ports, *context_ports), (*xs, *states, *contexts), strict=True))
         try:
-            compare_with_cell(circuit, cell, dict(given))
+            compare_with_cell(circuit, cell, examples)
         except TraceError as error:
             told = None if error.__cause__ is None else mistakes.find(cell, x, state, context)
             if told is None:
@@ -184,9 +186,9 @@ def _val(graph: torch.fx.Graph, name: str) -> Any:
 def _check_state(results: dict[str, torch.Tensor], ports: list[InPort], name: str) -> None:
     """A state keeps its shape, dtype and device from step to step."""
     for port in ports:
-        if port.kind is not Kind.STATE:
+        if port.next is None:
             continue
-        new = results[f"{port.name}_next"]
+        new = results[port.next.name]
         got = (
             [str(size) if isinstance(size, int) else "B" for size in new.shape],
             new.dtype,

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from elman.circuit.signature import Place, Tree, flatten
-from elman.errors import TraceError
+from elman.circuit.signature import Place
+from elman.circuit.structure import NOTHING, Structure, fill, flatten, leaves, nested_alike, paths, take
+from elman.errors import InputTypeError, TraceError
 from elman.trace.modules import kept_values, module_at, modules
 from elman.trace.watch import content_of
 
@@ -64,7 +65,7 @@ def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
     return module.__dict__ if place.store == "__dict__" else module.__dict__[place.store]
 
 
-def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
+def skeleton_of(cell: torch.nn.Module) -> torch.nn.Module:
     """A copy of a cell without its weights, which keeps the attributes as they are now and can be run by `swapped`.
 
     Its modules are never the cell's own, which another thread may be using meanwhile.
@@ -87,9 +88,9 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
         )
     try:
         met = dict(memo)  # what a copy has met that fails must not be met again
-        bones = copy.deepcopy(cell, met)
+        skeleton = copy.deepcopy(cell, met)
     except Exception:
-        met, bones = memo, _taken_apart(cell, memo)
+        met, skeleton = memo, _taken_apart(cell, memo)
     for function, copied in functions:  # a lambda over `self` is one over the copy
         for old, new in zip(function.__closure__ or (), copied.__closure__ or (), strict=True):
             content = content_of(old)
@@ -97,7 +98,7 @@ def skeleton(cell: torch.nn.Module) -> torch.nn.Module:
                 new.cell_contents = met.get(id(content), content)
             elif content is not types.CellType:
                 new.cell_contents = content
-    return bones
+    return skeleton
 
 
 def _with_own_closure(function: types.FunctionType) -> types.FunctionType:
@@ -197,7 +198,7 @@ def _equal(a: Any, b: Any) -> bool:
 # --- one step -----------------------------------------------------------------------------------------------------
 
 
-def understand(returned: Any, state: Tree, cell: str) -> tuple[Any, Any]:
+def understand(returned: Any, state: Structure, cell: str) -> tuple[Any, Any]:
     """(output, new state) of what a cell returned; the new state is recognised by the state's structure.
 
     A cell that returns the new state alone has its first tensor as output. Raises TraceError otherwise.
@@ -206,7 +207,8 @@ def understand(returned: Any, state: Tree, cell: str) -> tuple[Any, Any]:
         return next(iter(flatten(returned, "state")[0]), None), returned
     if isinstance(returned, (tuple, list)) and len(returned) == 2 and _same(returned[1], state):
         return returned[0], returned[1]
-    like = state.fill([None] * len(state.paths))
+    size = len(paths(state, "state"))
+    like = fill(state, [None] * size)
     for ordered in (in_order(returned, like), in_order(returned, (None, like))):  # dicts in another order
         if ordered is not returned:
             return understand(ordered, state, cell)
@@ -214,7 +216,7 @@ def understand(returned: Any, state: Tree, cell: str) -> tuple[Any, Any]:
         what="the cell returned neither the new state nor (output, new state)",
         where=cell,
         got=shape_of(returned),
-        expected=f"a state {shape_of(state.fill(['tensor'] * len(state.paths)))}, alone or after an output",
+        expected=f"a state {shape_of(fill(state, ['tensor'] * size))}, alone or after an output",
         mend="return the state in the structure in which it comes in",
     )
 
@@ -235,14 +237,11 @@ def in_order(value: Any, like: Any) -> Any:
     return value
 
 
-def _same(value: Any, tree: Tree) -> bool:
-    if tree.size == 1 and isinstance(value, Tensor):
-        return tree.spec == pytree.tree_structure(value)
-    leaves, spec = pytree.tree_flatten(value)
-    if spec != tree.spec:
+def _same(value: Any, structure: Structure) -> bool:
+    try:
+        return nested_alike(take(value, []), structure)
+    except InputTypeError:  # something in it is no tensor
         return False
-    statics = {position for position, _ in tree.statics}
-    return all(isinstance(leaf, Tensor) != (i in statics) for i, leaf in enumerate(leaves))
 
 
 def shape_of(value: Any) -> str:
@@ -261,6 +260,11 @@ class _Word(str):
         return str(self)
 
 
+def next_result(state: str) -> str:
+    """What a step's result is called that a state port holds one step later."""
+    return f"{state}_next"
+
+
 def call_cell(cell: torch.nn.Module, x: Any, state: Any, context: Any, with_context: bool) -> Any:
     """One step of a cell, as users write it."""
     return cell(x, state, context) if with_context else cell(x, state)
@@ -269,15 +273,15 @@ def call_cell(cell: torch.nn.Module, x: Any, state: Any, context: Any, with_cont
 def step_of(
     cell: torch.nn.Module,
     owned: Mapping[str, tuple[Place, ...]],
-    x: tuple[Sequence[str], Tree],
-    state: tuple[Sequence[str], Tree],
-    context: tuple[Sequence[str], Tree] | None,
+    x: tuple[Sequence[str], Structure],
+    state: tuple[Sequence[str], Structure],
+    context: tuple[Sequence[str], Structure],
     name: str,
     wires: Sequence[str] | None = None,
 ) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
     """The cell as a function of named tensors: ports in, results out.
 
-    Results are `<state port>_next` for every tensor of the new state and `o`, `o_1`, … for the tensors of the output
+    Results are those of `next_result` for every tensor of the new state and `o`, `o_1`, … for the tensors of the output
     that are not themselves tensors of the new state. Which are is settled by `wires`, else by the first call (an
     operation may hand on its operand in one call and copy it in another); `.output` then is (structure, wires).
     """
@@ -286,13 +290,8 @@ def step_of(
     def step(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = {entry: inputs[port] for port, entry in owned.items()}
         with swapped(cell, tensors):
-            returned = call_cell(
-                cell,
-                x[1].fill([inputs[port] for port in x[0]]),
-                state[1].fill([inputs[port] for port in state[0]]),
-                None if context is None else context[1].fill([inputs[port] for port in context[0]]),
-                context is not None,
-            )
+            arguments = (fill(part[1], [inputs[port] for port in part[0]]) for part in (x, state, context))
+            returned = call_cell(cell, *arguments, with_context=context[1] != NOTHING)
             replaced = rebound(cell, tensors)
         if replaced is not None:
             raise TraceError(
@@ -301,13 +300,13 @@ def step_of(
                 mend="keep what changes from step to step in the state",
             )
         output, new_state = understand(returned, state[1], name)
-        new, tree = flatten(new_state, "state")
-        _keep_numbers(state[1], tree, name)
-        results = {f"{port}_next": value for port, value in zip(state[0], new, strict=True)}
-        kept, tree = flatten(output, "output")
+        new, structure = flatten(new_state, "state")
+        _keep_numbers(state[1], structure, name)
+        results = {next_result(port): value for port, value in zip(state[0], new, strict=True)}
+        kept, structure = flatten(output, "output")
         if settled[0] is None:
             settled[0] = _wires(kept, results)
-            step.output = (tree if output is not None else None, settled[0])  # type: ignore[attr-defined]
+            step.output = (structure, settled[0])  # type: ignore[attr-defined]
         for wire, value in zip(settled[0], kept, strict=True):
             results.setdefault(wire, value)
         return results
@@ -315,14 +314,14 @@ def step_of(
     return step
 
 
-def _keep_numbers(before: Tree, after: Tree, cell: str) -> None:
+def _keep_numbers(before: Structure, after: Structure, cell: str) -> None:
     """Refuse a step that changes a number in the state: a circuit carries tensors from step to step."""
-    for (_, old), (_, new) in zip(before.statics, after.statics, strict=True):
-        if type(old) is not type(new) or old != new:
+    for (_, old), (_, new) in zip(leaves(before, ""), leaves(after, ""), strict=True):
+        if old != new:
             raise TraceError(
                 what="the step changes a Python number (or flag) in the state",
                 where=cell,
-                got=f"{old!r}, and then {new!r}",
+                got=f"{old[2]!r}, and then {new[2]!r}",
                 mend="make it a tensor [B] that starts as torch.zeros(B): t + 1 counts on, torch.where chooses by it",
             )
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
 
 from elman import noise
-from elman.circuit.signature import Tree, flatten
+from elman.circuit.structure import Structure, TensorSpec, fill, flatten, specs
 from elman.errors import ElmanError, TraceError
 from elman.trace import mistakes, refuse
-from elman.trace.call import places, skeleton, store_of, swapped, understand
-from elman.trace.key import Changes
+from elman.trace.call import places, skeleton_of, store_of, swapped, understand
+from elman.trace.changes import Changes
 from elman.trace.mistakes import PROBED
 from elman.trace.outside import is_plain, outside, readable
 
@@ -24,15 +24,20 @@ MEND = "define initial_state(batch) on the cell, or pass a state"
 
 @dataclass(frozen=True)
 class Zeros:
-    """A starting state of zeros: its structure, and each tensor's widths, dtype and device."""
+    """A starting state of zeros: its structure, and what each tensor is like."""
 
-    tree: Tree
-    leaves: tuple[tuple[tuple[int, ...], torch.dtype, torch.device], ...]
+    structure: Structure
+    specs: tuple[TensorSpec, ...]
 
     def make(self, batch: int) -> Any:
-        return self.tree.fill(
-            [torch.zeros((batch, *shape), dtype=d, device=v) for shape, d, v in self.leaves]
-        )
+        return fill(self.structure, [spec.zeros(batch) for spec in self.specs])
+
+
+class _Fault(NamedTuple):
+    """Why a cell does not start from a state. error: what it has raised, if it has."""
+
+    reason: str
+    error: Exception | None = None
 
 
 def initial_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Any:
@@ -41,7 +46,7 @@ def initial_state(cell: torch.nn.Module, x: Any, context: Any = None) -> Any:
     `cell.initial_state(batch)` if there is one; else zeros, shaped by `cell.hidden_size` or by what `cell(x)` returns
     without a state. Raises TraceError where neither is clear.
     """
-    tensors = flatten(x, "x")[0] + (flatten(context, "context")[0] if context is not None else [])
+    tensors = flatten(x, "x")[0] + flatten(context, "context")[0]
     if not tensors:
         raise TraceError(
             what="without x and without a state nobody knows the batch size", where=_name(cell), mend=MEND
@@ -80,16 +85,16 @@ def find_zeros(cell: torch.nn.Module, x: Any, context: Any = None) -> Zeros:
 
 
 def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
-    bones = skeleton(cell)
+    skeleton = skeleton_of(cell)
     weights = {entry: readable(store_of(cell, entry[0])[entry[0].key]) for entry in places(cell)}
     some_x, some_context = _small(x), None if context is None else _small(context)
 
     def call(*state: Any) -> Any:
         draws = noise.Replay(torch.Generator().manual_seed(0))  # the same at every call
-        with draws, swapped(bones, weights), torch.no_grad():
+        with draws, swapped(skeleton, weights), torch.no_grad():
             if context is None:
-                return bones(some_x, *state)
-            return bones(some_x, *(state or (None,)), some_context)
+                return skeleton(some_x, *state)
+            return skeleton(some_x, *(state or (None,)), some_context)
 
     zeros, fault, hidden = None, None, getattr(cell, "hidden_size", None)
     if isinstance(hidden, int) and not isinstance(hidden, bool):
@@ -132,30 +137,35 @@ def _no_start(
     x: Any,
     context: Any,
     zeros: Tensor | None,
-    fault: Exception | str | None,
+    fault: _Fault | None,
     alone: Exception,
 ) -> ElmanError:
     """Why nobody knows what a cell starts from. fault: of cell(x, zeros), where that was tried; alone: of cell(x)."""
     told: ElmanError | None = None
-    if zeros is not None and isinstance(fault, Exception):
+    error = fault.error if fault is not None else None
+    if zeros is not None and error is not None:
         size = f"[B, {zeros.shape[1]}]"
         mend = f"the state was taken to be {size}, by hidden_size; where it is another one, {MEND}"
-        if isinstance(fault, ElmanError):
+        if isinstance(error, ElmanError):
             return TraceError(
-                fault.what, where=fault.where, got=fault.got, expected=fault.expected, mend=mend
+                error.what, where=error.where, got=error.got, expected=error.expected, mend=mend
             )
         told = mistakes.find(cell, x, zeros, context, mend)
     elif zeros is None and mistakes.starts_alone(cell):
         told = mistakes.find(cell, x, None, context, f"{MEND}, or give it the attribute hidden_size")
     if told is None:
-        tried = "" if zeros is None else f"cell(x, zeros [B, {zeros.shape[1]}]): {fault}; "
+        tried = (
+            ""
+            if fault is None or zeros is None
+            else f"cell(x, zeros [B, {zeros.shape[1]}]): {fault.reason}; "
+        )
         told = TraceError(
             what="the cell does not say which state it starts from",
             where=_name(cell),
             got=f"{tried}cell(x) without a state: {refuse.message(alone)}",
             mend=MEND if tried else f"{MEND}, or give it the attribute hidden_size",
         )
-        told.__cause__ = fault if isinstance(fault, Exception) else alone
+        told.__cause__ = error or alone
     return told
 
 
@@ -194,24 +204,24 @@ def _zeros_like(leaf: Any) -> Any:
     return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
 
 
-def _fault(call: Callable[..., Any], state: Any, name: str) -> Exception | str | None:
+def _fault(call: Callable[..., Any], state: Any, name: str) -> _Fault | None:
     """Why a cell does not map this state to one of the same structure, shapes and dtypes; None if it does."""
     try:
-        tensors, tree = flatten(state, "state")
-        new = flatten(understand(call(state), tree, name)[1], "state")[0]
+        tensors, structure = flatten(state, "state")
+        new = flatten(understand(call(state), structure, name)[1], "state")[0]
     except Exception as error:
-        return error
+        return _Fault(str(error), error)
     if not tensors:
-        return "no tensor in it"
+        return _Fault("no tensor in it")
     for a, b in zip(tensors, new, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
-            return f"the new state is [B{''.join(f', {size}' for size in b.shape[1:])}] {b.dtype}"
+            return _Fault(f"the new state is [B{''.join(f', {size}' for size in b.shape[1:])}] {b.dtype}")
     return None
 
 
 def _zeros(state: Any) -> Zeros:
-    tensors, tree = flatten(state, "state")
-    return Zeros(tree, tuple((tuple(t.shape[1:]), t.dtype, t.device) for t in tensors))
+    tensors, structure = flatten(state, "state")
+    return Zeros(structure, specs(tensors, 1))
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,23 +25,20 @@ from torch.utils import _pytree as pytree
 from elman import noise
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
+from elman.circuit.operations import OPERATIONS
 from elman.circuit.signature import identifier
 from elman.errors import TraceError
 from elman.trace import refuse
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
+from elman.trace.outside import derived, outside
 from elman.trace.parts import InParts
 from elman.trace.writes import is_write, without_plain_writes
 
 aten = torch.ops.aten
 
-# Operations that are taken apart while tracing: what remains has a rule for what it does to rows.
-_APART = (
-        aten.nll_loss_forward, aten.nll_loss_backward, aten.mv, aten.addmv, aten.dot, aten.addr, aten.mse_loss,
-        aten.mse_loss_backward, aten.smooth_l1_loss, aten.smooth_l1_loss_backward, aten.huber_loss,
-        aten.huber_loss_backward, aten.binary_cross_entropy, aten.binary_cross_entropy_backward, aten.glu,
-        aten.glu_backward, aten.logaddexp, aten.std, aten.norm,
-)  # fmt: skip
+# What is taken apart while tracing: what remains has a rule for what it does to rows.
+APART = [getattr(aten, operation.name) for operation in OPERATIONS.values() if operation.apart]
 
 # The batch size that the tracer pretends to see where it needs a number: a prime that is nobody's width.
 PRETENDED_BATCH = 1187
@@ -82,9 +80,31 @@ class Fakes:
         with self.mode:
             return torch.empty(size, dtype=port.dtype, device=port.device)
 
-    def again(self, value: torch.Tensor) -> torch.Tensor:
-        with self.mode:
-            return torch.empty_like(value)
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A circuit's record: a step that runs, and its joint, traced when it is first asked for (see `trace_joint`).
+
+    traced: the joint, where it is there already.
+    """
+
+    step: StepFunction
+    ports: tuple[InPort, ...]
+    name: str
+    twice: bool = False
+    met: Mapping[str, torch.Tensor] | None = None
+    traced: Joint | None = None
+
+    @property
+    def joint(self) -> Joint:
+        return self._joint
+
+    @derived
+    def _joint(self) -> Joint:
+        if self.traced is not None:
+            return self.traced
+        with outside():
+            return trace_joint(self.step, self.ports, self.name, twice=self.twice, met=self.met)
 
 
 def trace_joint(
@@ -94,6 +114,7 @@ def trace_joint(
     inspect: Callable[[dict[str, torch.Tensor]], None] | None = None,
     twice: bool = False,
     met: Mapping[str, torch.Tensor] | None = None,
+    asking: bool = False,
 ) -> Joint:
     """Trace a step and its backward into one graph in normal form.
 
@@ -101,13 +122,14 @@ def trace_joint(
     ports: its inputs; noise ports among them are what the step will draw for itself, in this order.
     twice: the step differentiates: what is traced is a second derivative, or a higher one.
     met: ports among them that hold a tensor which the step finds for itself, and will find again.
-    inspect: looks at the step's results on fake tensors before anything is traced, and may refuse them.
+    inspect: looks at the step's results on fake tensors, and may refuse them.
+    asking: refuse what asks for what no key can say; who compares circuit and cell does that for less.
     Raises TraceError for a step that cannot be a circuit.
     """
-    # To note the line of every operation takes a third of a trace, and errors alone tell it.
+    # To note every operation's line, and to run the step once unrecorded, takes half a trace; errors alone need it.
     with contextlib.suppress(TraceError):
-        return _trace_joint(step, ports, name, inspect, twice, met or {}, lines=False)
-    return _trace_joint(step, ports, name, inspect, twice, met or {}, lines=True)
+        return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, lines=False)
+    return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, lines=True)
 
 
 def _trace_joint(
@@ -117,49 +139,65 @@ def _trace_joint(
     inspect: Callable[[dict[str, torch.Tensor]], None] | None,
     twice: bool,
     met: Mapping[str, torch.Tensor],
+    asking: bool,
     lines: bool,
 ) -> Joint:
     given = [port for port in ports if port.kind is not Kind.NOISE]
     from torch._decomp import get_decompositions
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    apart: Any = get_decompositions(_APART)
+    apart: Any = get_decompositions(APART)
     fakes = Fakes()
     parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
-    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
-        # A first run without recording: what comes out, and whether the step is honest about its state.
-        with refuse.writes_while_running(step, example, given, name), parts:
-            leaves = _leaves(example, given)
-            with refuse.asking(name):
-                dry = step(leaves)
-        refuse.hooks(leaves, given, name)
-        refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
-        carries_gradient = {result for result, value in dry.items() if value.requires_grad}
-        if inspect is not None:
-            inspect(dry)
-    cotangents = {result: fakes.again(dry[result].detach()) for result in dry if result in carries_gradient}
-    results = list(dry)
+    if lines:
+        with (
+            refuse.while_tracing(name),
+            enable_python_dispatcher(),
+            fakes.mode,
+            torch.enable_grad(),
+            _unchosen(),
+        ):
+            # A first run without recording: it says what is wrong before the recorder stumbles over it.
+            with refuse.writes_while_running(step, example, given, name), parts:
+                leaves = _leaves(example, given)
+                with refuse.asking(name):
+                    dry = step(leaves)
+            refuse.hooks(leaves, given, name)
+            refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
+            if inspect is not None:
+                inspect(dry)
+    results: list[str] = []
+    cotangents: dict[str, torch.Tensor] = {}
     wants = [port.name for port in given if port.differentiable]
     gradients_found: list[bool] = []
 
-    def both(inputs: list[torch.Tensor], cots: list[torch.Tensor]) -> list[torch.Tensor]:
+    def both(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
         versions = {port: leaf._version for port, leaf in leaves.items()}
-        with parts:
+        with parts, refuse.asking(name) if asking and not lines else contextlib.nullcontext():
             outputs = step(leaves)
         refuse.writes(leaves, versions, given, name)
-        flowing = [outputs[result] for result in cotangents]
+        refuse.hooks(leaves, given, name)
+        if inspect is not None:
+            inspect(outputs)
+        results.extend(outputs)
+        flowing = {result: value for result, value in outputs.items() if value.requires_grad}
+        cotangents.update(
+            (result, _recorded_input(f"ct_{result}", value)) for result, value in flowing.items()
+        )
         sources = [leaves[port] for port in wants]
         found: Sequence[torch.Tensor | None] = [None] * len(sources)
         if flowing and sources:
-            found = torch.autograd.grad(flowing, sources, cots, allow_unused=True)
+            found = torch.autograd.grad(
+                list(flowing.values()), sources, list(cotangents.values()), allow_unused=True
+            )
         gradients_found[:] = [gradient is not None for gradient in found]
         return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
         module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=lines)(
-            list(example.values()), list(cotangents.values())
+            list(example.values())
         )
         refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
         if any(map(is_write, module.graph.nodes)):
@@ -168,27 +206,28 @@ def _trace_joint(
                 module.recompile()
                 module = _without_writes(module, [*example.values(), *cotangents.values()])
     where = refuse.place_of(name)
-    names = [*example, *(f"ct_{result}" for result in cotangents)]
+    placed = {result: f"ct_{result}" for result in cotangents}
+    names = [*example, *placed.values()]
     graph, captured = _named(module, names, fakes, where, met)
     named = graphs.results_of(graph)
     keys = list(named)
     flowing_to = [port for port, found in zip(wants, gradients_found, strict=True) if found]
-    joint_results = dict(zip([*results, *(f"grad {port}" for port in flowing_to)], keys, strict=True))
+    joint_results = dict(zip([*results, *map(_gradient, flowing_to)], keys, strict=True))
     _rename_results(graph, {key: new for new, key in joint_results.items()})
     drawn = noise.lift(graph, where)
     normalise(graph)
     if batch_slow(graph):
         normalise(graph)
     graph = graphs.renamed(graph)
-    _mark_primal(graph, {f"ct_{result}" for result in cotangents})
+    _mark_primal(graph, set(placed.values()))
     final = graphs.results_of(graph)
     if not twice:
         refuse.mixing(graphs.extract(graph, {result: final[result] for result in results}), where)
     return Joint(
         graph,
         {result: final[result].name for result in results},
-        {result: f"ct_{result}" for result in cotangents},
-        {port: (final[f"grad {port}"].name if port in flowing_to else None) for port in wants},
+        placed,
+        {port: _gradient(port) if port in flowing_to else None for port in wants},
         tuple(drawn),
         tuple(captured),
     )
@@ -201,6 +240,23 @@ def flowing(step: StepFunction, ports: Sequence[InPort], name: str, wants: Colle
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
         leaves = {port.name: fakes.like(port).requires_grad_(port.name in wants) for port in given}
         return {result for result, value in step(leaves).items() if value.requires_grad}
+
+
+def _recorded_input(name: str, like: torch.Tensor) -> torch.Tensor:
+    """A further input of the graph that is being recorded, of the shape of a value that has just been met."""
+    from torch.fx.experimental.proxy_tensor import (
+        disable_proxy_modes_tracing,
+        get_proxy_mode,
+        track_tensor_tree,
+    )
+
+    mode = get_proxy_mode()
+    assert mode is not None
+    with disable_proxy_modes_tracing():
+        value = torch.empty_like(like.detach())
+    tracer: Any = mode.tracer
+    track_tensor_tree(value, tracer.create_proxy("placeholder", name, (), {}), constant=None, tracer=tracer)
+    return value
 
 
 def _leaves(tensors: Mapping[str, torch.Tensor], ports: Sequence[InPort]) -> dict[str, torch.Tensor]:
@@ -281,6 +337,11 @@ def _named(
             copies[node].meta = {key: node.meta[key] for key in ("val", "stack_trace") if key in node.meta}
             refuse.operation(copies[node], where)
     return new, captured
+
+
+def _gradient(port: str) -> str:
+    """The name of the graph's result that is dL/d(input)."""
+    return f"grad {port}"
 
 
 def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:

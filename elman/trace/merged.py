@@ -14,6 +14,7 @@ from torch import fx
 
 from elman.circuit import rows
 from elman.circuit.graphs import aten, insert
+from elman.circuit.verdict import ROWWISE, verdict
 
 ANY = 0  # the order of a value that is the same in all rows
 
@@ -58,7 +59,7 @@ def _orders(graph: fx.Graph) -> dict[fx.Node, int] | None:
         mine = found.pop() if found else ANY
         if mine != ANY and node.target is aten.reshape.default:
             mine = _reshaped(node, mine)
-        elif mine > 1 and rows.verdict(node) != rows.ROWWISE:
+        elif mine > 1 and verdict(node) != ROWWISE:
             mine = -1
         if mine < 0:
             return None

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from elman import noise
-from elman.circuit.signature import flatten
+from elman.circuit.structure import flatten, paths
 from elman.errors import ElmanError, InputError, InputTypeError, TraceError
 from elman.trace import refuse
-from elman.trace.call import places, shape_of, skeleton, store_of, swapped
+from elman.trace.call import places, shape_of, skeleton_of, store_of, swapped
 from elman.trace.outside import readable
 
 Tensor = torch.Tensor
@@ -89,6 +90,44 @@ def of_step(cell: torch.nn.Module, x: Any, state: Any, context: Any, error: Exce
     return find(cell, x, state, context) or _Run(cell, x, state, context).told(error)
 
 
+def numbers_of_its_own(cell: torch.nn.Module, x: Any, state: Any, context: Any = None) -> str | None:
+    """The tensor of the cell itself out of which its step takes a number, if it takes none out of what is passed."""
+    run = _Run(cell, *(_small(value, PROBED) for value in (x, state, context)))
+    numbers = _Numbers(run)
+    try:
+        with numbers:
+            run()
+    except Exception:
+        return None
+    return None if numbers.of_data else numbers.own
+
+
+class _Numbers(TorchDispatchMode):
+    """Notes out of which tensors numbers are taken (.item(), float(tensor), if tensor:)."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self.of_data, self.own = False, None
+        # Where a tensor comes from, by id: "" for what is passed. All are kept, so that no id comes twice.
+        self._from = {key: "" if key in run.passed else path for key, path in run.words.items()}
+        self._kept: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sources = [
+            self._from[id(leaf)] for leaf in pytree.tree_leaves((args, kwargs)) if id(leaf) in self._from
+        ]
+        if sources:
+            source = "" if "" in sources else sources[0]
+            if torch.Tag.data_dependent_output in func.tags:
+                self.of_data, self.own = self.of_data or not source, self.own or source
+            for leaf in pytree.tree_leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._kept.append(leaf)
+                    self._from.setdefault(id(leaf), source)
+        return result
+
+
 class _Run:
     """One eager run of a cell's step, with names for the tensors that meet in it.
 
@@ -103,9 +142,11 @@ class _Run:
         self.words = {
             id(tensor): entry[0].path.removeprefix("cell.") for entry, tensor in self.weights.items()
         }
+        self.passed: set[int] = set()
         for word, value in (("x", x), ("state", state), ("context", context)):
-            tensors, tree = flatten(value, word) if value is not None else ([], None)
-            self.words |= dict(zip(map(id, tensors), tree.paths if tree is not None else (), strict=True))
+            tensors, structure = flatten(value, word)
+            self.words |= dict(zip(map(id, tensors), paths(structure, word), strict=True))
+            self.passed.update(map(id, tensors))
         self.calls = _Calls()
 
     @property
@@ -115,10 +156,10 @@ class _Run:
         return (self.x,) if self.state is None else (self.x, self.state)
 
     def __call__(self) -> Any:
-        bones = skeleton(self.cell)
+        skeleton = skeleton_of(self.cell)
         draws = noise.Replay(torch.Generator().manual_seed(0))
-        with draws, swapped(bones, self.weights), torch.no_grad(), self.calls:
-            return bones(*self.arguments)
+        with draws, swapped(skeleton, self.weights), torch.no_grad(), self.calls:
+            return skeleton(*self.arguments)
 
     def told(self, error: Exception, mend: str | None = None) -> ElmanError:
         """What the step has raised, in elman's words. mend: what to do if nothing better is known."""
@@ -190,7 +231,7 @@ class _Run:
         if function == "linear" and len(tensors) > 1 and tensors[1].dim() == 2:
             return self._width(tensors[0], tensors[1], tensors[1].shape[1])
         if function in _PRODUCTS and len(tensors) > 1 and min(t.dim() for t in tensors[-2:]) > 1:
-            left, right = tensors[-2:] if function.startswith(("add", "badd")) else tensors[:2]
+            left, right = tensors[-2:]
             return self._width(left, right, right.shape[-2])
         return None, None
 
@@ -199,13 +240,14 @@ class _Run:
             return None, None
         right = self._word(weight, str(list(weight.shape)))
         word, width = self._word(value, "").rstrip(), value.shape[-1]
-        given = word.split("[")[0].split("'")[0] in ("x", "state", "context")
-        mend = f"pass {word} of width {wants}, or make the cell for width {width}" if given else None
+        mend = None
+        if id(value) in self.passed:
+            mend = f"pass {word} of width {wants}, or make the cell for width {width}"
         return f"{word} has width {width}, {right} wants {wants}", mend
 
     def _no_batch(self, error: Exception) -> str | None:
-        tensors, tree = flatten(self.x, "x")
-        for tensor, path in zip(tensors, tree.paths, strict=True):
+        tensors, structure = flatten(self.x, "x")
+        for tensor, path in zip(tensors, paths(structure, "x"), strict=True):
             if tensor.dim() < 2 and tensor.is_floating_point() and not _of_names(error):
                 return (
                     f"at one step {path} is [B], a batch of numbers without a width; if it is one sequence [T, I], it "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dis
-import functools
 import os
 import sys
 import sysconfig
@@ -11,6 +10,8 @@ import types
 from dataclasses import dataclass
 
 import torch
+
+from elman.caches import cached
 
 # Code that reads attributes whose names stand nowhere.
 _BY_OTHER_MEANS = {
@@ -41,7 +42,7 @@ class Names:
     by_other_means: bool
 
 
-@functools.lru_cache(maxsize=4096)
+@cached("names that code reads", 4096)
 def names_of(code: types.CodeType) -> Names:
     """What code names, that of functions inside it included."""
     globals_: dict[str, None] = {}
@@ -85,7 +86,7 @@ def line_of(code: types.CodeType, name: str) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
-@functools.lru_cache(maxsize=4096)
+@cached("modules that are installed or the user's", 4096)
 def is_library(module: str | None) -> bool:
     """Whether a module is installed rather than written by the user: PyTorch, Python's own, what pip has brought."""
     if module is None or module == "__main__":

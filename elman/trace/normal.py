@@ -15,6 +15,7 @@ from torch import fx
 
 from elman.circuit import graphs
 from elman.circuit.graphs import aten, insert
+from elman.circuit.operations import operation_of
 from elman.circuit.rows import factor
 
 Handler = Callable[[fx.Graph, fx.Node], Any]
@@ -234,14 +235,8 @@ def _as_ints(shape: Any) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else 1187 * factor(size) for size in shape)
 
 
-_BROADCASTING = {
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self, aten.maximum.default,
-    aten.minimum.default,
-}  # fmt: skip
-
-
 def _broadcasts(node: fx.Node) -> bool:
-    return node.target in _BROADCASTING and all(
+    return operation_of(node).broadcasts and all(
         not isinstance(arg, fx.Node) or isinstance(_val(arg), torch.Tensor) for arg in node.args
     )
 

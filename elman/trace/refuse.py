@@ -15,17 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
 
-from elman.circuit import rows
 from elman.circuit.form import InPort, Kind, StepFunction
-from elman.circuit.rows import Does
+from elman.circuit.verdict import Does, verdict
 from elman.errors import ElmanError, TraceError
-from elman.trace.key import Changes
+from elman.trace.changes import Changes
+from elman.trace.complaints import Complaint, complaint
 from elman.trace.names import is_library
 
 if TYPE_CHECKING:
@@ -43,6 +38,7 @@ _OURS = tuple(
 _STEPS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cells.py")
 _TYPED = ("<stdin>", "<ipython")
 _LONG = 600  # letters of a message that are too many
+_ANY_BATCH = "the step must run at any batch size B on x [B, …] and state [B, …]"
 _NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
 
 
@@ -118,38 +114,44 @@ def _told_once() -> Iterator[None]:
 
 def _translated(cell: str, error: Exception) -> TraceError:
     """A tracer's exception in the user's words."""
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+    where = raised_at(cell, error)
+    text = re.sub(r"\bs\d+\b", "B", message(error))  # the tracer's symbol for the batch size
+    what, mend = f"the step failed while it was traced: {text}", _ANY_BATCH
+    match complaint(error):
+        case Complaint.DATA:
+            what = "the step takes a number or a decision out of the data (data-dependent control flow)"
+            mend = _NUMBERS
+        case Complaint.SHAPE:
+            what = "the step makes a tensor whose shape depends on the data"
+            mend = "keep shapes fixed: use masks and torch.where instead of boolean indexing and nonzero"
+        case Complaint.OPERATOR:
+            what = f"the step uses an operator that PyTorch cannot trace ({error})"
+            mend = "register a fake implementation for it (torch.library.register_fake), or write the step without it"
+        case Complaint.BATCH_SIZE:
+            return _asks(where, None, "")
+        case Complaint.DISTRIBUTION:
+            what = "torch.distributions takes numbers out of tensors to check its arguments"
+            mend = "pass validate_args=False"
+        case Complaint.DERIVATIVE:
+            mend = "PyTorch has no such derivative: say the same with operations that have one"
+            mend += " (clamp(x / 6 + 0.5, 0, 1))"
+        case Complaint.OTHER:
+            pass
+    return TraceError(what=what, where=where, mend=mend)
 
-    if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
-        return TraceError(
-            what="the step takes a number or a decision out of the data (data-dependent control flow)",
-            where=raised_at(cell, error),
-            mend=_NUMBERS,
-        )
-    if isinstance(error, DynamicOutputShapeException):
-        return TraceError(
-            what="the step makes a tensor whose shape depends on the data",
-            where=raised_at(cell, error),
-            mend="keep shapes fixed: use masks and torch.where instead of boolean indexing and nonzero",
-        )
-    if isinstance(error, UnsupportedOperatorException):
-        return TraceError(
-            what=f"the step uses an operator that PyTorch cannot trace ({error})",
-            where=raised_at(cell, error),
-            mend="register a fake implementation for it (torch.library.register_fake), or write the step without it",
-        )
-    if "concrete integers" in str(error):
-        return _asks(raised_at(cell, error), None, "")
-    said = re.sub(r"\bs\d+\b", "B", message(error))  # the tracer's symbol for the batch size
-    hint = "the step must run at any batch size B on x [B, …] and state [B, …]"
-    if "distributions" in "".join(traceback.format_tb(error.__traceback__)):
-        hint = "torch.distributions checks its arguments on the data: pass validate_args=False"
-    if "is not implemented" in said and "derivative for" in said:
-        hint = "PyTorch has no such derivative: say the same with operations that have one (clamp(x / 6 + 0.5, 0, 1))"
+
+def takes_number(error: TraceError) -> bool:
+    """Whether a step was refused because a number is taken out of a tensor."""
+    return error.__cause__ is not None and complaint(error.__cause__) is Complaint.DATA
+
+
+def own_number(error: TraceError, path: str) -> TraceError:
+    """The refusal of a step that takes a number out of a tensor of the cell's own."""
     return TraceError(
-        what=f"the step failed while it was traced: {said}",
-        where=raised_at(cell, error),
-        mend=hint,
+        what=f"the step takes a number out of the cell's own tensor {path}, which a trace could not take again",
+        where=error.where,
+        mend="compute with the tensor itself, or keep the number beside it as an attribute (an attribute is looked at "
+        "at every call)",
     )
 
 
@@ -161,12 +163,14 @@ def guards(
     pretended: the batch size that the tracer tells where somebody wants a number. asked: the first call of torch that
     has asked for it, and where that came from.
     """
+    import sympy  # takes a tenth of a second, so not when elman is imported
+
     for guard in env.guards:
         place = getattr(guard.sloc, "framework_loc", None)
         mine = place if isinstance(place, traceback.FrameSummary) and _is_users(place.filename) else None
         known = f"{cell}, {_line(mine)}" if mine is not None else _called_at(cell, asked)
-        numbered = str(pretended) in str(guard.expr)
-        if mine is None and (numbered or str(guard.expr.func.__name__) not in ("Equality", "Unequality")):
+        numbered = sympy.Integer(pretended) in guard.expr.atoms(sympy.Integer)
+        if mine is None and (numbered or not isinstance(guard.expr, (sympy.Eq, sympy.Ne))):
             raise _asks(known, asked, "" if numbered else f", and decides by it: {_with_b(guard.expr)}")
         if numbered:
             raise TraceError(
@@ -266,7 +270,7 @@ def captured_gradient(where: str, value: torch.Tensor) -> TraceError:
 
 def operation(node: fx.Node, where: Callable[[fx.Node], str]) -> None:
     """Refuse operations that take a number out of a tensor."""
-    if "_local_scalar_dense" in str(node.target) or "item" in str(node.target).split("."):
+    if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.data_dependent_output in node.target.tags:
         raise TraceError(
             what="the step takes a number out of the data (.item(), float(tensor), int(tensor))",
             where=where(node),
@@ -279,13 +283,13 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        said = rows.verdict(node)
-        if said.does in (Does.ROWWISE, Does.UNKNOWN):
+        row_verdict = verdict(node)
+        if row_verdict.does in (Does.ROWWISE, Does.UNKNOWN):
             continue
-        if said.does is Does.BATCH_SIZE:
-            what = f"in the step, {said.reason}"
+        if row_verdict.does is Does.BATCH_SIZE:
+            what = f"in the step, {row_verdict.reason}"
         else:
-            reason = said.reason or f"{node.target} adds up the rows of the batch"
+            reason = row_verdict.reason or f"{node.target} adds up the rows of the batch"
             what = f"the step mixes the rows of the batch: {reason}"
         raise TraceError(
             what=what,

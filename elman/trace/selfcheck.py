@@ -6,22 +6,28 @@ meet, a custom backward that was lost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from elman import noise
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Kind
+from elman.circuit.form import Circuit, InPort, Kind, Wire
 from elman.circuit.rows import rows_of
+from elman.circuit.structure import Structure, paths
 from elman.errors import TraceError
 from elman.trace import refuse
-from elman.trace.call import skeleton, step_of, store_of
+from elman.trace.call import skeleton_of, step_of, store_of
 from elman.trace.outside import is_plain, readable
 
 Tensor = torch.Tensor
 SEED = 0x5EED
 SCALES = (0.1, 2.0)
+
+
+def can_compare(ports: Iterable[InPort]) -> bool:
+    """Whether there are numbers to compare."""
+    return all(port.device.type != "meta" for port in ports)
 
 
 def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping[str, Tensor]) -> None:
@@ -32,12 +38,12 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
     """
     signature = circuit.signature
     assert signature is not None
-    if any(port.device.type == "meta" for port in circuit.inputs):
+    if not can_compare(circuit.inputs):
         return
     constants: dict[str, Tensor] = dict(signature.captured)
     for name, entry in signature.owned.items():
         constants[name] = readable(store_of(cell, entry[0])[entry[0].key])
-    bones = skeleton(cell)  # the cell itself stays as it is for whoever else uses it
+    skeleton = skeleton_of(cell)  # the cell itself stays as it is for whoever else uses it
     generator = torch.Generator().manual_seed(SEED)
     for scale in SCALES:
         inputs = {
@@ -46,10 +52,10 @@ def compare_with_cell(circuit: Circuit, cell: torch.nn.Module, examples: Mapping
             if port.kind is not Kind.CONSTANT or port.rows
         }
         try:
-            _compare_rows(circuit, bones, constants, inputs, generator)
+            _compare_rows(circuit, skeleton, constants, inputs, generator)
         except _CellFails:
             own = {name: _rows(given, 3) for name, given in examples.items() if _has_rows(given)}
-            _compare_rows(circuit, bones, constants, inputs | own, generator)
+            _compare_rows(circuit, skeleton, constants, inputs | own, generator)
 
 
 class _CellFails(TraceError):
@@ -63,10 +69,16 @@ def _compare_rows(
     """Compare on three rows, and on the first alone."""
     together = _compare(circuit, cell, constants, inputs, 3, generator)
     alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1, generator)
-    for name in circuit.joint().results:
-        if rows_of(circuit.wire(name).meta["val"]) is not None:
-            what = f"the first row of {name.removesuffix('_next')}"
+    words = _words(circuit)
+    for name in circuit.recorded().joint.results:
+        if rows_of(circuit.wire(Wire.result(name)).meta["val"]) is not None:
+            what = f"the first row of {words.get(name, name)}"
             _agree(circuit, what, alone[name], together[name][:1], 3)
+
+
+def _words(circuit: Circuit) -> dict[str, str]:
+    """Result of the step -> the state that it becomes."""
+    return {port.next.name: port.name for port in circuit.inputs if port.next is not None}
 
 
 def _has_rows(given: Tensor) -> bool:
@@ -109,7 +121,7 @@ def _compare(
     """Compare at one batch size; return the circuit's values."""
     signature = circuit.signature
     assert signature is not None
-    joint = circuit.joint()
+    joint = circuit.recorded().joint
     ports = {port.name: port for port in circuit.inputs}
     leaves = {
         name: value.detach().clone().requires_grad_(ports[name].differentiable)
@@ -118,18 +130,19 @@ def _compare(
     }
     step = step_of(
         cell, signature.owned, _call(circuit, "x"), _call(circuit, "state"),
-        _call(circuit, "context") if signature.context is not None else None, circuit.name, signature.output_wires,
+        _call(circuit, "context"), circuit.name, signature.output_wires,
     )  # fmt: skip
     addresses = {name: leaf.data_ptr() for name, leaf in leaves.items()}
     replay = [inputs[port.name] for port in circuit.inputs_of(Kind.NOISE)]
-    try:
-        with torch.enable_grad(), noise.Replay(replay):
-            eager = step(leaves)
-    except Exception as error:
-        raise _CellFails(
-            what=f"the cell itself fails at batch size {batch}: {refuse.message(error)}",
-            where=refuse.raised_at(circuit.name, error), mend="the step must run at any batch size",
-        ) from error  # fmt: skip
+    with refuse.asking(circuit.name):
+        try:
+            with torch.enable_grad(), noise.Replay(replay):
+                eager = step(leaves)
+        except Exception as error:
+            raise _CellFails(
+                what=f"the cell itself fails at batch size {batch}: {refuse.message(error)}",
+                where=refuse.raised_at(circuit.name, error), mend="the step must run at any batch size",
+            ) from error  # fmt: skip
     for name, leaf in leaves.items():
         if leaf.data_ptr() != addresses[name]:
             raise TraceError(
@@ -141,7 +154,8 @@ def _compare(
         for name in joint.cotangents
         if eager[name].requires_grad
     }
-    wants = [name for name, node in joint.gradients.items() if node is not None]
+    flowing = {name: result for name, result in joint.gradients.items() if result is not None}
+    wants = [*flowing]
     eager_gradients: list[Tensor | None] = [None] * len(wants)
     if cots and wants:
         eager_gradients = list(
@@ -151,26 +165,27 @@ def _compare(
         )
     with torch.no_grad():
         missing = {n: torch.zeros_like(eager[n]) for n in joint.cotangents if n not in cots}
-        every = {**constants, **inputs, **{f"ct_{n}": v for n, v in (cots | missing).items()}}
+        every = {**constants, **inputs, **{joint.cotangents[n]: v for n, v in (cots | missing).items()}}
         ours = graphs.run(joint.graph, every, batch)
+    words = _words(circuit)
     for name in joint.results:
-        _agree(circuit, name.removesuffix("_next"), eager[name].detach(), ours[name], batch)
+        _agree(circuit, words.get(name, name), eager[name].detach(), ours[name], batch)
     # A gradient that is zero, but for rounding, is as small as that beside the others.
     size = 1e-2 * max(
         map(_size, [*cots.values(), *(g for g in eager_gradients if g is not None)]), default=0.0
     )
     for name, gradient in zip(wants, eager_gradients, strict=True):
         expected = torch.zeros_like(leaves[name]) if gradient is None else gradient
-        _agree(circuit, f"the gradient of {ports[name].path}", expected, ours[f"grad {name}"], batch, size)
+        _agree(circuit, f"the gradient of {ports[name].path}", expected, ours[flowing[name]], batch, size)
     return ours
 
 
-def _call(circuit: Circuit, which: str):  # type: ignore[no-untyped-def]
+def _call(circuit: Circuit, which: str) -> tuple[list[str], Structure]:
     signature = circuit.signature
     assert signature is not None
-    tree = getattr(signature, which)
+    structure = getattr(signature, which)
     names = {port.path: port.name for port in circuit.inputs}
-    return [names[path] for path in tree.paths], tree
+    return [names[path] for path in paths(structure, which)], structure
 
 
 def _size(value: Tensor) -> float:

@@ -48,11 +48,8 @@ def _memory(node: fx.Node, memory: dict[fx.Node, object]) -> object:
     if node.target is operator.getitem:
         source: Any = node.args[0]
         return memory[source] if memory[source] is not source else node
-    if isinstance(node.target, torch._ops.OpOverload):
-        schema = node.target._schema
-        if any(returned.alias_info is not None for returned in schema.returns):
-            return memory[node.all_input_nodes[0]]  # a view: of its first operand, as all of ATen's are
-    return node
+    viewed = graphs.viewed(node)
+    return node if viewed is None else memory[viewed]
 
 
 def _replaced(

@@ -6,7 +6,7 @@ A model here is any `torch.nn.Module` with
 """
 
 from elman.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
-from elman.training.evaluation import Evaluation, evaluate, glance
+from elman.training.evaluation import Evaluation, estimate, evaluate
 from elman.training.files import write_atomically
 from elman.training.fit import Diverged, Step, Training, detach, fit, pick_threads
 from elman.training.keep import FolderGone, Keeper, Validation
@@ -15,7 +15,7 @@ from elman.training.loggers import Logger, TensorBoard
 from elman.training.processes import Processes
 from elman.training.reach import reach
 from elman.training.run import CONFIG_SIZE, FORMAT, Run
-from elman.training.stages import Stages
+from elman.training.stopwatch import Stages
 from elman.training.weights import expect_room, shapes_in, weights_in
 
 __all__ = [
@@ -35,10 +35,10 @@ __all__ = [
     "Training",
     "Validation",
     "detach",
+    "estimate",
     "evaluate",
     "expect_room",
     "fit",
-    "glance",
     "load_checkpoint",
     "locked",
     "pick_threads",

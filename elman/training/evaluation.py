@@ -59,7 +59,7 @@ def evaluate(
     return Evaluation(_read(model, parts()), total)
 
 
-def glance(
+def estimate(
     model: Any, tokens: Any, *, symbols: int = 16_384, lanes: int = 32, warm: int = 128, window: int = 256
 ) -> float:
     """Mean nats per symbol of pieces from all over a text, read side by side: an estimate that takes a moment.

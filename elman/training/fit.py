@@ -22,7 +22,7 @@ from elman.data import windows
 from elman.errors import DataError, ElmanError, InputError
 from elman.training.facts import check_facts, check_tensors, expect_like
 from elman.training.processes import Processes
-from elman.training.stages import Stages
+from elman.training.stopwatch import Stages
 
 # AdamW's weights are a mean over the last 1 / (lr · decay) updates. In passes over the text; tried on one of a million
 # characters: decays of 0.01, 0.1, 0.15, 0.3 and 1 ended at 1.486, 1.450, 1.455, 1.476 and 1.629 nats.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elman.errors import DataError, ElmanError, StateError
-from elman.training.evaluation import glance
+from elman.training.evaluation import estimate
 from elman.training.facts import check_facts, fitting
 from elman.training.fit import Step, Training, mean_of
 from elman.training.loggers import Logger
@@ -66,7 +66,7 @@ class Keeper:
         self.first = (
             training.processes.first
         )  # the only process that writes, looks at held-out text, and tells
-        self.tell, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
+        self.notify, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
         self.best: float | None = None
         self.worse = 0  # validations since the best one
         self.unsaved: Any = (
@@ -133,7 +133,7 @@ class Keeper:
                 logger.log(values, line["step"])
             except OSError as error:  # a full disk: the run is more than its figures elsewhere
                 self.loggers = [other for other in self.loggers if other is not logger]
-                self.tell(
+                self.notify(
                     f"{type(logger).__name__} writes no more: {error.strerror or error}; training goes on"
                 )
 
@@ -168,12 +168,12 @@ class Keeper:
                 try:
                     self._log({"step": step, name: make()})
                 except ElmanError as error:  # the model is there all the same
-                    self.tell(f"{name} is not known: {error.what}")
+                    self.notify(f"{name} is not known: {error.what}")
 
     def _validate(self, step: Step) -> Validation:
         self.training.stages.begin()
         (nats,) = self.training.processes.total(
-            glance(self.training.model, self.held_out) if self.first else 0.0
+            estimate(self.training.model, self.held_out) if self.first else 0.0
         )
         best = self.best is None or nats < self.best
         if best:
@@ -208,7 +208,7 @@ class Keeper:
         try:
             save()
         except DataError as error:
-            self.tell(f"{error.what} ({error.where}); training goes on, and it is tried again")
+            self.notify(f"{error.what} ({error.where}); training goes on, and it is tried again")
 
     def _save_best(self) -> None:
         """Write the best weights, if that is still to be done."""
@@ -239,7 +239,7 @@ class Keeper:
 
     def _restore(self) -> bool:
         found = self.run.checkpoints.newest(
-            lambda error: self.tell(f"passed over: {error.what} ({error.where})"), self._take
+            lambda error: self.notify(f"passed over: {error.what} ({error.where})"), self._take
         )
         if found is None:
             return False

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Kind, OutPort, describe, op_name, placeholder, results_of
+from elman.circuit.form import (
+    Circuit,
+    InPort,
+    Kind,
+    OutPort,
+    Wire,
+    describe,
+    op_name,
+    placeholder,
+    results_of,
+)
 from elman.errors import CircuitError
 from tests.cases import CASES
 from tests.circuits import adjoint_of, circuit_of, pair_of
@@ -39,15 +49,15 @@ def node(circuit: Circuit, part: str):  # type: ignore[no-untyped-def]
 
 
 def unknown_wire(c: Circuit) -> Circuit:
-    return with_output(c, "output", wire="elsewhere")
+    return with_output(c, "output", wire=Wire.result("elsewhere"))
 
 
 def delay_of_nothing(c: Circuit) -> Circuit:
-    return with_port(c, "h", next="elsewhere")
+    return with_port(c, "h", next=Wire.result("elsewhere"))
 
 
 def delay_of_another_shape(c: Circuit) -> Circuit:
-    return with_port(c, "h", next="x")
+    return with_port(c, "h", next=Wire.input("x"))
 
 
 def delay_of_another_dtype(c: Circuit) -> Circuit:
@@ -55,7 +65,7 @@ def delay_of_another_dtype(c: Circuit) -> Circuit:
 
 
 def delay_at_a_constant(c: Circuit) -> Circuit:
-    return with_port(c, "x", next="h_next")
+    return with_port(c, "x", next=Wire.result("h_next"))
 
 
 def placeholder_without_port(c: Circuit) -> Circuit:
@@ -92,7 +102,11 @@ def two_inputs_of_one_name(c: Circuit) -> Circuit:
 
 
 def output_named_as_an_input(c: Circuit) -> Circuit:
-    return replace(c, outputs=(*c.outputs, OutPort("x", Kind.SEQUENCE, "h_next", "x")))
+    return replace(c, outputs=(*c.outputs, OutPort("x", Kind.SEQUENCE, Wire.result("h_next"), "x")))
+
+
+def teacher_of_nothing(c: Circuit) -> Circuit:
+    return with_port(c, "x", teaches="elsewhere")
 
 
 def in_place(c: Circuit) -> Circuit:
@@ -124,6 +138,7 @@ BROKEN: list[tuple[Callable[[Circuit], Circuit], str, str]] = [
     (delay_of_nothing, "its delay comes from 'elsewhere', which is no wire", "input port 'h'"),
     (delay_of_another_shape, "a delay must keep shape and dtype", "input port 'h'"),
     (delay_of_another_dtype, "a delay must keep shape and dtype", "input port 'h'"),
+    (teacher_of_nothing, "it teaches 'elsewhere', which is no output", "input port 'x'"),
     (delay_at_a_constant, "its delay comes from 'h_next'", "input port 'x'"),
     (placeholder_without_port, "placeholder 'b' has no port", "Elman"),
     (port_without_placeholder, "the port has no placeholder in the step", "input port 'more'"),
@@ -180,12 +195,12 @@ def test_a_circuit_can_be_read() -> None:
 
 def test_wires_and_delays() -> None:
     circuit = circuit_of("elman")
-    assert circuit.wire("h_next") is circuit.results()["h_next"]
-    assert circuit.wire("x") is placeholder(circuit.graph, "x")
+    assert circuit.wire(Wire.result("h_next")) is circuit.results()["h_next"]
+    assert circuit.wire(Wire.input("x")) is placeholder(circuit.graph, "x")
     assert [(port.name, op_name(fed)) for port, fed in circuit.delays()] == [("h", "tanh")]
-    assert describe(circuit.wire("h_next")).startswith("tanh(")
+    assert describe(circuit.wire(Wire.result("h_next"))).startswith("tanh(")
     with pytest.raises(CircuitError, match="there is no wire 'elsewhere'"):
-        circuit.wire("elsewhere")
+        circuit.wire(Wire.input("elsewhere"))
     assert [port.name for port in circuit.inputs_of(Kind.CONSTANT)] == ["U", "W", "b"]
     assert [out.name for out in circuit.outputs_of(Kind.STATE)] == ["h_final"]
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import fx
 
-from elman.circuit import rows
 from elman.circuit.graphs import insert, run
 from elman.circuit.linear import stays_summed
-from elman.circuit.rows import ROWWISE, SUMMED, Does, Mixed, Rows, Verdict, factor, rows_of, verdict
+from elman.circuit.rows import Mixed, Rows, carries, factor, rows_of
+from elman.circuit.verdict import ROWWISE, SUMMED, Does, Verdict, batch_as_value, verdict
 from elman.trace.joint import Fakes
 
 aten = torch.ops.aten
@@ -251,9 +251,9 @@ def test_the_batch_size_as_a_value() -> None:
     halved = graph.call_function(operator.truediv, (size, 2))
     halved.meta["val"] = fakes.batch
     for node in (scaled, ranged, halved):
-        assert rows.batch_as_value(node), node
+        assert batch_as_value(node), node
         assert verdict(node).does is Does.BATCH_SIZE
-    assert not rows.batch_as_value(shaped)
+    assert not batch_as_value(shaped)
     assert verdict(shaped) == ROWWISE
 
 
@@ -270,7 +270,7 @@ def test_two_batch_dimensions() -> None:
         rows_of(more)
     assert rows_of(many) == Rows(1, 4)
     assert rows_of(none) is None
-    assert rows.carries(square)
+    assert carries(square)
     assert factor(5) == 0
     assert factor(fakes.batch * 3) == 3
 

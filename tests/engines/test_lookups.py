@@ -58,6 +58,7 @@ def run(cell: nn.Module, engine: str, bad: int | None, lengths: Tensor | None = 
     return torch.cat([out.detach().flatten(), gradient.flatten()])
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("where", ["state", "input"])
 @pytest.mark.parametrize("name", LOOKUPS)
 def test_an_index_that_is_out_of_range(name: str, where: str) -> None:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from elman.engines.native import Native, why_not_built
 from elman.engines.native.rules import RULES
 from elman.plan.form import Loop
-from elman.trace.joint import _APART, _without_writes
+from elman.trace.joint import APART, _without_writes
 from elman.trace.normal import normalise
 from tests.engines.loops import CPU, Given
 from tests.engines.test_native import ENGINES
@@ -223,7 +223,7 @@ def loops(dtype: torch.dtype) -> list[tuple[Loop, dict[str, Tensor]]]:
         names = [key for name in given for key in with_gradients(name, given[name])]
         with FakeTensorMode() as fake, enable_python_dispatcher():
             tensors = [fake.from_tensor(value) for value in values.values()]
-            module = make_fx(together, decomposition_table=get_decompositions(_APART))(*tensors)
+            module = make_fx(together, decomposition_table=get_decompositions(APART))(*tensors)
             graph = _without_writes(module, tensors).graph
         for node, name in zip(graph.find_nodes(op="placeholder"), values, strict=True):
             node.target = name

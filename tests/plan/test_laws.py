@@ -11,9 +11,9 @@ from torch import fx
 from elman.circuit.form import Circuit, Kind
 from elman.engines.reference import Reference
 from elman.errors import CircuitError
-from elman.execute.body import Call, run
-from elman.layout import Timeline
+from elman.execute.executable import Call, run
 from elman.plan.form import Loop, Plan
+from elman.segments.timeline import Timeline
 from tests.cases import CASES
 from tests.circuits import (
     SEED,

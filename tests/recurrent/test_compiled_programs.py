@@ -99,9 +99,9 @@ def test_names_of_programs_are_given_once() -> None:
     for layer in layers:
         layer(x)
         for wants in (frozenset[str](), frozenset({"x"})):
-            assert layer._latest is not None
-            names.append(operator.register(layer._latest.program, wants))
-            assert names[-1] == operator.register(layer._latest.program, wants)
+            assert layer._calls.latest is not None
+            names.append(operator.register(layer._calls.latest.program, wants))
+            assert names[-1] == operator.register(layer._calls.latest.program, wants)
     assert len(set(names)) == 4
     assert all(len(name) == 32 for name in names)
     assert len({name[:8] for name in names}) == 4
@@ -164,7 +164,7 @@ def test_a_compilation_keeps_its_programs_and_nothing_else() -> None:
     loss = run(x.requires_grad_())[0].sum()
     cell = weakref.ref(layer.cell)
     names = set(operator._ENTRIES)
-    layer._own.programs.clear()  # as if it had seen many others since
+    layer._calls.programs.kept.clear()  # as if it had seen many others since
     loss.backward()
     assert names == set(operator._ENTRIES)
     del run, layer, loss

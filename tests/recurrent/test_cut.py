@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elman.engines.native import why_not_built
-from elman.pieces import cut as cutting
-from elman.pieces.move import Move
+from elman.segments import pieces as cutting
+from elman.segments.move import Move
 
 
 @st.composite

@@ -19,6 +19,7 @@ import elman
 from elman import cells
 from elman.errors import InputError
 from elman.execute import operator
+from elman.recurrent.programs import Argument
 from tests import eager, zoo
 from tests.cases import CASES
 from tests.pairwise import with_more
@@ -48,15 +49,16 @@ def test_opcheck(name: str) -> None:
     rnn = layer(name)
     inputs = Inputs.of(CASES[name], 3, 2)
     compare.ours(rnn, inputs)
-    assert rnn._latest is not None
-    program = rnn._latest.program
+    assert rnn._calls.latest is not None
+    program = rnn._calls.latest.program
     given = {
         port: iter(torch.utils._pytree.tree_leaves(tree))
         for port, tree in (("x", inputs.x), ("state", inputs.state))
     }
     tensors = []
-    for port, source in zip(program.inputs, rnn._latest.sources, strict=True):
-        value = next(given[source]) if source in ("x", "state") else rnn.cell.get_parameter(source.path[5:])
+    for port, source in zip(program.inputs, rnn._calls.latest.sources, strict=True):
+        argument = isinstance(source, Argument)
+        value = next(given[source.name]) if argument else rnn.cell.get_parameter(source.place.path[5:])
         tensors.append(value.detach().requires_grad_(port.differentiable))
     seed = torch.tensor(5) if program.has_noise else None
     wants = frozenset(port.name for port in program.inputs if port.differentiable)

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 import elman
 from elman import Bidirectional, Recurrent, Stack
 from elman.errors import InputError, InputTypeError
-from elman.pieces import Layout
 from elman.recurrent.states import Directions, LayerStates
+from elman.segments import Layout
 from tests.cases import CASES
 from tests.recurrent import compare, ragged
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter, OrderedDict
+from collections import Counter
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from elman.recurrent import Recurrent, prepare
+from elman.caches import Recent
+from elman.recurrent import Recurrent, programs
 
 
 def _use(number: int) -> None:
@@ -31,8 +32,7 @@ def _living() -> Counter[str]:
 
 def test_a_cell_that_was_traced_and_dropped_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     # Programs that are kept for other layers like it: of other tests there may be many.
-    monkeypatch.setattr(prepare, "_SHARED", OrderedDict())
-    monkeypatch.setattr(prepare, "_LIMIT", 1)
+    monkeypatch.setattr(programs, "_SHARED", Recent(1))
     for number in range(2):
         _use(number)
     before = _living()

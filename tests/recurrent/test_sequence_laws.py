@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import elman
-from elman.layout import Packing, Ragged, Timeline
+from elman.segments.timeline import Packing, Ragged, Timeline
 from tests.cases import CASES
 from tests.pairwise import examples
 from tests.random_cells import RandomCell

@@ -14,7 +14,7 @@ import elman
 from elman import cells, noise
 from elman.circuit.form import Kind
 from elman.errors import InputError, InputTypeError, NotSupported
-from elman.pieces import Layout
+from elman.segments import Layout
 from tests import zoo
 from tests.cases import CASES, Case
 from tests.recurrent import compare, ragged

@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 import elman
+from elman.caches import Recent
 from elman.errors import RetraceWarning
-from elman.recurrent import prepare
+from elman.recurrent import programs
 from tests import eager
 
 Tensor = torch.Tensor
@@ -438,14 +439,14 @@ def test_a_gradient_hook_on_a_value_of_the_step() -> None:
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
-    original = prepare.trace
+    original = programs.trace
 
     def counted(cell: nn.Module, *args: Any, **kwargs: Any) -> Any:
         found.append(type(cell).__name__)
         return original(cell, *args, **kwargs)
 
-    monkeypatch.setattr(prepare, "trace", counted)
-    monkeypatch.setattr(prepare, "_SHARED", type(prepare._SHARED)())
+    monkeypatch.setattr(programs, "trace", counted)
+    monkeypatch.setattr(programs, "_SHARED", Recent(256))
     return found
 
 
@@ -480,13 +481,13 @@ def test_a_number_that_changes_at_every_call(traces: list[str]) -> None:
             steady(x, h)
 
 
-def test_kept_programs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_LIMIT_OF_ONE", 3)
+def test_kept_programs_are_bounded() -> None:
     rnn, (x, h) = elman.Recurrent(Cell(lambda c: c.gain)), data()
+    rnn._calls.programs.kept.limit = 3
     for i in range(5):
         rnn.cell.gain = float(i)
         rnn(x, h), rnn(x, h)
-    assert len(rnn._own.programs) == 3
+    assert len(rnn._calls.programs.kept) == 3
 
 
 def test_a_cell_is_traced_while_somebody_measures() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from elman.caches import cached, listed
 from elman.circuit import graphs
 from elman.engines.base import Engine, LoopResult, Runner
 from elman.engines.lookups import failed
@@ -28,7 +28,7 @@ _threads = torch.get_num_threads
 _like = torch.empty_like
 
 
-@functools.cache
+@cached("products between stages, by instruction set and dtype", 16)
 def _multiplier(name: str, dtype: torch.dtype) -> Any:
     return compiled.Multiplier(name, dtype is torch.float64)
 
@@ -53,6 +53,7 @@ class Native(Engine):
     def __init__(self, instructions: str | None = None) -> None:
         self.instructions = instructions or isa()
         self._loops: weakref.WeakKeyDictionary[Loop, _Ready | str] = weakref.WeakKeyDictionary()
+        listed(f"loops of {self.describe()}", self._loops)
 
     def describe(self) -> str:
         return f"{self.name} ({self.instructions})"

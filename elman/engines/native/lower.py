@@ -17,7 +17,8 @@ from torch import fx
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS
-from elman.circuit.rows import ROWWISE, carries, verdict
+from elman.circuit.rows import carries
+from elman.circuit.verdict import ROWWISE, verdict
 from elman.engines.native.builder import Builder, Op
 from elman.engines.native.extension import compiled
 from elman.engines.native.rules import RULES, ResultSpec

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from elman.circuit.operations import OPERATIONS
 from elman.engines.native.builder import NUMBER, Builder
 from elman.engines.native.rules.table import RULES, ResultSpec, Rule, cast, rule, view_of
 from elman.engines.native.values import BOOL, INT, REAL, Unsupported, View, type_of
 
 aten = torch.ops.aten
-UNARY = {
-    "neg": aten.neg, "abs": aten.abs, "sign": aten.sign, "exp": aten.exp, "expm1": aten.expm1, "log": aten.log,
-    "log1p": aten.log1p, "tanh": aten.tanh, "sigmoid": aten.sigmoid, "sqrt": aten.sqrt, "rsqrt": aten.rsqrt,
-    "reciprocal": aten.reciprocal, "relu": aten.relu, "round": aten.round, "floor": aten.floor, "ceil": aten.ceil,
-    "trunc": aten.trunc, "erf": aten.erf, "sin": aten.sin, "cos": aten.cos, "atan": aten.atan, "square": aten.square,
-}  # fmt: skip
-BINARY = {
-    "add": aten.add, "sub": aten.sub, "mul": aten.mul, "div": aten.div, "maximum": aten.maximum,
-    "minimum": aten.minimum, "fmod": aten.fmod, "remainder": aten.remainder, "atan2": aten.atan2,
-}  # fmt: skip
-COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
 
 
 def _unary(code: str) -> Rule:
@@ -97,15 +88,17 @@ def _compare(code: str) -> Rule:
     return lower
 
 
-for _name, _packet in UNARY.items():
-    RULES[_packet.default] = _unary(_name)
-RULES[aten.sgn.default] = _unary("sign")
-for _name, _packet in BINARY.items():
-    for _overload in ("default", "Tensor", "Scalar", "Tensor_mode", "Scalar_mode"):
-        if hasattr(_packet, _overload):
-            RULES[getattr(_packet, _overload)] = _binary(_name)
-for _name in COMPARE:
-    RULES[getattr(aten, _name).Tensor] = RULES[getattr(aten, _name).Scalar] = _compare(_name)
+_FAMILIES: dict[str, tuple[Callable[[str], Rule], tuple[str, ...]]] = {
+    "unary": (_unary, ("default",)),
+    "binary": (_binary, ("default", "Tensor", "Scalar", "Tensor_mode", "Scalar_mode")),
+    "compare": (_compare, ("Tensor", "Scalar")),
+}
+COMPARE = {op.native.code for op in OPERATIONS.values() if op.native and op.native.family == "compare"}
+for _operation in OPERATIONS.values():
+    if _operation.native is not None:
+        _lower, _overloads = _FAMILIES[_operation.native.family]
+        for _overload in set(_overloads) & set(getattr(aten, _operation.name).overloads()):
+            RULES[getattr(getattr(aten, _operation.name), _overload)] = _lower(_operation.native.code)
 
 
 @rule(aten.floor_divide.default, aten.floor_divide.Scalar)

@@ -1,4 +1,4 @@
-"""The short way of a call: it is taken by what is like a call before, left by everything else, and gives the same."""
+"""A call that was bound serves those that are like it, no others, and gives the same."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ import elman
 from elman import cells
 from elman.engines import choose
 from elman.execute import Call
-from elman.recurrent.again import Known
+from elman.recurrent.calls import Calls
+from elman.recurrent.programs import Argument, Captured, Owned
 from elman.trace.call import store_of
-from elman.trace.key import watch
+from elman.trace.fingerprint import watch
+from elman.trace.initial import initial_state
 from tests import eager, zoo
 from tests.cases import CASES, Case
 from tests.recurrent.test_trace_key import KEEPERS, Holder, Options
@@ -28,22 +30,43 @@ Tensor = torch.Tensor
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 T, B, I, H = 4, 3, 5, 7
 CPU = torch.device("cpu")
-# What `watch` has no way to look into: these cells always take the long way.
+# What `watch` has no way to look into: calls of these cells are bound every time.
 UNWATCHED = ("weight_norm_rnn",)
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For every try of the short way from here on, whether it was taken."""
+def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every try to use a bound call from here on, whether it matched."""
     tries: list[bool] = []
-    original = Known.fits
+    going: list[bool] = []  # for the call that is going on, whether it was bound anew
 
-    def counted(self: Known, *args: Any) -> Any:
-        found = original(self, *args)
-        tries.append(found is not None)
-        return found
+    def calling(name: str) -> None:
+        call = getattr(Calls, name)
 
-    monkeypatch.setattr(Known, "fits", counted)
+        def counted(self: Calls, *args: Any) -> Any:
+            if going:
+                return call(self, *args)
+            going.append(False)
+            try:
+                return call(self, *args)
+            finally:
+                tries.append(not going.pop())
+
+        monkeypatch.setattr(Calls, name, counted)
+
+    def binding(name: str) -> None:
+        bind = getattr(Calls, name)
+
+        def noted(self: Calls, *args: Any) -> Any:
+            going[-1] = True
+            return bind(self, *args)
+
+        monkeypatch.setattr(Calls, name, noted)
+
+    for name in ("whole", "run", "step"):
+        calling(name)
+    for name in ("_bind", "_bind_step"):
+        binding(name)
     return tries
 
 
@@ -57,7 +80,7 @@ def same(got: Any, expected: Any) -> None:
 
 
 def warm(rnn: elman.Recurrent, x: Any, h: Any) -> None:
-    """Until the next call like this one goes the short way, and the next step."""
+    """Until the next call like this one is bound, and the next step."""
     with torch.no_grad():
         for _ in range(3):
             rnn(x, h)
@@ -92,17 +115,15 @@ def right(rnn: elman.Recurrent, x: Tensor, h: Tensor) -> None:
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("case", CASES.values(), ids=str)
-def test_the_short_way_is_the_long_way(case: Case, steps: int, short: list[bool]) -> None:
-    if case.inputs is None or case.contexts is not None:
-        pytest.skip("such calls always go the long way")
+def test_a_call_that_is_bound_is_like_the_first(case: Case, steps: int, matched: list[bool]) -> None:
     rnn = elman.Recurrent(case.make().double())
-    x, state = case.x(steps, B), case.state(B)
+    x, state, context = case.x(steps, B), case.state(B), case.context(B)
     found = []
     for _ in range(3):
         torch.manual_seed(1)
         with torch.no_grad():
-            found.append(rnn(x, state))
-    assert any(short) == (case.name not in UNWATCHED)
+            found.append(rnn(x, state, steps=case.steps(steps), context=context))
+    assert any(matched) == (case.name not in UNWATCHED)
     for one, other in zip(pytree.tree_leaves(found[0]), pytree.tree_leaves(found[2]), strict=True):
         assert one is other is None or torch.equal(one, other)
     assert pytree.tree_structure(found[0]) == pytree.tree_structure(found[2])
@@ -122,8 +143,8 @@ RAGGED = {
 @pytest.mark.parametrize(
     "kind", [cells.GRU, cells.LSTM, _owning(cells.Elman)], ids=["GRU", "LSTM", "own start"]
 )
-def test_the_short_way_of_pieces_is_the_long_way(
-    kind: Callable[..., nn.Module], own: bool, happens: Callable[[], Any], reverse: bool, short: list[bool]
+def test_a_bound_call_on_pieces(
+    kind: Callable[..., nn.Module], own: bool, happens: Callable[[], Any], reverse: bool, matched: list[bool]
 ) -> None:
     """Taught by a call without pieces, and by one with a state or without."""
     rnn = elman.Recurrent(kind(I, H).double(), reverse=reverse)
@@ -139,45 +160,38 @@ def test_the_short_way_of_pieces_is_the_long_way(
         return [outputs, *pytree.tree_leaves(final), *torch.autograd.grad(total, wanted, allow_unused=True)]
 
     first = found()
-    short.clear()
+    matched.clear()
     rnn(x)
     rnn(x)
-    assert short[-1] is True or not own
+    assert matched[-1] is True or not own
     again = found()
     for one, other in zip(again, first, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
 
 
-def test_the_short_way_of_a_packed_sequence(short: list[bool]) -> None:
+def test_a_bound_call_on_a_packed_sequence(matched: list[bool]) -> None:
     rnn, (x, h) = elman.Recurrent(cells.GRU(I, H).double()), data()
     packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([2, 1, 4]), enforce_sorted=False)
     found = [rnn(packed, h) for _ in range(4)]
-    assert short[-1]
+    assert matched[-1]
     outputs, final = rnn(x, h, lengths=torch.tensor([2, 1, 4]))
-    assert short[-1]
     for other, last in found:
         torch.testing.assert_close(nn.utils.rnn.pad_packed_sequence(other)[0], outputs, **EXACT)
         torch.testing.assert_close(last, final, **EXACT)
 
 
 @pytest.mark.parametrize("kind", [cells.Elman, cells.GRU, cells.LSTM, cells.Leaky])
-def test_gradients_on_the_short_way(kind: Callable[..., nn.Module], short: list[bool]) -> None:
+def test_gradients_of_a_bound_call(kind: Callable[..., nn.Module], matched: list[bool]) -> None:
     rnn, (x, _) = elman.Recurrent(kind(I, H).double()), data()
     x.requires_grad_()
     wanted = [x, *rnn.cell.parameters()]
     found = [torch.autograd.grad(rnn(x)[0].square().sum(), wanted) for _ in range(4)]
-    assert short[-1]
+    assert matched[-1]
     expected = torch.autograd.grad(
-        eager.unroll(rnn.cell, x, rnn._initial(B, [x], *_none(x)))[0].square().sum(), wanted
+        eager.unroll(rnn.cell, x, initial_state(rnn.cell, x[0]))[0].square().sum(), wanted
     )
     for got in found:
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-
-
-def _none(x: Tensor) -> tuple[Any, list[Tensor], None]:
-    from elman.circuit.signature import flatten
-
-    return flatten(x, "x")[1], [], None
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=str)
@@ -187,9 +201,9 @@ def test_a_step_by_the_engine_is_the_cell(case: Case) -> None:
     x, state, context = case.x(1, B), case.state(B), case.context(B)
     with torch.no_grad():
         rnn(x, state, steps=case.steps(1), context=context)
-        prepared = rnn._latest
-        assert prepared is not None
-        program = prepared.program
+        bound = rnn._calls.latest
+        assert bound is not None
+        program = bound.program
         if not program.steps_by_loop("auto"):
             assert case.name == "convolutional_rnn"
             return
@@ -200,10 +214,11 @@ def test_a_step_by_the_engine_is_the_cell(case: Case) -> None:
             for name, v in given.items()
         }
         tensors = [
-            next(rest[source]) if isinstance(source, str)
-            else source if isinstance(source, Tensor)
-            else store_of(cell, source)[source.key]
-            for source in prepared.sources
+            next(rest[source.name]) if isinstance(source, Argument)
+            else source.tensor if isinstance(source, Captured)
+            else store_of(cell, source.place)[source.place.key]
+            for source in bound.sources
+            if isinstance(source, (Argument, Captured, Owned))
         ]  # fmt: skip
         made = program.step(Call(1, B, 3, "auto"), tensors)
         if case.noise:
@@ -211,16 +226,16 @@ def test_a_step_by_the_engine_is_the_cell(case: Case) -> None:
         arguments = [x, state] if context is None else [x, state, context]
         returned = cell(*arguments)
         leaves = [t for t in pytree.tree_leaves(returned) if isinstance(t, Tensor)]
-        final = [made[slot] for slot in prepared.state_slots]
+        final = [made[slot] for slot in bound.finals]
         same(final, leaves[len(leaves) - len(final) :])
-        if prepared.output is not None and len(leaves) > len(final):
-            same([made[slot] for slot in prepared.output_slots], leaves[: len(leaves) - len(final)])
+        if bound.outputs and len(leaves) > len(final):
+            same([made[slot] for slot in bound.outputs], leaves[: len(leaves) - len(final)])
 
 
 @pytest.mark.parametrize(
     "name", ["elman", "lstm", "two_level_gru", "delayed_rnn", "dict_output_rnn", "silent_rnn"]
 )
-def test_steps_without_gradients(name: str, short: list[bool]) -> None:
+def test_steps_without_gradients(name: str, matched: list[bool]) -> None:
     case = CASES[name]
     rnn = elman.Recurrent(case.make().double())
     xs, state = case.x(3, B), case.state(B)
@@ -230,7 +245,7 @@ def test_steps_without_gradients(name: str, short: list[bool]) -> None:
         for t in range(3):
             output, state = rnn.step(pytree.tree_map(lambda x, t=t: x[t], xs), state)
             outputs.append(output)
-    assert short[-2:] == [True, True]
+    assert matched[-2:] == [True, True]
     assert type(state) is type(final)
     same(state, final)
     for t, output in enumerate(outputs):
@@ -246,7 +261,7 @@ def test_a_step_with_gradients_is_the_cell() -> None:
     assert not rnn.step(x[0], h)[0].requires_grad
 
 
-def test_a_step_of_a_cell_that_is_no_circuit(short: list[bool]) -> None:
+def test_a_step_of_a_cell_that_is_no_circuit(matched: list[bool]) -> None:
     class Branches(zoo.Base):
         def forward(self, x: Tensor, h: Tensor) -> Tensor:
             return torch.tanh(self.U(x)) if h.sum() > 0 else h
@@ -255,7 +270,7 @@ def test_a_step_of_a_cell_that_is_no_circuit(short: list[bool]) -> None:
     with torch.no_grad():
         for state in (h.abs(), -h.abs(), h.abs()):
             same(rnn.step(x[0], state)[0], rnn.cell(x[0], state))
-    assert short[-1], "that it is none is found out once"
+    assert matched[-1], "that it is none is found out once"
 
 
 def test_noise_is_fresh_at_every_step() -> None:
@@ -330,11 +345,11 @@ class Doubled(cells.Leaky):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_between_two_calls(name: str, short: list[bool]) -> None:
+def test_a_change_between_two_calls(name: str, matched: list[bool]) -> None:
     rnn = elman.Recurrent(cells.Leaky(H, H).double())
     x, h = torch.randn(T, B, H, dtype=torch.float64), torch.randn(B, H, dtype=torch.float64)
     warm(rnn, x, h)
-    assert short[-1]
+    assert matched[-1]
     right(rnn, x, h)
     CHANGES[name](rnn.cell)
     right(rnn, x, h)
@@ -342,13 +357,13 @@ def test_a_change_between_two_calls(name: str, short: list[bool]) -> None:
     right(rnn, x, h)
 
 
-def test_one_and_one_point_nought(short: list[bool]) -> None:
+def test_one_and_one_point_nought(matched: list[bool]) -> None:
     rnn, (x, h) = elman.Recurrent(cells.Leaky(I, H, alpha=1).double()), data()
     warm(rnn, x, h)
     rnn.cell.alpha = 1.0
-    short.clear()
+    matched.clear()
     right(rnn, x, h)
-    assert not short[0]
+    assert not matched[0]
 
 
 @pytest.mark.parametrize("name", KEEPERS)
@@ -386,7 +401,7 @@ def test_a_change_of_a_submodule() -> None:
         right(rnn, x, h)
 
 
-def test_train_and_eval_through_the_short_way() -> None:
+def test_train_and_eval() -> None:
     rnn, (x, h) = elman.Recurrent(CASES["dropout_rnn"].make().double().eval()), data()
     warm(rnn, x, h)
     with torch.no_grad():
@@ -433,13 +448,13 @@ def test_watch_sees_tensors_change_in_place() -> None:
 # --- who leaves it --------------------------------------------------------------------------------------------------
 
 
-def test_dtype_shape_and_structure(short: list[bool]) -> None:
+def test_dtype_shape_and_structure(matched: list[bool]) -> None:
     rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
     warm(rnn, x, h)
     for T_, B_ in ((1, 1), (7, 2), (0, 3), (T, 0)):
-        short.clear()
+        matched.clear()
         got = rnn(x.new_zeros(T_, B_, I), h.new_ones(B_, H))
-        assert short == [True], "one program serves every T and B"
+        assert matched == [True], "one program serves every T and B"
         assert list(got[0].shape) == [T_, B_, H]
     with pytest.raises(elman.ElmanError):
         rnn(x, h[:1])
@@ -457,13 +472,13 @@ def test_dtype_shape_and_structure(short: list[bool]) -> None:
     right(rnn, x, h.t().contiguous().t())
 
 
-def test_without_a_state(short: list[bool]) -> None:
+def test_without_a_state(matched: list[bool]) -> None:
     for kind in (cells.Elman, cells.LSTM):
         rnn, (x, _) = elman.Recurrent(kind(I, H).double()), data()
         with torch.no_grad():
             found = [rnn(x) for _ in range(3)]
             steps = [rnn.step(x[0]) for _ in range(3)]
-        assert short[-1]
+        assert matched[-1]
         for one in found[1:]:
             same(one, found[0])
         for one in steps:
@@ -523,7 +538,7 @@ def test_copies_forget() -> None:
     rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
     warm(rnn, x, h)
     for other in (copy.deepcopy(rnn), pickle.loads(pickle.dumps(rnn))):
-        assert other._known is None
+        assert other._calls.latest is None
         other.cell.W.data.zero_()
         right(other, x, h)
     right(rnn, x, h)
@@ -533,7 +548,7 @@ def test_the_engine_is_there() -> None:
     """Where no compiler was, steps are the cell's own, and nothing above shows the engine's step."""
     rnn, (x, h) = elman.Recurrent(cells.Elman(I, H).double()), data()
     warm(rnn, x, h)
-    loop = rnn._latest.program.plan.loop
+    loop = rnn._calls.latest.program.plan.loop
     native = choose("auto", loop, CPU).name == "native"
-    assert rnn._known_step is not None
-    assert (rnn._known_step.prepared is not None) == native
+    step = rnn._calls._bound.latest[1]
+    assert (step.binding is not None) == native

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from elman import engines
+from elman.caches import cached
 from elman.circuit.form import Kind
 from elman.engines import codegen
 from elman.engines.base import Runner, StageMaker
 from elman.execute.emit import PlanFunction, emit
-from elman.layout import Packing
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
+from elman.segments.timeline import Packing
 from elman.trace.outside import locked
 
 Tensor = torch.Tensor
@@ -39,7 +39,7 @@ class Call(NamedTuple):
     level: int | None = None
 
 
-class Recipe:
+class Executable:
     """A plan and, for each choice of an engine, the function that runs it.
 
     ends: for each output, "own" for a tensor of its own rather than a view, so that users may write into it where
@@ -88,9 +88,9 @@ class Recipe:
         return plan, engine.stage, engine.runner(plan.loop)
 
 
-@functools.lru_cache(maxsize=64)
-def _recipe(plan: Plan) -> Recipe:
-    return Recipe(plan)
+@cached("plans run by the names of their ports", 64)
+def _executable(plan: Plan) -> Executable:
+    return Executable(plan)
 
 
 @torch.no_grad()
@@ -102,5 +102,5 @@ def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str
     Returns output port -> sum, sequence `[T, B, …]`, or final state `[B, …]`.
     """
     tensors = [inputs[port.name] for port in plan.circuit.inputs if port.kind is not Kind.NOISE]
-    made = _recipe(plan).run(call, tensors)
+    made = _executable(plan).run(call, tensors)
     return {port.name: value for port, value in zip(plan.circuit.outputs, made, strict=True)}

@@ -6,12 +6,15 @@ rows and `most` pieces; what is left over lies behind and is zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from elman.errors import InputError, InputTypeError
-from elman.pieces.check import read_bools, read_lengths
-from elman.pieces.cut import cut
+from elman.segments.check import read_bools, read_lengths
+from elman.segments.pieces import cut
+from elman.segments.timeline import Packing
 
 Tensor = torch.Tensor
 
@@ -125,6 +128,32 @@ class PaddedLayout:
             torch.cat([last, own]).index_select(0, self._final)
             for last, own in zip(ended, states, strict=True)
         ]
+
+
+class Filled:
+    """The part of padded tensors that packed rows fill: what an operator runs on. sizes: of `pieces_op`."""
+
+    def __init__(self, sizes: Tensor, device: torch.device) -> None:
+        rows = [size for size in sizes.tolist() if size]
+        self.steps, self.pieces, self.rows = len(rows), max(rows, default=0), sum(rows)
+        self.packing = Packing(rows, device) if rows and rows[0] != rows[-1] else None
+
+    def part(self, value: Tensor, timed: bool, rows: bool) -> Tensor:
+        """Of a padded input. timed: whether it is a sequence; rows: whether it has a batch dimension."""
+        if not timed:
+            return value[: self.pieces] if rows else value
+        if not rows:
+            return value[: self.steps]
+        value = value[: self.rows]
+        return value if self.packing is not None else value.unflatten(0, (self.steps, self.pieces))
+
+    def whole(self, value: Tensor, timed: bool, shape: Sequence[int]) -> Tensor:
+        """Padded with zeros to a shape."""
+        if timed and self.packing is None and value.dim() > len(shape):
+            value = value.flatten(0, 1)
+        padded = value.new_zeros(shape)
+        padded[tuple(slice(size) for size in value.shape)] = value
+        return padded
 
 
 def check_happens(

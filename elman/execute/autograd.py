@@ -1,4 +1,4 @@
-"""Three doors to one body: no gradient wanted, eager gradients, transforms of torch.func.
+"""Three ways to one executable: no gradient wanted, eager gradients, transforms of torch.func.
 
 First derivatives run the plan that was cut for training: the forward pass keeps what a minimum cut says. When the
 gradient itself is to be differentiated, the backward pass is built out of `apply` again: the sequences h(t-1) come
@@ -20,10 +20,10 @@ from torch._C._functorch import (
 )
 from torch.autograd import forward_ad
 
-from elman.adjoint import cotangent_of
+from elman.adjoint import cotangent_ports
 from elman.circuit.form import Kind
 from elman.errors import NotSupported
-from elman.execute.body import Call
+from elman.execute.executable import Call
 from elman.execute.program import Program
 
 Tensor = torch.Tensor
@@ -134,14 +134,16 @@ def _differentiable(
     if states:
         exposed = program.exposed
         for port, value in zip(exposed.outputs, apply(exposed, call, tensors), strict=True):
-            if port.kind is Kind.SEQUENCE and port.of is not None:
-                known[port.of] = value
+            if port.kind is Kind.SEQUENCE and port.state is not None:
+                known[port.state] = value
+    ports_of = cotangent_ports(adjoint.circuit)
     known |= {
-        cotangent_of(program.circuit, port.name): c
+        ports_of[port.name]: c
         for port, c in zip(program.outputs, cotangents, strict=True)
+        if port.name in ports_of
     }
     made = apply(adjoint, call, [known.get(port.name) for port in adjoint.inputs])
-    return {port.name.removeprefix("d_"): value for port, value in zip(adjoint.outputs, made, strict=True)}
+    return {str(port.gradient_of): value for port, value in zip(adjoint.outputs, made, strict=True)}
 
 
 class _Transformed(torch.autograd.Function):

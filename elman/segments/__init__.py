@@ -10,6 +10,6 @@ every other piece starts from the cell's initial state; a row's final state is t
 that it came with if it has none.
 """
 
-from elman.pieces.layout import Layout
+from elman.segments.layout import Layout
 
 __all__ = ["Layout"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elman.circuit.signature import flatten
+from elman.circuit.structure import flatten
 from elman.trace.call import call_cell, understand
 
 _COMPARED = (
@@ -19,7 +19,7 @@ _COMPARED = (
 )
 
 
-class Writer(nn.Module):
+class Sampler(nn.Module):
     """One step of writing, as a cell: (None, (last symbol int64 [B], states of the layers)) -> (symbol, new state).
 
     embedding, readout: of the model. cells: of its layers. condition: what a context adds to the embedding, or None.
@@ -44,7 +44,7 @@ class Writer(nn.Module):
             readout,
             condition,
         )
-        # What is drawn, and how many are left out, are decided now; the numbers may be others in another writer, which
+        # What is drawn, and how many are left out, are decided now; the numbers may be others in another sampler, which
         # is then no other recurrence.
         like = readout.weight
         self.draws, self.few, self.likely = temperature > 0, top_k is not None, top_p is not None

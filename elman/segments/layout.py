@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.layout import Packing, as_index
-from elman.pieces.check import read_bools, read_lengths
-from elman.pieces.cut import Pieces, cut
-from elman.pieces.move import Move
+from elman.caches import cached
+from elman.segments.check import read_bools, read_lengths
+from elman.segments.move import Move
+from elman.segments.pieces import Pieces, cut
+from elman.segments.timeline import Packing, as_index
 
 Tensor = torch.Tensor
 
@@ -39,6 +40,7 @@ class Layout:
     # --- making one -----------------------------------------------------------------------------------------------
 
     @classmethod
+    @cached("layouts of batches of which every step happens", 64)
     def whole(cls, steps: int, batch: int, device: torch.device) -> Layout:
         """Every step of every row happens."""
         return cls((steps, batch), batch, (steps, batch), device)
@@ -83,17 +85,22 @@ class Layout:
 
     # --- what circuits see ----------------------------------------------------------------------------------------
 
-    @property
+    @functools.cached_property
     def steps(self) -> int:
         """The steps of the longest piece."""
         return self.inner[0] if self.packing is None else self.packing.steps
 
-    @property
+    @functools.cached_property
     def pieces(self) -> int:
         """How many pieces there are: the batch that circuits run on."""
         return self.inner[1] if self.packing is None else self.packing.batch
 
-    @property
+    @functools.cached_property
+    def is_packed(self) -> bool:
+        """Whether sequences lie for users as they do for circuits."""
+        return self.lead == self.inner and self._move is None and self._packed is None
+
+    @functools.cached_property
     def is_cut(self) -> bool:
         """Whether not every step of every row happens, in one piece."""
         return self._pieces is not None or self._packed is not None
@@ -121,7 +128,7 @@ class Layout:
             return PackedSequence(
                 value if self.packing is not None else value.flatten(0, 1), sizes, order, back
             )
-        if self.lead == self.inner and self._move is None:
+        if self.is_packed:
             return value
         if self.packing is None:
             value = value.flatten(0, 1)
@@ -132,9 +139,11 @@ class Layout:
         made[: len(value)] = value
         return made.unflatten(0, self.lead)
 
-    def example(self, value: Tensor) -> Tensor:
-        """One step of a packed sequence, `[1, pieces, …]`, for tracing."""
-        return value[:1] if self.packing is None else value[: self.pieces].unsqueeze(0)
+    def first(self, value: Tensor) -> Tensor:
+        """The first step of a packed sequence, `[pieces, …]`, for tracing; zeros where there is none."""
+        if self.packing is not None:
+            return value[: self.pieces]
+        return value[0] if self.steps else value.new_zeros(value.shape[1:])
 
     def spread(self, value: Tensor) -> Tensor:
         """A value per row, for each piece: `[B, …]` -> `[pieces, …]`."""

@@ -1,0 +1,312 @@
+"""The calls of one layer: find what a call is bound to, run it, put the results back.
+
+A call on sequences crosses, in this order: `Recurrent.forward`, `arguments.over_sequences` (which lays it out),
+`Recurrent.run`, `Calls.run`, `BoundCall.matches` (the first time `Calls._bind`, which asks `Programs.find`),
+`BoundCall.tensors`, `execute.apply`, `BoundCall.result`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._C._functorch import peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from elman.caches import Recent
+from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, specs
+from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
+from elman.execute import Call, apply
+from elman.recurrent.arguments import (
+    EVERY,
+    StepSelection,
+    as_outputs,
+    batch_of,
+    is_recorded,
+    lay_out,
+    rows_of_reset,
+    weight_of,
+)
+from elman.recurrent.bound import Arguments, BoundCall
+from elman.recurrent.programs import Binding, Programs, Shapes, check_teacher
+from elman.segments import Layout
+from elman.trace.call import call_cell, in_order, understand
+from elman.trace.initial import own_state
+from elman.trace.mistakes import of_step
+
+Tensor = torch.Tensor
+_PATIENCE = 16  # steps in a row that may differ from one another before the cell itself runs them all
+
+
+class Calls:
+    """latest: what the latest call was bound to."""
+
+    def __init__(self) -> None:
+        self.programs = Programs()
+        self.latest: Binding | None = None
+        self._bound = Recent(8)
+        self._recent: BoundCall | None = None  # the latest of them
+        self._misses = 0  # steps in a row that were like none before
+
+    # --- over whole sequences -------------------------------------------------------------------------------------
+
+    def whole(
+        self, layer: Any, args: Arguments, steps: int | None, happens: StepSelection
+    ) -> tuple[Any, Any]:
+        """(outputs, final state of each row) of a call on users' sequences."""
+        args = _started(layer, args, 1)
+        bound = self._like(args.key)
+        if bound is not None and happens is EVERY and steps is None and bound.holds_for(layer, args):
+            self.programs.settle()
+            return self._apply(layer, bound.latest[1], args, bound)
+        return self.run(layer, lay_out(args.xs, args.states, args.structures, steps, happens), args)
+
+    def run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
+        """The same where it is known how the sequences lie."""
+        device = "cpu" if layout.device.type == "meta" else layout.device.type
+        if torch.is_autocast_enabled(device):
+            # A recurrence adds up small changes over many steps: it runs in the precision of its parameters.
+            with torch.autocast(device, enabled=False):
+                return self._run(layer, layout, args.cast(_dtype(layer.cell)))
+        return self._run(layer, layout, args)
+
+    def _run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
+        cell = layer._modules["cell"]
+        if args.taught:
+
+            def clean(symbols: Tensor) -> Tensor:
+                whole = layout.is_packed or len(layout.lead) == 1
+                return symbols if whole else layout.unpack(layout.pack(symbols))  # type: ignore[return-value]
+
+            args = args._replace(taught=as_outputs(cell, args.taught, clean))
+        if args.weight is not None:
+            args = args._replace(weight=weight_of(args.weight, args.taught, layout.lead))
+        if not args.states and _has_start(cell):
+            args = args.starting(*flatten(own_state(cell, layout.batch), "state"))
+        batch_of(args.states, args.structures[1], args.contexts, args.structures[2], layout.batch)
+        bound = self._like(args.key)
+        if bound is not None and bound.fits(args) and bound.holds(layer):
+            self.programs.settle()
+        else:
+            bound = self._bind(layer, layout, args)
+        binding = bound.program_of(layout)
+        if args.taught:
+            check_teacher(binding, args.structures[3], args.taught, layout.lead)
+        bound.note(args, layout)
+        return self._apply(layer, layout, args, bound)
+
+    def _apply(self, layer: Any, layout: Layout, args: Arguments, bound: BoundCall) -> tuple[Any, Any]:
+        binding = self.latest = bound.binding
+        assert binding is not None
+        # A state that is not given is zeros, for every piece.
+        states: Sequence[Tensor | None] = args.states or [None] * len(binding.finals)
+        starts = states
+        if args.states and layout.is_cut:
+            starts = self._starts(layer, layout, args, args.states)
+        call = Call(layout.steps, layout.pieces, _seed(layer, binding), layer.engine, layout.packing)
+        made = apply(binding.program, call, bound.tensors(args, starts, layout))
+        return bound.result(made, states, layout, args.packed)
+
+    def _like(self, key: Any) -> BoundCall | None:
+        """A call that was made with the same structures."""
+        bound = self._recent
+        if bound is not None and bound.key == key:
+            return bound
+        return self._bound.get(key)
+
+    def _keep(self, bound: BoundCall) -> None:
+        self._bound.keep(bound.key, bound)
+        self._recent = bound
+
+    def _bind(self, layer: Any, layout: Layout, args: Arguments) -> BoundCall:
+        """What a call is like, found out; kept for those that are like it."""
+        seen = self.programs.seen(layer.cell)
+        state, own = args.structures[1], args.states
+        if not own:
+            own, state = flatten(self._initial(layer, layout, args, layout.batch), "state")
+        starts = self._starts(layer, layout, args.starting(own, state), own)
+        xs, contexts = _first(layout, args), [layout.spread(context) for context in args.contexts]
+        binding = self.programs.find(
+            layer.cell, _shapes(layer.reverse, args, state, starts), xs, starts, contexts
+        )
+        bound = BoundCall(args.key, layer.cell, layer.reverse, binding, args, seen.unchanged)
+        if peek_interpreter_stack() is None and layout.device.type != "meta":
+            self._keep(bound)
+        return bound
+
+    def _starts(self, layer: Any, layout: Layout, args: Arguments, states: Sequence[Tensor]) -> list[Tensor]:
+        """What each piece starts from: the state of its row, or the cell's own after a reset."""
+
+        def initial(count: int) -> list[Tensor]:
+            return _alike(self._initial(layer, layout, args, count), states, args.structures[1])
+
+        return layout.start(states, layer.reverse, initial)
+
+    def _initial(self, layer: Any, layout: Layout, args: Arguments, batch: int) -> Any:
+        x, _, context, _ = args.structures
+        contexts = [layout.spread(context) for context in args.contexts]
+        return self.programs.initial(layer.cell, batch, (x, _first(layout, args)), (context, contexts))
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def step(self, layer: Any, args: Arguments) -> tuple[Any, Any] | None:
+        """(output, new state) of one step by the engine; None where the cell itself has to run."""
+        if (
+            args.contexts
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or not args.xs
+            or is_recorded()
+        ):
+            return None
+        if peek_interpreter_stack() is not None or torch.is_autocast_enabled("cpu"):
+            return None
+        args = _started(layer, args, 0)
+        key = "step", layer.engine, args.structures
+        bound = self._like(key)
+        if bound is None or not bound.holds_for(layer, args):
+            bound = self._bound_step(key, layer, args)
+        if bound is None:
+            return None
+        if (binding := bound.binding) is None:
+            return None
+        states: Sequence[Tensor | None] = args.states or [None] * len(binding.finals)
+        call = Call(1, bound.latest[1], _seed(layer, binding), layer.engine)
+        return bound.result(binding.program.step(call, bound.tensors(args, states, None)), states, None, True)
+
+    def _bound_step(self, key: Any, layer: Any, args: Arguments) -> BoundCall | None:
+        """What a step is bound to that is not like the latest one."""
+        batch = _rows(args)
+        if batch is None:
+            return None
+        bound = self._like(key)
+        if bound is not None and bound.fits(args) and bound.holds(layer):
+            self._misses = 0
+        elif self._misses >= _PATIENCE:
+            return None
+        else:
+            self._misses += 1
+            if (bound := self._bind_step(key, layer, args, batch)) is None:
+                return None
+            self._keep(bound)
+        bound.latest = args.forms, batch
+        return bound
+
+    def _bind_step(self, key: Any, layer: Any, args: Arguments, batch: int) -> BoundCall | None:
+        """How such a step is run: by the engine if the cell is a circuit, and the engine has it; else by the cell.
+        None if that cannot be said to hold for another step."""
+        seen = self.programs.seen(layer.cell)
+        if seen.unchanged is None:
+            return None
+        state, states, binding = args.structures[1], args.states, None
+        try:
+            if not states:
+                states, state = flatten(self.start_of_step(layer, args, batch), "state")
+            found = self.programs.find(layer.cell, _shapes(False, args, state, states), args.xs, states, [])
+            binding = found if found.program.steps_by_loop(layer.engine) else None
+        except (TraceError, InputError, InputTypeError, NotSupported):
+            if not args.states:  # the cell itself runs, or says what is wrong in its own words
+                return None
+        return BoundCall(key, layer.cell, False, binding, args, seen.unchanged)
+
+    def start_of_step(self, layer: Any, args: Arguments, batch: int | None = None) -> Any:
+        """The state that the cell starts from, at one step."""
+        if batch is None:
+            batch = batch_of(args.xs, args.structures[0], args.contexts, args.structures[2], None)
+        x, _, context, _ = args.structures
+        return self.programs.initial(layer.cell, batch, (x, args.xs), (context, args.contexts))
+
+    def restarted(self, layer: Any, args: Arguments, reset: Any) -> Arguments:
+        """With that which the cell starts from, in the rows that are reset."""
+        batch = batch_of(args.states, args.structures[1], (), NOTHING, _rows(args))
+        rows = rows_of_reset(reset, batch)
+        if args.structures[1] == NOTHING:
+            return args  # all rows start there
+        initial = self.start_of_step(layer, args, batch)
+        chosen = [
+            torch.where(rows.to(old.device).reshape(-1, *[1] * (old.dim() - 1)), start, old)
+            for old, start in zip(args.states, _alike(initial, args.states, args.structures[1]), strict=True)
+        ]
+        return args._replace(states=chosen)
+
+    def step_by_cell(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
+        """The same by the cell itself."""
+        x, state, context = (
+            fill(structure, tensors)
+            for structure, tensors in zip(
+                args.structures, (args.xs, args.states, args.contexts), strict=False
+            )
+        )
+        if state is None:
+            state = self.start_of_step(layer, args)
+        try:
+            returned = call_cell(layer.cell, x, state, context, context is not None)
+        except Exception as error:
+            if isinstance(error, ElmanError) or torch.compiler.is_compiling():
+                raise
+            raise of_step(layer.cell, x, state, context, error) from error
+        return understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)
+
+
+def _started(layer: Any, args: Arguments, dim: int) -> Arguments:
+    """With the cell's own initial state, if it has one and none is given; x has the batch at `dim`."""
+    if args.states or not args.xs or args.xs[0].dim() <= dim or not _has_start(layer._modules["cell"]):
+        return args
+    return args.starting(*flatten(own_state(layer.cell, args.xs[0].shape[dim]), "state"))
+
+
+def _has_start(cell: torch.nn.Module) -> bool:
+    """Whether a cell has `initial_state`; asking a module for an attribute that it has not takes two microseconds."""
+    return callable(getattr(type(cell), "initial_state", None) or cell.__dict__.get("initial_state"))
+
+
+def _shapes(reverse: bool, args: Arguments, state: Structure, starts: Sequence[Tensor]) -> Shapes:
+    x, _, context, teacher = args.structures
+    like = specs(args.xs, args.leading), specs(starts, 1), specs(args.contexts, 1)
+    return Shapes(
+        reverse, x, state, context, teacher, like, None if args.weight is None else args.weight.dtype
+    )
+
+
+def _first(layout: Layout, args: Arguments) -> list[Tensor]:
+    """x at the first step of each piece."""
+    return [layout.first(x if args.packed else layout.pack(x)) for x in args.xs]
+
+
+def _rows(args: Arguments) -> int | None:
+    """The batch size that x and state of a step agree on; None if they do not."""
+    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in (*args.xs, *args.states)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _alike(initial: Any, states: Sequence[Tensor], structure: Structure) -> list[Tensor]:
+    """The tensors of the cell's initial state, which must look like the state that was given."""
+    mine, own = flatten(in_order(initial, fill(structure, states)), "state")
+    if own != structure:
+        raise InputTypeError(
+            what="the state is not built like the cell's initial state, from which a reset starts", where="state",
+            got=str(paths(structure, "state")), expected=str(paths(own, "state")),
+        )  # fmt: skip
+    for i, (given, start) in enumerate(zip(states, mine, strict=True)):
+        if (given.shape[1:], given.dtype, given.device) != (start.shape[1:], start.dtype, start.device):
+            raise InputError(
+                what="the state does not look like the cell's initial state, from which a reset starts",
+                where=paths(structure, "state")[i], got=f"{list(given.shape)} {given.dtype} on {given.device}",
+                expected=f"[B, {', '.join(map(str, start.shape[1:]))}] {start.dtype} on {start.device}",
+            )  # fmt: skip
+    return mine
+
+
+def _dtype(cell: torch.nn.Module) -> torch.dtype:
+    return next((p.dtype for p in cell.parameters() if p.dtype.is_floating_point), torch.float32)
+
+
+def _seed(layer: Any, binding: Binding) -> int:
+    """One draw from the layer's generator, by default torch's own; a transform around the call does not batch it."""
+    if not binding.program.has_noise:
+        return 0
+    if peek_interpreter_stack() is not None:
+        with temporarily_clear_interpreter_stack():
+            return int(torch.randint(2**62, (), generator=layer.generator).item())
+    return int(torch.randint(2**62, (), generator=layer.generator).item())

@@ -1,0 +1,47 @@
+"""What PyTorch's exceptions mean, while a step is traced: the one place where its words are read."""
+
+from __future__ import annotations
+
+import enum
+import traceback
+
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+
+class Complaint(enum.Enum):
+    """What PyTorch complains of."""
+
+    DATA = "a number or a decision is taken out of the data"
+    SHAPE = "a shape depends on the data"
+    OPERATOR = "an operator says nothing of its results"
+    BATCH_SIZE = "a number is wanted where the batch size is not known"
+    DISTRIBUTION = "torch.distributions looks at its arguments"
+    DERIVATIVE = "an operation has no derivative"
+    OTHER = "something else"
+
+
+def complaint(error: BaseException) -> Complaint:
+    """What an exception means that the tracer raised."""
+    # Imported here, with sympy behind it: a program that only imports elman should not wait for it.
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    if isinstance(error, (GuardOnDataDependentSymNode, DataDependentOutputException)):
+        return Complaint.DISTRIBUTION if _of_distributions(error) else Complaint.DATA
+    if isinstance(error, DynamicOutputShapeException):
+        return Complaint.SHAPE
+    if isinstance(error, UnsupportedOperatorException):
+        return Complaint.OPERATOR
+    text = str(error)
+    if "concrete integers" in text:
+        return Complaint.BATCH_SIZE
+    if "is not implemented" in text and "derivative for" in text:
+        return Complaint.DERIVATIVE
+    return Complaint.DISTRIBUTION if _of_distributions(error) else Complaint.OTHER
+
+
+def _of_distributions(error: BaseException) -> bool:
+    return any("distributions" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
