@@ -316,7 +316,8 @@ def test_the_command_is_there_and_says_errors_in_one_piece(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"], ["draw"], ["report"]]
+    "command",
+    [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"], ["draw"], ["report"]],
 )
 def test_every_command_has_help(command: list[str]) -> None:
     result = elman(*command, "--help")

@@ -81,7 +81,9 @@ def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) 
     from elman.models import find_cell
     from elman.recurrent import Recurrent
 
-    if Path(thing).is_dir():
+    if Path(thing).is_dir() and (
+        "/" in thing or (Path(thing) / "config.json").is_file()
+    ):  # else a cell's name
         from elman.app.jobs import opened
         from elman.app.last import plain
 
