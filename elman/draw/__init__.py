@@ -58,6 +58,7 @@ class Drawing:
             raise InputError(
                 what="no picture can be written into such a file", where="Drawing.save(path)", got=path.name,
                 expected=f"a name that ends in {', '.join(kinds)}",
+                mend="give the file another ending",
             )  # fmt: skip
         path.write_bytes(kinds[path.suffix.lower()]())
         return path
