@@ -15,7 +15,7 @@ READY := .venv/.ready
 WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist worksteal)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance versions lint types format bench reproduce freeze clean
+.PHONY: help setup demo test conformance versions lint types format bench reproduce docs notebooks freeze clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -52,6 +52,12 @@ bench: setup  ## run the benchmarks
 reproduce: setup  ## train and measure what docs/results.md tells of, in about an hour (ARGS="--data FOLDER")
 	@$(BIN)/python -m bench.reproduce $(ARGS)
 
+docs: setup  ## write the site into site/, the lecture run at full size; shorter: make docs ARGS=--small
+	@$(BIN)/python docs/build.py $(ARGS)
+
+notebooks: setup  ## write the pages of the lecture as notebooks into build/notebooks
+	@$(BIN)/python docs/build.py notebooks
+
 freeze: setup  ## write what is installed now into constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \
 	   { grep -E '^(nanobind|pathspec|scikit-build-core)==' constraints.txt; \
@@ -59,7 +65,7 @@ freeze: setup  ## write what is installed now into constraints.txt
 	@mv constraints.new constraints.txt && touch $(READY)
 
 clean:  ## remove the environment, caches and builds; what you trained under runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache constraints.new
+	rm -rf .venv build dist site *.egg-info .pytest_cache .hypothesis .ruff_cache constraints.new
 	find elman tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamps are touched last, so an interrupted setup leaves none and the next call starts again where it must.

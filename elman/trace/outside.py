@@ -14,6 +14,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_st
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._guards import tracing
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
 _P = ParamSpec("_P")
@@ -48,6 +49,10 @@ class derived(functools.cached_property[_T]):
                 return super().__get__(instance, owner)
 
 
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
     """Inside, one thread at a time, PyTorch is in its ordinary state: no transform or mode, gradients, no autocast."""
@@ -57,6 +62,8 @@ def outside() -> Iterator[None]:
         stack.enter_context(_disable_current_modes())
         if peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
+        # A checkpoint around the call packs what autograd saves; what a trace saves is no part of it.
+        stack.enter_context(saved_tensors_hooks(_same, _same))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils.checkpoint import checkpoint
 
 import elman
 from elman import cells
@@ -511,10 +512,19 @@ def test_create_graph() -> None:
     compare.assert_equal(*found)
 
 
+def test_a_first_call_may_be_checkpointed() -> None:
+    """It is traced out of the hooks of the checkpoint, which would run the call again to find what the trace saved."""
+    torch.manual_seed(0)
+    rnn = elman.Recurrent(elman.cells.Elman(2, 5)).double()
+    x = torch.randn(4, 3, 2, dtype=torch.float64)
+    outputs, _ = checkpoint(rnn, x, use_reentrant=False)
+    made = torch.autograd.grad(outputs.square().sum(), rnn.cell.W)
+    wanted = torch.autograd.grad(rnn(x)[0].square().sum(), rnn.cell.W)
+    torch.testing.assert_close(made, wanted)
+
+
 def test_checkpointing() -> None:
     """torch.utils.checkpoint runs the call again in the backward pass, with the noise of the first time."""
-    from torch.utils.checkpoint import checkpoint
-
     rnn, x, h = layer("noisy_rnn"), random(3, 2, 5, requires_grad=True), random(2, 7)
     torch.manual_seed(5)
     right = torch.autograd.grad(rnn(x, h)[0].square().sum(), x)[0]

@@ -1,0 +1,216 @@
+"""The site and the notebooks: python docs/build.py [--small] writes site/, with `notebooks` docs/lecture as notebooks.
+
+The pages of the lecture are run (docs/execute.py), and what they print and draw is put under their blocks. Equations
+become MathML, which browsers show by themselves. The rest of docs/ is taken as it is: tests/test_docs.py runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from html import escape
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from docs.execute import Piece, run  # noqa: E402
+
+DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "site"
+LECTURE = DOCS / "lecture"
+GUIDES = ["write_a_cell", "drawing", "sequences", "drop_ins", "language_models", "other_cells"]
+INSIDE = ["pipeline", "native", "results", "versions"]
+
+# Code, displayed equations, equations in a line; the first that begins wins, so a dollar in code stays a dollar.
+SPANS = re.compile(
+    r"^```.*?^```$|`[^`\n]+`|\$\$(?P<block>.+?)\$\$|\$(?P<line>[^$\n]+)\$", re.DOTALL | re.MULTILINE
+)
+
+
+def mathml(page: str) -> str:
+    """The page with its equations, `$…$` and `$$…$$`, as MathML."""
+    from latex2mathml.converter import convert
+
+    def one(found: re.Match[str]) -> str:
+        if found["block"]:
+            return f'<div class="equation">{convert(" ".join(found["block"].split()), display="block")}</div>'
+        return convert(found["line"]) if found["line"] else found[0]
+
+    return SPANS.sub(one, page)
+
+
+def shown(page: str, pieces: list[Piece]) -> str:
+    """The page with what its blocks printed and drew under them."""
+    out, at, number = [], 0, 0
+    for piece in pieces:
+        out.append(page[at : piece.end])
+        if piece.said is None and piece.printed:
+            out.append(f"\n\n```text\n{piece.printed}\n```\n")
+        for svg in piece.svgs:
+            number += 1
+            out.append(f'\n\n<figure class="drawn">{_own(svg, f"f{number}-")}</figure>\n')
+        at = piece.end
+    return "".join([*out, page[at:]])
+
+
+def _own(svg: str, prefix: str) -> str:
+    """A picture whose ids are its own, as several stand in a page; on one line, which Markdown leaves alone."""
+    for name in set(re.findall(r'\bid="([^"]+)"', svg)):
+        svg = re.sub(rf'(?<=[#" ]){re.escape(name)}(?=[")\s])', prefix + name, svg)
+    # Dark or light is what the reader chose for the page, and else what the system says.
+    svg = re.sub(r"@media ?\(prefers-color-scheme: ?dark\) ?\{((?:[^{}]+\{[^{}]*\})+)\s*\}", _by_theme, svg)
+    return re.sub(r"\s*\n\s*", " ", svg)
+
+
+def _by_theme(found: re.Match[str]) -> str:
+    rules = re.findall(r"([^{}]+)(\{[^{}]*\})", found[1])
+
+    def under(body: str) -> str:
+        return "".join(
+            ", ".join(f"{body} {part.strip()}" for part in what.split(",")) + then for what, then in rules
+        )
+
+    return f"{under('body[data-theme=dark]')} @media (prefers-color-scheme:dark){{{under('body[data-theme=auto]')}}}"
+
+
+def lecture(small: bool) -> dict[Path, str]:
+    """File -> the page of the lecture, run."""
+    pages = {}
+    for path in sorted(LECTURE.glob("[0-9]*.md")):
+        began, page = time.perf_counter(), path.read_text("utf-8")
+        pages[path] = shown(page, run(page, str(path.relative_to(ROOT)), figures=True, small=small))
+        print(f"{path.name:32} {time.perf_counter() - began:6.1f} s", flush=True)
+    return pages
+
+
+def reference() -> str:
+    """The page of the public names, from their docstrings."""
+    import inspect
+
+    import elman
+
+    said = (
+        "The public names of elman, from their docstrings. Letters: T time steps, B batch, I input, H hidden units, "
+        "V classes; tensors over time are `[T, B, …]`."
+    )
+    out = ["# Reference", "", said, ""]
+    groups = {"elman": elman, "elman.cells": elman.cells, "elman.nn": elman.nn, "elman.models": elman.models}
+    for title, room in groups.items():
+        out += [f"## {title}", ""]
+        for name in sorted(getattr(room, "__all__", None) or [n for n in vars(room) if n[0].isupper()]):
+            found = getattr(room, name)
+            kind = "class" if inspect.isclass(found) else "function" if callable(found) else None
+            if kind is None or not found.__module__.startswith(title):
+                continue
+            out += ["```{eval-rst}", f".. auto{kind}:: {title}.{name}"]
+            out += ["   :members:", "   :exclude-members: extra_repr"] * (
+                kind == "class" and room is elman
+            ) + ["```", ""]
+    return "\n".join(out)
+
+
+def contents(title: str, names: list[str]) -> str:
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *names, "```", ""])
+
+
+def site(small: bool) -> None:
+    from sphinx.cmd.build import build_main
+
+    shutil.rmtree(PAGES, ignore_errors=True)
+    (PAGES / "lecture").mkdir(parents=True)
+    for picture in DOCS.glob("*.svg"):
+        shutil.copy(picture, PAGES)
+    pages = lecture(small)
+    for path, page in pages.items():
+        (PAGES / "lecture" / path.name).write_text(mathml(page), "utf-8")
+    for path in DOCS.glob("*.md"):
+        (PAGES / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    (PAGES / "reference.md").write_text(reference(), "utf-8")
+    nav = [
+        contents("The lecture", ["lecture/index"]),
+        contents("Guides", GUIDES),
+        contents("How it works", INSIDE),
+        contents("API", ["reference"]),
+    ]
+    with (PAGES / "index.md").open("a", encoding="utf-8") as file:
+        file.write("\n" + "\n".join(nav))
+    names = [path.stem for path in pages]
+    index = (LECTURE / "index.md").read_text("utf-8")
+    (PAGES / "lecture" / "index.md").write_text(
+        f"{index}\n" + contents("The lecture", names).replace(":hidden:\n", ""), "utf-8"
+    )
+    shutil.rmtree(SITE, ignore_errors=True)
+    if build_main(
+        [
+            "-q",
+            "-W",
+            "--keep-going",
+            "-b",
+            "html",
+            "-d",
+            str(ROOT / "build" / "doctrees"),
+            "-c",
+            str(DOCS),
+            str(PAGES),
+            str(SITE),
+        ]
+    ):
+        sys.exit("the site is not built: see the warnings above")
+    for path in SITE.rglob("*.html"):
+        outside = re.findall(
+            r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//[^"]+"|<link[^>]+href="(?:https?:)?//[^"]+"',
+            path.read_text("utf-8"),
+        )
+        assert not outside, f"{path}: {outside[0]}"
+    print(f"site: {SITE / 'index.html'}")
+
+
+def notebook(page: str) -> dict[str, Any]:
+    """A page as a notebook. Solutions are cells whose source is folded."""
+    page = re.sub(r"</?details>\n?", "", re.sub(r"<summary>(.*?)</summary>", r"**\1**", page))
+    cells, at = (
+        [
+            _cell(
+                "code",
+                "small = True  # False: the sizes of the site, some minutes in all\n%matplotlib inline",
+            )
+        ],
+        0,
+    )
+    for block in re.finditer(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        cells += [_cell("markdown", page[at : block.start()]), _cell("code", block[1])]
+        at = block.end()
+    cells.append(_cell("markdown", page[at:]))
+    return {
+        "cells": [cell for cell in cells if cell["source"]],
+        "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+        "nbformat": 4,
+        "nbformat_minor": 4,
+    }
+
+
+def _cell(kind: str, text: str) -> dict[str, Any]:
+    extra: dict[str, Any] = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    return {"cell_type": kind, "metadata": {}, "source": text.strip("\n").splitlines(keepends=True)} | extra
+
+
+def notebooks() -> None:
+    folder = ROOT / "build" / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(LECTURE.glob("[0-9]*.md")):
+        written = json.dumps(notebook(path.read_text("utf-8")), ensure_ascii=False, indent=1)
+        (folder / f"{path.stem}.ipynb").write_text(written + "\n", "utf-8")
+    print(f"notebooks: {folder}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=escape(__doc__.splitlines()[0]))
+    parser.add_argument("what", nargs="?", choices=["site", "notebooks"], default="site")
+    parser.add_argument("--small", action="store_true", help="experiments at the size of a test")
+    said = parser.parse_args()
+    notebooks() if said.what == "notebooks" else site(said.small)

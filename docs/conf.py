@@ -1,0 +1,49 @@
+"""The site: Sphinx over the pages that docs/build.py prepares.
+
+Why Sphinx: it is kept up, its search works from a folder without a server, every dead link is a warning and every
+warning an error, and furo, its theme, asks nothing of other addresses.
+"""
+
+import re
+
+project = "elman"
+author = "The elman authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_heading_anchors = 4
+myst_enable_extensions = ["html_image"]
+html_theme = "furo"
+html_title = "elman"
+html_static_path = ["static"]
+html_css_files = ["page.css"]
+html_copy_source = html_show_sourcelink = False
+html_show_sphinx = html_show_copyright = False
+nitpicky = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_class_signature = "mixed"
+# A code block that a lexer cannot read is shown as it is.
+highlight_language = "text"
+suppress_warnings = ["misc.highlighting_failure"]
+ESCAPED = {ord(sign): "\\" + sign for sign in "\\*`|_"}
+
+
+def _docstring(app, what, name, obj, options, lines) -> None:
+    """Our docstrings are plain text: paragraphs, and what is indented stands as it is."""
+    out, literal = [], False
+    for line in lines:
+        indented = line.startswith(" ")
+        if indented and not literal:
+            out += ["", "::", ""]
+        if literal and not indented and line:
+            out += [""]
+        literal = indented or (literal and not line)
+        if literal:
+            out.append("    " + line if line else "")
+        else:
+            begins = re.match(r"[\w, ]+: |Raises |Returns |- ", line) or not (out and out[-1].strip())
+            out.append(("| " if begins else "  ") + line.translate(ESCAPED) if line else "")
+    lines[:] = [*out, ""]
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", _docstring)
