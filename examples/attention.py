@@ -20,8 +20,7 @@ class Decoder(torch.nn.Module):
         self.query, self.readout = torch.nn.Linear(H, H), torch.nn.Linear(2 * H, 11)
 
     def forward(self, x, h, context):  # x [B], h [B, H], what the encoder says [B, S, H] and where [B, S]
-        said, there = context
-        h = self.cell(self.embedding(x), h)
+        (said, there), h = context, self.cell(self.embedding(x), h)
         scores = (said * self.query(h)[:, None]).sum(-1).masked_fill(~there, -1e9)
         seen = (scores.softmax(-1)[:, :, None] * said).sum(1)
         return self.readout(torch.cat([h, seen], -1)), h
@@ -30,20 +29,21 @@ class Decoder(torch.nn.Module):
 def main(small: bool = False) -> None:
     torch.manual_seed(0)
     longest, updates, enough = (3, 150, 0.6) if small else (8, 1000, 0.85)
-    encoder = elman.Bidirectional(elman.cells.GRU(11, H // 2), elman.cells.GRU(11, H // 2))
-    decoder = elman.Recurrent(Decoder())
+    forward, backward, decoder = elman.cells.GRU(11, 32), elman.cells.GRU(11, 32), elman.Recurrent(Decoder())
+    encoder = elman.Bidirectional(forward, backward)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=5e-3)
-    for update in range(updates + 1):
+    while True:
         there = torch.arange(longest)[:, None] < (lengths := torch.randint(2, longest + 1, (100,)))
         digits = torch.randint(10, there.shape).where(there, END)
         said, _ = encoder(torch.nn.functional.one_hot(digits, 11).float(), lengths=lengths)
         target = torch.nn.functional.pad(digits, (0, 0, 0, 1), value=END).sort(0).values
         context = (said.transpose(0, 1), there.T)
-        if update < updates:  # the last batch is the test
-            logits, _ = decoder(target.roll(1, 0), context=context)
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
-            optimizer.step()
+        if (updates := updates - 1) < 0:
+            break  # this batch is the test
+        logits, _ = decoder(target.roll(1, 0), context=context)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
+        optimizer.step()
     symbol, h, written = target[-1], None, []
     with torch.no_grad():
         for _ in target:  # on its own: it reads what it has written
