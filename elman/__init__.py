@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from elman.adjoint import adjoint
     from elman.caches import caches
     from elman.circuit import Circuit
+    from elman.draw import draw
     from elman.errors import ElmanError
     from elman.forcing import force
     from elman.plan import cost, explain, pair, plan
@@ -33,6 +34,7 @@ __all__ = [
     "caches",
     "cells",
     "cost",
+    "draw",
     "explain",
     "force",
     "last",
@@ -56,6 +58,7 @@ _HOMES = {
     "adjoint": "adjoint",
     "caches": "caches",
     "cost": "plan",
+    "draw": "draw",
     "explain": "plan",
     "force": "forcing",
     "last": "recurrent",

@@ -198,6 +198,23 @@ def test_a_cell_is_explained(cell: str) -> None:
     assert "loop" in result.output
 
 
+@pytest.mark.parametrize("how", [[], ["--unfold", 4], ["--level", "ops", "--adjoint"]])
+def test_a_cell_is_drawn(tmp_path: Path, how: list[object]) -> None:
+    result = elman("draw", "gru", "--input", 5, "--hidden", 7, *how, "-o", tmp_path / "a.svg")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.svg").read_text("utf-8").startswith("<svg")
+
+
+def test_a_run_is_drawn_and_explained(text: Path, tmp_path: Path) -> None:
+    run = trained(text, tmp_path / "run")
+    result = elman("draw", run, "-o", tmp_path / "a.html")
+    assert result.exit_code == 0, result.output
+    assert "Embedding" in (tmp_path / "a.html").read_text("utf-8")
+    result = elman("explain", run)
+    assert result.exit_code == 0, result.output
+    assert "in the loop, T times" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -215,6 +232,8 @@ def test_a_cell_is_explained(cell: str) -> None:
         (["evaluate", "{folder}"], "no run folder"),
         (["generate", "{text}"], "no run folder"),
         (["explain", "grue"], "no cell of that name"),
+        (["draw", "gru", "-o", "a.gif"], "no picture can be written into such a file"),
+        (["draw", "grue", "-o", "a.svg"], "no cell of that name"),
         (["report", "{missing}"], "no run folder"),
     ],
 )
@@ -297,7 +316,8 @@ def test_the_command_is_there_and_says_errors_in_one_piece(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"], ["report"]]
+    "command",
+    [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"], ["draw"], ["report"]],
 )
 def test_every_command_has_help(command: list[str]) -> None:
     result = elman(*command, "--help")

@@ -13,6 +13,7 @@ import typer
 
 from elman.app.ending import Interrupted, ended
 from elman.app.last import plain, told
+from elman.app.seeing import Cell, Trust, draw, explain
 from elman.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,18 +39,6 @@ Cache = Annotated[
     typer.Option(
         help="Where the symbols of files are kept for the next time, up to 10 GB, of which the oldest go first. "
         "(default: $XDG_CACHE_HOME/elman, ~/.cache/elman)"
-    ),
-]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust", help="Run the code of a cell that is not elman's own; its file and digest are said first."
-    ),
-]
-Cell = Annotated[
-    str | None,
-    typer.Option(
-        help="Where the model's own cell is now: path.py:Class, package.module:Class; with --trust."
     ),
 ]
 _SIZE, _COUNT = 2**24, 10**12  # the largest of what is made, and of what is counted
@@ -366,23 +355,8 @@ def report(
     typer.echo(write_report(folder, out))
 
 
-@app.command()
-def explain(
-    cell: Annotated[
-        str, typer.Argument(metavar="CELL", help="As --cell of `elman train lm`.", show_default=False)
-    ],
-    width: Annotated[int, typer.Option("--input", help="I, width of the input.", min=1, max=2**14)] = 64,
-    hidden: Annotated[int, typer.Option(help="H, units.", min=1, max=2**14)] = 256,
-) -> None:
-    """What of a cell runs once, before, in and after the loop over time, and why."""
-    import torch
-
-    from elman.models import find_cell
-    from elman.recurrent import Recurrent
-
-    rnn = Recurrent(find_cell(cell)(width, hidden))
-    rnn(torch.zeros(2, 1, width))  # a plan belongs to a call
-    typer.echo(str(rnn.explain()))
+app.command()(explain)
+app.command()(draw)
 
 
 @app.command()

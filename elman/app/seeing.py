@@ -1,0 +1,101 @@
+"""`elman draw` and `elman explain`: a cell, or the model of a run, as a picture and in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from elman.errors import InputError
+
+Thing = Annotated[
+    str,
+    typer.Argument(
+        metavar="CELL|RUN", help="As --cell of `elman train lm`; or a run folder.", show_default=False
+    ),
+]
+Width = Annotated[int, typer.Option("--input", help="I, width of a cell's input.", min=1, max=2**14)]
+Hidden = Annotated[int, typer.Option(help="H, units of a cell.", min=1, max=2**14)]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="Run the code of a cell that is not elman's own; its file and digest are said first."
+    ),
+]
+Cell = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the model's own cell is now: path.py:Class, package.module:Class; with --trust."
+    ),
+]
+
+
+def explain(
+    thing: Thing, width: Width = 64, hidden: Hidden = 256, trust: Trust = False, cell: Cell = None
+) -> None:
+    """What of a cell or of a run's model runs once, before, in and after the loop over time, and why."""
+    from elman.plan import explain as explained
+
+    typer.echo(str(explained(_called(thing, width, hidden, trust, cell))))
+
+
+def draw(
+    thing: Thing,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The file: .svg, .html, .png or .pdf.", show_default=False)
+    ],
+    unfold: Annotated[
+        int | None, typer.Option(help="Unfold for so many time steps.", min=1, max=10**9, show_default=False)
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="book: variables and weights. ops: every operation, by when it runs.")
+    ] = "book",
+    adjoint: Annotated[
+        bool, typer.Option("--adjoint", help="What runs back through time, for the gradient; of a cell.")
+    ] = False,
+    width: Width = 64,
+    hidden: Hidden = 256,
+    trust: Trust = False,
+    cell: Cell = None,
+) -> None:
+    """A cell or a run's model as a picture."""
+    from elman.adjoint import adjoint as adjoint_of
+    from elman.draw import draw as drawn
+    from elman.recurrent import Recurrent
+
+    called = _called(thing, width, hidden, trust, cell)
+    if adjoint:
+        if not isinstance(called, Recurrent):
+            raise InputError(
+                what="an adjoint is drawn of one cell", where="--adjoint", got="a run", mend="name the cell of the run"
+            )  # fmt: skip
+        called = adjoint_of(called.circuit)
+    typer.echo(drawn(called, unfold=unfold, level=level).save(out))
+
+
+def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) -> Any:
+    """A layer of a cell, or the model of a run, after a call: circuits and plans belong to one."""
+    import torch
+
+    from elman.models import find_cell
+    from elman.recurrent import Recurrent
+
+    if Path(thing).is_dir() and (
+        "/" in thing or (Path(thing) / "config.json").is_file()
+    ):  # else a cell's name
+        from elman.app.jobs import opened
+        from elman.app.last import plain
+
+        _, model, _ = opened(
+            Path(thing), trust, cell, lambda text: typer.secho(f"note: {plain(text)}", err=True, fg="yellow")
+        )
+        with torch.no_grad():
+            model(torch.zeros(2, 1, dtype=torch.long))
+        return model
+    layer = Recurrent(find_cell(thing)(width, hidden))
+    layer(torch.zeros(2, 1, width))
+    return layer
+
+
+__all__ = ["Cell", "Trust", "draw", "explain"]

@@ -1,0 +1,118 @@
+"""A small example sent through a circuit and back: the numbers that a living picture shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.fx.node import map_arg
+
+from elman.circuit.form import ROWS, Circuit, Kind, results_of
+from elman.draw.variables import Equations, word
+from elman.unfold import unfold
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Example:
+    """values: (variable, t) -> its value [B, …]; gradients: the same -> ∂L/∂it; losses: L(t) for t = 1 … τ.
+
+    sums: for each step from the last to the first, parameter -> its gradient summed over the steps so far. inputs: what
+    goes into the unfolded graph; L = Σ L(t), L(t) = ½ ‖o(t)‖² summed over the rows, or o(t) itself where it is a loss.
+    """
+
+    inputs: dict[str, Tensor]
+    values: dict[tuple[str, int], Tensor]
+    gradients: dict[tuple[str, int], Tensor]
+    losses: list[float]
+    sums: list[dict[str, Tensor]]
+
+
+def example(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Example:
+    """Run `steps` steps of a circuit on random numbers, one row, and its gradient back through time by autograd.
+
+    Every step has its own copy of the parameters, as in the book, so that its share of their gradient is known.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for port in circuit.inputs:
+        timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
+        size = (
+            *([8] if timed else []),
+            *([1] if port.rows else []),
+            *port.shape,
+        )  # the same for every τ up to 8
+        if not (port.dtype.is_floating_point or port.dtype.is_complex):
+            value = torch.randint(0, 2, size, generator=generator).to(port.dtype)
+        elif port.kind is Kind.STATE:
+            value = torch.zeros(size, dtype=port.dtype)
+        else:
+            value = torch.rand(size, generator=generator)
+            value = value if port.draw == "uniform" else 2 * value - 1
+            if port.kind is Kind.CONSTANT and not port.rows and port.shape:
+                value = value / port.shape[-1] ** 0.5
+        inputs[port.name] = value[:steps].to(port.dtype) if timed else value.to(port.dtype)
+    graph = unfold(circuit, steps).graph
+    constants = {p.name: p for p in circuit.inputs_of(Kind.CONSTANT) if not p.rows}
+    copies = {
+        (name, t): inputs[name].clone().requires_grad_(constants[name].differentiable)
+        for name in constants
+        for t in range(steps)
+    }
+    found: dict[str, Tensor] = {}
+
+    def value_of(node, t: int):  # type: ignore[no-untyped-def]
+        return copies[str(node.target), t] if (str(node.target), t) in copies else found[node.name]
+
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.target not in constants:
+            name, _, t = str(node.target).rpartition("_t")
+            if node.target == ROWS:
+                found[node.name] = 1  # type: ignore[assignment]
+                continue
+            at = inputs[name][int(t)] if name in inputs and t.isdigit() else inputs[str(node.target)]
+            differs = at.dtype.is_floating_point
+            found[node.name] = at.clone().requires_grad_() if differs else at
+        elif node.op == "call_function":
+            t = int(node.name.rpartition("_t")[2])
+            args = map_arg(node.args, lambda one, t=t: value_of(one, t))
+            found[node.name] = node.target(*args, **map_arg(node.kwargs, lambda one, t=t: value_of(one, t)))  # type: ignore[operator]
+    results = results_of(graph)
+    outs = circuit.outputs_of(Kind.SEQUENCE)
+    losses = []
+    for t in range(steps):
+        kept = [found[results[f"{out.name}_t{t}"].name] for out in outs]
+        kept = kept or [
+            found[results[out.name].name] for out in circuit.outputs_of(Kind.STATE) if t == steps - 1
+        ]
+        losses.append(
+            sum((o.sum() if o.dim() < 2 else o.square().sum() / 2) for o in kept if o.is_floating_point())
+        )
+    values = {}
+    for v in eq.variables:
+        for t in range(steps):
+            if v.name and v.role != "before" and f"{v.key}_t{t}" in found:
+                values[v.key, t + 1] = found[f"{v.key}_t{t}"]
+    total = sum(losses)
+    gradients: dict[tuple[str, int], Tensor] = {}
+    sums: list[dict[str, Tensor]] = []
+    if isinstance(total, Tensor) and total.requires_grad:
+        wanted = {at: value for at, value in values.items() if value.requires_grad}
+        leaves = {at: copy for at, copy in copies.items() if copy.requires_grad}
+        got = torch.autograd.grad(total, [*wanted.values(), *leaves.values()], allow_unused=True)
+        shares = dict(zip([*wanted, *leaves], got, strict=True))
+        gradients = {
+            at: shares[at] if shares[at] is not None else torch.zeros_like(wanted[at]) for at in wanted
+        }
+        so_far = {name: torch.zeros_like(inputs[name]) for name, t in leaves if t == 0}
+        for t in reversed(range(steps)):
+            so_far = {n: s if shares[n, t] is None else s + shares[n, t] for n, s in so_far.items()}
+            sums.append({word(constants[n].path): s for n, s in so_far.items()})
+    detached = {at: value.detach() for at, value in values.items()}
+    return Example(
+        inputs, detached, gradients, [float(torch.as_tensor(one).detach()) for one in losses], sums
+    )
+
+
+__all__ = ["Example", "example"]

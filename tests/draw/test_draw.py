@@ -1,0 +1,201 @@
+"""Pictures: what they show, and that nothing in them lies on anything else."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+
+import elman
+from elman import cells
+from elman.draw import Drawing, raster
+from elman.draw.scene import Scene, Text
+from elman.draw.variables import Equations, equations
+from elman.errors import (
+    CircuitError,
+    ElmanError,
+    InputError,
+    InputTypeError,
+    NotSupported,
+    StateError,
+)
+from tests.draw.things import THINGS, thing
+
+
+def said(eq: Equations) -> set[str]:
+    """`h <- x by U` for every influence, in the variables' own names."""
+    name = {v.key: v.name + "(t-1)" * (v.role == "before") for v in eq.variables}
+    by = {
+        i: f" by {', '.join((*i.weights, *i.factors))}" if i.weights or i.factors else ""
+        for i in eq.influences
+    }
+    return {f"{name[i.target] or '•'} <- {name[i.source] or '•'}{by[i]}" for i in eq.influences}
+
+
+def texts(drawing: Drawing) -> list[str]:
+    return [text.text for text in drawing.scene.words()]
+
+
+@pytest.mark.parametrize("unfold", [None, 1, 3, 8, 1000, True])
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("name", THINGS)
+def test_no_two_texts_overlap(name: str, back: bool, unfold: int | None) -> None:
+    circuit = thing(name)
+    drawing = elman.draw(elman.adjoint(circuit) if back else circuit, unfold=unfold)
+    drawing.scene.check()
+    assert len(drawing.scene.nodes) < 200  # of a thousand steps too
+    ET.fromstring(drawing._repr_svg_())
+
+
+@pytest.mark.parametrize("unfold", [None, 2])
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("name", THINGS)
+def test_operations_do_not_overlap(name: str, back: bool, unfold: int | None) -> None:
+    circuit = thing(name)
+    drawing = elman.draw(elman.adjoint(circuit) if back else circuit, unfold=unfold, level="ops")
+    drawing.scene.check()
+    frames = [group.box for group in drawing.scene.groups]
+    assert not [(a, b) for i, a in enumerate(frames) for b in frames[i + 1 :] if a.meets(b)]
+
+
+def test_an_overlap_is_found() -> None:
+    with pytest.raises(CircuitError, match="overlap"):
+        Scene("", "", texts=(Text(0, 0, "one"), Text(20, 5, "other"))).check()
+
+
+def test_the_book_s_plain_network() -> None:
+    assert said(equations(thing("elman"))) == {"h <- x by U", "h <- h(t-1) by W"}
+    assert sorted(texts(elman.draw(thing("elman")))) == ["U", "W", "h", "x"]
+
+
+def test_figure_10_3() -> None:
+    assert said(equations(thing("readout"))) == {
+        "h <- x by U", "h <- h(t-1) by W", "o <- h by V", "L <- o", "L <- y",
+    }  # fmt: skip
+
+
+def test_output_recurrence_and_teacher_forcing() -> None:
+    assert said(equations(thing("jordan"))) == {"h <- x by U", "h <- o(t-1) by W", "o <- h by V"}
+    drawn = texts(elman.draw(thing("jordan_forced"), unfold=3))
+    assert {"y(1)", "y(2)", "o(0)", "o(3)"} <= set(drawn)
+
+
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("gru", {"x", "r", "z", "n", "h"}),
+        ("normed", {"x", "r", "z", "n", "h"}),
+        ("lstm", {"x", "i", "f", "g", "q", "c", "h"}),
+        ("attends", {"x", "context", "weights", "summary", "o", "h", "σ", "tanh"}),
+        ("long", {
+            "observation_at_this_step", "both", "openness_of_the_gate", "candidate_membrane_potential",
+            "membrane_potential",
+        }),
+        ("torch_lstm", {"x", "σ", "tanh", "h_0", "h_1"}),
+    ],
+)  # fmt: skip
+def test_hidden_variables_have_the_names_of_the_code(name: str, variables: set[str]) -> None:
+    assert {v.name for v in equations(thing(name)).variables} - {""} == variables
+
+
+def test_a_wide_layer_keeps_its_names() -> None:
+    wide = elman.trace(cells.GRU(64, 512), torch.zeros(2, 64), check=False)
+    assert {v.name for v in equations(wide).variables} == {"x", "r", "z", "n", "h"}
+
+
+def test_the_adjoint_runs_back_in_time() -> None:
+    eq = equations(elman.adjoint(thing("elman")))
+    assert said(eq) >= {"∇a <- ∇o", "∇U <- ∇a by x", "∇W <- ∇a by h", "∇x <- ∇a by U", "• <- ∇a by W"}
+    scene = elman.draw(elman.adjoint(thing("elman")), unfold=3).scene
+    at = {node.texts[0].text: node for node in scene.nodes if node.texts}
+    assert at["∇a(1)"].x < at["∇a(2)"].x < at["∇a(3)"].x < at["∇h(4)"].x
+    assert at["∇o(1)"].y < at["∇a(1)"].y < at["∇U(1)"].y
+
+
+def test_shared_parameters_share_their_colour() -> None:
+    scene = elman.draw(thing("gru"), unfold=3).scene
+    colors = {}
+    for edge in scene.edges:
+        if edge.weights:
+            colors.setdefault(edge.weights, set()).add(edge.color)
+    assert sorted(map(sorted, colors.values())) == [[0], [1]]
+
+
+def test_many_steps_are_elided() -> None:
+    drawn = texts(elman.draw(thing("elman"), unfold=1000))
+    assert {"h(1)", "h(2)", "…", "h(999)", "h(1000)"} <= set(drawn)
+    assert "h(3)" not in drawn
+    assert {"h(t-1)", "h(t)", "h(t+1)"} <= set(texts(elman.draw(thing("elman"), unfold=True)))
+
+
+def test_an_unfolded_graph_is_drawn_unfolded() -> None:
+    drawn = texts(elman.draw(elman.unfold(thing("elman"), 2)))
+    assert {"h(0)", "h(1)", "h(2)"} <= set(drawn)
+
+
+def test_operations_are_grouped_by_when_they_run() -> None:
+    scene = elman.draw(thing("gru"), level="ops").scene
+    assert [group.key for group in scene.groups] == ["before", "loop"]
+    drawn = [text.text for text in scene.words()]
+    assert {"r = σ", "z = σ", "n = tanh", "[B, 4]", "step by step"} <= set(drawn)
+    assert "after" in [g.key for g in elman.draw(elman.adjoint(thing("gru")), level="ops").scene.groups]
+
+
+def test_layers_and_models() -> None:
+    x = torch.zeros(5, 2, 3)
+    deep = elman.Stack(
+        elman.Recurrent(cells.GRU(3, 4)), elman.Recurrent(cells.GRU(4, 4)), elman.Recurrent(cells.Elman(4, 4))
+    )
+    drawn = texts(elman.draw(deep, x))
+    assert "2 × GRU" in drawn
+    assert "Elman" in drawn
+    both = texts(elman.draw(elman.Bidirectional(cells.Elman(3, 4), cells.Elman(3, 4)), x, unfold=3))
+    assert {"forward", "backward"} <= set(both)
+    model = elman.models.LanguageModel(11, hidden=8, layers=3, embedding=8)
+    drawn = texts(elman.draw(model, torch.zeros(3, 2, dtype=torch.long)))
+    assert {"Embedding 11 → 8", "3 × GRU", "Linear 8 → 11"} <= set(drawn)
+    assert "GRU (not called yet)" in texts(elman.draw(elman.Stack(elman.Recurrent(cells.GRU(3, 4)))))
+    with pytest.raises(StateError):
+        elman.draw(elman.Recurrent(cells.GRU(3, 4)))
+
+
+def test_what_cannot_be_drawn() -> None:
+    with pytest.raises(InputTypeError, match="cannot be drawn"):
+        elman.draw("gru")
+    with pytest.raises(InputError, match="level"):
+        elman.draw(thing("elman"), level="all")
+    with pytest.raises(InputError, match="at least one step"):
+        elman.draw(thing("elman"), unfold=0)
+    with pytest.raises(NotSupported, match="too large a picture"):
+        elman.draw(thing("elman"), unfold=100, level="ops")
+    with pytest.raises(InputError, match="into such a file"):
+        elman.draw(thing("elman")).save("picture.gif")
+
+
+def test_svg_says_what_it_shows() -> None:
+    text = elman.draw(thing("gru"))._repr_svg_()
+    root = ET.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.find(f"{space}title").text == "GRU"  # type: ignore[union-attr]
+    described = root.find(f"{space}desc").text  # type: ignore[union-attr]
+    assert "n(t) is computed from x(t) by U, r(t), h(t-1) by W." in described  # type: ignore[operator]
+    assert [node.text for node in root.iter(f"{space}text")].count("U") == 3
+    assert "prefers-color-scheme:dark" in text
+    assert "rotate" not in text
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing = elman.draw(thing("elman"))
+    assert drawing.save(tmp_path / "a.svg").read_text().startswith("<svg")
+    try:
+        raster.png("<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>")
+    except ElmanError:  # the extra, or the system's libcairo2
+        pytest.skip("the extra 'draw' is not installed, or libcairo2 is not")
+    assert drawing.save(tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert drawing.save(tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    monkeypatch.setitem(__import__("sys").modules, "cairosvg", None)
+    with pytest.raises(ElmanError, match=r"elman\[draw\]"):
+        raster.png("<svg/>")
