@@ -21,17 +21,24 @@ every_page = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 @pytest.mark.parametrize(
     "file", [file for file in FILES if file.name != "results.md"], ids=lambda file: file.name
 )
-def test_the_blocks_of_a_page_run_and_print_what_they_say(file: Path) -> None:
+def test_the_blocks_of_a_page_run_and_print_what_they_say(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some save pictures
     run(file.read_text("utf-8"), str(file))
 
 
-@pytest.mark.slow
+@pytest.mark.conformance  # `make docs ARGS=--small`, which every change has to pass, runs them too
 @pytest.mark.parametrize("file", LECTURE, ids=lambda file: file.name)
 def test_a_page_of_the_lecture_runs_and_what_it_claims_holds(file: Path) -> None:
     page = file.read_text("utf-8")
     pieces = run(page, str(file), figures=True, small=True)
     assert sum(len(piece.svgs) for piece in pieces) >= 3
-    assert page.count("<summary>Solution</summary>") == 3
+
+
+@pytest.mark.parametrize("file", LECTURE, ids=lambda file: file.name)
+def test_a_page_of_the_lecture_has_exercises_with_solutions(file: Path) -> None:
+    assert file.read_text("utf-8").count("<summary>Solution</summary>") == 3
 
 
 @every_page
