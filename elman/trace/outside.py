@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
+from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._guards import tracing
@@ -63,7 +64,8 @@ def outside() -> Iterator[None]:
         if peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
         # A checkpoint around the call packs what autograd saves; what a trace saves is no part of it.
-        stack.enter_context(saved_tensors_hooks(_same, _same))
+        if _top_saved_tensors_default_hooks(False) is not None:
+            stack.enter_context(saved_tensors_hooks(_same, _same))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
