@@ -1,8 +1,8 @@
 """The calls of one layer: find what a call is bound to, run it, put the results back.
 
-A call on sequences crosses, in this order: `Recurrent.forward`, `arguments.over_sequences` (which lays it out),
-`Recurrent.run`, `Calls.run`, `BoundCall.matches` (the first time `Calls._bind`, which asks `Programs.find`),
-`BoundCall.tensors`, `execute.apply`, `BoundCall.result`.
+A call on sequences crosses, in this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.holds_for`
+(what is not like the latest call: `arguments.lay_out`, `Calls.run`, and the first time `Calls._bind`, which asks
+`Programs.find`), `BoundCall.tensors`, `execute.apply`, `BoundCall.result`.
 """
 
 from __future__ import annotations
@@ -257,8 +257,12 @@ def _started(layer: Any, args: Arguments, dim: int) -> Arguments:
 
 
 def _has_start(cell: torch.nn.Module) -> bool:
-    """Whether a cell has `initial_state`; asking a module for an attribute that it has not takes two microseconds."""
-    return callable(getattr(type(cell), "initial_state", None) or cell.__dict__.get("initial_state"))
+    """`callable(getattr(cell, "initial_state", None))`; a module needs two microseconds to say that it has none."""
+    kind = type(cell)
+    if kind.__getattr__ is not torch.nn.Module.__getattr__:
+        return callable(getattr(cell, "initial_state", None))
+    start = getattr(kind, "initial_state", None) or cell.__dict__.get("initial_state")
+    return callable(start or cell._modules.get("initial_state"))
 
 
 def _shapes(reverse: bool, args: Arguments, state: Structure, starts: Sequence[Tensor]) -> Shapes:

@@ -552,3 +552,43 @@ def test_the_engine_is_there() -> None:
     native = choose("auto", loop, CPU).name == "native"
     step = rnn._calls._bound.latest[1]
     assert (step.binding is not None) == native
+
+
+class Start(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.h = nn.Parameter(torch.arange(1.0, H + 1))
+
+    def forward(self, batch: int) -> Tensor:
+        return self.h.expand(batch, -1)
+
+
+class Handing(nn.Module):
+    """A wrapper that has what the cell in it has."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.inner = cell
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.inner(x, h)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_module_says_what_the_cell_starts_from(wrapped: bool) -> None:
+    """Neither an attribute of the class nor of the object, as Python looks for them."""
+    cell: nn.Module = cells.Elman(I, H)
+    cell.initial_state = Start()
+    cell = Handing(cell.double()) if wrapped else cell.double()
+    rnn, (x, _) = elman.Recurrent(cell), data()
+    outputs, final = rnn(x, cell.initial_state(B))
+    for _ in range(3):
+        same(rnn(x), (outputs, final))
+        with torch.no_grad():
+            same(rnn.step(x[0])[0], outputs[0])
