@@ -1,6 +1,6 @@
 """A run folder as one page to read: `report.html`, from config.json and log.jsonl alone."""
 
-from elman.report.figures import Curve, bars, lines
+from elman.report.figures import Curve, bars, lines, matrix
 from elman.report.page import render, write_report
 from elman.report.record import Part, Point, Record, Sample, finite, read_record
 from elman.report.words import plain
@@ -14,6 +14,7 @@ __all__ = [
     "bars",
     "finite",
     "lines",
+    "matrix",
     "plain",
     "read_record",
     "render",

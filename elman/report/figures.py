@@ -122,6 +122,43 @@ def bars(values: dict[str, float], unit: str) -> str:
     return "".join(parts) + "</svg>"
 
 
+_LABELS = 60  # of a matrix
+
+
+def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """A confusion matrix: how many of each row's label were given each column's; the stronger the colour, the larger the
+    share of the row. Of many labels those with the most examples are drawn."""
+    most = sorted(range(len(names)), key=lambda k: -sum(counts[k]))[:_LABELS]
+    drawn = sorted(most)
+    if not drawn:
+        return '<p class="none">nothing was logged</p>'
+    left = min(8 + 6.2 * max(len(names[k]) for k in drawn), 110)
+    cell = max((WIDTH - left - 4) / len(drawn), 4.0)
+    width, size = round(left + cell * len(drawn) + 4), min(cell * 0.9, 11)
+    height = round(cell * len(drawn) + left + 4)
+    parts = [_open(width, height, f"confusion matrix of {len(drawn)} labels, rows: what is right")]
+    for i, row in enumerate(drawn):
+        total, y = sum(counts[row]), left + cell * i
+        name = names[row] if len(names[row]) < 18 else f"{names[row][:16]}…"
+        style = f'font-size="{size:.1f}" fill="var(--faint)"'
+        middle = cell * (i + 0.5) + size * 0.35
+        parts.append(f'<text x="{left - 5:.1f}" y="{left + middle:.1f}" text-anchor="end" {style}>{plain(name)}</text>')
+        parts.append(
+            f'<text transform="translate({left + middle:.1f} {left - 5:.1f}) rotate(-90)" {style}>{plain(name)}</text>'
+        )
+        for j, column in enumerate(drawn):
+            count = counts[row][column]
+            share = count / total if total else 0.0
+            told = plain(f"{names[row]} taken for {names[column]}: {count:,} of {total:,}, {share:.1%}")
+            colour = "grid" if not count else "first" if i == j else "second"
+            strength = 0.35 if not count else 0.15 + 0.85 * min(share, 1)
+            parts.append(
+                f'<rect x="{left + cell * j:.1f}" y="{y:.1f}" width="{cell * 0.95:.1f}" height="{cell * 0.95:.1f}" '
+                f'fill="var(--{colour})" fill-opacity="{strength:.2f}"><title>{told}</title></rect>'
+            )
+    return "".join(parts) + "</svg>"
+
+
 def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
     """At most so many points: means of groups that lie side by side."""
     size = -(-len(points) // most)

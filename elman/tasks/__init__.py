@@ -20,6 +20,7 @@ TASKS: dict[str, tuple[str, str]] = {
         "elman.tasks.lm:Language",
         "A language model: predict the next symbol of a text from all before it.",
     ),
+    "classify": ("elman.tasks.classify:Classify", "A classifier: one label for a sequence."),
 }
 
 

@@ -1,0 +1,350 @@
+"""Sequences with a label each, from files: strings, or numbers `[T, I]`.
+
+    FOLDER/label.txt         a file for each class, with a string on each line
+    FOLDER/label/any.txt     a folder for each class, with a sequence in each file; .csv: rows of numbers
+    FILE.csv, .tsv           columns "text" and "label"; or "id", "label" and columns of numbers: a row for each step
+    FILE.jsonl               {"text": string, or list of numbers, or of lists of them, "label": …} on each line
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.data.files import read_file
+from elman.data.schema import Odd, parsed, record
+from elman.errors import DataError
+
+STDIN = "-"
+_MOST = 2**31  # bytes of a file
+_TABLES = {".csv": ",", ".tsv": "\t"}
+_JSON = (".jsonl", ".ndjson")
+Sequences = list[str] | list[Tensor]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the parts of an example are called, in tables and in JSON lines. longest: steps of a sequence, at most."""
+
+    text: str = "text"
+    label: str = "label"
+    id: str = "id"
+    longest: int = 20_000
+
+
+@dataclass
+class Labelled:
+    """x: strings, or float32 tensors `[T, I]`, all with the same I. y: labels. digest: of all of it, hexadecimal."""
+
+    x: Any = field(default_factory=list)
+    y: list[str] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        found = hashlib.sha256()
+        for one, label in zip(self.x, self.y, strict=True):
+            raw = one.encode() if isinstance(one, str) else one.numpy().tobytes()
+            found.update(b"%d %d " % (len(label.encode()), len(raw)) + label.encode() + raw)
+        return found.hexdigest()
+
+    def rows(self, rows: Sequence[int]) -> Labelled:
+        return Labelled([self.x[i] for i in rows], [self.y[i] for i in rows])
+
+
+def read_labelled(paths: Sequence[Path], columns: Columns = Columns()) -> Labelled:
+    """The examples of files and folders, one after another. Raises DataError, with file and line."""
+    found, first = Labelled(), None
+    for path in paths:
+        for one, label, where in _examples(path, columns):
+            _expect_like(first, one, where)
+            first = one if first is None else first
+            found.x.append(one)
+            found.y.append(label)
+    if not found.x:
+        raise DataError(
+            what="there are no examples", where=", ".join(map(str, paths)), mend="give files that hold some"
+        )
+    return found
+
+
+def read_sequences(path: Path, columns: Columns = Columns(), *, numbers: bool) -> Iterator[Any]:
+    """What is to be labelled, one after another: of a text file a string a line (numbers: a JSON list a line), None for
+    an empty one; of tables and JSON lines as in `read_labelled`, where labels are not needed. "-": standard input,
+    line by line."""
+    suffix = path.suffix.lower()
+    if suffix in _TABLES:
+        yield from (one for one, _, _ in _table(path, columns, labelled=False))
+        return
+    lines = _standard_input() if str(path) == STDIN else _lines(path)
+    for number, line in lines:
+        if not line.strip():
+            yield None
+            continue
+        where = f"{'standard input' if str(path) == STDIN else path}:{number}"
+        if suffix in _JSON or (numbers and line.lstrip().startswith("{")):
+            yield _of_json(line, columns, where, labelled=False)[0]
+        elif numbers:
+            yield _numbers(_json(line, where), where)
+        else:
+            yield _bounded(line.strip(), columns, where)
+
+
+def stratified(y: Sequence[int], shares: Sequence[float], seed: int) -> list[list[int]]:
+    """Parts of the indices of y, each with about its share of every class; drawn from the seed, in ascending order."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    parts: list[list[int]] = [[] for _ in shares]
+    labels = torch.as_tensor(y)
+    for label in range(int(labels.max()) + 1 if len(labels) else 0):
+        rows = (labels == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)].tolist()
+        before, total = 0, 0.0
+        for part, share in zip(parts, shares, strict=True):
+            total += share
+            end = round(total / sum(shares) * len(rows))
+            part += rows[before:end]
+            before = end
+    return [sorted(part) for part in parts]
+
+
+def _examples(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
+    """(sequence, label, where it stands)."""
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        yield from _folder(path, columns)
+    elif suffix in _TABLES:
+        yield from _table(path, columns, labelled=True)
+    elif suffix in _JSON:
+        for number, line in _lines(path):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            yield *_of_json(line, columns, where, labelled=True), where
+    else:
+        raise DataError(
+            what="these are no examples with labels" if path.exists() else "there is no such file or folder",
+            where=path, expected="a folder with a file or a folder for each class, or .csv, .tsv, .jsonl",
+            mend="give one of these",
+        )  # fmt: skip
+
+
+def _folder(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
+    inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    folders = [p for p in inside if p.is_dir()]
+    if folders and len(folders) < len(inside):
+        odd = next(p for p in inside if not p.is_dir())
+        raise DataError(
+            what="a folder of classes holds files or folders, not both", where=path,
+            got=f"the file {odd.name} beside the folder {folders[0].name}", mend="move one of them away",
+        )  # fmt: skip
+    for one in inside:
+        empty = True
+        if one in folders:
+            for file in sorted(p for p in one.iterdir() if not p.name.startswith(".")):
+                empty = False
+                yield _whole(file, columns), one.name, str(file)
+        else:
+            for number, line in _lines(one):
+                if line.strip():
+                    empty = False
+                    where = f"{one}:{number}"
+                    yield _bounded(line.strip(), columns, where), one.stem, where
+        if empty:
+            raise DataError(
+                what="a class has no examples", where=one, got="nothing", expected="a line for each example"
+                if one not in folders else "a file for each example", mend="fill it, or take it away",
+            )  # fmt: skip
+
+
+def _whole(path: Path, columns: Columns) -> Any:
+    """A file that is one sequence."""
+    if path.suffix.lower() in _TABLES:
+        rows = [row for row in _rows(path) if row[1]]
+        if rows and _number(rows[0][1][0]) is None:
+            rows = rows[1:]  # names of the columns
+        if not rows:
+            raise DataError(
+                what="a sequence has no steps", where=path, expected="a row for each", mend="take it away"
+            )
+        return _steps([row for _, row in rows], [f"{path}:{n}" for n, _ in rows], columns)
+    found = "\n".join(line for _, line in _lines(path)).strip()
+    if not found:
+        raise DataError(
+            what="an example is empty", where=path, got="0 characters", mend="fill it, or take it away"
+        )
+    return _bounded(found, columns, str(path))
+
+
+def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[Any, str, str]]:
+    rows = _rows(path)
+    _, names = next(rows, (1, []))
+    needed = [columns.text if columns.text in names or columns.id not in names else columns.id]
+    needed += [columns.label] if labelled else []
+    if missing := [name for name in needed if name not in names]:
+        raise DataError(
+            what=f"there is no column {missing[0]!r}" if names else "the file is empty", where=f"{path}:1",
+            got=", ".join(names)[:200] or "nothing", expected=f"names in the first line, among them {' and '.join(needed)}",
+            mend="name the columns by --text, --label, --id",
+        )  # fmt: skip
+    key, label = names.index(needed[0]), names.index(columns.label) if columns.label in names else None
+    series: dict[str, tuple[list[list[str]], list[str], str]] = {}
+    for number, row in rows:
+        where = f"{path}:{number}"
+        if not row:
+            continue
+        if len(row) != len(names):
+            raise DataError(
+                what="a row has more or fewer fields than the first line has names", where=where, got=len(row),
+                expected=len(names), mend="put fields that hold a comma in quotes",
+            )  # fmt: skip
+        said = "" if label is None else row[label].strip()
+        if labelled and not said:
+            raise _unlabelled(where)
+        if needed[0] == columns.text:
+            yield _bounded(row[key].strip(), columns, where), said, where
+            continue
+        steps, places, before = series.setdefault(row[key], ([], [], said))
+        if before != said:
+            raise DataError(
+                what=f"the steps of {row[key]!r} have different labels", where=where, got=said, expected=before,
+                mend="give each sequence an id of its own",
+            )  # fmt: skip
+        steps.append([field for i, field in enumerate(row) if i not in (key, label)])
+        places.append(where)
+    for steps, places, said in series.values():
+        yield _steps(steps, places, columns), said, places[0]
+
+
+def _steps(rows: list[list[str]], places: list[str], columns: Columns) -> Tensor:
+    """[T, I] of fields."""
+    found = []
+    for row, where in zip(rows, places, strict=True):
+        numbers = [_number(one) for one in row]
+        if len(row) != len(rows[0]) or not row or None in numbers:
+            odd = next((one for one, number in zip(row, numbers, strict=True) if number is None), None)
+            raise DataError(
+                what="a step of a sequence is not what the others are", where=where,
+                got=f"{len(row)} fields" if odd is None else repr(odd[:60]),
+                expected=f"{len(rows[0]) or 'at least one'} finite numbers", mend="fill gaps in, or leave the sequence out",
+            )  # fmt: skip
+        found.append(numbers)
+    return _bounded(torch.tensor(found, dtype=torch.float32), columns, places[0])
+
+
+def _of_json(line: str, columns: Columns, where: str, *, labelled: bool) -> tuple[Any, str]:
+    anything = {columns.text: lambda value, place: None}
+    value = _json(line, where, record(anything | ({columns.label: _label} if labelled else {})))
+    one, label = value[columns.text], str(value.get(columns.label, ""))
+    if labelled and not label:
+        raise _unlabelled(where)
+    one = one.strip() if isinstance(one, str) else _numbers(one, where)
+    return _bounded(one, columns, where), label
+
+
+def _label(value: Any, place: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise Odd(place, type(value).__name__, "a text or a whole number")
+
+
+def _json(line: str, where: str, check: Any = lambda value, place: None) -> Any:
+    try:
+        return parsed(line, check)
+    except Odd as odd:
+        raise DataError(
+            what=f"this is no example: {odd.place}" if odd.place else "this is no example", where=where, got=odd.got,
+            expected=odd.expected, mend='a line such as {"text": "…", "label": "…"}; --text, --label name others',
+        ) from odd  # fmt: skip
+
+
+def _numbers(value: Any, where: str) -> Tensor:
+    """[T, I] of a list of numbers, or of lists."""
+    rows = [row if isinstance(row, list) else [row] for row in value] if isinstance(value, list) else []
+    right = rows and rows[0] and all(
+        len(row) == len(rows[0])
+        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in row)
+        for row in rows
+    )  # fmt: skip
+    if not right:
+        raise DataError(
+            what="this is no sequence", where=where, got=str(value)[:60],
+            expected="a text, or a list of finite numbers, or of lists of them, all as long", mend="fill gaps in",
+        )  # fmt: skip
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of a table."""
+    csv.field_size_limit(sys.maxsize)  # lengths are checked by what they hold
+    reader = csv.reader((f"{line}\n" for _, line in _lines(path)), delimiter=_TABLES[path.suffix.lower()])
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(
+            what=f"the table cannot be read: {error}", where=f"{path}:{reader.line_num}", mend="mend the line"
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of a UTF-8 file, without its end."""
+    raw = read_file(path, _MOST, "the file", "give a file of UTF-8")
+    if not raw.strip():
+        raise DataError(what="the file is empty", where=path, got=f"{len(raw)} bytes", mend="give one that is not")
+    raw = raw.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        yield number, _decoded(line, f"{path}:{number}")
+
+
+def _standard_input() -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        yield number, _decoded(line.removesuffix(b"\n"), f"standard input:{number}")
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            what="this is not UTF-8", where=where, got=f"byte 0x{line[error.start]:02x} at {error.start}",
+            mend="convert it: iconv -f latin1 -t utf-8",
+        ) from error  # fmt: skip
+
+
+def _bounded(one: Any, columns: Columns, where: str) -> Any:
+    if not 0 < len(one) <= columns.longest:
+        long = len(one) > 0
+        raise DataError(
+            what="a sequence is longer than is read" if long else "a sequence is empty", where=where,
+            got=f"{len(one):,} steps", expected=f"1 … {columns.longest:,}",
+            mend="cut it, or raise --longest: memory goes with the longest" if long else "take it away",
+        )  # fmt: skip
+    return one
+
+
+def _expect_like(first: Any, one: Any, where: str) -> None:
+    kinds = ["a text" if isinstance(x, str) else f"{x.shape[1]} numbers a step" for x in (first, one) if x is not None]
+    if len(set(kinds)) > 1:
+        raise DataError(
+            what="an example is of another kind than the first", where=where, got=kinds[1], expected=kinds[0],
+            mend="give sequences of one kind",
+        )  # fmt: skip
+
+
+def _unlabelled(where: str) -> DataError:
+    return DataError(what="an example has no label", where=where, got="nothing", mend="give it one, or leave it out")
+
+
+def _number(field: str) -> float | None:
+    try:
+        value = float(field)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

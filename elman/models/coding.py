@@ -1,0 +1,125 @@
+"""What a classifier knows besides its weights: its labels, and which symbol a character is."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.data.files import read_file
+from elman.data.schema import Odd, each, from_json, maybe, record, text, whole
+from elman.errors import DataError, InputError
+from elman.models.sequence_classifier import BEGIN, END, UNKNOWN
+
+FILE = "labels.json"
+_SIZE, _LABELS, _CHARACTERS = 2**24, 2**20, 2**21
+
+
+def _label(value: Any, place: str) -> None:
+    if not isinstance(value, (str, int, float, bool)) or len(str(value)) > 10_000:
+        raise Odd(place, type(value).__name__, "a text or a number")
+
+
+_KEPT = record(
+    {
+        "labels": each(_label, _LABELS),
+        "counts": each(whole(0, 10**12), _LABELS),
+        "characters": maybe(text(_CHARACTERS)),
+    }
+)
+
+
+class Coding:
+    """labels: in the order of the logits. counts: of each in training. characters: of which strings were made there, in
+    the order of their symbols, None for numbers."""
+
+    def __init__(self, labels: Sequence[Any], counts: Sequence[int], characters: str | None) -> None:
+        self.labels, self.counts, self.characters = list(labels), list(counts), characters
+        self._symbols = {c: k + END + 1 for k, c in enumerate(characters or "")}
+        self._places = {label: k for k, label in enumerate(self.labels)}
+
+    @classmethod
+    def of(cls, x: Sequence[Any], y: Sequence[Any]) -> Coding:
+        """Of the examples learnt from. Raises InputError where there is one label only."""
+        counts = Counter(y)
+        labels = sorted(counts)
+        if len(labels) < 2:
+            raise InputError(
+                what="there is nothing to tell apart: the number of classes has to be greater than one",
+                where="the labels", got=f"{len(labels)} class: {', '.join(map(str, labels))[:100]}",
+                expected="at least two classes", mend="give examples of each",
+            )  # fmt: skip
+        strings = isinstance(x[0], str)
+        return cls(labels, [counts[k] for k in labels], "".join(sorted(set().union(*x))) if strings else None)
+
+    @classmethod
+    def load(cls, folder: Path) -> Coding:
+        """Of a folder that anybody may have written. Raises DataError."""
+        where, mend = folder / FILE, "restore the files of one run"
+        raw = read_file(where, _SIZE, "the labels", mend)
+        said = from_json(raw, _KEPT, what="these are no labels", where=where, mend=mend)
+        if len(set(map(str, said["labels"]))) != len(said["labels"]) or len(said["labels"]) != len(said["counts"]):
+            raise DataError(what="these are no labels", where=where, got="one twice, or one without a count", mend=mend)
+        return cls(said["labels"], said["counts"], said["characters"])
+
+    @property
+    def inputs(self) -> int:
+        """Symbols."""
+        return len(self.characters or "") + END + 1
+
+    def kept(self) -> bytes:
+        """The content of `FILE`."""
+        said = {"labels": self.labels, "counts": self.counts, "characters": self.characters}
+        return json.dumps(said, ensure_ascii=False).encode()
+
+    def sequence(self, one: Any) -> Tensor:
+        """Symbols int64 `[T + 2]` of a string, with the marks of its two ends; numbers as they are."""
+        if not isinstance(one, str):
+            return one
+        return torch.tensor([BEGIN, *(self._symbols.get(c, UNKNOWN) for c in one), END])
+
+    def sequences(self, x: Sequence[Any], inputs: int, where: object) -> list[Tensor]:
+        """Several. inputs: I of numbers. Raises DataError for what is not of the kind that was learnt from."""
+        for one in x:
+            got = "a text" if isinstance(one, str) else f"{one.shape[1]} numbers a step"
+            expected = "a text" if self.characters is not None else f"{inputs} numbers a step"
+            if got != expected:
+                raise DataError(
+                    what="a sequence is not of the kind that the model learnt from", where=where, got=got,
+                    expected=expected, mend="give sequences as in training",
+                )  # fmt: skip
+        return [self.sequence(one) for one in x]
+
+    def numbers(self, y: Sequence[Any], where: object) -> Tensor:
+        """int64 `[N]` of labels. Raises DataError for one that was not there in training."""
+        for row, label in enumerate(y):
+            if label not in self._places:
+                raise DataError(
+                    what="a label was not there in training", where=where, got=f"{str(label)[:60]!r}, example {row + 1}",
+                    expected=", ".join(map(str, self.labels))[:200], mend="leave it out, or train with it",
+                )  # fmt: skip
+        return torch.tensor([self._places[label] for label in y], dtype=torch.int64)
+
+    def weights(self, kind: Any) -> Tensor:
+        """[K] of labels in a loss, 1 in the mean over the examples learnt from.
+
+        kind: None for 1 each; "balanced" for the inverse of how often each is there; or {label: weight}.
+        """
+        counts = torch.tensor(self.counts, dtype=torch.float32)
+        if kind is None:
+            return torch.ones(len(counts))
+        if kind == "balanced":
+            found = 1 / counts.clamp(min=1)
+        elif isinstance(kind, dict) and all(isinstance(w, (int, float)) and w >= 0 for w in kind.values()):
+            found = torch.tensor([float(kind.get(label, 1)) for label in self.labels])
+        else:
+            raise InputError(
+                what="there are no such class weights", where="class_weight", got=str(kind)[:60],
+                expected="None, 'balanced', or {label: weight}", mend="take one of these",
+            )  # fmt: skip
+        return found * counts.sum() / (found * counts).sum().clamp(min=1e-12)
