@@ -51,7 +51,34 @@ def _lines(folder: Path) -> list[str]:
     return [str(folder / "lines.txt")]
 
 
+def _labelled(folder: Path) -> list[str]:
+    rows = [f"{k * 2654435761 % 2**31:o}"[: 3 + k % 6] for k in range(1, 120)]
+    (folder / "rows.csv").write_text(
+        "text,label\n" + "".join(f"{row},{'ab'[row[0] < '4']}\n" for row in rows)
+    )
+    return [str(folder / "rows.csv")]
+
+
 CASES: dict[str, Case] = {
+    "classify": Case(
+        _labelled,
+        (
+            "--hidden",
+            "8",
+            "--layers",
+            "1",
+            "--embedding",
+            "4",
+            "--batch",
+            "8",
+            "--dropout",
+            "0",
+            "--input-dropout",
+            "0",
+            "--symbol-dropout",
+            "0",
+        ),
+    ),
     "lm": Case(_text, ("--hidden", "8", "--embedding", "4", "--window", "8", "--batch", "4")),
     "toy": Case(_lines),
 }

@@ -1,9 +1,9 @@
 """Sequences with a label each, from files: strings, or numbers `[T, I]`.
 
-    FOLDER/label.txt         a file for each class, with a string on each line
-    FOLDER/label/any.txt     a folder for each class, with a sequence in each file; .csv: rows of numbers
-    FILE.csv, .tsv           columns "text" and "label"; or "id", "label" and columns of numbers: a row for each step
-    FILE.jsonl               {"text": string, or list of numbers, or of lists of them, "label": …} on each line
+FOLDER/label.txt         a file for each class, with a string on each line
+FOLDER/label/any.txt     a folder for each class, with a sequence in each file; .csv: rows of numbers
+FILE.csv, .tsv           columns "text" and "label"; or "id", "label" and columns of numbers: a row for each step
+FILE.jsonl               {"text": string, or list of numbers, or of lists of them, "label": …} on each line
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[An
     if missing := [name for name in needed if name not in names]:
         raise DataError(
             what=f"there is no column {missing[0]!r}" if names else "the file is empty", where=f"{path}:1",
-            got=", ".join(names)[:200] or "nothing", expected=f"names in the first line, among them {' and '.join(needed)}",
+            got=", ".join(names)[:200] or "nothing", expected=f"{' and '.join(needed)} in the first line",
             mend="name the columns by --text, --label, --id",
         )  # fmt: skip
     key, label = names.index(needed[0]), names.index(columns.label) if columns.label in names else None
@@ -233,7 +233,7 @@ def _steps(rows: list[list[str]], places: list[str], columns: Columns) -> Tensor
             raise DataError(
                 what="a step of a sequence is not what the others are", where=where,
                 got=f"{len(row)} fields" if odd is None else repr(odd[:60]),
-                expected=f"{len(rows[0]) or 'at least one'} finite numbers", mend="fill gaps in, or leave the sequence out",
+                expected=f"{len(rows[0]) or 'at least one'} finite numbers", mend="fill gaps in, or leave it out",
             )  # fmt: skip
         found.append(numbers)
     return _bounded(torch.tensor(found, dtype=torch.float32), columns, places[0])
@@ -266,11 +266,13 @@ def _json(line: str, where: str, check: Any = lambda value, place: None) -> Any:
 
 def _numbers(value: Any, where: str) -> Tensor:
     """[T, I] of a list of numbers, or of lists."""
-    rows = [row if isinstance(row, list) else [row] for row in value] if isinstance(value, list) else []
-    right = rows and rows[0] and all(
-        len(row) == len(rows[0])
-        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in row)
-        for row in rows
+    rows = value if isinstance(value, list) else []
+    if not any(isinstance(row, list) for row in rows):
+        rows = [[one] for one in rows]
+    right = rows and all(isinstance(row, list) and row and len(row) == len(rows[0]) for row in rows)
+    right = right and all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
+        for row in rows for one in row
     )  # fmt: skip
     if not right:
         raise DataError(
@@ -297,7 +299,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of a UTF-8 file, without its end."""
     raw = read_file(path, _MOST, "the file", "give a file of UTF-8")
     if not raw.strip():
-        raise DataError(what="the file is empty", where=path, got=f"{len(raw)} bytes", mend="give one that is not")
+        raise DataError(
+            what="the file is empty", where=path, got=f"{len(raw)} bytes", mend="give one that is not"
+        )
     raw = raw.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     for number, line in enumerate(raw.split(b"\n"), 1):
         yield number, _decoded(line, f"{path}:{number}")
@@ -330,7 +334,11 @@ def _bounded(one: Any, columns: Columns, where: str) -> Any:
 
 
 def _expect_like(first: Any, one: Any, where: str) -> None:
-    kinds = ["a text" if isinstance(x, str) else f"{x.shape[1]} numbers a step" for x in (first, one) if x is not None]
+    kinds = [
+        "a text" if isinstance(x, str) else f"{x.shape[1]} numbers a step"
+        for x in (first, one)
+        if x is not None
+    ]
     if len(set(kinds)) > 1:
         raise DataError(
             what="an example is of another kind than the first", where=where, got=kinds[1], expected=kinds[0],
@@ -339,7 +347,9 @@ def _expect_like(first: Any, one: Any, where: str) -> None:
 
 
 def _unlabelled(where: str) -> DataError:
-    return DataError(what="an example has no label", where=where, got="nothing", mend="give it one, or leave it out")
+    return DataError(
+        what="an example has no label", where=where, got="nothing", mend="give it one, or leave it out"
+    )
 
 
 def _number(field: str) -> float | None:

@@ -20,10 +20,10 @@ from elman.errors import InputError, InputTypeError, NotYet
 from elman.models import pretrained
 from elman.models.coding import FILE, Coding
 from elman.models.scores import calibrated, figures
-from elman.models.sequence_classifier import BEGIN, END, KNOWN, SETTINGS, SequenceClassifier, logits_of, shapes
+from elman.models.sequence_classifier import END, KNOWN, SETTINGS, SequenceClassifier, logits_of, shapes
 from elman.training import Measure, Training, fitted
 
-PASSES, STEPS = 20, 1000  # over the data, and at least
+PASSES, STEPS = 12, 1000  # over the data, and at least
 DECAY, AVERAGE = 0.05, 0.998
 _CHOOSING = 100  # examples put aside, at least, to choose weights by
 _LEFT_OUT = 0.2  # of a symbol's vector; of numbers there may be one only
@@ -45,9 +45,10 @@ class Classifier:
         model.predict(x), model.predict_proba(x), model.score(x, y)
 
     A network of elman (`SequenceClassifier`), trained until a part of the data that is put aside, stratified, says no
-    better for `patience` looks, of 16 in a run, or to the end of `steps` (default: 20 passes, at least 1000 steps) or
+    better for `patience` looks, of 16 in a run, or to the end of `steps` (default: 12 passes, at least 1000 steps) or
     `minutes`. The weights of the best look are kept; the temperature that makes probabilities true comes from the same
-    part. Fewer than 100 examples put aside say too little: then looks are at what is learnt from. Numbers are standardised by mean and deviation of what is learnt from.
+    part. Fewer than 100 examples put aside say too little to choose by: then looks are at what is learnt from. Numbers
+    are standardised by mean and deviation of what is learnt from.
 
     cell, hidden, layers, embedding, pooling, both, dropout, input_dropout, symbol_dropout: see `SequenceClassifier`.
     class_weight: of each label in the loss: None, "balanced", or {label: weight}. valid: the share put aside, 0 for
@@ -96,7 +97,9 @@ class Classifier:
     def __repr__(self) -> str:
         defaults = inspect.signature(Classifier).parameters
         said = [
-            f"{name}={value!r}" for name, value in self.get_params().items() if value is not defaults[name].default
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if value is not defaults[name].default
         ]
         return f"Classifier({', '.join(said)})"
 
@@ -114,27 +117,28 @@ class Classifier:
     # --- what it is for -----------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any) -> Classifier:
-        """X: N sequences: arrays `[T, I]`, or `[T]` for I = 1; strings; or one array `[N, T]` or `[N, T, I]`. y: N labels.
+        """X: N sequences: arrays `[T, I]`, or `[T]`; strings; or one array `[N, T]` or `[N, T, I]`. y: N labels.
 
         The random numbers of torch go on as if nothing had been drawn.
         """
-        x, self_width = _sequences(X)
+        x, width = _sequences(X)
         labels = _labels(y, len(x))
         self.classes_ = np.unique(labels)
         coding = Coding.of(x, labels.tolist())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self._fit(x, coding.numbers(labels.tolist(), "y"), coding)
-        for name in ("n_features_in_",):
-            vars(self).pop(name, None)
-        if self_width is not None:
-            self.n_features_in_ = self_width
+        vars(self).pop("n_features_in_", None)
+        if width is not None:
+            self.n_features_in_ = width
         return self
 
     def _fit(self, x: Any, y: Tensor, coding: Coding) -> None:
         symbols = coding.characters is not None
         encoded = coding.sequences(x, 0 if symbols else x[0].shape[1], "X")
-        aside, learnt = stratified(y.tolist(), (self.valid, 1 - self.valid), self.seed) if self.valid else ([], [])
+        aside, learnt = (
+            stratified(y.tolist(), (self.valid, 1 - self.valid), self.seed) if self.valid else ([], [])
+        )
         if not aside or not learnt:
             aside, learnt = [], list(range(len(encoded)))
         # A few examples say too little to choose weights by; what is learnt from, at least when there is no more in it.
@@ -167,11 +171,13 @@ class Classifier:
 
     def predict(self, X: Any) -> Any:
         """The likeliest label of each sequence, `[N]`."""
-        return self.classes_[self._logits(X).argmax(1).numpy()]
+        found = self._logits(X).argmax(1).numpy()
+        return self.classes_[found]
 
     def predict_proba(self, X: Any) -> Any:
         """Probabilities `[N, K]`, float64, in the order of `classes_`."""
-        return (self._logits(X).double() / self.model_.temperature.double()).softmax(1).numpy()
+        logits = self._logits(X).double()
+        return (logits / self.model_.temperature.double()).softmax(1).numpy()
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of labels that are right."""
@@ -203,18 +209,18 @@ class Classifier:
     # --- kept ---------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and labels.json. Raises DataError, and InputError for a nameless cell."""
+        """Write config.json, model.safetensors and labels.json. Raises DataError; InputError for a nameless cell."""
         model = self._fitted()
         pretrained.save(folder, model.settings, model, {FILE: self.coding_.kept()})
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | Path, *, trust: bool = False, cell: str | None = None
-    ) -> Classifier:
+    def from_pretrained(cls, name: str | Path, *, trust: bool = False, cell: str | None = None) -> Classifier:
         """What `save_pretrained` wrote, or the run folder of `elman train classify`. trust, cell: as of
         `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
-        return cls._of(opened(folder, pretrained.settings_in(folder), trust=trust, cell=cell), Coding.load(folder))
+        return cls._of(
+            opened(folder, pretrained.settings_in(folder), trust=trust, cell=cell), Coding.load(folder)
+        )
 
     @classmethod
     def _of(cls, model: SequenceClassifier, coding: Coding) -> Classifier:
@@ -279,17 +285,26 @@ def _sequences(X: Any) -> tuple[list[Any], int | None]:
             got=type(X).__name__, expected="sequences", mend="give a dense array, or a list of strings",
         )  # fmt: skip
     whole = X if isinstance(X, (list, tuple)) else np.asarray(X)
-    if isinstance(whole, np.ndarray) and whole.ndim < 2 and (whole.ndim == 0 or whole.dtype.kind not in "OUST"):
+    if (
+        isinstance(whole, np.ndarray)
+        and whole.ndim < 2
+        and (whole.ndim == 0 or whole.dtype.kind not in "OUST")
+    ):
         raise InputError(
             what="Expected 2D array, got 1D array instead: this is no list of sequences", where="X",
             got=f"an array {list(whole.shape)}", expected="[N, T] or [N, T, I], or a list of [T, I]",
-            mend="Reshape your data: array.reshape(1, -1) for one sequence, array.reshape(-1, 1) for sequences of a step",
+            mend="Reshape your data: array.reshape(1, -1) for one sequence, (-1, 1) for sequences of one step",
         )  # fmt: skip
     if len(whole) == 0:
         raise InputError(
             what="there are no sequences: 0 sample(s) (shape=(0,)) while a minimum of 1 is required", where="X",
             mend="give at least one",
         )  # fmt: skip
+    if isinstance(whole, np.ndarray) and 0 in whole.shape:
+        words = f"0 feature(s) (shape={whole.shape}) while a minimum of 1 is required."
+        raise InputError(
+            what=f"the sequences have no steps: {words}", where="X", mend="give at least one step"
+        )
     each = list(whole)
     if all(isinstance(one, str) for one in each):
         if "" in each:
@@ -316,17 +331,20 @@ def _sequence(one: Any, row: int) -> Tensor:
         if isinstance(error, InputError):
             raise
         kind = InputTypeError if isinstance(error, TypeError) else InputError
-        raise kind(what=f"this is no sequence of numbers: {error}", where=where, mend="give an array [T, I]") from error
+        raise kind(
+            what=f"this is no sequence of numbers: {error}", where=where, mend="give an array [T, I]"
+        ) from error
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(
-            what=f"a sequence is [T, I], with a step at least: 0 feature(s) (shape={array.shape}) while a minimum of 1 "
-            "is required" if 0 in array.shape else "a sequence is [T, I]",
+            what="a sequence is [T, I], with a step at least",
             where=where, got=list(array.shape), expected="[T, I] or [T]", mend="leave out what is empty",
         )  # fmt: skip
     if not np.isfinite(array).all() or abs(array).max() > np.finfo(np.float32).max:
         raise InputError(
-            what="Input X contains NaN or infinity", where=where, mend="fill gaps in, or leave the sequence out"
+            what="Input X contains NaN or infinity",
+            where=where,
+            mend="fill gaps in, or leave the sequence out",
         )
     return torch.from_numpy(array.astype(np.float32))
 
@@ -334,7 +352,9 @@ def _sequence(one: Any, row: int) -> Tensor:
 def _labels(y: Any, count: int | None) -> Any:
     if y is None:
         raise InputError(
-            what="this Classifier requires y to be passed, but the target y is None", where="y", mend="give labels"
+            what="this Classifier requires y to be passed, but the target y is None",
+            where="y",
+            mend="give labels",
         )
     labels = np.asarray(y)
     if labels.ndim == 2 and labels.shape[1] == 1:

@@ -63,8 +63,12 @@ class Coding:
         where, mend = folder / FILE, "restore the files of one run"
         raw = read_file(where, _SIZE, "the labels", mend)
         said = from_json(raw, _KEPT, what="these are no labels", where=where, mend=mend)
-        if len(set(map(str, said["labels"]))) != len(said["labels"]) or len(said["labels"]) != len(said["counts"]):
-            raise DataError(what="these are no labels", where=where, got="one twice, or one without a count", mend=mend)
+        if len(set(map(str, said["labels"]))) != len(said["labels"]) or len(said["labels"]) != len(
+            said["counts"]
+        ):
+            raise DataError(
+                what="these are no labels", where=where, got="one twice, or one without a count", mend=mend
+            )
         return cls(said["labels"], said["counts"], said["characters"])
 
     @property
@@ -100,7 +104,7 @@ class Coding:
         for row, label in enumerate(y):
             if label not in self._places:
                 raise DataError(
-                    what="a label was not there in training", where=where, got=f"{str(label)[:60]!r}, example {row + 1}",
+                    what="a label was not there in training", where=where, got=f"{label!r:.60}, example {row + 1}",
                     expected=", ".join(map(str, self.labels))[:200], mend="leave it out, or train with it",
                 )  # fmt: skip
         return torch.tensor([self._places[label] for label in y], dtype=torch.int64)

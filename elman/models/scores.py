@@ -55,8 +55,8 @@ def confusion(found: Tensor, y: Tensor, labels: int) -> Tensor:
 
 
 def figures(probabilities: Tensor, y: Tensor) -> dict[str, Any]:
-    """accuracy, balanced accuracy (mean recall of the labels that occur), nats, calibration error, the confusion matrix,
-    and for each label precision, recall, f1 and examples: lists of K, as JSON values."""
+    """accuracy, balanced accuracy (mean recall of the labels there are), nats, calibration error, confusion matrix; for
+    each label precision, recall, f1 and examples: lists of K, as JSON values."""
     found, labels = probabilities.argmax(1), probabilities.shape[1]
     table = confusion(found, y, labels)
     right, there, given = table.diag().double(), table.sum(1).double(), table.sum(0).double()

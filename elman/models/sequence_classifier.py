@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import cross_entropy
 
 from elman.data.schema import Check, number, text, truth, whole
 from elman.errors import InputError, NotSupported
@@ -58,7 +58,9 @@ class SequenceClassifier(nn.Module):
             )  # fmt: skip
         for name, value in {"input_dropout": input_dropout, "symbol_dropout": symbol_dropout}.items():
             if not 0 <= value < 1:
-                raise InputError(what=f"{name} is a share", where=name, got=value, expected="0 … 1, without 1")
+                raise InputError(
+                    what=f"{name} is a share", where=name, got=value, expected="0 … 1, without 1"
+                )
         self.symbols, self.both, self.symbol_dropout = symbols, both, symbol_dropout
         if symbols:
             self.embedding = nn.Embedding(inputs, embedding)
@@ -98,7 +100,10 @@ class SequenceClassifier(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits `[B, K]`. x: symbols `[T, B]`, or numbers `[T, B, I]`. lengths: `[B]`."""
         outputs, state = self.stack(self._read(x), lengths=lengths)
-        parts = [last(state, self.stack) if how == "last" else self._pooled(how, outputs, lengths) for how in self.pools]
+        parts = [
+            last(state, self.stack) if how == "last" else self._pooled(how, outputs, lengths)
+            for how in self.pools
+        ]
         return self.readout(self.dropout(torch.cat(parts, -1)))
 
     def loss(self, x: Tensor, y: Tensor, lengths: Tensor, state: None = None) -> tuple[Tensor, None]:

@@ -126,8 +126,8 @@ _LABELS = 60  # of a matrix
 
 
 def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """A confusion matrix: how many of each row's label were given each column's; the stronger the colour, the larger the
-    share of the row. Of many labels those with the most examples are drawn."""
+    """A confusion matrix: how many of each row's label were given each column's, the stronger the larger their share of
+    the row. Of many labels those with the most examples are drawn."""
     most = sorted(range(len(names)), key=lambda k: -sum(counts[k]))[:_LABELS]
     drawn = sorted(most)
     if not drawn:
@@ -142,7 +142,9 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         name = names[row] if len(names[row]) < 18 else f"{names[row][:16]}…"
         style = f'font-size="{size:.1f}" fill="var(--faint)"'
         middle = cell * (i + 0.5) + size * 0.35
-        parts.append(f'<text x="{left - 5:.1f}" y="{left + middle:.1f}" text-anchor="end" {style}>{plain(name)}</text>')
+        parts.append(
+            f'<text x="{left - 5:.1f}" y="{left + middle:.1f}" text-anchor="end" {style}>{plain(name)}</text>'
+        )
         parts.append(
             f'<text transform="translate({left + middle:.1f} {left - 5:.1f}) rotate(-90)" {style}>{plain(name)}</text>'
         )

@@ -70,7 +70,8 @@ class Settings:
     class_weight: str = option("none", "Of labels in the loss: none, or balanced, rare ones weigh more.")
     embedding: int = option(64, "Width of a character's vector.", max=SIZE)
     input_dropout: float | None = option(
-        None, "Share of what the lowest layer reads that is left out in training. (default: 0.2; 0 of numbers)"
+        None,
+        "Share of what the lowest layer reads that is left out in training. (default: 0.2; 0 of numbers)",
     )
     symbol_dropout: float = option(0.05, "Share of characters that are read as unknown in training.")
 
@@ -106,7 +107,11 @@ class HeldOut:
 
 def _facts(record: Record) -> dict[str, str]:
     said = record.measured
-    names = {"value": "accuracy", "balanced": "balanced accuracy", "calibration": "expected calibration error"}
+    names = {
+        "value": "accuracy",
+        "balanced": "balanced accuracy",
+        "calibration": "expected calibration error",
+    }
     return {
         f"held out, {label}": f"{100 * said[name]:.1f} %" for name, label in names.items() if name in said
     } or {"held out, best look": f"{record.best.value:.4f} nats" if record.best else "–"}
@@ -119,15 +124,20 @@ def _sections(record: Record) -> dict[str, str]:
         return {}
     head = "".join(f"<th>{name}</th>" for name in ("", "precision", "recall", "F1", "examples"))
     rows = "".join(
-        f"<tr><th>{plain(name)}</th>{''.join(f'<td>{100 * v:.1f} %</td>' for v in values[:3])}<td>{values[3]:,}</td></tr>"
-        for name, *values in zip(labels, *columns, strict=True)
+        f"<tr><th>{plain(name)}</th>"
+        + "".join(f"<td>{100 * share:.1f} %</td>" for share in shares)
+        + f"<td>{count:,}</td></tr>"
+        for name, *shares, count in zip(labels, *columns, strict=True)
     )
     found = {
         "Each label": f"<table><tr>{head}</tr>{rows}</table>",
         "Which labels are taken for which": matrix(said["confusion"], labels),
     }
     guessed = {"this model": said.get("value", 0.0), **record.more.get("baselines", {})}
-    rows = (f"<tr><th>{plain(_GUESSES.get(name, name))}</th><td>{100 * v:.1f} %</td></tr>" for name, v in guessed.items())
+    rows = (
+        f"<tr><th>{plain(_GUESSES.get(name) or name)}</th><td>{100 * v:.1f} %</td></tr>"
+        for name, v in guessed.items()
+    )
     return {**found, "Accuracy, and that of simpler guesses": f"<table>{''.join(rows)}</table>"}
 
 
@@ -174,11 +184,17 @@ class Classify(Task):
         symbols = coding.characters is not None
         inputs = coding.inputs if symbols else learnt.x[0].shape[1]
         task, how = cls(coding), settings.model(symbols)
-        make: Callable[[], SequenceClassifier] = lambda: SequenceClassifier(inputs, len(coding.labels), symbols, **how)  # noqa: E731
+
+        def make() -> SequenceClassifier:
+            return SequenceClassifier(inputs, len(coding.labels), symbols, **how)
+
         expect_memory(make, how["cell"], processes, "--hidden, --layers, --embedding")
         torch.manual_seed(training.seed)
         model = make().to(processes.device)
-        x, y = coding.sequences(learnt.x, inputs, settings.files[0]), coding.numbers(learnt.y, settings.files[0])
+        x, y = (
+            coding.sequences(learnt.x, inputs, settings.files[0]),
+            coding.numbers(learnt.y, settings.files[0]),
+        )
         model.weight.copy_(coding.weights(None if settings.class_weight == "none" else settings.class_weight))
         if not symbols:
             model.standardise(x)
@@ -204,7 +220,11 @@ class Classify(Task):
         config = {**model.settings, "class_weight": settings.class_weight, "data": data}
         about = (
             f"{len(x):,} sequences to learn from, {len(valid.y):,} to choose by"
-            + (f", {len(test.y):,} to measure on (seed {training.seed})" if settings.valid is None else " and to measure on")
+            + (
+                f", {len(test.y):,} to measure on (seed {training.seed})"
+                if settings.valid is None
+                else " and to measure on"
+            )
             + f"; {len(coding.labels):,} labels"
         )
         return Prepared(task, model, ragged(x, y, batch, training.seed), held_out, training, config, about)
@@ -267,7 +287,10 @@ class Classify(Task):
         yield f"loss {step.loss:.4f}", "new"
         if validation is not None:
             figure = validation.measure
-            yield f"held out: accuracy {100 * figure.details['accuracy']:.1f} %, {figure.value:.4f} nats", "old"
+            yield (
+                f"held out: accuracy {100 * figure.details['accuracy']:.1f} %, {figure.value:.4f} nats",
+                "old",
+            )
 
     def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
         said = measure.details
@@ -318,9 +341,13 @@ class Classify(Task):
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         if not files:
             raise InputError(
-                what="there is nothing to predict", where=run.folder, mend="name a file, or - for standard input"
+                what="there is nothing to predict",
+                where=run.folder,
+                mend="name a file, or - for standard input",
             )
-        said = run.section("data", record(_SAVED), "the run does not say how its data were read", "restore it")
+        said = run.section(
+            "data", record(_SAVED), "the run does not say how its data were read", "restore it"
+        )
         columns = Columns(said["text"], said["label"], said["id"], said["longest"])
         for file in files:
             for one in read_sequences(file, columns, numbers=self.coding.characters is None):
@@ -368,7 +395,10 @@ def _seen(learnt: Labelled, examples: Labelled, right: Tensor) -> dict[str, tupl
     ]
     where = torch.tensor(places)
     return {
-        name: (int((where == k).sum()), float(right[where == k].double().mean()) if (where == k).any() else 0.0)
+        name: (
+            int((where == k).sum()),
+            float(right[where == k].double().mean()) if (where == k).any() else 0.0,
+        )
         for k, name in enumerate(kinds)
     }
 
@@ -384,7 +414,9 @@ def _n_grams(learnt: Labelled, examples: Labelled) -> float | None:
     except ImportError:
         return None
     if isinstance(learnt.x[0], str):
-        reads = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, max_features=100_000)
+        reads = TfidfVectorizer(
+            analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True, max_features=100_000
+        )
         parts = learnt.x, examples.x
     else:
         reads = StandardScaler()
