@@ -2,6 +2,7 @@
 
     python -m bench.reproduce                       # all, about an hour; what is known already is not run again
     python -m bench.reproduce --only shakespeare --again
+    python -m bench.reproduce tasks                 # the tasks besides (bench/tasks.py)
     python -m bench.reproduce --scale 0.02          # a rehearsal; docs/results.md stays as it is
 
 The texts are not part of the project: `--data FOLDER` names the folder that holds tinyshakespeare/input.txt and
@@ -24,7 +25,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import language, machine
+from bench import language, machine, tasks
 from bench.form import OURS, TORCH
 from elman.app import jobs
 from elman.app.screen import Watch
@@ -103,6 +104,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
+    what: Annotated[str, typer.Argument(help="languages, or tasks: what the others reach")] = "languages",
     data: Annotated[Path, typer.Option(help="the folder with the texts")] = ROOT.parent / "shared" / "data",
     only: Annotated[str, typer.Option(help=f"some of {', '.join([*TASKS, SPEED])}")] = "",
     again: Annotated[bool, typer.Option("--again", help="run what is known already, too")] = False,
@@ -120,6 +122,12 @@ def main(
         return
     if scale != 1 and page == PAGE:
         page = kept / "results.md"
+    if what == "tasks":
+        for name in only.split(",") if only else tasks.CASES:
+            if again or not (kept / f"task-{name}.json").is_file():
+                console.rule(name)
+                tasks.run(name, data, kept, scale)
+        return _write(page, kept, console)
     names = only.split(",") if only else [*TASKS, SPEED]
     for name in names:
         for side in SIDES if name in TASKS else ("both",):
@@ -129,6 +137,10 @@ def main(
                 command = [sys.executable, "-m", "bench.reproduce", "--one", f"{name},{side}", *more]
                 if subprocess.run(command, cwd=ROOT).returncode:
                     raise typer.Exit(1)
+    return _write(page, kept, console)
+
+
+def _write(page: Path, kept: Path, console: Console) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, written(kept).encode())
     console.print(f"written: {page}")
@@ -212,6 +224,7 @@ def written(kept: Path) -> str:
         for what, wanted in (("training", "1.6×"), ("writing", "4×")):
             ours, theirs = fast[what][OURS], fast[what][TORCH]
             page += f"| {what} | {wanted} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f}× |\n"
+    page += tasks.table(kept)
     page += RUNS
     for stem, result in found.items():
         if "nats" in result:

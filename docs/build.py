@@ -29,6 +29,7 @@ GUIDES = [
     "sequences",
     "drop_ins",
     "language_models",
+    "classify",
     "write_a_task",
     "other_cells",
 ]

@@ -120,7 +120,8 @@ def _facts(record: Record) -> dict[str, str]:
 def _sections(record: Record) -> dict[str, str]:
     said, labels = record.measured, record.measured.get("labels", [])
     columns = [said.get(name, []) for name in ("precision", "recall", "f1", "examples")]
-    if not labels or any(len(column) != len(labels) for column in [*columns, said.get("confusion", [])]):
+    table = said.get("confusion", [])
+    if not labels or any(len(column) != len(labels) for column in [*columns, *table, table or labels]):
         return {}
     head = "".join(f"<th>{name}</th>" for name in ("", "precision", "recall", "F1", "examples"))
     rows = "".join(
@@ -131,7 +132,7 @@ def _sections(record: Record) -> dict[str, str]:
     )
     found = {
         "Each label": f"<table><tr>{head}</tr>{rows}</table>",
-        "Which labels are taken for which": matrix(said["confusion"], labels),
+        "Which labels are taken for which": matrix(table, labels if table else []),
     }
     guessed = {"this model": said.get("value", 0.0), **record.more.get("baselines", {})}
     rows = (
@@ -148,7 +149,8 @@ PART = Part(
     details={
         "labels": each(text(10_000), _LABELS), "confusion": each(_counts, _LABELS), "examples": _counts,
         "precision": _shares, "recall": _shares, "f1": _shares, "balanced": _share, "calibration": _share,
-        "nats": number(0, 1e9, finite=False), "majority": _share, "seen": each(lambda v, p: None, 10, named=True),
+        "nats": number(0, 1e9, finite=False), "majority": _share,
+        "seen": each(each(number(0, 1e12), 2), 10, named=True),
     },
     logged={"baselines": each(_share, 100, named=True)}, facts=_facts, sections=_sections,
 )  # fmt: skip
