@@ -1,4 +1,4 @@
-"""`make reproduce ARGS=tasks`: what tasks reach on real data, each by its command, three or five seeds one after the other.
+"""`make reproduce ARGS=tasks`: what tasks reach on real data, each by its command, one seed after the other.
 
 A further one is a line in `CASES`.
 """
@@ -21,8 +21,8 @@ from elman.tasks import task_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = """
-Tasks, each by its command, measured on data that nothing was learnt from or chosen by: the mean over seeds, which also draw the
-splits, and the spread between them.
+Tasks, each by its command, measured on data that nothing was learnt from or chosen by: the mean over seeds, which also
+draw the splits, and the spread between them.
 
 | task and data | minutes | seeds | wanted | reached | beside it |
 |---|---|---|---|---|---|
@@ -45,7 +45,7 @@ def _digits(data: Path, made: Path) -> list[str]:
     """scikit-learn's digits, row by row: eight steps of eight numbers."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     rows = [
         json.dumps({"text": x.tolist(), "label": int(y)})
         for x, y in zip(found.images, found.target, strict=True)
@@ -56,7 +56,7 @@ def _digits(data: Path, made: Path) -> list[str]:
 
 CASES = {
     "names": Case(
-        "names of people, by 18 languages, 80/10/10", "classify", lambda data, _: [str(data / "names")], 5, "≥ 84.5 %", 5
+        "names by 18 languages, 80/10/10", "classify", lambda data, _: [str(data / "names")], 5, "≥ 84.5 %", 5
     ),
     "digits": Case("handwritten digits, row by row, 80/10/10", "classify", _digits, 2, "≥ 98 %"),
 }  # fmt: skip

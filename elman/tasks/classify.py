@@ -289,10 +289,9 @@ class Classify(Task):
         yield f"loss {step.loss:.4f}", "new"
         if validation is not None:
             figure = validation.measure
-            yield (
-                f"held out: accuracy {100 * figure.details['accuracy']:.1f} %, {figure.value:.4f} nats",
-                "old",
-            )
+            right = figure.details.get("accuracy")  # known to the first process alone
+            share = "" if right is None else f"accuracy {100 * right:.1f} %, "
+            yield f"held out: {share}{figure.value:.4f} nats", "old"
 
     def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
         said = measure.details
