@@ -198,9 +198,9 @@ class Stack(torch.nn.Module):
         self.batch_first, self.order_is_said = bool(batch_first), batch_first is not None
 
     def extra_repr(self) -> str:
-        said = {"dropout": self.dropout, "residual": self.residual, "batch_first": self.batch_first}
-        said["residual"] = any(self.residual) and self.residual
-        return ", ".join(f"{name}={value}" for name, value in said.items() if value)
+        given = {"dropout": self.dropout, "residual": self.residual, "batch_first": self.batch_first}
+        given["residual"] = any(self.residual) and self.residual
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -353,17 +353,17 @@ def _check_layer(layer: Any, i: int) -> None:
     )  # fmt: skip
 
 
-def _residual(said: bool | Sequence[bool], count: int) -> tuple[bool, ...]:
+def _residual(residual: bool | Sequence[bool], count: int) -> tuple[bool, ...]:
     """For each layer whether it is residual."""
-    if isinstance(said, bool):
-        return tuple(said and i > 0 for i in range(count))
-    expect(said, (list, tuple), "residual is a bool, or one for each layer", "residual=")
-    if len(said) != count or not all(isinstance(each, bool) for each in said):
+    if isinstance(residual, bool):
+        return tuple(residual and i > 0 for i in range(count))
+    expect(residual, (list, tuple), "residual is a bool, or one for each layer", "residual=")
+    if len(residual) != count or not all(isinstance(each, bool) for each in residual):
         raise InputError(
-            what="residual is a bool, or one for each layer", where="residual=", got=list(said),
+            what="residual is a bool, or one for each layer", where="residual=", got=list(residual),
             expected=f"{count} bools",
         )  # fmt: skip
-    return tuple(said)
+    return tuple(residual)
 
 
 def _summed(x: Any, outputs: Any) -> Any:
