@@ -171,11 +171,11 @@ MUTANTS = (
     ),
     Mutant(
         "plan/cut.py", "        where.factor\n        * math.prod", "        1\n        * math.prod",
-        "what is merged with rows counts for less than it takes", "plan/test_structure.py plan/test_cost.py",
+        "what is merged with rows counts for less than it takes", "plan/test_structure.py -k 'dearer and (nodes or merged)'",
     ),
     Mutant(
         "plan/cut.py", "replace(port, kept=port.name) if port.name in states else port", "port",
-        "h0 is fed where h(t-1) belongs", "plan/test_laws.py",
+        "a circuit does not know that it is given the sequence of a state", "plan/test_structure.py -k 'dearer and elman'",
     ),
     Mutant(
         "plan/sink.py", "or (\n            node is not root and len(users) < len(node.users)\n        )", "",

@@ -146,6 +146,8 @@ def test_the_cut_is_never_dearer_than_the_states_and_what_comes_of_them(name: st
         o.name for o in circuit_of(name).outputs
     }
     assert set(both.kept.values()) <= {port.name for port in both.backward.inputs}
+    assert bytes_kept(both.forward) == both.bytes_per_row
+    assert bytes_kept(both.backward) == 0 or not both.kept
     backward = training_of(name)[1]
     recomputed = [n.name for n in backward.loop.nodes() if n.meta.get("primal")] if backward.loop else []
     assert not recomputed, "what is computed again is computed before the adjoint's loop"
