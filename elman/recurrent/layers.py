@@ -15,8 +15,10 @@ from elman.errors import AmbiguityWarning, ElmanError, InputError, InputTypeErro
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import StepSelection, over_sequences, selection
 from elman.recurrent.compiled import constant, layer_of
+from elman.recurrent.dropout import locked as left_out
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
+from elman.recurrent.stacked import StackCell
 from elman.recurrent.states import directions, layer_states
 from elman.segments import Layout
 
@@ -167,8 +169,10 @@ class Stack(torch.nn.Module):
 
     layers: `Recurrent`, `Bidirectional`, `Stack`, or a layer of `elman.nn`, each with cells of its own.
     dropout: the part of a layer's outputs that the next one does not see in training.
-    residual: what a layer reads is added to its output, x + f(dropout(x)); True for all but the first layer, whose
-        width is another one as a rule, or a bool for each.
+    locked: whether it is the same part at every step of a sequence (`elman.recurrent.dropout`), or drawn at each anew.
+    residual: what a layer reads is added to its output, x + f(dropout(norm(x))); True for all but the first layer,
+        whose width is another one as a rule, or a bool for each.
+    norms: for each layer but the first a module that what it reads goes through, such as `torch.nn.LayerNorm(H)`.
     batch_first: as of `Recurrent`; it is said here, and not of the layers.
 
     Called as `Recurrent` is; the state is a tuple over the layers (of a layer of `elman.nn`, again a tuple over its
@@ -179,10 +183,11 @@ class Stack(torch.nn.Module):
     batch_first = False
     order_is_said = False
     residual: tuple[bool, ...] = ()
+    locked = False
 
     def __init__(
-        self, *layers: Recurrent | Bidirectional | Stack | Compound, dropout: float = 0.0,
-        residual: bool | Sequence[bool] = False, batch_first: bool | None = None,
+        self, *layers: Recurrent | Bidirectional | Stack | Compound, dropout: float = 0.0, locked: bool = False,
+        residual: bool | Sequence[bool] = False, norms: Sequence[torch.nn.Module] = (), batch_first: bool | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         for i, layer in enumerate(layers):
@@ -193,14 +198,21 @@ class Stack(torch.nn.Module):
         if not 0 <= dropout <= 1:
             raise InputError(what="dropout is a probability", where="dropout=", got=dropout, expected="0 … 1")
         self.layers = torch.nn.ModuleList(cast(Any, layers))
-        self.dropout = dropout
+        self.dropout, self.locked = dropout, locked
         self.residual = _residual(residual, len(layers))
+        if norms:
+            if len(norms) != len(layers) - 1:
+                raise InputError(
+                    what="there is one norm for each layer but the first", where="norms=", got=len(norms),
+                    expected=len(layers) - 1,
+                )  # fmt: skip
+            self.norms = torch.nn.ModuleList(norms)
         self.batch_first, self.order_is_said = bool(batch_first), batch_first is not None
 
     def extra_repr(self) -> str:
-        said = {"dropout": self.dropout, "residual": self.residual, "batch_first": self.batch_first}
-        said["residual"] = any(self.residual) and self.residual
-        return ", ".join(f"{name}={value}" for name, value in said.items() if value)
+        given = {"dropout": self.dropout, "residual": self.residual, "batch_first": self.batch_first}
+        given["residual"] = any(self.residual) and self.residual
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -215,7 +227,11 @@ class Stack(torch.nn.Module):
         residual = [self._adds(i) for i in range(*index.indices(len(self.layers)))]
         first = self.batch_first if self.order_is_said else None
         layers = cast(Any, self.layers[index])
-        part = Stack(*layers, dropout=self.dropout, residual=residual, batch_first=first)
+        norms = (
+            [self.norms[i - 1] for i in range(*index.indices(len(self.layers)))[1:]] if self._norms() else ()
+        )
+        how = {"dropout": self.dropout, "locked": self.locked, "residual": residual, "norms": norms}
+        part = Stack(*layers, **how, batch_first=first)
         part.training = self.training  # of itself alone: the layers are as they were
         return part
 
@@ -269,7 +285,12 @@ class Stack(torch.nn.Module):
         """The same on sequences that a layout has packed."""
         taught = {"teacher": teacher, "weight": weight}
         return self._each(
-            lambda layer, x, start, **more: layer.run(layout, x, start, **more), x, state, taught, context
+            lambda layer, x, start, **more: layer.run(layout, x, start, **more),
+            x,
+            state,
+            taught,
+            context,
+            layout,
         )
 
     def step(
@@ -288,8 +309,9 @@ class Stack(torch.nn.Module):
         return Explanation.of({f"layer {i}": self.part(i).explain() for i in range(len(self))})
 
     def _each(
-        self, call: Callable[..., Any], x: Any, state: Any, taught: dict[str, Any], context: Any
-    ) -> tuple[Any, tuple[Any, ...]]:
+        self, call: Callable[..., Any], x: Any, state: Any, taught: dict[str, Any], context: Any,
+        layout: Layout | None = None,
+    ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
         """Call one layer after another: (outputs of the last one, final states of all)."""
         layers: list[Any] = [
             layer.as_layer() if isinstance(layer, Compound) else layer for layer in self.layers
@@ -299,10 +321,13 @@ class Stack(torch.nn.Module):
         if taught:
             self._check_teacher(layers[-1])
             more[-1] = {**more[-1], **taught}
-        starts, residual, drops, finals = _states(state, len(layers)), self.residual, self.dropout, []
+        starts, residual, finals = _states(state, len(layers)), self.residual, []
+        between = bool(self.dropout or self._norms())
         for i, layer in enumerate(layers):
             try:
-                outputs, final = call(layer, self._dropped(x) if i and drops else x, starts[i], **more[i])
+                outputs, final = call(
+                    layer, self._between(x, i, layout) if i and between else x, starts[i], **more[i]
+                )
                 x = _summed(x, outputs) if residual and residual[i] else outputs
             except ElmanError as error:
                 _place(error, f"layer {i}")
@@ -322,14 +347,28 @@ class Stack(torch.nn.Module):
                 where="teacher=", mend="put a Recurrent on top, whose output is an entry of its state",
             )  # fmt: skip
 
-    def _dropped(self, outputs: Any) -> Any:
+    def _between(self, outputs: Any, i: int, layout: Layout | None) -> Any:
+        """What layer i reads of the outputs of the one below."""
+        if self._norms():
+            outputs = self.norms[i - 1](outputs)
         if not self.dropout or not self.training:
             return outputs
-        return pytree.tree_map(
-            lambda leaf: torch.nn.functional.dropout(leaf, self.dropout)
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
-            outputs,
-        )  # fmt: skip
+
+        def dropped(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+                return leaf
+            return left_out(leaf, p, layout) if self.locked else torch.nn.functional.dropout(leaf, p)
+
+        p = self.dropout
+        return pytree.tree_map(dropped, outputs)
+
+    def as_cell(self) -> StackCell:
+        """One step of all layers as a cell, with the weights of now; every layer has to be a `Recurrent`."""
+        cells = [cast(Any, layer).cell for layer in self.layers]
+        return StackCell(cells, self.residual, self._norms())
+
+    def _norms(self) -> Any:
+        return self._modules.get("norms") or ()
 
 
 def _check_layer(layer: Any, i: int) -> None:
@@ -353,17 +392,17 @@ def _check_layer(layer: Any, i: int) -> None:
     )  # fmt: skip
 
 
-def _residual(said: bool | Sequence[bool], count: int) -> tuple[bool, ...]:
+def _residual(residual: bool | Sequence[bool], count: int) -> tuple[bool, ...]:
     """For each layer whether it is residual."""
-    if isinstance(said, bool):
-        return tuple(said and i > 0 for i in range(count))
-    expect(said, (list, tuple), "residual is a bool, or one for each layer", "residual=")
-    if len(said) != count or not all(isinstance(each, bool) for each in said):
+    if isinstance(residual, bool):
+        return tuple(residual and i > 0 for i in range(count))
+    expect(residual, (list, tuple), "residual is a bool, or one for each layer", "residual=")
+    if len(residual) != count or not all(isinstance(each, bool) for each in residual):
         raise InputError(
-            what="residual is a bool, or one for each layer", where="residual=", got=list(said),
+            what="residual is a bool, or one for each layer", where="residual=", got=list(residual),
             expected=f"{count} bools",
         )  # fmt: skip
-    return tuple(said)
+    return tuple(residual)
 
 
 def _summed(x: Any, outputs: Any) -> Any:
