@@ -171,11 +171,13 @@ MUTANTS = (
     ),
     Mutant(
         "plan/cut.py", "        where.factor\n        * math.prod", "        1\n        * math.prod",
-        "what is merged with rows counts for less than it takes", "plan/test_structure.py -k 'dearer and (nodes or merged)'",
+        "what is merged with rows counts for less than it takes",
+        "plan/test_structure.py -k 'dearer and (nodes or merged)'",
     ),
     Mutant(
         "plan/cut.py", "replace(port, kept=port.name) if port.name in states else port", "port",
-        "a circuit does not know that it is given the sequence of a state", "plan/test_structure.py -k 'dearer and elman'",
+        "a circuit does not know that it is given the sequence of a state",
+        "plan/test_structure.py -k 'dearer and elman'",
     ),
     Mutant(
         "plan/sink.py", "or (\n            node is not root and len(users) < len(node.users)\n        )", "",
@@ -228,7 +230,7 @@ MUTANTS = (
     ),
     # --- segments ---
     Mutant(
-        "segments/pieces.py", "return found if reverse else found & ~self.fresh", "return found",
+        "segments/pieces.py", "return starts if reverse else starts & ~self.fresh", "return starts",
         "a piece after a reset starts from its row's state", "recurrent/test_sequences.py",
     ),
     Mutant(
@@ -320,15 +322,15 @@ MUTANTS = (
         "a restored run has forgotten its second moments", "test_survival.py test_training.py",
     ),
     Mutant(
-        "training/fit.py", "self.carried, self.stream.position = carried, tuple", "self.stream.position = tuple",
+        "training/fit.py", "self.carried, self.batches.position = carried, tuple", "self.batches.position = tuple",
         "a restored run starts from a state of zeros", "test_survival.py test_training.py",
     ),
     Mutant(
-        "training/evaluation.py", "model.train(training)", "model.train()",
+        "models/evaluation.py", "model.train(training)", "model.train()",
         "evaluating a model puts it into training mode", "test_training.py",
     ),
     Mutant(
-        "training/evaluation.py", "if warm <= 0 else 0.0", "if warm < 0 else 0.0",
+        "models/evaluation.py", "if warm <= 0 else 0.0", "if warm < 0 else 0.0",
         "an estimate leaves out the first part that counts", "test_training.py",
     ),
     Mutant(

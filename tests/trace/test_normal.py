@@ -33,9 +33,8 @@ class ManyWays(nn.Module):
 
     def pieces(self, h: Tensor) -> Tensor:
         inner = h[:, 2:11][:, 1:8][:, 1:4]  # columns 4, 5 and 6
-        apart = torch.cat([h[:, :3] * 2, h[:, 5:].sin()], 1).sum(
-            1, keepdim=True
-        )  # nobody reads columns 3 and 4
+        wave = h.sin()
+        apart = torch.cat([wave[:, :3] * 2, wave[:, 5:] * 3], 1).sum(1, keepdim=True)  # not columns 3 and 4
         a, b, c = h.split([3, 4, 5], 1)
         first, _, last = h.view(-1, 3, 4).unbind(1)
         return (
