@@ -21,6 +21,9 @@ WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist wor
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
+# Tests start processes, and each would compile the package for itself where nothing compiled may be kept.
+test conformance: export PYTHONDONTWRITEBYTECODE =
+
 setup: $(READY)  ## make .venv with elman (editable) and everything that development needs
 
 demo: setup  ## train a language model on real text for a minute, and let it write

@@ -18,8 +18,7 @@ from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
-from elman.trace.joint import flowing
-from elman.trace.outside import LOCK, derived, locked, outside
+from elman.trace.outside import LOCK, derived, locked
 
 Tensor = torch.Tensor
 
@@ -86,8 +85,7 @@ class Program:
             return self.carrying
         circuit, reached = self.circuit, wants
         while True:
-            with outside():
-                results = flowing(circuit.recorded().step, circuit.inputs, circuit.name, reached)
+            results = {name for name, leads in circuit.recorded().joint.flowing.items() if leads & reached}
             open_ = {Wire.input(name) for name in reached} | {Wire.result(name) for name in results}
             fed = {
                 p.name
