@@ -19,6 +19,7 @@ ROUND = 44.0  # diameter of a variable
 SQUARE = 11.0  # side of the square that stands for a delay of one step
 NOTE = 13.0  # font size of what stands on an edge
 SHOWN = 6  # steps that are all drawn; of more, the first and last two
+GAPS = (24.0, 44.0, 70.0)  # between rows
 _TRACK = 12.0  # between parallel lines
 
 
@@ -39,6 +40,11 @@ def folded(eq: Equations) -> Scene:
     routes = _exits(eq, step)
     for number, (before, source) in enumerate(routes):
         square, start = step.nodes[before], step.nodes[source]
+        others = [node.box for node in step.nodes.values() if node.id not in (square.id, start.id)]
+        ends = _right(start), (square.x - square.width / 2, square.y)
+        if start.y == square.y and start.x < square.x and not _blocked(others, *ends):  # a teacher
+            edges.append(Edge(start.id, square.id, bent(list(ends))))
+            continue
         margin = step.box.right + 14 + _TRACK * number
         way = _way_out(step, start, margin, number)
         edges.append(_wire(way, square, margin, number, step, 1, arrow=True, source=start.id))
@@ -152,18 +158,19 @@ def _laid_out(
     befores = [v.key for v in shown if v.role == "before"]
     feeds = [v.of for v in shown if v.role == "before" and v.of is not None and v.of in sizes]
     first, last = ([], [*feeds, *befores]) if folded else (befores, feeds)
-    placed = layered(sizes, links, ranks=ranks, first=first, last=last, row_gap=24)
-    places = {key: (x, -y) for key, (x, y) in placed.places.items()}
-    nodes = {}
-    for v in shown:
-        x, y = places[v.key]
-        if like is not None:
-            x, y = like.nodes[v.key].x, like.nodes[v.key].y
-        nodes[v.key] = _node(v, name(v), x, y, folded, t, eq)
     if like is not None:
+        nodes = {v.key: _node(v, name(v), like.nodes[v.key].x, like.nodes[v.key].y, folded, t, eq) for v in shown}
         return replace(like, nodes={key: replace(node, width=like.nodes[key].width) for key, node in nodes.items()},
                        edges=tuple(replace(edge, t=t) for edge in like.edges))  # fmt: skip
-    edges = _edges(eq, influences, placed, nodes)
+    fewest, nodes, edges = len(links) + 1, {}, []
+    for gap in GAPS:  # rows as near to one another as words on lines allow
+        placed = layered(sizes, links, ranks=ranks, first=first, last=last, row_gap=gap)
+        tried = {v.key: _node(v, name(v), placed.places[v.key][0], -placed.places[v.key][1], folded, t, eq) for v in shown}
+        lines, without = _edges(eq, influences, placed, tried)
+        if without < fewest:
+            fewest, nodes, edges = without, tried, lines
+        if not without:
+            break
     boxes = [node.box for node in nodes.values()] + [text.box for edge in edges for text in edge.texts]
     boxes += [Box(x, y, x, y) for edge in edges for x, y in flat(edge.points)]
     boxes += [
@@ -246,7 +253,7 @@ def _color(eq: Equations, weights: Sequence[str]) -> int | None:
 
 def _edges(
     eq: Equations, influences: Sequence[Influence], placed: Placed, nodes: Mapping[str, Node]
-) -> list[Edge]:
+) -> tuple[list[Edge], int]:
     said = []
     for i in influences:
         said.append(Saying(_label(i), NOTE, _color(eq, i.weights), i.weights, nodes[i.target].shape != "dot"))

@@ -310,7 +310,7 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
     delays = [key for key, one in boxes.items() if one.kind == "delay"]
     placed = layered(sizes, links, ranks=ranks, last=delays, row_gap=22)
     nodes = {key: _node(one, *placed.places[key], sizes[key]) for key, one in boxes.items()}
-    edges = connect(
+    edges, _ = connect(
         [(link.source, link.target) for link in links],
         placed,
         nodes,
