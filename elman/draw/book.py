@@ -159,13 +159,18 @@ def _laid_out(
     feeds = [v.of for v in shown if v.role == "before" and v.of is not None and v.of in sizes]
     first, last = ([], [*feeds, *befores]) if folded else (befores, feeds)
     if like is not None:
-        nodes = {v.key: _node(v, name(v), like.nodes[v.key].x, like.nodes[v.key].y, folded, t, eq) for v in shown}
+        nodes = {
+            v.key: _node(v, name(v), like.nodes[v.key].x, like.nodes[v.key].y, folded, t, eq) for v in shown
+        }
         return replace(like, nodes={key: replace(node, width=like.nodes[key].width) for key, node in nodes.items()},
                        edges=tuple(replace(edge, t=t) for edge in like.edges))  # fmt: skip
     fewest, nodes, edges = len(links) + 1, {}, []
     for gap in GAPS:  # rows as near to one another as words on lines allow
         placed = layered(sizes, links, ranks=ranks, first=first, last=last, row_gap=gap)
-        tried = {v.key: _node(v, name(v), placed.places[v.key][0], -placed.places[v.key][1], folded, t, eq) for v in shown}
+        tried = {
+            v.key: _node(v, name(v), placed.places[v.key][0], -placed.places[v.key][1], folded, t, eq)
+            for v in shown
+        }
         lines, without = _edges(eq, influences, placed, tried)
         if without < fewest:
             fewest, nodes, edges = without, tried, lines

@@ -29,13 +29,17 @@ def label_size(text: str, size: float) -> Size | None:
 
 
 def connect(
-    ends: Sequence[tuple[str, str]], placed: Placed, nodes: Mapping[str, Node], said: Sequence[Saying]
+    ends: Sequence[tuple[str, str]],
+    placed: Placed,
+    nodes: Mapping[str, Node],
+    said: Sequence[Saying],
+    free: Sequence[Box] = (),
 ) -> tuple[list[Edge], int]:
     """(an edge for each pair of nodes, along the way that the layout has found for it; for how many words there is no
     room beside their line).
 
     A line is as straight as the boxes allow, and its words go beside it where there is room. Words for which there is
-    none stand where the layout has kept a place for them, and lines go round them.
+    none stand where the layout has kept a place for them, and lines go round them. free: where no words may stand.
     """
     boxes = {node.id: _wider(node.box, 7) for node in nodes.values()}
     kept = [_kept(mark, saying) for mark, saying in zip(placed.labels, said, strict=True)]
@@ -51,11 +55,11 @@ def connect(
         return points
 
     curves = [line(number, {}, None) for number in range(len(ends))]
-    texts = beside(curves, said, [node.box for node in nodes.values()])
+    texts = beside(curves, said, [*(node.box for node in nodes.values()), *free])
     # Of lines from one box that say the same, and so look the same, one may speak for the others.
     said_once = {(ends[n][0], said[n].text) for n, text in enumerate(texts) if text is not None}
-    without = {n for n, box in enumerate(kept) if box is not None and texts[n] is None}
-    without = {n for n in without if said[n].color is None or (ends[n][0], said[n].text) not in said_once}
+    missing = [n for n, box in enumerate(kept) if box is not None and texts[n] is None]
+    without = {n for n in missing if said[n].color is None or (ends[n][0], said[n].text) not in said_once}
     while more := {n for n, t in enumerate(texts) if t and n not in without and _hits(t.box, kept, without)}:
         without |= more
     spots = {n: _wider(text.box, 6) for n, text in enumerate(texts) if text is not None and n not in without}
@@ -71,7 +75,7 @@ def connect(
         Edge(a, b, curve, () if text is None else (text,), saying.weights, saying.color, saying.arrow)
         for (a, b), curve, text, saying in zip(ends, curves, texts, said, strict=True)
     ]
-    return edges, len(without)
+    return edges, len(missing)
 
 
 def _high(saying: Saying) -> float:
@@ -108,7 +112,7 @@ def beside(
         if not said[number].text:
             continue
         best = None
-        for cost, text in sorted(_places(fine[number], said[number]), key=lambda pair: pair[0]):
+        for _, text in sorted(_places(fine[number], said[number]), key=lambda pair: pair[0]):
             close = _wider(text.box, 1)
             if any(close.meets(box) for box in taken):
                 continue

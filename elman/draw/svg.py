@@ -131,7 +131,9 @@ def _edge(edge: Edge) -> str:
     d = f"M{_n(points[0][0])} {_n(points[0][1])}"
     for i in range(1, len(points), 3):
         d += "C" + " ".join(f"{_n(x)} {_n(y)}" for x, y in points[i : i + 3])
-    dash = "3 4" if edge.dashed else DASHES[edge.color % len(DASHES)] if edge.color is not None else ""
+    # With more parameters than colours, a colour comes again with other dashes.
+    turn = 0 if edge.color is None else edge.color + edge.color // len(COLORS)
+    dash = "3 4" if edge.dashed else "" if edge.color is None else DASHES[turn % len(DASHES)]
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     t = f' data-t="{edge.t}"' if edge.t is not None else ""
     line = (

@@ -257,7 +257,13 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
                 said = ", ".join(NABLA + word(one.path.removeprefix("gradient of ")) for one in outs)
                 add(node, said, "sum", tip=out.path)
             elif back:
-                add(node, NABLA + word(out.path.removeprefix("gradient of ")), "output", tip=out.path)
+                called = reader.names.get(node, "")
+                said = (
+                    called
+                    if called.startswith(NABLA)
+                    else NABLA + word(out.path.removeprefix("gradient of "))
+                )
+                add(node, said, "output", tip=out.path)
             else:
                 name = reader.names.get(node) or out.path.replace("output", "o", 1)
                 add(node, name, "output", tip=out.path)
@@ -324,6 +330,8 @@ def _state_port_word(path: str, name: str) -> str:
 def _input_word(reader: _Reader, node: fx.Node, port: InPort, back: bool) -> str:
     if port.teaches is not None:
         return port.path.replace("teacher", "y", 1)
+    if back and reader.names.get(node, "").startswith(NABLA):
+        return reader.names[node]
     if back:
         said = port.path.removeprefix("gradient of ")
         return NABLA + (said.replace("output", "o", 1) if said.startswith("output") else said)
