@@ -1,7 +1,7 @@
 """draw: a circuit, an unfolded graph, an adjoint, a cell, a layer or a whole model as a picture.
 
 `names` finds what the user's code called its values, `variables` reads a circuit at the level of the book and `ops`
-at that of operations, `layered`, `lines`, `book` and `modules` lay it out into a `scene` of plain data, of which `svg`,
+at that of operations, `layered`, `lines`, `step`, `book` and `modules` lay it out into a `scene` of plain data, of which `svg`,
 `raster` and `alive` write files.
 """
 

@@ -14,13 +14,15 @@ _SIDE = 11.0  # how far from its axis a line may lie where its words begin
 
 @dataclass(frozen=True)
 class Saying:
-    """What stands on a line, and how the line looks."""
+    """What stands on a line, and how the line looks. shared: whether lines from one box that say the same are alike, so
+    that one of them may speak for all."""
 
     text: str
     size: float
     color: int | None = None
     weights: tuple[str, ...] = ()
     arrow: bool = True
+    shared: bool = False
 
 
 def label_size(text: str, size: float) -> Size | None:
@@ -56,10 +58,9 @@ def connect(
 
     curves = [line(number, {}, None) for number in range(len(ends))]
     texts = beside(curves, said, [*(node.box for node in nodes.values()), *free])
-    # Of lines from one box that say the same, and so look the same, one may speak for the others.
     said_once = {(ends[n][0], said[n].text) for n, text in enumerate(texts) if text is not None}
     missing = [n for n, box in enumerate(kept) if box is not None and texts[n] is None]
-    without = {n for n in missing if said[n].color is None or (ends[n][0], said[n].text) not in said_once}
+    without = {n for n in missing if not said[n].shared or (ends[n][0], said[n].text) not in said_once}
     while more := {n for n, t in enumerate(texts) if t and n not in without and _hits(t.box, kept, without)}:
         without |= more
     spots = {n: _wider(text.box, 6) for n, text in enumerate(texts) if text is not None and n not in without}

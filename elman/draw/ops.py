@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, Kind, is_transposition, op_name
-from elman.circuit.rows import rows_of
 from elman.draw.layered import Link, Size, layered
 from elman.draw.lines import Saying, bent, connect, label_size
 from elman.draw.measure import width
 from elman.draw.names import NABLA, listen, values
 from elman.draw.scene import Box, Edge, Group, Node, Scene, Text
-from elman.draw.variables import SIGNS, word
+from elman.draw.sentences import cut, operands_of, sentence, shape_of
+from elman.draw.variables import word
 from elman.errors import NotSupported
 from elman.plan import Loop, plan
 from elman.plan.form import TIMELINE
@@ -30,11 +29,6 @@ _WHEN = {
     "loop": "step by step",
     "after": "all steps at once",
 }
-_SIGNS = SIGNS | {
-    "add": "+", "sub": "−", "rsub": "−", "mul": "×", "div": "÷", "mm": "·", "bmm": "·", "neg": "−", "sum": "Σ",
-    "cat": "‖", "pow": "^", "_to_copy": "copy", "times": "Σ over time", "total": "Σ over time", "shift": "delay",
-    "spread": "at every step", "last": "last step", "rsqrt": "1/√", "sqrt": "√", "native_layer_norm": "layer norm",
-}  # fmt: skip
 _SILENT = {
     "slice", "reshape", "permute", "expand", "unsqueeze", "squeeze", "select", "getitem", "view", "clone", "_to_copy",
 }  # fmt: skip
@@ -61,7 +55,7 @@ class _Operation:
 
     @property
     def text(self) -> str:
-        said = self.said if self.node is None else _sentence(self.node, self.words)
+        said = self.said if self.node is None else sentence(self.node, self.words)
         return f"{self.name} = {said}" if self.name and self.node is not None else said
 
 
@@ -243,12 +237,12 @@ class _Stage:
         """The key of its box; words alone where it only turns or cuts a parameter."""
         boxes = self.sheet.operations
         operands = [
-            (source, self.at.get(source)) for source in _operands(node) if self.at.get(source) is not None
+            (source, self.at.get(source)) for source in operands_of(node) if self.at.get(source) is not None
         ]
         silent = op_name(node) in _SILENT and len(operands) == 1
         if silent and operands[0][1] not in boxes:
             said = str(operands[0][1])
-            return f"{said}ᵀ" if is_transposition(node) else f"{said}{_cut(node)}"
+            return f"{said}ᵀ" if is_transposition(node) else f"{said}{cut(node)}"
         if silent:
             return str(operands[0][1])
         if op_name(node) == "scalar_tensor" and isinstance(node.args[0], (int, float)):
@@ -261,7 +255,7 @@ class _Stage:
             line = at in boxes and at is not None
             made.words.append(None if line else str(at))
             if line:
-                made.sources.append((str(at), _shape(source, self.rows)))
+                made.sources.append((str(at), shape_of(source, self.rows)))
         boxes[key] = made
         return key
 
@@ -270,50 +264,6 @@ def _before(suffix: str) -> str:
     """The time of the step before that of a suffix, `(3)`."""
     t = suffix.strip("()")
     return str(int(t) - 1) if t.isdigit() else "t-1"
-
-
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """The operands in order, as often as they occur, without sizes and the timeline."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return [one for one in found if isinstance(one.meta.get("val"), (torch.Tensor, tuple, list))]
-
-
-def _sentence(node: fx.Node, words: Sequence[str | None]) -> str:
-    """What an operation does: its sign, with the parameters among its operands; ∘ stands for what a line brings."""
-    name = op_name(node)
-    sign = _SIGNS.get(name, name.strip("_").replace("_", " "))
-    if name in ("addmm", "baddbmm") and len(words) == 3:
-        start, a, b = words
-        product = f"{a or '∘'} · {b or '∘'}"
-        return f"{product} + {start or '∘'}"
-    numbers = [arg for arg in node.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
-    if len(words) == 2 and sign in "+−×÷·":
-        if not any(words):
-            return sign
-        return f"{words[0] or '∘'} {sign} {words[1] or '∘'}"
-    if len(words) == 1 and numbers and sign in "+−×÷^":
-        return f"∘ {sign} {numbers[0]:g}" if name != "rsub" else f"{numbers[0]:g} − ∘"
-    known = [one for one in words if one]
-    return f"{sign} {', '.join(known)}".strip() if known else sign
-
-
-def _cut(node: fx.Node) -> str:
-    if op_name(node) == "slice" and len(node.args) >= 4 and all(isinstance(a, int) for a in node.args[2:4]):
-        start, end = node.args[2:4]
-        return f"[{start}:{end if isinstance(end, int) and end < 2**40 else ''}]"
-    return ""
-
-
-def _shape(node: fx.Node, rows: str) -> str:
-    value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
-        return ""
-    where = rows_of(value)
-    sizes = [str(int(size)) if isinstance(size, int) else "" for size in value.shape]
-    if where is not None:
-        sizes[where.dim] = rows if where.factor == 1 else f"{where.factor}{rows}"
-    return f"[{', '.join(size or rows for size in sizes)}]"
 
 
 def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
@@ -333,7 +283,7 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
             said.append(label)
             seen.add((source, shape, ranks[key]))
     delays = [key for key, one in boxes.items() if one.kind == "delay"]
-    placed = layered(sizes, links, ranks=ranks, last=delays, row_gap=22)
+    placed = layered(sizes, links, ranks=ranks, last=delays, row_gap=26)
     nodes = {key: _node(one, *placed.places[key], sizes[key]) for key, one in boxes.items()}
     bends = [
         (nodes[end].box.bottom + 7 + 3 * (number % 2), nodes[start].box.top - 8 - 5 * number)
@@ -348,7 +298,7 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
         [(link.source, link.target) for link in links],
         placed,
         nodes,
-        [Saying(label, _NOTE) for label in said],
+        [Saying(label, _NOTE, shared=True) for label in said],
         free,
     )
     left = min((node.box.left for node in nodes.values()), default=0.0)

@@ -175,6 +175,27 @@ class Scene:
             texts=tuple(text.moved(dx, dy) for text in self.texts),
         )
 
+    def turned(self) -> Scene:
+        """The same picture with left and right, above and below exchanged; texts stay upright."""
+
+        def text(one: Text) -> Text:
+            anchor = {"start": "end", "end": "start"}.get(one.anchor, "middle")
+            return replace(one, x=-one.x, y=-one.y, anchor=anchor)
+
+        def box(one: Box) -> Box:
+            return Box(-one.right, -one.bottom, -one.left, -one.top)
+
+        return replace(
+            self,
+            nodes=tuple(replace(n, x=-n.x, y=-n.y, texts=tuple(map(text, n.texts))) for n in self.nodes),
+            edges=tuple(
+                replace(e, points=tuple((-x, -y) for x, y in e.points), texts=tuple(map(text, e.texts)))
+                for e in self.edges
+            ),
+            groups=tuple(Group(box(g.box), tuple(map(text, g.texts)), g.key) for g in self.groups),
+            texts=tuple(map(text, self.texts)),
+        )
+
     def check(self) -> Scene:
         """Return the scene itself; CircuitError if two texts meet, or a text and a node that is not its own."""
         words = sorted(self.words(), key=lambda text: text.box.left)

@@ -55,6 +55,10 @@ class Influence:
     weights: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        return ", ".join((*self.weights, *self.factors))
+
 
 @dataclass(frozen=True)
 class Equations:
@@ -374,4 +378,36 @@ def _gathered(eq: Equations) -> Equations:
     return eq
 
 
-__all__ = ["SIGNS", "Equations", "Influence", "Variable", "equations", "word"]
+def timed(name: str, time: str) -> str:
+    """`h(3)`; nothing where there is no name."""
+    return f"{name}({time})" if name else ""
+
+
+def said(eq: Equations, steps: int | str | None) -> str:
+    """The picture in words."""
+    name = {v.key: v.name for v in eq.variables}
+    when = "folded" if steps is None else f"unfolded for {steps} time steps" if steps != "…" else "unfolded"
+    lines = [f"{eq.name}, {when}; time runs {'backward' if eq.reverse else 'forward'}."]
+    for v in eq.variables:
+        parts = _parts(eq, v.key, name)
+        if parts and v.name:
+            lines.append(f"{timed(v.name, 't')} is computed from {', '.join(parts)}.")
+    return " ".join(lines)
+
+
+def _parts(eq: Equations, key: str, name: Mapping[str, str]) -> list[str]:
+    found = []
+    for i in eq.influences:
+        if i.target != key:
+            continue
+        source = eq.of(i.source)
+        if source.role == "joint" and not source.name:
+            found += _parts(eq, source.key, name)
+            continue
+        time = ("t+1" if eq.reverse else "t-1") if source.role == "before" else "t"
+        by = f" by {i.label}" if i.label else ""
+        found.append(timed(source.name, time) + by)
+    return found
+
+
+__all__ = ["SIGNS", "Equations", "Influence", "Variable", "equations", "said", "timed", "word"]
