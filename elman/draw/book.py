@@ -1,7 +1,7 @@
 """The pictures of the book: variables as circles, time folded into delay squares or unfolded from left to right.
 
 A step is laid out once; the unfolded picture is that step again and again, joined where the folded one has its squares.
-All is placed as if signals ran up and time to the right; `Scene.turned` then turns the picture of an adjoint round.
+All is placed as if signals ran up and time to the right; `Scene.turned` then turns a picture in which they do not.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def _finished(
     eq: Equations, nodes: Sequence[Node], edges: Sequence[Edge], texts: Sequence[Text], said: str
 ) -> Scene:
     scene = Scene(eq.name, said, tuple(nodes), tuple(edges), (), tuple(texts), eq.parameters)
-    return scene.turned() if eq.reverse else scene
+    return scene.turned(across=eq.reverse, down=eq.back)
 
 
 __all__ = ["folded", "unfolded"]

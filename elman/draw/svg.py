@@ -21,14 +21,17 @@ DARK_COLORS = ("#6cb8f0", "#ff9a52", "#3ccf9f", "#f090c4", "#e6c84a", "#7ddcf5",
 DASHES = ("", "9 3", "2 3", "9 3 2 3", "14 4", "5 5", "1 4")
 
 
-def svg(scene: Scene, ident: str = "elman") -> str:
-    """The text of an SVG file. ident: what its ids begin with, where several stand on one page."""
+def svg(scene: Scene, ident: str = "elman", role: str = "img") -> str:
+    """The text of an SVG file.
+
+    ident: what its ids begin with, where several stand on one page. role: "group" where parts of it can be pressed.
+    """
     box = scene.box
     scene = scene.moved(MARGIN - box.left, MARGIN - box.top)
     wide, high = box.right - box.left + 2 * MARGIN, box.bottom - box.top + 2 * MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="elman-picture" viewBox="0 0 {_n(wide)} {_n(high)}" '
-        f'width="{_n(wide)}" height="{_n(high)}" role="img" aria-labelledby="{ident}-title {ident}-desc" '
+        f'width="{_n(wide)}" height="{_n(high)}" role="{role}" aria-labelledby="{ident}-title {ident}-desc" '
         f"font-family={quoteattr(FONTS)}>",
         f'<title id="{ident}-title">{escape(scene.title)}</title>',
         f'<desc id="{ident}-desc">{escape(scene.description)}</desc>',

@@ -62,13 +62,17 @@ class Influence:
 
 @dataclass(frozen=True)
 class Equations:
-    """The step of a circuit as variables and influences; reverse: time runs backward."""
+    """The step of a circuit as variables and influences.
+
+    reverse: time runs backward. back: it is an adjoint, whose signals run from the output to the input.
+    """
 
     name: str
     variables: tuple[Variable, ...]
     influences: tuple[Influence, ...]
     reverse: bool = False
     parameters: tuple[str, ...] = ()
+    back: bool = False
 
     def of(self, key: str) -> Variable:
         return next(variable for variable in self.variables if variable.key == key)
@@ -289,7 +293,7 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
         word(port.path) for port in circuit.inputs
     ]  # so that a circuit and its adjoint share their colours
     colored = tuple(sorted(parameters, key=lambda name: order.index(name) if name in order else len(order)))
-    made = Equations(circuit.name, tuple(variables), tuple(influences), circuit.reverse, colored)
+    made = Equations(circuit.name, tuple(variables), tuple(influences), circuit.reverse, colored, back)
     return _gathered(made)
 
 
@@ -374,6 +378,7 @@ def _gathered(eq: Equations) -> Equations:
             (*kept, *ins, *outs),
             eq.reverse,
             eq.parameters,
+            eq.back,
         )
     return eq
 
