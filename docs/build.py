@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from docs.execute import Piece, run  # noqa: E402
 
 DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "site"
+EXTRA = ROOT / "build" / "extra"  # files that the site takes as they are
 LECTURE = DOCS / "lecture"
 GUIDES = ["write_a_cell", "drawing", "sequences", "drop_ins", "language_models", "other_cells"]
 INSIDE = ["pipeline", "native", "results", "versions"]
@@ -62,6 +63,11 @@ def _own(svg: str, prefix: str) -> str:
     """A picture whose ids are its own, as several stand in a page; on one line, which Markdown leaves alone."""
     for name in set(re.findall(r'\bid="([^"]+)"', svg)):
         svg = re.sub(rf'(?<=[#" ]){re.escape(name)}(?=[")\s])', prefix + name, svg)
+    # On a phone a picture is scrolled rather than shrunk until nobody can read it.
+    wide = re.search(r'<svg[^>]*? width="([\d.]+)(pt)?"', svg)
+    if wide is not None:
+        least = 0.75 * float(wide[1]) * (4 / 3 if wide[2] else 1)
+        svg = svg.replace("<svg", f'<svg style="min-width:{least:.0f}px"', 1)
     # Dark or light is what the reader chose for the page, and else what the system says.
     svg = re.sub(r"@media ?\(prefers-color-scheme: ?dark\) ?\{((?:[^{}]+\{[^{}]*\})+)\s*\}", _by_theme, svg)
     return re.sub(r"\s*\n\s*", " ", svg)
@@ -114,6 +120,24 @@ def reference() -> str:
     return "\n".join(out)
 
 
+def living() -> str:
+    """The living picture of the home page: the cell on it, small enough to read its numbers."""
+    import torch
+
+    import elman
+
+    torch.manual_seed(0)
+    page = re.search(
+        r"^```python\n(.*?)^rnn = ", (DOCS / "index.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert page is not None, "docs/index.md has no cell"
+    space: dict[str, Any] = {"__name__": "index"}
+    exec(page[1], space)
+    drawing = elman.draw(space["Leaky"](3, 4), torch.zeros(1, 3), unfold=3)
+    EXTRA.mkdir(parents=True, exist_ok=True)
+    return drawing.save(EXTRA / "alive.html").name
+
+
 def contents(title: str, names: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *names, "```", ""])
 
@@ -130,6 +154,7 @@ def site(small: bool) -> None:
         (PAGES / "lecture" / path.name).write_text(mathml(page), "utf-8")
     for path in DOCS.glob("*.md"):
         (PAGES / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    print(f"the home page's picture: {living()}")
     (PAGES / "reference.md").write_text(reference(), "utf-8")
     nav = [
         contents("The lecture", ["lecture/index"]),
