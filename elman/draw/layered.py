@@ -147,7 +147,9 @@ def _ordered(
             down[a].append(b)
             up[b].append(a)
 
-    def sweep(rows: list[list[str]], near: Mapping[str, list[str]], order: Sequence[int]) -> list[list[str]]:
+    def sweep(
+        rows: list[list[str]], near: Mapping[str, list[str]], order: Sequence[int], turned: bool
+    ) -> list[list[str]]:
         rows = [list(row) for row in rows]
         place = {name: i for row in rows for i, name in enumerate(row)}
         for level in order:
@@ -156,15 +158,17 @@ def _ordered(
                 others = near.get(name) or [name]
                 return left.get(name, 0), sum(place[other] for other in others) / len(others)
 
+            if turned:  # who is even with a neighbour may stand on its other side
+                rows[level].reverse()
             rows[level].sort(key=middle)
             place |= {name: i for i, name in enumerate(rows[level])}
         return rows
 
     rows = [sorted(row, key=lambda name: left.get(name, 0)) for row in rows]
     best, fewest = rows, _crossings(rows, down)
-    for turn in range(12):
-        levels = range(len(rows))
-        rows = sweep(rows, up, levels) if turn % 2 == 0 else sweep(rows, down, levels[::-1])
+    for turn in range(16):
+        levels, turned = range(len(rows)), turn // 2 % 2 == 1
+        rows = sweep(rows, up, levels, turned) if turn % 2 == 0 else sweep(rows, down, levels[::-1], turned)
         rows = _swapped(rows, up, down, left)
         count = _crossings(rows, down)
         if count < fewest:
