@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.form import OURS, TORCH
 from bench.ragged import Line
+from elman.data import windows
 from elman.models import LanguageModel
 from elman.training import Training
 
@@ -51,9 +52,7 @@ def training(rounds: int = 9, steps: int = 8) -> tuple[Line, dict[str, float]]:
     """(seconds of a training step, in turns; symbols per second), with AdamW, clipping and reading the text."""
     tokens = torch.randint(V, (1_000_000,), generator=torch.Generator().manual_seed(0))
     models: dict[str, Any] = {OURS: LanguageModel(V, "gru", H, 1, E), TORCH: Torchs()}
-    runs = {
-        name: iter(Training(model, tokens, steps=10**6, window=T, batch=B)) for name, model in models.items()
-    }
+    runs = {name: iter(Training(model, windows(tokens, T, B), steps=10**6)) for name, model in models.items()}
     return _in_turns(
         "a training step, ms", {n: lambda run=run: next(run) for n, run in runs.items()}, rounds, steps, T * B
     )

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,8 +30,10 @@ from elman.app import jobs
 from elman.app.screen import Watch
 from elman.data import open_text, tokenise
 from elman.errors import DataError
-from elman.models import NGram, evaluate_mixture
-from elman.training import Keeper, Run, Training, evaluate, write_atomically
+from elman.models import NGram, estimate, evaluate, evaluate_mixture
+from elman.tasks import lm
+from elman.tasks.settings import KeepingSettings, StackSettings, TrainingSettings
+from elman.training import Measure, Run, Trainer, Training, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "runs" / "reproduce"
@@ -53,7 +55,7 @@ class Task:
     test: str | None = None
     wanted: float | None = None
     counts: int | None = None
-    model: jobs.ModelSettings = field(default_factory=jobs.ModelSettings)
+    model: StackSettings = StackSettings()
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -64,12 +66,12 @@ TASKS = {
     ),
     "any": Task(
         "tinyshakespeare, last 10 % held out, two GRU layers of 384", 10, SHAKESPEARE, wanted=1.40, counts=7,
-        model=jobs.ModelSettings(hidden=384, layers=2, dropout=0.1),
+        model=StackSettings(hidden=384, layers=2, dropout=0.1),
     ),
     "warandpeace": Task(
         "War and Peace, its test part, two GRU layers of 384", 15, ("warandpeace/wap.train.txt",),
         "warandpeace/wap.valid.txt", "warandpeace/wap.test.txt",
-        model=jobs.ModelSettings(hidden=384, layers=2),
+        model=StackSettings(hidden=384, layers=2),
     ),
 }  # fmt: skip
 SPEED = "speed"
@@ -140,42 +142,42 @@ def trained(task: Task, side: str, data: Path, scale: float, console: Console) -
                 what="the text is not there", where=data / name, mend="name its folder with --data"
             )
     with tempfile.TemporaryDirectory() as folder:
-        settings = jobs.TrainingSettings(minutes=task.minutes * scale, **task.training)
-        job = jobs.prepare(
-            [data / name for name in task.files], data / task.valid if task.valid else None, task.model, settings,
-            jobs.KeepingSettings(Path(folder) / "run"), jobs.TextSettings(cache=Path(folder) / "cache"),
+        how = lm.Settings(
+            [data / name for name in task.files], data / task.valid if task.valid else None,
+            cache=Path(folder) / "cache", stack=task.model,
         )  # fmt: skip
-        settings, test = job.training, job.held_out
+        settings = TrainingSettings(minutes=task.minutes * scale, **task.training)
+        job = jobs.prepare(lm.Language, how, settings, KeepingSettings(Path(folder) / "run"))
+        tokenizer, batches, test = job.task.tokenizer, job.prepared.batches, job.prepared.held_out.tokens
+        settings, held_out = job.config["training"], test
         if task.test:
-            test = tokenise(open_text([data / task.test]), job.tokenizer, None)
-        with job.threads(), Watch(console, plot=False) as watch:
+            test = tokenise(open_text([data / task.test]), tokenizer, None)
+        with job.threads(), Watch(console, plot=False, task=job.task) as watch:
             if side == OURS:
                 model: Any = job.model
                 job.train(watch)
             else:
-                torch.manual_seed(settings.seed)
-                model = language.Torchs(job.tokenizer.size, *_sizes(task.model), task.model.dropout)
-                run = Run.create(Path(folder) / "theirs", {}, job.tokenizer)
-                for event in Keeper(Training(model, job.tokens, **asdict(settings)), run, job.held_out):
+                torch.manual_seed(settings["seed"])
+                size = (how.model["embedding"], task.model.hidden, task.model.layers)
+                model = language.Torchs(tokenizer.size, *size, task.model.dropout)
+                run = Run.create(Path(folder) / "theirs", {}, job.task.kept())
+                given = {name: settings[name] for name in ("minutes", "lr", "clip", "weight_decay", "seed")}
+                look = lambda: Measure(estimate(model, held_out), "cross entropy")  # noqa: E731
+                for event in Trainer(Training(model, batches, **given), run, look):
                     watch.show(event)
         last = watch.steps[-1]
         with console.status("measuring …"):
             figure, mixed = evaluate(model, test), None
             if task.counts is not None:
-                counts = NGram(job.tokens[:], job.tokenizer.size, task.counts)
+                counts = NGram(batches.tokens[:], tokenizer.size, task.counts)
                 mixed = evaluate_mixture(model, counts, test[:], WEIGHT).nats_per_symbol
         return {
             "mixed": mixed,
             "nats": figure.nats_per_symbol, "bits": figure.bits_per_symbol, "characters": figure.symbols,
-            "speed": last.symbols / last.seconds, "passes": last.symbols / len(job.tokens),
+            "speed": last.count / last.seconds, "passes": last.count / batches.size,
             "minutes": last.seconds / 60, "threads": torch.get_num_threads(),
-            "parameters": sum(p.numel() for p in model.parameters()), "model": asdict(task.model),
-            "training": asdict(settings),
+            "parameters": sum(p.numel() for p in model.parameters()), "model": how.model, "training": settings,
         }  # fmt: skip
-
-
-def _sizes(model: jobs.ModelSettings) -> tuple[int, int, int]:
-    return model.embedding, model.hidden, model.layers
 
 
 def speed() -> dict[str, Any]:

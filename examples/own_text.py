@@ -13,10 +13,10 @@ import sys
 
 import torch
 
-from elman.data import Tokenizer
+from elman.data import Tokenizer, windows
 from elman.data.text import read_text
-from elman.models import LanguageModel
-from elman.training import Training, evaluate
+from elman.models import LanguageModel, evaluate
+from elman.training import Training
 
 WHO, VERB = ["the", "a"], ["sees", "hears", "follows"]
 SENTENCE = r"(the|a)( old| small| red)? (dog|cat|bird) (sees|hears|follows) (the|a) (dog|cat|bird)\."
@@ -37,7 +37,7 @@ def main(small: bool = False, file: str | None = None) -> None:
     train, held_out = tokens[: -len(tokens) // 10], tokens[-len(tokens) // 10 :][:20_000]
 
     model = LanguageModel(tokenizer.size, "gru", hidden=64 if small else 128, embedding=16)
-    for step in Training(model, train, steps=150 if small else 500, window=64, batch=16, warmup=10, lr=1e-2):
+    for step in Training(model, windows(train, 64, 16), steps=150 if small else 500, warmup=10, lr=1e-2):
         if step.step % 50 == 0:
             print(f"step {step.step}: {step.loss / 0.6931:.2f} bits per character in training")
 

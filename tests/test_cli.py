@@ -20,8 +20,10 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from elman import __version__
-from elman.app import cli, jobs, screen, writing
+from elman.app import cli, screen, writing
+from elman.data import Tokenizer
 from elman.errors import ElmanError
+from elman.tasks import lm
 from elman.training import Step
 
 TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 40
@@ -317,7 +319,18 @@ def test_the_command_is_there_and_says_errors_in_one_piece(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["train", "lm"], ["evaluate"], ["generate"], ["demo"], ["explain"], ["draw"], ["report"]],
+    [
+        [],
+        ["train"],
+        ["train", "lm"],
+        ["evaluate"],
+        ["predict"],
+        ["generate"],
+        ["demo"],
+        ["explain"],
+        ["draw"],
+        ["report"],
+    ],
 )
 def test_every_command_has_help(command: list[str]) -> None:
     result = elman(*command, "--help")
@@ -376,7 +389,7 @@ def test_a_curve_fits_its_width_and_names_its_levels(width: int, count: int) -> 
 def test_a_terminal_gets_a_live_picture_and_a_file_gets_lines() -> None:
     for terminal in (True, False):
         console = Console(file=io.StringIO(), width=100, force_terminal=terminal, color_system=None)
-        with screen.Watch(console) as watch:
+        with screen.Watch(console, task=lm.Language(Tokenizer.characters("ab"))) as watch:
             for step in _steps([3.0, 2.0, 1.0]):
                 watch.show(step)
         shown = console.file.getvalue()
@@ -534,9 +547,7 @@ def test_a_run_begins_with_the_weights_of_another(base: tuple[Path, str], text: 
 def test_a_short_text_has_short_windows(
     window: Any, batch: Any, symbols: int, found: tuple[int, int]
 ) -> None:
-    settings, notes = jobs._fitting(jobs.TrainingSettings(window=window, batch=batch), symbols, 1)
-    assert (settings.window, settings.batch) == found
-    assert bool(notes) == (found not in ((64, 32), (window, batch)))
+    assert lm.fitting(window, batch, symbols, 1) == found
 
 
 def test_a_short_text_is_said_to_be_one(text: Path, tmp_path: Path) -> None:
@@ -553,7 +564,7 @@ def test_a_bad_place_for_a_run_is_noticed_before_anything_is_read(
     (tmp_path / "file").write_text("")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "something").write_text("")
-    monkeypatch.setattr(jobs, "read_corpus", lambda *_, **__: pytest.fail("the text was read"))
+    monkeypatch.setattr(lm, "read_corpus", lambda *_, **__: pytest.fail("the text was read"))
     result = elman("train", "lm", "missing.txt", "--out", tmp_path / bad)
     assert isinstance(result.exception, ElmanError)
     assert "the run folder" in str(result.exception)

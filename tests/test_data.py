@@ -173,8 +173,9 @@ def test_windows_follow_the_lanes_and_targets_are_one_ahead() -> None:
     lanes = tokens[:100].view(4, 25)
     for k in range(3):
         item = next(stream)
-        assert torch.equal(item.x, lanes[:, 7 * k : 7 * (k + 1)].T)
-        assert torch.equal(item.y, item.x + 1)
+        x, y = item.values
+        assert torch.equal(x, lanes[:, 7 * k : 7 * (k + 1)].T)
+        assert torch.equal(y, x + 1)
         assert item.fresh == (k == 0)
     assert next(stream).fresh  # the lanes hold 25 steps: three windows, then they are cut anew
 
@@ -188,24 +189,25 @@ def test_windows_are_contiguous_until_they_begin_afresh(
     before = None
     for _ in range(30):
         item = next(stream)
-        assert item.x.shape == item.y.shape == (window, batch)
-        assert torch.equal(item.y, item.x + 1)
-        assert torch.equal(item.x[1:], item.x[:-1] + 1)
-        assert item.fresh or torch.equal(item.x[0], before)
-        before = item.y[-1]
+        x, y = item.values
+        assert x.shape == y.shape == (window, batch)
+        assert torch.equal(y, x + 1)
+        assert torch.equal(x[1:], x[:-1] + 1)
+        assert item.fresh or torch.equal(x[0], before)
+        before = y[-1]
 
 
 def test_no_symbol_is_always_left_over() -> None:
     tokens = torch.arange(2 * 10 + 9)
     stream = data.windows(tokens, window=10, batch=2)
-    seen = {int(symbol) for _ in range(400) for symbol in next(stream).x.flatten()}
+    seen = {int(symbol) for _ in range(400) for symbol in next(stream).values[0].flatten()}
     assert seen == set(range(len(tokens) - 1))
 
 
 def test_windows_are_the_same_for_the_same_seed() -> None:
     tokens = torch.randint(9, (500,))
     one, two = (data.windows(tokens, 7, 4, seed=3) for _ in range(2))
-    assert all(torch.equal(next(one).x, next(two).x) for _ in range(100))
+    assert all(torch.equal(next(one).values[0], next(two).values[0]) for _ in range(100))
 
 
 @pytest.mark.parametrize(

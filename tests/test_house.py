@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import re
 import runpy
 import tomllib
 import types
@@ -43,6 +44,7 @@ ROOMS = (
     "draw",
     "export",
     "report",
+    "tasks",
     "app",
     "__main__",
 )
@@ -170,6 +172,7 @@ def test_a_wrong_import_is_found(path: str, source: str, complaint: str) -> None
         ("plan/__init__.py", "from elman.plan.cut import cut\nfrom .stages import split"),
         ("plan/cut.py", "from ..circuit import Circuit\nfrom . import stages\nimport networkx"),
         ("models/language.py", "from elman.training import fit\nfrom elman.data import Text"),
+        ("tasks/lm.py", "from elman.models import LanguageModel\nfrom elman.report import Part"),
         ("circuit.py", "import elmanesque\nfrom elmanesque.plan import x\nimportlib.import_module(name)"),
     ],
 )
@@ -187,13 +190,17 @@ DOORS = {
     "safe_open": {"training/weights.py"},
     "torch.load": set(),
     "pickle": set(),
-    "importlib.import_module": {"__init__.py", "models/find.py"},  # the former: rooms of elman's own
+    "importlib.import_module": {
+        "__init__.py",
+        "models/find.py",
+        "tasks/__init__.py",
+    },  # two of them: elman's own
     "exec": {
         "models/find.py",
         "engines/python.py",
     },  # the latter: what elman wrote itself
     "eval": set(),
-    "find_cells": {"models/language.py"},
+    "find_cells": {"models/stack.py"},
     "find_cell": {
         "models/find.py",
         "models/__init__.py",
@@ -212,6 +219,17 @@ def test_files_of_others_come_in_by_known_doors() -> None:
             for name in DOORS.keys() & set(names):
                 found[name].add(path.relative_to(ROOT / "elman").as_posix())
     assert found == DOORS
+
+
+def test_training_knows_no_task() -> None:
+    words = re.compile(r"\b(tokenizers?|tokens?|nats|symbols?|texts?\b(?!\())\b")
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in sorted((ROOT / "elman" / "training").glob("*.py"))
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if words.search(line) and not line.startswith("from elman.data.schema import")
+    ]
+    assert found == []
 
 
 def test_the_house_is_drawn_as_it_stands() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from elman import data, training
 from elman.errors import NotSupported
-from elman.models import LanguageModel
-from elman.training import Keeper, Run, Training
+from elman.models import LanguageModel, estimate, reach
+from elman.training import Measure, Run, Trainer, Training
 
 TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 40
 
@@ -32,13 +32,14 @@ class Notes:
         self.finished += 1
 
 
-def keeper(folder: Path, **options: Any) -> Keeper:
+def keeper(folder: Path, **options: Any) -> Trainer:
     torch.manual_seed(0)
     tokenizer = data.Tokenizer.characters(TEXT)
     tokens = tokenizer.encode(TEXT)
     model = LanguageModel(tokenizer.size, hidden=12, embedding=6, dropout=0.1)
-    run = Run(folder) if (folder / "config.json").exists() else Run.create(folder, {"task": "lm"}, tokenizer)
-    return Keeper(Training(model, tokens, steps=40, window=16, batch=8), run, tokens[:400], **options)
+    run = Run(folder) if (folder / "config.json").exists() else Run.create(folder, {"task": "lm"}, {})
+    measure = lambda: Measure(estimate(model, tokens[:400]), "cross entropy")  # noqa: E731
+    return Trainer(Training(model, data.windows(tokens, 16, 8), steps=40), run, measure, **options)
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ class Fading(nn.Module):
 
 def test_the_reach_of_a_known_recurrence() -> None:
     model = Fading(0.7).train()
-    found = training.reach(model, torch.randint(5, (500,)), back=20)
+    found = reach(model, torch.randint(5, (500,)), back=20)
     assert found == pytest.approx([2 * 0.7**k for k in range(1, 21)], rel=1e-4)
     assert model.training
     assert model.a.grad is None
@@ -159,7 +160,7 @@ def test_the_reach_of_a_model_is_the_derivative_of_its_loss(cell: str) -> None:
     torch.manual_seed(1)
     model = LanguageModel(9, cell, hidden=5, layers=2).double()
     tokens = torch.randint(9, (9,))
-    found = training.reach(model, tokens, back=3, lanes=1)
+    found = reach(model, tokens, back=3, lanes=1)
     x, y = tokens[:-1, None], tokens[1:, None]
     warm = len(x) - 3
     with torch.no_grad():
@@ -190,7 +191,7 @@ def test_the_reach_of_a_model_is_the_derivative_of_its_loss(cell: str) -> None:
     ("symbols", "steps"), [(1, 0), (2, 0), (3, 1), (10, 8), (66, 64), (67, 64), (131, 64)]
 )
 def test_a_short_text_reaches_as_far_as_it_goes(symbols: int, steps: int) -> None:
-    assert len(training.reach(Fading(0.5), torch.ones(symbols, dtype=torch.int64))) == steps
+    assert len(reach(Fading(0.5), torch.ones(symbols, dtype=torch.int64))) == steps
 
 
 def test_tensorboard_gets_everything(tmp_path: Path) -> None:

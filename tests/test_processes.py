@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from elman.data import Tokenizer
+from elman.data import Tokenizer, windows
 from elman.errors import InputError, NotSupported
 from elman.models import LanguageModel
 from elman.training import Processes, Training
@@ -100,7 +100,8 @@ def steps(processes: Processes) -> list[float]:
     tokenizer = Tokenizer.characters(TEXT)
     torch.manual_seed(0)
     model = LanguageModel(tokenizer.size, hidden=32)
-    return [s.loss for s in Training(model, tokenizer.encode(TEXT), steps=40, batch=4, processes=processes)]
+    batches = windows(tokenizer.encode(TEXT), 64, 4)
+    return [s.loss for s in Training(model, batches, steps=40, processes=processes)]
 
 
 def test_bfloat16_learns_the_same() -> None:
@@ -130,11 +131,8 @@ def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         Processes("float8")
     with pytest.raises(InputError, match="unknown device"):
         Processes(device="abacus")
-    alone = Processes()
-    alone.count = 2
-    assert alone.lanes(6) == slice(0, 3)
     with pytest.raises(InputError, match="a multiple of the 2 processes"):
-        alone.lanes(3)
+        windows(torch.arange(99), 4, 3).split(0, 2)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(NotSupported, match="pip install"):
         Processes("bfloat16")

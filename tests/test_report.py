@@ -15,12 +15,29 @@ from typer.testing import CliRunner
 
 from elman.app import cli
 from elman.errors import DataError
-from elman.report import Point, read_record, render, write_report
+from elman.report import Point, Record
+from elman.report import read_record as read
+from elman.report import render as rendered
+from elman.report import write_report as written
 from elman.report.figures import Curve, axis, bars, lines, short, thinned
+from elman.tasks.lm import Language
 from elman.training import FORMAT
 
+PART = Language.part
 VOID = {"meta", "input", "br"}
 NASTY = "</pre><script src='http://evil.example/a.js'></script>\x00\ud800 & <img src=//x> \"'"
+
+
+def read_record(folder: Path) -> Record:
+    return read(folder, PART)
+
+
+def render(record: Record) -> str:
+    return rendered(record, PART)
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    return written(folder, out, PART)
 
 
 class Page(HTMLParser):
@@ -134,8 +151,8 @@ def test_a_log_holds_what_a_report_says(trained: Path) -> None:
     assert record.samples[0].text != record.samples[-1].text
     assert "layer 1" in record.plan
     assert "in the loop" in record.plan
-    assert len(record.reach) == 64
-    assert record.reach[0] > record.reach[-1] > 0
+    assert len(record.more["reach"]) == 64
+    assert record.more["reach"][0] > record.more["reach"][-1] > 0
     stages = ("data", "forward", "backward", "optimiser", "validation", "samples", "checkpoints")
     assert tuple(record.stages) == stages
     assert record.best is not None

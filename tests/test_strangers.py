@@ -20,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elman.app import cli, jobs
-from elman.data import Tokenizer
+from elman.data import Tokenizer, windows
 from elman.data.cache import trim
 from elman.data.schema import Odd, each, number, parsed, plain, record, text, whole
 from elman.errors import DataError, InputError
 from elman.models import LanguageModel
-from elman.training import FORMAT, Run, locked
+from elman.tasks import lm
+from elman.tasks.settings import KeepingSettings, StackSettings, TrainingSettings
+from elman.training import FORMAT, Measure, Run, Trainer, Training, locked
 from tests.strangers import (
     CELL,
     COMMANDS,
@@ -213,16 +215,14 @@ def test_a_forged_checkpoint_is_passed_over(name: str, run: Path) -> None:
 
 
 def resumed(run: Path, told: list[str]) -> Any:
-    from elman.training import Keeper, Training
-
     torch.manual_seed(0)
-    tokenizer = Run(run).tokenizer
+    tokenizer = Tokenizer.load(run / TOKENIZER)
     tokens = tokenizer.encode(TEXT.read_text())
     model = LanguageModel(tokenizer.size, hidden=4, embedding=4)
     before = [p.clone() for p in model.parameters()]
     drawn = torch.get_rng_state()
-    keeper = Keeper(
-        Training(model, tokens[:1728], steps=20, window=8, batch=4), Run(run), tokens[1728:],
+    keeper = Trainer(
+        Training(model, windows(tokens[:1728], 8, 4), steps=20), Run(run), lambda: Measure(1.0, "figure"),
         resume=True, tell=told.append,
     )  # fmt: skip
     if not keeper.resumed:
@@ -392,16 +392,14 @@ def test_a_run_says_what_its_cell_was(tmp_path: Path) -> None:
     mine, out = tmp_path / "mine.py", tmp_path / "new"
 
     def begun(resume: str = "never") -> jobs.Job:
-        model, training = (
-            jobs.ModelSettings(f"{mine}:Cell", hidden=4, embedding=4),
-            jobs.TrainingSettings(2, None, 8, 4),
-        )
-        text = jobs.TextSettings(cache=tmp_path / "cache")
-        return jobs.prepare([TEXT], None, model, training, jobs.KeepingSettings(out, resume=resume), text)
+        stack = StackSettings(f"{mine}:Cell", hidden=4)
+        how = lm.Settings([TEXT], cache=tmp_path / "cache", stack=stack, embedding=4, window=8)
+        training = TrainingSettings(steps=2, batch=4)
+        return jobs.prepare(lm.Language, how, training, KeepingSettings(out, resume=resume))
 
     mine.write_text(CELL)
     job = begun()
-    Run.create(out, job.config, job.tokenizer).save(job.model)
+    Run.create(out, job.config, job.task.kept()).save(job.model)
     digest = hashlib.sha256(mine.read_bytes()).hexdigest()
     assert json.loads((out / CONFIG).read_text())["cell_digest"] == digest
     assert on(out, "generate").status == 2

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from elman import data, training
 from elman.errors import DataError, InputError, StateError
-from elman.models import LanguageModel
-from elman.training import Checkpoints, Keeper, Run, Training
+from elman.models import LanguageModel, estimate
+from elman.training import Checkpoints, Measure, Run, Trainer, Training
 from tests.strangers import elman
 
 TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 40
@@ -66,7 +66,7 @@ def test_a_restored_run_goes_on_to_the_same_bits(kind: str, stop: int, tmp_path:
     def begin() -> tuple[Any, Training]:
         model, _, tokens = small() if kind == "odd" else small(kind)
         model = Odd() if kind == "odd" else model
-        return model, Training(model, tokens, steps=30, window=16, batch=8)
+        return model, Training(model, data.windows(tokens, 16, 8), steps=30)
 
     model, whole = begin()
     expected = [step.loss for step in whole]
@@ -85,11 +85,11 @@ def test_a_restored_run_goes_on_to_the_same_bits(kind: str, stop: int, tmp_path:
 def test_windows_go_on_from_a_position() -> None:
     tokens = torch.arange(4 * 25 + 9)
     stream = data.windows(tokens, 7, 4, seed=3)
-    found = [(stream.position, next(stream).x) for _ in range(12)]
+    found = [(stream.position, next(stream).values[0]) for _ in range(12)]
     for position, x in found:
         other = data.windows(tokens, 7, 4, seed=3)
         other.position = position
-        assert torch.equal(next(other).x, x)
+        assert torch.equal(next(other).values[0], x)
 
 
 def test_windows_take_slices_only() -> None:
@@ -104,19 +104,25 @@ def test_windows_take_slices_only() -> None:
     stream = data.windows(Slices(), 7, 4)
     length = (10**12 - 1) // 4
     for k in range(3):
-        assert next(stream).x[:, 2].tolist() == list(range(2 * length + 7 * k, 2 * length + 7 * k + 7))
+        assert next(stream).values[0][:, 2].tolist() == list(
+            range(2 * length + 7 * k, 2 * length + 7 * k + 7)
+        )
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def keeper(folder: Path, steps: int = 40, **options: Any) -> Keeper:
+def keeper(folder: Path, steps: int = 40, **options: Any) -> Trainer:
     model, tokenizer, tokens = small()
-    run = Run(folder) if (folder / "config.json").exists() else Run.create(folder, {"task": "lm"}, tokenizer)
-    return Keeper(
-        Training(model, tokens, steps=steps, window=16, batch=8),
+    run = (
+        Run(folder)
+        if (folder / "config.json").exists()
+        else Run.create(folder, {"task": "lm"}, {"tokenizer.json": tokenizer.to_json().encode()})
+    )
+    return Trainer(
+        Training(model, data.windows(tokens, 16, 8), steps=steps),
         run,
-        tokens[:400],
+        options.pop("measure", lambda: Measure(estimate(model, tokens[:400]), "cross entropy")),
         checkpoint_every=5,
         **options,
     )
@@ -224,7 +230,6 @@ def test_best_weights_that_find_no_room_are_written_later(
     room_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([2.0, 2.5, *[3.0] * 16])
-    monkeypatch.setattr("elman.training.keep.estimate", lambda model, tokens: next(figures))
     write, tries, told = Run.save, [], []
 
     def save(run: Run, model: nn.Module, **options: Any) -> None:
@@ -234,7 +239,7 @@ def test_best_weights_that_find_no_room_are_written_later(
         write(run, model, **options)
 
     monkeypatch.setattr(Run, "save", save)
-    kept = keeper(tmp_path / "run", tell=told.append)
+    kept = keeper(tmp_path / "run", tell=told.append, measure=lambda: Measure(next(figures), "figure"))
     if not room_again:
         with pytest.raises(DataError, match="No space left"):
             list(kept)
@@ -285,24 +290,34 @@ def test_a_finished_run_goes_on_to_more_steps(tmp_path: Path) -> None:
 # --- the best weights -------------------------------------------------------------------------------------------------
 
 
-def test_the_best_weights_are_kept_and_patience_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures = iter([3.0, 2.0, 2.5, 2.6, 2.7, 1.0])
-    monkeypatch.setattr("elman.training.keep.estimate", lambda model, tokens: next(figures))
-    kept = keeper(tmp_path / "run", steps=64, patience=3)
+@pytest.mark.parametrize("lower", [True, False])
+def test_the_best_weights_are_kept_and_patience_ends_the_run(lower: bool, tmp_path: Path) -> None:
+    sign = 1 if lower else -1
+    figures = iter([sign * value for value in (3.0, 2.0, 2.5, 2.6, 2.7, 1.0)])
+    kept = keeper(
+        tmp_path / "run", steps=64, patience=3, measure=lambda: Measure(next(figures), "", "", lower)
+    )
     best: list[Tensor] = []
     found = []
     for event in kept:
         if isinstance(event, training.Validation):
-            found.append((event.nats, event.best))
+            found.append((sign * event.measure.value, event.best))
             if event.best:
                 best = weights(kept.training.model)
     assert found == [(3.0, True), (2.0, True), (2.5, False), (2.6, False), (2.7, False)]
     assert kept.finished
-    assert kept.run.validation == 2.0
+    assert kept.run.validation == sign * 2.0
     assert all(torch.equal(a, b) for a, b in zip(weights(kept.training.model), best, strict=True))
-    assert keeper(tmp_path / "run", steps=64, patience=3, resume=True).finished
+    again = keeper(tmp_path / "run", steps=64, patience=3, resume=True)
+    assert again.finished
+    assert (again.best, again.lower_is_better) == (sign * 2.0, lower)
+
+
+def test_any_figure_is_better_than_no_number(tmp_path: Path) -> None:
+    figures = iter([float("nan"), 3.0, *[4.0] * 14])
+    kept = keeper(tmp_path / "run", measure=lambda: Measure(next(figures), ""))
+    list(kept)
+    assert kept.best == kept.run.validation == 3.0
 
 
 # --- whole processes --------------------------------------------------------------------------------------------------
@@ -370,7 +385,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
 def test_other_settings_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
     _, tokenizer, _ = small()
     config = {"task": "lm", "hidden": 12, "training": {"lr": 0.1, "steps": 30}}
-    Run.create(tmp_path, config, tokenizer)
+    Run.create(tmp_path, config, {"tokenizer.json": tokenizer.to_json().encode()})
     assert Run.unfinished(tmp_path, config) is not None
     assert Run.unfinished(tmp_path / "elsewhere", config) is None
     with pytest.raises(InputError, match=r"training\.lr\n  got: 0\.2\n  expected: 0\.1"):
@@ -382,7 +397,7 @@ def test_other_settings_than_the_run_began_with_are_refused(tmp_path: Path) -> N
 
 def test_what_went_wrong_first_is_named() -> None:
     model, _, tokens = small()
-    run = Training(model, tokens, steps=20, window=16, batch=8)
+    run = Training(model, data.windows(tokens, 16, 8), steps=20)
     for step in run:
         if step.step == 3:
             model.layers[0].cell.U.register_hook(lambda gradient: gradient * torch.inf)

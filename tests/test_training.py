@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elman import data, training
 from elman.errors import DataError, ElmanError, InputError
-from elman.models import LanguageModel
+from elman.models import LanguageModel, evaluate
 
 TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 30
 
@@ -42,23 +42,23 @@ def small(cell: str = "gru", seed: int = 0) -> tuple[LanguageModel, data.Tokeniz
 @pytest.mark.parametrize("cell", ["elman", "jordan", "gru", "lstm", "leaky"])
 def test_every_cell_learns_with_the_settings_that_are_there(cell: str) -> None:
     model, _, tokens = small(cell)
-    steps = list(training.fit(model, tokens, steps=60, window=16, batch=8, lr=1e-2))
+    steps = list(training.fit(model, data.windows(tokens, 16, 8), steps=60, lr=1e-2))
     assert steps[0].loss > 2.5
     assert steps[-1].loss < 2.2  # the characters alone, without their order, have 2.27
 
 
 def test_a_step_says_what_was_done() -> None:
     model, _, tokens = small()
-    steps = list(training.fit(model, tokens, steps=20, window=10, batch=4, lr=1e-2))
+    steps = list(training.fit(model, data.windows(tokens, 10, 4), steps=20, lr=1e-2))
     assert [step.step for step in steps] == list(range(1, 21))
-    assert [step.symbols for step in steps] == [40 * k for k in range(1, 21)]
+    assert [step.count for step in steps] == [40 * k for k in range(1, 21)]
     assert steps[-1].done == 1
     assert all(a.seconds <= b.seconds for a, b in zip(steps, steps[1:], strict=False))
 
 
 def test_the_learning_rate_rises_then_falls_on_a_cosine() -> None:
     rates = [
-        s.lr for s in training.fit(Counted(), torch.randint(5, (500,)), steps=100, window=5, batch=4, lr=1.0)
+        s.lr for s in training.fit(Counted(), data.windows(torch.randint(5, (500,)), 5, 4), steps=100, lr=1.0)
     ]
     for k in range(100):  # a tenth of the run is warm-up
         expected = min(1, (k + 1) / 10) * 0.5 * (1 + math.cos(math.pi * k / 100))
@@ -68,7 +68,7 @@ def test_the_learning_rate_rises_then_falls_on_a_cosine() -> None:
 def test_minutes_are_kept_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 3))  # every look at the clock finds it three seconds later
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    steps = list(training.fit(Counted(), torch.randint(5, (500,)), minutes=2, window=5, batch=4))
+    steps = list(training.fit(Counted(), data.windows(torch.randint(5, (500,)), 5, 4), minutes=2))
     assert len(steps) == 40
     assert steps[-1].done == 1
     assert steps[19].done == pytest.approx(0.5)
@@ -78,7 +78,7 @@ def test_minutes_are_kept_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_state_is_carried_from_window_to_window_and_dropped_where_lanes_begin() -> None:
     model = Counted()
     tokens = torch.arange(4 * 25 + 3) % 5
-    for _ in training.fit(model, tokens, steps=7, window=7, batch=4):
+    for _ in training.fit(model, data.windows(tokens, 7, 4), steps=7):
         pass
     states = [state for _, state, _, _ in model.calls]
     assert states[:4] == [None, 7, 14, None]
@@ -90,7 +90,7 @@ def test_gradients_do_not_flow_into_the_window_before() -> None:
     states = []
     loss = model.loss
     model.loss = lambda x, y, state: (states.append(state), loss(x, y, state))[1]
-    for _ in training.fit(model, tokens, steps=3, window=10, batch=4):
+    for _ in training.fit(model, data.windows(tokens, 10, 4), steps=3):
         pass
     assert states[0] is None
     assert all(not part.requires_grad for state in states[1:] for part in state)
@@ -115,7 +115,7 @@ def test_training_is_the_same_for_the_same_seed() -> None:
     losses = []
     for _ in range(2):
         model, _, tokens = small()
-        losses.append([step.loss for step in training.fit(model, tokens, steps=15, window=16, batch=8)])
+        losses.append([step.loss for step in training.fit(model, data.windows(tokens, 16, 8), steps=15)])
     assert losses[0] == losses[1]
 
 
@@ -130,7 +130,7 @@ def test_the_gradient_is_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.optim, "AdamW", Watched)
     model, _, tokens = small()
-    steps = list(training.fit(model, tokens, steps=10, window=16, batch=8, clip=1e-3))
+    steps = list(training.fit(model, data.windows(tokens, 16, 8), steps=10, clip=1e-3))
     assert max(norms) < 1.001e-3
     assert min(step.norm for step in steps) > 1e-2
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
     with torch.no_grad():
         model.readout.bias[0] = torch.nan
     with pytest.raises(ElmanError, match="diverged") as caught:
-        list(training.fit(model, tokens, steps=5, window=16, batch=8))
+        list(training.fit(model, data.windows(tokens, 16, 8), steps=5))
     assert caught.value.where == "step 1, the output of readout.bias in the forward pass"
     assert not any(p.isnan().any() for name, p in model.named_parameters() if name != "readout.bias")
 
@@ -154,20 +154,24 @@ def test_a_loss_that_is_no_number_stops_the_run() -> None:
         ({"minutes": -1}, "minutes must be above 0"),
         ({"steps": 1, "lr": 0}, "lr must be above 0"),
         ({"steps": 1, "clip": math.nan}, "clip must be above 0"),
-        ({"steps": 1, "batch": 10_000}, "too short"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_the_call(settings: dict, complaint: str) -> None:
     model, _, tokens = small()
     with pytest.raises(InputError, match=complaint):
-        training.fit(model, tokens, **settings)
+        training.fit(model, data.windows(tokens, 16, 8), **settings)
+
+
+def test_a_text_too_short_for_a_window_is_refused() -> None:
+    with pytest.raises(InputError, match="too short"):
+        data.windows(small()[2], 64, 10_000)
 
 
 def test_weight_decay_follows_the_length_of_the_text() -> None:
     model, _, tokens = small()
 
     def decay(tokens: Tensor, **settings: float) -> float:
-        made = training.Training(model, tokens, steps=1, window=16, batch=8, **settings)
+        made = training.Training(model, data.windows(tokens, 16, 8), steps=1, **settings)
         matrices, others = made.optimizer.param_groups
         assert others["weight_decay"] == 0
         assert made.weight_decay == matrices["weight_decay"]
@@ -192,7 +196,7 @@ def test_evaluation_does_not_depend_on_the_window_and_is_one_long_pass(cell: str
         logits, _ = model(tokens[:-1, None])
         nats = -torch.log_softmax(logits[:, 0], -1)[torch.arange(600), tokens[1:]].sum().item()
     for window in (1, 7, 100, 599, 600, 5000):
-        figure = training.evaluate(model, tokens, window=window)
+        figure = evaluate(model, tokens, window=window)
         assert figure.symbols == 600
         assert figure.nats == pytest.approx(nats, rel=1e-9)
         assert figure.nats_per_symbol == pytest.approx(nats / 600, rel=1e-9)
@@ -201,14 +205,14 @@ def test_evaluation_does_not_depend_on_the_window_and_is_one_long_pass(cell: str
 
 def test_evaluation_in_single_precision_is_independent_of_the_window_too() -> None:
     model, _, tokens = small()
-    figures = [training.evaluate(model, tokens, window=window).nats_per_symbol for window in (13, 1000)]
+    figures = [evaluate(model, tokens, window=window).nats_per_symbol for window in (13, 1000)]
     assert figures[0] == pytest.approx(figures[1], abs=1e-6)
 
 
 def test_evaluation_reads_every_symbol_once_without_gradients_and_leaves_the_mode() -> None:
     model, told = Counted().train(), []
     tokens = torch.randint(5, (26,))
-    training.evaluate(model, tokens, window=10, progress=lambda done, total: told.append((done, total)))
+    evaluate(model, tokens, window=10, progress=lambda done, total: told.append((done, total)))
     assert torch.equal(torch.cat([x for x, *_ in model.calls]), tokens[:-1, None])
     assert [state for _, state, _, _ in model.calls] == [None, 10, 20]
     assert not any(mode or grad for _, _, mode, grad in model.calls)
@@ -218,12 +222,17 @@ def test_evaluation_reads_every_symbol_once_without_gradients_and_leaves_the_mod
 
 def test_a_text_of_one_symbol_cannot_be_evaluated() -> None:
     with pytest.raises(InputError, match="too short"):
-        training.evaluate(Counted(), torch.ones(1, dtype=torch.int64))
+        evaluate(Counted(), torch.ones(1, dtype=torch.int64))
+
+
+def kept(tokenizer: data.Tokenizer) -> dict[str, bytes]:
+    return {"tokenizer.json": tokenizer.to_json().encode()}
 
 
 def saved(folder: Path, cell: str = "gru") -> LanguageModel:
     model, tokenizer, _ = small(cell)
-    run = training.Run.create(folder, {"task": "lm", **model.settings, "training": {}, "data": {}}, tokenizer)
+    config = {"task": "lm", **model.settings, "training": {}, "data": {}}
+    run = training.Run.create(folder, config, kept(tokenizer))
     run.save(model)
     return model
 
@@ -232,7 +241,7 @@ def saved(folder: Path, cell: str = "gru") -> LanguageModel:
 def test_a_run_loads_back_with_equal_logits(tmp_path: Path, cell: str) -> None:
     model = saved(tmp_path / "run", cell)
     run = training.Run.open(tmp_path / "run")
-    tokens = run.tokenizer.encode(TEXT[:50])[:, None]
+    tokens = tokenizer_of(run).encode(TEXT[:50])[:, None]
     again = LanguageModel.load(run)
     assert torch.equal(again(tokens)[0], model.eval()(tokens)[0])
     assert not again.training
@@ -240,7 +249,7 @@ def test_a_run_loads_back_with_equal_logits(tmp_path: Path, cell: str) -> None:
 
 def test_a_run_holds_json_and_safetensors_and_nothing_beside(tmp_path: Path) -> None:
     saved(tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == set(training.Run.FILES)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {*training.Run.FILES, "tokenizer.json"}
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["cell"] == "gru"
     assert config["format"] == training.FORMAT
@@ -248,8 +257,8 @@ def test_a_run_holds_json_and_safetensors_and_nothing_beside(tmp_path: Path) -> 
 
 def test_the_log_is_a_line_for_every_record(tmp_path: Path) -> None:
     model, tokenizer, tokens = small()
-    run = training.Run.create(tmp_path / "run", {}, tokenizer)
-    steps = list(training.fit(model, tokens, steps=3, window=16, batch=8))
+    run = training.Run.create(tmp_path / "run", {}, kept(tokenizer))
+    steps = list(training.fit(model, data.windows(tokens, 16, 8), steps=3))
     for step in steps:
         run.log(vars(step))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -262,8 +271,8 @@ def test_a_folder_that_is_not_empty_is_kept_unless_told(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     _, tokenizer, _ = small()
     with pytest.raises(InputError, match="--overwrite"):
-        training.Run.create(tmp_path, {}, tokenizer)
-    training.Run.create(tmp_path, {}, tokenizer, overwrite=True)
+        training.Run.create(tmp_path, {}, kept(tokenizer))
+    training.Run.create(tmp_path, {}, kept(tokenizer), overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not (
         tmp_path / "model.safetensors"
@@ -294,13 +303,17 @@ def test_a_run_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     _, tokenizer, _ = small()
     with pytest.raises(DataError, match="cannot be made"):
-        training.Run.create(tmp_path / "file" / "run", {}, tokenizer)
+        training.Run.create(tmp_path / "file" / "run", {}, kept(tokenizer))
+
+
+def tokenizer_of(run: training.Run) -> data.Tokenizer:
+    return data.Tokenizer.load(run.folder / "tokenizer.json")
 
 
 def _open_all(folder: Path) -> None:
     run = training.Run.open(folder)
     LanguageModel.load(run)
-    _ = run.tokenizer
+    tokenizer_of(run)
 
 
 def _break(folder: Path, name: str, content: bytes | None) -> None:

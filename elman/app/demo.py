@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -10,9 +11,10 @@ from rich.text import Text
 
 from elman.app import jobs
 from elman.app.screen import FAINT, Level, Watch, bars, curve, heading, write
-from elman.app.writing import continuation
 from elman.data import BUILT_IN
-from elman.training import evaluate
+from elman.models.writing import continuation
+from elman.tasks import lm
+from elman.tasks.settings import KeepingSettings, TrainingSettings
 
 _PROMPT = "The "
 # Half of what is usual: in a minute, twice as many steps are worth more than the speed that they cost.
@@ -22,17 +24,17 @@ _TEMPERATURE = 0.7  # a little below 1: fewer slips of the pen, still no two sam
 
 def demo(console: Console, minutes: float, out: Path, seed: int) -> int | None:
     """Returns the number of the signal that ended training early, if one did."""
-    training = jobs.TrainingSettings(minutes=minutes, batch=_BATCH, seed=seed)
-    keeping = jobs.KeepingSettings(out, overwrite=True)
-    job = jobs.prepare([], None, jobs.ModelSettings(), training, keeping)
-    model, tokenizer = job.model, job.tokenizer
-    levels = job.baselines()
+    training = TrainingSettings(minutes=minutes, batch=_BATCH, seed=seed)
+    job = jobs.prepare(lm.Language, lm.Settings(), training, KeepingSettings(out, overwrite=True))
+    assert isinstance(job.task, lm.Language)
+    model, tokenizer, held_out = job.model, job.task.tokenizer, job.prepared.held_out
+    levels = [Level(name, bits) for name, bits in lm.baselines(job.prepared).items()]
     heading(console, "A recurrent network reads the Python manual")
     facts = Table.grid(padding=(0, 2))
     size = model.settings
     for name, fact in (
-        ("text", f"{BUILT_IN}: {len(job.tokens):,} characters to learn from,"),
-        ("", f"the last {len(job.held_out):,} held out; {tokenizer.size - 1} different ones"),
+        ("text", f"{BUILT_IN}: {job.prepared.batches.size:,} characters to learn from,"),
+        ("", f"the last {len(held_out.tokens):,} held out; {tokenizer.size - 1} different ones"),
         ("model", f"embedding {size['embedding']} → GRU {size['hidden']} → softmax over {tokenizer.size}"),
         ("", f"{model.parameter_count:,} parameters"),
         ("task", "predict the next character from all before it, in bits per character: fewer is better"),
@@ -50,7 +52,7 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> int | None:
     heading(console, "Before training it writes")
     sample(150)
     heading(console, f"Training for {minutes:g} minutes" if minutes != 1 else "Training for a minute")
-    with job.threads(), Watch(console, levels) as watch:
+    with job.threads(), Watch(console, levels, task=job.task) as watch:
         interrupted = job.train(watch)
     console.print()
     for line in curve(watch.steps, levels, console.width):
@@ -59,9 +61,9 @@ def demo(console: Console, minutes: float, out: Path, seed: int) -> int | None:
     sample(600)
     heading(console, "Bits per character on the held-out text")
     with job.threads(), console.status("reading it as one stream …"):
-        figure = evaluate(model, job.held_out)
-    console.print(bars([*levels, Level("GRU", figure.bits_per_symbol)], "GRU"))
-    note = f"{figure.symbols:,} characters, {figure.nats_per_symbol:.4f} nats each"
+        figure = job.task.measure(model, held_out, False)
+    console.print(bars([*levels, Level("GRU", figure.value / math.log(2))], "GRU"))
+    note = f"{figure.details['symbols']:,} characters, {figure.value:.4f} nats each"
     console.print(Text(note + ("; training was interrupted" if interrupted is not None else ""), FAINT))
     console.print()
     console.print(Text("The run is in ").append(str(out), "bold").append(". Go on with"), soft_wrap=True)

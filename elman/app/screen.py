@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from elman.app.writing import shown
+from elman.tasks.task import Task
 from elman.training import Step, Validation
 
 NEW, OLD, FAINT = "bold cyan", "yellow", "bright_black"
@@ -53,14 +54,16 @@ class Watch:
     """Draws a training run while it goes: a live curve on a terminal, now and then a line elsewhere.
 
     with Watch(console, levels) as watch:
-        for event in keeper:
+        for event in trainer:
             watch.show(event)
+
+    task: says a step in its words. levels, plot: of a curve in bits per character.
     """
 
     def __init__(
-        self, console: Console, levels: Sequence[Level] = (), *, plot: bool = True, unit: str = "character"
+        self, console: Console, levels: Sequence[Level] = (), *, task: Task, plot: bool = True
     ) -> None:
-        self.console, self.levels, self.plot, self.unit = console, levels, plot, unit
+        self.console, self.levels, self.plot, self.task = console, levels, plot, task
         self.steps: list[Step] = []
         self.validation: Validation | None = None
         self._live = (
@@ -93,7 +96,7 @@ class Watch:
         now = step.seconds
         if self._live is not None and now - self._shown > 0.25:
             self._shown = now
-            parts = [_bar(step), _line(step, self.validation, self.unit)]
+            parts = [_bar(step), _line(step, self.validation, self.task)]
             if self.plot:
                 parts += [Text(), *curve(self.steps, self.levels, self.console.width)]
             self._live.update(Group(*parts), refresh=True)
@@ -103,7 +106,7 @@ class Watch:
     def _tell(self, step: Step) -> None:
         self._shown = step.seconds
         # One line in a file, however long.
-        self.console.print(_plain(step, self.validation, self.unit), soft_wrap=True)
+        self.console.print(_plain(step, self.validation, self.task), soft_wrap=True)
 
 
 def _bar(step: Step) -> Text:
@@ -113,19 +116,17 @@ def _bar(step: Step) -> Text:
     return line.append(f"   {clock(left)} left", FAINT)
 
 
-def _line(step: Step, validation: Validation | None, unit: str) -> Text:
-    """The figures of a step in one line: loss in nats and in bits, speed, time left or taken."""
-    line = Text(f"step {step.step:,}   loss {step.loss:.3f} nats   ")
-    line.append(f"{step.loss / math.log(2):.2f} bits per {unit}", NEW)
-    if validation is not None:
-        line.append(f"   held out {validation.nats / math.log(2):.2f}", OLD)
-    line.append(f"   {step.symbols / max(step.seconds, 1e-9):,.0f} {unit}s/s")
-    return line
+def _line(step: Step, validation: Validation | None, task: Task) -> Text:
+    """The figures of a step in one line, in the words of its task, and the speed."""
+    line = Text(f"step {step.step:,}")
+    for words, kind in task.line(step, validation):
+        line.append(f"   {words}", {"new": NEW, "old": OLD, "": ""}[kind])
+    return line.append(f"   {step.count / max(step.seconds, 1e-9):,.0f} {task.unit}s/s")
 
 
-def _plain(step: Step, validation: Validation | None, unit: str) -> Text:
+def _plain(step: Step, validation: Validation | None, task: Task) -> Text:
     left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
-    return _line(step, validation, unit).append(
+    return _line(step, validation, task).append(
         f"   {clock(left)} left" if step.done < 1 else f"   {clock(step.seconds)}", FAINT
     )
 
@@ -179,7 +180,7 @@ def curve(steps: Sequence[Step], levels: Sequence[Level], width: int, height: in
             line.append(f" {named[row].name} {named[row].bits:.2f}", OLD)
         lines.append(line)
     foot = Text(no_wrap=True).append("     ╰" + "─" * columns, FAINT)
-    end = f"{steps[-1].symbols:,} characters" if steps[-1].done >= 1 else ""
+    end = f"{steps[-1].count:,} characters" if steps[-1].done >= 1 else ""
     note = Text(f"      bits per character{end:>{columns - 18}}", FAINT, no_wrap=True)
     return [*lines, foot, note]
 

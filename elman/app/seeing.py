@@ -12,7 +12,7 @@ from elman.errors import InputError
 Thing = Annotated[
     str,
     typer.Argument(
-        metavar="CELL|RUN", help="As --cell of `elman train lm`; or a run folder.", show_default=False
+        metavar="CELL|RUN", help="As --cell of `elman train`; or a run folder.", show_default=False
     ),
 ]
 Width = Annotated[int, typer.Option("--input", help="I, width of a cell's input.", min=1, max=2**14)]
@@ -84,14 +84,14 @@ def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) 
     if Path(thing).is_dir() and (
         "/" in thing or (Path(thing) / "config.json").is_file()
     ):  # else a cell's name
-        from elman.app.jobs import opened
+        from elman.app import jobs
         from elman.app.last import plain
+        from elman.tasks.task import Opening
 
-        _, model, _ = opened(
-            Path(thing), trust, cell, lambda text: typer.secho(f"note: {plain(text)}", err=True, fg="yellow")
-        )
+        tell = lambda words: typer.secho(f"note: {plain(words)}", err=True, fg="yellow")  # noqa: E731
+        _, task, model = jobs.opened(Path(thing), Opening(trust, cell, tell))
         with torch.no_grad():
-            model(torch.zeros(2, 1, dtype=torch.long))
+            task.called(model)
         return model
     layer = Recurrent(find_cell(thing)(width, hidden))
     layer(torch.zeros(2, 1, width))

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from elman.data.batches import Batch, Batches
 from elman.errors import InputError
 
 
-@dataclass(frozen=True)
-class Window:
-    """T steps of B lanes. x, y: int64 [T, B], y(t) = x(t+1). fresh: the lanes begin, no state is carried in."""
-
-    x: Tensor
-    y: Tensor
-    fresh: bool
-
-
-class Windows:
+class Windows(Batches):
     """Endless windows over a text for training with carried state (truncated back-propagation through time).
 
     The text is cut into `batch` lanes of equal length, each contiguous; window k holds the steps k·T … k·T + T - 1 of
@@ -34,8 +24,11 @@ class Windows:
     tokens: [N], a tensor or anything whose slices are int64 tensors; only slices are taken. window: T, steps. batch: B,
     lanes. Raises InputError if the text is too short for that.
 
-    `position` says where the walk is, (passes over the text, step within its lanes); set it, and it goes on there.
+    A batch is (x, y), int64 [T, B], y(t) = x(t+1); it is fresh where the lanes begin. Of several processes each
+    reads as many of the lanes. `position` is (passes over the text, step within its lanes).
     """
+
+    unit = "symbols"
 
     def __init__(self, tokens: Any, window: int, batch: int, seed: int = 0) -> None:
         for name, value in (("window", window), ("batch", batch)):
@@ -56,26 +49,36 @@ class Windows:
                 mend="take a smaller batch or window, or more text",
             )
         self.tokens, self.window, self.batch, self.seed = tokens, window, batch, seed
-        self.position = (0, 0)
+        self.size, self.count = len(tokens), batch * window
+        self.lanes = slice(0, batch)  # that are read here
 
-    def __iter__(self) -> Windows:
-        return self
+    def split(self, rank: int, processes: int) -> None:
+        if self.batch % processes:
+            raise InputError(
+                what="the batch cannot be shared out equally", where="batch", got=self.batch,
+                expected=f"a multiple of the {processes} processes", mend="take another batch, or other processes",
+            )  # fmt: skip
+        super().split(rank, processes)
+        each = self.batch // processes
+        self.lanes = slice(rank * each, (rank + 1) * each)
 
-    def __next__(self) -> Window:
+    def __next__(self) -> Batch:
         turn, t = self.position
         start = self._start(turn)
         length = (len(self.tokens) - 1 - start) // self.batch
         lanes = [
             self.tokens[first + t : first + t + self.window + 1]
-            for first in range(start, start + self.batch * length, length)
+            for first in range(start, start + self.batch * length, length)[self.lanes]
         ]
         both = torch.stack(lanes, 1)
         after = t + self.window
         self.position = (turn, after) if after + self.window <= length else (turn + 1, 0)
-        return Window(both[:-1], both[1:], fresh=t == 0)
+        values = (both[:-1], both[1:])
+        return Batch(values, fresh=t == 0, count=self.batch * self.window, part=1 / self.processes)
 
-    def holds(self, position: tuple[int, int]) -> bool:
-        """Whether the walk can go on from there."""
+    def holds(self, position: tuple[int, ...]) -> bool:
+        if len(position) != 2:
+            return False
         turn, t = position
         length = (len(self.tokens) - 1 - self._start(turn)) // self.batch if turn >= 0 else 0
         return 0 <= t <= length - self.window

@@ -21,7 +21,7 @@ from elman.draw.svg import svg
 from elman.draw.variables import equations
 from elman.errors import InputError, InputTypeError, expect
 from elman.recurrent import Recurrent
-from elman.recurrent.layers import Compound
+from elman.recurrent.stack import Compound
 from elman.trace import trace
 from elman.unfold import Unfolded
 

@@ -16,7 +16,7 @@ from elman.draw.measure import width
 from elman.draw.scene import Box, Edge, Group, Node, Scene, Text
 from elman.errors import StateError
 from elman.recurrent import Bidirectional, Recurrent
-from elman.recurrent.layers import Compound
+from elman.recurrent.stack import Compound
 
 Draw = Callable[[Circuit], Scene]
 _PAD, _HEAD, _ROOM = 16.0, 30.0, 34.0  # inside a frame, its heading, between two parts

@@ -1,8 +1,20 @@
 """What recurrences are for: models over sequences, and the baselines beside them."""
 
+from elman.models.evaluation import Evaluation, estimate, evaluate
 from elman.models.find import SHIPPED, find_cell
 from elman.models.language import LanguageModel
 from elman.models.mixture import evaluate_mixture
 from elman.models.ngram import NGram
+from elman.models.reach import reach
 
-__all__ = ["SHIPPED", "LanguageModel", "NGram", "evaluate_mixture", "find_cell"]
+__all__ = [
+    "SHIPPED",
+    "Evaluation",
+    "LanguageModel",
+    "NGram",
+    "estimate",
+    "evaluate",
+    "evaluate_mixture",
+    "find_cell",
+    "reach",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,19 +10,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from elman import cells
 from elman.data import Tokenizer
+from elman.data.schema import truth, whole
 from elman.errors import InputError, InputTypeError, expect
 from elman.models import pretrained
-from elman.models.dropout import LockedDropout
-from elman.models.find import SHIPPED, MakeCell, allow, digest_of, find_cells, names_of
 from elman.models.readout import cross_entropy
 from elman.models.sampler import Sampler
+from elman.models.stack import Cells, learning_rate, stack_of
 from elman.plan import Explanation
-from elman.recurrent import Recurrent
+from elman.recurrent import LockedDropout, Recurrent, Stack
 from elman.training import Run
 
-Cells = str | type[nn.Module] | MakeCell | nn.Module | Sequence[Any]
+_KNOWN = {
+    "embedding": whole(1, pretrained.SIZE),
+    "tie": truth,
+    "condition": whole(0, pretrained.SIZE),
+}
 _BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
 
@@ -48,13 +50,14 @@ class LanguageModel(nn.Module):
         with one of these for each layer. A factory, a cell, or a class that no module has under its name, cannot be
         saved.
     hidden: H, units per layer. layers: how many; by default one, or as many as cells. embedding: width of E.
-    dropout: the share of each layer's output that is left out in training (see `elman.models.dropout`). tie: E is V's
-    matrix too. condition: width of a vector that describes a whole sequence
-    (`context`), and is added to the embedding of every symbol through a matrix. The state is a tuple with one entry for
-    each layer.
+    dropout: the share of each layer's output that is left out in training (see `elman.recurrent.dropout`). tie: E is
+    V's matrix too. residual, norm: see `elman.models.stack`. condition: width of a vector that describes a whole
+    sequence (`context`), and is added to the embedding of every symbol through a matrix. The state is a tuple with one
+    entry for each layer.
     """
 
     _version = 1  # of its state_dict, which PyTorch keeps in `_metadata`
+    stack: Stack
 
     def __init__(
         self,
@@ -66,6 +69,8 @@ class LanguageModel(nn.Module):
         dropout: float = 0.0,
         tie: bool = False,
         condition: int = 0,
+        residual: bool = False,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         if layers is None:
@@ -89,28 +94,23 @@ class LanguageModel(nn.Module):
                 got=f"embedding {embedding}, hidden {hidden}", expected="the same width",
                 mend=f"take embedding={hidden}",
             )  # fmt: skip
-        found = find_cells(cell, layers)
-        names = [name for _, name in found]
-        several = isinstance(cell, (list, tuple, nn.ModuleList))
+        self.dropout = LockedDropout(dropout)
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
+        stack, made = stack_of(cell, embedding, hidden, layers, dropout=dropout, residual=residual, norm=norm)
         self.settings = {
-            "cell": names if several else names[0],
+            "cell": made.pop("cell"),
             **sizes,
             "dropout": dropout,
             "tie": tie,
             "condition": condition,
+            **made,
         }
-        if isinstance(named := self.settings["cell"], str) and (digest := digest_of(named)) is not None:
-            self.settings["cell_digest"] = digest  # so that whoever opens the model learns of an edit
-        self.dropout = LockedDropout(dropout)
-        self.embedding = nn.Embedding(vocabulary, embedding)
-        self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
-        cells_ = [make(embedding if k == 0 else hidden, hidden) for k, (make, _) in enumerate(found)]
-        if len(set(map(id, cells_))) < layers:
-            raise InputError(
-                what="several layers would be one and the same cell", where="cell", got=type(cells_[0]).__name__,
-                mend="pass a list with a cell for each layer, or a class, of which each layer gets its own",
-            )  # fmt: skip
-        self.layers = nn.ModuleList(Recurrent(cell) for cell in cells_)
+        # Its parts are registered here, and not the stack: so were the weights named from the beginning.
+        self.__dict__["stack"] = stack
+        self.layers = stack.layers
+        if norm:
+            self.norms = stack.norms
         self.readout = nn.Linear(hidden, vocabulary)
         # Small weights, no bias: the untrained model holds every symbol equally likely, L = log V.
         nn.init.normal_(self.readout.weight, std=0.1 * hidden**-0.5)
@@ -151,48 +151,23 @@ class LanguageModel(nn.Module):
         cls, config: dict[str, Any], folder: Path, trust: bool, cell: str | None,
         tell: Callable[[str], None] | None,
     ) -> LanguageModel:  # fmt: skip
-        """The one way from files to a model: whoever wrote them."""
-        where = folder / pretrained.CONFIG
-        pretrained.check(config, where)
-        settings = {
-            name: config.get(name, argument.default)
-            for name, argument in inspect.signature(cls).parameters.items()
-            if name in config or argument.default is not argument.empty
-        }
-        settings["cell"] = cell or settings["cell"]
-        settings["layers"] = settings["layers"] or len(names_of(settings["cell"]))
-        for name in names_of(settings["cell"]):
-            allow(name, config.get("cell_digest"), trust=trust, tell=tell, where=where)
-        return cast(LanguageModel, pretrained.opened(lambda: cls(**settings), settings, folder))
+        return pretrained.load(
+            cls, "a language model", {"vocabulary": whole(1, pretrained.SIZE)}, _shapes, config, folder, trust=trust,
+            cell=cell, tell=tell, known=_KNOWN,
+        )  # fmt: skip
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the model as a folder that `huggingface_hub.PyTorchModelHubMixin` reads too: see `pretrained`.
 
         Raises InputError where a cell has no name by which it would be found again.
         """
-        names = names_of(self.settings["cell"])
-        for k, name in enumerate(names):
-            layer = cast(Recurrent, self.layers[k])
-            if name is None or (len(names) > 1 and name not in SHIPPED):
-                raise InputError(
-                    what="the model cannot be saved: its cell has no name by which it is found again" if name is None
-                    else "the model cannot be saved: of a list of cells, all are elman's own, or none has a name",
-                    where="cell", got=f"layer {k}: {name or f'a {type(layer.cell).__name__} by itself'}",
-                    expected='"path.py:Class", or a class of a module that can be imported, for all layers',
-                    mend='write the class into a file and construct the model with its name, cell="path.py:Class"; '
-                    "or save model.state_dict() and construct the model yourself",
-                )  # fmt: skip
-        pretrained.save(folder, self.settings, self, tokenizer)
+        files = {} if tokenizer is None else {pretrained.TOKENIZER: tokenizer.to_json().encode()}
+        pretrained.save(folder, self.settings, self, files)
 
     @property
     def learning_rate(self) -> float:
-        """For AdamW: 4e-3, and less in wide layers, 2 / H with gates (GRU, LSTM) and 0.5 / H without.
-
-        Stable in short trials with 64 to 1024 units. Above, a tanh state ends in corners from which it does not come
-        back, and only held-out text, which is read without a past, tells.
-        """
-        gated = all(isinstance(cast(Recurrent, layer).cell, (cells.GRU, cells.LSTM)) for layer in self.layers)
-        return min(4e-3, (2.0 if gated else 0.5) / self.settings["hidden"])
+        """For AdamW: see `elman.models.stack.learning_rate`."""
+        return learning_rate(self.layers, self.settings["hidden"])
 
     @property
     def parameter_count(self) -> int:
@@ -200,9 +175,7 @@ class LanguageModel(nn.Module):
 
     def explain(self) -> Explanation:
         """What of each layer runs once, before, in and after the loop; after a call. See `elman.explain`."""
-        return Explanation.of(
-            {f"layer {k}": cast(Recurrent, layer).explain() for k, layer in enumerate(self.layers)}
-        )
+        return self.stack.explain()
 
     def forward(
         self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
@@ -218,13 +191,9 @@ class LanguageModel(nn.Module):
         self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
     ) -> tuple[Tensor, tuple]:
         """One step of streaming: x int64 [B] -> (logits [B, V], state). The same numbers as `forward`'s."""
-        h = self._embedded(x, context)
-        after = []
-        for layer, before in zip(self.layers, self._states(state), strict=True):
-            h, final = cast(Recurrent, layer).step(h, before)
-            h = self.dropout(h)
-            after.append(final)
-        return self.readout(self._checked(h)), tuple(after)
+        self.stack.training = self.training
+        h, after = self.stack.step(self._embedded(x, context), state)
+        return self.readout(self._checked(self.dropout(h))), tuple(after)
 
     def loss(
         self, x: Tensor, y: Tensor, state: tuple | None = None, *, context: Tensor | None = None
@@ -240,13 +209,9 @@ class LanguageModel(nn.Module):
 
     def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
         """What the readout sees, [T, B, H], and the final state."""
-        h = self._embedded(x, context)
-        after = []
-        for layer, before in zip(self.layers, self._states(state), strict=True):
-            h, final = layer(h, before)
-            h = self.dropout(h)
-            after.append(final)
-        return self._checked(h), tuple(after)
+        self.stack.training = self.training
+        h, after = self.stack(self._embedded(x, context), state)
+        return self._checked(self.dropout(h)), tuple(after)
 
     def _embedded(self, x: Tensor, context: Tensor | None) -> Tensor:
         width = self.settings["condition"]
@@ -329,11 +294,10 @@ class LanguageModel(nn.Module):
         ):
             if not right:
                 raise InputError(what=f"{name} cannot be that", where=name, got=value, mend=mend)
-        own = [cast(nn.Module, cast(Recurrent, layer).cell) for layer in self.layers]
         sampler = Recurrent(
             Sampler(
-                self.embedding, own, self.readout, self.condition, temperature=temperature, top_k=top_k, top_p=top_p,
-                exclude=tuple(exclude),
+                self.embedding, self.stack.as_cell(), self.readout, self.condition, temperature=temperature,
+                top_k=top_k, top_p=top_p, exclude=tuple(exclude),
             )
         )  # fmt: skip
         if seed is not None and generator is not None:
@@ -373,9 +337,6 @@ class LanguageModel(nn.Module):
             for module, training in modes:
                 module.training = training
 
-    def _states(self, state: tuple | None) -> Sequence[Any]:
-        return [None] * len(self.layers) if state is None else state
-
     def _checked(self, h: Tensor) -> Tensor:
         if h.shape[-1] != self.readout.in_features:
             raise InputError(
@@ -386,6 +347,19 @@ class LanguageModel(nn.Module):
                 mend="let the step return an output as wide as its second constructor argument",
             )
         return h
+
+
+def _shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, list[int] | None]:
+    """Of a model by these settings."""
+    found: dict[str, list[int] | None] = {
+        "embedding.weight": [settings["vocabulary"], settings["embedding"]],
+        "readout.weight": [settings["vocabulary"], settings["hidden"]],
+    }
+    if settings["tie"] and there.keys() & found.keys():  # one of them is both
+        found |= {name: None for name in found if name not in there}
+    if settings["condition"]:
+        found["condition.weight"] = [settings["embedding"], settings["condition"]]
+    return found
 
 
 def _until(written: Iterator[list[int]], stop: set[int], one: bool) -> Iterator[Any]:

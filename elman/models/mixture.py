@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from elman.errors import InputError
+from elman.models.evaluation import Evaluation
 from elman.models.ngram import NGram
-from elman.training import Evaluation
 
 
 def evaluate_mixture(

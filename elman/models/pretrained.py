@@ -11,24 +11,24 @@ made, and code that it names is not run (`find.allow`).
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elman.data import Tokenizer
 from elman.data.files import read_file
-from elman.data.schema import Odd, file_name, from_json, maybe, number, record, text, truth, whole
+from elman.data.schema import Check, Odd, file_name, from_json, maybe, number, record, text, truth, whole
 from elman.errors import DataError, InputError
-from elman.models.find import SHIPPED, names_of
+from elman.models.find import SHIPPED, allow, names_of
 from elman.training import CONFIG_SIZE, FORMAT, shapes_in, weights_in, write_atomically
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 
-_SIZE = 2**24  # of a vocabulary or a layer
+SIZE = 2**24  # of a vocabulary or a layer
 
 
 def _cell(value: Any, place: str) -> None:
@@ -41,27 +41,33 @@ def _cell(value: Any, place: str) -> None:
     return None
 
 
-SETTINGS = record(
-    {"vocabulary": whole(1, _SIZE)},
-    {
-        "format": whole(1, FORMAT),
-        "cell": _cell,
-        "cell_digest": maybe(text(64)),
-        "hidden": whole(1, _SIZE),
-        "layers": whole(1, 2**16),
-        "embedding": whole(1, _SIZE),
-        "dropout": number(0, 1),
-        "tie": truth,
-        "condition": whole(0, _SIZE),
-    },
-)
+# (settings, shapes of the weights that are there) -> those that the settings say
+Shapes = Callable[[dict[str, Any], dict[str, list[int]]], Mapping[str, list[int] | None]]
+
+# Of a stack: what the settings of any model hold. A model adds its own.
+STACK: dict[str, Check] = {
+    "format": whole(1, FORMAT),
+    "cell": _cell,
+    "cell_digest": maybe(text(64)),
+    "hidden": whole(1, SIZE),
+    "layers": whole(1, 2**16),
+    "dropout": number(0, 1),
+    "residual": truth,
+    "norm": truth,
+}
 _MEND = "restore the files of one model; a cell of your own must not have changed"
 
 
-def save(folder: str | Path, settings: dict[str, Any], model: nn.Module, tokenizer: Tokenizer | None) -> None:
-    """Write a model. Each file is written beside and renamed, the configuration last."""
+def save(
+    folder: str | Path, settings: dict[str, Any], model: nn.Module, files: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a model. files: what stands beside its weights. Each is written beside and renamed, the configuration last.
+
+    Raises InputError where a cell has no name by which it would be found again.
+    """
     from safetensors.torch import save as to_bytes
 
+    expect_names(settings["cell"])
     folder, weights, seen = Path(folder), {}, set()
     for name, value in model.state_dict().items():
         if value.data_ptr() not in seen or value.numel() == 0:
@@ -71,8 +77,8 @@ def save(folder: str | Path, settings: dict[str, Any], model: nn.Module, tokeniz
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS, to_bytes(weights, metadata={"format": "pt"}))
-        if tokenizer is not None:
-            write_atomically(folder / TOKENIZER, tokenizer.to_json().encode())
+        for name, content in (files or {}).items():
+            write_atomically(folder / name, content)
         write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     except OSError as error:
         raise DataError(
@@ -97,36 +103,48 @@ def settings_in(folder: Path) -> dict[str, Any]:
     return from_json(raw, record({}), what="there is no model that can be read", where=path, mend=mend)
 
 
-def check(config: dict[str, Any], where: Path) -> None:
-    """Raise DataError for settings that no model has."""
-    try:
-        SETTINGS(config, "")
-    except Odd as odd:
-        newer = odd.place == "format"
-        raise DataError(
-            what="the model was written by another version of elman" if newer else
-            "this is no configuration of a language model", where=f"{where}, {odd.place}", got=odd.got,
-            expected=odd.expected, mend=_MEND,
-        ) from odd  # fmt: skip
+def load(
+    cls: Callable[..., Any], kind: str, needed: Mapping[str, Check], shapes: Shapes, config: dict[str, Any],
+    folder: Path, *, trust: bool = False, cell: str | None = None, tell: Callable[[str], None] | None = None,
+    known: Mapping[str, Check] | None = None,
+) -> Any:  # fmt: skip
+    """The one way from files to a model, whoever wrote them: `cls(**settings)` with the weights of a folder.
 
+    kind: what it is, "a language model". config: what the folder says. needed, known: checks of its settings besides
+    those of `STACK`; known ones may be missing. shapes: of the settings, by name, the weights whose sizes they say;
+    None for one that may be missing. trust, cell, tell: see `LanguageModel.from_pretrained`.
 
-def opened(make: Callable[[], nn.Module], settings: dict[str, Any], folder: Path) -> nn.Module:
-    """The model that `make` makes by these settings, with the weights of a folder.
-
-    settings: all of those that have a size. Nothing is made before the sizes are those of the weights, so that it takes
-    no more memory than they do. Raises DataError where the two do not fit together, and for weights that are no
-    numbers.
+    Nothing is made before the sizes are those of the weights, so that it takes no more memory than they do. Raises
+    DataError where the two do not fit together, and for weights that are no numbers.
     """
-    shapes = shapes_in(folder / WEIGHTS)
-    expected = {
-        "embedding.weight": [settings["vocabulary"], settings["embedding"]],
-        "readout.weight": [settings["vocabulary"], settings["hidden"]],
+    where = folder / CONFIG
+    try:
+        record(needed, {**STACK, **(known or {})})(config, "")
+    except Odd as odd:
+        newer = "the model was written by another version of elman"
+        raise DataError(
+            what=newer if odd.place == "format" else f"this is no configuration of {kind}",
+            where=f"{where}, {odd.place}", got=odd.got, expected=odd.expected, mend=_MEND,
+        ) from odd  # fmt: skip
+    settings = {
+        name: config.get(name, argument.default)
+        for name, argument in inspect.signature(cls).parameters.items()
+        if name in config or argument.default is not argument.empty
     }
-    tied = settings["tie"] and shapes.keys() & expected.keys()  # one of them is both
-    if settings["condition"]:
-        expected["condition.weight"] = [settings["embedding"], settings["condition"]]
+    settings["cell"] = cell or settings["cell"]
+    settings["layers"] = settings["layers"] or len(names_of(settings["cell"]))
+    for name in names_of(settings["cell"]):
+        allow(name, config.get("cell_digest"), trust=trust, tell=tell, where=where)
+    there = shapes_in(folder / WEIGHTS)
+    return _opened(lambda: cls(**settings), settings, folder, there, shapes(settings, there))
+
+
+def _opened(
+    make: Callable[[], nn.Module], settings: dict[str, Any], folder: Path, shapes: dict[str, list[int]],
+    expected: Mapping[str, list[int] | None],
+) -> nn.Module:  # fmt: skip
     for name, shape in expected.items():
-        there = shapes.get(name, shape if tied and name != "condition.weight" else None)
+        there = shapes.get(name)
         if there != shape:
             raise _unfit(folder, f"{name} of shape {there}" if there else f"no {name}", f"shape {shape}")
     if settings["layers"] > max(len(shapes), 64):  # a cell of one's own may have no weights
@@ -149,6 +167,21 @@ def opened(make: Callable[[], nn.Module], settings: dict[str, Any], folder: Path
     except (TypeError, RuntimeError) as error:
         raise _unfit(folder, str(error)[:1000], "weights of this model") from error
     return model.eval()
+
+
+def expect_names(cell: Any) -> None:
+    """Raise InputError where the cells of a model have no names by which they would be found again."""
+    names = names_of(cell)
+    for k, name in enumerate(names):
+        if name is None or (len(names) > 1 and name not in SHIPPED):
+            raise InputError(
+                what="the model cannot be saved: its cell has no name by which it is found again" if name is None
+                else "the model cannot be saved: of a list of cells, all are elman's own, or none has a name",
+                where="cell", got=f"layer {k}: {name or 'a cell by itself'}",
+                expected='"path.py:Class", or a class of a module that can be imported, for all layers',
+                mend='write the class into a file and construct the model with its name, cell="path.py:Class"; '
+                "or save model.state_dict() and construct the model yourself",
+            )  # fmt: skip
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elman.circuit.structure import flatten
-from elman.trace.call import call_cell, understand
+from elman.recurrent.stacked import StackCell
 
 _COMPARED = (
     512  # up to so many symbols, each is compared with each, which an engine can do; sorting it cannot
@@ -22,9 +21,9 @@ _COMPARED = (
 class Sampler(nn.Module):
     """One step of writing, as a cell: (None, (last symbol int64 [B], states of the layers)) -> (symbol, new state).
 
-    embedding, readout: of the model. cells: of its layers. condition: what a context adds to the embedding, or None.
-    temperature: 0 takes the likeliest symbol. top_k: only the k likeliest. top_p: only the likeliest that together
-    have the probability p. exclude: symbols that are never written.
+    embedding, readout: of the model. stack: of its layers, as a cell. condition: what a context adds to the embedding,
+    or None. temperature: 0 takes the likeliest symbol. top_k: only the k likeliest. top_p: only the likeliest that
+    together have the probability p. exclude: symbols that are never written.
     """
 
     temperature: Tensor
@@ -32,18 +31,13 @@ class Sampler(nn.Module):
     top_p: Tensor
 
     def __init__(
-        self, embedding: nn.Embedding, cells: list[nn.Module], readout: nn.Linear, condition: nn.Module | None, *,
+        self, embedding: nn.Embedding, stack: StackCell, readout: nn.Linear, condition: nn.Module | None, *,
         temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, exclude: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         if top_k is not None and top_k >= readout.out_features:
             top_k = None
-        self.embedding, self.cells, self.readout, self.condition = (
-            embedding,
-            nn.ModuleList(cells),
-            readout,
-            condition,
-        )
+        self.embedding, self.stack, self.readout, self.condition = embedding, stack, readout, condition
         # What is drawn, and how many are left out, are decided now; the numbers may be others in another sampler, which
         # is then no other recurrence.
         like = readout.weight
@@ -61,13 +55,9 @@ class Sampler(nn.Module):
         h = self.embedding(symbol)
         if self.condition is not None and context is not None:
             h = h + self.condition(context)
-        after = []
-        for cell, own in zip(self.cells, before, strict=True):
-            made = call_cell(cell, h, own, None, False)
-            h, new = understand(made, flatten(own, "state")[1], type(cell).__name__)
-            after.append(new)
+        h, after = self.stack(h, before)
         symbol = self._chosen(self.readout(h) + self.never)
-        return symbol, (symbol, tuple(after))
+        return symbol, (symbol, after)
 
     def _chosen(self, scores: Tensor) -> Tensor:
         if not self.draws:

@@ -1,6 +1,21 @@
 """A run folder as one page to read: `report.html`, from config.json and log.jsonl alone."""
 
+from elman.report.figures import Curve, bars, lines
 from elman.report.page import render, write_report
-from elman.report.record import Point, Record, Sample, read_record
+from elman.report.record import Part, Point, Record, Sample, finite, read_record
+from elman.report.words import plain
 
-__all__ = ["Point", "Record", "Sample", "read_record", "render", "write_report"]
+__all__ = [
+    "Curve",
+    "Part",
+    "Point",
+    "Record",
+    "Sample",
+    "bars",
+    "finite",
+    "lines",
+    "plain",
+    "read_record",
+    "render",
+    "write_report",
+]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from elman.errors import DataError
 from elman.report.figures import Curve, bars, lines
-from elman.report.record import Point, Record, read_record
+from elman.report.record import Part, Record, read_record
 from elman.report.words import plain
 from elman.training import write_atomically
+from elman.training.measure import shown
 
 # The policy forbids the browser to load anything, should a text ever find its way round the escaping.
 _HEAD = """<!doctype html>
@@ -60,12 +60,14 @@ label {{ margin-right: 1rem; font-size: .875rem; }}
 """
 
 
-def write_report(folder: str | Path, out: Path | None = None) -> Path:
+def write_report(folder: str | Path, out: Path | None = None, part: Part = Part()) -> Path:
     """Write the report of a run folder, as its `report.html` unless `out` names another file; returns where it is.
+
+    part: of its task; `elman report` and the end of a training run find it by themselves.
 
     Raises DataError if the folder is no run, or if the file cannot be written.
     """
-    page = render(read_record(folder)).encode()
+    page = render(read_record(folder, part), part).encode()
     out = out or Path(folder) / "report.html"
     try:
         write_atomically(out, page)
@@ -77,79 +79,68 @@ def write_report(folder: str | Path, out: Path | None = None) -> Path:
     return out
 
 
-def render(record: Record) -> str:
+def render(record: Record, part: Part = Part()) -> str:
     """The page of a record."""
-    losses = [Curve("training", record.loss, "first"), Curve("held out", record.valid, "second", marked=True)]
+    losses = [Curve("training", record.loss, "first")]
+    valid = Curve("held out", record.valid, "second", marked=True)
+    name = part.figure or part.loss
 
     def loss(log: bool) -> str:
         # Letters shrink with the figure: a telephone gets a narrow one.
-        wide, narrow = (lines(losses, x="step", y="nats per symbol", log=log, wide=size) for size in (2, 1))
+        drawn = [*losses, valid] if part.figure is None else losses
+        wide, narrow = (lines(drawn, x="step", y=part.loss, log=log, wide=size) for size in (2, 1))
         return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
+    note = '<p class="note">Held out: looks at a part of these data, about as the exact figure of all of them.</p>'
+    measured = "" if part.figure is None else _section(
+        f"Held out, {part.figure}", note + lines([valid], x="step", y=part.figure)
+    )  # fmt: skip
+    own = part.sections(record) if part.sections is not None else {}
     sections = [
-        '<section><h2>Loss</h2><p class="note">Held out: looks at pieces from all over that text, about as the '
-        'exact figure of all of it.</p>'
+        f'<section><h2>Loss</h2>{note if part.figure is None else ""}'
         '<input type="radio" name="axis" id="linear" checked><label for="linear">linear</label>'
         '<input type="radio" name="axis" id="logarithmic"><label for="logarithmic">logarithmic</label>'
         f'<div class="linear">{loss(False)}</div><div class="logarithmic">{loss(True)}</div></section>',
         '<div class="grid">',
+        measured,
         _section("Learning rate", lines([Curve("learning rate", record.lr, "first")], x="step", y="rate")),
         _section(
             "Gradient norm, before clipping",
             lines([Curve("norm", record.norm, "first")], x="step", y="norm", log=True),
         ),
-        _section("How far back it learns", _reach(record.reach)),
+        *(_section(title, content) for title, content in own.items()),
         _section("Where the time went", bars(_stages(record), "s")),
         "</div>",
-        _section("What it wrote while it learned", "".join(_samples(record))),
+        _section(part.samples, "".join(_samples(record, name))),
         _section("Settings", _table(record.config)),
         _section("The plan of the loop", f'<pre class="plan">{plain(record.plan)}</pre>' if record.plan else _none()),
     ]  # fmt: skip
     title = f"{plain(record.name)}, a training run"
     heading = f"<h1><bdi>{plain(record.name)}</bdi>, a training run</h1>"
-    return _HEAD.format(title=title) + f"{heading}{_facts(record)}{''.join(sections)}</body>\n</html>\n"
+    return _HEAD.format(title=title) + f"{heading}{_facts(record, part)}{''.join(sections)}</body>\n</html>\n"
 
 
-def _facts(record: Record) -> str:
+def _facts(record: Record, part: Part) -> str:
     best, end = record.best, max((p.step for p in record.loss), default=0)
-    measured = record.measured if {"nats_per_symbol", "symbols", "unknown"} <= record.measured.keys() else {}
-    # The exact figure, as `elman evaluate` says it; before the end of a run there are looks only.
-    nats = measured["nats_per_symbol"] if measured else best.value if best else math.nan
-    part = "" if measured else ", best look"
-    if measured and not measured.get("whole", True):
-        part = f", first {measured['symbols']:,.0f}"
     facts = {
-        f"held out{part}, nats per symbol": f"{nats:.4f}" if nats == nats else "–",
-        "bits per symbol": f"{nats / math.log(2):.4f}" if nats == nats else "–",
+        **(part.facts or _figures)(record),
         "best at step": f"{best.step:,.0f} of {end:,.0f}" if best else "–",
         "of the run is done": f"{min(record.done, 1):.0%}",
         "minutes": f"{record.seconds / 60:.1f}",
-        "symbols a second": f"{record.symbols / record.seconds:,.0f}" if record.seconds else "–",
+        f"{part.unit} a second": f"{record.count / record.seconds:,.0f}" if record.seconds else "–",
     }
-    if measured:
-        if "bits_per_character" in measured:
-            facts["bits per character"] = f"{measured['bits_per_character']:.4f}"
-        facts["of its symbols are unknown"] = f"{measured['unknown'] / max(measured['symbols'], 1):.2%}"
-    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    rows = "".join(
+        f"<div><dt>{plain(name)}</dt><dd>{plain(value)}</dd></div>" for name, value in facts.items()
+    )
     return f'<dl class="facts">{rows}</dl>'
 
 
-def _reach(reach: Sequence[float]) -> str:
-    points = [Point(k, value) for k, value in enumerate(reach, 1) if math.isfinite(value)]
-    figure = lines([Curve("gradient", points, "first")], x="k, steps back", y="‖∂L(t)/∂h(t−k)‖", log=True)
-    first = points[0].value if points else 0.0
-    if not first:
-        return figure
-    said = []
-    for share, name in ((0.1, "a tenth"), (0.01, "a hundredth")):
-        # Of good, not for once: the norm may rise again.
-        after = max((p.step for p in points if p.value > share * first), default=0)
-        said.append(f"below {name} of that from k = {after + 1:.0f}" if after < len(points) else
-                    f"not below {name} of that within {len(points)} steps")  # fmt: skip
-    words = (
-        f"How much the loss of one step still hangs on the state k steps before it: {first:.2g} at k = 1, "
-    )
-    return figure + f'<p class="note">{words}{", ".join(said)}.</p>'
+def _figures(record: Record) -> dict[str, str]:
+    """The exact figure, or the best look before the end of a run."""
+    if {"value", "name"} <= record.measured.keys():
+        value, name, unit = record.measured["value"], record.measured["name"], record.measured.get("unit", "")
+        return {f"held out, {name}": shown(value, unit)}
+    return {"held out, best look": f"{record.best.value:.4f}" if record.best else "–"}
 
 
 def _stages(record: Record) -> dict[str, float]:
@@ -159,12 +150,12 @@ def _stages(record: Record) -> dict[str, float]:
     return record.stages
 
 
-def _samples(record: Record) -> Iterator[str]:
+def _samples(record: Record, name: str) -> Iterator[str]:
     if not record.samples:
         yield _none()
     for sample in record.samples:
         head = f"step {sample.step:,}" if sample.step else "before training"
-        head += "" if sample.valid is None else f", held out {sample.valid:.3f} nats per symbol"
+        head += "" if sample.valid is None else f", held out {sample.valid:.3f} {plain(name)}"
         yield f'<div class="sample"><span class="note">{head}</span><pre dir="auto">{plain(sample.text)}</pre></div>'
 
 

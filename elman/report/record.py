@@ -1,13 +1,15 @@
-"""What a run's log says, by what it is about."""
+"""What a run's log says, by what it is about; and what a task adds to its report."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from elman.data.schema import Check, number, record, text, truth, whole
 from elman.errors import DataError
 from elman.training import Run
 
@@ -25,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model wrote after so many steps. valid: nats per symbol on held-out text there, if it looked."""
+    """What the model made after so many steps. valid: its figure on held-out data there, if it looked."""
 
     step: int
     text: str
@@ -36,10 +38,10 @@ class Sample:
 class Record:
     """A run. Curves go by steps; what the log does not hold is empty.
 
-    loss, valid: nats per symbol; valid of looks at pieces of the held-out text. best: the look whose weights were kept.
-    measured: what these weights reach, exactly, on held-out text: "nats_per_symbol", "bits_per_character", "symbols",
-    of them "unknown", and whether that is the "whole" text; empty where the run did not end. reach: ‖∂L(t)/∂h(t-k)‖
-    from k = 1. stages: seconds by stage. done: the share of the run that is over.
+    loss: of training. valid: the task's figure, of quick looks at held-out data. best: the look whose weights were
+    kept. measured: what these weights reach, exactly: "value", "name", "unit" and the details of
+    `elman.training.Measure`; empty where the run did not end. stages: seconds by stage. count: trained on. done: the
+    share of the run that is over. more: the last of what the task logs besides, by name.
     """
 
     name: str
@@ -50,19 +52,43 @@ class Record:
     norm: tuple[Point, ...]
     samples: tuple[Sample, ...]
     plan: str
-    reach: tuple[float, ...]
     stages: dict[str, float]
-    symbols: int
+    count: int
     seconds: float
     done: float
-    measured: dict[str, float]
+    measured: dict[str, Any]
+    best: Point | None
+    more: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the report says of one task.
+
+    unit: what the log counts. loss: what the loss is, in a few words. figure: the same of the figure on held-out data;
+    None where it is the loss, and drawn with it. samples: the title over these. details: checks of what `measured` in
+    the log holds besides; logged: of what else the task logs. facts: of a record, shown at its head, name and value.
+    sections: titles and HTML, below the curves; `elman.report` has what draws them.
+    """
+
+    unit: str = "examples"
+    loss: str = "loss"
+    figure: str | None = None
+    samples: str = "What it made while it learned"
+    details: Mapping[str, Check] = field(default_factory=dict)
+    logged: Mapping[str, Check] = field(default_factory=dict)
+    facts: Callable[[Record], Mapping[str, str]] | None = None
+    sections: Callable[[Record], Mapping[str, str]] | None = None
 
     @property
-    def best(self) -> Point | None:
-        return min(self.valid, key=lambda point: point.value, default=None)
+    def checks(self) -> dict[str, Check]:
+        """Of the lines of a log."""
+        figure = {"value": number(-1e300, 1e300, finite=False), "name": text(100), "unit": text(100)}
+        measured = record({}, {**figure, "lower_is_better": truth, **self.details})
+        return {self.unit: whole(0, 10**18), "measured": measured, **self.logged}
 
 
-def read_record(folder: str | Path) -> Record:
+def read_record(folder: str | Path, part: Part = Part()) -> Record:
     """The record of a run folder, finished or not. Raises DataError if it is none."""
     folder = Path(folder)
     run = Run(folder)
@@ -70,14 +96,14 @@ def read_record(folder: str | Path) -> Record:
         raise DataError(
             what="this is no run folder", where=folder,
             got="no config.json" if folder.is_dir() else "no such folder",
-            mend="give what `elman train lm --out` named",
+            mend="give what `elman train … --out` named",
         )  # fmt: skip
     config = run.config
     curves: dict[str, list[Point]] = {name: [] for name in ("loss", "valid", "lr", "norm")}
     samples: deque[Sample] = deque(maxlen=_SAMPLES)
-    last: dict[str, Any] = {"plan": "", "reach": [], "stages": {}, "symbols": 0, "done": 0.0}
-    seconds, measured = 0.0, {}
-    for count, line in enumerate(run.read_log()):
+    last: dict[str, Any] = {"plan": "", "stages": {}, part.unit: 0, "done": 0.0}
+    seconds, measured, best, more = 0.0, {}, None, {}
+    for count, line in enumerate(run.read_log(part.checks)):
         if count == _LINES:
             raise DataError(
                 what=f"the log has more than {_LINES:,} lines", where=folder / "log.jsonl",
@@ -91,6 +117,9 @@ def read_record(folder: str | Path) -> Record:
         if "loss" in line:  # a run that was gone on with has other weights since
             measured = {}
         measured = line.get("measured", measured)
+        if line.get("best") and "valid" in found:
+            best = curves["valid"][-1]
+        more |= {name: line[name] for name in part.logged if name in line}
         last |= {name: line[name] for name in last if name in line}
         seconds = max(seconds, line.get("seconds", 0.0))
     return Record(
@@ -99,13 +128,19 @@ def read_record(folder: str | Path) -> Record:
         **{name: tuple(points) for name, points in curves.items()},
         samples=tuple(samples),
         plan=last["plan"],
-        reach=tuple(map(_figure, last["reach"])),
         stages=last["stages"],
-        symbols=last["symbols"],
+        count=last[part.unit],
         seconds=seconds,
         done=last["done"],
         measured=measured,
+        best=best,
+        more=more,
     )
+
+
+def finite(values: Sequence[float]) -> tuple[float, ...]:
+    """Numbers as a figure has room for."""
+    return tuple(map(_figure, values))
 
 
 def _figure(value: float) -> float:

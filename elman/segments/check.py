@@ -27,14 +27,14 @@ def read_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Ten
             what="there is one length for each sequence", where="lengths=", got=f"shape {list(given.shape)}",
             expected=f"[{batch}]",
         )  # fmt: skip
-    found = _read(given, "lengths", torch.int64)
-    for row, length in enumerate(found.tolist()):
+    numbers = _read(given, "lengths", torch.int64)
+    for row, length in enumerate(numbers.tolist()):
         if not 0 <= length <= steps:
             raise InputError(
                 what="a length is not between none and all of the steps", where=f"lengths=, at [{row}]", got=length,
                 expected=f"0 … {steps}",
             )  # fmt: skip
-    return found
+    return numbers
 
 
 def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) -> Tensor:
@@ -49,7 +49,9 @@ def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) ->
             mend=f"use {name}.bool()" if tensor else f"use torch.as_tensor({name}, dtype=torch.bool)",
         )  # fmt: skip
     if value.shape != (steps, batch):
-        mend = "transpose it: time comes first" if value.shape == (batch, steps) else None
+        mend = (
+            "it looks transposed: x says which dimension is time" if value.shape == (batch, steps) else None
+        )
         raise InputError(
             what=f"{name} says it for each step of each sequence", where=f"{name}=",
             got=f"shape {list(value.shape)}", expected=f"[{steps}, {batch}]", mend=mend,

@@ -1,21 +1,22 @@
-"""Training and measuring sequence models, and the run folder that keeps them.
+"""Training sequence models, and the run folder that keeps them, whatever they are trained for.
 
-A model here is any `torch.nn.Module` with
+A model here is any `torch.nn.Module`; what is minimised is a function
 
-    model.loss(x, y, state) -> (mean nats over all symbols of the window, state)         # x, y: [T, B]
+    loss(model, batch, state) -> (mean over what the batch counts, state to carry on)
+
+by default `model.loss(*batch.values, state)`.
 """
 
 from elman.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
-from elman.training.evaluation import Evaluation, estimate, evaluate
 from elman.training.files import write_atomically
-from elman.training.fit import Diverged, Step, Training, detach, fit, pick_threads
-from elman.training.keep import FolderGone, Keeper, Validation
+from elman.training.fit import Diverged, Loss, Step, Training, detach, fit, pick_threads
 from elman.training.lock import locked
 from elman.training.loggers import Logger, TensorBoard
+from elman.training.measure import Measure
 from elman.training.processes import Processes
-from elman.training.reach import reach
 from elman.training.run import CONFIG_SIZE, FORMAT, Run
 from elman.training.stopwatch import Stages
+from elman.training.trainer import FolderGone, Trainer, Validation, fitted
 from elman.training.weights import expect_room, shapes_in, weights_in
 
 __all__ = [
@@ -23,26 +24,25 @@ __all__ = [
     "FORMAT",
     "Checkpoints",
     "Diverged",
-    "Evaluation",
     "FolderGone",
-    "Keeper",
     "Logger",
+    "Loss",
+    "Measure",
     "Processes",
     "Run",
     "Stages",
     "Step",
     "TensorBoard",
+    "Trainer",
     "Training",
     "Validation",
     "detach",
-    "estimate",
-    "evaluate",
     "expect_room",
     "fit",
+    "fitted",
     "load_checkpoint",
     "locked",
     "pick_threads",
-    "reach",
     "save_checkpoint",
     "shapes_in",
     "weights_in",

@@ -12,33 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.data.schema import Odd, each, maybe, number, plain, record, whole
+from elman.data.schema import Odd, each, maybe, number, plain, record, truth, whole
 from elman.errors import DataError
 
 _any = number(-1e300, 1e300, finite=False)
 # Of `Training`. threads: more than any machine has, as a number that is not the machine's own starts them all.
 FACTS = {
     "step": whole(0, 10**15),
-    "symbols": whole(0, 10**18),
     "done": number(0, 1e15),
     "seconds": number(0, 1e15),
-    "position": each(whole(0, 10**15), 2),
+    "position": each(whole(0, 10**15), 16),
     "carried": maybe(each(plain, 10_000)),
     "threads": whole(1, max(1024, os.cpu_count() or 1)),
 }
-# Of `Keeper` besides.
+# Of `Trainer` besides.
 KEPT = {
     "worse": whole(0, 10**15),
     "losses": each(_any, 10_000),
     "best": maybe(_any),
 }
-_STAGES = {"stages": each(number(0, 1e15), 1000, named=True)}
+_MAYBE = {"stages": each(number(0, 1e15), 1000, named=True), "lower_is_better": truth}
 
 
-def check_facts(facts: Any, *, kept: bool = False) -> None:
-    """Raise DataError for facts that no training has; kept: that no `Keeper` has."""
+def check_facts(facts: Any, unit: str, *, kept: bool = False) -> None:
+    """Raise DataError for facts that no training has, or no `Trainer` (kept). unit: of its batches."""
     try:
-        record({**FACTS, **KEPT} if kept else FACTS, _STAGES)(facts, "")
+        record({**FACTS, unit: whole(0, 10**18), **(KEPT if kept else {})}, _MAYBE)(facts, "")
     except Odd as odd:
         raise DataError(
             what=f"the checkpoint says what cannot be: {odd.place}", where="Training.restore", got=odd.got,

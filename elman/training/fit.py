@@ -11,31 +11,34 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from elman.data import windows
+from elman.data.batches import Batch, Batches
 from elman.errors import DataError, ElmanError, InputError
 from elman.training.facts import check_facts, check_tensors, expect_like
 from elman.training.processes import Processes
 from elman.training.stopwatch import Stages
 
-# AdamW's weights are a mean over the last 1 / (lr · decay) updates. In passes over the text; tried on one of a million
-# characters: decays of 0.01, 0.1, 0.15, 0.3 and 1 ended at 1.486, 1.450, 1.455, 1.476 and 1.629 nats.
+# AdamW's weights are a mean over the last 1 / (lr · decay) updates. In passes over the data; tried on a million
+# characters of prose: decays of 0.01, 0.1, 0.15, 0.3 and 1 ended at losses of 1.486, 1.450, 1.455, 1.476 and 1.629.
 _REMEMBERED, _MOST_DECAY = 5.0, 0.3
+
+# (model, batch, state carried in) -> (what is minimised, a mean over what the batch counts; state to carry on)
+Loss = Callable[[Any, Batch, Any], tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
 class Step:
     """One step of training.
 
-    step: its number, from 1. done: the share of the run that is over, 0 … 1. loss: of its window, mean nats
-    per symbol. lr: the learning rate it was made with. norm: of the gradient, before clipping. symbols:
-    trained on so far. seconds: since the run began, those of earlier processes included.
+    step: its number, from 1. done: the share of the run that is over, 0 … 1. loss: of its batch. lr: the learning rate
+    it was made with. norm: of the gradient, before clipping. count: trained on so far, in the unit of the
+    batches. seconds: since the run began, those of earlier processes included.
     """
 
     step: int
@@ -43,7 +46,7 @@ class Step:
     loss: float
     lr: float
     norm: float
-    symbols: int
+    count: int
     seconds: float
 
 
@@ -54,17 +57,17 @@ class Diverged(ElmanError):
 class Training:
     """A training run: truncated back-propagation through time with the state carried, one `Step` after another.
 
-        for step in Training(model, tokens, steps=1000):
+        for step in Training(model, batches, steps=1000):
             …
 
     AdamW; the gradient is clipped to the norm `clip`; the learning rate rises over `warmup` steps (at most a
     tenth of the run) and falls on a cosine to zero at the end of the run, which is `steps` steps or `minutes`
     minutes by the clock. Leaving the loop early leaves the model as it is then.
 
-    tokens: [N], a tensor or anything whose slices are int64 tensors. window: T, steps through which gradients flow.
-    batch: B, lanes of the text side by side. weight_decay: of AdamW, for matrices; by default as much as lets a weight
-    remember about the last five passes over the text, so that small texts are not learnt by heart and large ones
-    are not held back. stop: once set, the run ends after the step that is being made.
+    batches: what is read (`elman.data.Batches`); this training alone reads them. loss: what is minimised; by default
+    `model.loss(*batch.values, state)`. weight_decay: of AdamW, for matrices; by default as much as lets a weight
+    remember about the last five passes over the data, so that little is not learnt by heart and much is not held back.
+    stop: once set, the run ends after the step that is being made.
     processes: those that train together, and their precision; each has a `Training` with the same arguments.
 
     Between two steps, `state` is everything that the rest of the run depends on besides these arguments, and `restore`
@@ -79,8 +82,8 @@ class Training:
     """
 
     def __init__(
-        self, model: Any, tokens: Any, *, steps: int | None = None, minutes: float | None = None, window: int = 64,
-        batch: int = 32, lr: float = 4e-3, clip: float = 1.0, weight_decay: float | None = None,
+        self, model: Any, batches: Batches, *, loss: Loss | None = None, steps: int | None = None,
+        minutes: float | None = None, lr: float = 4e-3, clip: float = 1.0, weight_decay: float | None = None,
         warmup: int = 100, seed: int = 0, stop: threading.Event | None = None, processes: Processes | None = None,
     ) -> None:  # fmt: skip
         if (steps is None) == (minutes is None):
@@ -96,10 +99,10 @@ class Training:
                 )
         self.model, self.steps, self.minutes, self.lr, self.clip = model, steps, minutes, lr, clip
         self.stop, self.processes = stop or threading.Event(), processes or Processes()
-        self.lanes = self.processes.lanes(batch)
-        self.stream = windows(tokens, window, batch, seed)
+        self.batches, self.loss = batches, loss or _own_loss
+        batches.split(self.processes.rank, self.processes.count)
         if weight_decay is None:
-            weight_decay = min(batch * window / (_REMEMBERED * lr * len(tokens)), _MOST_DECAY)
+            weight_decay = min(batches.count / (_REMEMBERED * lr * batches.size), _MOST_DECAY)
         if not 0 <= weight_decay < math.inf:
             raise InputError(
                 what="weight_decay must not be below 0", where="weight_decay", got=weight_decay,
@@ -117,64 +120,73 @@ class Training:
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
         self.carried: Any = None
         self.stages = Stages()
-        self.step, self.symbols, self.done, self.seconds = 0, 0, 0.0, 0.0
+        self.step, self.count, self.done, self.seconds = 0, 0, 0.0, 0.0
         self.stopped = False
         if self.processes.rank:
-            # What is drawn for one lane is not drawn for another. The weights are there already.
+            # What is drawn in one process is not drawn in another. The weights are there already.
             torch.manual_seed(seed + self.processes.rank)
 
     def __iter__(self) -> Iterator[Step]:
         self.model.train()
-        device = next(iter(self.parameters.values())).device
         began = time.monotonic() - self.seconds
         while self.done < 1 and not self.stopped:
             self.stages.begin()
-            position = self.stream.position
-            item = next(self.stream)
-            before = None if item.fresh else detach(self.carried)
+            position = self.batches.position
+            batch = self._read()
+            before = None if batch.fresh else detach(self.carried)
             # A short rise, then half a cosine down to nothing.
             rate = self.lr * min(1.0, (self.step + 1) / max(self.warmup, 1))
             rate *= 0.5 * (1 + math.cos(math.pi * self.done))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            x, y = item.x[:, self.lanes].to(device), item.y[:, self.lanes].to(device)
             self.stages.end("data")
-            loss, self.carried = self._loss(x, y, before)
+            mean, self.carried = self._loss(batch, before)
             self.stages.end("forward")
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            mean.backward()
             self.stages.end("backward")
-            nats, seconds, stop = self._shared(loss.item(), time.monotonic() - began)
+            loss, seconds, stop = self._shared(mean.item(), time.monotonic() - began)
             if self.processes.count > 1:
                 self.stages.end("sharing")
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip).item()
-            if not math.isfinite(nats) or not math.isfinite(norm):
-                self.stream.position, self.carried = position, before
-                raise self._diverged(nats, norm, lambda x=x, y=y, before=before: self._loss(x, y, before))
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                self.batches.position, self.carried = position, before
+                raise self._diverged(loss, norm, lambda batch=batch, before=before: self._loss(batch, before))
             self.optimizer.step()
             self.stages.end("optimiser")
             self.step += 1
-            self.symbols += item.x.numel()
+            self.count += batch.count
             self.seconds, self.stopped = seconds, stop
             self.done = self._done()
-            yield Step(self.step, min(self.done, 1.0), nats, rate, norm, self.symbols, seconds)
+            yield Step(self.step, min(self.done, 1.0), loss, rate, norm, self.count, seconds)
 
     def _done(self) -> float:
         """The share of the run that is over."""
         return self.step / self.steps if self.steps else self.seconds / (60 * (self.minutes or 1))
 
-    def _loss(self, x: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def _read(self) -> Batch:
+        """The next batch, where the model is."""
+        device, batch = next(iter(self.parameters.values())).device, next(self.batches)
+        there = pytree.tree_map(
+            lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch.values
+        )
+        return replace(batch, values=there)
+
+    def _loss(self, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+        """Of this process's part, so that the mean over processes is the loss of the whole batch."""
         with self.processes.autocast():
-            return self.model.loss(x, y, state)
+            loss, after = self.loss(self.model, batch, state)
+        weight = batch.part * self.processes.count
+        return loss if weight == 1 else loss * weight, after
 
-    def _shared(self, nats: float, seconds: float) -> tuple[float, float, bool]:
-        """The loss over all lanes, the clock of the first process, and whether any is to stop; gradients are shared."""
-        mine = (nats / self.processes.count, seconds * self.processes.first, float(self.stop.is_set()))
-        nats, seconds, stops = self.processes.share(self.parameters.values(), *mine)
-        return nats, seconds, stops > 0
+    def _shared(self, loss: float, seconds: float) -> tuple[float, float, bool]:
+        """The whole batch's loss, the clock of the first process, whether any is to stop; gradients are shared."""
+        mine = (loss / self.processes.count, seconds * self.processes.first, float(self.stop.is_set()))
+        loss, seconds, stops = self.processes.share(self.parameters.values(), *mine)
+        return loss, seconds, stops > 0
 
-    def _diverged(self, nats: float, norm: float, again: Callable[[], Any]) -> Diverged:
-        if math.isfinite(nats):
+    def _diverged(self, loss: float, norm: float, again: Callable[[], Any]) -> Diverged:
+        if math.isfinite(loss):
             # Gradients come from the loss backward: the parts nearest to it are the last to be registered.
             bad = [
                 name
@@ -187,7 +199,7 @@ class Training:
         return Diverged(
             what="the training diverged: the loss or its gradient is no finite number any more",
             where=f"step {self.step + 1}, {part}",
-            got=f"loss {nats:.4g}, gradient norm {norm:.4g}",
+            got=f"loss {loss:.4g}, gradient norm {norm:.4g}",
             mend=f"train again with a lower learning rate (it was {self.lr:g}) or a lower clip",
         )
 
@@ -206,8 +218,8 @@ class Training:
             if isinstance(leaf, Tensor):
                 tensors[f"carried.{i}"] = self.processes.gathered(leaf.detach())
         facts = {
-            "step": self.step, "symbols": self.symbols, "done": self.done, "seconds": self.seconds,
-            "position": list(self.stream.position), "carried": None if self.carried is None else plain,
+            "step": self.step, self.batches.unit: self.count, "done": self.done, "seconds": self.seconds,
+            "position": list(self.batches.position), "carried": None if self.carried is None else plain,
             "threads": torch.get_num_threads(),
         }  # fmt: skip
         # Each in memory of its own: training goes on, and tied weights are one tensor under two names.
@@ -215,13 +227,13 @@ class Training:
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Go on from a `state`. Raises DataError, with nothing changed, if it belongs to another model or is none."""
-        check_facts(facts)
+        check_facts(facts, self.batches.unit)
         weights = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
         drawn = torch.get_rng_state()
         try:
             check_tensors(tensors, self.model.state_dict(), self.parameters)
-            if len(facts["position"]) != 2 or not self.stream.holds(tuple(facts["position"])):
-                raise ValueError(f"there is no position {facts['position']} in the text")
+            if not self.batches.holds(tuple(facts["position"])):
+                raise ValueError(f"there is no position {facts['position']} in the data")
             carried = None if facts["carried"] is None else self._structured(tensors, facts["carried"])
             states = tensors["random"].view(-1, drawn.numel())
             if self.processes.rank < len(states):
@@ -242,8 +254,8 @@ class Training:
                 for key, value in kept.items()
                 if key in ("step", "exp_avg", "exp_avg_sq")
             }
-        self.carried, self.stream.position = carried, tuple(facts["position"])
-        self.step, self.symbols = facts["step"], facts["symbols"]
+        self.carried, self.batches.position = carried, tuple(facts["position"])
+        self.step, self.count = facts["step"], facts[self.batches.unit]
         self.seconds = facts["seconds"]
         self.done = self._done()  # less than before, where more steps or minutes are given now
         if self.steps is not None:  # the last bits of a product depend on their number
@@ -251,12 +263,15 @@ class Training:
 
     def _structured(self, tensors: dict[str, Tensor], plain: list[Any]) -> Any:
         """The carried state in the structure that the model gives it."""
-        position = self.stream.position
-        item = next(self.stream)
-        self.stream.position = position
+        batches, position = self.batches, self.batches.position
+        batches.split(0, 1)  # what is kept is of all processes
+        try:
+            with torch.no_grad():
+                _, like = self.loss(self.model, self._read(), None)
+        finally:
+            batches.split(self.processes.rank, self.processes.count)
+            batches.position = position
         device = next(iter(self.parameters.values())).device
-        with torch.no_grad():
-            _, like = self.model.loss(item.x[:1].to(device), item.y[:1].to(device), None)
         leaves, spec = pytree.tree_flatten(like)
         if len(leaves) != len(plain):
             raise ValueError(f"its state has {len(plain)} parts rather than {len(leaves)}")
@@ -270,6 +285,10 @@ class Training:
             else:
                 kept.append(plain[i])
         return pytree.tree_unflatten(kept, spec)
+
+
+def _own_loss(model: Any, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+    return model.loss(*batch.values, state)
 
 
 def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
@@ -302,9 +321,9 @@ def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
     return (found or bad or ["the loss itself"])[0]
 
 
-def fit(model: Any, tokens: Any, **settings: Any) -> Iterator[Step]:
+def fit(model: Any, batches: Batches, **settings: Any) -> Iterator[Step]:
     """`Training` as an iterator of its steps; settings are checked now."""
-    return iter(Training(model, tokens, **settings))
+    return iter(Training(model, batches, **settings))
 
 
 def detach(state: Any) -> Any:
@@ -315,7 +334,7 @@ def detach(state: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, state)
 
 
-def pick_threads(model: Any, tokens: Any, window: int, batch: int) -> int:
+def pick_threads(model: Any, batches: Batches, loss: Loss | None = None) -> int:
     """How many threads train fastest right now: all that torch has, or one.
 
     PyTorch's threads wait for one another in every product, so where another program keeps a core busy, two threads
@@ -325,8 +344,9 @@ def pick_threads(model: Any, tokens: Any, window: int, batch: int) -> int:
     most = torch.get_num_threads()
     if most == 1:
         return 1
-    trial = copy.deepcopy(model)
-    first = next(windows(tokens, window, batch))
+    trial, place, loss = copy.deepcopy(model), batches.position, loss or _own_loss
+    first = next(batches)
+    batches.position = place
     took: dict[int, float] = {}
     try:
         for threads in (1, most):
@@ -334,7 +354,7 @@ def pick_threads(model: Any, tokens: Any, window: int, batch: int) -> int:
             times: list[float] = []
             while len(times) < 6 and (len(times) < 2 or sum(times) < 1.0):
                 start = time.perf_counter()
-                trial.loss(first.x, first.y)[0].backward()
+                loss(trial, first, None)[0].backward()
                 times.append(time.perf_counter() - start)
             took[threads] = statistics.median(times[1:])
     finally:

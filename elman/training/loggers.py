@@ -11,13 +11,13 @@ from elman.errors import NotSupported
 
 
 class Logger(Protocol):
-    """Whatever is told of a training run while it goes; hand one to `Keeper(loggers=[…])`.
+    """Whatever is told of a training run while it goes; hand one to `Trainer(loggers=[…])`.
 
         class Print:
             def log(self, values, step): print(step, values)
             def finish(self): pass
 
-    values: names to numbers, and now and then a text (`sample`, `plan`), a list of numbers (`reach`) or a dict of
+    values: names to numbers, and now and then words (`sample`, `plan`), a list of numbers or a dict of
     numbers (`stages`). step: its number, from 1. A run that is gone on with tells again of the steps after its last
     checkpoint. finish: called once, however the run ends.
     """
@@ -48,15 +48,15 @@ class TensorBoard:
         if self._writer is None:  # only now is it known where the run goes on: later steps are told again
             self._writer = self._make(str(self.folder), purge_step=step)
         for name, value in _flat(values):
-            if isinstance(value, list):
+            if isinstance(value, list) and all(isinstance(part, (int, float)) for part in value):
                 for k, part in enumerate(value):
                     self._writer.add_scalar(name, part, k)
             elif isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, step)
             else:
-                text = value if isinstance(value, str) else json.dumps(value)
+                words = value if isinstance(value, str) else json.dumps(value)
                 # It is read as Markdown, where an indented block keeps its lines and its signs.
-                self._writer.add_text(name, "\n".join("    " + line for line in text.split("\n")), step)
+                self._writer.add_text(name, "\n".join("    " + line for line in words.split("\n")), step)
 
     def finish(self) -> None:
         if self._writer is not None:

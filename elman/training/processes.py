@@ -20,13 +20,13 @@ _T = TypeVar("_T")
 class Processes:
     """The processes that train a model together, seen from one of them; one alone, unless torchrun started several.
 
-        torchrun --nproc-per-node 2 -m elman train lm text.txt
+        torchrun --nproc-per-node 2 -m elman train lm book.txt
 
-    Each holds the whole model and reads its share of the lanes; the gradient is the mean over all, so that they take
+    Each holds the whole model and reads its part of every batch; the gradient is the mean over all, so that they take
     the steps which one would take with the same batch. The first alone writes files.
 
         with Processes() as processes:
-            for step in Training(model, tokens, steps=1000, processes=processes):
+            for step in Training(model, batches, steps=1000, processes=processes):
                 …
 
     precision: "float32", or "bfloat16": products outside the recurrences run in it, weights stay as they are.
@@ -66,30 +66,22 @@ class Processes:
         """Inside, a model runs in the precision."""
         return nullcontext() if self._accelerator is None else self._accelerator.autocast()
 
-    def lanes(self, batch: int) -> slice:
-        """Which of the lanes are read here."""
-        if batch % self.count:
-            raise InputError(
-                what="the batch cannot be shared out equally", where="batch", got=batch,
-                expected=f"a multiple of the {self.count} processes", mend="take another batch, or other processes",
-            )  # fmt: skip
-        share = batch // self.count
-        return slice(self.rank * share, (self.rank + 1) * share)
-
     def share(self, parameters: Iterable[Tensor], *values: float) -> tuple[float, ...]:
         """Make each gradient the mean over all processes, and return the sums of some values besides.
 
-        In one piece: what costs time is to meet at all.
+        In one piece: what costs time is to meet at all. What no process has a gradient of has none afterwards either:
+        AdamW, which lets decay whatever has one, then passes it over, as it does in one process.
         """
         if self.count == 1:
             return values
         parameters = list(parameters)
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        told = torch.tensor(values, device=self.device)
+        used = [float(p.grad is not None) for p in parameters]
+        told = torch.tensor([*values, *used], device=self.device)
         flat = self._accelerator.reduce(torch.cat([*(part.flatten() for part in parts), told]), "sum")
-        *means, sums = flat.split([*(p.numel() for p in parameters), len(values)])
-        for p, mean in zip(parameters, means, strict=True):
-            p.grad = mean.view_as(p) / self.count
+        *means, sums, used = flat.split([*(p.numel() for p in parameters), len(values), len(parameters)])
+        for p, mean, by in zip(parameters, means, used.tolist(), strict=True):
+            p.grad = mean.view_as(p) / self.count if by else None
         return tuple(sums.tolist())
 
     def total(self, *values: float) -> tuple[float, ...]:

@@ -5,88 +5,52 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from elman.data import Tokenizer
 from elman.data.files import open_own, read_file, reading, writing
-from elman.data.schema import (
-    Odd,
-    each,
-    file_name,
-    from_json,
-    maybe,
-    number,
-    parsed,
-    plain,
-    record,
-    text,
-    truth,
-    whole,
-)
+from elman.data.schema import Check, Odd, each, from_json, number, parsed, plain, record, text, truth, whole
 from elman.errors import DataError, InputError
 from elman.training.checkpoint import Checkpoints
 from elman.training.files import write_atomically
 from elman.training.weights import inside, weights_in
 
-# Of run folders, and of what `save_pretrained` writes. 2: digests of whole texts, and of the tokenizer. Raise it where
+# Of run folders, and of what `save_pretrained` writes. 2: digests of all that was read. Raise it where
 # an older elman would read a folder wrongly; those from _OLDEST on are read for good (tests/kept_run).
 FORMAT, _OLDEST = 2, 2
 CONFIG_SIZE = 2**24  # bytes of config.json
-_NAMES = 100_000  # of files in it
 _LINE, _LOG = 2**20, 2**31  # bytes of a line of the log, and of all of it
 
-_DATA = {
-    "files": each(file_name, _NAMES), "valid": maybe(file_name), "digest": text(64), "valid_digest": maybe(text(64)),
-}  # fmt: skip
-_MAYBE = {"unix_newlines": truth}
 _CONFIG = record(
     {"format": whole(0, 10**9)},
     {
         "task": text(100),
-        "tokenizer": record({}, {"kind": text(100), "digest": text(64)}),
-        "data": record({}, _DATA | _MAYBE),
         "training": each(plain, 1000, named=True),
     },
 )
 _figure = number(-1e30, 1e30, finite=False)
-_LOGGED = record(
-    {"step": whole(0, 10**15)},
-    {
-        **dict.fromkeys(("loss", "valid", "lr", "norm"), _figure),
-        "done": number(0, 1e15),
-        "symbols": whole(0, 10**18),
-        "seconds": number(0, 1e15),
-        "best": truth,
-        "sample": text(_LINE),
-        "plan": text(_LINE),
-        "reach": each(_figure, 10_000),
-        "stages": each(number(0, 1e15), 1000, named=True),
-        "measured": record(
-            {},
-            {
-                "nats_per_symbol": _figure,
-                "bits_per_character": _figure,
-                "symbols": whole(0, 10**18),
-                "unknown": whole(0, 10**18),
-                "whole": truth,
-            },
-        ),
-    },
-)
+_LOGGED = {
+    **dict.fromkeys(("loss", "valid", "lr", "norm"), _figure),
+    "done": number(0, 1e15),
+    "seconds": number(0, 1e15),
+    "best": truth,
+    "sample": text(_LINE),
+    "plan": text(_LINE),
+    "stages": each(number(0, 1e15), 1000, named=True),
+}
 
 
 class Run:
-    """A run folder: `config.json`, `model.safetensors`, `tokenizer.json`, `log.jsonl`, `checkpoints/`. No pickle.
+    """A run folder: `config.json`, `model.safetensors`, `log.jsonl`, `checkpoints/`, and what a task keeps. No pickle.
 
     Made by `Run.create`, `Run.open` or `Run.unfinished`. Every file but the log is written beside and renamed; the log
     grows line by line, and a line cut short by a crash is its last.
     """
 
-    FILES = ("config.json", "model.safetensors", "tokenizer.json", "log.jsonl")
+    FILES = ("config.json", "model.safetensors", "log.jsonl")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,23 +58,29 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: str | Path, config: dict, tokenizer: Tokenizer, *, overwrite: bool = False
+        cls,
+        folder: str | Path,
+        config: dict,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> Run:
         """A new run. Raises InputError if the folder is not empty, unless `overwrite` is set.
 
         config: the model's settings, and under "training" and "data" what it was trained with and on; JSON
-        values.
+        values. files: what stands beside the weights, by name.
         """
-        folder = Path(folder)
+        folder, files = Path(folder), files or {}
         cls.refuse_taken(folder, overwrite=overwrite)
         with _making(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 cls(folder).expect_own()
-                for path in (*(folder / name for name in cls.FILES), *cls(folder).made()):
+                for path in (*(folder / name for name in (*cls.FILES, *files)), *cls(folder).made()):
                     path.unlink(missing_ok=True)
         run = cls(folder)
-        run._write("tokenizer.json", tokenizer.to_json().encode())
+        for name, content in files.items():
+            run._write(name, content)
         run._write("log.jsonl", b"")
         # Last: a folder with a configuration is a run.
         run._write("config.json", _configuration(config))
@@ -185,16 +155,16 @@ class Run:
         return [*self.checkpoints.paths(), *boards, self.folder / "report.html"]
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
-        """A run that was saved. Raises DataError if this is none."""
+    def open(cls, folder: str | Path, *files: str) -> Run:
+        """A run that was saved. files: what has to be there besides. Raises DataError if this is none."""
         folder = Path(folder)
-        missing = [name for name in cls.FILES[:3] if not (folder / name).is_file()]
+        missing = [name for name in (*cls.FILES[:2], *files) if not (folder / name).is_file()]
         if missing:
             raise DataError(
                 what="this is no run folder" if len(missing) > 1 else f"the run has no {missing[0]}",
                 where=folder,
                 got="no such folder" if not folder.is_dir() else f"no {', '.join(missing)}",
-                mend="give what `elman train lm --out` named, after training ended or was stopped by Ctrl-C",
+                mend="give what `elman train … --out` named, after training ended or was stopped by Ctrl-C",
             )
         return cls(folder)
 
@@ -214,17 +184,10 @@ class Run:
             )
         return config
 
-    @property
-    def data(self) -> dict[str, Any]:
-        """What the run was trained on: `elman.data.Corpus.source`. Raises DataError where that is not said."""
-        where, mend = self.folder / "config.json", "name a text"
-        raw = json.dumps(self.config.get("data", {}))
-        what = "the run does not say what text was held out"
-        return from_json(raw, record(_DATA, _MAYBE), what=what, where=f"{where}, data", mend=mend)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer.load(self.folder / "tokenizer.json")
+    def section(self, name: str, check: Check, what: str, mend: str = "restore it, or train again") -> Any:
+        """A part of the configuration, checked. what: to be said where it is not as it should be. Raises DataError."""
+        raw = json.dumps(self.config.get(name))
+        return from_json(raw, check, what=what, where=f"{self.folder / 'config.json'}, {name}", mend=mend)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -232,7 +195,7 @@ class Run:
 
     @property
     def validation(self) -> float | None:
-        """Of the weights, mean nats per symbol; None if there are none, or none that were validated."""
+        """Of the weights, the figure by which they were chosen; None if there are none, or none that were validated."""
         from safetensors import SafetensorError
 
         try:
@@ -249,14 +212,17 @@ class Run:
         ):
             file.write((json.dumps({name: _short(value) for name, value in line.items()}) + "\n").encode())
 
-    def read_log(self) -> Iterator[dict[str, Any]]:
-        """The lines of the log, one at a time; what is none, or was cut short, is left out."""
-        return (line for line, _ in self._lines())
+    def read_log(self, known: Mapping[str, Check] | None = None) -> Iterator[dict[str, Any]]:
+        """The lines of the log, one at a time; what is none, or was cut short, is left out.
+
+        known: checks of names that every task has its own of.
+        """
+        return (line for line, _ in self._lines(known or {}))
 
     def begin_log(self, step: int) -> None:
         """Take out what was logged after a step, and what is no line of a log."""
         with self._saving(self._log), writing(self._log) as file:
-            for line, raw in self._lines():
+            for line, raw in self._lines({}):
                 if line["step"] <= step:
                     file.write(raw.rstrip(b"\n") + b"\n")
 
@@ -264,7 +230,8 @@ class Run:
     def _log(self) -> Path:
         return self.folder / "log.jsonl"
 
-    def _lines(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+    def _lines(self, known: Mapping[str, Check]) -> Iterator[tuple[dict[str, Any], bytes]]:
+        check = record({"step": whole(0, 10**15)}, {**_LOGGED, **known})
         if not os.path.lexists(self._log):
             return
         with reading(self._log, "the log", "remove it: a log is no part of the model") as file:
@@ -278,7 +245,7 @@ class Run:
                     raw = file.readline(_LINE)
                 if whole_line:
                     with contextlib.suppress(Odd):
-                        yield parsed(raw, _LOGGED), raw
+                        yield parsed(raw, check), raw
 
     def save(self, model: nn.Module, *, validation: float | None = None) -> None:
         """Write the model's weights. validation: what they reached."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from elman.models import LanguageModel
-from elman.models.dropout import LockedDropout
+from elman.recurrent import LockedDropout
 
 
 def test_the_same_units_are_out_at_every_step_and_others_in_each_sequence() -> None:

@@ -8,8 +8,7 @@ import torch
 
 from elman.data import built_in_text
 from elman.errors import InputError
-from elman.models import LanguageModel, NGram, evaluate_mixture
-from elman.training import evaluate
+from elman.models import LanguageModel, NGram, evaluate, evaluate_mixture
 
 CODES = torch.tensor([ord(c) % 64 for c in built_in_text()[:3000]])
 

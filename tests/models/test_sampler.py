@@ -172,10 +172,11 @@ def test_writing_runs_on_the_engine_whole() -> None:
     if isa() is None:
         pytest.skip("the compiled part is not there")
     made = model()
-    cells = [layer.cell for layer in made.layers]
     for options in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}):
-        rnn = elman.Recurrent(Sampler(made.embedding, cells, made.readout, None, **options), engine="native")
-        state = (torch.zeros(2, dtype=torch.int64), tuple(torch.zeros(2, 8) for _ in cells))
+        rnn = elman.Recurrent(
+            Sampler(made.embedding, made.stack.as_cell(), made.readout, None, **options), engine="native"
+        )
+        state = (torch.zeros(2, dtype=torch.int64), tuple(torch.zeros(2, 8) for _ in made.layers))
         with torch.no_grad():
             symbols, _ = rnn(None, state, steps=5)
         assert symbols.shape == (5, 2)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from elman.errors import DataError, ElmanError, StateError
-from elman.training.evaluation import estimate
 from elman.training.facts import check_facts, fitting
 from elman.training.fit import Step, Training, mean_of
 from elman.training.loggers import Logger
+from elman.training.measure import Measure
 from elman.training.run import Run
 
 _AVERAGED = 10  # steps to a line of the log
@@ -24,11 +26,11 @@ _SECONDS = 30.0  # between two checkpoints, where no number of steps is given
 
 @dataclass(frozen=True)
 class Validation:
-    """A look at held-out text. nats: per symbol, of a part of it. best: whether it is the best so far."""
+    """A look at held-out data: a quick figure of them. best: whether it is the best so far."""
 
     step: int
     seconds: float
-    nats: float
+    measure: Measure
     best: bool
 
 
@@ -36,13 +38,15 @@ class FolderGone(StateError):
     """The folder of a run that is training was removed or renamed."""
 
 
-class Keeper:
+class Trainer:
     """Trains, and keeps what must not be lost in a run folder; yields steps (means of ten) and validations.
 
         with locked(run.folder):
-            for event in Keeper(training, run, held_out):
+            for event in Trainer(training, run, measure):
                 …
 
+    measure: of the model as it is, on held-out data: a quick figure, by which the best weights are chosen. It is asked
+    in the first process alone.
     The weights of the best validation are the run's `model.safetensors`, which the model also ends with. Checkpoints
     are written every `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. What cannot
     be written while training goes on, best weights too, is told of and tried again at the next; the last time it
@@ -51,23 +55,23 @@ class Keeper:
     resume: go on from the newest checkpoint that is whole, if there is one; steps after it are taken out of the log.
     patience: stop after so many validations without a better one. tell: is given notes in words.
     loggers: told of what is logged, besides the run's log.jsonl.
-    sample: a text by the model as it is, logged with each validation; what it draws does not change the training.
+    sample: what the model makes as it is, in words, logged with each validation; what it draws does not change the
+    training.
     closing: what is logged once the whole run is over, by name, about the best weights.
     """
 
     def __init__(
-        self, training: Training, run: Run, held_out: Any, *, checkpoint_every: int | None = None,
+        self, training: Training, run: Run, measure: Callable[[], Measure], *, checkpoint_every: int | None = None,
         patience: int | None = None, resume: bool = False,
         tell: Callable[[str], None] = lambda words: None, loggers: Sequence[Logger] = (),
         sample: Callable[[], str] | None = None, closing: Mapping[str, Callable[[], Any]] | None = None,
     ) -> None:  # fmt: skip
-        self.training, self.run, self.held_out = training, run, held_out
+        self.training, self.run, self.measure = training, run, measure
         self.every, self.patience = checkpoint_every, patience
-        self.first = (
-            training.processes.first
-        )  # the only process that writes, looks at held-out text, and tells
+        self.first = training.processes.first  # the only process that writes, measures, and tells
         self.notify, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
         self.best: float | None = None
+        self.lower_is_better = True  # once there is a best one
         self.worse = 0  # validations since the best one
         self.unsaved: Any = (
             None  # a copy of the model with the best weights, where those could not be written
@@ -103,7 +107,9 @@ class Keeper:
                 if len(self.losses) == _AVERAGED or over:
                     mean = mean_of(step, self.losses)
                     self.losses = []
-                    self._log(vars(mean))
+                    self._log(
+                        {self.training.batches.unit if n == "count" else n: v for n, v in vars(mean).items()}
+                    )
                     yield mean
                 if over or int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS):
                     yield self._validate(step)
@@ -172,12 +178,15 @@ class Keeper:
 
     def _validate(self, step: Step) -> Validation:
         self.training.stages.begin()
-        (nats,) = self.training.processes.total(
-            estimate(self.training.model, self.held_out) if self.first else 0.0
+        mine = self.measure() if self.first else Measure(0.0, "", lower_is_better=False)
+        value, lower = self.training.processes.total(mine.value, float(mine.lower_is_better))
+        found = Validation(
+            step.step, step.seconds, replace(mine, value=value, lower_is_better=lower > 0), False
         )
-        best = self.best is None or nats < self.best
+        best = found.measure.beats(self.best)
+        found = replace(found, best=best)
         if best:
-            self.best, self.worse = nats, 0
+            self.best, self.lower_is_better, self.worse = value, lower > 0, 0
             if self.first:
                 self.unsaved = self.training.model
         else:
@@ -186,8 +195,7 @@ class Keeper:
             self._trying(self._save_best)
             if self.unsaved is self.training.model:  # which goes on to be trained
                 self.unsaved = copy.deepcopy(self.unsaved)
-        found = Validation(step.step, step.seconds, nats, best)
-        line = {"step": found.step, "seconds": found.seconds, "valid": found.nats, "best": found.best}
+        line = {"step": found.step, "seconds": found.seconds, "valid": value, "best": best}
         self.training.stages.end("validation")
         self._log(line | self._sampled())
         self.training.stages.end("samples")
@@ -198,7 +206,8 @@ class Keeper:
             return {}
         device = next(self.training.model.parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return {"sample": self.sample()}
+            words = self.sample()
+        return {"sample": words} if words else {}
 
     def _checkpoint(self) -> None:
         """A checkpoint on the way, which may fail."""
@@ -232,6 +241,8 @@ class Keeper:
         stages.begin()
         tensors, facts = self.training.state()
         kept = {"worse": self.worse, "losses": self.losses, "best": self.best, "stages": dict(stages.seconds)}
+        if not self.lower_is_better:
+            kept["lower_is_better"] = False
         if self.first:
             self._save_best()
             self.run.checkpoints.save(tensors, facts | kept)
@@ -245,8 +256,11 @@ class Keeper:
             return False
         _, facts = found
         self.worse, self.losses, self.best = facts["worse"], list(facts["losses"]), facts["best"]
+        self.lower_is_better = facts.get("lower_is_better", True)
         there = self.run.validation  # of the best weights, if they are there, and were written at all
-        if self.best is not None and (there is None or there > self.best):
+        if self.best is not None and (
+            there is None or Measure(self.best, "", lower_is_better=self.lower_is_better).beats(there)
+        ):
             self.best = there
         self.training.stages.seconds = dict(facts.get("stages", {}))
         if self.first:
@@ -254,5 +268,21 @@ class Keeper:
         return True
 
     def _take(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        check_facts(facts, kept=True)
+        check_facts(facts, self.training.batches.unit, kept=True)
         self.training.restore(tensors, facts)
+
+
+def fitted(
+    training: Training, measure: Callable[[], Measure], *, patience: int | None = None,
+    watch: Callable[[Step | Validation], None] = lambda event: None,
+) -> float | None:  # fmt: skip
+    """Train to the end, or to the end of patience, without a folder that stays; the model ends with its best weights.
+
+    watch: is shown each event. Returns the best figure.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run.create(Path(folder) / "run", {}, {})
+        trainer = Trainer(training, run, measure, patience=patience, checkpoint_every=10**12)
+        for event in trainer:
+            watch(event)
+        return trainer.best

@@ -1,4 +1,4 @@
-"""Measuring a model on a whole text."""
+"""Measuring a language model on a whole text."""
 
 from __future__ import annotations
 
