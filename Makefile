@@ -58,8 +58,8 @@ reproduce: setup  ## train and measure what docs/results.md tells of, in about a
 docs: setup  ## write the site into site/, the lecture run at full size; shorter: make docs ARGS=--small
 	@$(BIN)/python docs/build.py $(ARGS)
 
-notebooks: setup  ## write the pages of the lecture as notebooks into build/notebooks
-	@$(BIN)/python docs/build.py notebooks
+notebooks: setup  ## write the pages of the lecture as notebooks into build/notebooks; ARGS=--run runs them as well
+	@$(BIN)/python docs/build.py notebooks $(ARGS)
 
 freeze: setup  ## write what is installed now into constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \
