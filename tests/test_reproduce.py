@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import tasks
 from bench.reproduce import ROOT, TASKS
 from elman.data import built_in_text
 
@@ -41,3 +42,12 @@ def test_what_is_known_is_not_run_again(tmp_path: Path) -> None:
     assert page.count("not run") == 2 * (len(TASKS) + 1 - 1)  # one of them has two lines
     assert "elman" not in reproduce(tmp_path, "--only", "shakespeare").stdout.replace(str(tmp_path), "")
     assert {path.name: path.read_bytes() for path in (tmp_path / "kept").glob("*.json")} == kept
+
+
+def test_tasks_have_a_line_each_with_mean_and_spread(tmp_path: Path) -> None:
+    assert tasks.table(tmp_path) == ""
+    found = [
+        {"value": v, "name": "accuracy", "unit": "%", "baselines": {"n-grams": 0.8}} for v in (0.84, 0.86)
+    ]
+    (tmp_path / "task-names.json").write_text(json.dumps(found))
+    assert "| 2 | ≥ 84.5 % | accuracy 85.0 ± 1.4 % | n-grams 80.0 ± 0.0 % |" in tasks.table(tmp_path)
