@@ -440,7 +440,9 @@ def test_data_that_changed_are_not_measured_on(
     assert said.status == 0, said.err
     assert "not in training" not in said.out  # which is not known any more
     (tmp_path / "test.csv").write_text("text,label\nabab,unheard\n")
-    assert "was not there in training" in elman("evaluate", run, tmp_path / "test.csv").err
+    said = elman("evaluate", run, tmp_path / "test.csv")
+    assert "was not there in training" in said.err
+    assert "test.csv:2" in said.err
 
 
 def test_too_few_examples_to_hold_some_out(tmp_path: Path) -> None:

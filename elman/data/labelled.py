@@ -43,10 +43,12 @@ class Columns:
 
 @dataclass
 class Labelled:
-    """x: strings, or float32 tensors `[T, I]`, all with the same I. y: labels. digest: of all of it, hexadecimal."""
+    """x: strings, or float32 tensors `[T, I]`, all with the same I. y: labels. places: file and line of each.
+    digest: of x and y, hexadecimal."""
 
     x: Any = field(default_factory=list)
     y: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
 
     @property
     def digest(self) -> str:
@@ -57,7 +59,7 @@ class Labelled:
         return found.hexdigest()
 
     def rows(self, rows: Sequence[int]) -> Labelled:
-        return Labelled([self.x[i] for i in rows], [self.y[i] for i in rows])
+        return Labelled(*([values[i] for i in rows] for values in (self.x, self.y, self.places)))
 
 
 def read_labelled(paths: Sequence[Path], columns: Columns = Columns()) -> Labelled:
@@ -69,6 +71,7 @@ def read_labelled(paths: Sequence[Path], columns: Columns = Columns()) -> Labell
             first = one if first is None else first
             found.x.append(one)
             found.y.append(label)
+            found.places.append(where)
     if not found.x:
         raise DataError(
             what="there are no examples", where=", ".join(map(str, paths)), mend="give files that hold some"

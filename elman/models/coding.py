@@ -88,23 +88,26 @@ class Coding:
         return torch.tensor([BEGIN, *(self._symbols.get(c, UNKNOWN) for c in one), END])
 
     def sequences(self, x: Sequence[Any], inputs: int, where: object) -> list[Tensor]:
-        """Several. inputs: I of numbers. Raises DataError for what is not of the kind that was learnt from."""
-        for one in x:
+        """Several. inputs: I of numbers. where: all of them stand, or, a list, each. Raises DataError for what is not of
+        the kind that was learnt from."""
+        for row, one in enumerate(x):
             got = "a text" if isinstance(one, str) else f"{one.shape[1]} numbers a step"
             expected = "a text" if self.characters is not None else f"{inputs} numbers a step"
             if got != expected:
                 raise DataError(
-                    what="a sequence is not of the kind that the model learnt from", where=where, got=got,
-                    expected=expected, mend="give sequences as in training",
+                    what="a sequence is not of the kind that the model learnt from",
+                    where=where[row] if isinstance(where, list) else f"{where}[{row}]", got=got, expected=expected,
+                    mend="give sequences as in training",
                 )  # fmt: skip
         return [self.sequence(one) for one in x]
 
     def numbers(self, y: Sequence[Any], where: object) -> Tensor:
-        """int64 `[N]` of labels. Raises DataError for one that was not there in training."""
+        """int64 `[N]` of labels. where: as above. Raises DataError for one that was not there in training."""
         for row, label in enumerate(y):
             if label not in self._places:
                 raise DataError(
-                    what="a label was not there in training", where=where, got=f"{label!r:.60}, example {row + 1}",
+                    what="a label was not there in training",
+                    where=where[row] if isinstance(where, list) else f"{where}[{row}]", got=f"{label!r:.60}",
                     expected=", ".join(map(str, self.labels))[:200], mend="leave it out, or train with it",
                 )  # fmt: skip
         return torch.tensor([self._places[label] for label in y], dtype=torch.int64)

@@ -193,10 +193,7 @@ class Classify(Task):
         expect_memory(make, how["cell"], processes, "--hidden, --layers, --embedding")
         torch.manual_seed(training.seed)
         model = make().to(processes.device)
-        x, y = (
-            coding.sequences(learnt.x, inputs, settings.files[0]),
-            coding.numbers(learnt.y, settings.files[0]),
-        )
+        x, y = task.encoded(learnt, inputs)
         model.weight.copy_(coding.weights(None if settings.class_weight == "none" else settings.class_weight))
         if not symbols:
             model.standardise(x)
@@ -208,26 +205,18 @@ class Classify(Task):
             weight_decay=DECAY if training.weight_decay is None else training.weight_decay,
             average=AVERAGE if training.average is None else training.average,
         )  # fmt: skip
-        held_out = task.held_out(test, model, learnt, settings.valid or settings.files[0])
-        chosen = valid.rows(_some(len(valid.y)))
-        held_out.looked = (
-            coding.sequences(chosen.x, inputs, settings.valid or settings.files[0]),
-            coding.numbers(chosen.y, settings.valid or settings.files[0]),
-        )
+        looked = task.encoded(valid.rows(_some(len(valid.y))), inputs)
+        held_out = HeldOut(test, *task.encoded(test, inputs), learnt, looked)
         data = {
             "files": [str(f.resolve()) for f in settings.files],
             "valid": None if settings.valid is None else str(settings.valid.resolve()),
             **vars(settings.columns), "seed": training.seed, "digest": digest,
         }  # fmt: skip
         config = {**model.settings, "class_weight": settings.class_weight, "data": data}
+        apart = "" if settings.valid else f", {len(test.y):,} to measure on (seed {training.seed})"
         about = (
-            f"{len(x):,} sequences to learn from, {len(valid.y):,} to choose by"
-            + (
-                f", {len(test.y):,} to measure on (seed {training.seed})"
-                if settings.valid is None
-                else " and to measure on"
-            )
-            + f"; {len(coding.labels):,} labels"
+            f"{len(x):,} sequences to learn from, {len(valid.y):,} to choose by{apart or ' and to measure on'}; "
+            f"{len(coding.labels):,} labels"
         )
         return Prepared(task, model, ragged(x, y, batch, training.seed), held_out, training, config, about)
 
@@ -330,14 +319,12 @@ class Classify(Task):
         if files:
             test = read_labelled(files, columns)
         assert test is not None
-        return self.held_out(test, None, learnt, files[0] if files else run.folder, run.config.get("inputs"))
+        return HeldOut(test, *self.encoded(test, run.config["inputs"]), learnt)
 
-    def held_out(
-        self, examples: Labelled, model: Any, learnt: Labelled | None, where: Path, inputs: Any = None
-    ) -> HeldOut:
-        width = model.settings["inputs"] if model is not None else inputs
-        x = self.coding.sequences(examples.x, width, where)
-        return HeldOut(examples, x, self.coding.numbers(examples.y, where), learnt)
+    def encoded(self, examples: Labelled, inputs: int) -> tuple[list[Tensor], Tensor]:
+        """(x, y) as the model takes them. inputs: I of numbers."""
+        x = self.coding.sequences(examples.x, inputs, examples.places)
+        return x, self.coding.numbers(examples.y, examples.places)
 
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         if not files:
@@ -366,7 +353,7 @@ def _read(
     found = read_labelled(files, columns)
     if valid is not None:
         held_out = read_labelled([valid], columns)
-        return found, held_out, held_out, found.digest
+        return found, held_out, held_out, Labelled(found.x + held_out.x, found.y + held_out.y).digest
     places = {label: k for k, label in enumerate(sorted(set(found.y)))}
     shares = (1 - _HELD_OUT - _TEST, _HELD_OUT, _TEST)
     learnt, chosen, test = stratified([places[label] for label in found.y], shares, seed)
