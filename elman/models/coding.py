@@ -88,7 +88,7 @@ class Coding:
         return torch.tensor([BEGIN, *(self._symbols.get(c, UNKNOWN) for c in one), END])
 
     def sequences(self, x: Sequence[Any], inputs: int, where: object) -> list[Tensor]:
-        """Several. inputs: I of numbers. where: all of them stand, or, a list, each. Raises DataError for what is not of
+        """Several. inputs: I of numbers. where: they stand, all, or (a list) each. Raises DataError for what is not of
         the kind that was learnt from."""
         for row, one in enumerate(x):
             got = "a text" if isinstance(one, str) else f"{one.shape[1]} numbers a step"
