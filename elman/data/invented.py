@@ -1,0 +1,72 @@
+"""Sequences that nobody wrote, beside those that are there: what has to carry any of them over learns no habits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from elman.data.batches import Batch, Batches, Ragged
+
+_RANDOM, _CHANGED, _SHARE = 0.25, 0.35, 0.15
+
+
+def written(x: Sequence[Tensor], batch: int, seed: int = 0) -> Ragged:
+    """Batches (x [T, B, …], zero beyond each one's length, lengths [B]) of sequences [T, …]."""
+    counts = [len(one) for one in x]
+    return Ragged(
+        counts, lambda rows: (pad_sequence([x[i] for i in rows]), torch.tensor([counts[i] for i in rows])), batch, seed
+    )  # fmt: skip
+
+
+class Invented(Batches):
+    """Batches of which one half is invented: the front of one sequence on the back of another, anew in every batch.
+
+    Of symbols, a quarter of these are then drawn at random from all symbols, and of a third each symbol is exchanged
+    for any other with a probability of 0.15: rare symbols come up as often as others.
+
+    x: sequences int64 [T] or float [T, I]. batch: B, both halves together. symbols: (first, last) that are drawn, of
+    int64. In a batch, as of `written`: (x [T, B, …], lengths [B]). What is invented is no longer than the longest of x.
+    """
+
+    unit = "examples"
+
+    def __init__(
+        self, x: Sequence[Tensor], batch: int, seed: int = 0, symbols: tuple[int, int] | None = None
+    ) -> None:
+        self.x, self.seed, self.symbols = x, seed, symbols
+        self.real = written(x, max(batch // 2, 1), seed)
+        self.longest = max(map(len, x))
+        self.size, self.count = 2 * self.real.size, 2 * self.real.count
+
+    def __next__(self) -> Batch:
+        draw = random.Random(f"{self.seed} {self.position} {self.rank}")
+        self.real.position = self.position
+        batch = next(self.real)
+        self.position = self.real.position
+        x, lengths = batch.values
+        made = [self._made(draw) for _ in range(len(lengths))]
+        both = pad_sequence([*(x[:n, i] for i, n in enumerate(lengths.tolist())), *made])
+        counts = torch.cat([lengths, torch.tensor([len(one) for one in made])])
+        return Batch((both, counts), fresh=True, count=2 * batch.count, part=batch.part)
+
+    def holds(self, position: tuple[int, ...]) -> bool:
+        return self.real.holds(position)
+
+    def split(self, rank: int, processes: int) -> None:
+        super().split(rank, processes)
+        self.real.split(rank, processes)
+
+    def _made(self, draw: random.Random) -> Tensor:
+        front, back = draw.choice(self.x), draw.choice(self.x)
+        made = torch.cat([front[: draw.randint(1, len(front))], back[draw.randint(0, len(back) - 1) :]])
+        made = made[: self.longest]
+        if self.symbols is not None and (how := draw.random()) < _RANDOM + _CHANGED:
+            share = 1 if how < _RANDOM else _SHARE
+            for i in range(len(made)):
+                if draw.random() < share:
+                    made[i] = draw.randint(*self.symbols)
+        return made
