@@ -51,7 +51,14 @@ def _lines(folder: Path) -> list[str]:
     return [str(folder / "lines.txt")]
 
 
+def _names(folder: Path) -> list[str]:
+    names = [f"{first}{middle}{last}" for first in "abcd" for middle in ("an", "or", "i") for last in ("s", "ta", "o", "")]
+    (folder / "names.txt").write_text("\n".join(names) + "\n")
+    return [str(folder / "names.txt")]
+
+
 CASES: dict[str, Case] = {
+    "autoencode": Case(_names, ("--hidden", "8", "--embedding", "4", "--batch", "8")),
     "lm": Case(_text, ("--hidden", "8", "--embedding", "4", "--window", "8", "--batch", "4")),
     "toy": Case(_lines),
 }

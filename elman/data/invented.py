@@ -15,11 +15,17 @@ _RANDOM, _CHANGED, _SHARE = 0.25, 0.35, 0.15
 
 
 def written(x: Sequence[Tensor], batch: int, seed: int = 0) -> Ragged:
-    """Batches (x [T, B, …], zero beyond each one's length, lengths [B]) of sequences [T, …]."""
-    counts = [len(one) for one in x]
-    return Ragged(
-        counts, lambda rows: (pad_sequence([x[i] for i in rows]), torch.tensor([counts[i] for i in rows])), batch, seed
-    )  # fmt: skip
+    """Batches (x [T, B, …], zero beyond each one's length, lengths [B]) of sequences [T, …]; a step more than there are
+    is counted of each, as it has an end."""
+
+    def take(rows: list[int]) -> tuple[Tensor, Tensor]:
+        return _together([x[i] for i in rows])
+
+    return Ragged([len(one) + 1 for one in x], take, batch, seed, unit="steps")
+
+
+def _together(x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    return pad_sequence(list(x)), torch.tensor([len(one) for one in x])
 
 
 class Invented(Batches):
@@ -32,7 +38,7 @@ class Invented(Batches):
     int64. In a batch, as of `written`: (x [T, B, …], lengths [B]). What is invented is no longer than the longest of x.
     """
 
-    unit = "examples"
+    unit = "steps"
 
     def __init__(
         self, x: Sequence[Tensor], batch: int, seed: int = 0, symbols: tuple[int, int] | None = None
@@ -43,22 +49,20 @@ class Invented(Batches):
         self.size, self.count = 2 * self.real.size, 2 * self.real.count
 
     def __next__(self) -> Batch:
-        draw = random.Random(f"{self.seed} {self.position} {self.rank}")
+        draw = random.Random(f"{self.seed} {self.position}")
         self.real.position = self.position
-        batch = next(self.real)
+        x, lengths = next(self.real).values
         self.position = self.real.position
-        x, lengths = batch.values
-        made = [self._made(draw) for _ in range(len(lengths))]
-        both = pad_sequence([*(x[:n, i] for i, n in enumerate(lengths.tolist())), *made])
-        counts = torch.cat([lengths, torch.tensor([len(one) for one in made])])
-        return Batch((both, counts), fresh=True, count=2 * batch.count, part=batch.part)
+        real = [x[:n, i] for i, n in enumerate(lengths.tolist())]
+        # All processes invent the same, and each takes its part.
+        both = real + [self._made(draw) for _ in real]
+        mine = both[self.rank :: self.processes]
+        count = sum(len(one) + 1 for one in both)
+        part = sum(len(one) + 1 for one in mine) / count
+        return Batch(_together(mine or both[:1]), fresh=True, count=count, part=part)
 
     def holds(self, position: tuple[int, ...]) -> bool:
         return self.real.holds(position)
-
-    def split(self, rank: int, processes: int) -> None:
-        super().split(rank, processes)
-        self.real.split(rank, processes)
 
     def _made(self, draw: random.Random) -> Tensor:
         front, back = draw.choice(self.x), draw.choice(self.x)

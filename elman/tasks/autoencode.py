@@ -100,10 +100,9 @@ class Autoencode(Task):
     """See elman.models.Autoencoder. form: what sequences are made of. samples: some to show what comes back of them."""
 
     name, Settings, files = "autoencode", Settings, (FORM,)
-    unit = "sequence"
 
     def __init__(self, form: Form, samples: Sequence[Tensor] = ()) -> None:
-        self.form, self.samples = form, list(samples)
+        self.form, self.samples, self.unit = form, list(samples), "symbol" if form.size else "frame"
 
     # --- how it comes about ------------------------------------------------------------------------------------------
 
@@ -213,11 +212,10 @@ class Autoencode(Task):
     # --- what is said ------------------------------------------------------------------------------------------------
 
     def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
-        kind = "symbols" if self.form.size else "frames"
         yours = f", over {len(data.x):,} sequences"
         if measure.unit != "%":
             return [f"{measure}{yours}"]
-        return [f"{measure}, {100 * measure.details['symbols']:.2f} % of {kind}{yours}"]
+        return [f"{measure}, {100 * measure.details['symbols']:.2f} % of {self.unit}s{yours}"]
 
     # --- what is done with a run -------------------------------------------------------------------------------------
 
@@ -367,6 +365,6 @@ def _rolled(frames: Sequence[Sequence[int]]) -> str:
 
 
 Autoencode.part = Part(
-    unit="examples", loss="nats per symbol", figure="exact reconstruction", samples="What came back while it learned",
+    unit="steps", loss="nats per symbol", figure="exact reconstruction", samples="What came back while it learned",
     details=_DETAILS, logged={"between": each(_words, 100)}, sections=_sections,
 )  # fmt: skip
