@@ -52,8 +52,8 @@ def _lines(folder: Path) -> list[str]:
 
 
 def _names(folder: Path) -> list[str]:
-    names = [f"{first}{middle}{last}" for first in "abcd" for middle in ("an", "or", "i") for last in ("s", "ta", "o", "")]
-    (folder / "names.txt").write_text("\n".join(names) + "\n")
+    names = [f"{a}{b}{c}\n" for a in "abcd" for b in ("an", "or", "i") for c in ("s", "ta", "o", "")]
+    (folder / "names.txt").write_text("".join(names))
     return [str(folder / "names.txt")]
 
 

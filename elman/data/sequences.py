@@ -1,9 +1,9 @@
 """Sequences, a line each: plain lines of text, or JSON lines; and what they are made of.
 
-    Albers                                      # a text, in any file
-    "Albers"   {"text": "Albers"}               # the same in a file that ends in .jsonl
-    ["New", "York"]                             # symbols that are longer than a character
-    [[0, 1, 0], [1, 1, 0]]                      # an array [T, I], of numbers
+Albers                                      # a text, in any file
+"Albers"   {"text": "Albers"}               # the same in a file that ends in .jsonl
+["New", "York"]                             # symbols that are longer than a character
+[[0, 1, 0], [1, 1, 0]]                      # an array [T, I], of numbers
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from elman.data.files import reading
 from elman.data.schema import Odd, each, parsed, record, text, truth, whole
 from elman.errors import DataError
 
-END, UNKNOWN = 0, 1  # symbols that every alphabet has: where a sequence ends, and what was not there in training
+END, UNKNOWN = (
+    0,
+    1,
+)  # symbols that every alphabet has: where a sequence ends, and what was not there in training
 LONGEST = 10_000  # steps of a sequence
 _CHANNELS = 10_000
 _JSON = (".jsonl", ".ndjson")
@@ -87,7 +90,9 @@ def _from_json(line: str, place: str) -> Any:
         if isinstance(value, dict):
             value = value.get("text")
         if not isinstance(value, (str, list)) or not value:
-            raise Odd("", type(value).__name__, 'a text, {"text": …}, or a list of symbols or of lists of numbers')
+            raise Odd(
+                "", type(value).__name__, 'a text, {"text": …}, or a list of symbols or of lists of numbers'
+            )
         return value
     except Odd as odd:
         raise DataError(
@@ -161,7 +166,9 @@ class Form:
     def from_json(cls, raw: bytes) -> Form:
         """Raises Odd."""
         said = parsed(raw, _CHECK)
-        if bool(said["channels"]) == bool(said["symbols"]) or len(set(said["symbols"])) < len(said["symbols"]):
+        if bool(said["channels"]) == bool(said["symbols"]) or len(set(said["symbols"])) < len(
+            said["symbols"]
+        ):
             raise Odd("symbols", f"{len(said['symbols'])}", "symbols, each once, or channels")
         names = ("symbols", "joined", "channels", "binary")
         return cls(**{**{name: said[name] for name in names}, "symbols": tuple(said["symbols"])})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Autoencoder:
     ) -> Autoencoder:  # fmt: skip
         """Learn from sequences; returns itself.
 
-        valid: what the best weights are chosen by; None: one in twenty of them, at most 400, which are then not learnt
+        valid: what the best weights are chosen by; None: one in twenty of them, 10 … 400, which are then not learnt
         from. loss: what is minimised, (network, batch of (x, lengths), None) -> (loss, None). watch: is shown each step
         and each look. Raises InputError for what are no sequences of one kind.
         """
@@ -89,7 +90,7 @@ class Autoencoder:
             x = [form.encode(one, str(i)) for i, one in enumerate(sequences)]
             looked_at = [form.encode(one, str(i)) for i, one in enumerate(valid or ())]
         if not looked_at:
-            x, looked_at = parted(x, min(LOOKED_AT, len(x) // 20), self.seed)
+            x, looked_at = parted(x, looks(len(x)), self.seed)
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             network = network_of(form, x, **self.model)
@@ -112,7 +113,7 @@ class Autoencoder:
         return encoded(self.network, self._encoded(sequences))
 
     def decode(self, z: Tensor, longest: int | None = None) -> list[Any]:
-        """The sequences of vectors [N, H]. longest: steps after which one is cut off; None: twice the longest learnt."""
+        """The sequences of vectors [N, H]. longest: steps after which one ends; None: twice the longest learnt from."""
         z, width = torch.as_tensor(z), self.network.settings["hidden"]
         if z.ndim != 2 or z.shape[1] != width or not z.is_floating_point():
             raise InputError(
@@ -155,8 +156,8 @@ class Autoencoder:
         """The model of a folder by `save_pretrained`, or of a run folder: see `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
         form, network = opened(pretrained.settings_in(folder), folder, trust=trust, cell=cell, tell=tell)
-        settings = network.settings
-        made = cls(**{name: settings[name] for name in ("hidden", "cell", "layers", "embedding", "noise")})
+        made = cls()
+        made.model = {name: network.settings.get(name, value) for name, value in made.model.items()}
         made._form, made._network = form, network
         return made
 
@@ -171,7 +172,9 @@ class Autoencoder:
 
     def _there(self, part: Any) -> Any:
         if part is None:
-            raise StateError(what="the auto-encoder has learnt nothing yet", where="Autoencoder", mend="call fit first")
+            raise StateError(
+                what="the auto-encoder has learnt nothing yet", where="Autoencoder", mend="call fit first"
+            )
         return part
 
     def _encoded(self, sequences: Sequence[Any]) -> list[Tensor]:
@@ -180,19 +183,17 @@ class Autoencoder:
             return [form.encode(one, str(i)) for i, one in enumerate(sequences)]
 
 
-class _complaining:
+@contextmanager
+def _complaining() -> Iterator[None]:
     """Of what is no sequence, in the words of a call."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Odd):
-            raise InputError(
-                what="the sequences are not of one kind, or are none", where=f"sequences[{error.place}]",
-                got=error.got, expected=error.expected,
-                mend="give texts, lists of strings, or arrays [T, I] of finite numbers, none of them empty",
-            ) from error  # fmt: skip
+    try:
+        yield
+    except Odd as odd:
+        raise InputError(
+            what="the sequences are not of one kind, or are none", where=f"sequences[{odd.place}]" if odd.place else
+            "sequences", got=odd.got, expected=odd.expected,
+            mend="give texts, lists of strings, or arrays [T, I] of finite numbers, none of them empty",
+        ) from odd  # fmt: skip
 
 
 # --- what an estimator and a task have in common ----------------------------------------------------------------------
@@ -211,6 +212,11 @@ def batches_of(form: Form, x: Sequence[Tensor], batch: int, seed: int, *, plain:
     if plain:
         return written(x, batch, seed)
     return Invented(x, batch, seed, (UNKNOWN + 1, form.size - 1) if form.size else None)
+
+
+def looks(count: int) -> int:
+    """Of so many sequences, how many are put aside to choose the best weights by."""
+    return min(LOOKED_AT, max(count // 20, min(10, count // 4)))
 
 
 def parted(x: Sequence[Any], count: int, seed: int) -> tuple[list[Any], list[Any]]:

@@ -132,7 +132,7 @@ class AutoencoderNetwork(nn.Module):
         o, steps = self.outputs(z, x, lengths), torch.arange(len(x) + 1, device=x.device)[:, None]
         there, ends = steps <= lengths, (steps == lengths).to(o.dtype)
         if self.symbols:
-            y = F.pad(x, (0, 0, 0, 1), value=END)
+            y = F.pad(x, (0, 0, 0, 1)).masked_fill(steps >= lengths, END)
             return F.cross_entropy(o[there].float(), y[there])
         frames, goal = o[:-1, :, :-1][there[1:]], self._standard(x)[there[1:]]
         far = F.binary_cross_entropy_with_logits if self.binary else F.mse_loss
@@ -189,8 +189,11 @@ class AutoencoderNetwork(nn.Module):
 
 
 class Writer(nn.Module):
-    """One step of a writer that reads what it wrote itself, as a cell: (None, (last output [B, V], states), z [B, H]) ->
-    (output, new state). The output is an entry of the state, so a teacher can stand in for it."""
+    """One step of a writer that reads what it wrote itself, as a cell.
+
+    (None, (last output [B, V], states), z [B, H]) -> (output, new state). The output is an entry of the state, so a
+    teacher can stand in for it.
+    """
 
     def __init__(
         self, written: nn.Module, condition: nn.Module, stack: StackCell, readout: nn.Linear, binary: bool

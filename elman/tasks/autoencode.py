@@ -19,10 +19,10 @@ from elman.models.autoencoder import (
     DECAY,
     FORM,
     LOOKED_AT,
-    Compared,
     batches_of,
     compared,
     encoded,
+    looks,
     network_of,
     opened,
     parted,
@@ -77,7 +77,8 @@ class Settings:
         0.0, "Share of the symbols that are read as others in training (of numbers: standard deviation)."
     )
     teacher: float = option(
-        1.0, "Share of the steps at which the writer, in training, is told what it should have written before."
+        1.0,
+        "Share of the steps at which the writer, in training, is told what it should have written before.",
     )
     plain: bool = option(False, "Learn from the FILEs alone, from nothing that is invented.")
 
@@ -126,7 +127,7 @@ class Autoencode(Task):
                 mend="give more lines" if valid is None else "give lines that are not learnt from",
             )  # fmt: skip
         # The weights are chosen by sequences that are neither learnt from nor measured at the end.
-        learnt, looked_at = parted(learnt, min(LOOKED_AT, len(learnt) // 20), training.seed)
+        learnt, looked_at = parted(learnt, looks(len(learnt)), training.seed)
         form = _form(found, learnt)
         x, quick, test = ([_encode(form, found, one) for one in part] for part in (learnt, looked_at, ()))
         test = [_encode(form, {**found, **(valid or {})}, one) for one in held_out]
@@ -153,9 +154,12 @@ class Autoencode(Task):
         about = f"{len(x):,} sequences to learn from, {len(quick):,} to choose by, {len(test):,} held out, {kinds}"
         notes = []
         if valid is not None and len(held_out) < len(valid):
-            notes.append(f"{len(valid) - len(held_out):,} of {settings.valid} stand in what is learnt from and are left out")
+            left = f"{len(valid) - len(held_out):,} of {settings.valid}"
+            notes.append(f"{left} stand in what is learnt from and are left out")
         config = {**model.settings, "data": data, "training": {"plain": settings.plain}}
-        return Prepared(cls(form, quick[:5]), model, batches, HeldOut(quick, test), training, config, about, notes)
+        return Prepared(
+            cls(form, quick[:5]), model, batches, HeldOut(quick, test), training, config, about, notes
+        )
 
     @classmethod
     def opened(cls, run: Run, opening: Opening) -> tuple[Autoencode, AutoencoderNetwork]:
@@ -177,7 +181,6 @@ class Autoencode(Task):
         found = compared(model, data.quick if quick else data.x)
         if quick:
             return found.measure
-        # The first of each length are there however many there are, then those that went wrong.
         wrong = [pair for pair in found.pairs if not _same(*pair)]
         pairs = [*wrong[: _SHOWN // 2], *(pair for pair in found.pairs if _same(*pair))][:_SHOWN]
         details = {
@@ -194,13 +197,14 @@ class Autoencode(Task):
             return ""
         found = compared(model, self.samples)
         return "\n".join(
-            " → ".join(self.form.line(self.form.decode(one))[:_LONGEST] for one in pair) for pair in found.pairs
+            " → ".join(self.form.line(self.form.decode(one))[:_LONGEST] for one in pair)
+            for pair in found.pairs
         )
 
     def closing(self, model: Any, data: HeldOut) -> Mapping[str, Callable[[], Any]]:
         named: dict[str, Callable[[], Any]] = {"plan": lambda: str(model.explain())}
-        if self.form.size and len(data.quick) > 1:
-            named["between"] = lambda: self._between(model, data.quick[0], data.quick[1])
+        if self.form.size and len(ends := [*data.quick, *data.x][:2]) == 2:
+            named["between"] = lambda: self._between(model, *ends)
         return named
 
     def _between(self, model: Any, *ends: Tensor) -> list[str]:
@@ -224,7 +228,9 @@ class Autoencode(Task):
             found = _distinct(files)
             held_out = list(found)
         else:
-            said = run.section("data", _DATA, "the run does not say what was held out", "name a file to measure on")
+            said = run.section(
+                "data", _DATA, "the run does not say what was held out", "name a file to measure on"
+            )
             names = [Path(name) for name in said["files"]]
             own = None if said["valid"] is None else Path(said["valid"])
             if Path("-") in [*names, own]:
@@ -245,7 +251,9 @@ class Autoencode(Task):
                 )  # fmt: skip
         if not held_out:
             raise DataError(
-                what="there are no sequences", where=files[0] if files else run.folder, mend="give a line for each"
+                what="there are no sequences",
+                where=files[0] if files else run.folder,
+                mend="give a line for each",
             )
         x = [_encode(self.form, found, line) for line in held_out]
         return HeldOut(x, x)
@@ -327,7 +335,9 @@ def _notes(x: Tensor) -> list[list[int]]:
 
 def _sections(record: Record) -> dict[str, str]:
     measured, found = record.measured, {}
-    counts = {int(n): pair for n, pair in measured.get("by_length", {}).items() if n.isdecimal() and len(pair) == 2}
+    counts = {
+        int(n): pair for n, pair in measured.get("by_length", {}).items() if n.isdecimal() and len(pair) == 2
+    }
     points = [Point(n, 100 * good / count) for n, (good, count) in sorted(counts.items()) if count]
     if points and measured.get("unit") == "%":
         curve = Curve("exact", points, "first", marked=True)
@@ -355,9 +365,8 @@ def _rolled(frames: Sequence[Sequence[int]]) -> str:
     if not notes:
         return '<p class="none">nothing</p>'
     low, high = min(notes), max(notes)
-    marks = "".join(
-        f'<rect x="{2 * t}" y="{2 * (high - i)}" width="2" height="2"/>' for t, frame in enumerate(frames) for i in frame
-    )
+    cells = [(2 * t, 2 * (high - i)) for t, frame in enumerate(frames) for i in frame]
+    marks = "".join(f'<rect x="{x}" y="{y}" width="2" height="2"/>' for x, y in cells)
     return (
         f'<svg viewBox="0 0 {2 * len(frames)} {2 * (high - low + 1)}" role="img" aria-label="piano roll" '
         f'fill="var(--first)" style="margin: .5rem 0">{marks}</svg>'
