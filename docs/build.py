@@ -29,6 +29,7 @@ GUIDES = [
     "sequences",
     "drop_ins",
     "language_models",
+    "autoencode",
     "write_a_task",
     "other_cells",
 ]

@@ -206,6 +206,9 @@ def test_rolls_come_back() -> None:
     assert model.form.binary
     assert model.score(rolls) >= 0.9
     assert isinstance(model.reconstruct(rolls[:1])[0], np.ndarray)
+    with pytest.raises(InputError, match="of one kind") as error:
+        model.encode([rolls[0], rolls[1] / 2])
+    assert error.value.where == "sequences[1]"
 
 
 def test_numbers_are_standardised_and_come_back_about() -> None:
@@ -254,6 +257,8 @@ def test_nothing_works_before_it_has_learnt(words: Autoencoder) -> None:
         words.decode(torch.zeros(2, 3))
     with pytest.raises(InputError, match="nothing to measure"):
         words.score([])
+    with pytest.raises(InputError, match="both ends"):
+        words.interpolate("a", "b", 1)
 
 
 def test_a_form_is_written_and_read() -> None:

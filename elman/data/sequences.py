@@ -29,6 +29,7 @@ END, UNKNOWN = (
     1,
 )  # symbols that every alphabet has: where a sequence ends, and what was not there in training
 LONGEST = 10_000  # steps of a sequence
+_RAW = 2**24  # bytes of a line of JSON
 _CHANNELS = 10_000
 _JSON = (".jsonl", ".ndjson")
 _CHECK = record(
@@ -47,14 +48,16 @@ def read_sequences(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
     Raises DataError with file and line for what cannot be read.
     """
     for file in files:
+        in_json = file.suffix in _JSON
+        most = _RAW if in_json else 4 * LONGEST
         with _opened(file) as lines:
             number = 0
-            while raw := lines.readline(4 * LONGEST + 3):
+            while raw := lines.readline(most + 3):
                 number += 1
                 place = f"{file}:{number}"
-                line = _line(raw, place, number == 1)
+                line = _line(raw, place, most)
                 if line.strip():
-                    yield place, _from_json(line, place) if file.suffix in _JSON else line
+                    yield place, _from_json(line, place) if in_json else _text(line, place)
 
 
 @contextmanager
@@ -66,22 +69,30 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         yield lines
 
 
-def _line(raw: bytes, place: str, first: bool) -> str:
+def _line(raw: bytes, place: str, most: int) -> str:
+    raw = raw.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf")
+    if len(raw) > most:
+        raise _too_long(place, f"more than {most:,} bytes")
     try:
-        line = raw.decode("utf-8-sig" if first else "utf-8").rstrip("\n").removesuffix("\r")
+        return raw.decode()
     except UnicodeDecodeError as error:
-        if len(raw) <= 4 * LONGEST:  # otherwise it was cut
-            raise DataError(
-                what="the line is no UTF-8", where=place, got=f"byte 0x{raw[error.start]:02x} at {error.start}",
-                mend="convert the file to UTF-8, such as with iconv",
-            ) from error  # fmt: skip
-        line = "?" * (LONGEST + 1)
-    if len(line) > LONGEST and not line.lstrip().startswith("[["):
         raise DataError(
-            what="the line is too long", where=place, got=f"more than {LONGEST:,} characters",
-            expected="one sequence in a line", mend="cut it into lines",
-        )  # fmt: skip
+            what="the line is no UTF-8", where=place, got=f"byte 0x{raw[error.start]:02x} at {error.start}",
+            mend="convert the file to UTF-8, such as with iconv",
+        ) from error  # fmt: skip
+
+
+def _text(line: str, place: str) -> str:
+    if len(line) > LONGEST:
+        raise _too_long(place, f"{len(line):,} characters")
     return line
+
+
+def _too_long(place: str, got: str) -> DataError:
+    return DataError(
+        what="the line is too long", where=place, got=got, expected=f"one sequence of at most {LONGEST:,} steps",
+        mend="cut it into lines",
+    )  # fmt: skip
 
 
 def _from_json(line: str, place: str) -> Any:
@@ -142,6 +153,8 @@ class Form:
             x = _array(sequence, place)
             if x.shape[1] != self.channels:
                 raise Odd(place, f"{x.shape[1]} channels", f"{self.channels}")
+            if self.binary and not ((x == 0) | (x == 1)).all():
+                raise Odd(place, "other numbers", "0 and 1 alone")
             return x
         numbers = self._numbers
         return torch.tensor([numbers.get(symbol, UNKNOWN) for symbol in self._split(sequence, place)])
@@ -157,7 +170,7 @@ class Form:
         """A sequence as `read_sequences` reads it."""
         if isinstance(sequence, np.ndarray):
             return json.dumps(sequence.astype(int).tolist() if self.binary else sequence.round(4).tolist())
-        return sequence if self.joined else json.dumps(sequence, ensure_ascii=False)
+        return sequence if self.joined and "\n" not in sequence else json.dumps(sequence, ensure_ascii=False)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), ensure_ascii=False).encode()

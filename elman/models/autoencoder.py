@@ -128,6 +128,8 @@ class Autoencoder:
 
     def interpolate(self, a: Any, b: Any, count: int = 7) -> list[Any]:
         """`count` sequences on the straight line between the vectors of two, both ends included."""
+        if count < 2:
+            raise InputError(what="both ends are included", where="count", got=count, expected="2 or more")
         first, last = self.encode([a, b])
         share = torch.linspace(0, 1, count, dtype=first.dtype)[:, None]
         return self.decode(first + share * (last - first))
