@@ -66,11 +66,11 @@ class Invented(Batches):
 
     def _made(self, draw: random.Random) -> Tensor:
         front, back = draw.choice(self.x), draw.choice(self.x)
-        made = torch.cat([front[: draw.randint(1, len(front))], back[draw.randint(0, len(back) - 1) :]])
-        made = made[: self.longest]
-        if self.symbols is not None and (how := draw.random()) < _RANDOM + _CHANGED:
-            share = 1 if how < _RANDOM else _SHARE
-            for i in range(len(made)):
-                if draw.random() < share:
-                    made[i] = draw.randint(*self.symbols)
-        return made
+        cut, rest = draw.randint(1, len(front)), draw.randint(0, len(back) - 1)
+        made = torch.cat([front[:cut], back[rest:]])[: self.longest]
+        if self.symbols is None or (how := draw.random()) >= _RANDOM + _CHANGED:
+            return made
+        share = 1 if how < _RANDOM else _SHARE
+        return torch.tensor([
+            draw.randint(*self.symbols) if draw.random() < share else symbol for symbol in made.tolist()
+        ])  # fmt: skip

@@ -36,7 +36,7 @@ from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_mem
 from elman.training import Measure, Processes, Run
 
 BATCH = 64
-_SHOWN, _ROLLS, _LONGEST = 40, 3, 200  # pairs in a report; of them as pictures; characters or frames of each
+_SHOWN, _ROLLS, _LONGEST = 16, 3, 200  # pairs in a report; of them as pictures; characters or frames of each
 _BETWEEN = 7  # steps from one sequence to another
 _TOGETHER = 256  # lines of a file that are read before the first is answered
 
