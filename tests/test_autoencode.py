@@ -16,7 +16,7 @@ from elman.data.schema import Odd
 from elman.data.sequences import LONGEST, Form
 from elman.errors import DataError, InputError, StateError
 from elman.models import Autoencoder
-from elman.models.autoencoding import AutoencoderNetwork
+from elman.models.autoencoding import AutoencoderNetwork, together
 from tests.strangers import elman
 
 NAMES = Path(__file__).parents[2] / "shared" / "data" / "names"
@@ -117,6 +117,16 @@ def test_noise_is_of_training_alone() -> None:
 def test_settings_that_cannot_be(how: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         AutoencoderNetwork(**{"symbols": 9, **how})
+
+
+def test_long_sequences_are_read_a_few_at_a_time() -> None:
+    lengths = [*range(1, 700), 10_000, 9_000]
+    groups = together(lengths)
+    assert sorted(i for rows in groups for i in rows) == list(range(len(lengths)))
+    for rows in groups:
+        assert lengths[rows[0]] == max(lengths[i] for i in rows)
+        assert len(rows) == 1 or len(rows) * lengths[rows[0]] <= 2**18
+    assert len(groups) <= 6
 
 
 # --- what is invented -------------------------------------------------------------------------------------------------

@@ -19,14 +19,13 @@ from elman.data.schema import Odd, number, truth, whole
 from elman.data.sequences import LONGEST, UNKNOWN, Form
 from elman.errors import DataError, InputError, StateError
 from elman.models import pretrained
-from elman.models.autoencoding import AutoencoderNetwork
+from elman.models.autoencoding import AutoencoderNetwork, together
 from elman.models.stack import Cells, learning_rate
 from elman.training import Loss, Measure, Step, Training, Validation, fitted
 
 FORM = "sequences.json"  # beside the weights
 DECAY, AVERAGE = 0.01, 0.998  # of AdamW; of the mean of the weights that is kept
 LOOKED_AT = 400  # sequences of a quick look
-_BATCH = 256  # sequences that are read side by side
 _SURE = 1e-5  # of a figure, what a nat more is worth: less than one sequence of any number that is looked at
 _MEND = "restore the files of one model"
 _NEEDED = {"symbols": whole(0, pretrained.SIZE), "channels": whole(0, pretrained.SIZE), "binary": truth}
@@ -226,17 +225,19 @@ def parted(x: Sequence[Any], count: int, seed: int) -> tuple[list[Any], list[Any
     return [x[i] for i in sorted(order[count:])], [x[i] for i in order[:count]]
 
 
+def _batch(x: Sequence[Tensor], rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(x[i]) for i in rows], device=device)
+    return pad_sequence([x[i] for i in rows]).to(device), lengths
+
+
 @torch.no_grad()
 def encoded(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Tensor:
     """The vectors [N, H] of sequences."""
     was = network.training
     network.eval()
-    order = sorted(range(len(x)), key=lambda i: len(x[i]))
     z = network.condition.weight.new_empty(len(x), network.settings["hidden"])
-    for start in range(0, len(x), _BATCH):
-        rows = order[start : start + _BATCH]
-        lengths = torch.tensor([len(x[i]) for i in rows], device=z.device)
-        z[rows] = network.encode(pad_sequence([x[i] for i in rows]).to(z.device), lengths)
+    for rows in together(list(map(len, x))):
+        z[rows] = network.encode(*_batch(x, rows, z.device))
     network.train(was)
     return z
 
@@ -268,13 +269,11 @@ def compared(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Compared:
     """Sequences beside what the network makes of their vectors, by itself."""
     if not len(x):
         raise InputError(what="there is nothing to measure on", where="sequences", expected="at least one")
-    z, made = encoded(network, x), []
-    order = sorted(range(len(x)), key=lambda i: len(x[i]))
+    z = encoded(network, x)
     found: dict[int, Tensor] = {}
-    for start in range(0, len(x), _BATCH):
-        rows = order[start : start + _BATCH]
+    for rows in together(list(map(len, x))):
         # One step more than there are: it has to end by itself.
-        found |= dict(zip(rows, network.decode(z[rows], len(x[rows[-1]]) + 1), strict=True))
+        found |= dict(zip(rows, network.decode(z[rows], len(x[rows[0]]) + 1), strict=True))
     made = [found[i].cpu() for i in range(len(x))]
     by_length: dict[int, tuple[int, int]] = {}
     same = most = 0
@@ -310,8 +309,10 @@ def looked(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Measure:
         return found
     was, device = network.training, network.condition.weight.device
     network.eval()
-    lengths = torch.tensor([len(one) for one in x], device=device)
-    nats = float(network.loss(pad_sequence(list(x)).to(device), lengths)[0])
+    counts, nats = [len(one) + 1 for one in x], 0.0
+    for rows in together(counts):
+        mean, _ = network.loss(*_batch(x, rows, device))
+        nats += float(mean) * sum(counts[i] for i in rows) / sum(counts)
     network.train(was)
     return replace(found, value=found.value * (1 - _SURE * min(nats, 10.0)))
 

@@ -17,7 +17,10 @@ from elman.recurrent import LockedDropout, Recurrent, last
 from elman.recurrent.stacked import StackCell
 from elman.trace.initial import initial_state
 
-_BATCH = 256  # sequences that are written side by side
+_BATCH, _STEPS = (
+    256,
+    2**18,
+)  # sequences that are read or written side by side, and steps of all of them, at most
 # Cells whose state is one tensor of width H, which z can be. What others than these and an LSTM start from, they know
 # themselves; z is then told to them at every step only.
 _OF_ONE = ("elman", "jordan", "gru", "leaky")
@@ -151,7 +154,7 @@ class AutoencoderNetwork(nn.Module):
         """
         was, found, steps = self.training, [], (steps or self.longest) + 1
         self.eval()
-        for part in z.split(_BATCH):
+        for part in z.split(max(min(_BATCH, _STEPS // steps), 1)):
             start = part.new_zeros(len(part), self.readout.out_features), self._starts(part)
             o, _ = self._writer()(None, start, steps=steps, context=part)
             over = o.argmax(-1) == END if self.symbols else o[..., -1] > 0
@@ -215,6 +218,16 @@ def _frames(o: Tensor, binary: bool) -> Tensor:
     """What outputs say of the channels."""
     frames = o[..., :-1]
     return (frames > 0).to(o.dtype) if binary else frames
+
+
+def together(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of sequences that are read side by side, of like length, the longest ones first."""
+    order, found = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
+    while order:
+        most = max(min(_BATCH, _STEPS // lengths[order[-1]]), 1)
+        found.append(order[: -most - 1 : -1])
+        del order[-most:]
+    return found
 
 
 def _turned(x: Tensor, lengths: Tensor) -> Tensor:
