@@ -21,8 +21,8 @@ SEEDS = (0, 1, 2)
 HEAD = """
 ## Tasks
 
-Each is a command, with three seeds: mean and, in brackets, the lowest and the highest. Weights and settings were chosen by
-sequences that are not measured on.
+Each is a command, with three seeds: mean and, in brackets, the lowest and the highest. Weights and settings were chosen
+by sequences that are not measured on.
 
 | task | minutes | wanted | reached | command |
 |---|---|---|---|---|
