@@ -78,6 +78,6 @@ def section(kept: Path) -> str:
         if values:
             ends = f" ({shown(min(values), unit)} … {shown(max(values), unit)})" if len(values) > 1 else ""
             reached = shown(statistics.mean(values), unit) + ends
-        command = " ".join(word.lstrip("@") for word in job.words)
-        page += f"| {job.title} | {job.minutes:g} | {job.wanted} | {reached} | `elman train {command} --minutes {job.minutes:g}` |\n"
+        command = " ".join([*(word.lstrip("@") for word in job.words), f"--minutes {job.minutes:g}"])
+        page += f"| {job.title} | {job.minutes:g} | {job.wanted} | {reached} | `elman train {command}` |\n"
     return page
