@@ -48,5 +48,8 @@ def test_tasks_are_told_with_their_spread(tmp_path: Path) -> None:
     for seed, value in enumerate((0.99, 1.0)):
         (tmp_path / f"task-names-{seed}.json").write_text(json.dumps({"value": value, "unit": "%"}))
     page = tasks.section(tmp_path)
-    assert "| 99.5 % (99.0 % … 100.0 %) | `elman train autoencode names/*.txt --hidden 128 --minutes 10` |" in page
+    assert (
+        "| 99.5 % (99.0 % … 100.0 %) | `elman train autoencode names/*.txt --hidden 128 --minutes 10` |"
+        in page
+    )
     assert page.count("not run") == len(tasks.JOBS) - 1
