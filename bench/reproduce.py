@@ -2,7 +2,7 @@
 
     python -m bench.reproduce                       # all, about an hour; what is known already is not run again
     python -m bench.reproduce --only shakespeare --again
-    python -m bench.reproduce tasks                 # the tasks besides (bench/tasks.py)
+    python -m bench.reproduce tasks                 # what other tasks reach: bench/tasks.py
     python -m bench.reproduce --scale 0.02          # a rehearsal; docs/results.md stays as it is
 
 The texts are not part of the project: `--data FOLDER` names the folder that holds tinyshakespeare/input.txt and
@@ -104,7 +104,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    what: Annotated[str, typer.Argument(help="languages, or tasks: what the others reach")] = "languages",
+    what: Annotated[str, typer.Argument(help="all, or tasks")] = "all",
     data: Annotated[Path, typer.Option(help="the folder with the texts")] = ROOT.parent / "shared" / "data",
     only: Annotated[str, typer.Option(help=f"some of {', '.join([*TASKS, SPEED])}")] = "",
     again: Annotated[bool, typer.Option("--again", help="run what is known already, too")] = False,
@@ -123,12 +123,13 @@ def main(
     if scale != 1 and page == PAGE:
         page = kept / "results.md"
     if what == "tasks":
-        for name in only.split(",") if only else tasks.CASES:
-            if again or not (kept / f"task-{name}.json").is_file():
-                console.rule(name)
-                tasks.run(name, data, kept, scale)
-        return _write(page, kept, console)
-    names = only.split(",") if only else [*TASKS, SPEED]
+        for name in only.split(",") if only else tasks.JOBS:
+            for seed in tasks.SEEDS:
+                path = kept / f"task-{name}-{seed}.json"
+                if again or not path.is_file():
+                    console.rule(f"{name}, seed {seed}")
+                    _keep(path, tasks.run(tasks.JOBS[name], seed, data, kept / f"{name}-{seed}", scale))
+    names = [] if what == "tasks" else only.split(",") if only else [*TASKS, SPEED]
     for name in names:
         for side in SIDES if name in TASKS else ("both",):
             if again or not (kept / f"{name},{side}.json").is_file():
@@ -137,10 +138,6 @@ def main(
                 command = [sys.executable, "-m", "bench.reproduce", "--one", f"{name},{side}", *more]
                 if subprocess.run(command, cwd=ROOT).returncode:
                     raise typer.Exit(1)
-    return _write(page, kept, console)
-
-
-def _write(page: Path, kept: Path, console: Console) -> None:
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(page, written(kept).encode())
     console.print(f"written: {page}")
@@ -224,7 +221,6 @@ def written(kept: Path) -> str:
         for what, wanted in (("training", "1.6×"), ("writing", "4×")):
             ours, theirs = fast[what][OURS], fast[what][TORCH]
             page += f"| {what} | {wanted} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f}× |\n"
-    page += tasks.table(kept)
     page += RUNS
     for stem, result in found.items():
         if "nats" in result:
@@ -236,6 +232,8 @@ def written(kept: Path) -> str:
                 f"| {stem.replace(',', ', ')} | {result['parameters']:,} | {result['speed']:,.0f} | "
                 f"{result['passes']:.1f} | {result['threads']} | {settings} |\n"
             )
+    if list(kept.glob("task-*.json")):
+        page += tasks.section(kept)
     said = {
         "; ".join(f"{key}: {value}" for key, value in _lasting(result["about"])) for result in found.values()
     }

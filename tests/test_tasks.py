@@ -51,6 +51,12 @@ def _lines(folder: Path) -> list[str]:
     return [str(folder / "lines.txt")]
 
 
+def _names(folder: Path) -> list[str]:
+    names = [f"{a}{b}{c}\n" for a in "abcd" for b in ("an", "or", "i") for c in ("s", "ta", "o", "")]
+    (folder / "names.txt").write_text("".join(names))
+    return [str(folder / "names.txt")]
+
+
 def _labelled(folder: Path) -> list[str]:
     rows = [f"{k * 2654435761 % 2**31:o}"[: 3 + k % 6] for k in range(1, 120)]
     (folder / "rows.csv").write_text(
@@ -60,6 +66,7 @@ def _labelled(folder: Path) -> list[str]:
 
 
 CASES: dict[str, Case] = {
+    "autoencode": Case(_names, ("--hidden", "8", "--embedding", "4", "--batch", "8")),
     "classify": Case(
         _labelled,
         (

@@ -20,6 +20,10 @@ TASKS: dict[str, tuple[str, str]] = {
         "elman.tasks.lm:Language",
         "A language model: predict the next symbol of a text from all before it.",
     ),
+    "autoencode": (
+        "elman.tasks.autoencode:Autoencode",
+        "An auto-encoder: a line becomes a vector, and the vector the line again.",
+    ),
     "classify": ("elman.tasks.classify:Classify", "A classifier: one label for a sequence."),
 }
 
