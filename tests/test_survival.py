@@ -66,7 +66,9 @@ def test_a_restored_run_goes_on_to_the_same_bits(kind: str, stop: int, tmp_path:
     def begin() -> tuple[Any, Training]:
         model, _, tokens = small() if kind == "odd" else small(kind)
         model = Odd() if kind == "odd" else model
-        return model, Training(model, data.windows(tokens, 16, 8), steps=30)
+        return model, Training(
+            model, data.windows(tokens, 16, 8), steps=30, average=0.9 if stop == 7 else None
+        )
 
     model, whole = begin()
     expected = [step.loss for step in whole]
@@ -79,6 +81,8 @@ def test_a_restored_run_goes_on_to_the_same_bits(kind: str, stop: int, tmp_path:
     torch.manual_seed(99)
     rest.restore(*training.load_checkpoint(tmp_path / "c"))
     assert [step.loss for step in rest] == expected[stop:]
+    with rest.averaged(), whole.averaged():
+        assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(model), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(weights(again), weights(model), strict=True))
 
 

@@ -187,6 +187,36 @@ def test_weight_decay_follows_the_length_of_the_text() -> None:
         decay(tokens, weight_decay=-1)
 
 
+def test_the_average_is_its_equation_and_what_a_trainer_saves(tmp_path: Path) -> None:
+    model, tokens, decay = Counted(), torch.randint(5, (500,)), 0.5
+    made = training.Training(model, data.windows(tokens, 5, 4), steps=32, lr=0.1, average=decay)
+    expected, looks = model.logits.detach().clone(), []
+
+    def measure() -> training.Measure:
+        looks.append(model.logits.detach().clone())
+        return training.Measure(-float(len(looks)), "minus looks")  # each better than the one before
+
+    run = training.Run.create(tmp_path / "run", {})
+    raw = []
+    for event in training.Trainer(made, run, measure):
+        if isinstance(event, training.Validation):
+            raw.append(model.logits.detach().clone())
+    weights: list[Tensor] = []
+    again = Counted()
+    for step in training.fit(again, data.windows(tokens, 5, 4), steps=32, lr=0.1):
+        now = min(decay, (1 + step.step) / (10 + step.step))
+        expected = now * expected + (1 - now) * again.logits.detach()
+        weights.append(expected)
+    assert len(looks) == 16
+    assert torch.allclose(looks[-1], expected)
+    assert torch.allclose(looks[3], weights[7])
+    assert not torch.allclose(raw[3], looks[3])  # it goes on to be trained from where it was
+    assert torch.equal(run.weights["logits"], looks[-1])
+    assert torch.equal(model.logits.detach(), looks[-1])  # the model ends with its best weights
+    with pytest.raises(InputError, match="decay of a mean"):
+        training.Training(model, data.windows(tokens, 5, 4), steps=3, average=1.0)
+
+
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_evaluation_does_not_depend_on_the_window_and_is_one_long_pass(cell: str) -> None:
     model, _, tokens = small(cell)

@@ -64,6 +64,10 @@ class TrainingSettings:
     )
     clip: float = option(1.0, "Largest norm of the gradient.")
     weight_decay: float | None = option(None, "Of AdamW. (default: by how much there is to learn from)")
+    average: float | None = option(
+        None,
+        "Decay of a moving average of the weights, which is kept as the model; 0.998, 0: none. (default: by task)",
+    )
     seed: int = option(0, "Of the first weights and of the order of reading.", min=-(2**63), max=2**63 - 1)
 
 

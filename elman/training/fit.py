@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from elman.data.batches import Batch, Batches
 from elman.errors import DataError, ElmanError, InputError
+from elman.training.average import Average
 from elman.training.facts import check_facts, check_tensors, expect_like
 from elman.training.processes import Processes
 from elman.training.stopwatch import Stages
@@ -67,6 +69,8 @@ class Training:
     batches: what is read (`elman.data.Batches`); this training alone reads them. loss: what is minimised; by default
     `model.loss(*batch.values, state)`. weight_decay: of AdamW, for matrices; by default as much as lets a weight
     remember about the last five passes over the data, so that little is not learnt by heart and much is not held back.
+    average: the decay of an exponential moving average of the weights, which the model has inside of `averaged()`; 0 or
+    None for none. What a `Trainer` measures and saves as the model is then the average; 0.998 is over some 500 steps.
     stop: once set, the run ends after the step that is being made.
     processes: those that train together, and their precision; each has a `Training` with the same arguments.
 
@@ -84,7 +88,8 @@ class Training:
     def __init__(
         self, model: Any, batches: Batches, *, loss: Loss | None = None, steps: int | None = None,
         minutes: float | None = None, lr: float = 4e-3, clip: float = 1.0, weight_decay: float | None = None,
-        warmup: int = 100, seed: int = 0, stop: threading.Event | None = None, processes: Processes | None = None,
+        warmup: int = 100, seed: int = 0, average: float | None = None, stop: threading.Event | None = None,
+        processes: Processes | None = None,
     ) -> None:  # fmt: skip
         if (steps is None) == (minutes is None):
             raise InputError(
@@ -108,6 +113,11 @@ class Training:
                 what="weight_decay must not be below 0", where="weight_decay", got=weight_decay,
                 mend="leave it out for the default",
             )  # fmt: skip
+        if not 0 <= (average or 0) < 1:
+            raise InputError(
+                what="average is the decay of a mean, below 1", where="average", got=average, expected="such as 0.998",
+                mend="leave it out for the default",
+            )  # fmt: skip
         self.weight_decay = weight_decay
         self.warmup = min(warmup, max(steps // 10, 1)) if steps else warmup
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -118,6 +128,7 @@ class Training:
             {"params": [p for p in parts if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+        self.average = Average(self.parameters, average) if average else None
         self.carried: Any = None
         self.stages = Stages()
         self.step, self.count, self.done, self.seconds = 0, 0, 0.0, 0.0
@@ -153,8 +164,10 @@ class Training:
                 self.batches.position, self.carried = position, before
                 raise self._diverged(loss, norm, lambda batch=batch, before=before: self._loss(batch, before))
             self.optimizer.step()
-            self.stages.end("optimiser")
             self.step += 1
+            if self.average is not None:
+                self.average.update(self.step)
+            self.stages.end("optimiser")
             self.count += batch.count
             self.seconds, self.stopped = seconds, stop
             self.done = self._done()
@@ -203,6 +216,10 @@ class Training:
             mend=f"train again with a lower learning rate (it was {self.lr:g}) or a lower clip",
         )
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the averaged weights; without `average` those that it has anyway."""
+        return nullcontext() if self.average is None else self.average.taken()
+
     # --- stopping and going on --------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -211,6 +228,8 @@ class Training:
         for name, p in self.parameters.items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
+        for name, value in self.average.values.items() if self.average else ():
+            tensors[f"average.{name}"] = value
         tensors["random"] = self.processes.gathered(torch.get_rng_state())
         plain = []
         for i, leaf in enumerate(pytree.tree_leaves(self.carried)):
@@ -232,6 +251,8 @@ class Training:
         drawn = torch.get_rng_state()
         try:
             check_tensors(tensors, self.model.state_dict(), self.parameters)
+            for name, p in self.parameters.items() if self.average else ():
+                expect_like(f"average.{name}", tensors, p)
             if not self.batches.holds(tuple(facts["position"])):
                 raise ValueError(f"there is no position {facts['position']} in the data")
             carried = None if facts["carried"] is None else self._structured(tensors, facts["carried"])
@@ -254,6 +275,9 @@ class Training:
                 for key, value in kept.items()
                 if key in ("step", "exp_avg", "exp_avg_sq")
             }
+        if self.average is not None:
+            for name, value in self.average.values.items():
+                value.copy_(tensors[f"average.{name}"])
         self.carried, self.batches.position = carried, tuple(facts["position"])
         self.step, self.count = facts["step"], facts[self.batches.unit]
         self.seconds = facts["seconds"]

@@ -47,10 +47,11 @@ class Trainer:
 
     measure: of the model as it is, on held-out data: a quick figure, by which the best weights are chosen. It is asked
     in the first process alone.
-    The weights of the best validation are the run's `model.safetensors`, which the model also ends with. Checkpoints
-    are written every `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. What cannot
-    be written while training goes on, best weights too, is told of and tried again at the next; the last time it
-    raises. So does a run folder that is not there any more (`FolderGone`), when something is to be written in it.
+    The weights of the best validation are the run's `model.safetensors`, which the model also ends with; where training
+    keeps an average of the weights, it is the average that is looked at and saved. Checkpoints are written every
+    `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. What cannot be written while
+    training goes on, best weights too, is told of and tried again at the next; the last time it raises. So does a run
+    folder that is not there any more (`FolderGone`), when something is to be written in it.
 
     resume: go on from the newest checkpoint that is whole, if there is one; steps after it are taken out of the log.
     patience: stop after so many validations without a better one. tell: is given notes in words.
@@ -112,7 +113,9 @@ class Trainer:
                     )
                     yield mean
                 if over or int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS):
-                    yield self._validate(step)
+                    with self.training.averaged():
+                        found = self._validate(step)
+                    yield found
                 done = step.done
                 due = (
                     step.seconds - saved_at > _SECONDS if self.every is None else step.step % self.every == 0
@@ -147,7 +150,8 @@ class Trainer:
         """Go on in the folder of a new run, where a checkpoint and weights are written now: the best ones if they were
         not written yet, otherwise those that training has come to."""
         if self.unsaved is None:
-            self.unsaved, self.best, self.worse = self.training.model, None, 0
+            with self.training.averaged():
+                self.unsaved, self.best, self.worse = copy.deepcopy(self.training.model), None, 0
         self.run = run
         self._save()
 
@@ -161,7 +165,8 @@ class Trainer:
         """Take the best weights, and log what belongs to the end, but what an earlier process logged already."""
         self._save_best()
         if self.run.validation is None:  # there was none, or somebody removed the weights
-            self.run.save(self.training.model, validation=self.best)
+            with self.training.averaged():
+                self.run.save(self.training.model, validation=self.best)
         elif self.finished:
             model, where = self.training.model, self.run.folder / "model.safetensors"
             model.load_state_dict(fitting(self.run.weights, model.state_dict(), where))
