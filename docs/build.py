@@ -23,7 +23,15 @@ from docs.execute import Piece, run  # noqa: E402
 
 DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "site"
 LECTURE = DOCS / "lecture"
-GUIDES = ["write_a_cell", "drawing", "sequences", "drop_ins", "language_models", "other_cells"]
+GUIDES = [
+    "write_a_cell",
+    "drawing",
+    "sequences",
+    "drop_ins",
+    "language_models",
+    "write_a_task",
+    "other_cells",
+]
 INSIDE = ["pipeline", "native", "results", "versions"]
 
 # Code, displayed equations, equations in a line; the first that begins wins, so a dollar in code stays a dollar.

@@ -178,7 +178,8 @@ class LSTM(torch.nn.Module):
 
     def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """Zeros ([B, H], [B, H])."""
-        return self.W.new_zeros(batch, self.hidden_size), self.W.new_zeros(batch, self.hidden_size)
+        W, size = self.W, self.hidden_size
+        return W.new_zeros(batch, size), W.new_zeros(batch, size)
 
     def extra_repr(self) -> str:
         return _sizes(self.input_size, self.hidden_size)

@@ -155,6 +155,11 @@ def prepare(
     processes.first_does(lambda: _check(keeping))
     prepared = kind.prepare(settings, training, processes, tell)
     own, how = dict(prepared.config), asdict(prepared.training)
+    if own.get("training", {}).get("init_from") == str(keeping.out.resolve()):
+        raise InputError(
+            what="a run cannot begin with its own weights", where="--init-from", got=keeping.out,
+            mend="choose another --out, or go on with it by --resume auto",
+        )  # fmt: skip
     made = Training(
         prepared.model, prepared.batches, loss=prepared.task.loss, processes=processes,
         **{name: value for name, value in how.items() if name != "batch"},

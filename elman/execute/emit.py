@@ -20,9 +20,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
+from torch._C._functorch import peek_interpreter_stack
 
 from elman import noise
 from elman.circuit import graphs
@@ -50,6 +52,24 @@ def emit(
         packed rows `[N, …]`.
     """
     return _Emitter(plan, make, runner, ends, single, ragged).function()
+
+
+class _Zeros(dict[Any, torch.Tensor]):
+    """Size -> zeros like a port's, which are one number in memory and never written to. Those of recent sizes are
+    kept, since a call on a short sequence feels what it takes to make them."""
+
+    def __init__(self, port: InPort) -> None:
+        super().__init__()
+        with outside():
+            self.zero = torch.zeros(port.shape, dtype=port.dtype, device=port.device)
+
+    def __missing__(self, size: Any) -> torch.Tensor:
+        made = self.zero.expand(size)
+        if peek_interpreter_stack() is None and type(made) is torch.Tensor:
+            if len(self) > 64:
+                self.clear()
+            self[size] = made
+        return made
 
 
 class _Emitter:
@@ -164,9 +184,8 @@ class _Emitter:
             leading = "rows" if port.rows else "steps"
         elif timed and not self.single:
             leading = f"steps, {leading}".rstrip(", ")
-        with outside():
-            zero = torch.zeros(port.shape, dtype=port.dtype, device=port.device)
-        return f"{self.python.constant(zero, 'zero')}.expand({tuple_of(leading, *port.shape)})"
+        zeros = self.python.constant(_Zeros(port), "zeros")
+        return f"{zeros}[{tuple_of(leading, *port.shape)}]"
 
     # --- stages and loop ------------------------------------------------------------------------------------------
 

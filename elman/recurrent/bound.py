@@ -7,16 +7,19 @@ comparing takes a few microseconds. Whatever differs, the call is bound anew, so
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import torch
+from torch._C import _is_any_autocast_enabled
 
 from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, specs, take
 from elman.errors import InputTypeError
+from elman.execute import Call
 from elman.recurrent.programs import Binding, Captured, Owned, Teacher, indivisible
 from elman.segments import Layout
 from elman.trace.call import store_of
+from elman.trace.initial import own_state
 
 Tensor = torch.Tensor
 
@@ -25,7 +28,8 @@ class Arguments(NamedTuple):
     """The arguments of a call, taken apart: tensors in order, and how they lie in x, state, context and teacher.
 
     leading: dimensions of x before its widths. packed: whether x lies as circuits run it, and outputs shall.
-    weight: of the teacher.
+    weight: of the teacher. key: what calls that are like one another have in common, besides what their tensors are
+    like; of the arguments as the user gave them. from_cell: whether the state is the cell's own, since none was given.
     """
 
     leading: int
@@ -36,11 +40,13 @@ class Arguments(NamedTuple):
     taught: list[Tensor]
     structures: tuple[Structure, Structure, Structure, Structure]
     weight: Tensor | None
+    key: tuple[Any, ...]
+    from_cell: bool = False
 
     @classmethod
     def of(
         cls, leading: int, x: Any, state: Any, context: Any = None, teacher: Any = None, weight: Any = None,
-        packed: bool = False,
+        packed: bool = False, step: bool = False,
     ) -> Arguments:  # fmt: skip
         try:
             (xs, of_x), (states, of_state), (contexts, of_context) = _part(x), _part(state), _part(context)
@@ -50,17 +56,13 @@ class Arguments(NamedTuple):
                 flatten(value, name)  # which says where
             raise
         structures = of_x, of_state, of_context, of_teacher
-        return cls(leading, packed, xs, states, contexts, taught, structures, weight)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What calls that are like one another have in common, besides what their tensors are like."""
-        return self.structures, self.leading, None if self.weight is None else self.weight.dtype
+        key = structures, leading, step, None if weight is None else weight.dtype
+        return cls(leading, packed, xs, states, contexts, taught, structures, weight, key)
 
     @property
     def forms(self) -> list[Any]:
         """Shape, dtype and device of every tensor, to be compared."""
-        return [*map(_form, (*self.xs, *self.states, *self.contexts, *self.taught))]
+        return [*map(form, (*self.xs, *self.states, *self.contexts, *self.taught))]
 
     def cast(self, dtype: torch.dtype) -> Arguments:
         """With floats in another dtype."""
@@ -68,23 +70,35 @@ class Arguments(NamedTuple):
         xs, states, contexts, taught = ([_cast(t, dtype) for t in part] for part in parts)
         return self._replace(xs=xs, states=states, contexts=contexts, taught=taught)
 
-    def starting(self, states: list[Tensor], structure: Structure) -> Arguments:
+    def starting(self, states: list[Tensor], structure: Structure, from_cell: bool = False) -> Arguments:
         """With another state."""
-        x, _, context, teacher = self.structures
-        return self._replace(states=states, structures=(x, structure, context, teacher))
+        leading, packed, xs, _, contexts, taught, (x, _, context, teacher), weight, key, _ = self
+        structures = x, structure, context, teacher
+        return Arguments(leading, packed, xs, states, contexts, taught, structures, weight, key, from_cell)
+
+    def self_started(self, cell: torch.nn.Module, batch: int) -> Arguments:
+        """With the state that a cell says it starts from."""
+        state = own_state(cell, batch)
+        try:
+            return self.starting(*_part(state), from_cell=True)
+        except InputTypeError:
+            return self.starting(*flatten(state, "state"), from_cell=True)  # which says where
 
 
 def _part(value: Any) -> tuple[list[Tensor], Structure]:
-    """`flatten` without a name; most arguments are a tensor or nothing."""
+    """`flatten` without a name; most arguments are a tensor, nothing, or a few tensors."""
     if type(value) is Tensor:
         return [value], TENSOR
     if value is None:
         return [], NOTHING
+    if type(value) is tuple and {*map(type, value)} == {Tensor} and len(value) < len(_TENSORS):
+        return [*value], _TENSORS[len(value)]
     tensors: list[Tensor] = []
     return tensors, take(value, tensors)
 
 
-_form = attrgetter("shape", "dtype", "device")
+_TENSORS = [("tuple", *[TENSOR] * count) for count in range(5)]
+form = attrgetter("shape", "dtype", "device")
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -95,76 +109,81 @@ class BoundCall:
     """A call that has been made on a cell.
 
     key: of the arguments that it serves. binding: the program; None for a step that has to be the cell's own.
-    unchanged: whether the cell is as it was; None where nobody can tell, and the call has to be bound every time.
+    unchanged: whether the cell is as it was. from_cell: whether the cell says itself where it starts from.
     """
 
     def __init__(
-        self, key: Any, cell: torch.nn.Module, reverse: bool, binding: Binding | None, args: Arguments,
-        unchanged: Callable[[], bool] | None,
-    ) -> None:  # fmt: skip
-        self.key, self.cell, self.reverse, self.binding = key, cell, reverse, binding
+        self,
+        layer: Any,
+        binding: Binding | None,
+        args: Arguments,
+        unchanged: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.key, self.binding = args.key, binding
+        self.cell, self.reverse, self.engine = layer._modules["cell"], layer.reverse, layer.engine
         self.unchanged = unchanged
+        self.state, self.from_cell = args.structures[1], args.from_cell
         self.specs = [
             (leading, *spec)
             for leading, part in ((args.leading, args.xs), (1, args.states), (1, args.contexts))
             for spec in specs(part, leading)
         ]
-        # The forms of the latest call that had every step, and its layout: the same ones need no look.
-        self.latest: tuple[list[Any], Any] = [], None
-        self.device = next((t.device.type for t in (*args.xs, *args.states)), "cpu")
+        self._like: list[Any] | None = (
+            None  # the forms of the latest call that had every step, as users gave it
+        )
+        self._started: list[Any] = []  # the forms of the cell's own state there
+        self.layout: Layout | None = None  # its layout
+        self.call = Call(0, 0, 0, "auto")  # what it handed down
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
         self._inputs = [
-            store_of(cell, source.place)[source.place.key] if isinstance(source, Owned)
+            store_of(self.cell, source.place)[source.place.key] if isinstance(source, Owned)
             else source.tensor if isinstance(source, Captured)
             else None
             for source in binding.sources
         ]  # fmt: skip
         self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
         self._taught = [(i, s.index) for i, s in enumerate(binding.sources) if isinstance(s, Teacher)]
-        self._output = _filling(binding.output)
-        self._final = _filling(binding.state)
+        self._output = _filling(binding.output, binding.outputs)
+        self._final = _filling(binding.state, binding.finals)
         self._whole, self._cut = indivisible(binding, cuts=False), indivisible(binding, cuts=True)
+        self.has_noise = binding.program.has_noise
+        self.zeros: tuple[None, ...] = (None,) * len(binding.finals)  # a state that is not given
 
     def holds(self, layer: Any) -> bool:
         """Whether it still is what the layer's cell says."""
         return (
-            layer._modules["cell"] is self.cell
-            and layer.reverse is self.reverse
-            and self.unchanged is not None
+            layer._modules["cell"] is self.cell and layer.reverse is self.reverse and layer.engine == self.engine
             and self.unchanged()
-        )
+        )  # fmt: skip
 
-    def holds_for(self, layer: Any, args: Arguments) -> bool:
-        """Whether it serves a call with the same key that has every step, because its tensors are like the latest."""
-        return (
-            self.latest[0] == args.forms
-            and args.weight is None
-            and not torch.is_autocast_enabled(self.device)
-            and self.holds(layer)
-        )
+    def serves(self, layer: Any, args: Arguments) -> bool:
+        """Whether a call with the same key that has every step is the latest one again, on other numbers."""
+        return self._like == args.forms and not _is_any_autocast_enabled() and self.holds(layer)
 
-    def note(self, args: Arguments, layout: Layout) -> None:
-        """Remember what the tensors of a call that has every step are like."""
-        if args.xs and not layout.is_cut and not args.packed:
-            self.latest = args.forms, layout
+    def note(self, forms: list[Any], args: Arguments, layout: Layout | None, call: Call) -> None:
+        """Remember the latest call that had every step. forms: of what the user gave; args: with a state."""
+        self._like, self._started = forms, [*map(form, args.states)]
+        self.layout, self.call = layout, call
+
+    def starts_like(self, args: Arguments) -> bool:
+        """Whether the cell's own state is what it was at the latest call."""
+        return args.structures[1] == self.state and [*map(form, args.states)] == self._started
 
     def fits(self, args: Arguments) -> bool:
-        """Whether the tensors of a call with the same key are like those of this one."""
+        """Whether the tensors of a call with the same key, which has its state now, are like those of this one."""
         tensors = (*args.xs, *args.states, *args.contexts)
-        return all(
+        return args.structures[1] == self.state and all(
             tensor.dtype is dtype and tensor.device == device and tensor.dim() >= leading
             and tensor.shape[leading:] == widths
             for tensor, (leading, widths, dtype, device) in zip(tensors, self.specs, strict=True)
         )  # fmt: skip
 
-    def program_of(self, layout: Layout) -> Binding:
-        """The binding of a call that runs; refused where steps do not happen that the cell cannot do without."""
-        assert self.binding is not None
+    def expect_divisible(self, layout: Layout) -> None:
+        """Refuse a layout that leaves out steps which the cell cannot do without."""
         if layout.is_cut and (reason := self._cut if layout.cuts else self._whole) is not None:
             raise reason
-        return self.binding
 
     def tensors(self, args: Arguments, starts: Sequence[Tensor | None], layout: Layout | None) -> list[Any]:
         """The inputs of the program, as its circuit runs them on the pieces of a layout, which start from `starts`.
@@ -188,21 +207,22 @@ class BoundCall:
         self, made: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None, packed: bool
     ) -> tuple[Any, Any]:
         """(outputs, final state of each row), of the program's outputs. states: of the rows. packed: of Arguments."""
+        if layout is None or not layout.is_cut:
+            return self._output(made), self._final(made)
         assert self.binding is not None
-        ended = [made[slot] for slot in self.binding.finals]
-        outputs: list[Any] = [made[slot] for slot in self.binding.outputs]
-        if layout is not None and layout.is_cut:
-            ended = layout.final(ended, states, self.reverse)
-            outputs = outputs if packed else [layout.unpack(value) for value in outputs]
-        return self._output(outputs), self._final(ended)
+        made = list(made)
+        finals = self.binding.finals
+        ended = layout.final([made[slot] for slot in finals], states, self.reverse)
+        for slot, value in zip(finals, ended, strict=True):
+            made[slot] = value
+        if not packed:
+            for slot in self.binding.outputs:
+                made[slot] = layout.unpack(made[slot])  # type: ignore[assignment]
+        return self._output(made), self._final(made)
 
 
-def _filling(structure: Structure) -> Callable[[Sequence[Tensor]], Any]:
-    """`fill`, worked out beforehand."""
-    if structure == TENSOR:
-        return lambda tensors: tensors[0]
-    if structure == NOTHING:
-        return lambda tensors: None
-    if structure[0] == "tuple" and all(part == TENSOR for part in structure[1:]):
-        return tuple
-    return lambda tensors: fill(structure, tensors)
+def _filling(structure: Structure, slots: Sequence[int]) -> Callable[[Sequence[Tensor]], Any]:
+    """`fill`, worked out beforehand, with what stands at certain places of a sequence."""
+    if structure == TENSOR or (len(slots) > 1 and structure == ("tuple", *[TENSOR] * len(slots))):
+        return itemgetter(*slots)
+    return lambda made: fill(structure, [made[slot] for slot in slots])

@@ -1,6 +1,6 @@
 """The calls of one layer: find what a call is bound to, run it, put the results back.
 
-A call on sequences crosses, in this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.holds_for`
+A call on sequences crosses, in this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.serves`
 (what is not like the latest call: `arguments.lay_out`, `Calls.run`, and the first time `Calls._bind`, which asks
 `Programs.find`), `BoundCall.tensors`, `execute.apply`, `BoundCall.result`.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
@@ -32,7 +33,6 @@ from elman.recurrent.bound import Arguments, BoundCall
 from elman.recurrent.programs import Binding, Programs, Shapes, check_teacher
 from elman.segments import Layout
 from elman.trace.call import call_cell, in_order, understand
-from elman.trace.initial import own_state
 from elman.trace.mistakes import of_step
 
 Tensor = torch.Tensor
@@ -55,11 +55,18 @@ class Calls:
         self, layer: Any, args: Arguments, steps: int | None, happens: StepSelection
     ) -> tuple[Any, Any]:
         """(outputs, final state of each row) of a call on users' sequences."""
-        args = _started(layer, args, 1)
-        bound = self._like(args.key)
-        if bound is not None and happens is EVERY and steps is None and bound.holds_for(layer, args):
-            self.programs.settle()
-            return self._apply(layer, bound.latest[1], args, bound)
+        bound = self._recent
+        if (
+            bound is not None and bound.key == args.key and happens is EVERY and steps is None
+            and bound.serves(layer, args)
+        ):  # fmt: skip
+            layout = bound.layout
+            assert layout is not None
+            if bound.from_cell:
+                args = args.self_started(layer.cell, layout.batch)
+            if not bound.from_cell or bound.starts_like(args):
+                self.programs.settle()
+                return self._apply(layer, layout, args, bound, bound.call)
         return self.run(layer, lay_out(args.xs, args.states, args.structures, steps, happens), args)
 
     def run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
@@ -73,6 +80,8 @@ class Calls:
 
     def _run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
         cell = layer._modules["cell"]
+        plain = bool(args.xs) and not (layout.is_cut or args.packed or args.taught)
+        forms = args.forms if plain else []
         if args.taught:
 
             def clean(symbols: Tensor) -> Tensor:
@@ -83,28 +92,33 @@ class Calls:
         if args.weight is not None:
             args = args._replace(weight=weight_of(args.weight, args.taught, layout.lead))
         if not args.states and _has_start(cell):
-            args = args.starting(*flatten(own_state(cell, layout.batch), "state"))
+            args = args.self_started(cell, layout.batch)
         batch_of(args.states, args.structures[1], args.contexts, args.structures[2], layout.batch)
         bound = self._like(args.key)
         if bound is not None and bound.fits(args) and bound.holds(layer):
             self.programs.settle()
         else:
             bound = self._bind(layer, layout, args)
-        binding = bound.program_of(layout)
+        bound.expect_divisible(layout)
         if args.taught:
-            check_teacher(binding, args.structures[3], args.taught, layout.lead)
-        bound.note(args, layout)
-        return self._apply(layer, layout, args, bound)
+            assert bound.binding is not None
+            check_teacher(bound.binding, args.structures[3], args.taught, layout.lead)
+        call = Call(layout.steps, layout.pieces, 0, layer.engine, layout.packing)
+        if plain:
+            bound.note(forms, args, layout, call)
+        return self._apply(layer, layout, args, bound, call)
 
-    def _apply(self, layer: Any, layout: Layout, args: Arguments, bound: BoundCall) -> tuple[Any, Any]:
+    def _apply(
+        self, layer: Any, layout: Layout, args: Arguments, bound: BoundCall, call: Call
+    ) -> tuple[Any, Any]:
         binding = self.latest = bound.binding
         assert binding is not None
-        # A state that is not given is zeros, for every piece.
-        states: Sequence[Tensor | None] = args.states or [None] * len(binding.finals)
+        states: Sequence[Tensor | None] = args.states or bound.zeros
         starts = states
         if args.states and layout.is_cut:
             starts = self._starts(layer, layout, args, args.states)
-        call = Call(layout.steps, layout.pieces, _seed(layer, binding), layer.engine, layout.packing)
+        if bound.has_noise:
+            call = call._replace(seed=_seed(layer, binding))
         made = apply(binding.program, call, bound.tensors(args, starts, layout))
         return bound.result(made, states, layout, args.packed)
 
@@ -113,7 +127,9 @@ class Calls:
         bound = self._recent
         if bound is not None and bound.key == key:
             return bound
-        return self._bound.get(key)
+        if (bound := self._bound.get(key)) is not None:
+            self._recent = bound
+        return bound
 
     def _keep(self, bound: BoundCall) -> None:
         self._bound.keep(bound.key, bound)
@@ -130,9 +146,11 @@ class Calls:
         binding = self.programs.find(
             layer.cell, _shapes(layer.reverse, args, state, starts), xs, starts, contexts
         )
-        bound = BoundCall(args.key, layer.cell, layer.reverse, binding, args, seen.unchanged)
-        if peek_interpreter_stack() is None and layout.device.type != "meta":
-            self._keep(bound)
+        unchanged = seen.unchanged
+        if unchanged is None or peek_interpreter_stack() is not None or layout.device.type == "meta":
+            return BoundCall(layer, binding, args)  # for this call alone
+        bound = BoundCall(layer, binding, args, unchanged)
+        self._keep(bound)
         return bound
 
     def _starts(self, layer: Any, layout: Layout, args: Arguments, states: Sequence[Tensor]) -> list[Tensor]:
@@ -150,54 +168,53 @@ class Calls:
 
     # --- one step -------------------------------------------------------------------------------------------------
 
-    def step(self, layer: Any, args: Arguments) -> tuple[Any, Any] | None:
-        """(output, new state) of one step by the engine; None where the cell itself has to run."""
+    def step(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
+        """(output, new state) of one step, by the engine or by the cell itself."""
         if (
-            args.contexts
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or not args.xs
-            or is_recorded()
-        ):
-            return None
-        if peek_interpreter_stack() is not None or torch.is_autocast_enabled("cpu"):
-            return None
-        args = _started(layer, args, 0)
-        key = "step", layer.engine, args.structures
-        bound = self._like(key)
-        if bound is None or not bound.holds_for(layer, args):
-            bound = self._bound_step(key, layer, args)
-        if bound is None:
-            return None
-        if (binding := bound.binding) is None:
-            return None
-        states: Sequence[Tensor | None] = args.states or [None] * len(binding.finals)
-        call = Call(1, bound.latest[1], _seed(layer, binding), layer.engine)
+            args.contexts or not args.xs or torch.is_grad_enabled() or is_recorded()
+            or torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
+        ):  # fmt: skip
+            return self._by_cell(layer, args)
+        bound = self._recent
+        if bound is None or bound.key != args.key or not bound.serves(layer, args):
+            bound, args = self._bound_step(layer, args)
+        elif bound.from_cell:
+            args = args.self_started(layer.cell, bound.call.batch)
+            if not bound.starts_like(args):
+                bound, args = self._bound_step(layer, args)
+        if bound is None or (binding := bound.binding) is None:
+            return self._by_cell(layer, args)
+        states: Sequence[Tensor | None] = args.states or bound.zeros
+        call = bound.call
+        if bound.has_noise:
+            call = call._replace(seed=_seed(layer, binding))
         return bound.result(binding.program.step(call, bound.tensors(args, states, None)), states, None, True)
 
-    def _bound_step(self, key: Any, layer: Any, args: Arguments) -> BoundCall | None:
-        """What a step is bound to that is not like the latest one."""
-        batch = _rows(args)
+    def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Arguments]:
+        """What a step is bound to that is not like the latest one, None if nothing can be said; and where it starts."""
+        batch, forms = _rows(args), args.forms
         if batch is None:
-            return None
-        bound = self._like(key)
+            return None, args
+        if not args.states and _has_start(layer.cell):
+            args = args.self_started(layer.cell, batch)
+        bound = self._like(args.key)
         if bound is not None and bound.fits(args) and bound.holds(layer):
             self._misses = 0
         elif self._misses >= _PATIENCE:
-            return None
+            return None, args
         else:
             self._misses += 1
-            if (bound := self._bind_step(key, layer, args, batch)) is None:
-                return None
+            if (bound := self._bind_step(layer, args, batch)) is None:
+                return None, args
             self._keep(bound)
-        bound.latest = args.forms, batch
-        return bound
+        bound.note(forms, args, None, Call(1, batch, 0, layer.engine))
+        return bound, args
 
-    def _bind_step(self, key: Any, layer: Any, args: Arguments, batch: int) -> BoundCall | None:
+    def _bind_step(self, layer: Any, args: Arguments, batch: int) -> BoundCall | None:
         """How such a step is run: by the engine if the cell is a circuit, and the engine has it; else by the cell.
         None if that cannot be said to hold for another step."""
-        seen = self.programs.seen(layer.cell)
-        if seen.unchanged is None:
+        unchanged = self.programs.seen(layer.cell).unchanged
+        if unchanged is None:
             return None
         state, states, binding = args.structures[1], args.states, None
         try:
@@ -208,7 +225,7 @@ class Calls:
         except (TraceError, InputError, InputTypeError, NotSupported):
             if not args.states:  # the cell itself runs, or says what is wrong in its own words
                 return None
-        return BoundCall(key, layer.cell, False, binding, args, seen.unchanged)
+        return BoundCall(layer, binding, args, unchanged)
 
     def start_of_step(self, layer: Any, args: Arguments, batch: int | None = None) -> Any:
         """The state that the cell starts from, at one step."""
@@ -230,8 +247,8 @@ class Calls:
         ]
         return args._replace(states=chosen)
 
-    def step_by_cell(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
-        """The same by the cell itself."""
+    def _by_cell(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
+        """A step by the cell itself."""
         x, state, context = (
             fill(structure, tensors)
             for structure, tensors in zip(
@@ -247,13 +264,6 @@ class Calls:
                 raise
             raise of_step(layer.cell, x, state, context, error) from error
         return understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)
-
-
-def _started(layer: Any, args: Arguments, dim: int) -> Arguments:
-    """With the cell's own initial state, if it has one and none is given; x has the batch at `dim`."""
-    if args.states or not args.xs or args.xs[0].dim() <= dim or not _has_start(layer._modules["cell"]):
-        return args
-    return args.starting(*flatten(own_state(layer.cell, args.xs[0].shape[dim]), "state"))
 
 
 def _has_start(cell: torch.nn.Module) -> bool:

@@ -62,7 +62,7 @@ def run_exported(
     if args.taught:
         check_teacher(binding, args.structures[3], args.taught, (steps, batch))
     device = (args.xs or args.states)[0].device
-    tensors = BoundCall(args.key, layer.cell, layer.reverse, binding, args, None).tensors(
+    tensors = BoundCall(layer, binding, args).tensors(
         args, args.states, Layout((steps, batch), batch, (steps, batch), device)
     )
     made = _scan(binding, _own(binding, tensors, batch), _active(binding, happens, steps, batch), steps)

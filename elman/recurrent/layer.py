@@ -186,11 +186,10 @@ class Recurrent(torch.nn.Module):
                 what="a reversed layer cannot run step by step: its first step is the sequence's last", where="step()",
                 mend="call the layer on the whole sequence",
             )  # fmt: skip
-        args = Arguments.of(1, x, state, context)
+        args = Arguments.of(1, x, state, context, step=True)
         if reset is not None:
             args = self._calls.restarted(self, args, reset)
-        by_engine = self._calls.step(self, args)
-        return by_engine if by_engine is not None else self._calls.step_by_cell(self, args)
+        return self._calls.step(self, args)
 
     # --- looking inside -------------------------------------------------------------------------------------------
 

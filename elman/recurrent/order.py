@@ -33,9 +33,10 @@ def run_batch_first(run: Callable[..., tuple[Any, Any]], x: Any, state: Any, **m
     try:
         outputs, final = run(turned(x), state, **more)
     except (InputError, InputTypeError) as error:
-        if str(error.where).startswith(("mask", "reset", "teacher")):
-            error.mend = "with batch_first=True they are [B, T, …], as x is"
-        error.where = f"{error.where} (batch_first: shapes are told as [T, B, …])"
+        error.where = (
+            f"{error.where} (with batch_first=True, x, mask, reset and teacher are [B, T, …]; "
+            "their shapes are told here as [T, B, …])"
+        )
         raise
     return turned(outputs), final
 

@@ -49,7 +49,9 @@ def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) ->
             mend=f"use {name}.bool()" if tensor else f"use torch.as_tensor({name}, dtype=torch.bool)",
         )  # fmt: skip
     if value.shape != (steps, batch):
-        mend = "transpose it: time comes first" if value.shape == (batch, steps) else None
+        mend = (
+            "it looks transposed: x says which dimension is time" if value.shape == (batch, steps) else None
+        )
         raise InputError(
             what=f"{name} says it for each step of each sequence", where=f"{name}=",
             got=f"shape {list(value.shape)}", expected=f"[{steps}, {batch}]", mend=mend,

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import elman
 from elman import cells
 from elman.engines import choose
+from elman.errors import InputError
 from elman.execute import Call
 from elman.recurrent.calls import Calls
 from elman.recurrent.programs import Argument, Captured, Owned
@@ -592,3 +593,83 @@ def test_a_module_says_what_the_cell_starts_from(wrapped: bool) -> None:
         same(rnn(x), (outputs, final))
         with torch.no_grad():
             same(rnn.step(x[0])[0], outputs[0])
+
+
+class _Asked(nn.Module):
+    """Starts from what it is told to, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(H, I + H, dtype=torch.float64))
+        self.asked, self.value = [], 0.5
+
+    def initial_state(self, batch: int) -> Tensor:
+        self.asked.append(batch)
+        return self.W.new_full((batch, H), float(len(self.asked)))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(torch.cat([x, h], 1) @ self.W.T)
+
+
+def test_a_cell_is_asked_once_where_it_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every call, by every step, and where a step falls back to the cell."""
+    cell = _Asked()
+    rnn = elman.Recurrent(cell)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+
+    def expected() -> Tensor:
+        return x.new_full((B, H), float(len(cell.asked)))
+
+    with torch.no_grad():
+        rnn(x)
+        rnn.step(x[0])
+        for _ in range(3):  # bound by now
+            before = len(cell.asked)
+            made = rnn(x)
+            assert len(cell.asked) == before + 1
+            same(made, eager.unroll(cell, x, expected()))
+            made = rnn.step(x[0])
+            assert len(cell.asked) == before + 2
+            same(made[1], cell(x[0], expected()))
+        monkeypatch.setattr(elman.execute.Program, "steps_by_loop", lambda self, engine: False)
+        other = elman.Recurrent(cell)
+        other.step(x[0])
+        before = len(cell.asked)
+        made = other.step(x[0])
+        assert len(cell.asked) == before + 1
+        same(made[1], cell(x[0], expected()))
+
+
+def test_a_start_that_is_another_one_than_before() -> None:
+    """Another batch than asked for is refused; another structure is another program."""
+
+    class Turning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.W = nn.Parameter(torch.randn(H, H, dtype=torch.float64))
+            self.made: list[Callable[[int], Any]] = []
+
+        def initial_state(self, batch: int) -> Any:
+            return self.made[0](batch)
+
+        def forward(self, x: Tensor, state: Any) -> Any:
+            h = state if isinstance(state, Tensor) else state[0]
+            h = torch.tanh(x @ self.W + h)
+            return h if isinstance(state, Tensor) else (h, (h,))
+
+    cell = Turning()
+    rnn = elman.Recurrent(cell)
+    x = torch.randn(T, B, H, dtype=torch.float64)
+    single: Callable[[int], Any] = lambda batch: x.new_ones(batch, H)  # noqa: E731
+    with torch.no_grad():
+        cell.made[:] = [single]
+        for _ in range(3):
+            outputs, _ = rnn(x)
+        cell.made[:] = [lambda batch: (x.new_ones(batch, H),)]
+        for _ in range(3):
+            again, final = rnn(x)
+            assert isinstance(final, tuple)
+            same(again, outputs)
+        cell.made[:] = [lambda batch: x.new_ones(batch + 1, H)]
+        with pytest.raises(InputError, match="batch size"):
+            rnn(x)

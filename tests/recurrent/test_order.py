@@ -62,9 +62,9 @@ def test_batch_first_is_time_first_turned(kind: str) -> None:
         torch.testing.assert_close(one, two, **EXACT)
     packed = pack_padded_sequence(x.detach(), [6, 3, 2, 1], batch_first=True)
     torch.testing.assert_close(ours(packed)[0].data, plain(packed)[0].data, **EXACT)
-    with pytest.raises(InputError, match="batch_first: shapes are told as"):
+    with pytest.raises(InputError, match="their shapes are told here as"):
         ours(x, lengths=[1, 2])
-    with pytest.raises(InputError, match=r"with batch_first=True they are \[B, T, …\]"):
+    with pytest.raises(InputError, match=r"mask, reset and teacher are \[B, T, …\]"):
         ours(x, mask=torch.ones(6, 4, dtype=torch.bool))
 
 

@@ -438,7 +438,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a negative length": ({"lengths": torch.tensor([-1, 2, 3])}, InputError, r"at \[0\]\n  got: -1"),
     "a mask of numbers": ({"mask": YES.long()}, InputTypeError, r"mask.bool\(\)"),
     "a mask of the wrong shape": ({"mask": YES[:2]}, InputError, r"expected: \[4, 3\]"),
-    "a mask lying down": ({"mask": YES.t()}, InputError, "time comes first"),
+    "a mask lying down": ({"mask": YES.t()}, InputError, "looks transposed"),
     "a mask that is none": ({"mask": [True]}, InputTypeError, "got: list"),
     "resets of numbers": ({"reset": YES.double()}, InputTypeError, "where: reset="),
     "resets of the wrong rank": ({"reset": YES[0]}, InputError, "where: reset="),
