@@ -54,6 +54,7 @@ STACK: dict[str, Check] = {
     "dropout": number(0, 1),
     "residual": truth,
     "norm": truth,
+    "both": truth,
 }
 _MEND = "restore the files of one model; a cell of your own must not have changed"
 

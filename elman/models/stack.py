@@ -10,14 +10,14 @@ from torch import nn
 from elman import cells
 from elman.errors import InputError
 from elman.models.find import MakeCell, digest_of, find_cells
-from elman.recurrent import Recurrent, Stack
+from elman.recurrent import Bidirectional, Recurrent, Stack
 
 Cells = str | type[nn.Module] | MakeCell | nn.Module | Sequence[Any]
 
 
 def stack_of(
     cell: Cells, n_in: int, hidden: int, layers: int | None = None, *, dropout: float = 0.0, residual: bool = False,
-    norm: bool = False,
+    norm: bool = False, both: bool = False,
 ) -> tuple[Stack, dict[str, Any]]:  # fmt: skip
     """(the stack, the settings that make it again).
 
@@ -25,10 +25,11 @@ def stack_of(
     with one of these for each layer. n_in: I, of what the lowest layer reads. hidden: H of each layer. layers: how
     many; by default one, or as many as cells. dropout: the share of a layer's output that the next one does not see in
     training, the same units for a whole sequence. residual: every layer but the first adds what it reads to its output.
-    norm: what it reads is layer-normalised.
+    norm: what it reads is layer-normalised. both: each layer reads in both directions, with a cell of H for each; its
+    output is 2 H wide.
 
     settings: "cell", its name or names, None where there is none, and what is not as ever: "cell_digest" of a cell of
-    one's own (`elman.models.find.allow` compares it), "residual", "norm".
+    one's own (`elman.models.find.allow` compares it), "residual", "norm", "both".
     """
     if layers is None:
         layers = len(cell) if isinstance(cell, (list, tuple, nn.ModuleList)) else 1
@@ -37,17 +38,22 @@ def stack_of(
     settings: dict[str, Any] = {"cell": names if isinstance(cell, (list, tuple, nn.ModuleList)) else names[0]}
     if isinstance(named := settings["cell"], str) and (digest := digest_of(named)) is not None:
         settings["cell_digest"] = digest  # so that whoever opens the model learns of an edit
-    settings |= {name: True for name, on in (("residual", residual), ("norm", norm)) if on}
-    made = [make(n_in if k == 0 else hidden, hidden) for k, (make, _) in enumerate(found)]
-    if len(set(map(id, made))) < layers:
+    settings |= {name: True for name, on in (("residual", residual), ("norm", norm), ("both", both)) if on}
+    width = 2 * hidden if both else hidden
+    made = [
+        [make(n_in if k == 0 else width, hidden) for _ in range(1 + both)]
+        for k, (make, _) in enumerate(found)
+    ]
+    if len({id(one) for layer in made for one in layer}) < layers * (1 + both):
         raise InputError(
-            what="several layers would be one and the same cell", where="cell", got=type(made[0]).__name__,
-            mend="pass a list with a cell for each layer, or a class, of which each layer gets its own",
+            what="several layers would be one and the same cell", where="cell", got=type(made[0][0]).__name__,
+            mend="pass a list with a cell for each layer, or a class, of which each layer and direction gets its own",
         )  # fmt: skip
-    norms = [nn.LayerNorm(hidden) for _ in made[1:]] if norm else []
+    norms = [nn.LayerNorm(width) for _ in made[1:]] if norm else []
     stack = Stack(
-        *map(Recurrent, made), dropout=dropout, locked=True, residual=residual, norms=norms, batch_first=False
-    )
+        *((Bidirectional if both else Recurrent)(*one) for one in made),
+        dropout=dropout, locked=True, residual=residual, norms=norms, batch_first=False,
+    )  # fmt: skip
     return stack, settings
 
 
@@ -57,5 +63,6 @@ def learning_rate(layers: Iterable[Any], hidden: int) -> float:
     Stable in short trials with 64 to 1024 units. Above, a tanh state ends in corners from which it does not come
     back, and only held-out data, which are read without a past, tell.
     """
-    gated = all(isinstance(layer.cell, (cells.GRU, cells.LSTM)) for layer in layers)
+    one = [layer.forward_layer if isinstance(layer, Bidirectional) else layer for layer in layers]
+    gated = all(isinstance(layer.cell, (cells.GRU, cells.LSTM)) for layer in one)
     return min(4e-3, (2.0 if gated else 0.5) / hidden)
