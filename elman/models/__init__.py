@@ -6,12 +6,14 @@ from elman.models.language import LanguageModel
 from elman.models.mixture import evaluate_mixture
 from elman.models.ngram import NGram
 from elman.models.reach import reach
+from elman.models.tagger import Tagger
 
 __all__ = [
     "SHIPPED",
     "Evaluation",
     "LanguageModel",
     "NGram",
+    "Tagger",
     "estimate",
     "evaluate",
     "evaluate_mixture",
