@@ -56,12 +56,16 @@ class CRF(nn.Module):
     programming for structured prediction and attention, 2018.
     """
 
+    all: Recurrent
+    best: Recurrent
+
     def __init__(self, tags: int) -> None:
         super().__init__()
         self.transitions = nn.Parameter(torch.zeros(tags, tags))
         self.begin, self.end = nn.Parameter(torch.zeros(tags)), nn.Parameter(torch.zeros(tags))
-        self.all = Recurrent(LogSum(self.transitions), batch_first=False)
-        self.best = Recurrent(Best(self.transitions), batch_first=False)
+        # Not registered: their one weight is, above, and would have three names.
+        self.__dict__["all"] = Recurrent(LogSum(self.transitions), batch_first=False)
+        self.__dict__["best"] = Recurrent(Best(self.transitions), batch_first=False)
 
     def forward(self, x: Tensor, y: Tensor, lengths: Tensor) -> Tensor:
         """-log p(y), `[B]`, in nats."""

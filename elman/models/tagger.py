@@ -159,8 +159,8 @@ class Tagger:
         valid: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]] | None = None,
         watch: Callable[[Step | Validation], None] = lambda event: None,
     ) -> Tagger:  # fmt: skip
-        """Learn. sentences: of words; tags: as many. watch: is shown each event. valid: sentences and tags to choose the
-        best weights by; without it every tenth sentence is held out for that.
+        """Learn. sentences: of words; tags: as many. valid: sentences and tags to choose the best weights by; without
+        it every tenth sentence is held out for that. watch: is shown each event.
 
         Raises InputError and InputTypeError where they do not belong together.
         """

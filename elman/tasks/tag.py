@@ -213,7 +213,7 @@ class Tag(Task):
         seen, unseen, usual = (shown(of[name], "%") for name in ("seen", "unseen", "baseline"))
         return [
             f"{measure}, {round(measure.value * of['words']):,} of {of['words']:,} words",
-            f"  words seen in training {seen}, the {of['unseen_words']:,} others {unseen}; by each word's most frequent "
+            f"  words seen in training {seen}, the {of['unseen_words']:,} others {unseen}; by each word's commonest "
             f"tag {usual}",
             "  F1: " + ", ".join(f"{name} {shown(one[2], '%')}" for name, one in rows[:20] if one[3]),
         ]  # fmt: skip
