@@ -21,6 +21,9 @@ WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist wor
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
+# Tests start processes, and each would compile the package for itself where nothing compiled may be kept.
+test conformance: export PYTHONDONTWRITEBYTECODE =
+
 setup: $(READY)  ## make .venv with elman (editable) and everything that development needs
 
 demo: setup  ## train a language model on real text for a minute, and let it write
@@ -55,8 +58,8 @@ reproduce: setup  ## train and measure what docs/results.md tells of, in about a
 docs: setup  ## write the site into site/, the lecture run at full size; shorter: make docs ARGS=--small
 	@$(BIN)/python docs/build.py $(ARGS)
 
-notebooks: setup  ## write the pages of the lecture as notebooks into build/notebooks
-	@$(BIN)/python docs/build.py notebooks
+notebooks: setup  ## write the pages of the lecture as notebooks into build/notebooks; ARGS=--run runs them as well
+	@$(BIN)/python docs/build.py notebooks $(ARGS)
 
 freeze: setup  ## write what is installed now into constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \

@@ -10,7 +10,9 @@ import argparse
 import json
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from html import escape
 from pathlib import Path
@@ -22,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from docs.execute import Piece, run  # noqa: E402
 
 DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "site"
+EXTRA = ROOT / "build" / "extra"  # files that the site takes as they are
 LECTURE = DOCS / "lecture"
 GUIDES = [
     "write_a_cell",
@@ -70,6 +73,11 @@ def _own(svg: str, prefix: str) -> str:
     """A picture whose ids are its own, as several stand in a page; on one line, which Markdown leaves alone."""
     for name in set(re.findall(r'\bid="([^"]+)"', svg)):
         svg = re.sub(rf'(?<=[#" ]){re.escape(name)}(?=[")\s])', prefix + name, svg)
+    # On a phone a picture is scrolled rather than shrunk until nobody can read it.
+    wide = re.search(r'<svg[^>]*? width="([\d.]+)(pt)?"', svg)
+    if wide is not None:
+        least = 0.75 * float(wide[1]) * (4 / 3 if wide[2] else 1)
+        svg = svg.replace("<svg", f'<svg style="min-width:{least:.0f}px"', 1)
     # Dark or light is what the reader chose for the page, and else what the system says.
     svg = re.sub(r"@media ?\(prefers-color-scheme: ?dark\) ?\{((?:[^{}]+\{[^{}]*\})+)\s*\}", _by_theme, svg)
     return re.sub(r"\s*\n\s*", " ", svg)
@@ -122,6 +130,24 @@ def reference() -> str:
     return "\n".join(out)
 
 
+def living() -> str:
+    """The living picture of the home page: the cell on it, small enough to read its numbers."""
+    import torch
+
+    import elman
+
+    torch.manual_seed(0)
+    page = re.search(
+        r"^```python\n(.*?)^rnn = ", (DOCS / "index.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert page is not None, "docs/index.md has no cell"
+    space: dict[str, Any] = {"__name__": "index"}
+    exec(page[1], space)
+    drawing = elman.draw(space["Leaky"](3, 4), torch.zeros(1, 3), unfold=3)
+    EXTRA.mkdir(parents=True, exist_ok=True)
+    return drawing.save(EXTRA / "alive.html").name
+
+
 def contents(title: str, names: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *names, "```", ""])
 
@@ -138,6 +164,7 @@ def site(small: bool) -> None:
         (PAGES / "lecture" / path.name).write_text(mathml(page), "utf-8")
     for path in DOCS.glob("*.md"):
         (PAGES / path.name).write_text(path.read_text("utf-8"), "utf-8")
+    print(f"the home page's picture: {living()}")
     (PAGES / "reference.md").write_text(reference(), "utf-8")
     nav = [
         contents("The lecture", ["lecture/index"]),
@@ -207,18 +234,45 @@ def _cell(kind: str, text: str) -> dict[str, Any]:
     return {"cell_type": kind, "metadata": {}, "source": text.strip("\n").splitlines(keepends=True)} | extra
 
 
-def notebooks() -> None:
+def notebooks(run_them: bool) -> None:
     folder = ROOT / "build" / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(LECTURE.glob("[0-9]*.md")):
         written = json.dumps(notebook(path.read_text("utf-8")), ensure_ascii=False, indent=1)
-        (folder / f"{path.stem}.ipynb").write_text(written + "\n", "utf-8")
+        to = folder / f"{path.stem}.ipynb"
+        to.write_text(written + "\n", "utf-8")
+        if run_them:
+            began = time.perf_counter()
+            run_notebook(to)
+            print(f"{to.name:32} {time.perf_counter() - began:6.1f} s", flush=True)
     print(f"notebooks: {folder}")
+
+
+def run_notebook(path: Path) -> None:
+    """Run the cells of a notebook in order in a Python of its own, in an empty folder, as a reader of it alone would.
+
+    It needs no Jupyter: of what IPython adds to Python, our cells have `%matplotlib inline` alone, which is left out.
+    """
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    code = [
+        "".join(cell["source"]).replace("%matplotlib inline", "")
+        for cell in cells
+        if cell["cell_type"] == "code"
+    ]
+    program = "".join(f"exec(compile({cell!r}, 'cell {n}', 'exec'))\n" for n, cell in enumerate(code, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        made = subprocess.run(
+            [sys.executable, "-"], input=f"import matplotlib\nmatplotlib.use('agg')\n{program}", cwd=folder, text=True,
+            capture_output=True, check=False,
+        )  # fmt: skip
+    if made.returncode:
+        sys.exit(f"{path.name} does not run:\n{made.stderr}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=escape(__doc__.splitlines()[0]))
     parser.add_argument("what", nargs="?", choices=["site", "notebooks"], default="site")
     parser.add_argument("--small", action="store_true", help="experiments at the size of a test")
+    parser.add_argument("--run", action="store_true", help="run the notebooks, each by itself")
     said = parser.parse_args()
-    notebooks() if said.what == "notebooks" else site(said.small)
+    notebooks(said.run) if said.what == "notebooks" else site(said.small)

@@ -15,6 +15,7 @@ html_theme = "furo"
 html_title = "elman"
 html_static_path = ["static"]
 html_css_files = ["page.css"]
+html_extra_path = ["../build/extra"]
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = html_show_copyright = False
 nitpicky = True
@@ -25,6 +26,14 @@ autodoc_class_signature = "mixed"
 highlight_language = "text"
 suppress_warnings = ["misc.highlighting_failure"]
 ESCAPED = {ord(sign): "\\" + sign for sign in "\\*`|_"}
+
+
+def _text(line: str) -> str:
+    """A line of plain text as reStructuredText; what stands between backticks is code."""
+    return "".join(
+        f"``{part}``" if i % 2 else part.translate(ESCAPED)
+        for i, part in enumerate(re.split(r"`([^`\n]+)`", line))
+    )
 
 
 def _docstring(app, what, name, obj, options, lines) -> None:
@@ -41,7 +50,7 @@ def _docstring(app, what, name, obj, options, lines) -> None:
             out.append("    " + line if line else "")
         else:
             begins = re.match(r"[\w, ]+: |Raises |Returns |- ", line) or not (out and out[-1].strip())
-            out.append(("| " if begins else "  ") + line.translate(ESCAPED) if line else "")
+            out.append(("| " if begins else "  ") + _text(line) if line else "")
     lines[:] = [*out, ""]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -89,8 +90,21 @@ def test_two_processes_survive_and_one_goes_on_with_their_run(tmp_path: Path) ->
 def test_what_the_first_process_refuses_ends_all(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/something").write_text("")
-    told = run(2, tmp_path / "full", "--steps", "3", status=2)
-    assert told.count("error: the run folder is not empty") == 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What torchrun tells its processes, without itself, which takes as long to start as one of them.
+    where = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            command(1, tmp_path / "full", "--steps", "3"), text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env=environment() | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=TIMEOUT)[0] for process in started]
+    assert all(process.returncode for process in started)
+    assert "".join(told).count("error: the run folder is not empty") == 1
 
 
 # --- in one process ---------------------------------------------------------------------------------------------------

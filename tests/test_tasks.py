@@ -163,6 +163,13 @@ def test_other_settings_are_another_run(task: str, tmp_path: Path) -> None:
     assert "training.lr" in said.err
 
 
+def test_nothing_is_left_of_a_run_that_another_task_replaces(tmp_path: Path) -> None:
+    train("lm", tmp_path, "run", "--steps", "2")
+    assert (tmp_path / "run" / "tokenizer.json").exists()
+    train("toy", tmp_path, "run", "--steps", "2", "--overwrite")
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
+
+
 @every_task
 def test_a_full_disk_stops_no_run_that_has_room_again(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

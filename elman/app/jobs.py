@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from elman.app.screen import Watch
-from elman.errors import DataError, InputError
+from elman.errors import DataError, ElmanError, InputError
 from elman.report import write_report
 from elman.tasks import task_in
 from elman.tasks.settings import KeepingSettings, TrainingSettings
@@ -138,7 +138,10 @@ class Job:
             stack.enter_context(locked(keeping.out))
         resume = keeping.resume == "auto" and not keeping.overwrite
         if not (resume and Run.unfinished(keeping.out, self.config)):
-            Run.create(keeping.out, self.config, self.task.kept(), overwrite=keeping.overwrite)
+            stale: tuple[str, ...] = ()
+            with suppress(ElmanError, OSError):  # there is no run that could be read
+                stale = task_in(Run(keeping.out)).files
+            Run.create(keeping.out, self.config, self.task.kept(), overwrite=keeping.overwrite, stale=stale)
 
 
 def prepare(

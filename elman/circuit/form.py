@@ -122,6 +122,7 @@ class Joint:
     results: result name -> node, the step itself.
     cotangents: result name -> placeholder of dL/d(result); results that carry no gradient are absent.
     gradients: input name -> the graph's result that is dL/d(input), or None where no gradient flows.
+    flowing: result name -> the inputs to which the step's own autograd leads back from it.
     noise, captured: ports of the graph that the step's signature does not know: what it drew, and tensors that it
         uses and that nobody passed.
     """
@@ -130,6 +131,7 @@ class Joint:
     results: dict[str, str]
     cotangents: dict[str, str]
     gradients: dict[str, str | None]
+    flowing: dict[str, frozenset[str]]
     noise: tuple[InPort, ...] = ()
     captured: tuple[tuple[InPort, torch.Tensor], ...] = ()
 

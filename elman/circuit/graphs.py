@@ -22,26 +22,40 @@ def meta_of(value: Any) -> Any:
 
 
 def insert(
-    graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, **kwargs: Any
-) -> fx.Node:
+    graph: fx.Graph, target: Callable[..., Any], *args: Any, like: fx.Node | None = None, val: Any = None,
+    **kwargs: Any,
+) -> fx.Node:  # fmt: skip
     """Add a call at the graph's insertion point and work out its value on fake tensors.
 
     like: the node whose source line the new node inherits.
+    val: its value where that is known, since it takes the place of a node with this one; working it out takes long.
     """
     node = graph.create_node("call_function", target, args, kwargs, target_name(target))
-    values: list[Any] = [source.meta["val"] for source in node.all_input_nodes]
-    modes = {getattr(value, "fake_mode") for value in values if isinstance(value, torch.Tensor)}  # noqa: B009
-    fake_args, fake_kwargs = meta_of(node.args), meta_of(node.kwargs)
-    if modes:
-        with modes.pop(), enable_python_dispatcher():  # else no operand is broadcast to a symbolic size
-            node.meta["val"] = target(*fake_args, **fake_kwargs)
+    if val is None:
+        node.meta["val"] = _worked_out(node)
     else:
-        node.meta["val"] = target(*fake_args, **fake_kwargs)
+        node.meta["val"] = val
     if like is not None:
         for key in ("stack_trace", "primal"):
             if key in like.meta:
                 node.meta[key] = like.meta[key]
     return node
+
+
+def instead(graph: fx.Graph, node: fx.Node, target: Callable[..., Any], *args: Any) -> fx.Node:
+    """Add a call that is to take the place of `node`: its value has the same shape and dtype."""
+    return insert(graph, target, *args, like=node, val=node.meta["val"])
+
+
+def _worked_out(node: fx.Node) -> Any:
+    values: list[Any] = [source.meta["val"] for source in node.all_input_nodes]
+    modes = {getattr(value, "fake_mode") for value in values if isinstance(value, torch.Tensor)}  # noqa: B009
+    fake_args, fake_kwargs = meta_of(node.args), meta_of(node.kwargs)
+    target: Any = node.target
+    if not modes:
+        return target(*fake_args, **fake_kwargs)
+    with modes.pop(), enable_python_dispatcher():  # else no operand is broadcast to a symbolic size
+        return target(*fake_args, **fake_kwargs)
 
 
 def extract(
@@ -224,6 +238,7 @@ __all__ = [
     "drop_dead",
     "extract",
     "insert",
+    "instead",
     "merge_equal",
     "meta_of",
     "placeholder",

@@ -6,6 +6,7 @@ contains that symbol; the size may be a multiple of it (`[B·heads, d]`), the ro
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,22 @@ def factor(size: Any) -> int:
     """k if a size is k·B with B the symbolic batch, 0 if it is an ordinary number."""
     if isinstance(size, int):
         return 0
-    expression = size.node.expr
+    found = _factor(size.node.expr)
+    if isinstance(found, str):
+        raise Mixed(found)
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _factor(expression: Any) -> int | str:
+    """The factor; or a sentence, where there is none. A step has few sizes, which are asked for thousands of times."""
     symbols = expression.free_symbols
     if not symbols:
         return 0
     (symbol,) = symbols
     ratio = expression / symbol
     if ratio.free_symbols or not ratio.is_integer:
-        raise Mixed(f"a size of {expression} is no multiple of the batch")
+        return f"a size of {expression} is no multiple of the batch"
     return int(ratio)
 
 
@@ -43,7 +52,7 @@ def rows_of(value: Any) -> Rows | None:
     """Where a fake tensor carries rows, or None. Raises Mixed for two batch dimensions."""
     if not isinstance(value, torch.Tensor):
         return None
-    found = [(dim, factor(size)) for dim, size in enumerate(value.shape) if factor(size)]
+    found = [(dim, k) for dim, size in enumerate(value.shape) if (k := factor(size))]
     if len(found) > 1:
         raise Mixed("the result has the batch in two dimensions, so every row meets every other")
     return Rows(*found[0]) if found else None

@@ -1,8 +1,8 @@
 """draw: a circuit, an unfolded graph, an adjoint, a cell, a layer or a whole model as a picture.
 
-`names` finds what the user's code called its values, `variables` reads a circuit at the level of the book and `ops`
-at that of operations, `layered`, `lines`, `book` and `modules` lay it out into a `scene` of plain data, of which `svg`,
-`raster` and `alive` write files.
+`names` finds what the user's code called its values, `variables` reads a circuit at the level of the book and `ops` at
+that of operations, whose `sentences` it writes; `layered`, `lines`, `step`, `book` and `modules` lay it out into a
+`scene` of plain data, of which `svg`, `raster` and `alive` write files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from elman.draw.svg import svg
 from elman.draw.variables import equations
 from elman.errors import InputError, InputTypeError, expect
 from elman.recurrent import Recurrent
-from elman.recurrent.layers import Compound
+from elman.recurrent.stack import Compound
 from elman.trace import trace
 from elman.unfold import Unfolded
 
@@ -32,12 +32,15 @@ LEVELS = ("book", "ops")
 class Drawing:
     """A picture. It shows itself in a notebook; `save` writes it to a file.
 
-    scene: what is where, as plain data. circuit: what is drawn, where that is one circuit.
+    scene: what is where, as plain data. circuit: what is drawn, where that is one circuit. variants: the same thing
+    drawn otherwise, by steps to unfold for (0 for none), or by which repeats of a model are open ("0 2").
     """
 
     scene: Scene
     circuit: Circuit | None = None
     unfold: int | bool | None = None
+    level: str = "book"
+    variants: Callable[[Any], Scene] | None = field(default=None, repr=False)
     _svg: list[str] = field(default_factory=list, repr=False)
 
     def save(self, path: str | Path) -> Path:
@@ -52,7 +55,9 @@ class Drawing:
             ".svg": lambda: (self._repr_svg_() + "\n").encode(),
             ".png": lambda: raster.png(self._repr_svg_()),
             ".pdf": lambda: raster.pdf(self._repr_svg_()),
-            ".html": lambda: alive.page(self.scene, self.circuit, self.unfold).encode(),
+            ".html": lambda: alive.page(
+                self.scene, self.variants, self.circuit, self.unfold, self.level
+            ).encode(),
         }
         if path.suffix.lower() not in kinds:
             raise InputError(
@@ -117,14 +122,20 @@ def draw(
             if x is not None:
                 with torch.no_grad(), torch.random.fork_rng():
                     thing(x) if state is None else thing(x, state)
-            return Drawing(modules.composed(thing, scene_of).check())
+            return Drawing(
+                modules.composed(thing, scene_of).check(),
+                variants=lambda opened: modules.composed(thing, scene_of, opened),
+            )
         thing = trace(thing, x, state)
     if not isinstance(thing, Circuit):
         raise InputTypeError(
             what="this cannot be drawn", where="draw(thing)", got=type(thing).__name__,
             expected="a circuit, an unfolded graph, a cell, a layer or a model",
         )  # fmt: skip
-    return Drawing(scene_of(thing).check(), thing, unfold)
+    circuit = thing
+    return Drawing(
+        scene_of(thing).check(), thing, unfold, level, lambda steps: _scene(circuit, steps or None, level)
+    )
 
 
 def _scene(circuit: Circuit, unfold: int | bool | None, level: str) -> Scene:

@@ -78,6 +78,34 @@
     one("next").addEventListener("click", () => { stop(); step(); });
     one("back").addEventListener("click", begin);
   }
+  // Layers of one kind in a row: a frame with their number, which opens and closes.
+  const repeat = (g) => (g.dataset.group || g.dataset.key).split(" ")[1];
+  const toggle = (g) => {
+    const open = new Set(tau() ? tau().split(" ") : []);
+    const which = repeat(g);
+    if (!open.delete(which)) open.add(which);
+    const figures = all("figure");
+    const wanted = figures.find((f) => f.dataset.tau === [...open].sort((a, b) => a - b).join(" "))
+      || (open.has(which) ? figures.at(-1) : figures[0]);
+    figures.forEach((f) => { f.hidden = f !== wanted; });
+    relight();
+    repeats(wanted).find((other) => repeat(other) === which)?.focus();
+  };
+  const repeats = (within) => all("[data-group^='repeat '], [data-key^='repeat ']", within);
+  for (const f of all("figure"))
+    for (const g of repeats(f)) {
+      const open = f.dataset.tau.split(" ").includes(repeat(g));
+      g.setAttribute("role", "button");
+      g.setAttribute("tabindex", "0");
+      g.setAttribute("aria-expanded", String(open));
+      g.setAttribute("aria-label", `${g.querySelector("text").textContent}, ${open ? "close" : "open"}`);
+      g.addEventListener("click", () => toggle(g));
+      g.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        toggle(g);
+      });
+    }
   if (slider)
     slider.addEventListener("input", () => {
       for (const f of all("figure")) f.hidden = f.dataset.tau !== slider.value;

@@ -7,40 +7,44 @@ browser only shows: alive.js, which works from the keyboard and moves nothing fo
 from __future__ import annotations
 
 import html
+import itertools
 import json
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
 import torch
 
 from elman.circuit import Circuit, Kind
-from elman.draw import book
-from elman.draw.example import Example, example
+from elman.draw.example import Example, backward, example
 from elman.draw.scene import Scene
 from elman.draw.svg import COLORS, svg
 from elman.draw.variables import Equations, equations
 
-MOST = 6  # steps that the slider unfolds
+MOST, MOST_OPS = 6, 3  # steps that the slider unfolds, at the level of the book and at that of operations
 _SHOWN = 3  # numbers of a value that are written
 
 
-def page(scene: Scene, circuit: Circuit | None, unfold: int | bool | None) -> str:
-    """The text of the file; circuit: what is drawn, None for a layer or model, which is shown as it is."""
-    pictures, plays, eq = {"": scene}, {}, None
-    if circuit is not None:
-        eq = equations(circuit)
-        pictures = {"0": book.folded(eq)} | {str(t): book.unfolded(eq, t) for t in range(1, MOST + 1)}
-        if not any(out.kind is Kind.SUM for out in circuit.outputs):
-            plays = _plays(circuit, eq)
-    start = (
-        ""
-        if circuit is None
-        else str(min(unfold, MOST) if unfold not in (None, True) else 3 if unfold else 0)
-    )
+def page(
+    scene: Scene,
+    variants: Callable[[Any], Scene] | None,
+    circuit: Circuit | None,
+    unfold: int | bool | None,
+    level: str,
+) -> str:
+    """The text of the file; the arguments are the fields of a `Drawing`."""
+    start, pictures, plays = "", {"": scene}, {}
+    if circuit is not None and variants is not None:
+        most = MOST if level == "book" else MOST_OPS
+        pictures = {str(t): variants(t) for t in range(most + 1)}
+        plays = _plays(circuit, equations(circuit)) if level == "book" else {}
+        start = str(3 if unfold is True else min(unfold or 0, most))
+    elif variants is not None:
+        pictures |= {key: variants(key) for key in _openings(scene)}
     title = html.escape(scene.title)
     shown = "\n".join(
-        f'<figure data-tau="{tau}"{"" if tau == start else " hidden"}>{svg(picture, f"tau{tau}")}</figure>'
-        for tau, picture in pictures.items()
+        f'<figure data-tau="{tau}"{"" if tau == start else " hidden"}>{svg(picture, f"tau{n}", "group")}</figure>'
+        for n, (tau, picture) in enumerate(pictures.items())
     )
     weights = "".join(
         f'<button type="button" class="weight" data-weight="{html.escape(name)}" aria-pressed="false">'
@@ -49,7 +53,7 @@ def page(scene: Scene, circuit: Circuit | None, unfold: int | bool | None) -> st
     )
     slider = (
         f'<label for="tau">τ, steps to unfold for: <output id="steps">{start}</output></label>'
-        f'<input id="tau" type="range" min="0" max="{MOST}" step="1" value="{start}">'
+        f'<input id="tau" type="range" min="0" max="{len(pictures) - 1}" step="1" value="{start}">'
         if circuit is not None
         else ""
     )
@@ -60,9 +64,14 @@ def page(scene: Scene, circuit: Circuit | None, unfold: int | bool | None) -> st
         else ""
     )
     numbers = (
-        '<p id="now" aria-live="polite">Play: numbers of a small example go forward, and the gradient comes back.</p>'
+        f'<p id="now" aria-live="polite">{_invitation(circuit)}</p>'
         '<ol id="log" tabindex="0" aria-label="What was computed so far"></ol>'
         if plays
+        else ""
+    )
+    hint = (
+        "<p>A frame with a number, as 3 ×, opens on click.</p>"
+        if circuit is None and len(pictures) > 1
         else ""
     )
     data = json.dumps(plays, ensure_ascii=False).replace("<", "\\u003c")
@@ -72,7 +81,8 @@ def page(scene: Scene, circuit: Circuit | None, unfold: int | bool | None) -> st
 <body><main><h1>{title}</h1>
 <div class="controls">{slider}{buttons}</div>
 <div class="weights" role="group" aria-label="Parameters: light up every copy">{weights}</div>
-<div class="pictures">{shown}</div>
+{hint}<div class="pictures" tabindex="0" role="region" aria-label="Picture">{shown}</div>
+
 {numbers}</main>
 <script type="application/json" id="plays">{data}</script>
 <script>{_file("alive.js")}</script></body></html>
@@ -83,9 +93,26 @@ def _file(name: str) -> str:
     return resources.files("elman.draw").joinpath(name).read_text("utf-8")
 
 
+def _invitation(circuit: Circuit | None) -> str:
+    if circuit is not None and any(out.kind is Kind.SUM for out in circuit.outputs):
+        return "Play: gradients of a small example come back through time, and add up."
+    return "Play: numbers of a small example go forward, and the gradient comes back."
+
+
+def _openings(scene: Scene) -> list[str]:
+    """Which repeats may be open: any of up to three, else all of them."""
+    repeats = [group.key.split()[1] for group in scene.groups if group.key.startswith("repeat ")]
+    if len(repeats) > 3:
+        return [" ".join(repeats)]
+    return [" ".join(some) for n in range(1, len(repeats) + 1) for some in itertools.combinations(repeats, n)]
+
+
 def _plays(circuit: Circuit, eq: Equations) -> dict[str, list[dict[str, Any]]]:
     """For every τ what is shown one after the other: {node, text}; nothing where the example cannot be run."""
+    back = any(out.kind is Kind.SUM for out in circuit.outputs)
     try:
+        if back:
+            return {str(tau): _events_back(backward(circuit, eq, tau), eq, tau) for tau in range(1, MOST + 1)}
         return {str(tau): _events(example(circuit, eq, tau), eq, tau) for tau in range(1, MOST + 1)}
     except Exception:  # numbers that mean nothing, in code that may raise anything
         return {}
@@ -110,6 +137,22 @@ def _events(run: Example, eq: Equations, steps: int) -> list[dict[str, Any]]:
                 "node": None, "weight": name, "back": True,
                 "text": f"d{name}, summed from step {steps} to {t} = {_number(total)}",
             })  # fmt: skip
+    return events
+
+
+def _events_back(run: Example, eq: Equations, steps: int) -> list[dict[str, Any]]:
+    """Of an adjoint: what comes in and is worked out of it, how the sums grow, from the last step to the first."""
+    events: list[dict[str, Any]] = []
+    for t, so_far in zip(range(steps, 0, -1), run.sums, strict=True):
+        for v in eq.variables:
+            if v.name and v.role not in ("before", "sum") and (v.key, t) in run.values:
+                events.append(
+                    _event(v.key, t, f"{v.name}({t}) = {_number(run.values[v.key, t])}", v.role != "input")
+                )
+        for v in eq.variables:
+            if v.role == "sum" and v.name in so_far:
+                said = f"{v.name}, summed from step {steps} to {t} = {_number(so_far[v.name])}"
+                events.append(_event(v.key, t, said, True) | {"weight": v.name.removeprefix("∇")})
     return events
 
 

@@ -1,51 +1,43 @@
 """The pictures of the book: variables as circles, time folded into delay squares or unfolded from left to right.
 
 A step is laid out once; the unfolded picture is that step again and again, joined where the folded one has its squares.
-All is placed as if signals ran up and time to the right; `_turned` then turns the picture of an adjoint round.
+All is placed as if signals ran up and time to the right; `Scene.turned` then turns a picture in which they do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from elman.draw.layered import Link, Placed, Size, layered
-from elman.draw.lines import Saying, bent, connect, flat, label_size
+from elman.draw.lines import bent
 from elman.draw.measure import width
-from elman.draw.scene import SIZE, Box, Edge, Group, Node, Point, Scene, Text
-from elman.draw.variables import Equations, Influence, Variable
+from elman.draw.scene import Box, Edge, Node, Point, Scene, Text
+from elman.draw.step import NOTE, ROUND, SQUARE, Step, color_of, diameter, moved, step_of
+from elman.draw.variables import Equations, Influence, Variable, said, timed
 
-ROUND = 44.0  # diameter of a variable
-SQUARE = 11.0  # side of the square that stands for a delay of one step
-NOTE = 13.0  # font size of what stands on an edge
 SHOWN = 6  # steps that are all drawn; of more, the first and last two
 _TRACK = 12.0  # between parallel lines
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One time step in its place: its nodes by key, its edges, and which states go straight to their next value."""
-
-    nodes: dict[str, Node]
-    edges: tuple[Edge, ...]
-    straight: dict[str, Influence]  # "before" of a state -> its one influence
-    box: Box
-
-
 def folded(eq: Equations) -> Scene:
     """The circuit: every variable once, cycles through black squares."""
-    step = _step(eq, lambda v: v.name, folded=True)
+    step = step_of(eq, lambda v: v.name, folded=True)
     nodes, edges = list(step.nodes.values()), list(step.edges)
     routes = _exits(eq, step)
     for number, (before, source) in enumerate(routes):
         square, start = step.nodes[before], step.nodes[source]
+        others = [node.box for node in step.nodes.values() if node.id not in (square.id, start.id)]
+        ends = _right(start), (square.x - square.width / 2, square.y)
+        if start.y == square.y and start.x < square.x and not _blocked(others, *ends):  # a teacher
+            edges.append(Edge(start.id, square.id, bent(list(ends))))
+            continue
         margin = step.box.right + 14 + _TRACK * number
         way = _way_out(step, start, margin, number)
         edges.append(_wire(way, square, margin, number, step, 1, arrow=True, source=start.id))
     for before, influence in step.straight.items():
         node = step.nodes[influence.target]
         nodes, edges = [*nodes, _loop_square(node, before)], [*edges, *_loop(eq, node, influence, before)]
-    return _finished(eq, nodes, edges, [], _said(eq, None))
+    return _finished(eq, nodes, edges, [], said(eq, None))
 
 
 def unfolded(eq: Equations, steps: int | None) -> Scene:
@@ -55,7 +47,7 @@ def unfolded(eq: Equations, steps: int | None) -> Scene:
     edges: list[Edge] = []
     texts: list[Text] = []
     longest = max((time for time in times if time is not None), key=len, default="")
-    first = _step(eq, lambda v: _timed(v.name, longest), folded=False)
+    first = step_of(eq, lambda v: timed(v.name, longest), folded=False)
     states = [v for v in eq.variables if v.role == "before"]
     bent = _exits(eq, first)
     channel = 30 + _TRACK * len(bent)
@@ -65,9 +57,9 @@ def unfolded(eq: Equations, steps: int | None) -> Scene:
             elided = True
             continue
         t = _number(time, number)
-        step = _step(eq, lambda v, time=time: _timed(v.name, time), folded=False, like=first, t=t)
+        step = step_of(eq, lambda v, time=time: timed(v.name, time), folded=False, like=first, t=t)
         gap = channel + 64 * elided if previous is not None else 0
-        here = _moved(step, at - step.box.left + gap)
+        here = moved(step, at - step.box.left + gap)
         nodes += here.nodes.values()
         edges += here.edges
         if previous is not None:
@@ -83,7 +75,7 @@ def unfolded(eq: Equations, steps: int | None) -> Scene:
     if previous is not None and steps is None:
         around = _ends(eq, previous, bent)
         edges, texts = [*edges, *around.edges], [*texts, *around.texts]
-    return _finished(eq, nodes, edges, texts, _said(eq, steps if steps is not None else "…"))
+    return _finished(eq, nodes, edges, texts, said(eq, steps if steps is not None else "…"))
 
 
 @dataclass(frozen=True)
@@ -110,170 +102,17 @@ def _number(time: str, place: int) -> int:
     return int(time) if time.isdigit() else place
 
 
-def _timed(name: str, time: str) -> str:
-    return f"{name}({time})" if name else ""
-
-
-def _step(eq: Equations, name, *, folded: bool, like: _Step | None = None, t: int | None = None) -> _Step:  # type: ignore[no-untyped-def]
-    """Lay a step out; like: a step whose places it takes."""
-    straight = _straight(eq) if like is None else like.straight
-    while True:
-        made = _laid_out(eq, name, straight, folded, like, t)
-        crowded = [b for b, i in straight.items() if not _alone(made, i.target)]
-        if not crowded or like is not None:
-            return made
-        straight = {b: i for b, i in straight.items() if b not in crowded}
-
-
-def _straight(eq: Equations) -> dict[str, Influence]:
-    """States that act on their own next value and on nothing else: their line is a loop, or runs straight on."""
-    found = {}
-    for before in (v for v in eq.variables if v.role == "before" and v.of is not None):
-        acts = [i for i in eq.influences if i.source == before.key]
-        if len(acts) == 1 and acts[0].target == before.of:
-            found[before.key] = acts[0]
-    return found
-
-
-def _alone(step: _Step, key: str) -> bool:
-    """Whether nothing stands beside a node in its row."""
-    y = step.nodes[key].y
-    return all(other.key == key or abs(other.y - y) > ROUND / 2 for other in step.nodes.values())
-
-
-def _laid_out(
-    eq: Equations, name, straight: Mapping[str, Influence], folded: bool, like: _Step | None, t: int | None
-) -> _Step:  # type: ignore[no-untyped-def]
-    shown = [v for v in eq.variables if v.key not in straight]
-    sizes = {v.key: _size(v, name(v), eq, straight, folded) for v in shown}
-    influences = [i for i in eq.influences if i.source not in straight]
-    links = [Link(i.source, i.target, _label_size(i)) for i in influences]
-    ranks = dict.fromkeys(_bottom(eq), 0)
-    befores = [v.key for v in shown if v.role == "before"]
-    feeds = [v.of for v in shown if v.role == "before" and v.of is not None and v.of in sizes]
-    first, last = ([], [*feeds, *befores]) if folded else (befores, feeds)
-    placed = layered(sizes, links, ranks=ranks, first=first, last=last, row_gap=24)
-    places = {key: (x, -y) for key, (x, y) in placed.places.items()}
-    nodes = {}
-    for v in shown:
-        x, y = places[v.key]
-        if like is not None:
-            x, y = like.nodes[v.key].x, like.nodes[v.key].y
-        nodes[v.key] = _node(v, name(v), x, y, folded, t, eq)
-    if like is not None:
-        return replace(like, nodes={key: replace(node, width=like.nodes[key].width) for key, node in nodes.items()},
-                       edges=tuple(replace(edge, t=t) for edge in like.edges))  # fmt: skip
-    edges = _edges(eq, influences, placed, nodes)
-    boxes = [node.box for node in nodes.values()] + [text.box for edge in edges for text in edge.texts]
-    boxes += [Box(x, y, x, y) for edge in edges for x, y in flat(edge.points)]
-    boxes += [
-        Box(nodes[key].x - size.left, nodes[key].y, nodes[key].x + size.right, nodes[key].y)
-        for key, size in sizes.items()
-    ]
-    box = Box(
-        min(b.left for b in boxes),
-        min(b.top for b in boxes),
-        max(b.right for b in boxes),
-        max(b.bottom for b in boxes),
-    )
-    return _Step(nodes, tuple(edges), dict(straight), box)
-
-
-def _bottom(eq: Equations) -> set[str]:
-    """The inputs that belong to the lowest row: those that are wanted first, x rather than a target y."""
-    rank: dict[str, int] = {}
-    into: dict[str, list[str]] = {}
-    for influence in eq.influences:
-        into.setdefault(influence.target, []).append(influence.source)
-
-    def depth(key: str) -> int:
-        if key not in rank:
-            rank[key] = max((depth(source) + 1 for source in into.get(key, ())), default=0)
-        return rank[key]
-
-    first: dict[str, int] = {}
-    for influence in eq.influences:
-        if eq.of(influence.source).role == "input":
-            first[influence.source] = min(first.get(influence.source, 10**6), depth(influence.target))
-    return {key for key, low in first.items() if low == min(first.values())}
-
-
-def _size(v: Variable, name: str, eq: Equations, straight: Mapping[str, Influence], folded: bool) -> Size:
-    if v.role in ("before", "joint"):
-        return Size(10, 10, ROUND / 2)
-    half = _diameter(name) / 2
-    left = right = half
-    for influence in straight.values():
-        if influence.target == v.key:
-            said = width(_label(influence), NOTE)
-            if folded:
-                right += 52 + said
-            else:
-                left += 34 + said
-    return Size(left, right, ROUND)
-
-
-def _diameter(name: str) -> float:
-    return max(ROUND, width(name, SIZE) + 14)
-
-
-def _label(influence: Influence) -> str:
-    return ", ".join((*influence.weights, *influence.factors))
-
-
-def _label_size(influence: Influence) -> Size | None:
-    return label_size(_label(influence), NOTE)
-
-
-def _node(v: Variable, name: str, x: float, y: float, folded: bool, t: int | None, eq: Equations) -> Node:
-    ident = v.key if t is None else f"{v.key}@{t}"
-    if v.role == "before":
-        shape = "delay" if folded else "dot"
-        size = SQUARE if folded else 5.0
-        tip = f"delay: {v.name} of the step before"
-        return Node(ident, x, y, size, size, shape, key=v.key, t=t, tip=tip)
-    if v.role == "joint":
-        return Node(ident, x, y, 5, 5, "dot", key=v.key, t=t)
-    state = {"input": "input", "context": "known", "noise": "known", "sum": "sum"}.get(v.role, "plain")
-    color = _color(eq, (v.name.removeprefix("∇"),)) if v.role == "sum" else None
-    text = Text(x, y, name, color=color)
-    return Node(ident, x, y, _diameter(name), ROUND, "variable", (text,), v.key, t, state, v.tip)
-
-
-def _color(eq: Equations, weights: Sequence[str]) -> int | None:
-    return next((eq.parameters.index(w) for w in weights if w in eq.parameters), None)
-
-
-def _edges(
-    eq: Equations, influences: Sequence[Influence], placed: Placed, nodes: Mapping[str, Node]
-) -> list[Edge]:
-    said = []
-    for i in influences:
-        said.append(Saying(_label(i), NOTE, _color(eq, i.weights), i.weights, nodes[i.target].shape != "dot"))
-    ends = [(influence.source, influence.target) for influence in influences]
-    return connect(ends, _upright(placed), nodes, said)
-
-
-def _upright(placed: Placed) -> Placed:
-    """The same with the sources below."""
-    return Placed(
-        {key: (x, -y) for key, (x, y) in placed.places.items()},
-        [[(x, -y) for x, y in way] for way in placed.ways],
-        [None if mark is None else (mark[0], -mark[1]) for mark in placed.labels],
-    )
-
-
 # What joins one step with the next.
 
 
-def _exits(eq: Equations, step: _Step) -> list[tuple[str, str]]:
+def _exits(eq: Equations, step: Step) -> list[tuple[str, str]]:
     """("before" of a state, the variable whose value it is) for those that do not go straight on, the lowest first."""
     pairs = [(v.key, v.of) for v in eq.variables if v.role == "before" and v.key not in step.straight]
     known = [(before, of) for before, of in pairs if of is not None and of in step.nodes]
     return sorted(known, key=lambda pair: (-step.nodes[pair[1]].y, step.nodes[pair[0]].x))
 
 
-def _way_out(step: _Step, node: Node, x: float, number: int) -> list[Point]:
+def _way_out(step: Step, node: Node, x: float, number: int) -> list[Point]:
     """From a node to the line at x, on its right: straight if nothing is there, else round."""
     blocks = [other.box for other in step.nodes.values() if other.id != node.id]
     blocks += [text.box for edge in step.edges for text in edge.texts]
@@ -291,7 +130,7 @@ def _blocked(boxes: Sequence[Box], start: Point, end: Point) -> bool:
 
 
 def _wire(
-    way: list[Point], target: Node, x: float, number: int, step: _Step, side: int, *, arrow: bool, source: str = "",
+    way: list[Point], target: Node, x: float, number: int, step: Step, side: int, *, arrow: bool, source: str = "",
     t: int | None = None,
 ) -> Edge:  # fmt: skip
     """The rest of the way, from the line at x to a square or dot, from its left (-1) or right (1) or from below."""
@@ -329,12 +168,12 @@ def _loop(eq: Equations, node: Node, influence: Influence, before: str) -> list[
     square, r = _loop_square(node, before), node.height / 2
     dy = 11.0
     right = node.x + node.width / 2 - r + (r * r - dy * dy) ** 0.5
-    color = _color(eq, influence.weights)
+    color = color_of(eq, influence.weights)
     x, half = square.x, SQUARE / 2
     out = ((right, node.y + dy), (right + 14, node.y + 24), (x, node.y + 28), (x, node.y + half))
     into = ((x, node.y - half), (x, node.y - 28), (right + 14, node.y - 24), (right, node.y - dy))
     texts = ()
-    if said := _label(influence):
+    if said := influence.label:
         texts = (Text(square.x + SQUARE / 2 + 5, node.y, said, NOTE, "start", "weight", color),)
     return [
         Edge(node.id, before, out, arrow=False),
@@ -344,8 +183,8 @@ def _loop(eq: Equations, node: Node, influence: Influence, before: str) -> list[
 
 def _joined(
     eq: Equations,
-    previous: _Step,
-    here: _Step,
+    previous: Step,
+    here: Step,
     before: Variable,
     exits: Sequence[tuple[str, str]],
     elided: bool,
@@ -383,7 +222,7 @@ def _ahead(
     t: int | None,
 ) -> Edge:
     """A straight line to a node from its left, with what it says above its end."""
-    color, said = _color(eq, influence.weights), _label(influence)
+    color, said = color_of(eq, influence.weights), influence.label
     texts = ()
     if said:
         x = node.x - node.width / 2 - 17 - width(said, NOTE) / 2
@@ -396,7 +235,7 @@ def _right(node: Node) -> Point:
     return node.x + node.width / 2, node.y
 
 
-def _starts(eq: Equations, here: _Step, time: str | None, exits: Sequence[tuple[str, str]]) -> _Around:
+def _starts(eq: Equations, here: Step, time: str | None, exits: Sequence[tuple[str, str]]) -> _Around:
     """What the first step starts from: states of known time in dashed circles, or an ellipsis where time is None."""
     found = _Around([], [], [])
     number = 0
@@ -406,8 +245,8 @@ def _starts(eq: Equations, here: _Step, time: str | None, exits: Sequence[tuple[
         if straight is None and (before.key not in here.nodes or not any(before.key == b for b, _ in exits)):
             continue
         target = here.nodes[straight.target if straight is not None else before.key]
-        name = "…" if time is None else _timed(before.name, time)
-        wide = 16.0 if time is None else _diameter(name)
+        name = "…" if time is None else timed(before.name, time)
+        wide = 16.0 if time is None else diameter(name)
         x, y = here.box.left - 24 - _TRACK * len(exits) - wide / 2, target.y
         taken = [node.box for node in found.nodes] + [text.box for text in found.texts]
         while any(abs(y - (box.top + box.bottom) / 2) < ROUND + 6 for box in taken):
@@ -430,7 +269,7 @@ def _starts(eq: Equations, here: _Step, time: str | None, exits: Sequence[tuple[
     return found
 
 
-def _ends(eq: Equations, last: _Step, exits: Sequence[tuple[str, str]]) -> _Around:
+def _ends(eq: Equations, last: Step, exits: Sequence[tuple[str, str]]) -> _Around:
     """Lines that go on to an ellipsis."""
     found = _Around([], [], [])
     x = last.box.right + 26
@@ -450,73 +289,11 @@ def _ends(eq: Equations, last: _Step, exits: Sequence[tuple[str, str]]) -> _Arou
     return found
 
 
-def _moved(step: _Step, dx: float) -> _Step:
-    return replace(
-        step,
-        nodes={key: node.moved(dx, 0) for key, node in step.nodes.items()},
-        edges=tuple(edge.moved(dx, 0) for edge in step.edges),
-        box=step.box.moved(dx, 0),
-    )
-
-
 def _finished(
     eq: Equations, nodes: Sequence[Node], edges: Sequence[Edge], texts: Sequence[Text], said: str
 ) -> Scene:
-    scene = Scene(_title(eq), said, tuple(nodes), tuple(edges), (), tuple(texts), eq.parameters)
-    return turned(scene) if eq.reverse else scene
+    scene = Scene(eq.name, said, tuple(nodes), tuple(edges), (), tuple(texts), eq.parameters)
+    return scene.turned(across=eq.reverse, down=eq.back)
 
 
-def turned(scene: Scene) -> Scene:
-    """The same picture with left and right, above and below exchanged; texts stay upright."""
-
-    def text(one: Text) -> Text:
-        anchor = {"start": "end", "end": "start"}.get(one.anchor, "middle")
-        return replace(one, x=-one.x, y=-one.y, anchor=anchor)
-
-    def box(one: Box) -> Box:
-        return Box(-one.right, -one.bottom, -one.left, -one.top)
-
-    return replace(
-        scene,
-        nodes=tuple(replace(n, x=-n.x, y=-n.y, texts=tuple(map(text, n.texts))) for n in scene.nodes),
-        edges=tuple(
-            replace(e, points=tuple((-x, -y) for x, y in e.points), texts=tuple(map(text, e.texts)))
-            for e in scene.edges
-        ),
-        groups=tuple(Group(box(g.box), tuple(map(text, g.texts)), g.key) for g in scene.groups),
-        texts=tuple(map(text, scene.texts)),
-    )
-
-
-def _title(eq: Equations) -> str:
-    return eq.name
-
-
-def _said(eq: Equations, steps: int | str | None) -> str:
-    """The picture in words."""
-    name = {v.key: v.name for v in eq.variables}
-    when = "folded" if steps is None else f"unfolded for {steps} time steps" if steps != "…" else "unfolded"
-    lines = [f"{eq.name}, {when}; time runs {'backward' if eq.reverse else 'forward'}."]
-    for v in eq.variables:
-        parts = _parts(eq, v.key, name)
-        if parts and v.name:
-            lines.append(f"{_timed(v.name, 't')} is computed from {', '.join(parts)}.")
-    return " ".join(lines)
-
-
-def _parts(eq: Equations, key: str, name: Mapping[str, str]) -> list[str]:
-    found = []
-    for i in eq.influences:
-        if i.target != key:
-            continue
-        source = eq.of(i.source)
-        if source.role == "joint" and not source.name:
-            found += _parts(eq, source.key, name)
-            continue
-        time = ("t+1" if eq.reverse else "t-1") if source.role == "before" else "t"
-        by = f" by {_label(i)}" if _label(i) else ""
-        found.append(_timed(source.name, time) + by)
-    return found
-
-
-__all__ = ["folded", "turned", "unfolded"]
+__all__ = ["folded", "unfolded"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx.node import map_arg
@@ -34,25 +35,7 @@ def example(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Examp
 
     Every step has its own copy of the parameters, as in the book, so that its share of their gradient is known.
     """
-    generator = torch.Generator().manual_seed(seed)
-    inputs = {}
-    for port in circuit.inputs:
-        timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
-        size = (
-            *([8] if timed else []),
-            *([1] if port.rows else []),
-            *port.shape,
-        )  # the same for every τ up to 8
-        if not (port.dtype.is_floating_point or port.dtype.is_complex):
-            value = torch.randint(0, 2, size, generator=generator).to(port.dtype)
-        elif port.kind is Kind.STATE:
-            value = torch.zeros(size, dtype=port.dtype)
-        else:
-            value = torch.rand(size, generator=generator)
-            value = value if port.draw == "uniform" else 2 * value - 1
-            if port.kind is Kind.CONSTANT and not port.rows and port.shape:
-                value = value / port.shape[-1] ** 0.5
-        inputs[port.name] = value[:steps].to(port.dtype) if timed else value.to(port.dtype)
+    inputs = _inputs(circuit, steps, seed)
     graph = unfold(circuit, steps).graph
     constants = {p.name: p for p in circuit.inputs_of(Kind.CONSTANT) if not p.rows}
     copies = {
@@ -115,4 +98,53 @@ def example(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Examp
     )
 
 
-__all__ = ["Example", "example"]
+def backward(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Example:
+    """Run an adjoint on random numbers, one row, from the last step to the first, as it is unfolded."""
+    inputs = _inputs(circuit, steps, seed)
+    found: dict[str, Any] = {}
+    for node in unfold(circuit, steps).graph.nodes:
+        if node.op == "placeholder":
+            name, _, t = str(node.target).rpartition("_t")
+            at = inputs[name][int(t)] if name in inputs and t.isdigit() else inputs.get(str(node.target), 1)
+            found[node.name] = at
+        elif node.op == "call_function":
+            args, more = (map_arg(given, lambda one: found[one.name]) for given in (node.args, node.kwargs))
+            found[node.name] = node.target(*args, **more)  # type: ignore[operator]
+    values = {
+        (v.key, t + 1): found[f"{v.key}_t{t}"]
+        for v in eq.variables
+        for t in range(steps)
+        if v.name and v.role != "before" and f"{v.key}_t{t}" in found
+    }
+    sums: list[dict[str, Tensor]] = []
+    for t in range(steps, 0, -1):
+        shares = {v.name: values[v.key, t] for v in eq.variables if v.role == "sum" and (v.key, t) in values}
+        sums.append({name: share + sums[-1][name] if sums else share for name, share in shares.items()})
+    return Example(inputs, values, {}, [], sums)
+
+
+def _inputs(circuit: Circuit, steps: int, seed: int) -> dict[str, Tensor]:
+    """A number for every input, the same for every τ up to 8."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for port in circuit.inputs:
+        timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
+        size = (
+            *([8] if timed else []),
+            *([1] if port.rows else []),
+            *port.shape,
+        )  # the same for every τ up to 8
+        if not (port.dtype.is_floating_point or port.dtype.is_complex):
+            value = torch.randint(0, 2, size, generator=generator).to(port.dtype)
+        elif port.kind is Kind.STATE:
+            value = torch.zeros(size, dtype=port.dtype)
+        else:
+            value = torch.rand(size, generator=generator)
+            value = value if port.draw == "uniform" else 2 * value - 1
+            if port.kind is Kind.CONSTANT and not port.rows and port.shape:
+                value = value / port.shape[-1] ** 0.5
+        inputs[port.name] = value[:steps].to(port.dtype) if timed else value.to(port.dtype)
+    return inputs
+
+
+__all__ = ["Example", "backward", "example"]

@@ -65,13 +65,21 @@ def layered(
     }
     rows = _ordered(rows, chains, sides)
     across = _across(rows, chains, size)
-    down = _down(rows, size, row_gap)
+    down, half = _down(rows, size, row_gap)
     places = {name: (across[name], down[2 * row[name]]) for name in sizes}
     ways, labels = [], []
     for link, chain in zip(links, chains, strict=True):
-        points = [(across[box], down[level]) for box, level in chain]
-        marked = [p for p, (box, _) in zip(points, chain, strict=True) if box.startswith("label\0")]
-        ways.append(points)
+        marked, way = [], [(across[chain[0][0]], down[chain[0][1]])]
+        for box, level in chain[1:-1]:
+            x, y, high = across[box], down[level], half[level]
+            if box.startswith("label\0"):
+                marked.append((x, y))
+                way.append((x, y))
+            elif level % 2 == 0:  # upright past the boxes of a row
+                way += [(x, y - high), (x, y + high)]
+            else:
+                way.append((x, y))
+        ways.append([*way, (across[chain[-1][0]], down[chain[-1][1]])])
         labels.append(marked[0] if marked and link.label is not None else None)
     return Placed(places, ways, labels)
 
@@ -139,7 +147,9 @@ def _ordered(
             down[a].append(b)
             up[b].append(a)
 
-    def sweep(rows: list[list[str]], near: Mapping[str, list[str]], order: Sequence[int]) -> list[list[str]]:
+    def sweep(
+        rows: list[list[str]], near: Mapping[str, list[str]], order: Sequence[int], turned: bool
+    ) -> list[list[str]]:
         rows = [list(row) for row in rows]
         place = {name: i for row in rows for i, name in enumerate(row)}
         for level in order:
@@ -148,15 +158,17 @@ def _ordered(
                 others = near.get(name) or [name]
                 return left.get(name, 0), sum(place[other] for other in others) / len(others)
 
+            if turned:  # who is even with a neighbour may stand on its other side
+                rows[level].reverse()
             rows[level].sort(key=middle)
             place |= {name: i for i, name in enumerate(rows[level])}
         return rows
 
     rows = [sorted(row, key=lambda name: left.get(name, 0)) for row in rows]
     best, fewest = rows, _crossings(rows, down)
-    for turn in range(12):
-        levels = range(len(rows))
-        rows = sweep(rows, up, levels) if turn % 2 == 0 else sweep(rows, down, levels[::-1])
+    for turn in range(16):
+        levels, turned = range(len(rows)), turn // 2 % 2 == 1
+        rows = sweep(rows, up, levels, turned) if turn % 2 == 0 else sweep(rows, down, levels[::-1], turned)
         rows = _swapped(rows, up, down, left)
         count = _crossings(rows, down)
         if count < fewest:
@@ -252,16 +264,19 @@ def _kept_apart(wish: list[float], weight: list[float], offset: list[float]) -> 
     return [place + o for place, o in zip(flat, offset, strict=True)]
 
 
-def _down(rows: Sequence[Sequence[str]], size: Mapping[str, Size], gap: float) -> list[float]:
-    """The y of every row's middle."""
-    y, found = 0.0, []
+def _down(
+    rows: Sequence[Sequence[str]], size: Mapping[str, Size], gap: float
+) -> tuple[list[float], list[float]]:
+    """The y of every row's middle, and half its height."""
+    y, found, half = 0.0, [], []
     for level, row in enumerate(rows):
         high = max((size[name].height for name in row), default=0.0)
         if level:
             y += gap / 2 + high / 2
         found.append(y + (high / 2 if not level else 0.0))
         y = found[-1] + high / 2
-    return found
+        half.append(high / 2)
+    return found, half
 
 
 __all__ = ["GAP", "Link", "Placed", "Size", "layered"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from elman.draw.layered import Placed, Size
@@ -14,13 +14,15 @@ _SIDE = 11.0  # how far from its axis a line may lie where its words begin
 
 @dataclass(frozen=True)
 class Saying:
-    """What stands on a line, and how the line looks."""
+    """What stands on a line, and how the line looks. shared: whether lines from one box that say the same are alike, so
+    that one of them may speak for all."""
 
     text: str
     size: float
     color: int | None = None
     weights: tuple[str, ...] = ()
     arrow: bool = True
+    shared: bool = False
 
 
 def label_size(text: str, size: float) -> Size | None:
@@ -29,38 +31,140 @@ def label_size(text: str, size: float) -> Size | None:
 
 
 def connect(
-    ends: Sequence[tuple[str, str]], placed: Placed, nodes: Mapping[str, Node], said: Sequence[Saying]
-) -> list[Edge]:
-    """An edge for each pair of nodes, along the way that the layout has found for it."""
-    blocks = [(node.id, _wider(node.box, 7)) for node in nodes.values()]
-    for number, (mark, saying) in enumerate(zip(placed.labels, said, strict=True)):
-        size = label_size(saying.text, saying.size)
-        if mark is not None and size is not None:
-            x, y = mark
-            high = size.height / 2
-            blocks.append((f"label {number}", Box(x - size.left, y - high, x + size.right, y + high)))
-    found = []
-    for number, (a, b) in enumerate(ends):
-        source, target, saying, mark = nodes[a], nodes[b], said[number], placed.labels[number]
-        own = {source.id, target.id, f"label {number}"}
-        others = [box for name, box in blocks if name not in own]
-        high = LINE * saying.size / 2 + 1
-        points, texts = (), ()
-        for points in _curves(source, target, placed.ways[number], mark, others, high):
+    ends: Sequence[tuple[str, str]],
+    placed: Placed,
+    nodes: Mapping[str, Node],
+    said: Sequence[Saying],
+    free: Sequence[Box] = (),
+) -> tuple[list[Edge], int]:
+    """(an edge for each pair of nodes, along the way that the layout has found for it; for how many words there is no
+    room beside their line).
+
+    A line is as straight as the boxes allow, and its words go beside it where there is room. Words for which there is
+    none stand where the layout has kept a place for them, and lines go round them. free: where no words may stand.
+    """
+    boxes = {node.id: _wider(node.box, 7) for node in nodes.values()}
+    kept = [_kept(mark, saying) for mark, saying in zip(placed.labels, said, strict=True)]
+
+    def line(number: int, words: Mapping[int, Box], through: Point | None) -> tuple[Point, ...]:
+        source, target = nodes[ends[number][0]], nodes[ends[number][1]]
+        others = [box for name, box in boxes.items() if name not in (source.id, target.id)]
+        others += [box for other, box in words.items() if other != number]
+        points: tuple[Point, ...] = ()
+        for points in _curves(source, target, placed.ways[number], through, others, _high(said[number])):
             if not _meets(points, others):
                 break
-        if mark is not None:
-            x = min(_rightmost(points, mark, high), mark[0] + _SIDE) + 5
-            texts = (Text(x, mark[1], saying.text, saying.size, "start", "weight", saying.color),)
-        found.append(Edge(source.id, target.id, points, texts, saying.weights, saying.color, saying.arrow))
+        return points
+
+    curves = [line(number, {}, None) for number in range(len(ends))]
+    texts = beside(curves, said, [*(node.box for node in nodes.values()), *free])
+    said_once = {(ends[n][0], said[n].text) for n, text in enumerate(texts) if text is not None}
+    missing = [n for n, box in enumerate(kept) if box is not None and texts[n] is None]
+    without = {n for n in missing if not said[n].shared or (ends[n][0], said[n].text) not in said_once}
+    while more := {n for n, t in enumerate(texts) if t and n not in without and _hits(t.box, kept, without)}:
+        without |= more
+    spots = {n: _wider(text.box, 6) for n, text in enumerate(texts) if text is not None and n not in without}
+    spots |= {n: box for n in without if (box := kept[n]) is not None}
+    for n, curve in enumerate(curves):
+        if n in without or _meets(curve, [spots[other] for other in without if other != n]):
+            mark = placed.labels[n] if n in without else None
+            curves[n] = line(n, spots, mark)
+            if mark is not None:
+                x = min(_rightmost(curves[n], mark, _high(said[n])), mark[0] + _SIDE) + 5
+                texts[n] = _text(said[n], x, mark[1], "start")
+    edges = [
+        Edge(a, b, curve, () if text is None else (text,), saying.weights, saying.color, saying.arrow)
+        for (a, b), curve, text, saying in zip(ends, curves, texts, said, strict=True)
+    ]
+    return edges, len(missing)
+
+
+def _high(saying: Saying) -> float:
+    """Half the height of its words."""
+    return LINE * saying.size / 2 + 1
+
+
+def _text(saying: Saying, x: float, y: float, anchor: str = "middle") -> Text:
+    return Text(x, y, saying.text, saying.size, anchor, "weight", saying.color)
+
+
+def _kept(mark: Point | None, saying: Saying) -> Box | None:
+    """The room that the layout has kept for words."""
+    size = label_size(saying.text, saying.size)
+    if mark is None or size is None:
+        return None
+    (x, y), high = mark, size.height / 2
+    return Box(x - size.left, y - high, x + size.right, y + high)
+
+
+def _hits(box: Box, kept: Sequence[Box | None], of: Iterable[int]) -> bool:
+    return any(other is not None and box.meets(other) for other in (kept[n] for n in of))
+
+
+def beside(
+    curves: Sequence[tuple[Point, ...]], said: Sequence[Saying], boxes: Sequence[Box]
+) -> list[Text | None]:
+    """For each line its words, near its middle and on either side, where they meet no box, line or other words."""
+    fine = [flat(curve, max(20, 120 // len(curve))) for curve in curves]
+    bounds = [_bounds(line) for line in fine]
+    taken = [_wider(box, 2) for box in boxes]
+    found: list[Text | None] = [None] * len(curves)
+    for number in sorted(range(len(curves)), key=lambda n: -len(said[n].text)):
+        if not said[number].text:
+            continue
+        best = None
+        for _, text in sorted(_places(fine[number], said[number]), key=lambda pair: pair[0]):
+            close = _wider(text.box, 1)
+            if any(close.meets(box) for box in taken):
+                continue
+            near = (line for line, bound in zip(fine, bounds, strict=True) if close.meets(bound))
+            if not any(_crossed(close, line) for line in near):
+                best = text
+                break
+        if best is not None:
+            found[number] = best
+            taken.append(_wider(best.box, 2))
     return found
+
+
+def _places(line: Sequence[Point], saying: Saying) -> Iterator[tuple[float, Text]]:
+    """(how far from what is wished, words) at points of a line, on both of its sides."""
+    high, half = _high(saying), width(saying.text, saying.size) / 2
+    lengths = [0.0]
+    for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
+        lengths.append(lengths[-1] + ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5)
+    for (x, y), so_far in zip(line, lengths, strict=True):
+        part = so_far / (lengths[-1] or 1.0)
+        if not 0.12 < part < 0.88:
+            continue
+        wish = abs(part - 0.5)
+        beside = [px for px, py in line if abs(py - y) <= high + 4]
+        for near, side, more in ((max(beside), 1, 0.0), (min(beside), -1, 0.05)):
+            if abs(near - x) < 28:
+                yield wish + more + abs(near - x) / 120, _text(saying, near + side * (5 + half), y)
+        over = [py for px, py in line if abs(px - x) <= half + 4]
+        for near, side, more in ((min(over), -1, 0.1), (max(over), 1, 0.12)):
+            if abs(near - y) < 22:
+                yield wish + more + abs(near - y) / 100, _text(saying, x, near + side * (high + 1))
+
+
+def _crossed(box: Box, line: Sequence[Point]) -> bool:
+    return any(not _free(a, b, (box,)) for a, b in zip(line, line[1:], strict=False))
+
+
+def _bounds(line: Sequence[Point]) -> Box:
+    xs, ys = [x for x, _ in line], [y for _, y in line]
+    return Box(min(xs) - 1, min(ys) - 1, max(xs) + 1, max(ys) + 1)
 
 
 def _curves(
     source: Node, target: Node, way: Sequence[Point], mark: Point | None, others: Sequence[Box], high: float
 ) -> Iterator[tuple[Point, ...]]:
-    """Ever more careful curves along a way; the first that meets no box is the one to take."""
+    """Ever more careful curves along a way, through its mark; the first that meets no box is the one to take."""
     straight = _straightened(way, mark, others)
+    if mark is None and len(way) == 3 and len(straight) == 3:  # to the next row, past a neighbour
+        yield _arched(source, target)
+        yield _arched(target, source)[::-1]
     for points, line in ((straight, smooth), (straight, _cornered), (way, smooth)):
         made = line([_border(source, points[1]), *points[1:-1], _border(target, points[-2])])
         if (
@@ -73,6 +177,15 @@ def _curves(
             made = line([_border(source, points[1]), *points[1:-1], _border(target, points[-2])])
         yield made
     yield _upright(source, target, way)
+
+
+def _arched(source: Node, target: Node) -> tuple[Point, ...]:
+    """A curve that leaves slantwise and comes upright to its end."""
+    side = source.height / 2 if target.y > source.y else -source.height / 2
+    dx, end = target.x - source.x, target.y - (target.height / 2 if side > 0 else -target.height / 2)
+    start = _border(source, (source.x + dx, source.y + 2.0 * side))
+    return start, (start[0] + 0.4 * (target.x - start[0]), start[1] + 0.3 * (end - start[1])), (
+        target.x - 0.04 * dx, start[1] + 0.2 * (end - start[1])), (target.x, end)  # fmt: skip
 
 
 def _cornered(way: Sequence[Point]) -> tuple[Point, ...]:

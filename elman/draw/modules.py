@@ -5,7 +5,7 @@ What comes first stands lowest. Layers of one kind in a row are drawn once, with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from elman.draw.measure import width
 from elman.draw.scene import Box, Edge, Group, Node, Scene, Text
 from elman.errors import StateError
 from elman.recurrent import Bidirectional, Recurrent
-from elman.recurrent.layers import Compound
+from elman.recurrent.stack import Compound
 
 Draw = Callable[[Circuit], Scene]
 _PAD, _HEAD, _ROOM = 16.0, 30.0, 34.0  # inside a frame, its heading, between two parts
@@ -24,7 +24,7 @@ _PAD, _HEAD, _ROOM = 16.0, 30.0, 34.0  # inside a frame, its heading, between tw
 
 @dataclass(frozen=True)
 class _Part:
-    """What is drawn as one: a title, pictures side by side with a word for each, and how often it occurs in a row.
+    """What is drawn as one: a title, and pictures side by side with a word for each.
 
     kind: what two parts must share to be drawn as one.
     """
@@ -32,44 +32,86 @@ class _Part:
     title: str
     scenes: tuple[tuple[str, Scene], ...] = ()
     kind: object = None
-    number: int = 1
 
 
-def composed(module: torch.nn.Module, draw: Draw) -> Scene:
-    """The picture of a module that holds recurrences; draw: makes that of a circuit."""
-    parts: list[_Part] = []
+def composed(module: torch.nn.Module, draw: Draw, opened: str = "") -> Scene:
+    """The picture of a module that holds recurrences.
+
+    draw: makes that of a circuit. opened: the numbers of the repeats, "0 2", that are drawn layer by layer.
+    """
+    rows: list[list[_Part]] = []
     for part in _parts(module, draw):
-        if parts and part.kind is not None and parts[-1].kind == part.kind:
-            parts[-1] = replace(parts[-1], number=parts[-1].number + 1)
+        if rows and part.kind is not None and rows[-1][0].kind == part.kind:
+            rows[-1].append(part)
         else:
-            parts.append(part)
+            rows.append([part])
     name = type(module).__name__
-    y, made, places = 0.0, [], []
     inputs = Node("in", 0, 0, 44, 44, "variable", (Text(0, 0, "x"),), "x", None, "input")
-    places.append((inputs.box, inputs.id))
-    y = inputs.box.top - _ROOM
-    nodes, edges, groups, texts = [inputs], [], [], []
-    for number, part in enumerate(parts):
-        title = f"{part.number} × {part.title}" if part.number > 1 else part.title
-        scene = _boxed(title, number, y) if not part.scenes else _framed(title, part, number, y)
-        box = scene.box
-        nodes += scene.nodes
-        edges += scene.edges
-        groups += scene.groups
-        texts += scene.texts
-        places.append((box, f"part {number}"))
-        made.append(
-            f"{title}" + (": " + " ".join(s.description for _, s in part.scenes) if part.scenes else "")
-        )
-        y = box.top - _ROOM
-    out = Node("out", 0, y - 22, 44, 44, "variable", (Text(0, y - 22, "o"),), "o")
-    nodes.append(out)
+    pieces, places, made, repeats = [Scene("", "", (inputs,))], [(inputs.box, "in")], [], 0
+    for number, parts in enumerate(rows):
+        part, many = parts[0], len(parts) > 1
+        title = f"{len(parts)} × {part.title}" if many else part.title
+        key = f"repeat {repeats}" if many else f"part {number}"
+        below = places[-1][0].top - _ROOM
+        if many and str(repeats) in opened.split():
+            scene = _opened(title, key, parts, number, below)
+        else:
+            scene = _closed(title, key, part, str(number), below)
+        repeats += many
+        pieces.append(scene)
+        places.append((scene.box, f"part {number}"))
+        made.append(title + (": " + " ".join(s.description for _, s in part.scenes) if part.scenes else ""))
+    y = places[-1][0].top - _ROOM - 22
+    out = Node("out", 0, y, 44, 44, "variable", (Text(0, y, "o"),), "o")
+    pieces.append(Scene("", "", (out,)))
     places.append((out.box, "out"))
-    for (low, a), (high, b) in zip(places, places[1:], strict=False):
-        edges.append(Edge(a, b, bent([(0.0, low.top), (0.0, high.bottom)])))
+    edges = [_up(low, high, a, b) for (low, a), (high, b) in zip(places, places[1:], strict=False)]
     said = f"{name}, from the input up: " + "; ".join(made) + "."
-    parameters = tuple(dict.fromkeys(p for part in parts for _, s in part.scenes for p in s.parameters))
-    return Scene(name, said, tuple(nodes), tuple(edges), tuple(groups), tuple(texts), parameters)
+    parameters = dict.fromkeys(p for parts in rows for _, s in parts[0].scenes for p in s.parameters)
+    whole = _together(pieces)
+    return replace(
+        whole, title=name, description=said, edges=(*whole.edges, *edges), parameters=tuple(parameters)
+    )
+
+
+def _together(scenes: Sequence[Scene]) -> Scene:
+    """Several pictures in one."""
+    return Scene(
+        "",
+        "",
+        tuple(node for scene in scenes for node in scene.nodes),
+        tuple(edge for scene in scenes for edge in scene.edges),
+        tuple(group for scene in scenes for group in scene.groups),
+        tuple(text for scene in scenes for text in scene.texts),
+    )
+
+
+def _up(low: Box, high: Box, source: str, target: str) -> Edge:
+    return Edge(source, target, bent([(0.0, low.top), (0.0, high.bottom)]))
+
+
+def _closed(title: str, key: str, part: _Part, ident: str, bottom: float) -> Scene:
+    """One part; for several of a kind, with their number."""
+    return _framed(title, key, part, ident, bottom) if part.scenes else _boxed(title, key, ident, bottom)
+
+
+def _opened(title: str, key: str, parts: Sequence[_Part], number: int, bottom: float) -> Scene:
+    """Parts of one kind one above the other in a frame of their own."""
+    y, inner, edges = bottom - _PAD, [], []
+    for i, part in enumerate(parts):
+        scene = _closed(
+            f"{part.title}, {i + 1} of {len(parts)}", f"part {number}.{i}", part, f"{number}.{i}", y
+        )
+        if inner:
+            edges.append(_up(inner[-1].box, scene.box, f"part {number}.{i - 1}", f"part {number}.{i}"))
+        inner.append(scene)
+        y = scene.box.top - _ROOM
+    box = _together(inner).box
+    half = max(-box.left, box.right, width(title, 15) / 2) + _PAD
+    heading = Text(-half + _PAD, box.top - 15, title, 15, "start", "stage")
+    frame = Group(Box(-half, box.top - _HEAD, half, bottom), (heading,), key)
+    whole = _together([Scene("", "", groups=(frame,)), *inner])
+    return replace(whole, edges=(*whole.edges, *edges))
 
 
 def _parts(module: torch.nn.Module, draw: Draw) -> Iterator[_Part]:
@@ -82,7 +124,8 @@ def _parts(module: torch.nn.Module, draw: Draw) -> Iterator[_Part]:
         ways = [("forward", module.forward_layer), ("backward", module.backward_layer)]
         layers = [(word, _layer(layer, draw)) for word, layer in ways]
         scenes = tuple((word, scene) for word, part in layers for _, scene in part.scenes)
-        titles = " ‖ ".join(dict.fromkeys(part.title for _, part in layers))
+        cells = (module.forward_layer.cell, module.backward_layer.cell)
+        titles = " ‖ ".join(dict.fromkeys(type(cell).__name__ for cell in cells))
         kind = tuple(part.kind for _, part in layers)
         yield _Part(f"Bidirectional, {titles}", scenes, kind if scenes else None)
     elif not any(isinstance(part, (Recurrent, Compound)) for part in module.modules()):
@@ -113,13 +156,13 @@ def _word(module: torch.nn.Module) -> str:
     return f"{type(module).__name__}" + (f" {', '.join(sizes)}" if sizes and len(sizes) < 3 else "")
 
 
-def _boxed(title: str, number: int, bottom: float) -> Scene:
+def _boxed(title: str, key: str, ident: str, bottom: float) -> Scene:
     wide = width(title, 15) + 28
-    node = Node(f"part {number}", 0, bottom - 20, wide, 40, "module", (Text(0, bottom - 20, title),), title)
+    node = Node(f"part {ident}", 0, bottom - 20, wide, 40, "module", (Text(0, bottom - 20, title),), key)
     return Scene("", "", (node,))
 
 
-def _framed(title: str, part: _Part, number: int, bottom: float) -> Scene:
+def _framed(title: str, key: str, part: _Part, number: str, bottom: float) -> Scene:
     """The pictures of a part side by side in a frame, whose middle is at 0 and whose lower side at `bottom`."""
     nodes, edges, groups, texts = [], [], [], []
     boxes = [scene.box for _, scene in part.scenes]
@@ -146,7 +189,7 @@ def _framed(title: str, part: _Part, number: int, bottom: float) -> Scene:
         x += wide + 2 * _PAD
     top = foot - high - _HEAD
     heading = Text(-whole / 2 + _PAD, top + 15, title, 15, "start", "stage")
-    frame = Group(Box(-whole / 2, top, whole / 2, bottom), (heading,), f"part {number}")
+    frame = Group(Box(-whole / 2, top, whole / 2, bottom), (heading,), key)
     return Scene("", "", tuple(nodes), tuple(edges), (frame, *groups), tuple(texts))
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, Kind, is_transposition, op_name
-from elman.circuit.rows import rows_of
 from elman.draw.layered import Link, Size, layered
 from elman.draw.lines import Saying, bent, connect, label_size
 from elman.draw.measure import width
 from elman.draw.names import NABLA, listen, values
 from elman.draw.scene import Box, Edge, Group, Node, Scene, Text
-from elman.draw.variables import SIGNS, word
+from elman.draw.sentences import cut, operands_of, sentence, shape_of
+from elman.draw.variables import word
 from elman.errors import NotSupported
 from elman.plan import Loop, plan
 from elman.plan.form import TIMELINE
@@ -30,27 +29,34 @@ _WHEN = {
     "loop": "step by step",
     "after": "all steps at once",
 }
-_SIGNS = SIGNS | {
-    "add": "+", "sub": "−", "rsub": "−", "mul": "×", "div": "÷", "mm": "·", "bmm": "·", "neg": "−", "sum": "Σ",
-    "cat": "‖", "pow": "^", "_to_copy": "copy", "times": "Σ over time", "total": "Σ over time", "shift": "delay",
-    "spread": "at every step", "last": "last step", "rsqrt": "1/√", "sqrt": "√",
-}  # fmt: skip
 _SILENT = {
     "slice", "reshape", "permute", "expand", "unsqueeze", "squeeze", "select", "getitem", "view", "clone", "_to_copy",
 }  # fmt: skip
 MOST = 8  # steps that are drawn with all their operations
+_NEAR = 3  # rows that a line crosses
 _NOTE, _NAME = 12.0, 14.0
 
 
 @dataclass
 class _Operation:
-    """A box to be: what it says, where it belongs, and (source, shape) for each line that comes in."""
+    """A box to be: what it says, where it belongs, and (source, shape) for each line that comes in.
+
+    name: what the code calls its value. node, words: of an operation, whose operands have a word, or None for a line.
+    """
 
     key: str
     stage: int
     kind: str
-    text: str
+    said: str = ""
     sources: list[tuple[str, str]] = field(default_factory=list)
+    name: str = ""
+    node: fx.Node | None = None
+    words: list[str | None] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        said = self.said if self.node is None else sentence(self.node, self.words)
+        return f"{self.name} = {said}" if self.name and self.node is not None else said
 
 
 @dataclass
@@ -135,8 +141,8 @@ def unfolded(circuit: Circuit, steps: int) -> Scene:
             step = min(int(u) for u in used if u.isdigit()) if any(u.isdigit() for u in used) else order[-1]
         reader = readers[step]
         reader.at = at
-        if base in names or node.name in names:
-            reader.named[node] = names.get(base) or names[node.name]
+        if t.isdigit() and base in names:  # a sum over the steps has no name of the step's
+            reader.named[node] = names[base]
         reader.read(node, ports)
     for name, node in graphs.results_of(graph).items():
         out = next(
@@ -220,8 +226,10 @@ class _Stage:
             key, suffix = f"in {name}", self.suffix
             if port is not None and port.kind in (Kind.STATE, Kind.CONSTANT):
                 suffix = self.start if port.kind is Kind.STATE else ""
+            if port is not None and port.kind is Kind.SEQUENCE and port.path.endswith("before each step"):
+                suffix = f"({_before(self.suffix)})"
             said = (self.named.get(node) or _port_word(port)) + suffix
-            self.sheet.operations[key] = _Operation(key, self.number, "input", said)
+            self.sheet.operations[key] = _Operation(key, self.number, "input", said, name=said)
             self.reads[name] = key
         return self.reads[name]
 
@@ -229,72 +237,39 @@ class _Stage:
         """The key of its box; words alone where it only turns or cuts a parameter."""
         boxes = self.sheet.operations
         operands = [
-            (source, self.at.get(source)) for source in _operands(node) if self.at.get(source) is not None
+            (source, self.at.get(source)) for source in operands_of(node) if self.at.get(source) is not None
         ]
         silent = op_name(node) in _SILENT and len(operands) == 1
         if silent and operands[0][1] not in boxes:
             said = str(operands[0][1])
-            return f"{said}ᵀ" if is_transposition(node) else f"{said}{_cut(node)}"
+            return f"{said}ᵀ" if is_transposition(node) else f"{said}{cut(node)}"
         if silent:
             return str(operands[0][1])
-        key = f"{self.number} {node.name}"
-        name = self.named.get(node)
-        said = _sentence(node, [str(at) if at not in boxes else None for _, at in operands])
-        text = f"{name}{self.suffix} = {said}" if name else said
-        boxes[key] = _Operation(key, self.number, "operation", text)
+        if op_name(node) == "scalar_tensor" and isinstance(node.args[0], (int, float)):
+            return f"{node.args[0]:g}"
+        key, name = f"{self.number} {node.name}", self.named.get(node)
+        made = _Operation(
+            key, self.number, "operation", node=node, name=f"{name}{self.suffix}" if name else ""
+        )
         for source, at in operands:
-            if at in boxes and at is not None:
-                boxes[key].sources.append((at, _shape(source, self.rows)))
+            line = at in boxes and at is not None
+            made.words.append(None if line else str(at))
+            if line:
+                made.sources.append((str(at), shape_of(source, self.rows)))
+        boxes[key] = made
         return key
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """The operands in order, as often as they occur, without sizes and the timeline."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return [one for one in found if isinstance(one.meta.get("val"), (torch.Tensor, tuple, list))]
-
-
-def _sentence(node: fx.Node, words: Sequence[str | None]) -> str:
-    """What an operation does: its sign, with the parameters among its operands; ∘ stands for what a line brings."""
-    name = op_name(node)
-    sign = _SIGNS.get(name, name.strip("_").replace("_", " "))
-    if name in ("addmm", "baddbmm") and len(words) == 3:
-        start, a, b = words
-        product = f"{a or '∘'} · {b or '∘'}"
-        return f"{product} + {start or '∘'}"
-    numbers = [arg for arg in node.args if isinstance(arg, (int, float)) and not isinstance(arg, bool)]
-    if len(words) == 2 and sign in "+−×÷·":
-        if not any(words):
-            return sign
-        return f"{words[0] or '∘'} {sign} {words[1] or '∘'}"
-    if len(words) == 1 and numbers and sign in "+−×÷^":
-        return f"∘ {sign} {numbers[0]:g}" if name != "rsub" else f"{numbers[0]:g} − ∘"
-    known = [one for one in words if one]
-    return f"{sign} {', '.join(known)}".strip() if known else sign
-
-
-def _cut(node: fx.Node) -> str:
-    if op_name(node) == "slice" and len(node.args) >= 4 and all(isinstance(a, int) for a in node.args[2:4]):
-        start, end = node.args[2:4]
-        return f"[{start}:{end if isinstance(end, int) and end < 2**40 else ''}]"
-    return ""
-
-
-def _shape(node: fx.Node, rows: str) -> str:
-    value = node.meta["val"]
-    if not isinstance(value, torch.Tensor):
-        return ""
-    where = rows_of(value)
-    sizes = [str(int(size)) if isinstance(size, int) else "" for size in value.shape]
-    if where is not None:
-        sizes[where.dim] = rows if where.factor == 1 else f"{where.factor}{rows}"
-    return f"[{', '.join(size or rows for size in sizes)}]"
+def _before(suffix: str) -> str:
+    """The time of the step before that of a suffix, `(3)`."""
+    t = suffix.strip("()")
+    return str(int(t) - 1) if t.isdigit() else "t-1"
 
 
 def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
     """Rows of boxes, a frame round every stage, the delays on the right."""
     boxes = sheet.operations
+    _read_by_name(boxes, _rows(boxes, len(sheet.stages) + 1))
     used = {source for one in boxes.values() for source, _ in one.sources} | {end for end, _ in sheet.delays}
     used |= {key for key, one in boxes.items() if one.kind == "output"}
     boxes = {key: one for key, one in boxes.items() if key in used or one.sources}
@@ -308,13 +283,23 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
             said.append(label)
             seen.add((source, shape, ranks[key]))
     delays = [key for key, one in boxes.items() if one.kind == "delay"]
-    placed = layered(sizes, links, ranks=ranks, last=delays, row_gap=22)
+    placed = layered(sizes, links, ranks=ranks, last=delays, row_gap=26)
     nodes = {key: _node(one, *placed.places[key], sizes[key]) for key, one in boxes.items()}
-    edges = connect(
+    bends = [
+        (nodes[end].box.bottom + 7 + 3 * (number % 2), nodes[start].box.top - 8 - 5 * number)
+        for number, (end, start) in enumerate(sheet.delays)
+    ]
+    free = [
+        Box(nodes[key].x, y - 3, 1e6, y + 3)
+        for ends, bend in zip(sheet.delays, bends, strict=True)
+        for key, y in zip(ends, bend, strict=True)
+    ]
+    edges, _ = connect(
         [(link.source, link.target) for link in links],
         placed,
         nodes,
-        [Saying(label, _NOTE) for label in said],
+        [Saying(label, _NOTE, shared=True) for label in said],
+        free,
     )
     left = min((node.box.left for node in nodes.values()), default=0.0)
     groups, lines = [], []
@@ -327,7 +312,7 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
     for number, (end, start) in enumerate(sheet.delays):
         x = right + 14 + 12 * number
         a, b = nodes[end], nodes[start]
-        low, high = a.box.bottom + 7 + 3 * (number % 2), b.box.top - 8 - 5 * number
+        low, high = bends[number]
         way = [(a.x, a.box.bottom), (a.x, low), (x, low), (x, high), (b.x, high), (b.x, b.box.top)]
         lines.append(Edge(a.id, b.id, bent(way, 5), dashed=True))
     for number, (name, when) in enumerate(sheet.stages):
@@ -353,6 +338,30 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
         (*edges, *lines),
         tuple(groups),
     )
+
+
+def _read_by_name(boxes: Mapping[str, _Operation], rows: Mapping[str, int]) -> None:
+    """What is wanted far below, in another stage, is read there by its name: lines are for what is near."""
+    number = 0
+    for key, one in boxes.items():
+        if one.kind == "output" and rows[key] - rows[one.sources[0][0]] > 2 * _NEAR:
+            made = boxes[one.sources.pop()[0]]
+            made.name = made.name or f"v{(number := number + 1)}"
+            one.said = f"{one.said} = {made.name}"
+        if one.node is None:
+            continue
+        lines = iter(list(one.sources))
+        for place, known in enumerate(one.words):
+            if known is not None:
+                continue
+            source, shape = next(lines)
+            made = boxes[source]
+            far = rows[key] - rows[source] > (_NEAR if made.name else 2 * _NEAR)
+            if made.kind == "delay" or not far or (made.stage == one.stage and made.kind != "input"):
+                continue
+            made.name = made.name or f"v{(number := number + 1)}"
+            one.words[place] = made.name
+            one.sources.remove((source, shape))
 
 
 def _texts(boxes: Mapping[str, _Operation], stage: int) -> Iterable[str]:

@@ -175,6 +175,34 @@ class Scene:
             texts=tuple(text.moved(dx, dy) for text in self.texts),
         )
 
+    def turned(self, *, across: bool, down: bool) -> Scene:
+        """The same picture with left and right (across), above and below (down) exchanged; texts stay upright."""
+        i, j = -1 if across else 1, -1 if down else 1
+
+        def text(one: Text) -> Text:
+            anchor = {"start": "end", "end": "start"}.get(one.anchor, "middle") if across else one.anchor
+            return replace(one, x=i * one.x, y=j * one.y, anchor=anchor)
+
+        def box(one: Box) -> Box:
+            (left, right), (top, bottom) = (
+                sorted((i * one.left, i * one.right)),
+                sorted((j * one.top, j * one.bottom)),
+            )
+            return Box(left, top, right, bottom)
+
+        return replace(
+            self,
+            nodes=tuple(
+                replace(n, x=i * n.x, y=j * n.y, texts=tuple(map(text, n.texts))) for n in self.nodes
+            ),
+            edges=tuple(
+                replace(e, points=tuple((i * x, j * y) for x, y in e.points), texts=tuple(map(text, e.texts)))
+                for e in self.edges
+            ),
+            groups=tuple(Group(box(g.box), tuple(map(text, g.texts)), g.key) for g in self.groups),
+            texts=tuple(map(text, self.texts)),
+        )
+
     def check(self) -> Scene:
         """Return the scene itself; CircuitError if two texts meet, or a text and a node that is not its own."""
         words = sorted(self.words(), key=lambda text: text.box.left)

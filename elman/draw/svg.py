@@ -21,14 +21,17 @@ DARK_COLORS = ("#6cb8f0", "#ff9a52", "#3ccf9f", "#f090c4", "#e6c84a", "#7ddcf5",
 DASHES = ("", "9 3", "2 3", "9 3 2 3", "14 4", "5 5", "1 4")
 
 
-def svg(scene: Scene, ident: str = "elman") -> str:
-    """The text of an SVG file. ident: what its ids begin with, where several stand on one page."""
+def svg(scene: Scene, ident: str = "elman", role: str = "img") -> str:
+    """The text of an SVG file.
+
+    ident: what its ids begin with, where several stand on one page. role: "group" where parts of it can be pressed.
+    """
     box = scene.box
     scene = scene.moved(MARGIN - box.left, MARGIN - box.top)
     wide, high = box.right - box.left + 2 * MARGIN, box.bottom - box.top + 2 * MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="elman-picture" viewBox="0 0 {_n(wide)} {_n(high)}" '
-        f'width="{_n(wide)}" height="{_n(high)}" role="img" aria-labelledby="{ident}-title {ident}-desc" '
+        f'width="{_n(wide)}" height="{_n(high)}" role="{role}" aria-labelledby="{ident}-title {ident}-desc" '
         f"font-family={quoteattr(FONTS)}>",
         f'<title id="{ident}-title">{escape(scene.title)}</title>',
         f'<desc id="{ident}-desc">{escape(scene.description)}</desc>',
@@ -131,7 +134,9 @@ def _edge(edge: Edge) -> str:
     d = f"M{_n(points[0][0])} {_n(points[0][1])}"
     for i in range(1, len(points), 3):
         d += "C" + " ".join(f"{_n(x)} {_n(y)}" for x, y in points[i : i + 3])
-    dash = "3 4" if edge.dashed else DASHES[edge.color % len(DASHES)] if edge.color is not None else ""
+    # With more parameters than colours, a colour comes again with other dashes.
+    turn = 0 if edge.color is None else edge.color + edge.color // len(COLORS)
+    dash = "3 4" if edge.dashed else "" if edge.color is None else DASHES[turn % len(DASHES)]
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     t = f' data-t="{edge.t}"' if edge.t is not None else ""
     line = (

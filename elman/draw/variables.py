@@ -55,16 +55,24 @@ class Influence:
     weights: tuple[str, ...] = ()
     factors: tuple[str, ...] = ()
 
+    @property
+    def label(self) -> str:
+        return ", ".join((*self.weights, *self.factors))
+
 
 @dataclass(frozen=True)
 class Equations:
-    """The step of a circuit as variables and influences; reverse: time runs backward."""
+    """The step of a circuit as variables and influences.
+
+    reverse: time runs backward. back: it is an adjoint, whose signals run from the output to the input.
+    """
 
     name: str
     variables: tuple[Variable, ...]
     influences: tuple[Influence, ...]
     reverse: bool = False
     parameters: tuple[str, ...] = ()
+    back: bool = False
 
     def of(self, key: str) -> Variable:
         return next(variable for variable in self.variables if variable.key == key)
@@ -257,7 +265,13 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
                 said = ", ".join(NABLA + word(one.path.removeprefix("gradient of ")) for one in outs)
                 add(node, said, "sum", tip=out.path)
             elif back:
-                add(node, NABLA + word(out.path.removeprefix("gradient of ")), "output", tip=out.path)
+                called = reader.names.get(node, "")
+                said = (
+                    called
+                    if called.startswith(NABLA)
+                    else NABLA + word(out.path.removeprefix("gradient of "))
+                )
+                add(node, said, "output", tip=out.path)
             else:
                 name = reader.names.get(node) or out.path.replace("output", "o", 1)
                 add(node, name, "output", tip=out.path)
@@ -279,7 +293,7 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
         word(port.path) for port in circuit.inputs
     ]  # so that a circuit and its adjoint share their colours
     colored = tuple(sorted(parameters, key=lambda name: order.index(name) if name in order else len(order)))
-    made = Equations(circuit.name, tuple(variables), tuple(influences), circuit.reverse, colored)
+    made = Equations(circuit.name, tuple(variables), tuple(influences), circuit.reverse, colored, back)
     return _gathered(made)
 
 
@@ -324,6 +338,8 @@ def _state_port_word(path: str, name: str) -> str:
 def _input_word(reader: _Reader, node: fx.Node, port: InPort, back: bool) -> str:
     if port.teaches is not None:
         return port.path.replace("teacher", "y", 1)
+    if back and reader.names.get(node, "").startswith(NABLA):
+        return reader.names[node]
     if back:
         said = port.path.removeprefix("gradient of ")
         return NABLA + (said.replace("output", "o", 1) if said.startswith("output") else said)
@@ -362,8 +378,41 @@ def _gathered(eq: Equations) -> Equations:
             (*kept, *ins, *outs),
             eq.reverse,
             eq.parameters,
+            eq.back,
         )
     return eq
 
 
-__all__ = ["SIGNS", "Equations", "Influence", "Variable", "equations", "word"]
+def timed(name: str, time: str) -> str:
+    """`h(3)`; nothing where there is no name."""
+    return f"{name}({time})" if name else ""
+
+
+def said(eq: Equations, steps: int | str | None) -> str:
+    """The picture in words."""
+    name = {v.key: v.name for v in eq.variables}
+    when = "folded" if steps is None else f"unfolded for {steps} time steps" if steps != "…" else "unfolded"
+    lines = [f"{eq.name}, {when}; time runs {'backward' if eq.reverse else 'forward'}."]
+    for v in eq.variables:
+        parts = _parts(eq, v.key, name)
+        if parts and v.name:
+            lines.append(f"{timed(v.name, 't')} is computed from {', '.join(parts)}.")
+    return " ".join(lines)
+
+
+def _parts(eq: Equations, key: str, name: Mapping[str, str]) -> list[str]:
+    found = []
+    for i in eq.influences:
+        if i.target != key:
+            continue
+        source = eq.of(i.source)
+        if source.role == "joint" and not source.name:
+            found += _parts(eq, source.key, name)
+            continue
+        time = ("t+1" if eq.reverse else "t-1") if source.role == "before" else "t"
+        by = f" by {i.label}" if i.label else ""
+        found.append(timed(source.name, time) + by)
+    return found
+
+
+__all__ = ["SIGNS", "Equations", "Influence", "Variable", "equations", "said", "timed", "word"]

@@ -62,14 +62,14 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         training = program.training_for(ctx.needs_input_grad[2:])
-        made = training.forwards.run(call, tensors)
+        values = training.forwards.run(call, tensors)
         count = len(program.outputs)
         ctx.set_materialize_grads(False)
         ctx.program, ctx.call, ctx.training = program, call, training
-        ctx.save_for_backward(*tensors, *made[count:])
-        outputs = made[:count]
+        ctx.save_for_backward(*tensors, *values[count:])
+        outputs = values[:count]
         if _top_saved_tensors_default_hooks(False) is not None:
-            outputs = _apart(outputs, made[count:])
+            outputs = _apart(outputs, values[count:])
         if training.silent:
             ctx.mark_non_differentiable(*[outputs[place] for place in training.silent])
         return outputs
@@ -99,8 +99,8 @@ class _Eager(torch.autograd.Function):
             gradients = _differentiable(program, ctx.call, training.wants, tensors, given)
             return (None, None, *(gradients.get(port.name) for port in program.inputs))
         values = (*saved, *given, None)
-        made = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
-        return (None, None, *[made[place] for place in training.gives])
+        gradients = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
+        return (None, None, *[gradients[place] for place in training.gives])
 
 
 def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
@@ -110,8 +110,8 @@ def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
     """
     tensors = [saved.unpack() for saved in ctx._raw_saved_tensors[: len(ctx.program.inputs)]]
     with torch.no_grad():
-        made = ctx.training.forwards.run(ctx.call, tensors)
-    return (*tensors, *made[len(ctx.program.outputs) :])
+        values = ctx.training.forwards.run(ctx.call, tensors)
+    return (*tensors, *values[len(ctx.program.outputs) :])
 
 
 def _apart(outputs: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -127,7 +127,7 @@ def _differentiable(
 ) -> dict[str, Tensor]:  # fmt: skip
     """The gradient as a differentiable function of inputs and cotangents."""
     adjoint = program.adjoint(wants)
-    known: dict[str, Tensor | None] = {
+    values: dict[str, Tensor | None] = {
         port.name: tensor for port, tensor in zip(program.inputs, tensors, strict=True)
     }
     states = [port.name for port in program.inputs if port.kind is Kind.STATE]
@@ -135,15 +135,15 @@ def _differentiable(
         exposed = program.exposed
         for port, value in zip(exposed.outputs, apply(exposed, call, tensors), strict=True):
             if port.kind is Kind.SEQUENCE and port.state is not None:
-                known[port.state] = value
+                values[port.state] = value
     ports_of = cotangent_ports(adjoint.circuit)
-    known |= {
+    values |= {
         ports_of[port.name]: c
         for port, c in zip(program.outputs, cotangents, strict=True)
         if port.name in ports_of
     }
-    made = apply(adjoint, call, [known.get(port.name) for port in adjoint.inputs])
-    return {str(port.gradient_of): value for port, value in zip(adjoint.outputs, made, strict=True)}
+    gradients = apply(adjoint, call, [values.get(port.name) for port in adjoint.inputs])
+    return {str(port.gradient_of): value for port, value in zip(adjoint.outputs, gradients, strict=True)}
 
 
 class _Transformed(torch.autograd.Function):

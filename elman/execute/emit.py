@@ -64,12 +64,12 @@ class _Zeros(dict[Any, torch.Tensor]):
             self.zero = torch.zeros(port.shape, dtype=port.dtype, device=port.device)
 
     def __missing__(self, size: Any) -> torch.Tensor:
-        made = self.zero.expand(size)
-        if peek_interpreter_stack() is None and type(made) is torch.Tensor:
+        zeros = self.zero.expand(size)
+        if peek_interpreter_stack() is None and type(zeros) is torch.Tensor:
             if len(self) > 64:
                 self.clear()
-            self[size] = made
-        return made
+            self[size] = zeros
+        return zeros
 
 
 class _Emitter:

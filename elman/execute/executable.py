@@ -59,10 +59,12 @@ class Executable:
         history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
         """
         steps, batch, seed, engine, packing, _ = call
-        made = self._made.get((engine, packing is not None))
-        if made is None:
-            made = self._function(engine, packing is not None)
-        return made(steps, batch, seed, *tensors) if packing is None else made(packing, seed, *tensors)
+        function = self._made.get((engine, packing is not None))
+        if function is None:
+            function = self._function(engine, packing is not None)
+        return (
+            function(steps, batch, seed, *tensors) if packing is None else function(packing, seed, *tensors)
+        )
 
     @locked
     def _function(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
@@ -102,5 +104,5 @@ def run(plan: Plan, call: Call, inputs: Mapping[str, Tensor | None]) -> dict[str
     Returns output port -> sum, sequence `[T, B, …]`, or final state `[B, …]`.
     """
     tensors = [inputs[port.name] for port in plan.circuit.inputs if port.kind is not Kind.NOISE]
-    made = _executable(plan).run(call, tensors)
-    return {port.name: value for port, value in zip(plan.circuit.outputs, made, strict=True)}
+    outputs = _executable(plan).run(call, tensors)
+    return {port.name: value for port, value in zip(plan.circuit.outputs, outputs, strict=True)}

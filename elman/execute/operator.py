@@ -101,36 +101,38 @@ def _call(
 ) -> list[Tensor]:  # fmt: skip
     executable = _entry(key).executable
     circuit = executable.plan.circuit
-    known = dict(zip(_passed(circuit), tensors, strict=True)) | _bound(circuit)
+    values = dict(zip(_passed(circuit), tensors, strict=True)) | _bound(circuit)
     number = 0 if seed is None else int(seed.item())
     ports = [port for port in circuit.inputs if port.kind is not Kind.NOISE]
     with torch.no_grad():
         if sizes is None:
-            made = executable.run(Call(steps, batch, number, engine), [known[port.name] for port in ports])
-            return _apart(tensors, made)
+            outputs = executable.run(
+                Call(steps, batch, number, engine), [values[port.name] for port in ports]
+            )
+            return _apart(tensors, outputs)
         filled = Filled(sizes, ports[0].device)
         call = Call(filled.steps, filled.pieces, number, engine, filled.packing)
-        made = executable.run(
-            call, [filled.part(known[p.name], p.kind is Kind.SEQUENCE, p.rows) for p in ports]
+        outputs = executable.run(
+            call, [filled.part(values[p.name], p.kind is Kind.SEQUENCE, p.rows) for p in ports]
         )
         shapes = [_shape(executable, out, steps, batch, rows) for out in _outputs(executable)]
         return [
             filled.whole(value, out.kind is Kind.SEQUENCE, shape)
-            for value, out, shape in zip(made, _outputs(executable), shapes, strict=True)
+            for value, out, shape in zip(outputs, _outputs(executable), shapes, strict=True)
         ]
 
 
 def _apart(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Tensor]:
     """An operator's results share memory neither with each other nor with its inputs."""
     seen = {t.untyped_storage().data_ptr() for t in inputs}
-    found = []
+    apart = []
     for value in outputs:
         address = value.untyped_storage().data_ptr()
         if address in seen or value.storage_offset() or not value.is_contiguous():
             value = value.clone(memory_format=torch.contiguous_format)
         seen.add(value.untyped_storage().data_ptr())
-        found.append(value)
-    return found
+        apart.append(value)
+    return apart
 
 
 def _shape(executable: Executable, out: OutPort, steps: int, batch: int, rows: int) -> list[int]:
@@ -150,15 +152,15 @@ def _shapes(
 ) -> list[Tensor]:  # fmt: skip
     """What comes out, without computing it."""
     executable = _entry(key).executable
-    made = []
+    outputs = []
     for out in _outputs(executable):
         dtype = executable.plan.circuit.wire(out.wire).meta["val"].dtype
-        made.append(
+        outputs.append(
             tensors[0].new_empty(
                 _shape(executable, out, steps, batch, 0 if sizes is None else rows), dtype=dtype
             )
         )
-    return made
+    return outputs
 
 
 @torch.library.custom_op("elman::run", mutates_args=())
@@ -205,21 +207,21 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
     seed = saved.pop() if ctx.seeded else None
     tensors, outputs = saved[: ctx.count], saved[ctx.count :]
     passed = _passed(program.circuit)
-    known: dict[str, Tensor] = dict(zip(passed, tensors, strict=True))
+    values: dict[str, Tensor] = dict(zip(passed, tensors, strict=True))
     training = program.training(entry.wants)
     ports_of = cotangent_ports(backward)
     for port, value, cotangent in zip(_outputs(forward), outputs, cotangents, strict=True):
         if port.name in training.pair.kept:
-            known[training.pair.kept[port.name]] = value
+            values[training.pair.kept[port.name]] = value
         elif port.name in ports_of:
-            known[ports_of[port.name]] = torch.zeros_like(value) if cotangent is None else cotangent
+            values[ports_of[port.name]] = torch.zeros_like(value) if cotangent is None else cotangent
     ports = {port.name: port for port in backward.inputs}
     given = [
-        known[name].contiguous() if name in known else _zeros(ports[name], ctx, tensors[0])
+        values[name].contiguous() if name in values else _zeros(ports[name], ctx, tensors[0])
         for name in _passed(backward)
     ]
-    made = run_op(given, entry.backward.name, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows)
-    gradients = {out.gradient_of: value for out, value in zip(backward.outputs, made, strict=True)}
+    results = run_op(given, entry.backward.name, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows)
+    gradients = {out.gradient_of: value for out, value in zip(backward.outputs, results, strict=True)}
     return [gradients.get(name) for name in passed], *[None] * 7
 
 

@@ -18,8 +18,7 @@ from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
-from elman.trace.joint import flowing
-from elman.trace.outside import LOCK, derived, locked, outside
+from elman.trace.outside import LOCK, derived, locked
 
 Tensor = torch.Tensor
 
@@ -86,8 +85,7 @@ class Program:
             return self.carrying
         circuit, reached = self.circuit, wants
         while True:
-            with outside():
-                results = flowing(circuit.recorded().step, circuit.inputs, circuit.name, reached)
+            results = {name for name, leads in circuit.recorded().joint.flowing.items() if leads & reached}
             open_ = {Wire.input(name) for name in reached} | {Wire.result(name) for name in results}
             fed = {
                 p.name
@@ -103,20 +101,20 @@ class Program:
 
     def training(self, wants: frozenset[str]) -> Training:
         """The plans for a call in which the inputs `wants` require gradients."""
-        found = self._training.get(wants)
-        if found is None:
+        training = self._training.get(wants)
+        if training is None:
             with LOCK:
-                found = self._training.get(wants) or _training(self, wants)
-                self._training[wants] = found
-        return found
+                training = self._training.get(wants) or _training(self, wants)
+                self._training[wants] = training
+        return training
 
     def training_for(self, needed: Sequence[bool]) -> Training:
         """The same, given for every input whether its gradient is needed."""
-        found = self._needed.get(needed)  # type: ignore[call-overload]
-        if found is None:
+        training = self._needed.get(needed)  # type: ignore[call-overload]
+        if training is None:
             names = (p.name for p, need in zip(self.inputs, needed, strict=True) if need and p.differentiable)
-            found = self._needed[tuple(needed)] = self.training(frozenset(names))
-        return found
+            training = self._needed[tuple(needed)] = self.training(frozenset(names))
+        return training
 
     @derived
     def exposed(self) -> Program:
@@ -125,12 +123,12 @@ class Program:
 
     def adjoint(self, wants: frozenset[str]) -> Program:
         """The program of the adjoint circuit."""
-        found = self._adjoints.get(wants)
-        if found is None:
+        program = self._adjoints.get(wants)
+        if program is None:
             with LOCK:
-                found = self._adjoints.get(wants) or Program(adjoint(self.circuit, wants), is_adjoint=True)
-                self._adjoints[wants] = found
-        return found
+                program = self._adjoints.get(wants) or Program(adjoint(self.circuit, wants), is_adjoint=True)
+                self._adjoints[wants] = program
+        return program
 
     # --- running without gradients ------------------------------------------------------------------------------------
 
@@ -150,10 +148,10 @@ class Program:
         That is one call of an engine whose operations cost nothing to start; with another it would be calls of PyTorch
         all the same.
         """
-        found = self._stepping.get(engine)
-        if found is None:
-            found = self._stepping[engine] = self._can_step_by_loop(engine)
-        return found
+        by_loop = self._stepping.get(engine)
+        if by_loop is None:
+            by_loop = self._stepping[engine] = self._can_step_by_loop(engine)
+        return by_loop
 
     @locked
     def _can_step_by_loop(self, wanted: str | engines.Engine) -> bool:
@@ -188,9 +186,9 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
     both = pair(program.circuit, wants)
     forward, backward = plan(both.forward), plan(both.backward)
     outputs = [out.name for out in program.outputs]
-    made = [out.name for out in both.forward.outputs]
-    assert made[: len(outputs)] == outputs, "what is kept comes after the outputs"
-    kept = [both.kept[name] for name in made[len(outputs) :]]
+    results = [out.name for out in both.forward.outputs]
+    assert results[: len(outputs)] == outputs, "what is kept comes after the outputs"
+    kept = [both.kept[name] for name in results[len(outputs) :]]
     ports = cotangent_ports(both.backward)
     inputs = [port.name for port in program.inputs]
     wanted = [port.name for port in both.backward.inputs if port.kind is not Kind.NOISE]
@@ -209,12 +207,12 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
 def sharing(circuit: Circuit) -> tuple[bool, ...]:
     """For each output of a circuit, whether it may lie in the memory of an input, or of an output before it."""
     seen: set[tuple[Kind, Node]] = set()
-    found = []
+    shared = []
     for out in circuit.outputs:
         base = _memory(circuit.wire(out.wire))
-        found.append(base.op == "placeholder" or (out.kind, base) in seen)
+        shared.append(base.op == "placeholder" or (out.kind, base) in seen)
         seen.add((out.kind, base))
-    return tuple(found)
+    return tuple(shared)
 
 
 def _memory(node: Node) -> Node:

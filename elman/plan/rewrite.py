@@ -10,7 +10,7 @@ from torch import fx
 
 from elman.circuit import graphs, rows
 from elman.circuit.form import Circuit
-from elman.circuit.graphs import aten, insert
+from elman.circuit.graphs import aten, insert, instead
 from elman.plan.regions import Regions, regions
 
 Pass = Callable[[fx.Graph, Regions], None]
@@ -37,11 +37,11 @@ def split_products(graph: fx.Graph, where: Regions) -> None:
                     else insert(graph, aten.cat.default, list(group), 1, like=joined)
                 )
                 block = insert(graph, aten.slice.Tensor, weight, 0, at, at + width, like=node)
-                products.append(insert(graph, aten.mm.default, piece, block, like=node))
+                products.append(instead(graph, node, aten.mm.default, piece, block))
                 at += width
             total = products[0]
             for product in products[1:]:
-                total = insert(graph, aten.add.Tensor, total, product, like=node)
+                total = instead(graph, node, aten.add.Tensor, total, product)
         node.replace_all_uses_with(total)
         graph.erase_node(node)
     graphs.drop_dead(graph)
@@ -73,8 +73,8 @@ def open_products(graph: fx.Graph, where: Regions) -> None:
         if not _is_sum(user) or user not in where.loop or node.args[0].meta["val"].dim() != 1:
             continue
         with graph.inserting_before(node):
-            made = insert(graph, aten.mm.default, *node.args[1:], like=node)
-            made = insert(graph, aten.add.Tensor, made, node.args[0], like=node)
+            made = instead(graph, node, aten.mm.default, *node.args[1:])
+            made = instead(graph, node, aten.add.Tensor, made, node.args[0])
         node.replace_all_uses_with(made)
         graph.erase_node(node)
 
@@ -141,7 +141,7 @@ def fuse_products(graph: fx.Graph, where: Regions) -> None:
             if not same_stage or not fits or node in where.summed or not _follows(graph, product, node):
                 continue
             with graph.inserting_before(node):
-                fused = insert(graph, aten.addmm.default, start, *product.args, like=node)
+                fused = instead(graph, node, aten.addmm.default, start, *product.args)
             node.replace_all_uses_with(fused)
             graph.erase_node(node)
             break
@@ -227,8 +227,8 @@ def _sum_of_products(graph: fx.Graph, parts: list[fx.Node], old: fx.Node) -> fx.
     total: fx.Node | None = None
     for part in parts:
         block = insert(graph, aten.slice.Tensor, weight, 0, at, at + _width(part), like=old)
-        product = insert(graph, aten.mm.default, part, block, like=old)
-        total = product if total is None else insert(graph, aten.add.Tensor, total, product, like=old)
+        product = instead(graph, old, aten.mm.default, part, block)
+        total = product if total is None else instead(graph, old, aten.add.Tensor, total, product)
         at += _width(part)
     assert total is not None
     return total
@@ -237,12 +237,12 @@ def _sum_of_products(graph: fx.Graph, parts: list[fx.Node], old: fx.Node) -> fx.
 def _stack_of_products(graph: fx.Graph, parts: list[fx.Node], old: fx.Node) -> fx.Node:
     turned = [insert(graph, aten.permute.default, part, [1, 0], like=old) for part in parts]
     products = [insert(graph, aten.mm.default, part, old.args[1], like=old) for part in turned]
-    return insert(graph, aten.cat.default, products, 0, like=old)
+    return instead(graph, old, aten.cat.default, products, 0)
 
 
 def _join_of_sums(graph: fx.Graph, parts: list[fx.Node], old: fx.Node) -> fx.Node:
     sums = [insert(graph, aten.sum.dim_IntList, part, [0], True, like=old) for part in parts]
-    return insert(graph, aten.cat.default, sums, 1, like=old)
+    return instead(graph, old, aten.cat.default, sums, 1)
 
 
 def _follows(graph: fx.Graph, product: fx.Node, node: fx.Node) -> bool:
@@ -255,7 +255,11 @@ PASSES: tuple[Pass, ...] = (split_products, open_products, reassociate, share_ou
 def rewritten(circuit: Circuit) -> tuple[fx.Graph, Regions]:
     """A copy of a circuit's step after all passes, and where its nodes belong."""
     graph = graphs.copy(circuit.graph)
+    where = regions(circuit, graph)
     for one in PASSES:
-        one(graph, regions(circuit, graph))
-        graph.lint()
-    return graph, regions(circuit, graph)
+        before = list(graph.nodes)
+        one(graph, where)
+        if list(graph.nodes) != before:  # whoever changes anything adds a node
+            where = regions(circuit, graph)
+    graph.lint()
+    return graph, where

@@ -5,9 +5,10 @@ sequence. `arguments` sorts out what a call is given, `order` which dimension is
 it, `compiled` is the way under torch.compile.
 """
 
+from elman.recurrent.bidirectional import Bidirectional
 from elman.recurrent.dropout import LockedDropout
 from elman.recurrent.layer import Recurrent
-from elman.recurrent.layers import Bidirectional, Compound, Stack
 from elman.recurrent.pooling import last, pool
+from elman.recurrent.stack import Compound, Stack
 
 __all__ = ["Bidirectional", "Compound", "LockedDropout", "Recurrent", "Stack", "last", "pool"]

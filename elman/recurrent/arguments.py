@@ -88,8 +88,8 @@ def over_sequences(
     if layout.is_packed:
         return run(layout, x, state, **more)
     outputs, final = run(layout, fill(structure, [layout.pack(x) for x in xs]), state, **more)
-    made, structure = flatten(outputs, "output")
-    return fill(structure, [layout.unpack(value) for value in made]), final
+    values, structure = flatten(outputs, "output")
+    return fill(structure, [layout.unpack(value) for value in values]), final
 
 
 def lay_out(
@@ -213,10 +213,10 @@ def unwrap(
     x: PackedSequence, steps: int | None, happens: StepSelection, teacher: Any, weight: Any
 ) -> tuple[Tensor, Layout, Any, Any]:
     """(x, layout, teacher, its weight) of a call on a PackedSequence, as packed rows."""
-    said = [*happens.said, *(["steps"] if steps is not None else [])]
-    if said:
+    names = [*happens.said, *(["steps"] if steps is not None else [])]
+    if names:
         raise InputError(
-            what="a PackedSequence says which steps happen, and so does another argument", where=f"{said[0]}=",
+            what="a PackedSequence says which steps happen, and so does another argument", where=f"{names[0]}=",
             mend="unpack it with torch.nn.utils.rnn.pad_packed_sequence, and pass lengths= as well",
         )  # fmt: skip
     return x.data, Layout.of_packed(x), _rows(teacher, x, "teacher"), _rows(weight, x, WEIGHT)

@@ -204,25 +204,25 @@ class BoundCall:
         return inputs
 
     def result(
-        self, made: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None, packed: bool
+        self, results: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None, packed: bool
     ) -> tuple[Any, Any]:
         """(outputs, final state of each row), of the program's outputs. states: of the rows. packed: of Arguments."""
         if layout is None or not layout.is_cut:
-            return self._output(made), self._final(made)
+            return self._output(results), self._final(results)
         assert self.binding is not None
-        made = list(made)
+        results = list(results)
         finals = self.binding.finals
-        ended = layout.final([made[slot] for slot in finals], states, self.reverse)
+        ended = layout.final([results[slot] for slot in finals], states, self.reverse)
         for slot, value in zip(finals, ended, strict=True):
-            made[slot] = value
+            results[slot] = value
         if not packed:
             for slot in self.binding.outputs:
-                made[slot] = layout.unpack(made[slot])  # type: ignore[assignment]
-        return self._output(made), self._final(made)
+                results[slot] = layout.unpack(results[slot])  # type: ignore[assignment]
+        return self._output(results), self._final(results)
 
 
 def _filling(structure: Structure, slots: Sequence[int]) -> Callable[[Sequence[Tensor]], Any]:
     """`fill`, worked out beforehand, with what stands at certain places of a sequence."""
     if structure == TENSOR or (len(slots) > 1 and structure == ("tuple", *[TENSOR] * len(slots))):
         return itemgetter(*slots)
-    return lambda made: fill(structure, [made[slot] for slot in slots])
+    return lambda results: fill(structure, [results[slot] for slot in slots])

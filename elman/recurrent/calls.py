@@ -119,8 +119,8 @@ class Calls:
             starts = self._starts(layer, layout, args, args.states)
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
-        made = apply(binding.program, call, bound.tensors(args, starts, layout))
-        return bound.result(made, states, layout, args.packed)
+        results = apply(binding.program, call, bound.tensors(args, starts, layout))
+        return bound.result(results, states, layout, args.packed)
 
     def _like(self, key: Any) -> BoundCall | None:
         """A call that was made with the same structures."""
@@ -220,8 +220,10 @@ class Calls:
         try:
             if not states:
                 states, state = flatten(self.start_of_step(layer, args, batch), "state")
-            found = self.programs.find(layer.cell, _shapes(False, args, state, states), args.xs, states, [])
-            binding = found if found.program.steps_by_loop(layer.engine) else None
+            candidate = self.programs.find(
+                layer.cell, _shapes(False, args, state, states), args.xs, states, []
+            )
+            binding = candidate if candidate.program.steps_by_loop(layer.engine) else None
         except (TraceError, InputError, InputTypeError, NotSupported):
             if not args.states:  # the cell itself runs, or says what is wrong in its own words
                 return None

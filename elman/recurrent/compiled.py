@@ -161,10 +161,10 @@ def _guard(layer: Any, mark: Any, program: Program) -> None:
     from torch._dynamo.source import GlobalStateSource
     from torch._guards import Guard
 
-    known = weakref.ref(layer)
+    alive = weakref.ref(layer)
 
     def unchanged(program: Program = program) -> bool:
-        now = known()
+        now = alive()
         return now is not None and now._calls.programs.seen(now.cell).mark == mark
 
     def build(builder: Any, guard: Any) -> None:
@@ -280,11 +280,13 @@ def run_compiled(
     seed = torch.randint(2**62, (), dtype=torch.int64) if program.noisy else None
     run: Any = torch.ops.elman.train if program.training else torch.ops.elman.run
     if layout is None:
-        made = run(tensors, program.name, steps, batch, seed, layer.engine, None, 0)
+        results = run(tensors, program.name, steps, batch, seed, layer.engine, None, 0)
     else:
-        made = run(tensors, program.name, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows)
-    ended = [made[i].detach() if i in program.silent else made[i] for i in program.finals]
-    outputs = [made[i].detach() if i in program.silent else made[i] for i in program.outputs]
+        results = run(
+            tensors, program.name, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows
+        )
+    ended = [results[i].detach() if i in program.silent else results[i] for i in program.finals]
+    outputs = [results[i].detach() if i in program.silent else results[i] for i in program.outputs]
     if layout is not None:
         ended = layout.final(ended, states)
         outputs = [layout.unpack(t) for t in outputs]

@@ -65,9 +65,9 @@ def run_exported(
     tensors = BoundCall(layer, binding, args).tensors(
         args, args.states, Layout((steps, batch), batch, (steps, batch), device)
     )
-    made = _scan(binding, _own(binding, tensors, batch), _active(binding, happens, steps, batch), steps)
-    outputs = fill(binding.output, [made[slot] for slot in binding.outputs])
-    return outputs, fill(binding.state, [made[slot] for slot in binding.finals])
+    results = _scan(binding, _own(binding, tensors, batch), _active(binding, happens, steps, batch), steps)
+    outputs = fill(binding.output, [results[slot] for slot in binding.outputs])
+    return outputs, fill(binding.state, [results[slot] for slot in binding.finals])
 
 
 def starting(layer: Any, x: Any, context: Any) -> Any:
@@ -176,13 +176,13 @@ def _scan(
 
     def step(*values: Tensor) -> list[Tensor]:
         before, now, fixed = _split(values, len(carried), len(read))
-        known = dict(zip((*states, *constants), (*before[: len(states)], *fixed), strict=True))
-        known |= dict(zip(kinds[Kind.SEQUENCE], now, strict=active is None and bool(kinds[Kind.SEQUENCE])))
-        return _step(circuit, known, before, wires, None if active is None else now[-1])
+        inputs = dict(zip((*states, *constants), (*before[: len(states)], *fixed), strict=True))
+        inputs |= dict(zip(kinds[Kind.SEQUENCE], now, strict=active is None and bool(kinds[Kind.SEQUENCE])))
+        return _step(circuit, inputs, before, wires, None if active is None else now[-1])
 
     kept = [i for i, out in enumerate(circuit.outputs) if out.kind is Kind.SEQUENCE]
-    made = scan_op(step, carried, read, tuple(tensors[name] for name in constants))
-    _, finals, emitted = _split(made, len(states), len(starts))
+    results = scan_op(step, carried, read, tuple(tensors[name] for name in constants))
+    _, finals, emitted = _split(results, len(states), len(starts))
     sequences = [value.flip(0) if circuit.reverse else value for value in emitted]
     return dict(zip((*binding.finals, *kept), (*finals, *sequences), strict=True))
 
@@ -193,7 +193,7 @@ def _split(values: Sequence[Tensor], one: int, other: int) -> tuple[Sequence[Ten
 
 def _step(
     circuit: Circuit,
-    known: dict[str, Tensor],
+    inputs: dict[str, Tensor],
     before: Sequence[Tensor],
     wires: list[Wire],
     active: Tensor | None,
@@ -203,22 +203,22 @@ def _step(
     before: what the first two were at the step before, and stay where a row is not active.
     """
     if active is not None:
-        known = known | {
-            port.name: known[port.name].masked_fill(~_wide(active, known[port.name]), 0)
+        inputs = inputs | {
+            port.name: inputs[port.name].masked_fill(~_wide(active, inputs[port.name]), 0)
             for port in circuit.inputs_of(Kind.SEQUENCE) if port.rows
         }  # fmt: skip
     results = _Results(circuit)
-    results.of(known | {ROWS: before[0].shape[0]})
+    results.of(inputs | {ROWS: before[0].shape[0]})
     nexts = [port.next for port in circuit.inputs_of(Kind.STATE)]
     after = [
         torch.zeros_like(old) if wire is None else results.env[circuit.wire(wire)]
         for wire, old in zip((*nexts, *wires), before, strict=True)
     ]
-    made = [results.env[circuit.wire(out.wire)] for out in circuit.outputs_of(Kind.SEQUENCE)]
+    outputs = [results.env[circuit.wire(out.wire)] for out in circuit.outputs_of(Kind.SEQUENCE)]
     if active is not None:
         after = [torch.where(_wide(active, new), new, old) for new, old in zip(after, before, strict=True)]
-        made = [value.masked_fill(~_wide(active, value), 0) for value in made]
-    return [value.clone() for value in (*after, *made)]
+        outputs = [value.masked_fill(~_wide(active, value), 0) for value in outputs]
+    return [value.clone() for value in (*after, *outputs)]
 
 
 def _wide(active: Tensor, value: Tensor) -> Tensor:
@@ -231,9 +231,9 @@ class _Results(Interpreter):
     def __init__(self, circuit: Circuit) -> None:
         super().__init__(torch.nn.Module(), garbage_collect_values=False, graph=circuit.graph)
 
-    def of(self, known: dict[str, Any]) -> None:
-        self.known = known
+    def of(self, inputs: dict[str, Any]) -> None:
+        self.inputs = inputs
         self.run(enable_io_processing=False)
 
     def run_node(self, n: Node) -> Any:
-        return self.known[str(n.target)] if n.op == "placeholder" else super().run_node(n)
+        return self.inputs[str(n.target)] if n.op == "placeholder" else super().run_node(n)

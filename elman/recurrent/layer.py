@@ -19,6 +19,7 @@ from elman.recurrent.compiled import register, run_compiled
 from elman.recurrent.exported import run_exported
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
+from elman.recurrent.several import has_third
 from elman.segments import Layout
 from elman.trace.mistakes import check_cell
 
@@ -204,6 +205,10 @@ class Recurrent(torch.nn.Module):
     def circuit(self) -> Circuit:
         """The circuit of the latest call. Raises StateError before any call."""
         return self._of_latest_call().program.circuit
+
+    def takes_context(self) -> bool:
+        """Whether the cell takes a context."""
+        return has_third(self._handle)
 
     def explain(self) -> Explanation:
         """What runs once, before, in and after the loop, forward and backward, and on which engine."""

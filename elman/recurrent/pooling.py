@@ -10,8 +10,9 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from elman.errors import InputError, InputTypeError
-from elman.recurrent.layers import Bidirectional, Stack
+from elman.recurrent.bidirectional import Bidirectional
 from elman.recurrent.order import turned
+from elman.recurrent.stack import Stack
 from elman.recurrent.states import Directions, LayerStates
 from elman.segments.check import read_bools, read_lengths
 

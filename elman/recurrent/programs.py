@@ -148,9 +148,9 @@ class Programs:
             return self._hit(key, binding)
         plain = shapes._replace(teacher=NOTHING, weight=None)
         others = [(mark, plain._replace(reverse=reverse)) for reverse in (shapes.reverse, not shapes.reverse)]
-        known = next((b for other in others if (b := self._get(other)) is not None), None)
-        if known is not None:  # direction and teacher are none of the trace's business
-            circuit = replace(known.program.circuit, reverse=False)
+        turned = next((b for other in others if (b := self._get(other)) is not None), None)
+        if turned is not None:  # direction and teacher are none of the trace's business
+            circuit = replace(turned.program.circuit, reverse=False)
         else:
             _check_devices(cell, shapes)
             parts = ((shapes.x, xs), (shapes.state, states), (shapes.context, contexts))
@@ -158,7 +158,7 @@ class Programs:
         binding = bind(circuit, shapes)
         if circuit.signature is not None and not circuit.signature.captured:
             _SHARED.keep(key, binding)
-        if known is not None:
+        if turned is not None:
             return self._hit(key, binding)
         self.kept.keep(key, binding)
         self._note(mark, shapes)
@@ -220,15 +220,17 @@ def bind(circuit: Circuit, shapes: Shapes) -> Binding:
         circuit = replace(circuit, reverse=True)
     taught: dict[str, int] = {}  # port of a teacher, or of its weight -> its number
     if shapes.teacher != NOTHING:
-        said = paths(shapes.teacher, "output")
-        if sorted(said) != sorted(paths(signature.output, "output")):  # dicts may be in another order
+        entries = paths(shapes.teacher, "output")
+        if sorted(entries) != sorted(paths(signature.output, "output")):  # dicts may be in another order
             raise InputTypeError(
                 what="the teacher does not have the structure of the output", where="teacher=",
                 got=str(paths(shapes.teacher, "teacher")), expected=str(paths(signature.output, "output")),
             )  # fmt: skip
         circuit = force(circuit) if shapes.weight is None else blend(circuit, shapes.weight)
-        taught = {port: said.index(path) for path, port in teachers(circuit).items()}
-        taught |= {port.name: len(said) for port in circuit.inputs_of(Kind.SEQUENCE) if port.path == WEIGHT}
+        taught = {port: entries.index(path) for path, port in teachers(circuit).items()}
+        taught |= {
+            port.name: len(entries) for port in circuit.inputs_of(Kind.SEQUENCE) if port.path == WEIGHT
+        }
     program = Program(circuit)
     delayed = {port.path for port in program.inputs if port.name in taught}
     numbers = {name: itertools.count() for name in ("x", "state", "context")}
@@ -268,8 +270,8 @@ def _check_devices(cell: torch.nn.Module, shapes: Shapes) -> None:
     if len(devices) != 1:
         return
     (device,) = devices
-    said = [p for name in ("x", "state", "context") for p in paths(getattr(shapes, name), name)]
-    for path, spec in zip(said, itertools.chain(*shapes.specs), strict=True):
+    names = [p for name in ("x", "state", "context") for p in paths(getattr(shapes, name), name)]
+    for path, spec in zip(names, itertools.chain(*shapes.specs), strict=True):
         if spec.device != device:
             raise InputError(
                 what="it lies on another device than the cell", where=path, got=str(spec.device),

@@ -27,14 +27,14 @@ def read_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Ten
             what="there is one length for each sequence", where="lengths=", got=f"shape {list(given.shape)}",
             expected=f"[{batch}]",
         )  # fmt: skip
-    found = _read(given, "lengths", torch.int64)
-    for row, length in enumerate(found.tolist()):
+    numbers = _read(given, "lengths", torch.int64)
+    for row, length in enumerate(numbers.tolist()):
         if not 0 <= length <= steps:
             raise InputError(
                 what="a length is not between none and all of the steps", where=f"lengths=, at [{row}]", got=length,
                 expected=f"0 … {steps}",
             )  # fmt: skip
-    return found
+    return numbers
 
 
 def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) -> Tensor:

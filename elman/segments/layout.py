@@ -56,10 +56,10 @@ class Layout:
         mask: `[T, B]` bools: steps where it is true happen. reset: `[T, B]` bools: step t begins a new sequence.
         Raises InputError or InputTypeError for what does not fit.
         """
-        known = None if lengths is None else read_lengths(lengths, steps, batch)
+        counts = None if lengths is None else read_lengths(lengths, steps, batch)
         happens = None if mask is None else read_bools(mask, "mask", steps, batch)
         resets = None if reset is None else read_bools(reset, "reset", steps, batch)
-        pieces = cut(steps, batch, known, happens, resets)
+        pieces = cut(steps, batch, counts, happens, resets)
         count, sizes, rows = len(pieces.owner), pieces.sizes, pieces.rows
         even = len(sizes) == 0 or sizes[0] == sizes[-1]
         if rows is None and even and count == batch and len(sizes) == steps and not pieces.fresh.any():
@@ -135,9 +135,9 @@ class Layout:
         if self._move is not None:
             return self._move.back(value).unflatten(0, self.lead)
         steps, batch = self.lead
-        made = value.new_zeros((steps * batch, *value.shape[1:]))
-        made[: len(value)] = value
-        return made.unflatten(0, self.lead)
+        filled = value.new_zeros((steps * batch, *value.shape[1:]))
+        filled[: len(value)] = value
+        return filled.unflatten(0, self.lead)
 
     def first(self, value: Tensor) -> Tensor:
         """The first step of a packed sequence, `[pieces, …]`, for tracing; zeros where there is none."""

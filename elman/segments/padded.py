@@ -36,21 +36,21 @@ def pieces_op(
     B + k for the k-th initial state of the cell. final: where the final state of a row is, p for that of piece p,
     most + b for the row's own.
     """
-    made = cut(
+    pieces = cut(
         steps, batch,
         None if lengths is None else read_lengths(lengths, steps, batch),
         None if mask is None else read_bools(mask, "mask", steps, batch),
         None if reset is None else read_bools(reset, "reset", steps, batch),
     )  # fmt: skip
-    count, all_rows = int(made.sizes.sum()), steps * batch
-    rows = np.arange(count) if made.rows is None else made.rows
-    places = np.where(made.places == count, all_rows, made.places)
-    carried = made.carried(reverse)
-    start = np.where(carried, made.owner, batch - 1 + (~carried).cumsum())
-    chosen = made.first if reverse else made.last
+    count, all_rows = int(pieces.sizes.sum()), steps * batch
+    rows = np.arange(count) if pieces.rows is None else pieces.rows
+    places = np.where(pieces.places == count, all_rows, pieces.places)
+    carried = pieces.carried(reverse)
+    start = np.where(carried, pieces.owner, batch - 1 + (~carried).cumsum())
+    chosen = pieces.first if reverse else pieces.last
     final = np.where(chosen < 0, most + np.arange(batch), chosen)
     return (
-        _padded(made.sizes, steps), _padded(rows, all_rows), torch.from_numpy(places), _padded(made.owner, most),
+        _padded(pieces.sizes, steps), _padded(rows, all_rows), torch.from_numpy(places), _padded(pieces.owner, most),
         _padded(start, most), torch.from_numpy(final),
     )  # fmt: skip
 
@@ -72,9 +72,9 @@ def _(
 
 
 def _padded(numbers: np.ndarray, size: int) -> Tensor:
-    made = torch.zeros(size, dtype=torch.int64)
-    made[: len(numbers)] = torch.from_numpy(numbers)
-    return made
+    padded = torch.zeros(size, dtype=torch.int64)
+    padded[: len(numbers)] = torch.from_numpy(numbers)
+    return padded
 
 
 class PaddedLayout:
@@ -87,9 +87,9 @@ class PaddedLayout:
         self.steps, self.batch, self.rows = steps, batch, steps * batch
         self.starts_anew = reset is not None  # else every row is one piece
         self.most = self.rows if reset is not None else batch
-        found = torch.ops.elman.pieces(lengths, mask, reset, steps, batch, self.most, reverse)
-        self.sizes = found[0]
-        self._rows, self._places, self._owner, self._start, self._final = [t.to(device) for t in found[1:]]
+        numbers = torch.ops.elman.pieces(lengths, mask, reset, steps, batch, self.most, reverse)
+        self.sizes = numbers[0]
+        self._rows, self._places, self._owner, self._start, self._final = [t.to(device) for t in numbers[1:]]
 
     def pack(self, value: Tensor) -> Tensor:
         """[T, B, …] -> [T B, …]."""

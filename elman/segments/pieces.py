@@ -38,10 +38,10 @@ class Pieces:
 
     def carried(self, reverse: bool) -> np.ndarray:
         """[P]: whether each starts from its row's state."""
-        found = np.zeros(len(self.owner), bool)
+        starts = np.zeros(len(self.owner), bool)
         begins = self.last if reverse else self.first
-        found[begins[begins >= 0]] = True
-        return found if reverse else found & ~self.fresh
+        starts[begins[begins >= 0]] = True
+        return starts if reverse else starts & ~self.fresh
 
 
 def cut(
@@ -52,8 +52,8 @@ def cut(
     lengths: int64 [B], in 0 … T. happens, resets: bool [T, B]. All contiguous, on the CPU.
     """
     if _native is not None:
-        *found, rows = _native.cut(steps, batch, lengths, happens, resets)
-        owner, fresh, first, last, sizes, before, places = found
+        *numbers, rows = _native.cut(steps, batch, lengths, happens, resets)
+        owner, fresh, first, last, sizes, before, places = numbers
         return Pieces(owner, fresh.view(bool), first, last, sizes, rows, places, before)
     within = None if lengths is None else lengths.numpy()
     return plainly(steps, batch, within, *(None if t is None else t.numpy() for t in (happens, resets)))

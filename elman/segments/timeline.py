@@ -121,9 +121,9 @@ class Packing:
         """[N]: where the step before lies; any row for a sequence's first step."""
         if self._before is not None:
             return self._tensor(self._before)
-        found = np.arange(self.rows)
-        found[self.batch :] -= np.repeat(self.counts[:-1], self.counts[1:])
-        return self._tensor(found)
+        rows = np.arange(self.rows)
+        rows[self.batch :] -= np.repeat(self.counts[:-1], self.counts[1:])
+        return self._tensor(rows)
 
     @functools.cached_property
     def after(self) -> Tensor:
@@ -178,9 +178,9 @@ class Ragged:
         start = value.new_zeros((packing.batch, *value.shape[1:])) if initial is None else initial
         if self.reverse:
             return value.index_select(0, packing.after).index_copy_(0, packing.ends, start)
-        made = value.index_select(0, packing.before)
-        made.narrow(0, 0, packing.batch).copy_(start)
-        return made
+        shifted = value.index_select(0, packing.before)
+        shifted.narrow(0, 0, packing.batch).copy_(start)
+        return shifted
 
     def spread(self, value: Tensor, dim: int) -> Tensor:
         """A value per sequence, at each of its steps; `dim` carries the B rows (-1: the value has none yet)."""
@@ -194,8 +194,8 @@ class Ragged:
 
     def total(self, value: Tensor) -> Tensor:
         """[N, …] -> [B, …], summed over each sequence's steps."""
-        made = value.new_zeros((self.packing.batch, *value.shape[1:]))
-        return made.index_add_(0, self.packing.sequence, value)
+        totals = value.new_zeros((self.packing.batch, *value.shape[1:]))
+        return totals.index_add_(0, self.packing.sequence, value)
 
     def last(self, value: Tensor, initial: Tensor | None) -> Tensor:
         """[N, …] -> [B, …], the step of each sequence that runs last."""

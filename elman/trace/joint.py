@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,6 +171,7 @@ def _trace_joint(
     cotangents: dict[str, torch.Tensor] = {}
     wants = [port.name for port in given if port.differentiable]
     gradients_found: list[bool] = []
+    leads: dict[str, frozenset[str]] = {}
 
     def both(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         leaves = _leaves(dict(zip(example, inputs, strict=True)), given)
@@ -186,6 +187,7 @@ def _trace_joint(
         cotangents.update(
             (result, _recorded_input(f"ct_{result}", value)) for result, value in flowing.items()
         )
+        leads.update((result, _leads_to(value, leaves)) for result, value in flowing.items())
         sources = [leaves[port] for port in wants]
         found: Sequence[torch.Tensor | None] = [None] * len(sources)
         if flowing and sources:
@@ -228,18 +230,29 @@ def _trace_joint(
         {result: final[result].name for result in results},
         placed,
         {port: _gradient(port) if port in flowing_to else None for port in wants},
+        leads,
         tuple(drawn),
         tuple(captured),
     )
 
 
-def flowing(step: StepFunction, ports: Sequence[InPort], name: str, wants: Collection[str]) -> set[str]:
-    """The results through which the step's own autograd lets gradients flow, if the inputs `wants` want one."""
-    given = [port for port in ports if port.kind is not Kind.NOISE]
-    fakes = Fakes()
-    with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
-        leaves = {port.name: fakes.like(port).requires_grad_(port.name in wants) for port in given}
-        return {result for result, value in step(leaves).items() if value.requires_grad}
+def _leads_to(value: torch.Tensor, leaves: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """The inputs of a step that a result's gradient flows to, by the graph that autograd has made of it."""
+    names = {id(leaf): port for port, leaf in leaves.items()}
+    if value.grad_fn is None:
+        return frozenset(names[i] for i in (id(value),) if i in names)
+    found: set[str] = set()
+    seen, pending = {value.grad_fn}, [value.grad_fn]
+    while pending:
+        function = pending.pop()
+        leaf = names.get(id(getattr(function, "variable", None)))
+        if leaf is not None:
+            found.add(leaf)
+        for source, _ in function.next_functions:
+            if source is not None and source not in seen:
+                seen.add(source)
+                pending.append(source)
+    return frozenset(found)
 
 
 def _recorded_input(name: str, like: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from elman.circuit import graphs
-from elman.circuit.graphs import aten, insert
+from elman.circuit.graphs import aten, insert, instead
 from elman.circuit.operations import operation_of
 from elman.circuit.rows import factor
 
@@ -51,7 +51,7 @@ def _copy(graph: fx.Graph, node: fx.Node) -> Any:
         return source
     if any(factor(size) for size in after.shape) and not any(factor(size) for size in before.shape):
         return None  # the rows come from the value that is written over
-    return insert(graph, aten.expand.default, source, _shape_of(node), like=node)
+    return instead(graph, node, aten.expand.default, source, _shape_of(node))
 
 
 def _shape_of(node: fx.Node) -> list[Any]:
@@ -72,7 +72,7 @@ def _reshape(graph: fx.Graph, node: fx.Node) -> Any:
         return None  # -1 is ambiguous beside an empty dimension
     if tuple(_val(source).shape) == tuple(_val(node).shape):
         return source
-    return insert(graph, aten.reshape.default, source, shape, like=node)
+    return instead(graph, node, aten.reshape.default, source, shape)
 
 
 def _permute(order: Callable[[fx.Node], list[int]]) -> Handler:
@@ -85,7 +85,7 @@ def _permute(order: Callable[[fx.Node], list[int]]) -> Handler:
             source = source.args[0]
         if dims == list(range(len(dims))):
             return source
-        return insert(graph, aten.permute.default, source, dims, like=node)
+        return instead(graph, node, aten.permute.default, source, dims)
 
     return handler
 
@@ -109,25 +109,25 @@ def _unsqueeze(graph: fx.Graph, node: fx.Node) -> Any:
 
 def _addmm(graph: fx.Graph, node: fx.Node) -> Any:
     bias, a, b = node.args[:3]
-    product = insert(graph, aten.mm.default, a, b, like=node)
+    product = instead(graph, node, aten.mm.default, a, b)
     return _scaled_sum(graph, node, bias, product)
 
 
 def _baddbmm(graph: fx.Graph, node: fx.Node) -> Any:
     bias, a, b = node.args[:3]
-    product = insert(graph, aten.bmm.default, a, b, like=node)
+    product = instead(graph, node, aten.bmm.default, a, b)
     return _scaled_sum(graph, node, bias, product)
 
 
 def _scaled_sum(graph: fx.Graph, node: fx.Node, bias: Any, product: fx.Node) -> fx.Node:
     beta, alpha = node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)
     if alpha != 1:
-        product = insert(graph, aten.mul.Tensor, product, alpha, like=node)
+        product = instead(graph, node, aten.mul.Tensor, product, alpha)
     if beta == 0:
         return product
     if beta != 1:
         bias = insert(graph, aten.mul.Tensor, bias, beta, like=node)
-    return insert(graph, aten.add.Tensor, product, bias, like=node)
+    return instead(graph, node, aten.add.Tensor, product, bias)
 
 
 def _add(graph: fx.Graph, node: fx.Node) -> Any:
@@ -135,7 +135,7 @@ def _add(graph: fx.Graph, node: fx.Node) -> Any:
     if node.kwargs.get("alpha", 1) == 1 or not isinstance(node.args[1], fx.Node):
         return None
     scaled = insert(graph, aten.mul.Tensor, node.args[1], node.kwargs["alpha"], like=node)
-    return insert(graph, node.target, node.args[0], scaled, like=node)  # type: ignore[arg-type]
+    return instead(graph, node, node.target, node.args[0], scaled)  # type: ignore[arg-type]
 
 
 def _split(graph: fx.Graph, node: fx.Node) -> Any:
@@ -158,10 +158,12 @@ def _split(graph: fx.Graph, node: fx.Node) -> Any:
         position = int(read.args[1])  # type: ignore[arg-type]
         with graph.inserting_before(read):
             if unbind:
-                part = insert(graph, aten.select.int, source, dim, position, like=node)
+                part = insert(graph, aten.select.int, source, dim, position, like=node, val=_val(read))
             else:
                 stop = starts[position] + _val(node)[position].shape[dim]
-                part = insert(graph, aten.slice.Tensor, source, dim, starts[position], stop, like=node)
+                part = insert(
+                    graph, aten.slice.Tensor, source, dim, starts[position], stop, like=node, val=_val(read)
+                )
         read.replace_all_uses_with(part)
         graph.erase_node(read)
     graph.erase_node(node)
@@ -187,7 +189,7 @@ def _slice(graph: fx.Graph, node: fx.Node) -> Any:
     if step == 1 and source.target is aten.slice.Tensor and source.args[1] == dim and len(source.args) == 4:
         low, high, source = low + int(source.args[2]), high + int(source.args[2]), source.args[0]  # type: ignore[arg-type, assignment]
     args = (source, dim, low, high) if step == 1 else (source, dim, low, high, step)
-    return None if args == node.args else insert(graph, aten.slice.Tensor, *args, like=node)
+    return None if args == node.args else instead(graph, node, aten.slice.Tensor, *args)
 
 
 def _scatter(graph: fx.Graph, node: fx.Node) -> Any:
@@ -204,7 +206,7 @@ def _stack(graph: fx.Graph, node: fx.Node) -> Any:
         shape = [-1 if not isinstance(s, int) else s for s in _val(part).shape]
         shape.insert(dim % rank, 1)
         parts.append(insert(graph, aten.reshape.default, part, shape, like=node))
-    return insert(graph, aten.cat.default, parts, dim % rank, like=node)
+    return instead(graph, node, aten.cat.default, parts, dim % rank)
 
 
 def _cat(graph: fx.Graph, node: fx.Node) -> Any:
@@ -276,7 +278,7 @@ def _slice_backward_sum(graph: fx.Graph, node: fx.Node) -> Any:
         or any(a[1] != b[0] for a, b in zip(bounds, bounds[1:], strict=False))
     ):
         return None
-    return insert(graph, aten.cat.default, [part.args[0] for part in parts], dim, like=node)
+    return instead(graph, node, aten.cat.default, [part.args[0] for part in parts], dim)
 
 
 def _summands(node: fx.Node) -> list[fx.Node]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,13 @@ class Run:
         files: Mapping[str, bytes] | None = None,
         *,
         overwrite: bool = False,
+        stale: Iterable[str] = (),
     ) -> Run:
         """A new run. Raises InputError if the folder is not empty, unless `overwrite` is set.
 
         config: the model's settings, and under "training" and "data" what it was trained with and on; JSON
-        values. files: what stands beside the weights, by name.
+        values. files: what stands beside the weights, by name. stale: names of what stood beside those of the run that
+        is replaced.
         """
         folder, files = Path(folder), files or {}
         cls.refuse_taken(folder, overwrite=overwrite)
@@ -76,7 +78,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 cls(folder).expect_own()
-                for path in (*(folder / name for name in (*cls.FILES, *files)), *cls(folder).made()):
+                for path in (*(folder / name for name in (*cls.FILES, *files, *stale)), *cls(folder).made()):
                     path.unlink(missing_ok=True)
         run = cls(folder)
         for name, content in files.items():

@@ -79,6 +79,14 @@ def test_calls_that_only_look_equal_stay_two(one: object, other: object) -> None
     assert len(computing(graph)) == 2
 
 
+def test_calls_that_differ_in_a_keyword_stay_two() -> None:
+    graph = fx.Graph()
+    a = graphs.add_placeholder(graph, "a", fake(3))
+    graph.output({f"times {k}": graphs.insert(graph, aten.add.Tensor, a, a, alpha=k) for k in (2, 3)})
+    graphs.merge_equal(graph)
+    assert len(computing(graph)) == 2
+
+
 def test_what_is_dead_goes_and_ports_stay() -> None:
     graph, nodes = small()
     graphs.add_placeholder(graph, "unread", fake(1))

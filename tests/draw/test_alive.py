@@ -14,7 +14,7 @@ import torch
 
 import elman
 from elman.circuit.form import Kind
-from elman.draw.example import example
+from elman.draw.example import backward, example
 from elman.draw.variables import equations
 from tests.draw.things import thing
 
@@ -64,6 +64,27 @@ def test_one_file_without_anything_from_elsewhere(tmp_path: Path) -> None:
     assert said[-1].startswith("dc, summed from step 2 to 1")
 
 
+def test_an_adjoint_plays_too(tmp_path: Path) -> None:
+    circuit, steps = elman.adjoint(thing("elman")), 3
+    eq = equations(circuit)
+    run = backward(circuit, eq, steps)
+    whole = elman.unfold(circuit, steps)(run.inputs)
+    for out in circuit.outputs_of(Kind.SUM):
+        torch.testing.assert_close(run.sums[-1][f"∇{out.path.split('.')[-1]}"], whole[out.name])
+    text = elman.draw(circuit).save(tmp_path / "a.html").read_text("utf-8")
+    plays = json.loads(re.search(r'id="plays">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+    said = [event["text"] for event in plays["2"]]
+    assert said[0].startswith("∇o(2) =")
+    assert said[-1].startswith("∇b, summed from step 2 to 1 =")
+    assert {event["node"] for event in plays["2"]} <= set(re.findall(r'data-node="([^"]+)"', text))
+
+
+def test_operations_alive_are_operations(tmp_path: Path) -> None:
+    text = elman.draw(thing("gru"), level="ops").save(tmp_path / "a.html").read_text("utf-8")
+    assert text.count("<figure") == 4
+    assert "step by step" in text
+
+
 # What a reader does, told to the page itself; what he then sees is written into its title.
 _READER = """
 <script>
@@ -88,21 +109,42 @@ document.title = JSON.stringify(seen);
 """
 
 
+# Layers of one kind in a row open on a click, and close by keyboard.
+_OPENER = """
+<script>
+const visible = () => [...document.querySelectorAll("figure")].find((f) => !f.hidden);
+const words = () => [...visible().querySelectorAll("text")].map((t) => t.textContent);
+const frame = () => visible().querySelector("[role=button]");
+const seen = {closed: words(), expanded: [frame().getAttribute("aria-expanded")]};
+frame().dispatchEvent(new MouseEvent("click"));
+seen.open = words();
+seen.expanded.push(frame().getAttribute("aria-expanded"));
+seen.focused = document.activeElement === frame();
+frame().dispatchEvent(new KeyboardEvent("keydown", {key: "Enter"}));
+seen.again = words();
+seen.wide = document.documentElement.scrollWidth <= window.innerWidth;
+document.title = JSON.stringify(seen);
+</script>
+"""
+
+
+@pytest.mark.parametrize("size", ["390,800", "1280,900"])
+def test_a_browser_opens_layers(tmp_path: Path, size: str) -> None:
+    model = elman.models.LanguageModel(11, hidden=4, layers=3, embedding=4)
+    drawing = elman.draw(model, torch.zeros(3, 2, dtype=torch.long))
+    seen = read(tmp_path, drawing.save(tmp_path / "a.html").read_text("utf-8"), _OPENER, size)
+    assert "3 × GRU" in seen["closed"]
+    assert seen["again"] == seen["closed"]
+    assert {"GRU, 1 of 3", "GRU, 2 of 3", "GRU, 3 of 3"} <= set(seen["open"])
+    assert seen["expanded"] == ["false", "true"]
+    assert seen["focused"]
+    assert seen["wide"]
+
+
 @pytest.mark.parametrize("size", ["390,800", "1280,900"])
 def test_a_browser_shows_it(tmp_path: Path, size: str) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium is installed")
-    text = page(tmp_path, "elman").replace("</body>", f"{_READER}</body>")
-    (tmp_path / "b.html").write_text(text, "utf-8")
-    made = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         f"--window-size={size}", "--dump-dom", f"file://{tmp_path / 'b.html'}"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    title = re.search(r"<title>(\{.*?\})</title>", made.stdout, re.S)
-    assert title is not None, made.stderr[-500:]
-    seen: dict[str, Any] = json.loads(title[1].replace("&amp;", "&"))
+    text = page(tmp_path, "elman")
+    seen = read(tmp_path, text, _READER, size)
     plays = json.loads(re.search(r'id="plays">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
     assert seen["start"] == ["0"]
     assert seen["unfolded"] == ["2"]
@@ -111,3 +153,19 @@ def test_a_browser_shows_it(tmp_path: Path, size: str) -> None:
     assert seen["lit"] == 2  # U, once a step
     assert seen["dark"] == 0
     assert seen["wide"]
+
+
+def read(tmp_path: Path, text: str, script: str, size: str) -> dict[str, Any]:
+    """What a script finds in a page in a browser of a size."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium is installed")
+    (tmp_path / "b.html").write_text(text.replace("</body>", f"{script}</body>"), "utf-8")
+    made = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         f"--window-size={size}", "--dump-dom", f"file://{tmp_path / 'b.html'}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    title = re.search(r"<title>(\{.*?\})</title>", made.stdout, re.S)
+    assert title is not None, made.stderr[-500:]
+    return json.loads(title[1].replace("&amp;", "&"))

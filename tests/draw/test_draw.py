@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 import elman
 from elman import cells
 from elman.draw import Drawing, raster
-from elman.draw.scene import Scene, Text
+from elman.draw.lines import flat
+from elman.draw.scene import Box, Edge, Scene, Text
+from elman.draw.svg import _edge as line
 from elman.draw.variables import Equations, equations
 from elman.errors import (
     CircuitError,
@@ -58,6 +61,48 @@ def test_operations_do_not_overlap(name: str, back: bool, unfold: int | None) ->
     drawing.scene.check()
     frames = [group.box for group in drawing.scene.groups]
     assert not [(a, b) for i, a in enumerate(frames) for b in frames[i + 1 :] if a.meets(b)]
+
+
+@pytest.mark.parametrize(("unfold", "level"), [(None, "book"), (3, "book"), (None, "ops"), (2, "ops")])
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("name", THINGS)
+def test_no_line_runs_through_a_box(name: str, back: bool, unfold: int | None, level: str) -> None:
+    circuit = elman.adjoint(thing(name)) if back else thing(name)
+    scene = elman.draw(circuit, unfold=unfold, level=level).scene
+    through = {
+        (edge.source, edge.target, node.id)
+        for edge in scene.edges
+        for node in scene.nodes
+        if node.shape not in ("dot", "gap") and node.id not in (edge.source, edge.target)
+        if any(inside(point, node.box) for point in flat(edge.points, 60))
+    }
+    assert not through
+    # Words stand beside lines. Where three gates have matrices of their own, some of them have to give way.
+    crossed = [
+        text.text
+        for text in scene.words()
+        if text.role == "weight"
+        and any(inside(p, text.box) for edge in scene.edges for p in flat(edge.points, 60))
+    ]
+    assert len(crossed) <= (9 if name == "normed" else 0 if level == "book" else 4), crossed
+
+
+def inside(point: tuple[float, float], box: Box) -> bool:
+    x, y = point
+    return box.left + 3 < x < box.right - 3 and box.top + 3 < y < box.bottom - 3
+
+
+def test_far_operations_are_read_by_name() -> None:
+    drawn = texts(elman.draw(elman.adjoint(thing("gru")), level="ops"))
+    assert {"h(t-1)", "∇h_n = ∘ × r", "∇x_n = tanh′ n", "∇x_n · x"} <= set(drawn)
+
+
+def test_more_parameters_than_colours() -> None:
+    edges = [Edge("a", "b", ((0, 0), (1, 0), (2, 0), (3, 0)), color=i) for i in range(20)]
+    looks = {
+        re.search(r'stroke="([^"]+)".*?(stroke-dasharray="[^"]*"|/>)', line(edge)).groups() for edge in edges
+    }  # type: ignore[union-attr]
+    assert len(looks) == len(edges)
 
 
 def test_an_overlap_is_found() -> None:

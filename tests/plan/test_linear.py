@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import elman
+from elman.circuit import graphs
+from elman.circuit.linear import stays_summed
+from elman.circuit.operations import OPERATIONS
 from elman.plan.cut import pair
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
@@ -88,3 +92,41 @@ def test_a_made_weight_is_made_once_and_so_is_its_gradient(group: str) -> None:
     assert backward.loop is not None
     assert backward.loop.sums == (), backward.reasons
     assert len(backward.loop.nodes()) == 3
+
+
+# --- what counts as linear ------------------------------------------------------------------------------------------
+
+aten = torch.ops.aten
+ELEMENTWISE = {
+    name: op for name, op in OPERATIONS.items() if op.native is not None and op.native.family == "unary"
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_an_operation_is_called_linear_if_it_is(name: str) -> None:
+    f = getattr(aten, name)
+    a, b = torch.tensor([[-0.4, 2.0, 0.75, 0.2], [1.9, -0.7, 0.75, 0.3]]).double()
+    assert torch.allclose(f(a + b), f(a) + f(b)) == (ELEMENTWISE[name].linear == (0,))
+
+
+def test_sums_meet_what_is_the_same_at_every_step_only() -> None:
+    """(Σ a)(Σ b) is not Σ a b."""
+    graph = fx.Graph()
+    a, b, same, varies = (
+        graphs.add_placeholder(graph, n, torch.ones(3, 3)) for n in ("a", "b", "same", "varies")
+    )
+
+    def stays(target: Any, *args: Any) -> bool:
+        node = graphs.insert(graph, target, *args, val=torch.ones(3, 3))
+        return stays_summed(node, {a, b}, {same}.__contains__)
+
+    for product in (aten.mul.Tensor, aten.mm.default):
+        assert stays(product, a, same)
+        assert stays(product, same, b)
+        assert not stays(product, a, b)
+        assert not stays(product, a, varies)
+    assert stays(aten.add.Tensor, a, b)
+    assert not stays(aten.add.Tensor, a, same)
+    assert not stays(aten.tanh.default, a)
+    assert stays(aten.div.Tensor, a, same)
+    assert not stays(aten.div.Tensor, same, a)

@@ -7,7 +7,9 @@ from collections import Counter
 import pytest
 import torch
 from torch import fx
+from torch._subclasses import FakeTensorMode
 
+from elman.circuit import graphs
 from elman.circuit.form import ROWS, Kind, op_name
 from elman.forcing import force
 from elman.noise import is_random
@@ -15,9 +17,11 @@ from elman.plan import plan
 from elman.plan.cost import bytes_kept
 from elman.plan.cut import pair
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, operations, shift
+from elman.plan.rewrite import _read_in_place
 from tests.cases import CASES
 from tests.circuits import circuit_of, pair_of, plan_of, training_of
 
+aten = torch.ops.aten
 PRODUCTS = ("mm", "addmm", "bmm", "convolution")
 WIDTH = 7 * 8  # bytes of H floats in float64
 
@@ -142,6 +146,8 @@ def test_the_cut_is_never_dearer_than_the_states_and_what_comes_of_them(name: st
         o.name for o in circuit_of(name).outputs
     }
     assert set(both.kept.values()) <= {port.name for port in both.backward.inputs}
+    assert bytes_kept(both.forward) == both.bytes_per_row
+    assert bytes_kept(both.backward) == 0 or not both.kept
     backward = training_of(name)[1]
     recomputed = [n.name for n in backward.loop.nodes() if n.meta.get("primal")] if backward.loop else []
     assert not recomputed, "what is computed again is computed before the adjoint's loop"
@@ -235,6 +241,20 @@ def test_side_by_side_is_split_into_two_products() -> None:
     assert "cat" not in counted(made.loop)
     assert products(made.after) >= 1, "the output's product waits for no step"
     assert "_log_softmax" in counted(made.after)
+
+
+def test_parts_that_lie_side_by_side_are_read_as_one_slice() -> None:
+    graph, widths = fx.Graph(), {"a": 2, "b": 3, "c": 4, "d": 5}
+    a, b, c, d = (graphs.add_placeholder(graph, name, torch.ones(1, wide)) for name, wide in widths.items())
+    whole = graphs.insert(graph, aten.cat.default, [a, b, c], 1, val=torch.ones(1, 9))
+    with FakeTensorMode() as mode:
+        for node in graph.nodes:
+            node.meta["val"] = mode.from_tensor(node.meta["val"])
+    read = [
+        node.args if node not in (a, b, c, d) else node
+        for node in _read_in_place(graph, [d, b, c, a], [whole])
+    ]
+    assert read == [d, (whole, 1, 2, 9), (whole, 1, 0, 2)]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.noise])

@@ -21,7 +21,7 @@ from elman import cells
 from elman.errors import InputError
 from elman.execute import operator
 from elman.recurrent.programs import Argument
-from tests import eager, zoo
+from tests import eager, pairwise, zoo
 from tests.cases import CASES
 from tests.pairwise import with_more
 from tests.recurrent import compare
@@ -107,7 +107,7 @@ def test_compiled_calls(name: str, compiler: None) -> None:
     """As the very first call of a layer, and at other T and B."""
     rnn = layer(name)
     fast = compiled(rnn)
-    for T, B in ((3, 2), (5, 4), (7, 3)):
+    for T, B in ((3, 2), (5, 4), (7, 3)) if name == "gru" or pairwise.exhaustive else ((3, 2),):
         agrees(rnn, fast, Inputs.of(CASES[name], T, B))
 
 
@@ -127,14 +127,14 @@ def test_compiled_without_a_state(compiler: None) -> None:
         elman.Recurrent(nn.LSTMCell(5, 7).double()),
         layer("learned_start_rnn"),
     ):
-        x = random(3, 2, 5)
-        outputs, final = compiled(rnn)(x)
-        compare.assert_equal(compare.flat(outputs, final), compare.flat(*rnn(x)))
-        grads = []
+        x, grads, values = random(3, 2, 5), [], []
         for run in (compiled(rnn), rnn):
             rnn.zero_grad()
-            run(x)[0].square().sum().backward()
+            outputs, final = run(x)
+            outputs.square().sum().backward()
+            values.append(compare.flat(outputs, final))
             grads.append({name: p.grad for name, p in rnn.named_parameters()})
+        compare.assert_equal(*values)
         compare.assert_equal(*grads)
 
 

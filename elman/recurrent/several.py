@@ -1,0 +1,66 @@
+"""What layers of layers do with the arguments of a call: a state and a context for each, errors that name the part."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from elman.errors import ElmanError, InputTypeError
+from elman.recurrent.arguments import StepSelection
+from elman.recurrent.compiled import constant, layer_of
+
+
+def contexts_of(layers: Sequence[Any], context: Any) -> list[dict[str, Any]]:
+    """For each layer, what it is given: the context, if it takes one."""
+    if context is None:
+        return [{} for _ in layers]
+    takes = [layer.takes_context() for layer in layers]
+    if not any(takes):
+        raise InputTypeError(
+            what="no cell takes a context",
+            where="context=",
+            mend="let a cell's forward have a third argument",
+        )
+    return [{"context": context} if each else {} for each in takes]
+
+
+@constant
+def has_third(handle: int) -> bool:
+    """Whether the cell of a layer can be called with three arguments."""
+    try:
+        inspect.signature(layer_of(handle).cell.forward).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # it does not say
+        return True
+    return True
+
+
+def each_by_itself(x: Any, happens: StepSelection) -> bool:
+    """Whether layers lay out their sequences themselves: there is nothing to lay out, or a compiler is looking, which
+    has its own way of doing it."""
+    return torch.compiler.is_compiling() or (not happens.said and not isinstance(x, PackedSequence))
+
+
+def placed(error: ElmanError, part: str) -> None:
+    """Say which layer it was."""
+    error.where = part if error.where is None else f"{part}, {error.where}"
+
+
+def states_of(state: Any, count: int) -> Sequence[Any]:
+    if state is None:
+        return (None,) * count
+    if not isinstance(state, (tuple, list)) or len(state) != count:
+        got = (
+            f"{type(state).__name__} of {len(state)}"
+            if isinstance(state, (tuple, list))
+            else type(state).__name__
+        )
+        raise InputTypeError(
+            what="there is one state for each part", where="state", got=got, expected=f"a tuple of {count}",
+        )  # fmt: skip
+    return state
