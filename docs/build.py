@@ -32,6 +32,7 @@ GUIDES = [
     "sequences",
     "drop_ins",
     "language_models",
+    "tag",
     "write_a_task",
     "other_cells",
 ]
