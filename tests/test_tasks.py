@@ -65,7 +65,10 @@ def _sentences(folder: Path) -> list[str]:
 
 CASES: dict[str, Case] = {
     "lm": Case(_text, ("--hidden", "8", "--embedding", "4", "--window", "8", "--batch", "4")),
-    "tag": Case(_sentences, ("--hidden", "8", "--spelling", "4", "--dropout", "0", "--batch", "4")),
+    "tag": Case(
+        _sentences,
+        ("--hidden", "8", "--spelling", "4", "--dropout", "0", "--word-dropout", "0", "--batch", "4"),
+    ),
     "toy": Case(_lines),
 }
 every_task = pytest.mark.parametrize("task", CASES)

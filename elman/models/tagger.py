@@ -134,13 +134,14 @@ class Tagger:
 
     def __init__(
         self, *, cell: Any = "lstm", hidden: int = 200, layers: int = 2, embedding: int = 128, spelling: int = 64,
-        dropout: float = 0.33, residual: bool = False, norm: bool = False, both: bool = True, crf: bool = False,
+        dropout: float = 0.5, word_dropout: float = 0.25, residual: bool = False, norm: bool = False, both: bool = True,
+        crf: bool = False,
         vectors: str | Path | None = None, steps: int | None = None, minutes: float | None = None, batch: int = BATCH,
         lr: float | None = None, average: float = AVERAGE, patience: int | None = 5, seed: int = 0,
     ) -> None:  # fmt: skip
         self.model: dict[str, Any] = {
             "cell": cell, "hidden": hidden, "layers": layers, "embedding": embedding, "spelling": spelling,
-            "dropout": dropout, "residual": residual, "norm": norm, "both": both, "crf": crf,
+            "dropout": dropout, "word_dropout": word_dropout, "residual": residual, "norm": norm, "both": both, "crf": crf,
         }  # fmt: skip
         self.vectors, self.batch, self.patience, self.seed = vectors, batch, patience, seed
         self.training: dict[str, Any] = {"steps": steps, "minutes": minutes, "lr": lr, "average": average}

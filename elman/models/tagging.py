@@ -17,10 +17,10 @@ from elman.recurrent import LockedDropout, last
 _count = whole(0, SIZE)
 NEEDED: dict[str, Check] = {"tags": whole(1, SIZE), "words": _count, "characters": _count}
 KNOWN: dict[str, Check] = {
-    "frequent": _count, "embedding": whole(1, SIZE), "spelling": whole(1, SIZE), "unknown": number(0, 1),
-    "crf": truth, "vectors": _count, "width": _count,
+    "frequent": _count, "embedding": whole(1, SIZE), "spelling": whole(1, SIZE), "word_dropout": number(0, 1), "crf": truth, "vectors": _count, "width": _count,
 }  # fmt: skip
 _LETTER = 32  # width of a character's vector
+_ONCE = 0.5  # share of the words seen once that become the unknown word in training
 
 
 class TagNetwork(nn.Module):
@@ -30,8 +30,9 @@ class TagNetwork(nn.Module):
         e(t) = [E[w(t)], s(w(t))],  h = layers of recurrences over e, in both directions
         o(t) = c + V h(t),  p(t) = softmax(o(t));  with crf: see `elman.models.crf`
 
-    The characters of a word that stands in a batch more than once are read once. In training each word that was seen
-    once becomes the unknown word with probability `unknown`, so that there is something to learn that one from.
+    The characters of a word that stands in a batch more than once are read once. In training words become the unknown
+    word now and then, and are known by their characters alone: those that were seen once half of the time, so that there
+    is something to learn that one from, others with probability `word_dropout`.
 
     tags: K. words, characters: how many are known; 0 stands for any other. frequent: how many words, from the first,
     were seen more than once. cell, layers, dropout, residual, norm: see `elman.models.stack`; what goes into the lowest
@@ -48,12 +49,12 @@ class TagNetwork(nn.Module):
 
     def __init__(
         self, tags: int, words: int, characters: int, cell: Cells = "lstm", hidden: int = 200,
-        layers: int | None = 2, embedding: int = 128, spelling: int = 64, dropout: float = 0.33, residual: bool = False,
-        norm: bool = False, both: bool = True, frequent: int = 0, unknown: float = 0.5, crf: bool = False,
+        layers: int | None = 2, embedding: int = 128, spelling: int = 64, dropout: float = 0.5, residual: bool = False,
+        norm: bool = False, both: bool = True, frequent: int = 0, word_dropout: float = 0.25, crf: bool = False,
         vectors: int = 0, width: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.frequent, self.unknown = frequent, unknown
+        self.frequent, self.word_dropout = frequent, word_dropout
         self.words = nn.Embedding(words + 1, embedding)
         nn.init.normal_(self.words.weight, std=embedding**-0.5)  # one seen seldom is moved little
         self.characters = nn.Embedding(characters + 1, _LETTER)
@@ -69,15 +70,15 @@ class TagNetwork(nn.Module):
         self.settings: dict[str, Any] = {
             "tags": tags, "words": words, "characters": characters, "frequent": frequent, "cell": made.pop("cell"),
             "hidden": hidden, "layers": len(self.stack), "embedding": embedding, "spelling": spelling,
-            "dropout": dropout, "unknown": unknown, "crf": crf, "vectors": vectors, "width": width, **made,
+            "dropout": dropout, "word_dropout": word_dropout, "crf": crf, "vectors": vectors, "width": width, **made,
             "both": both,
         }  # fmt: skip
 
     def read(self, words: Tensor, vectors: Tensor, spelled: Tensor, sizes: Tensor, of: Tensor) -> Tensor:
         """e, `[T, B, I]`. Arguments: see `elman.data.lexicon.Forms`."""
-        if self.training and self.unknown:
-            rare = words > self.frequent
-            words = words.masked_fill(rare & (torch.rand_like(words, dtype=torch.float32) < self.unknown), 0)
+        if self.training:
+            share = torch.where(words > self.frequent, _ONCE, self.word_dropout)
+            words = words.masked_fill(torch.rand_like(share) < share, 0)
         _, state = self.spelling(self.characters(spelled), lengths=sizes)
         parts = [self.words(words), last(state)[of]]
         if self.settings["width"]:

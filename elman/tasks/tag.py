@@ -73,10 +73,13 @@ class Settings:
         None, "Sentences to measure on. Without it every tenth one of FILEs is held out."
     )
     column: str = option("upos", "Of CoNLL-U, what is learnt: upos or xpos.")
-    stack: StackSettings = StackSettings(cell="lstm", hidden=200, layers=2, dropout=0.33)
+    stack: StackSettings = StackSettings(cell="lstm", hidden=200, layers=2, dropout=0.5)
     embedding: int = option(128, "Width of a word's vector.", min=1, max=SIZE)
     spelling: int = option(
         64, "Units that read the characters of a word, in each direction.", min=1, max=SIZE
+    )
+    word_dropout: float = option(
+        0.25, "Share of words that are known by their characters alone, now these, now those, in training."
     )
     one_way: bool = option(False, "Read from left to right alone, so that words can be tagged as they come.")
     crf: bool = option(False, "Score which tag follows which too: a conditional random field.")
@@ -89,7 +92,7 @@ class Settings:
         """Arguments of TagNetwork."""
         return {
             **asdict(self.stack), "cell": absolute(self.stack.cell), "embedding": self.embedding,
-            "spelling": self.spelling, "both": not self.one_way, "crf": self.crf,
+            "spelling": self.spelling, "word_dropout": self.word_dropout, "both": not self.one_way, "crf": self.crf,
         }  # fmt: skip
 
 
