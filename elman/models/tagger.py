@@ -141,7 +141,8 @@ class Tagger:
     ) -> None:  # fmt: skip
         self.model: dict[str, Any] = {
             "cell": cell, "hidden": hidden, "layers": layers, "embedding": embedding, "spelling": spelling,
-            "dropout": dropout, "word_dropout": word_dropout, "residual": residual, "norm": norm, "both": both, "crf": crf,
+            "dropout": dropout, "word_dropout": word_dropout, "residual": residual, "norm": norm, "both": both,
+            "crf": crf,
         }  # fmt: skip
         self.vectors, self.batch, self.patience, self.seed = vectors, batch, patience, seed
         self.training: dict[str, Any] = {"steps": steps, "minutes": minutes, "lr": lr, "average": average}

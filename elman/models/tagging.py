@@ -17,7 +17,8 @@ from elman.recurrent import LockedDropout, last
 _count = whole(0, SIZE)
 NEEDED: dict[str, Check] = {"tags": whole(1, SIZE), "words": _count, "characters": _count}
 KNOWN: dict[str, Check] = {
-    "frequent": _count, "embedding": whole(1, SIZE), "spelling": whole(1, SIZE), "word_dropout": number(0, 1), "crf": truth, "vectors": _count, "width": _count,
+    "frequent": _count, "embedding": whole(1, SIZE), "spelling": whole(1, SIZE), "word_dropout": number(0, 1),
+    "crf": truth, "vectors": _count, "width": _count,
 }  # fmt: skip
 _LETTER = 32  # width of a character's vector
 _ONCE = 0.5  # share of the words seen once that become the unknown word in training
@@ -30,9 +31,9 @@ class TagNetwork(nn.Module):
         e(t) = [E[w(t)], s(w(t))],  h = layers of recurrences over e, in both directions
         o(t) = c + V h(t),  p(t) = softmax(o(t));  with crf: see `elman.models.crf`
 
-    The characters of a word that stands in a batch more than once are read once. In training words become the unknown
-    word now and then, and are known by their characters alone: those that were seen once half of the time, so that there
-    is something to learn that one from, others with probability `word_dropout`.
+    The characters of a word that stands in a batch more than once are read once. In training, words become the unknown
+    word now and then, and are known by their characters alone: those that were seen once half of the time, so that
+    there is something to learn that one from, others with probability `word_dropout`.
 
     tags: K. words, characters: how many are known; 0 stands for any other. frequent: how many words, from the first,
     were seen more than once. cell, layers, dropout, residual, norm: see `elman.models.stack`; what goes into the lowest
