@@ -23,6 +23,7 @@ from elman.training import Measure, Step, Training, Validation, fitted
 
 LEXICON, LEXICON_SIZE = "lexicon.json", 2**27
 BATCH, AVERAGE = 32, 0.998
+_RATE = 3e-3  # of learning, at most
 _TOGETHER = 64  # sentences that are read side by side outside of training
 _LEAST, _PASSES = 400, 15  # steps; passes over the data
 _MISTAKES = 12  # the most frequent ones are told
@@ -174,7 +175,7 @@ class Tagger:
         batches, how = data.batches(self.batch, self.seed), dict(self.training)
         if how["steps"] is None and how["minutes"] is None:
             how["steps"] = max(round(_PASSES * batches.size / batches.count), _LEAST)
-        how["lr"] = how["lr"] or learning_rate(network.stack, network.settings["hidden"])
+        how["lr"] = how["lr"] or rate(network)
         training = Training(network, batches, seed=self.seed, **how)
         fitted(training, lambda: measure(network, looked), patience=self.patience, watch=watch)
         self._learnt = network.eval(), lexicon
@@ -257,6 +258,11 @@ def new(
     network = TagNetwork(**sizes, **model)
     network.vectors[1:] = table
     return lexicon, network
+
+
+def rate(network: TagNetwork) -> float:
+    """Of learning, where none is given."""
+    return min(_RATE, learning_rate(network.stack, network.settings["hidden"]))
 
 
 def load(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[TagNetwork, Lexicon]:

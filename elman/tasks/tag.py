@@ -25,8 +25,7 @@ from elman.data.tagged import (
     read_words,
 )  # fmt: skip
 from elman.errors import DataError, InputError
-from elman.models.stack import learning_rate
-from elman.models.tagger import AVERAGE, BATCH, LEXICON, Encoded, load, measure, new, tag
+from elman.models.tagger import AVERAGE, BATCH, LEXICON, Encoded, load, measure, new, rate, tag
 from elman.models.tagging import TagNetwork
 from elman.report import Part, Record, bars, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
@@ -154,7 +153,7 @@ class Tag(Task):
         batch = training.batch or min(BATCH, max(len(learnt) // 8, 1))
         training = replace(
             training, batch=batch, average=AVERAGE if training.average is None else training.average,
-            lr=training.lr or learning_rate(network.stack, network.settings["hidden"]),
+            lr=training.lr or rate(network),
         )  # fmt: skip
         said = {
             "files": list(map(str, settings.files)), "valid": settings.valid and str(settings.valid),
