@@ -17,7 +17,7 @@ from elman.data.tagged import Sentence, read_tagged
 from elman.errors import DataError, InputError, InputTypeError, StateError
 from elman.models import Tagger
 from elman.models.crf import CRF
-from elman.models.tagger import Encoded, measure, tag
+from elman.models.tagger import Encoded, measure, split, tag
 from elman.models.tagging import TagNetwork
 from tests.strangers import elman
 
@@ -331,6 +331,16 @@ def test_a_tagger_is_the_same_for_the_same_seed() -> None:
     made = [Tagger(**SMALL, steps=5, seed=seed).fit(words, tags).network.state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
     assert not torch.equal(made[0]["readout.weight"], made[2]["readout.weight"])
+
+
+def test_a_tag_that_stands_in_one_sentence_is_learnt() -> None:
+    words, tags = toy(30)
+    words[10], tags[10] = ["oh"], ["INTJ"]
+    sentences = [Sentence(tuple(w), tuple(t)) for w, t in zip(words, tags, strict=True)]
+    learnt, held_out = split(sentences)
+    assert sentences[10] in learnt
+    assert held_out == [sentences[0], sentences[20]]
+    assert len(learnt) + len(held_out) == 30
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:

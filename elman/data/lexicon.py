@@ -60,9 +60,10 @@ class Lexicon:
                 tagged[word][tag] += 1
         tags = sorted({tag for counts in tagged.values() for tag in counts})
         number = {tag: k for k, tag in enumerate(tags)}
-        forms = {form: number[counts.most_common(1)[0][0]] for form, counts in tagged.items()}
-        ranked = sorted(words, key=lambda word: (-words[word], word))
-        frequent = sum(count > 1 for count in words.values())
+        often = sorted(tagged, key=lambda form: -tagged[form].total())[:_MOST]
+        forms = {form: number[tagged[form].most_common(1)[0][0]] for form in often}
+        ranked = sorted(words, key=lambda word: (-words[word], word))[:_MOST]
+        frequent = sum(words[word] > 1 for word in ranked)
         known = sorted(one for one, count in characters.items() if count > 1)
         return cls(tags, ranked, frequent, known, forms, vectors)
 

@@ -24,6 +24,7 @@ from elman.training import Measure, Step, Training, Validation, fitted
 LEXICON, LEXICON_SIZE = "lexicon.json", 2**27
 BATCH, AVERAGE = 32, 0.998
 _RATE = 3e-3  # of learning, at most
+_TENTH = 10  # every so manieth sentence is held out where no others are given
 _TOGETHER = 64  # sentences that are read side by side outside of training
 _LEAST, _PASSES = 400, 15  # steps; passes over the data
 _MISTAKES = 12  # the most frequent ones are told
@@ -168,10 +169,9 @@ class Tagger:
         Raises InputError and InputTypeError where they do not belong together.
         """
         given = _sentences(sentences, tags)
-        held_out = _sentences(*valid) if valid is not None else given[::10]
-        learnt = given if valid is not None else [one for k, one in enumerate(given) if k % 10] or given
+        learnt, held_out = (given, _sentences(*valid)) if valid is not None else split(given)
         lexicon, network = new(learnt, self.seed, Path(self.vectors) if self.vectors else None, self.model)
-        data, looked = Encoded.of(learnt, lexicon), Encoded.of(_known(held_out, lexicon), lexicon)
+        data, looked = Encoded.of(learnt, lexicon), Encoded.of(held_out or learnt, lexicon)
         batches, how = data.batches(self.batch, self.seed), dict(self.training)
         if how["steps"] is None and how["minutes"] is None:
             how["steps"] = max(round(_PASSES * batches.size / batches.count), _LEAST)
@@ -244,6 +244,16 @@ class Tagger:
         return self._learnt
 
 
+def split(sentences: Sequence[Sentence]) -> tuple[list[Sentence], list[Sentence]]:
+    """(to learn from, held out): every tenth is held out, but where it has a tag that no other of them has."""
+    known = {tag for k, one in enumerate(sentences) if k % _TENTH for tag in one.tags}
+    held_out = [known.issuperset(one.tags) and not k % _TENTH for k, one in enumerate(sentences)]
+    parts = (
+        [one for one, out in zip(sentences, held_out, strict=True) if out is which] for which in (False, True)
+    )
+    return next(parts), next(parts)
+
+
 def new(
     sentences: Sequence[Sentence], seed: int, vectors: Path | None, model: dict[str, Any]
 ) -> tuple[Lexicon, TagNetwork]:
@@ -272,11 +282,6 @@ def load(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[TagNetwo
     network = pretrained.load(TagNetwork, "a tagger", NEEDED, shapes, config, folder, known=KNOWN, **opening)
     lexicon.expect(network.settings, path)
     return network, lexicon
-
-
-def _known(sentences: Sequence[Sentence], lexicon: Lexicon) -> list[Sentence]:
-    """Held-out sentences whose tags can be learnt at all; a rare tag may stand in one of them alone."""
-    return [one for one in sentences if all(name in lexicon.tag_of for name in one.tags)] or list(sentences)
 
 
 def _words(words: Sequence[str], where: str) -> Sequence[str]:

@@ -111,7 +111,7 @@ class TagNetwork(nn.Module):
 
     def explain(self) -> Explanation:
         parts = {"characters": self.spelling.explain(), "words": self.stack.explain()}
-        return Explanation.of(parts)
+        return Explanation.of(parts | ({} if self.crf is None else {"tags": self.crf.best.explain()}))
 
 
 def shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, list[int] | None]:

@@ -25,7 +25,7 @@ from elman.data.tagged import (
     read_words,
 )  # fmt: skip
 from elman.errors import DataError, InputError
-from elman.models.tagger import AVERAGE, BATCH, LEXICON, Encoded, load, measure, new, rate, tag
+from elman.models.tagger import AVERAGE, BATCH, LEXICON, Encoded, load, measure, new, rate, split, tag
 from elman.models.tagging import TagNetwork
 from elman.report import Part, Record, bars, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
@@ -35,7 +35,6 @@ from elman.training.measure import shown
 
 _LOOKED = 10_000  # words of a look on the way
 _BLOCK = 256  # lines of a file that are tagged together
-_TENTH = 10  # every so manieth sentence is held out where no file is
 _NAMES = 100_000
 
 
@@ -146,8 +145,10 @@ class Tag(Task):
         expect_one_reader([*settings.files, settings.valid], processes)
         tell("reading the sentences …")
         sentences = read_tagged(settings.files, settings.column)
-        held_out = read_tagged([settings.valid], settings.column) if settings.valid else _held_out(sentences)
-        learnt = sentences if settings.valid else [one for k, one in enumerate(sentences) if k % _TENTH]
+        if settings.valid:
+            learnt, held_out = sentences, read_tagged([settings.valid], settings.column)
+        else:
+            learnt, held_out = _split(sentences)
         lexicon, network = cls._made(settings, learnt, training.seed, processes)
         data, looked = Encoded.of(learnt, lexicon), Encoded.of(held_out, lexicon)
         batch = training.batch or min(BATCH, max(len(learnt) // 8, 1))
@@ -228,7 +229,7 @@ class Tag(Task):
             return Encoded.of(read_tagged(files, said["column"]), self.lexicon)
         valid = said["valid"]
         found = read_tagged([Path(valid)] if valid else map(Path, said["files"]), said["column"])
-        found = found if valid else _held_out(found)
+        found = found if valid else _split(found)[1]
         if digest(found) != said["valid_digest"]:
             raise DataError(
                 what="the sentences that were held out are others now", where=valid or ", ".join(said["files"]),
@@ -290,13 +291,14 @@ def _paragraphs(file: Path) -> Iterator[list[tuple[int, str]]]:
         yield some
 
 
-def _held_out(sentences: Sequence[Sentence]) -> Sequence[Sentence]:
-    if len(sentences) < 2:
+def _split(sentences: Sequence[Sentence]) -> tuple[list[Sentence], list[Sentence]]:
+    learnt, held_out = split(sentences)
+    if not learnt or not held_out:
         raise DataError(
-            what="there is too little to hold anything out", where=sentences[0].file, got="one sentence",
-            mend="give more, or name a file by --valid",
+            what="there is too little to hold anything out", where=sentences[0].file,
+            got=f"{len(sentences)} sentences", mend="give more, or name a file by --valid",
         )  # fmt: skip
-    return sentences[::_TENTH]
+    return learnt, held_out
 
 
 def _expect_column(column: str) -> None:
