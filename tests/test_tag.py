@@ -122,12 +122,12 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_lexicon_knows_words_tags_and_guesses_and_comes_back_from_its_file() -> None:
     sentences = [
-        Sentence(("The", "dog", "barks"), ("DET", "NOUN", "VERB")),
+        Sentence(("The", "dog", "barks", "a"), ("DET", "NOUN", "VERB", "DET")),
         Sentence(("the", "barks", "barks"), ("DET", "NOUN", "NOUN"), "f", (7, 8, 9)),
     ]
     made = Lexicon.learn(sentences)
     assert made.tags == ["DET", "NOUN", "VERB"]
-    assert made.words == ["barks", "the", "dog"]
+    assert made.words == ["barks", "the", "a", "dog"]
     assert made.frequent == 2
     assert [made.tags[made.guess(word)] for word in ("barks", "The", "cat")] == ["NOUN", "DET", "DET"]
     again = Lexicon.from_json(made.to_json(), "lexicon.json")
