@@ -23,7 +23,6 @@ from elman.training import Measure, Step, Training, Validation, fitted
 
 LEXICON, LEXICON_SIZE = "lexicon.json", 2**27
 BATCH, AVERAGE = 32, 0.998
-_RATE = 3e-3  # of learning, at most
 _TENTH = 10  # every so manieth sentence is held out where no others are given
 _TOGETHER = 64  # sentences that are read side by side outside of training
 _LEAST, _PASSES = 400, 15  # steps; passes over the data
@@ -136,7 +135,7 @@ class Tagger:
 
     def __init__(
         self, *, cell: Any = "lstm", hidden: int = 200, layers: int = 2, embedding: int = 128, spelling: int = 64,
-        dropout: float = 0.5, word_dropout: float = 0.25, residual: bool = False, norm: bool = False, both: bool = True,
+        dropout: float = 0.33, word_dropout: float = 0.0, residual: bool = False, norm: bool = False, both: bool = True,
         crf: bool = False,
         vectors: str | Path | None = None, steps: int | None = None, minutes: float | None = None, batch: int = BATCH,
         lr: float | None = None, average: float = AVERAGE, patience: int | None = 5, seed: int = 0,
@@ -175,7 +174,7 @@ class Tagger:
         batches, how = data.batches(self.batch, self.seed), dict(self.training)
         if how["steps"] is None and how["minutes"] is None:
             how["steps"] = max(round(_PASSES * batches.size / batches.count), _LEAST)
-        how["lr"] = how["lr"] or rate(network)
+        how["lr"] = how["lr"] or learning_rate(network.stack, network.settings["hidden"])
         training = Training(network, batches, seed=self.seed, **how)
         fitted(training, lambda: measure(network, looked), patience=self.patience, watch=watch)
         self._learnt = network.eval(), lexicon
@@ -268,11 +267,6 @@ def new(
     network = TagNetwork(**sizes, **model)
     network.vectors[1:] = table
     return lexicon, network
-
-
-def rate(network: TagNetwork) -> float:
-    """Of learning, where none is given."""
-    return min(_RATE, learning_rate(network.stack, network.settings["hidden"]))
 
 
 def load(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[TagNetwork, Lexicon]:

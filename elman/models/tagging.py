@@ -50,8 +50,8 @@ class TagNetwork(nn.Module):
 
     def __init__(
         self, tags: int, words: int, characters: int, cell: Cells = "lstm", hidden: int = 200,
-        layers: int | None = 2, embedding: int = 128, spelling: int = 64, dropout: float = 0.5, residual: bool = False,
-        norm: bool = False, both: bool = True, frequent: int = 0, word_dropout: float = 0.25, crf: bool = False,
+        layers: int | None = 2, embedding: int = 128, spelling: int = 64, dropout: float = 0.33, residual: bool = False,
+        norm: bool = False, both: bool = True, frequent: int = 0, word_dropout: float = 0.0, crf: bool = False,
         vectors: int = 0, width: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()

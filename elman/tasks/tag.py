@@ -25,7 +25,8 @@ from elman.data.tagged import (
     read_words,
 )  # fmt: skip
 from elman.errors import DataError, InputError
-from elman.models.tagger import AVERAGE, BATCH, LEXICON, Encoded, load, measure, new, rate, split, tag
+from elman.models.stack import learning_rate
+from elman.models.tagger import AVERAGE, BATCH, LEXICON, Encoded, load, measure, new, split, tag
 from elman.models.tagging import TagNetwork
 from elman.report import Part, Record, bars, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
@@ -71,13 +72,13 @@ class Settings:
         None, "Sentences to measure on. Without it every tenth one of FILEs is held out."
     )
     column: str = option("upos", "Of CoNLL-U, what is learnt: upos or xpos.")
-    stack: StackSettings = StackSettings(cell="lstm", hidden=200, layers=2, dropout=0.5)
+    stack: StackSettings = StackSettings(cell="lstm", hidden=200, layers=2, dropout=0.33)
     embedding: int = option(128, "Width of a word's vector.", min=1, max=SIZE)
     spelling: int = option(
         64, "Units that read the characters of a word, in each direction.", min=1, max=SIZE
     )
     word_dropout: float = option(
-        0.25, "Share of words that are known by their characters alone, now these, now those, in training."
+        0.0, "Share of words that are known by their characters alone, now these, now those, in training."
     )
     one_way: bool = option(False, "Read from left to right alone, so that words can be tagged as they come.")
     crf: bool = option(False, "Score which tag follows which too: a conditional random field.")
@@ -154,7 +155,7 @@ class Tag(Task):
         batch = training.batch or min(BATCH, max(len(learnt) // 8, 1))
         training = replace(
             training, batch=batch, average=AVERAGE if training.average is None else training.average,
-            lr=training.lr or rate(network),
+            lr=training.lr or learning_rate(network.stack, network.settings["hidden"]),
         )  # fmt: skip
         said = {
             "files": list(map(str, settings.files)), "valid": settings.valid and str(settings.valid),
