@@ -2,6 +2,7 @@
 
     python -m bench.reproduce                       # all, about an hour; what is known already is not run again
     python -m bench.reproduce --only shakespeare --again
+    python -m bench.reproduce tasks                 # what other tasks reach: bench/tasks.py
     python -m bench.reproduce --scale 0.02          # a rehearsal; docs/results.md stays as it is
 
 The texts are not part of the project: `--data FOLDER` names the folder that holds tinyshakespeare/input.txt and
@@ -24,7 +25,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bench import language, machine
+from bench import language, machine, tasks
 from bench.form import OURS, TORCH
 from elman.app import jobs
 from elman.app.screen import Watch
@@ -103,6 +104,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
+    what: Annotated[str, typer.Argument(help="all, or tasks")] = "all",
     data: Annotated[Path, typer.Option(help="the folder with the texts")] = ROOT.parent / "shared" / "data",
     only: Annotated[str, typer.Option(help=f"some of {', '.join([*TASKS, SPEED])}")] = "",
     again: Annotated[bool, typer.Option("--again", help="run what is known already, too")] = False,
@@ -120,7 +122,14 @@ def main(
         return
     if scale != 1 and page == PAGE:
         page = kept / "results.md"
-    names = only.split(",") if only else [*TASKS, SPEED]
+    if what == "tasks":
+        for name in only.split(",") if only else tasks.JOBS:
+            for seed in tasks.SEEDS:
+                path = kept / f"task-{name}-{seed}.json"
+                if again or not path.is_file():
+                    console.rule(f"{name}, seed {seed}")
+                    _keep(path, tasks.run(tasks.JOBS[name], seed, data, kept / f"{name}-{seed}", scale))
+    names = [] if what == "tasks" else only.split(",") if only else [*TASKS, SPEED]
     for name in names:
         for side in SIDES if name in TASKS else ("both",):
             if again or not (kept / f"{name},{side}.json").is_file():
@@ -223,6 +232,8 @@ def written(kept: Path) -> str:
                 f"| {stem.replace(',', ', ')} | {result['parameters']:,} | {result['speed']:,.0f} | "
                 f"{result['passes']:.1f} | {result['threads']} | {settings} |\n"
             )
+    if list(kept.glob("task-*.json")):
+        page += tasks.section(kept)
     said = {
         "; ".join(f"{key}: {value}" for key, value in _lasting(result["about"])) for result in found.values()
     }

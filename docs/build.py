@@ -33,6 +33,7 @@ GUIDES = [
     "drop_ins",
     "language_models",
     "tag",
+    "autoencode",
     "write_a_task",
     "other_cells",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import tasks
 from bench.reproduce import ROOT, TASKS
 from elman.data import built_in_text
 
@@ -41,3 +42,14 @@ def test_what_is_known_is_not_run_again(tmp_path: Path) -> None:
     assert page.count("not run") == 2 * (len(TASKS) + 1 - 1)  # one of them has two lines
     assert "elman" not in reproduce(tmp_path, "--only", "shakespeare").stdout.replace(str(tmp_path), "")
     assert {path.name: path.read_bytes() for path in (tmp_path / "kept").glob("*.json")} == kept
+
+
+def test_tasks_are_told_with_their_spread(tmp_path: Path) -> None:
+    for seed, value in enumerate((0.99, 1.0)):
+        (tmp_path / f"task-names-{seed}.json").write_text(json.dumps({"value": value, "unit": "%"}))
+    page = tasks.section(tmp_path)
+    assert (
+        "| 99.5 % (99.0 % … 100.0 %) | `elman train autoencode names/*.txt --hidden 128 --minutes 10` |"
+        in page
+    )
+    assert page.count("not run") == len(tasks.JOBS) - 1

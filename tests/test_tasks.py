@@ -63,7 +63,14 @@ def _sentences(folder: Path) -> list[str]:
     return [str(folder / "words.txt")]
 
 
+def _names(folder: Path) -> list[str]:
+    names = [f"{a}{b}{c}\n" for a in "abcd" for b in ("an", "or", "i") for c in ("s", "ta", "o", "")]
+    (folder / "names.txt").write_text("".join(names))
+    return [str(folder / "names.txt")]
+
+
 CASES: dict[str, Case] = {
+    "autoencode": Case(_names, ("--hidden", "8", "--embedding", "4", "--batch", "8")),
     "lm": Case(_text, ("--hidden", "8", "--embedding", "4", "--window", "8", "--batch", "4")),
     "tag": Case(
         _sentences,

@@ -1,5 +1,6 @@
 """What recurrences are for: models over sequences, and the baselines beside them."""
 
+from elman.models.autoencoder import Autoencoder
 from elman.models.evaluation import Evaluation, estimate, evaluate
 from elman.models.find import SHIPPED, find_cell
 from elman.models.language import LanguageModel
@@ -10,6 +11,7 @@ from elman.models.tagger import Tagger
 
 __all__ = [
     "SHIPPED",
+    "Autoencoder",
     "Evaluation",
     "LanguageModel",
     "NGram",

@@ -1,0 +1,83 @@
+"""`make reproduce ARGS=tasks`: what tasks beside the language model reach, each from its command, with three seeds.
+
+python -m bench.reproduce tasks --only names
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elman.errors import DataError
+from elman.training import Run
+from elman.training.measure import shown
+
+SEEDS = (0, 1, 2)
+HEAD = """
+## Tasks
+
+Each is a command, with three seeds: mean and, in brackets, the lowest and the highest. Weights and settings were chosen
+by sequences that are not measured on.
+
+| task | minutes | wanted | reached | command |
+|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command behind `elman train`. words: of it; those that begin with @ are patterns of files in the data."""
+
+    title: str
+    minutes: float
+    wanted: str
+    words: tuple[str, ...]
+
+
+JOBS = {
+    "names": Job(
+        "auto-encoding of names, 128 numbers each, unseen ones exactly back", 10, "≥ 99.5 %",
+        ("autoencode", "@names/*.txt", "--hidden", "128"),
+    ),
+    "names-64": Job("the same, 64 numbers", 10, "", ("autoencode", "@names/*.txt", "--hidden", "64")),
+    "names-32": Job("the same, 32 numbers", 10, "", ("autoencode", "@names/*.txt", "--hidden", "32")),
+    "lines": Job(
+        "auto-encoding of lines of tinyshakespeare, 256 numbers each", 15, "",
+        ("autoencode", "@tinyshakespeare/input.txt", "--hidden", "256"),
+    ),
+}  # fmt: skip
+
+
+def run(job: Job, seed: int, data: Path, folder: Path, scale: float) -> dict[str, Any]:
+    """Train, and what the run's log says was measured. Raises DataError where the data are not there."""
+    words: list[str] = []
+    for word in job.words:
+        found = [str(path) for path in sorted(data.glob(word[1:]))] if word[0] == "@" else [word]
+        if not found:
+            raise DataError(
+                what="the data are not there", where=data / word[1:], mend="name the folder with --data"
+            )
+        words += found
+    how = ["--seed", str(seed), "--minutes", str(job.minutes * scale), "--out", str(folder), "--overwrite"]
+    subprocess.run([sys.executable, "-m", "elman", "train", *words, *how], check=True)
+    return [line for line in Run(folder).read_log() if "measured" in line][-1]["measured"]
+
+
+def section(kept: Path) -> str:
+    """The part of docs/results.md, of what is known."""
+    page = HEAD
+    for name, job in JOBS.items():
+        found = [json.loads(path.read_bytes()) for path in sorted(kept.glob(f"task-{name}-*.json"))]
+        values, unit = [one["value"] for one in found], found[0]["unit"] if found else ""
+        reached = "not run"
+        if values:
+            ends = f" ({shown(min(values), unit)} … {shown(max(values), unit)})" if len(values) > 1 else ""
+            reached = shown(statistics.mean(values), unit) + ends
+        command = " ".join([*(word.lstrip("@") for word in job.words), f"--minutes {job.minutes:g}"])
+        page += f"| {job.title} | {job.minutes:g} | {job.wanted} | {reached} | `elman train {command}` |\n"
+    return page

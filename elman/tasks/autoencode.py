@@ -1,0 +1,380 @@
+"""The auto-encoder as a task: lines that become vectors and lines again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.data.schema import Odd, each, file_name, maybe, number, record, text, whole
+from elman.data.sequences import LONGEST, Form, read_sequences
+from elman.errors import DataError, InputError
+from elman.models.autoencoder import (
+    AVERAGE,
+    DECAY,
+    FORM,
+    LOOKED_AT,
+    batches_of,
+    compared,
+    encoded,
+    looked,
+    looks,
+    network_of,
+    opened,
+    parted,
+)
+from elman.models.autoencoding import AutoencoderNetwork
+from elman.models.stack import learning_rate
+from elman.report import Curve, Part, Point, Record, lines, plain
+from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
+from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
+from elman.training import Measure, Processes, Run
+
+BATCH = 64
+_SHOWN, _ROLLS, _LONGEST = 16, 3, 200  # pairs in a report; of them as pictures; characters or frames of each
+_BETWEEN = 7  # steps from one sequence to another
+_TOGETHER = 256  # lines of a file that are read before the first is answered
+
+_DATA = record({"files": each(file_name, 100_000), "valid": maybe(file_name), "digest": text(64)})
+_share = number(0, 1)
+_words = text(10 * LONGEST)
+_roll = each(each(whole(0, 10_000), 10_000), _LONGEST)
+_DETAILS = {
+    "symbols": _share,
+    "sequences": whole(0, 10**12),
+    "by_length": each(each(whole(0, 10**12), 2), LONGEST, named=True),
+    "pairs": each(each(_words, 2), _SHOWN),
+    "rolls": each(each(_roll, 2), _ROLLS),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An auto-encoder: a line becomes a vector of --hidden numbers, and the vector the line again.
+
+    One recurrence reads the line, from its end to its beginning; its last state
+    is the vector, from which another one writes the line. What is measured is
+    the share of lines, none of which was there in training, that come back
+    exactly. Half of what is learnt from is invented: the front of one line on
+    the back of another, and symbols at random.
+    """
+
+    files: list[Path] = argument(
+        "A sequence a line: UTF-8 text; or, in files that end in .jsonl, texts, lists of symbols, or arrays "
+        "[[0, 1], …] of a list for each step. - for standard input.",
+        needed=True,
+    )
+    valid: Path | None = option(
+        None, "Lines to measure on. Without it a tenth of the FILEs' different lines, drawn."
+    )
+    stack: StackSettings = StackSettings(hidden=128)
+    embedding: int = option(64, "Width of a symbol's vector.", max=SIZE)
+    noise: float = option(
+        0.0, "Share of the symbols that are read as others in training (of numbers: standard deviation)."
+    )
+    teacher: float = option(
+        1.0,
+        "Share of the steps at which the writer, in training, is told what it should have written before.",
+    )
+    plain: bool = option(False, "Learn from the FILEs alone, from nothing that is invented.")
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Arguments of AutoencoderNetwork."""
+        stack = {**asdict(self.stack), "cell": absolute(self.stack.cell)}
+        return {**stack, "embedding": self.embedding, "noise": self.noise, "teacher": self.teacher}
+
+
+@dataclass
+class HeldOut:
+    """Sequences to measure on. quick: those of looks, which choose the best weights."""
+
+    quick: list[Tensor]
+    x: list[Tensor]
+
+
+class Autoencode(Task):
+    """See elman.models.Autoencoder. form: what sequences are made of. samples: some to show what comes back of them."""
+
+    name, Settings, files = "autoencode", Settings, (FORM,)
+
+    def __init__(self, form: Form, samples: Sequence[Tensor] = ()) -> None:
+        self.form, self.samples, self.unit = form, list(samples), "symbol" if form.size else "frame"
+
+    # --- how it comes about ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def prepare(
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+    ) -> Prepared:
+        expect_one_reader([*settings.files, *([settings.valid] if settings.valid else [])], processes)
+        tell("reading the sequences …")
+        found = _distinct(settings.files)
+        valid = None if settings.valid is None else _distinct([settings.valid])
+        if valid is None:
+            learnt, held_out = parted(list(found), len(found) // 10, 0)
+        else:
+            learnt, held_out = list(found), [line for line in valid if line not in found]
+        if not learnt or not held_out:
+            raise DataError(
+                what="there are too few different sequences" if valid is None
+                else "all that is to be measured on stands in what is learnt from",
+                where=settings.valid or settings.files[0], got=f"{len(found)}", expected="at least 10 different lines",
+                mend="give more lines" if valid is None else "give lines that are not learnt from",
+            )  # fmt: skip
+        # The weights are chosen by sequences that are neither learnt from nor measured at the end.
+        learnt, looked_at = parted(learnt, looks(len(learnt)), training.seed)
+        form = _form(found, learnt)
+        x, quick, test = ([_encode(form, found, one) for one in part] for part in (learnt, looked_at, ()))
+        test = [_encode(form, {**found, **(valid or {})}, one) for one in held_out]
+        quick = quick or test[:LOOKED_AT]
+        how = settings.model
+        expect_memory(
+            lambda: network_of(form, x[:1], **how), how["cell"], processes, "--hidden, --layers, --embedding"
+        )
+        torch.manual_seed(training.seed)
+        model = network_of(form, x, **how).to(processes.device)
+        training = replace(
+            training, batch=training.batch or max(min(BATCH, len(x) // 4), processes.count),
+            lr=training.lr or learning_rate(model.encoder, how["hidden"]),
+            weight_decay=DECAY if training.weight_decay is None else training.weight_decay,
+            average=AVERAGE if training.average is None else training.average,
+        )  # fmt: skip
+        data = {
+            "files": [_absolute(file) for file in settings.files],
+            "valid": None if settings.valid is None else _absolute(settings.valid),
+            "digest": _digest(held_out),
+        }
+        batches = batches_of(form, x, training.batch or BATCH, training.seed, plain=settings.plain)
+        kinds = f"{len(form.symbols):,} symbols" if form.size else f"{form.channels:,} channels"
+        about = f"{len(x):,} sequences to learn from, {len(quick):,} to choose by, {len(test):,} held out, {kinds}"
+        notes = []
+        if valid is not None and len(held_out) < len(valid):
+            left = f"{len(valid) - len(held_out):,} of {settings.valid}"
+            notes.append(f"{left} stand in what is learnt from and are left out")
+        config = {**model.settings, "data": data, "training": {"plain": settings.plain}}
+        return Prepared(
+            cls(form, quick[:5]), model, batches, HeldOut(quick, test), training, config, about, notes
+        )
+
+    @classmethod
+    def opened(cls, run: Run, opening: Opening) -> tuple[Autoencode, AutoencoderNetwork]:
+        run = Run.open(run.folder, *cls.files)
+        form, model = opened(run.config, run.folder, **vars(opening))
+        return cls(form), model
+
+    def called(self, model: Any) -> None:
+        x = torch.zeros(2, 1, dtype=torch.int64) if self.form.size else torch.zeros(2, 1, self.form.channels)
+        lengths = torch.tensor([2])
+        model.outputs(model.encode(x, lengths), x, lengths)
+
+    def kept(self) -> dict[str, bytes]:
+        return {FORM: self.form.to_json()}
+
+    # --- what is learnt ----------------------------------------------------------------------------------------------
+
+    def measure(self, model: Any, data: HeldOut, quick: bool) -> Measure:
+        if quick:
+            return looked(model, data.quick)
+        found = compared(model, data.x)
+        wrong = [pair for pair in found.pairs if not _same(*pair)]
+        pairs = [*wrong[: _SHOWN // 2], *(pair for pair in found.pairs if _same(*pair))][:_SHOWN]
+        details = {
+            "symbols": found.symbols, "sequences": len(data.x),
+            "by_length": {str(length): list(counts) for length, counts in found.by_length.items()},
+            "pairs": [[self.form.line(self.form.decode(one))[:_LONGEST] for one in pair] for pair in pairs]
+            if self.form.size else [],
+            "rolls": [[_notes(one) for one in pair] for pair in found.pairs[:_ROLLS]] if self.form.binary else [],
+        }  # fmt: skip
+        return replace(found.measure, details=details)
+
+    def sample(self, model: Any) -> str:
+        if not self.form.size or not self.samples:
+            return ""
+        found = compared(model, self.samples)
+        return "\n".join(
+            " → ".join(self.form.line(self.form.decode(one))[:_LONGEST] for one in pair)
+            for pair in found.pairs
+        )
+
+    def closing(self, model: Any, data: HeldOut) -> Mapping[str, Callable[[], Any]]:
+        named: dict[str, Callable[[], Any]] = {"plan": lambda: str(model.explain())}
+        if self.form.size and len(ends := [*data.quick, *data.x][:2]) == 2:
+            named["between"] = lambda: self._between(model, *ends)
+        return named
+
+    def _between(self, model: Any, *ends: Tensor) -> list[str]:
+        first, last = encoded(model, ends)
+        share = torch.linspace(0, 1, _BETWEEN, device=first.device)[:, None]
+        made = model.decode(first + share * (last - first))
+        return [self.form.line(self.form.decode(one))[:_LONGEST] for one in made]
+
+    # --- what is said ------------------------------------------------------------------------------------------------
+
+    def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
+        yours = f", over {len(data.x):,} sequences"
+        if measure.unit != "%":
+            return [f"{measure}{yours}"]
+        return [f"{measure}, {100 * measure.details['symbols']:.2f} % of {self.unit}s{yours}"]
+
+    # --- what is done with a run -------------------------------------------------------------------------------------
+
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
+        if files:
+            found = _distinct(files)
+            held_out = list(found)
+        else:
+            said = run.section(
+                "data", _DATA, "the run does not say what was held out", "name a file to measure on"
+            )
+            names = [Path(name) for name in said["files"]]
+            own = None if said["valid"] is None else Path(said["valid"])
+            if Path("-") in [*names, own]:
+                raise DataError(
+                    what="what was held out came from standard input, and is not kept", where=run.folder,
+                    mend="name a file to measure on",
+                )  # fmt: skip
+            found = _distinct(names)
+            held_out = parted(list(found), len(found) // 10, 0)[1]
+            if own is not None:
+                valid = _distinct([own])
+                held_out = [line for line in valid if line not in found]
+                found = valid
+            if _digest(held_out) != said["digest"]:
+                raise DataError(
+                    what="what was held out is not what it was in training any more", where=own or names[0],
+                    mend="name a file to measure on",
+                )  # fmt: skip
+        if not held_out:
+            raise DataError(
+                what="there are no sequences",
+                where=files[0] if files else run.folder,
+                mend="give a line for each",
+            )
+        x = [_encode(self.form, found, line) for line in held_out]
+        return HeldOut(x, x)
+
+    def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
+        if not files:
+            raise InputError(
+                what="name what is to be reconstructed", where=run.folder,
+                mend="give files with a sequence a line, or - for standard input",
+            )  # fmt: skip
+        waiting: list[Tensor] = []
+        for file in files:
+            for place, value in read_sequences([file]):
+                waiting.append(_encode(self.form, {"": (place, value)}, ""))
+                if str(file) == "-" or len(waiting) == _TOGETHER:
+                    yield from self._written(model, waiting)
+                    waiting = []
+        yield from self._written(model, waiting)
+
+    def _written(self, model: Any, x: list[Tensor]) -> Iterator[str]:
+        for one in model.decode(encoded(model, x)) if x else ():
+            yield self.form.line(self.form.decode(one))
+
+
+# line -> (where it stands first, the sequence)
+_Found = Mapping[str, tuple[str, Any]]
+
+
+def _distinct(files: Iterable[Path]) -> dict[str, tuple[str, Any]]:
+    """Different sequences, in order."""
+    found: dict[str, tuple[str, Any]] = {}
+    for place, value in read_sequences(files):
+        found.setdefault(value if isinstance(value, str) else repr(value), (place, value))
+    return found
+
+
+def _form(found: _Found, names: Sequence[str]) -> Form:
+    try:
+        return Form.of([found[name][1] for name in names])
+    except Odd as odd:
+        where = found[names[int(odd.place)]][0] if odd.place.isdigit() else None
+        raise _unlike(odd, where) from odd
+
+
+def _encode(form: Form, found: _Found, name: str) -> Tensor:
+    place, value = found[name]
+    try:
+        return form.encode(value, place)
+    except Odd as odd:
+        raise _unlike(odd, place) from odd
+
+
+def _unlike(odd: Odd, where: object) -> DataError:
+    return DataError(
+        what="this is no sequence as the others are", where=where, got=odd.got, expected=odd.expected,
+        mend="mend the line, or leave it out",
+    )  # fmt: skip
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _absolute(file: Path) -> str:
+    return "-" if str(file) == "-" else str(file.resolve())
+
+
+def _same(given: Tensor, made: Tensor) -> bool:
+    return given.shape == made.shape and bool((given == made).all())
+
+
+def _notes(x: Tensor) -> list[list[int]]:
+    """The channels that are 1, of each frame."""
+    return [frame.nonzero().flatten().tolist() for frame in x[:_LONGEST] > 0.5]
+
+
+# --- its part of the report -------------------------------------------------------------------------------------------
+
+
+def _sections(record: Record) -> dict[str, str]:
+    measured, found = record.measured, {}
+    counts = {
+        int(n): pair for n, pair in measured.get("by_length", {}).items() if n.isdecimal() and len(pair) == 2
+    }
+    points = [Point(n, 100 * good / count) for n, (good, count) in sorted(counts.items()) if count]
+    if points and measured.get("unit") == "%":
+        curve = Curve("exact", points, "first", marked=True)
+        found["Exactness against length"] = lines([curve], x="length", y="% exact")
+    if pairs := [pair for pair in measured.get("pairs", []) if len(pair) == 2]:
+        found["Reconstructions of what was held out, those that went wrong first"] = _table(pairs)
+    if between := record.more.get("between"):
+        found["From one to another"] = f"<pre>{plain(chr(10).join(between))}</pre>"
+    for k, pair in enumerate(pair for pair in measured.get("rolls", []) if len(pair) == 2):
+        found[f"Held out, {k + 1}: given (above) and made"] = "".join(map(_rolled, pair))
+    return found
+
+
+def _table(pairs: Sequence[Sequence[str]]) -> str:
+    rows = "".join(
+        f"<tr><td><bdi>{plain(given)}</bdi></td><td><bdi>{plain(made) if made != given else '='}</bdi></td></tr>"
+        for given, made in pairs
+    )
+    return f"<table>{rows}</table>"
+
+
+def _rolled(frames: Sequence[Sequence[int]]) -> str:
+    """A piano roll: time to the right, a mark for each channel that is 1."""
+    notes = [i for frame in frames for i in frame]
+    if not notes:
+        return '<p class="none">nothing</p>'
+    low, high = min(notes), max(notes)
+    cells = [(2 * t, 2 * (high - i)) for t, frame in enumerate(frames) for i in frame]
+    marks = "".join(f'<rect x="{x}" y="{y}" width="2" height="2"/>' for x, y in cells)
+    return (
+        f'<svg viewBox="0 0 {2 * len(frames)} {2 * (high - low + 1)}" role="img" aria-label="piano roll" '
+        f'fill="var(--first)" style="margin: .5rem 0">{marks}</svg>'
+    )
+
+
+Autoencode.part = Part(
+    unit="steps", loss="nats per symbol", figure="exact reconstruction", samples="What came back while it learned",
+    details=_DETAILS, logged={"between": each(_words, 100)}, sections=_sections,
+)  # fmt: skip
