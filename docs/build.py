@@ -32,6 +32,7 @@ GUIDES = [
     "sequences",
     "drop_ins",
     "language_models",
+    "tag",
     "autoencode",
     "classify",
     "write_a_task",

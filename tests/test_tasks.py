@@ -51,6 +51,18 @@ def _lines(folder: Path) -> list[str]:
     return [str(folder / "lines.txt")]
 
 
+def _sentences(folder: Path) -> list[str]:
+    some = [
+        ["the DET", "cat NOUN", "sat VERB"],
+        ["a DET", "rat NOUN"],
+        ["it PRON", "sat VERB", "on ADP", "mats NOUN"],
+    ]
+    (folder / "words.txt").write_text(
+        "".join("\n".join(some[k % 3][: 1 + k % 5]) + "\n\n" for k in range(60))
+    )
+    return [str(folder / "words.txt")]
+
+
 def _names(folder: Path) -> list[str]:
     names = [f"{a}{b}{c}\n" for a in "abcd" for b in ("an", "or", "i") for c in ("s", "ta", "o", "")]
     (folder / "names.txt").write_text("".join(names))
@@ -87,6 +99,10 @@ CASES: dict[str, Case] = {
         ),
     ),
     "lm": Case(_text, ("--hidden", "8", "--embedding", "4", "--window", "8", "--batch", "4")),
+    "tag": Case(
+        _sentences,
+        ("--hidden", "8", "--spelling", "4", "--dropout", "0", "--word-dropout", "0", "--batch", "4"),
+    ),
     "toy": Case(_lines),
 }
 every_task = pytest.mark.parametrize("task", CASES)

@@ -8,6 +8,7 @@ from elman.models.language import LanguageModel
 from elman.models.mixture import evaluate_mixture
 from elman.models.ngram import NGram
 from elman.models.reach import reach
+from elman.models.tagger import Tagger
 
 __all__ = [
     "SHIPPED",
@@ -16,6 +17,7 @@ __all__ = [
     "Evaluation",
     "LanguageModel",
     "NGram",
+    "Tagger",
     "estimate",
     "evaluate",
     "evaluate_mixture",

@@ -226,7 +226,7 @@ def _downloaded(name: str) -> Path:
         try:
             from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, TOKENIZER]))
+            return Path(snapshot_download(name, allow_patterns=["*.json", WEIGHTS]))
         except ImportError:
             problem = "no such folder, and to ask the Hugging Face Hub, huggingface_hub has to be installed"
         except Exception as error:  # whatever the network or the Hub says

@@ -20,6 +20,7 @@ TASKS: dict[str, tuple[str, str]] = {
         "elman.tasks.lm:Language",
         "A language model: predict the next symbol of a text from all before it.",
     ),
+    "tag": ("elman.tasks.tag:Tag", "A tag for each word of a sentence: parts of speech, names."),
     "autoencode": (
         "elman.tasks.autoencode:Autoencode",
         "An auto-encoder: a line becomes a vector, and the vector the line again.",
