@@ -153,16 +153,7 @@ def _batch_norm(
     return out if bias is None else out + bias.view(channels)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Product and sum, as which the normal form has them; PyTorch takes its one operation apart in many more."""
-    plain = bias is not None and (input.dim(), weight.dim(), bias.dim()) == (2, 2, 1)
-    if bias is None or not plain or bias.dtype != input.dtype:
-        return F.linear(input, weight, bias)
-    return torch.mm(input, weight.t()) + bias
-
-
 _PARTS: dict[Any, Any] = {
-    F.linear: _linear,
     F.scaled_dot_product_attention: attend,
     F.multi_head_attention_forward: _with_ours(F.multi_head_attention_forward),  # type: ignore[arg-type]
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
