@@ -108,6 +108,13 @@ CASES: dict[str, Case] = {
 every_task = pytest.mark.parametrize("task", CASES)
 
 
+def mostly(*tasks: str) -> pytest.MarkDecorator:
+    """What takes long: for these tasks by default, for all of them in `make conformance`."""
+    return pytest.mark.parametrize(
+        "task", [pytest.param(task, marks=[] if task in tasks else pytest.mark.conformance) for task in CASES]
+    )
+
+
 def test_every_task_is_in_the_table() -> None:
     assert set(CASES) == set(TASKS)
 
@@ -150,7 +157,7 @@ def job(task: str, folder: Path, *more: str) -> jobs.Job:
 
 
 @pytest.mark.slow
-@every_task
+@mostly("lm", "tag")
 def test_killed_it_ends_with_the_same_bits_and_goes_on_when_it_has_ended(task: str, tmp_path: Path) -> None:
     how = (
         "--dropout",
@@ -207,7 +214,7 @@ def test_nothing_is_left_of_a_run_that_another_task_replaces(tmp_path: Path) -> 
     assert not (tmp_path / "run" / "tokenizer.json").exists()
 
 
-@every_task
+@mostly("lm", "classify")
 def test_a_full_disk_stops_no_run_that_has_room_again(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +246,7 @@ def test_a_run_that_diverges_says_where(task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@every_task
+@mostly("toy", "classify")
 def test_two_processes_take_the_steps_of_one(task: str, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
     how = ("--steps", "20", "--weight-decay", "0.3")
@@ -262,7 +269,7 @@ def test_two_processes_take_the_steps_of_one(task: str, tmp_path: Path) -> None:
             assert torch.equal(weights[1][name], weights[0][name])
 
 
-@every_task
+@mostly("lm", "autoencode")
 def test_bfloat16_learns_the_same(task: str, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="it needs elman[accelerate]")
     found = []
@@ -273,7 +280,7 @@ def test_bfloat16_learns_the_same(task: str, tmp_path: Path) -> None:
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
-@every_task
+@mostly("lm", "autoencode")
 def test_the_seed_makes_the_run(task: str, tmp_path: Path) -> None:
     for out, seed in (("one", "3"), ("two", "3"), ("three", "4")):
         train(task, tmp_path, out, "--steps", "5", "--seed", seed)
@@ -281,7 +288,7 @@ def test_the_seed_makes_the_run(task: str, tmp_path: Path) -> None:
     assert one == two != three
 
 
-@every_task
+@mostly("toy", "tag")
 def test_any_cell_will_do(task: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\nclass Mine(torch.nn.GRUCell): pass\n")
     how = ("--steps", "3", "--layers", "2", "--norm", "--residual", "--cell")
