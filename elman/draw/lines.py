@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elman.draw.layered import Placed, Size
 from elman.draw.measure import LINE, width
@@ -72,6 +72,15 @@ def connect(
             if mark is not None:
                 x = min(_rightmost(curves[n], mark, _high(said[n])), mark[0] + _SIDE) + 5
                 texts[n] = _text(said[n], x, mark[1], "start")
+    # A line that had to go round other words has left its own behind.
+    crossed = {
+        n for n, text in enumerate(texts) if text and any(_crossed(text.box, curve) for curve in map(flat, curves))
+    }  # fmt: skip
+    if crossed:
+        lost = [replace(saying, text=saying.text if n in crossed else "") for n, saying in enumerate(said)]
+        kept_boxes = [text.box for n, text in enumerate(texts) if text is not None and n not in crossed]
+        again = beside(curves, lost, [*(node.box for node in nodes.values()), *free, *kept_boxes])
+        texts = [new or text for new, text in zip(again, texts, strict=True)]
     edges = [
         Edge(a, b, curve, () if text is None else (text,), saying.weights, saying.color, saying.arrow)
         for (a, b), curve, text, saying in zip(ends, curves, texts, said, strict=True)

@@ -84,8 +84,7 @@ def test_no_line_runs_through_a_box(name: str, back: bool, unfold: int | None, l
         if text.role == "weight"
         and any(inside(p, text.box) for edge in scene.edges for p in flat(edge.points, 60))
     ]
-    few = 1 if (name, back) == ("attends", True) else 0  # its adjoint: "query, context"
-    assert len(crossed) <= (9 if name == "normed" else few if level == "book" else 4), crossed
+    assert len(crossed) <= (9 if name == "normed" else 0 if level == "book" else 4), crossed
 
 
 def inside(point: tuple[float, float], box: Box) -> bool:
