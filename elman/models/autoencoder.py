@@ -20,6 +20,7 @@ from elman.data.sequences import LONGEST, UNKNOWN, Form
 from elman.errors import DataError, InputError, StateError
 from elman.models import pretrained
 from elman.models.autoencoding import AutoencoderNetwork, together
+from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, learning_rate
 from elman.training import Loss, Measure, Step, Training, Validation, fitted
 
@@ -233,12 +234,10 @@ def _batch(x: Sequence[Tensor], rows: Sequence[int], device: torch.device) -> tu
 @torch.no_grad()
 def encoded(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Tensor:
     """The vectors [N, H] of sequences."""
-    was = network.training
-    network.eval()
     z = network.condition.weight.new_empty(len(x), network.settings["hidden"])
-    for rows in together(list(map(len, x))):
-        z[rows] = network.encode(*_batch(x, rows, z.device))
-    network.train(was)
+    with evaluating(network):
+        for rows in together(list(map(len, x))):
+            z[rows] = network.encode(*_batch(x, rows, z.device))
     return z
 
 
@@ -307,13 +306,12 @@ def looked(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Measure:
     found = compared(network, x).measure
     if found.lower_is_better:
         return found
-    was, device = network.training, network.condition.weight.device
-    network.eval()
+    device = network.condition.weight.device
     counts, nats = [len(one) + 1 for one in x], 0.0
-    for rows in together(counts):
-        mean, _ = network.loss(*_batch(x, rows, device))
-        nats += float(mean) * sum(counts[i] for i in rows) / sum(counts)
-    network.train(was)
+    with evaluating(network):
+        for rows in together(counts):
+            mean, _ = network.loss(*_batch(x, rows, device))
+            nats += float(mean) * sum(counts[i] for i in rows) / sum(counts)
     return replace(found, value=found.value * (1 - _SURE * min(nats, 10.0)))
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from elman.data.sequences import END, UNKNOWN
 from elman.errors import InputError
+from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, stack_of
 from elman.plan import Explanation
 from elman.recurrent import LockedDropout, Recurrent, last
@@ -152,18 +153,17 @@ class AutoencoderNetwork(nn.Module):
 
         steps: after which it stops, if it did not before.
         """
-        was, found, steps = self.training, [], (steps or self.longest) + 1
-        self.eval()
-        for part in z.split(max(min(_BATCH, _STEPS // steps), 1)):
-            start = part.new_zeros(len(part), self.readout.out_features), self._starts(part)
-            o, _ = self._writer()(None, start, steps=steps, context=part)
-            over = o.argmax(-1) == END if self.symbols else o[..., -1] > 0
-            over[-1] = True
-            made = o.argmax(-1) if self.symbols else _frames(o, self.binary)
-            if not self.symbols and not self.binary:
-                made = made * self.scale + self.mean
-            found += [made[:n, i] for i, n in enumerate(over.to(torch.uint8).argmax(0).tolist())]
-        self.train(was)
+        found, steps = [], (steps or self.longest) + 1
+        with evaluating(self):
+            for part in z.split(max(min(_BATCH, _STEPS // steps), 1)):
+                start = part.new_zeros(len(part), self.readout.out_features), self._starts(part)
+                o, _ = self._writer()(None, start, steps=steps, context=part)
+                over = o.argmax(-1) == END if self.symbols else o[..., -1] > 0
+                over[-1] = True
+                made = o.argmax(-1) if self.symbols else _frames(o, self.binary)
+                if not self.symbols and not self.binary:
+                    made = made * self.scale + self.mean
+                found += [made[:n, i] for i, n in enumerate(over.to(torch.uint8).argmax(0).tolist())]
         return found
 
     def _writer(self) -> Recurrent:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from elman.errors import InputError
+from elman.models.evaluating import evaluating
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,11 @@ def _read(model: Any, parts: Iterable[Tensor], warm: int = 0) -> float:
     is counted whole or not.
     """
     device = next(model.parameters()).device
-    nats, state, training = 0.0, None, model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for part in parts:
-                x, y = part[:-1].to(device), part[1:].to(device)
-                loss, state = model.loss(x, y, state)
-                nats += loss.item() * len(x) if warm <= 0 else 0.0
-                warm -= len(x)
-    finally:
-        model.train(training)
+    nats, state = 0.0, None
+    with evaluating(model), torch.no_grad():
+        for part in parts:
+            x, y = part[:-1].to(device), part[1:].to(device)
+            loss, state = model.loss(x, y, state)
+            nats += loss.item() * len(x) if warm <= 0 else 0.0
+            warm -= len(x)
     return nats

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from elman.data import Tokenizer
 from elman.data.schema import truth, whole
 from elman.errors import InputError, InputTypeError, expect
 from elman.models import pretrained
+from elman.models.evaluating import evaluating
 from elman.models.readout import cross_entropy
 from elman.models.sampler import Sampler
 from elman.models.stack import Cells, learning_rate, stack_of
@@ -316,26 +316,15 @@ class LanguageModel(nn.Module):
         """Steps of writing, each a symbol per sample."""
         device = self.readout.weight.device
         prompt = prompt.to(device)[:, None].expand(-1, samples)
-        with self._evaluated(), torch.no_grad():
+        with evaluating(self), torch.no_grad():
             _, states = self._hidden(prompt[:-1], None, context)
         state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
         while left > 0:
-            with self._evaluated(), torch.no_grad():
+            with evaluating(self), torch.no_grad():
                 symbols, state = sampler(None, state, steps=min(block, left), context=context)
             yield from symbols.tolist()  # as the caller had it: the model may be trained before the next symbol
             left -= block
             block = min(2 * block, _BLOCK)
-
-    @contextlib.contextmanager
-    def _evaluated(self) -> Iterator[None]:
-        """Inside, in evaluation mode; afterwards every module is in the mode in which it was."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _checked(self, h: Tensor) -> Tensor:
         if h.shape[-1] != self.readout.in_features:

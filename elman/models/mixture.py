@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from elman.errors import InputError
+from elman.models.evaluating import evaluating
 from elman.models.evaluation import Evaluation
 from elman.models.ngram import NGram
 
@@ -31,17 +32,13 @@ def evaluate_mixture(
             got=f"{weight}, {len(tokens)} symbols", mend="take a weight between the two, or more text",
         )  # fmt: skip
     counted, device = counts.nats(tokens).neg(), next(model.parameters()).device
-    state, total, training = None, 0.0, model.training
+    state, total = None, 0.0
     left, right = torch.tensor([1 - weight, weight], dtype=torch.float64).log()
-    model.eval()
-    try:
-        with torch.no_grad():
-            for t in range(0, len(tokens) - 1, window):
-                end = min(t + window, len(tokens) - 1)
-                logits, state = model(tokens[t:end, None].to(device), state)
-                log_p = torch.log_softmax(logits[:, 0].double().cpu(), -1)
-                learnt = log_p.gather(1, tokens[t + 1 : end + 1, None])[:, 0]
-                total -= float(torch.logaddexp(left + learnt, right + counted[t:end]).sum())
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        for t in range(0, len(tokens) - 1, window):
+            end = min(t + window, len(tokens) - 1)
+            logits, state = model(tokens[t:end, None].to(device), state)
+            log_p = torch.log_softmax(logits[:, 0].double().cpu(), -1)
+            learnt = log_p.gather(1, tokens[t + 1 : end + 1, None])[:, 0]
+            total -= float(torch.logaddexp(left + learnt, right + counted[t:end]).sum())
     return Evaluation(total, len(tokens) - 1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from elman.models.evaluating import evaluating
+
 WARM = 64  # steps that make the first state that is looked at
 
 
@@ -27,12 +29,8 @@ def reach(model: Any, tokens: Any, *, back: int = 64, lanes: int = 8) -> list[fl
     room = total - (warm + back)  # the last place to begin at
     starts = sorted({room * lane // max(lanes - 1, 1) for lane in range(lanes)})
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         norms = [_norms(model, tokens[at : at + warm + back + 1].to(device), warm) for at in starts]
-    finally:
-        model.train(training)
     return [sum(norm[k] for norm in norms) / len(norms) for k in range(back)]
 
 

@@ -55,14 +55,25 @@ def confusion(found: Tensor, y: Tensor, labels: int) -> Tensor:
     return torch.bincount(y * labels + found, minlength=labels * labels).view(labels, labels)
 
 
+def by_label(right: Tensor, there: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Precision, recall and F1 of each label, float64 [K], 0 where there is none.
+
+    right: how many of its examples were given it. there: how many are of it. given: how many were given it. [K] each.
+    """
+    right, there, given = right.double(), there.double(), given.double()
+    return (
+        right / given.clamp(min=1),
+        right / there.clamp(min=1),
+        2 * right / (there + given).clamp(min=1),
+    )
+
+
 def figures(probabilities: Tensor, y: Tensor) -> dict[str, Any]:
     """accuracy, balanced accuracy (mean recall of the labels there are), nats, calibration error, confusion matrix (of
     at most 300 labels); for each label precision, recall, f1 and examples: lists of K, as JSON values."""
     found, labels = probabilities.argmax(1), probabilities.shape[1]
-    right, there, given = (
-        torch.bincount(some, minlength=labels).double() for some in (y[found == y], y, found)
-    )
-    recall, precision = right / there.clamp(min=1), right / given.clamp(min=1)
+    right, there, given = (torch.bincount(some, minlength=labels) for some in (y[found == y], y, found))
+    precision, recall, f1 = by_label(right, there, given)
     chosen = probabilities.double()[torch.arange(len(y)), y]
     return {
         "accuracy": float(right.sum() / max(len(y), 1)),
@@ -72,6 +83,6 @@ def figures(probabilities: Tensor, y: Tensor) -> dict[str, Any]:
         "confusion": confusion(found, y, labels).tolist() if labels <= _MATRIX else [],
         "precision": precision.tolist(),
         "recall": recall.tolist(),
-        "f1": (2 * right / (there + given).clamp(min=1)).tolist(),
-        "examples": there.long().tolist(),
+        "f1": f1.tolist(),
+        "examples": there.tolist(),
     }

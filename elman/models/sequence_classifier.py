@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from elman.data.schema import Check, number, text, truth, whole
 from elman.errors import InputError, NotSupported
 from elman.models import pretrained
+from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, stack_of
 from elman.plan import Explanation
 from elman.recurrent import LockedDropout, last, pool
@@ -184,14 +185,11 @@ def batched(x: Sequence[Tensor]) -> Iterable[tuple[list[int], Tensor, Tensor]]:
 @torch.no_grad()
 def logits_of(model: SequenceClassifier, x: Sequence[Tensor]) -> Tensor:
     """[N, K] float32, on the CPU, of the model in evaluation; its mode is left as it was."""
-    device, before = model.readout.weight.device, model.training
+    device = model.readout.weight.device
     found = torch.empty(len(x), model.settings["labels"])
-    model.eval()
-    try:
+    with evaluating(model):
         for rows, padded, lengths in batched(x):
             found[rows] = model(padded.to(device), lengths.to(device)).float().cpu()
-    finally:
-        model.train(before)
     return found
 
 

@@ -17,6 +17,8 @@ from elman.data.lexicon import Forms, Lexicon, read_vectors
 from elman.data.tagged import Sentence
 from elman.errors import InputError, InputTypeError, StateError, expect
 from elman.models import pretrained
+from elman.models.evaluating import evaluating
+from elman.models.scores import by_label, confusion
 from elman.models.stack import learning_rate
 from elman.models.tagging import KNOWN, NEEDED, TagNetwork, shapes
 from elman.training import Measure, Step, Training, Validation, fitted
@@ -65,18 +67,17 @@ class Encoded:
 @torch.no_grad()
 def tag(network: TagNetwork, forms: Forms, rows: Sequence[Tensor]) -> list[Tensor]:
     """Tags of sentences, int64 [T] each; the network is left in the mode in which it was."""
-    before, device = network.training, network.readout.weight.device
-    network.eval()
+    device = network.readout.weight.device
     found: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(rows)
     order = sorted((k for k, row in enumerate(rows) if len(row)), key=lambda k: len(rows[k]))
-    for start in range(0, len(order), _TOGETHER):
-        some = order[start : start + _TOGETHER]
-        lengths = torch.tensor([len(rows[k]) for k in some], device=device)
-        read = [part.to(device) for part in forms.batch([rows[k] for k in some])]
-        best = network.decode(network(*read, lengths), lengths).cpu()
-        for column, k in enumerate(some):
-            found[k] = best[: len(rows[k]), column]
-    network.train(before)
+    with evaluating(network):
+        for start in range(0, len(order), _TOGETHER):
+            some = order[start : start + _TOGETHER]
+            lengths = torch.tensor([len(rows[k]) for k in some], device=device)
+            read = [part.to(device) for part in forms.batch([rows[k] for k in some])]
+            best = network.decode(network(*read, lengths), lengths).cpu()
+            for column, k in enumerate(some):
+                found[k] = best[: len(rows[k]), column]
     return found
 
 
@@ -89,13 +90,10 @@ def measure(network: TagNetwork, data: Encoded) -> Measure:
     seen = torch.tensor([word in lexicon.forms for word in words])
     guess = torch.tensor([lexicon.guess(word) for word in words])
     tags = lexicon.tags
-    table = torch.bincount(y * len(tags) + found, minlength=len(tags) ** 2).view(len(tags), len(tags))
-    hits, there, given = table.diag(), table.sum(1), table.sum(0)
-    of = {
-        name: [_share(hits[k], given[k]), _share(hits[k], there[k]), _share(2 * hits[k], there[k] + given[k]),
-               int(there[k])]
-        for k, name in enumerate(tags)
-    }  # fmt: skip
+    table = confusion(found, y, len(tags))
+    there = table.sum(1)
+    columns = (*map(Tensor.tolist, by_label(table.diag(), there, table.sum(0))), there.tolist())
+    of = {name: list(row) for name, *row in zip(tags, *columns, strict=True)}
     wrong = table - table.diag().diag()
     most = wrong.flatten().topk(min(_MISTAKES, wrong.numel()))
     mistakes = {
