@@ -159,24 +159,25 @@ class Grid:
                 return many
         return 1
 
-    def calendar(self, places: np.ndarray) -> np.ndarray:
-        """[T, F] of what a calendar says of places, as sines and cosines of the share of a cycle that is over: of the
-        day for steps below one, of the week for steps below one, of the year for steps below one."""
+    def calendar(self, places: np.ndarray, span: int) -> np.ndarray:
+        """[T, F] of what a calendar says of places, as sines and cosines of the share of a cycle that is over: of a
+        day, a week, a year. A cycle is longer than a step, and was there twice in the `span` steps that are learnt
+        from: what was there once cannot be told from a trend."""
         # Some lines of numpy: what libraries for this give beyond it (holidays) differs by country.
         if self.kind == WHOLE:
             return np.zeros((len(places), 0), np.float32)
         stamps = self.stamps(places)
-        step = 28 * DAY * self.step if self.kind == MONTHS else self.step
+        step = 30.4 * DAY * self.step if self.kind == MONTHS else self.step
         years = stamps.astype("datetime64[us]").astype("datetime64[Y]")
         begin, end = (y.astype("datetime64[us]").astype(np.int64) for y in (years, years + 1))
         cycles = [
             (DAY, stamps % DAY / DAY, 2),
             (7 * DAY, (stamps + 3 * DAY) % (7 * DAY) / (7 * DAY), 3),  # 1970 began on a Thursday
-            (365 * DAY, (stamps - begin) / (end - begin), 3),
+            (364 * DAY, (stamps - begin) / (end - begin), 3),
         ]
         parts = [
             wave(2 * np.pi * k * share)
-            for long, share, most in cycles if step < long
+            for long, share, most in cycles if step < long and 2 * long <= span * step
             for k in range(1, most + 1) for wave in (np.sin, np.cos)
         ]  # fmt: skip
         return np.stack(parts, 1).astype(np.float32) if parts else np.zeros((len(places), 0), np.float32)

@@ -26,6 +26,7 @@ from elman.errors import DataError
 
 _NAMES = each(text(1000), 1000)
 _CATEGORIES = 1000  # words of a static column, at most
+_FAR = 1e4  # scales from where numbers lie: what is farther is read as there
 _EARLY = 3  # numbers that have to be there before a forecast is learnt from
 LONGEST = 2**14  # steps of a context, a horizon or a season
 _FORM = record(
@@ -47,6 +48,7 @@ _FORM = record(
         "scales": each(number(0, 1e300), 3000),
         "words": each(each(text(1000), _CATEGORIES), 1000),
         "spread": number(0, 1e300),
+        "span": whole(1, 2**62),
     }
 )  # fmt: skip
 
@@ -58,7 +60,8 @@ class Form:
     season: steps after which they repeat themselves, 1 for none. context: steps that are read before a forecast.
     horizon: steps of one. counts: y are counts, scaled but not shifted. means, scales: of the columns `known`, `past`,
     and static ones, which are standardised. words: of each static column those that there are, none for numbers.
-    spread: of y about its median, the typical one, for series that say nothing of theirs.
+    spread: of y about its median, the typical one, for series that say nothing of theirs. span: steps from the first
+    to the last one of all series.
     """
 
     grid: Grid
@@ -71,6 +74,7 @@ class Form:
     scales: tuple[float, ...] = ()
     words: tuple[tuple[str, ...], ...] = ()
     spread: float = 1.0
+    span: int = 1
 
     @classmethod
     def of(cls, panel: Panel, season: int, context: int, horizon: int, *, counts: bool = False) -> Form:
@@ -92,18 +96,12 @@ class Form:
             scales.append(float(np.std(values)) or 1.0 if numbers else 1.0)
         spreads = [spread for one in panel.series if (spread := _scale(one.y[~np.isnan(one.y)])[1]) > 0]
         spread = float(np.median(spreads)) if spreads else 1.0
+        begin = min(one.start for one in panel.series)
+        end = max(one.start + len(one.y) for one in panel.series)
         return cls(
-            panel.grid,
-            columns,
-            season,
-            context,
-            horizon,
-            counts,
-            tuple(means),
-            tuple(scales),
-            tuple(words),
-            spread,
-        )
+            panel.grid, columns, season, context, horizon, counts, tuple(means), tuple(scales), tuple(words), spread,
+            max(end - begin, 1),
+        )  # fmt: skip
 
     @property
     def lags(self) -> tuple[int, ...]:
@@ -124,7 +122,11 @@ class Form:
 
     @property
     def known_features(self) -> int:
-        return self.grid.calendar(np.zeros(1, np.int64)).shape[1] + len(self.columns.known)
+        return self.calendar(0, 1).shape[1] + len(self.columns.known)
+
+    def calendar(self, place: int, steps: int) -> np.ndarray:
+        """[steps, …], of a calendar, from a place on."""
+        return self.grid.calendar(place + np.arange(steps), self.span)
 
     @property
     def static_features(self) -> int:
@@ -147,7 +149,7 @@ class Form:
         made = cls(
             grid, Columns(columns["id"], columns["time"], columns["target"], **names), value["season"],
             value["context"], value["horizon"], bool(value["counts"]), tuple(value["means"]), tuple(value["scales"]),
-            tuple(map(tuple, value["words"])), value["spread"],
+            tuple(map(tuple, value["words"])), value["spread"], value["span"],
         )  # fmt: skip
         count = sum(map(len, names.values()))
         if (
@@ -234,13 +236,20 @@ class Origins:
         self.y, self.filled, self.known, self.past = (np.concatenate(parts) for parts in flat.values())
         self.static = np.stack([form.static(one) for one in self.panel.series])
 
-    def everywhere(self, first: int = _EARLY) -> Origins:
-        """With a window at every step before which there are so many numbers."""
+    def everywhere(self) -> Origins:
+        """With a window at every step before which there are enough numbers to say how far they lie apart: half a
+        context, or of a short series half of them."""
         self.places = [
-            (i, t) for i, one in enumerate(self.panel.series)
-            for t in np.flatnonzero(np.cumsum(~np.isnan(one.y)) >= first)[:-1] + 1
+            (i, int(t)) for i, one in enumerate(self.panel.series)
+            for t in np.flatnonzero(self._enough(np.cumsum(~np.isnan(one.y))))[:-1] + 1
         ] or [(i, len(one.y)) for i, one in enumerate(self.panel.series)]  # fmt: skip
         return self
+
+    def _enough(self, counts: np.ndarray) -> np.ndarray:
+        least = (
+            min(max(self.form.context // 2, _EARLY), max(int(counts[-1]) // 2, _EARLY)) if len(counts) else 0
+        )
+        return counts >= least
 
     def take(self, rows: Sequence[int]) -> Windows:
         """The windows of places."""
@@ -250,7 +259,7 @@ class Origins:
         at = origin[:, None] - context + np.arange(-reach, width)  # [B, R + W]
         y = self.y[at]
         loc, scale = self._scales(y[:, reach : reach + context], series, steps)
-        filled = ((self.filled[at] - loc[:, None]) / scale[:, None]).clip(-1e4, 1e4).astype(np.float32)
+        filled = ((self.filled[at] - loc[:, None]) / scale[:, None]).clip(-_FAR, _FAR).astype(np.float32)
         there = ~np.isnan(y)
         behind = reach + np.arange(width)[:, None] - np.array(form.lags)  # [W, L]
         lags = np.concatenate([filled[:, behind], there[:, behind]], 2).astype(np.float32)
@@ -258,7 +267,7 @@ class Origins:
         past, seen = _held(self.past[at[:, reach:] - 1], context)
         static = np.repeat(self.static[series][:, None], width, 1)
         features = np.concatenate([known, past, seen, static], 2)
-        target = np.where(there, (y - loc[:, None]) / scale[:, None], 0.0)[:, reach:]
+        target = np.where(there, (y - loc[:, None]) / scale[:, None], 0.0).clip(-_FAR, _FAR)[:, reach:]
         before = slice(context, context + reach)
 
         def turned(values: np.ndarray) -> Tensor:
@@ -289,7 +298,7 @@ class Origins:
 
     def _known(self, one: Series, size: int) -> np.ndarray:
         form, first = self.form, one.start - self.lead
-        calendar = form.grid.calendar(first + np.arange(size))
+        calendar = form.calendar(first, size)
         count = len(form.columns.known)
         known = np.zeros((size, count), np.float32)
         if count:

@@ -21,6 +21,7 @@ from elman.recurrent import LockedDropout, Recurrent
 from elman.recurrent.stacked import StackCell
 
 _RIDGE = 1e-3  # of the linear forecast that training begins with, in variances
+_ODD = 20.0  # scales: what lies farther away does not decide on the linear forecast
 _ROWS = 20_000  # paths that are drawn side by side, at most
 
 
@@ -74,6 +75,7 @@ class ForecastNetwork(nn.Module):
             self.linear = nn.Linear(width, 1)
             self.readout = nn.Linear(hidden, self.law.parameters_count)
         nn.init.normal_(self.readout.weight, std=0.1 * hidden**-0.5)
+        nn.init.zeros_(self.readout.bias)
 
     @property
     def learning_rate(self) -> float:
@@ -128,7 +130,7 @@ class ForecastNetwork(nn.Module):
             y = torch.log(torch.expm1(y.clamp(0.05, 50)))
         left = []
         for k in range(steps):
-            seen = there[:, k] > 0
+            seen = (there[:, k] > 0) & (y[:, k].abs() < _ODD)
             if seen.sum() < 2:
                 continue
             a, b = torch.cat([rows[seen], torch.ones(int(seen.sum()), 1)], 1).double(), y[seen, k].double()

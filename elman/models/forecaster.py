@@ -196,7 +196,7 @@ class Forecaster:
                 what="a stream follows one series", where="begin(unique_id)", got=f"{len(found)} of {unique_id!r}",
                 expected=", ".join(one.name for one in panel.series)[:200], mend="name one of them",
             )  # fmt: skip
-        if form.features > form.grid.calendar(np.zeros(1, np.int64)).shape[1]:
+        if form.features > form.calendar(0, 1).shape[1]:
             raise InputError(
                 what="a stream is of a series alone", where="begin()", got="a model that reads other columns too",
                 mend="predict(frame=…) with all that is known so far",
@@ -251,7 +251,7 @@ class Forecaster:
         return self.network.step(lags, self._calendar(state, 1)[0], state.states)
 
     def _calendar(self, state: Stream, steps: int) -> Tensor:
-        return torch.from_numpy(self.form.grid.calendar(state.place + np.arange(steps)))[:, None]
+        return torch.from_numpy(self.form.calendar(state.place, steps))[:, None]
 
     # --- kept ---------------------------------------------------------------------------------------------------------
 

@@ -45,7 +45,6 @@ _SHOWN, _PAST = 6, 4  # forecasts in a report; horizons of the past that are dra
 _PATHS = 1000  # drawn of a forecast that is given out
 _SAVED: dict[str, Check] = {
     "files": each(file_name, 100_000),
-    "columns": record({}),
     "folds": whole(1, LONGEST),
     "digest": text(64),
 }  # fmt: skip
@@ -235,7 +234,7 @@ class Forecast(Task):
         held_out = HeldOut(rolling(panel, form, ends, folds), looking(model, aside, origins))
         data = {
             "files": ["-" if str(f) == STDIN else str(f.resolve()) for f in settings.files],
-            "columns": asdict(settings.columns), "folds": folds, "digest": panel.digest,
+            "folds": folds, "digest": panel.digest,
         }  # fmt: skip
         longest = max(len(one.y) for one in panel.series)
         about = (
