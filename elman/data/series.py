@@ -91,7 +91,7 @@ class Table:
     """Columns as they were read. place: of a row, in words for errors. words: what an error is raised as."""
 
     names: list[str]
-    columns: dict[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any]]
     place: Callable[[int], str]
     words: Callable[..., Exception] = DataError
     where: str = ""
@@ -194,7 +194,8 @@ def table_of(frame: Any, columns: Columns) -> Table:
                 got=type(frame).__name__, mend="pip install 'elman[forecast]'; or give a mapping of columns",
             ) from error  # fmt: skip
         try:
-            own = nw.from_native(frame, eager_only=True)
+            given: Any = frame
+            own = nw.from_native(given, eager_only=True)
         except TypeError as error:
             raise InputError(
                 what="this is no frame", where="frame", got=type(frame).__name__,
@@ -266,47 +267,30 @@ def _table_of_rows(path: Path, names: list[str], rows: Iterable[tuple[int, list[
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DataError(what="two columns have one name", where=f"{path}:1", got=twice, mend="rename one")
-    found = dict(zip(names, zip(*fields, strict=True), strict=True)) if fields else dict.fromkeys(names, ())
+    columns = zip(*fields, strict=True) if fields else [()] * len(names)
+    found: dict[str, Sequence[Any]] = dict(zip(names, columns, strict=True))
     return Table(names, found, lambda i: f"{path}:{places[i]}", DataError, f"{path}:1")
 
 
 def _parquet(path: Path, columns: Columns) -> Table:
     try:
-        import narwhals as nw
+        import polars
     except ImportError as error:
         raise NotSupported(
-            what="parquet is read through narwhals and polars", where=path, mend="pip install 'elman[forecast]'",
-        ) from error  # fmt: skip
-    for library in ("polars", "pyarrow"):
+            what="parquet is read by polars, which is not installed",
+            where=path,
+            mend="pip install 'elman[forecast]'",
+        ) from error
+    with reading(path, "the table", "give a file of parquet") as file:
         try:
-            __import__(library)
-        except ImportError:
-            continue
-        try:
-            with reading(path, "the table", "give a file of parquet") as file:
-                if library == "polars":
-                    import polars
-
-                    frame = polars.read_parquet(file)
-                else:
-                    from pyarrow import parquet
-
-                    frame = parquet.read_table(file)
-            own = nw.from_native(frame, eager_only=True)
-            table = table_of(own.to_native(), columns)
-        except DataError:
-            raise
+            table = table_of(polars.read_parquet(file), columns)
         except Exception as error:  # whatever the library says of what is no parquet
             raise DataError(
                 what=f"the table cannot be read: {str(error)[:200]}",
                 where=path,
                 mend="give a file of parquet",
             ) from error
-        return Table(table.names, table.columns, lambda i: f"{path}, row {i}", DataError, str(path))
-    raise NotSupported(
-        what="parquet is read by polars or pyarrow, neither of which is installed", where=path,
-        mend="pip install 'elman[forecast]'",
-    )  # fmt: skip
+    return Table(table.names, table.columns, lambda i: f"{path}, row {i}", DataError, str(path))
 
 
 def _expect_columns(table: Table, columns: Columns) -> None:
@@ -381,10 +365,10 @@ def _no_stamp(table: Table, i: int, columns: Columns) -> Exception:
 
 
 def _number(table: Table, column: str, i: int, *, gaps: bool) -> float:
-    raw = table.columns[column][i]
+    raw: Any = table.columns[column][i]
     try:
         gap = raw is None or (isinstance(raw, str) and raw.strip().lower() in _GAPS)
-        value = math.nan if gap else float(raw)
+        value = math.nan if gap else float(raw or 0)
     except (TypeError, ValueError):
         value = math.inf
     if math.isinf(value) or abs(value) > 1e300 or (math.isnan(value) and not gaps):
@@ -397,7 +381,7 @@ def _number(table: Table, column: str, i: int, *, gaps: bool) -> float:
 
 
 def _static(column: str, name: str, found: list[tuple[int, int, Table]]) -> Any:
-    first = found[0][2].columns[column][found[0][1]]
+    first: Any = found[0][2].columns[column][found[0][1]]
     for _, i, table in found:
         if table.columns[column][i] != first:
             raise table.words(

@@ -373,7 +373,10 @@ def tails(panel: Panel, form: Form) -> list[dict[str, Any]]:
     size = form.context + form.register
 
     def plain(values: np.ndarray) -> list[Any]:
-        return json.loads(json.dumps(np.where(np.isnan(values), None, values.astype(object)).tolist()))
+        return [
+            plain(row) if isinstance(row, np.ndarray) else None if np.isnan(row) else float(row)
+            for row in values
+        ]
 
     return [
         {

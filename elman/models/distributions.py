@@ -96,6 +96,7 @@ class NegativeBinomial(Distribution):
 
     parameters_count = 2
     logs: Tensor
+    numbers: Tensor
 
     def __init__(self) -> None:
         super().__init__()

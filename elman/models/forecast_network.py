@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from elman.data.schema import Odd, each, whole
 from elman.data.series_windows import LONGEST, Windows
 from elman.errors import InputError
 from elman.models import pretrained
-from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, pinball
+from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, Distribution, pinball
 from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, learning_rate, stack_of
 from elman.plan import Explanation
@@ -178,7 +179,7 @@ class ForecastNetwork(nn.Module):
             for first in range(0, len(w.scale), each):
                 rows = torch.arange(first, min(first + each, len(w.scale))).repeat_interleave(count)
                 rows = rows.to(w.scale.device)
-                held = torch.utils._pytree.tree_map(lambda v, rows=rows: v[rows], tuple(states))
+                held = pytree.tree_map(lambda v, rows=rows: v[rows], tuple(states))
                 begin = (w.register[rows], w.held[rows], held)
                 z, _ = sampler(w.features[self.context :, rows], begin, context=w.scale[rows, None])
                 found.append(z.T.unflatten(0, (-1, count)))
@@ -208,7 +209,7 @@ class PathSampler(nn.Module):
     places: Tensor
 
     def __init__(
-        self, lags: Sequence[int], stack: StackCell, linear: nn.Linear, readout: nn.Linear, law: nn.Module
+        self, lags: Sequence[int], stack: StackCell, linear: nn.Linear, readout: nn.Linear, law: Distribution
     ) -> None:
         super().__init__()
         self.stack, self.linear, self.readout, self.law = stack, linear, readout, law

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from elman.data.files import read_file
 from elman.data.grid import Grid
+from elman.data.schema import Odd
 from elman.data.series import Columns, Panel
-from elman.data.series_windows import Form, Origins
-from elman.models.distributions import QUANTILES, SHARES, pinball
-from elman.models.forecast_network import ForecastNetwork
+from elman.data.series_windows import LONGEST, Form, Origins, context_for, expect_future, read_form
+from elman.errors import DataError, InputError
+from elman.models import pretrained
+from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, SHARES, pinball
+from elman.models.forecast_network import SETTINGS, ForecastNetwork, shapes
+from elman.training import Measure
 
+FILE = "series.json"  # beside the weights
+DECAY, AVERAGE, BATCH = 0.01, 0.99, 32
+_BEGUN, _LOOKED_AT = 500, 200  # windows that the linear forecast is taken from, and of a quick look
+_LOOK_PATHS = 100
+_MOST = 2**28  # bytes of series.json
+_MEND = "restore the files of one model"
+UNIT = "× naive error"
 PATHS = 200  # drawn of each forecast that is measured
 INTERVALS = (0.5, 0.8, 0.9, 0.95)
 _TOGETHER = 512  # windows that are read side by side
@@ -51,8 +64,6 @@ def forecasts(
     every = np.concatenate(found)
     if network.law is None:
         return Forecasts((every * SHARES).sum(-1), every, None)
-    if every.shape[2] == 0:
-        return Forecasts(every.mean(1), every.transpose(0, 2, 1), every)
     return Forecasts(every.mean(1), np.moveaxis(np.quantile(every, QUANTILES, axis=1), 0, -1), every)
 
 
@@ -207,3 +218,118 @@ def table(
     for k, level in enumerate(QUANTILES):
         found[str(level)] = made.quantiles[..., k].reshape(-1).tolist()
     return found
+
+
+# --- what an estimator and a task have in common ----------------------------------------------------------------------
+
+
+def form_of(learnt: Panel, distribution: str, season: int | None, context: int | None, horizon: int) -> Form:
+    """How these series are read. Raises InputError for settings that cannot be, DataError for series that cannot."""
+    if distribution not in (*DISTRIBUTIONS, DIRECT):
+        raise InputError(
+            what="there is no such distribution of series", where="distribution", got=distribution,
+            expected=", ".join((*DISTRIBUTIONS, DIRECT)), mend="take one of them",
+        )  # fmt: skip
+    season = learnt.grid.season if season is None else season
+    context = context_for(season, horizon) if context is None else context
+    for name, value in (("season", season), ("context", context), ("horizon", horizon)):
+        expect_steps(value, name)
+    counts = distribution == "negative-binomial"
+    for one in learnt.series if counts else ():
+        y = one.y[~np.isnan(one.y)]
+        if (y < 0).any() or (y != y.round()).any():
+            odd = y[(y < 0) | (y != y.round())][0]
+            raise DataError(
+                what="a negative binomial distribution is of counts", where=f"series {one.name!r}", got=f"{odd:g}",
+                expected="whole numbers, not below 0", mend="take another distribution",
+            )  # fmt: skip
+    return Form.of(learnt, season, context, horizon, counts=counts)
+
+
+def begun(form: Form, learnt: Panel, distribution: str, **how: Any) -> tuple[ForecastNetwork, Origins]:
+    """(a network that forecasts linearly as yet, every place from which it can learn)."""
+    network = network_of(form, distribution, **how)
+    origins = Origins(form, learnt).everywhere()
+    every = max(len(origins.places) // _BEGUN, 1)
+    network.begin(origins.take(range(0, len(origins.places), every)))
+    return network, origins
+
+
+def network_of(form: Form, distribution: str, **how: Any) -> ForecastNetwork:
+    return ForecastNetwork(form.lags, form.features, form.context, form.horizon, distribution, **how)
+
+
+def looking(network: ForecastNetwork, aside: Origins, learnt: Origins) -> Callable[[], Measure]:
+    """A quick look: CRPS of forecasts of what was put aside; where nothing is long enough, of what is learnt from."""
+    if not aside.places:
+        aside = Origins(learnt.form, learnt.panel, places=[
+            (i, max(t - learnt.form.horizon, 1)) for i, t in learnt.places[-_LOOKED_AT:]
+        ])  # fmt: skip
+    every = -(-len(aside.places) // _LOOKED_AT)
+    some = replace(aside, places=aside.places[::every])
+
+    def look() -> Measure:
+        found = scored(some, forecasts(network, some, paths=_LOOK_PATHS))
+        return Measure(found.crps, "CRPS", UNIT, details={"mase": found.mase})
+
+    return look
+
+
+def ahead(
+    network: ForecastNetwork, form: Form, panel: Panel, horizon: int, paths: int, seed: int = 0
+) -> Forecasts:
+    """Forecasts from the end of each series."""
+    expect_steps(horizon, "horizon")
+    if horizon != form.horizon and network.law is None and horizon > form.horizon:
+        raise InputError(
+            what="a model of quantiles tells no more steps than it was made for", where="horizon", got=horizon,
+            expected=f"at most {form.horizon}", mend="train with a longer --horizon",
+        )  # fmt: skip
+    longer = replace(form, horizon=horizon) if network.law is not None else form
+    expect_future(panel, longer)
+    origins = Origins(form, panel, longer.horizon, [(i, len(one.y)) for i, one in enumerate(panel.series)])
+    made = forecasts(network, origins, paths=paths, seed=seed)
+    if horizon == longer.horizon:
+        return made
+    return Forecasts(made.mean[:, :horizon], made.quantiles[:, :horizon], None)
+
+
+def opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[Form, Panel, ForecastNetwork]:
+    """The form, the ends of the series, and the network of a folder, whoever wrote it. Raises DataError, InputError."""
+    path = folder / FILE
+    try:
+        form, panel = read_form(read_file(path, _MOST, "what the series are", _MEND))
+    except Odd as odd:
+        raise DataError(
+            what="this does not say what the series are", where=f"{path}, {odd.place}", got=odd.got,
+            expected=odd.expected, mend=_MEND,
+        ) from odd  # fmt: skip
+    network = pretrained.load(ForecastNetwork, "a forecaster", SETTINGS, shapes, config, folder, **opening)
+    own = (list(network.lags), network.settings["features"], network.context, network.horizon)
+    said = (list(form.lags), form.features, form.context, form.horizon)
+    if own != said:
+        raise DataError(
+            what="the series and the model are not of one run", where=path, got=str(said)[:200],
+            expected=str(own)[:200], mend=_MEND,
+        )  # fmt: skip
+    return form, panel, network
+
+
+def expect_steps(value: int, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST:
+        raise InputError(
+            what=f"{name} is a number of steps",
+            where=name,
+            got=value,
+            expected=f"1 … {LONGEST:,}",
+            mend="take fewer",
+        )
+
+
+def too_short(panel: Panel, held: int, least: int) -> DataError:
+    longest = max(panel.series, key=lambda one: len(one.y))
+    return DataError(
+        what="the series are too short to measure on their ends", where=f"series {longest.name!r}, the longest",
+        got=f"{len(longest.y)} steps", expected=f"more than {held} to hold out and {least} to learn from",
+        mend="take a shorter horizon, or fewer folds",
+    )  # fmt: skip

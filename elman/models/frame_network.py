@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils import _pytree as pytree
 
 from elman.data.schema import number, whole
 from elman.models import pretrained
@@ -84,9 +85,7 @@ class FrameNetwork(nn.Module):
         """[count, steps, I], frames that may follow x [T, I], drawn by a recurrence of its own."""
         with evaluating(self):
             logits, states = self(x[:, None])
-            held = torch.utils._pytree.tree_map(
-                lambda v: v.expand(count, *v.shape[1:]).contiguous(), tuple(states)
-            )
+            held = pytree.tree_map(lambda v: v.expand(count, *v.shape[1:]).contiguous(), tuple(states))
             sampler = Recurrent(
                 FrameSampler(self.stack.as_cell(), self.linear, self.readout).eval(), batch_first=False
             )

@@ -20,22 +20,28 @@ from elman.data.tables import STDIN
 from elman.errors import DataError, InputError
 from elman.models.distributions import QUANTILES
 from elman.models.forecast_network import ForecastNetwork
-from elman.models.forecaster import (
+from elman.models.forecasting import (
     AVERAGE,
     BATCH,
     DECAY,
     FILE,
     UNIT,
+    Forecasts,
     ahead,
     begun,
     expect_steps,
+    folds_for,
+    forecasts,
     form_of,
     looking,
     network_of,
     opened,
+    parted,
+    rolling,
+    scored,
+    table,
     too_short,
 )
-from elman.models.forecasting import Forecasts, folds_for, forecasts, parted, rolling, scored, table
 from elman.report import Band, Curve, Part, Point, Record, lines, plain
 from elman.tasks.settings import StackSettings, TrainingSettings, argument, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
