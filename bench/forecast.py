@@ -63,8 +63,8 @@ def ets(y: np.ndarray, season: int, steps: int) -> np.ndarray:
                 continue
         if np.isfinite(fit.aic) and (best is None or fit.aic < best.aic):
             best = fit
-    rng = np.random.RandomState(0)
-    return np.asarray(best.simulate(steps, anchor="end", repetitions=PATHS, random_state=rng)).T - shift
+    rng = np.random.default_rng(0)
+    return np.asarray(best.simulate(steps, anchor="end", repetitions=PATHS, rng=rng)).T - shift
 
 
 def arima(y: np.ndarray, season: int, steps: int) -> np.ndarray:
