@@ -62,6 +62,24 @@ class Series:
         return replace(self, y=self.y[:step], past=self.past[:step])
 
 
+def joined(first: Series, then: Series) -> Series:
+    """A series that goes on later, with a gap between the two if need be."""
+    apart = then.start - first.start - len(first.y)
+    known = first.known[: len(first.y)]
+    between = np.repeat(known[-1:], apart, 0) if apart else known[:0]
+    return replace(
+        then, start=first.start, y=np.concatenate([first.y, np.full(apart, np.nan), then.y]),
+        known=np.concatenate([known, between, then.known]),
+        past=np.concatenate([first.past, np.full((apart, first.past.shape[1]), np.nan), then.past]),
+    )  # fmt: skip
+
+
+def last_steps(one: Series, steps: int) -> Series:
+    """The end of a series."""
+    cut = max(len(one.y) - steps, 0)
+    return replace(one, start=one.start + cut, y=one.y[cut:], known=one.known[cut:], past=one.past[cut:])
+
+
 @dataclass(frozen=True)
 class Panel:
     """Series on one grid."""

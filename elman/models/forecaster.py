@@ -16,7 +16,7 @@ from elman.data.series import Columns, Panel, backend_of, frame_like, panel_of, 
 from elman.data.series_windows import Form, Origins, kept_form
 from elman.errors import InputError, NotYet
 from elman.models import pretrained
-from elman.models.distributions import QUANTILES, SHARES
+from elman.models.distributions import FRAMES, QUANTILES, SHARES
 from elman.models.forecast_network import ForecastNetwork
 from elman.models.forecasting import (
     AVERAGE,
@@ -39,9 +39,12 @@ from elman.models.forecasting import (
     table,
     too_short,
 )
+from elman.models.frame_forecaster import Frames, given
 from elman.training import Training, fitted
 
 STEPS = 1000
+STACK: dict[str, Any] = {"cell": "gru", "hidden": 64, "dropout": 0.1}
+DEFAULTS = {"weight_decay": DECAY, "average": AVERAGE, "batch": BATCH}
 
 
 class Forecaster:
@@ -53,8 +56,9 @@ class Forecaster:
 
     A frame is one of pandas, polars or pyarrow, a mapping of columns, or numbers in a row; a result of the same kind.
 
-    horizon: steps of a forecast. distribution: "student-t", "gaussian", "negative-binomial" (of counts), or
-    "quantiles", which are told for all steps of the horizon at once rather than drawn step by step. season: steps after
+    horizon: steps of a forecast. distribution: "student-t", "gaussian", "negative-binomial" (of counts), "quantiles",
+    which are told for all steps of the horizon at once rather than drawn step by step; or "bernoulli", of sequences of
+    vectors of 0 and 1, of which `predict` tells [horizon, I], how likely each is to be 1. season: steps after
     which series repeat themselves; None: by the time stamps, 1 for none. context: steps that are read before a
     forecast; None: two seasons or horizons, at least 24. id, time, target, known, past, static: names of columns, see
     `elman.data.series.Columns`. folds: horizons at the end of each series by which the best weights are chosen; None:
@@ -69,27 +73,40 @@ class Forecaster:
         self, horizon: int = 12, *, distribution: str = "student-t", season: int | None = None,
         context: int | None = None, id: str = "unique_id", time: str = "ds", target: str = "y",
         known: Sequence[str] = (), past: Sequence[str] = (), static: Sequence[str] = (), folds: int | None = None,
-        cell: Any = "gru", hidden: int = 64, layers: int | None = None, dropout: float = 0.1,
-        steps: int | None = None, minutes: float | None = None, batch: int = BATCH, lr: float | None = None,
-        weight_decay: float = DECAY, average: float = AVERAGE, patience: int | None = 5, seed: int = 0,
+        cell: Any = None, hidden: int | None = None, layers: int | None = None, dropout: float | None = None,
+        steps: int | None = None, minutes: float | None = None, batch: int | None = None, lr: float | None = None,
+        weight_decay: float | None = None, average: float | None = None, patience: int | None = 5, seed: int = 0,
         watch: Callable[[Any], None] | None = None,
     ) -> None:  # fmt: skip
         expect_steps(horizon, "horizon")
         self.horizon, self.distribution, self.season, self.context = horizon, distribution, season, context
         self.columns = Columns(id, time, target, tuple(known), tuple(past), tuple(static))
-        self.folds, self.model = folds, {"cell": cell, "hidden": hidden, "layers": layers, "dropout": dropout}
-        self.steps, self.minutes, self.batch, self.lr = steps, minutes, batch, lr
-        self.weight_decay, self.average, self.patience, self.seed = weight_decay, average, patience, seed
+        self.folds, self.patience, self.seed = folds, patience, seed
+        self.model = {"cell": cell, "hidden": hidden, "layers": layers, "dropout": dropout}
+        self.training: dict[str, Any] = {
+            "steps": steps, "minutes": minutes, "batch": batch, "lr": lr, "weight_decay": weight_decay,
+            "average": average, "seed": seed,
+        }  # fmt: skip
         self.watch = watch or (lambda event: None)
         self._network: ForecastNetwork | None = None
         self._form: Form | None = None
         self._panel: Panel | None = None
+        self._frames: Frames | None = None
         self._like: Any = None
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def fit(self, frame: Any) -> Forecaster:
-        """Learn from series; returns itself. The random numbers of torch go on as if nothing had been drawn."""
+    def fit(self, frame: Any, valid: Any = None) -> Forecaster:
+        """Learn from series; returns itself. The random numbers of torch go on as if nothing had been drawn.
+
+        Of "bernoulli", frame is a list of arrays [T, I] of 0 and 1, and valid another one, by which the weights are
+        chosen; None: one in ten of frame, those at its end.
+        """
+        if self.distribution == FRAMES:
+            self._frames = Frames.fitted(
+                frame, valid, self.model, patience=self.patience, watch=self.watch, **self.training
+            )
+            return self
         self._like = backend_of(frame)
         return self._fit(panel_of([table_of(frame, self.columns)], self.columns))
 
@@ -100,13 +117,12 @@ class Forecaster:
         aside = rolling(panel, form, ends, folds, max(self.horizon // 4, 1))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network, origins = begun(form, learnt, self.distribution, **self.model)
-            steps = STEPS if self.steps is None and self.minutes is None else self.steps
-            training = Training(
-                network, origins.batches(min(self.batch, len(origins.places)), self.seed), steps=steps,
-                minutes=self.minutes, lr=self.lr or network.learning_rate, weight_decay=self.weight_decay,
-                average=self.average, seed=self.seed,
-            )  # fmt: skip
+            network, origins = begun(form, learnt, self.distribution, **{**STACK, **given(self.model)})
+            how = {"lr": network.learning_rate, **DEFAULTS, **given(self.training)}
+            if "minutes" not in how:
+                how.setdefault("steps", STEPS)
+            batches = origins.batches(min(how.pop("batch"), len(origins.places)), self.seed)
+            training = Training(network, batches, **how)
             fitted(
                 training,
                 looking(network, aside, origins),
@@ -127,6 +143,8 @@ class Forecaster:
         too, in rows without a y. paths: futures drawn of each, of which the quantiles are taken.
         Returns columns unique_id, ds, mean, and one for each quantile.
         """
+        if self._frames is not None:
+            return self._frames.predict(horizon or self.horizon, frame, seed)
         panel, made = self._forecast(horizon, frame, paths, seed)
         starts = [(one.name, one.start + len(one.y)) for one in panel.series]
         found = table(panel.grid, starts, made, panel.columns)
@@ -136,6 +154,8 @@ class Forecaster:
         self, horizon: int | None = None, frame: Any = None, *, count: int = 1000, seed: int = 0
     ) -> dict[str, np.ndarray]:
         """unique_id -> [count, horizon], futures that are drawn. Raises InputError of a model of quantiles."""
+        if self._frames is not None:
+            return {"": self._frames.paths(horizon or self.horizon, frame, count, seed)}
         panel, made = self._forecast(horizon, frame, count, seed)
         if made.paths is None:
             raise InputError(
@@ -175,7 +195,9 @@ class Forecaster:
 
     def score(self, frame: Any) -> float:
         """By which share it is better than the seasonal naive forecast on the last horizon of series: 1 - MASE / its
-        MASE."""
+        MASE. Of "bernoulli" the log-likelihood of a frame of sequences, in nats."""
+        if self._frames is not None:
+            return -self._frames.nats(frame)
         found = self.evaluate(frame).scores
         return 1 - found.mase / found.naive[0]
 
@@ -211,12 +233,16 @@ class Forecaster:
             _, states = self.network(w.lags[: form.context], w.features[: form.context])
         return Stream(one.name, one.start + len(one.y), w.register[0], w.held[0], w.loc, w.scale, states)
 
-    def step(self, y: float | None, state: Stream, *, paths: int = 1000) -> tuple[dict[str, Any], Stream]:
+    def step(self, y: Any, state: Any = None, *, paths: int = 1000) -> tuple[Any, Any]:
         """One number of a live stream: (ds, mean and quantiles of the next one, the state to go on from).
+
+        Of "bernoulli": a vector [I] of 0 and 1 -> ([I], how likely each is to be 1 next; the state, at first None).
 
         y: None or NaN for a gap. state: of `begin`, whose scale is kept. The forecast is that of the distribution after
         y; it costs one step of the network, however long the stream is. Raises InputError for infinity.
         """
+        if self._frames is not None:
+            return self._frames.step(y, state)
         form, network = self.form, self.network
         gap = y is None or math.isnan(y)
         if not gap and math.isinf(float(y or 0)):
@@ -262,9 +288,11 @@ class Forecaster:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and series.json: the ends of the series, from which `predict` goes on.
         Raises InputError for a nameless cell."""
+        if self._frames is not None:
+            return self._frames.save(folder)
         network = self.network
         assert self._panel is not None
-        pretrained.save(folder, network.settings, network, {FILE: kept_form(self.form, self._panel)})
+        return pretrained.save(folder, network.settings, network, {FILE: kept_form(self.form, self._panel)})
 
     @classmethod
     def from_pretrained(
@@ -273,9 +301,12 @@ class Forecaster:
     ) -> Forecaster:  # fmt: skip
         """What `save_pretrained` wrote, or a run folder: see `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
-        form, panel, network = opened(
-            pretrained.settings_in(folder), folder, trust=trust, cell=cell, tell=tell
-        )
+        config = pretrained.settings_in(folder)
+        if config.get("distribution") == FRAMES:
+            made = cls(distribution=FRAMES)
+            made._frames = Frames.opened(config, folder, trust=trust, cell=cell, tell=tell)
+            return made
+        form, panel, network = opened(config, folder, trust=trust, cell=cell, tell=tell)
         how = {name: network.settings[name] for name in ("cell", "hidden", "layers", "dropout")}
         c = form.columns
         made = cls(
@@ -312,8 +343,7 @@ class Forecaster:
         return Forecaster(
             self.horizon, distribution=self.distribution, season=self.season, context=self.context, id=c.id,
             time=c.time, target=c.target, known=c.known, past=c.past, static=c.static, folds=self.folds, **self.model,
-            steps=self.steps, minutes=self.minutes, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay,
-            average=self.average, patience=self.patience, seed=self.seed, watch=self.watch,
+            **self.training, patience=self.patience, watch=self.watch,
         )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A run folder as one page to read: `report.html`, from config.json and log.jsonl alone."""
 
-from elman.report.figures import Band, Curve, bars, lines, matrix
+from elman.report.figures import Band, Curve, bars, lines, matrix, roll
 from elman.report.page import render, write_report
 from elman.report.record import Part, Point, Record, Sample, finite, read_record
 from elman.report.words import plain
@@ -19,5 +19,6 @@ __all__ = [
     "plain",
     "read_record",
     "render",
+    "roll",
     "write_report",
 ]

@@ -178,6 +178,26 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     return "".join(parts) + "</svg>"
 
 
+def roll(frames: Sequence[Sequence[int]], strengths: Sequence[Sequence[float]] = ()) -> str:
+    """A piano roll: time to the right, a mark for each channel that is in a frame; strengths: of each, 0 … 1."""
+    notes = [i for frame in frames for i in frame]
+    if not notes:
+        return '<p class="none">nothing</p>'
+    low, high = min(notes), max(notes)
+    cells = [
+        (2 * t, 2 * (high - i), strengths[t][k] if strengths else 1.0)
+        for t, frame in enumerate(frames) for k, i in enumerate(frame)
+    ]  # fmt: skip
+    marks = "".join(
+        f'<rect x="{x}" y="{y}" width="2" height="2"' + (f' fill-opacity="{s:.2f}"' if s < 1 else "") + "/>"
+        for x, y, s in cells
+    )
+    return (
+        f'<svg viewBox="0 0 {2 * len(frames)} {2 * (high - low + 1)}" role="img" aria-label="piano roll" '
+        f'fill="var(--first)" style="margin: .5rem 0">{marks}</svg>'
+    )
+
+
 def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
     """At most so many points: means of groups that lie side by side."""
     size = -(-len(points) // most)

@@ -30,7 +30,7 @@ from elman.models.autoencoder import (
 )
 from elman.models.autoencoding import AutoencoderNetwork
 from elman.models.stack import learning_rate
-from elman.report import Curve, Part, Point, Record, lines, plain
+from elman.report import Curve, Part, Point, Record, lines, plain, roll
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run
@@ -348,7 +348,7 @@ def _sections(record: Record) -> dict[str, str]:
     if between := record.more.get("between"):
         found["From one to another"] = f"<pre>{plain(chr(10).join(between))}</pre>"
     for k, pair in enumerate(pair for pair in measured.get("rolls", []) if len(pair) == 2):
-        found[f"Held out, {k + 1}: given (above) and made"] = "".join(map(_rolled, pair))
+        found[f"Held out, {k + 1}: given (above) and made"] = "".join(map(roll, pair))
     return found
 
 
@@ -358,20 +358,6 @@ def _table(pairs: Sequence[Sequence[str]]) -> str:
         for given, made in pairs
     )
     return f"<table>{rows}</table>"
-
-
-def _rolled(frames: Sequence[Sequence[int]]) -> str:
-    """A piano roll: time to the right, a mark for each channel that is 1."""
-    notes = [i for frame in frames for i in frame]
-    if not notes:
-        return '<p class="none">nothing</p>'
-    low, high = min(notes), max(notes)
-    cells = [(2 * t, 2 * (high - i)) for t, frame in enumerate(frames) for i in frame]
-    marks = "".join(f'<rect x="{x}" y="{y}" width="2" height="2"/>' for x, y in cells)
-    return (
-        f'<svg viewBox="0 0 {2 * len(frames)} {2 * (high - low + 1)}" role="img" aria-label="piano roll" '
-        f'fill="var(--first)" style="margin: .5rem 0">{marks}</svg>'
-    )
 
 
 Autoencode.part = Part(

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from elman.data.rolls import are_rolls
 from elman.data.schema import Check, each, file_name, number, record, text, whole
-from elman.data.series import Columns, Panel, Series, read_rows, read_series
+from elman.data.series import Columns, Panel, joined, last_steps, read_rows, read_series
 from elman.data.series_windows import LONGEST, Form, Origins, kept_form
 from elman.data.tables import STDIN
 from elman.errors import DataError, InputError
-from elman.models.distributions import QUANTILES
-from elman.models.forecast_network import ForecastNetwork
+from elman.models.distributions import FRAMES, QUANTILES
 from elman.models.forecasting import (
     AVERAGE,
     BATCH,
@@ -43,7 +43,8 @@ from elman.models.forecasting import (
     too_short,
 )
 from elman.report import Band, Curve, Part, Point, Record, lines, plain
-from elman.tasks.settings import StackSettings, TrainingSettings, argument, option
+from elman.tasks.frames import DETAILS, ForecastFrames, frame_sections
+from elman.tasks.settings import StackSettings, TrainingSettings, argument, given, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run
 
@@ -67,9 +68,12 @@ class Settings:
 
     At the end of every series as many horizons as --folds says are held out to
     measure on, and half as many before them to choose the weights by.
+
+    A .mat or .jsonl is of vectors of 0 and 1, such as piano rolls; what is told
+    is which are 1 in the next frame, each by itself.
     """
 
-    files: list[Path] = argument("Tables, .csv, .tsv or .parquet.", needed=True)
+    files: list[Path] = argument("Tables, .csv, .tsv or .parquet; of vectors .mat or .jsonl.", needed=True)
     horizon: int = option(12, "Steps of a forecast.", max=LONGEST)
     season: int | None = option(
         None,
@@ -100,6 +104,7 @@ class Settings:
         "", "Columns of numbers or words that belong to a series as a whole.", metavar="NAMES"
     )
     stack: StackSettings = StackSettings(hidden=64, dropout=0.1)
+    given: frozenset[str] = given()
 
     @property
     def columns(self) -> Columns:
@@ -123,11 +128,8 @@ class HeldOut:
 
 def _facts(record: Record) -> dict[str, str]:
     said = record.measured
-    found = {
-        "held out, MASE": said.get("value"),
-        "CRPS": said.get("crps"),
-        "MASE of seasonal naive": said.get("naive"),
-    }
+    name = f"held out, {said.get('name', 'best look')}"
+    found = {name: said.get("value"), "CRPS": said.get("crps"), "MASE of seasonal naive": said.get("naive")}
     facts = {name: f"{value:.3f}" for name, value in found.items() if value is not None}
     inside = said.get("coverage", {})
     return facts | {
@@ -136,7 +138,7 @@ def _facts(record: Record) -> dict[str, str]:
 
 
 def _sections(record: Record) -> dict[str, str]:
-    said, found = record.measured, {}
+    said, found = record.measured, frame_sections(record)
     for k, one in enumerate(said.get("shown", [])):
         found[f"Held out, {k + 1}: {one['name']} {one['ds']}".strip()] = _picture(one)
     if inside := said.get("coverage"):
@@ -182,16 +184,20 @@ _figure = number(-1e300, 1e300, finite=False)
 _gap: Check = lambda value, place: None if value is None else _figure(value, place)  # noqa: E731
 _line = each(_gap, 10 * LONGEST)
 PART = Part(
-    unit="examples", loss="nats per step", figure=f"CRPS, {UNIT}", samples="The first forecast while it learned",
+    unit="examples", loss="nats per step", figure=f"CRPS, {UNIT}; of vectors, nats per frame",
+    samples="The first forecast while it learned",
     details={
         "crps": _figure, "naive": _figure, "naive_crps": _figure, "mase": _figure, "count": whole(0, 10**12),
         "coverage": each(_figure, 10, named=True), "steps": each(each(_figure, 2), LONGEST),
         "shown": each(
             record({"name": text(1000), "ds": text(100), "past": _line, "y": _line, "bands": each(_line, 5)}), _SHOWN
         ),
+        **DETAILS,
     },
     facts=_facts, sections=_sections,
 )  # fmt: skip
+
+ForecastFrames.part = PART  # one task, one part of the report
 
 
 class Forecast(Task):
@@ -210,6 +216,8 @@ class Forecast(Task):
     ) -> Prepared:
         expect_one_reader(settings.files, processes)
         expect_steps(settings.horizon, "--horizon")
+        if are_rolls(settings.files):
+            return ForecastFrames.begun(settings, training, processes, tell)
         tell("reading the series …")
 
         def read() -> Panel:
@@ -259,8 +267,10 @@ class Forecast(Task):
         )  # fmt: skip
 
     @classmethod
-    def opened(cls, run: Run, opening: Opening) -> tuple[Forecast, ForecastNetwork]:
+    def opened(cls, run: Run, opening: Opening) -> tuple[Task, Any]:
         run = Run.open(run.folder, *cls.files)
+        if run.config.get("distribution") == FRAMES:
+            return ForecastFrames.of(run, opening)
         form, panel, model = opened(run.config, run.folder, **vars(opening))
         return cls(form, panel), model
 
@@ -340,7 +350,7 @@ class Forecast(Task):
         for one in panel.series:
             before = known.get(one.name)
             if before is not None and one.start >= before.start + len(before.y):
-                begin, one = len(before.y), _joined(before, one)
+                begin, one = len(before.y), joined(before, one)
             else:
                 begin = max(len(one.y) - folds * self.form.horizon, 1)
             told = range(begin, len(one.y) - self.form.horizon + 1, self.form.horizon)
@@ -373,8 +383,8 @@ class Forecast(Task):
         for one in read_rows(form.columns, form.grid):
             before = series.get(one.name)
             if before is not None and one.start >= before.start + len(before.y):
-                one = _joined(before, one)
-            one = _last(one, most)
+                one = joined(before, one)
+            one = last_steps(one, most)
             series[one.name] = one
             panel = Panel(form.grid, form.columns, (one,))
             made = ahead(model, form, panel, form.horizon if model.law is None else 1, _PATHS)
@@ -400,23 +410,6 @@ def _parts(panel: Panel, folds: int, horizon: int) -> tuple[Panel, list[int | No
 
 def _chosen_by(folds: int) -> int:
     return max(folds // 2, 1)
-
-
-def _joined(first: Series, then: Series) -> Series:
-    """A series that goes on later, with a gap between the two if need be."""
-    apart = then.start - first.start - len(first.y)
-    known = first.known[: len(first.y)]
-    between = np.repeat(known[-1:], apart, 0) if apart else known[:0]
-    return replace(
-        then, start=first.start, y=np.concatenate([first.y, np.full(apart, np.nan), then.y]),
-        known=np.concatenate([known, between, then.known]),
-        past=np.concatenate([first.past, np.full((apart, first.past.shape[1]), np.nan), then.past]),
-    )  # fmt: skip
-
-
-def _last(one: Series, steps: int) -> Series:
-    cut = max(len(one.y) - steps, 0)
-    return replace(one, start=one.start + cut, y=one.y[cut:], known=one.known[cut:], past=one.past[cut:])
 
 
 def _shown(origins: Origins, made: Forecasts) -> list[dict[str, Any]]:
