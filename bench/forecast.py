@@ -74,8 +74,9 @@ def arima(y: np.ndarray, season: int, steps: int) -> np.ndarray:
     said = AutoARIMA(season_length=season, approximation=season > 24, max_order=5).forecast(
         y, steps, level=[80]
     )
-    deviation = (said["hi-80"] - said["mean"]) / 1.2815515655446004
-    return said["mean"] + deviation * np.random.default_rng(0).normal(size=(PATHS, steps))
+    mean, high = (np.asarray(said[name]) for name in ("mean", "hi-80"))
+    deviation = (high - mean) / 1.2815515655446004
+    return mean + deviation * np.random.default_rng(0).normal(size=(PATHS, steps))
 
 
 def filled(y: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """`make reproduce ARGS=tasks`: what tasks beside the language model reach, each from its command, with three seeds.
 
 python -m bench.reproduce tasks --only names
+
+What ETS and AutoARIMA make of the series: python -m bench.forecast
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import forecast as series
 from elman.errors import DataError
 from elman.training import Run
 from elman.training.measure import shown
@@ -31,7 +34,8 @@ by sequences that are not measured on.
 
 @dataclass(frozen=True)
 class Job:
-    """A command behind `elman train`. words: of it; those that begin with @ are patterns of files in the data."""
+    """A command behind `elman train`. words: of it; those that begin with @ are patterns of files in the data,
+    those with = series of statsmodels."""
 
     title: str
     minutes: float
@@ -51,6 +55,23 @@ JOBS = {
         "auto-encoding of lines of tinyshakespeare, 256 numbers each", 15, "",
         ("autoencode", "@tinyshakespeare/input.txt", "--hidden", "256"),
     ),
+    "jsb": Job(
+        "piano rolls: JSB chorales, negative log-likelihood of a frame", 8, "≤ 8.3",
+        ("forecast", "@music/JSB_Chorales.mat"),
+    ),
+    "nottingham": Job(
+        "the same: Nottingham", 20, "≤ 3.1", ("forecast", "@music/Nottingham.mat"),
+    ),
+    "piano-midi": Job("the same: Piano-midi", 20, "", ("forecast", "@music/Piano_midi.mat")),
+    "musedata": Job("the same: MuseData", 20, "", ("forecast", "@music/MuseData.mat")),
+    "co2": Job(
+        "CO2, weekly with gaps, 10 forecasts of 12 weeks", 2, "< 0.6086 (ETS), 0.9514 (seasonal naive)",
+        ("forecast", "=co2"),
+    ),
+    "sunspots": Job(
+        "sunspots, yearly, 5 forecasts of 12 years", 1, "< 1.7609 (ETS), 1.2668 (seasonal naive)",
+        ("forecast", "=sunspots", "--season", "11", "--hidden", "32"),
+    ),
 }  # fmt: skip
 
 
@@ -58,6 +79,12 @@ def run(job: Job, seed: int, data: Path, folder: Path, scale: float) -> dict[str
     """Train, and what the run's log says was measured. Raises DataError where the data are not there."""
     words: list[str] = []
     for word in job.words:
+        if word[0] == "=":
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            table = folder.with_name(f"{word[1:]}.csv")
+            series.write(word[1:], table)
+            words.append(str(table))
+            continue
         found = [str(path) for path in sorted(data.glob(word[1:]))] if word[0] == "@" else [word]
         if not found:
             raise DataError(
@@ -79,6 +106,11 @@ def section(kept: Path) -> str:
         if values:
             ends = f" ({shown(min(values), unit)} … {shown(max(values), unit)})" if len(values) > 1 else ""
             reached = shown(statistics.mean(values), unit) + ends
-        command = " ".join([*(word.lstrip("@") for word in job.words), f"--minutes {job.minutes:g}"])
+        command = " ".join(
+            [
+                *(f"{word[1:]}.csv" if word[0] == "=" else word.lstrip("@") for word in job.words),
+                f"--minutes {job.minutes:g}",
+            ]
+        )
         page += f"| {job.title} | {job.minutes:g} | {job.wanted} | {reached} | `elman train {command}` |\n"
     return page

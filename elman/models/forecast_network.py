@@ -43,7 +43,7 @@ class ForecastNetwork(nn.Module):
     """
 
     def __init__(
-        self, lags: Sequence[int], features: int, context: int, horizon: int, distribution: str = "student-t",
+        self, lags: Sequence[int], features: int, context: int, horizon: int, distribution: str = "gaussian",
         cell: Cells = "gru", hidden: int = 64, layers: int | None = None, dropout: float = 0.1, residual: bool = False,
         norm: bool = False,
     ) -> None:  # fmt: skip

@@ -56,7 +56,7 @@ class Forecaster:
 
     A frame is one of pandas, polars or pyarrow, a mapping of columns, or numbers in a row; a result of the same kind.
 
-    horizon: steps of a forecast. distribution: "student-t", "gaussian", "negative-binomial" (of counts), "quantiles",
+    horizon: steps of a forecast. distribution: "gaussian", "student-t", "negative-binomial" (of counts), "quantiles",
     which are told for all steps of the horizon at once rather than drawn step by step; or "bernoulli", of sequences of
     vectors of 0 and 1, of which `predict` tells [horizon, I], how likely each is to be 1. season: steps after
     which series repeat themselves; None: by the time stamps, 1 for none. context: steps that are read before a
@@ -70,7 +70,7 @@ class Forecaster:
     """
 
     def __init__(
-        self, horizon: int = 12, *, distribution: str = "student-t", season: int | None = None,
+        self, horizon: int = 12, *, distribution: str = "gaussian", season: int | None = None,
         context: int | None = None, id: str = "unique_id", time: str = "ds", target: str = "y",
         known: Sequence[str] = (), past: Sequence[str] = (), static: Sequence[str] = (), folds: int | None = None,
         cell: Any = None, hidden: int | None = None, layers: int | None = None, dropout: float | None = None,

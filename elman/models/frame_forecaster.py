@@ -19,12 +19,12 @@ from elman.models.frame_network import (
     BATCH,
     DECAY,
     FILE,
-    STACK,
     FrameNetwork,
     frames_begun,
     frames_opened,
     kept_frames,
     nats_per_frame,
+    stack_for,
 )
 from elman.training import Measure, Training, fitted
 
@@ -51,7 +51,7 @@ class Frames:
             learnt = learnt[: -len(aside)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network, parts = frames_begun(learnt, **{**STACK, **given(model)})
+            network, parts = frames_begun(learnt, **{**stack_for(sum(map(len, learnt))), **given(model)})
             training = Training(
                 network, ragged(parts, None, batch or max(min(BATCH, len(parts) // 4), 1), seed),
                 steps=STEPS if steps is None and minutes is None else steps, minutes=minutes,

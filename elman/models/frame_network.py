@@ -24,11 +24,8 @@ from elman.recurrent import LockedDropout, Recurrent
 from elman.recurrent.stacked import StackCell
 
 FILE = "series.json"  # beside the weights
-BATCH, CHUNK, DECAY, AVERAGE = 16, 200, 0.01, 0.998
-# Tried on the validation parts of four sets of piano rolls: layer norm and a residual second layer are most of it.
-STACK: dict[str, Any] = {
-    "cell": "lstm", "hidden": 128, "layers": 2, "dropout": 0.5, "residual": True, "norm": True,
-}  # fmt: skip
+BATCH, CHUNK, DECAY, AVERAGE = 16, 100, 0.01, 0.998
+_FEW = 50_000  # frames
 _TAIL = 500  # frames that are kept to go on from
 _MEND = "restore the files of one model"
 
@@ -40,18 +37,19 @@ class FrameNetwork(nn.Module):
         p(x_i(t+1) = 1 | x(1), …, x(t)) = sigmoid(V h(t) + b + A x(t))_i
 
     channels: I. length: frames of a sequence in training, the mean, by which the loss is said of a frame.
-    input_dropout: share of the channels that are read as 0 in training, the same ones for a whole sequence. Others as
-    of `stack_of`.
+    input_dropout: share of the channels that are read as 0 in training, the same ones for a whole sequence; None: a
+    fifth of dropout. Others as of `stack_of`.
     """
 
     def __init__(
         self, channels: int, length: float = 1.0, cell: Cells = "lstm", hidden: int = 128, layers: int | None = None,
-        dropout: float = 0.5, input_dropout: float = 0.1, residual: bool = False, norm: bool = False,
+        dropout: float = 0.5, input_dropout: float | None = None, residual: bool = False, norm: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.stack, made = stack_of(
             cell, channels, hidden, layers, dropout=dropout, residual=residual, norm=norm
         )
+        input_dropout = dropout / 5 if input_dropout is None else input_dropout
         self.input_dropout, self.dropout = LockedDropout(input_dropout), LockedDropout(dropout)
         self.linear = nn.Linear(channels, channels, bias=False)
         self.readout = nn.Linear(hidden, channels)
@@ -147,6 +145,15 @@ def nats_per_frame(network: FrameNetwork, x: Sequence[Tensor]) -> float:
 def chunks(x: Sequence[Tensor], most: int = CHUNK) -> list[Tensor]:
     """Sequences cut into ones that training goes back through: of at most so many frames, and at least two."""
     return [part for one in x for part in one.split(most) if len(part) > 1]
+
+
+def stack_for(frames: int) -> dict[str, Any]:
+    """What a network is made of where nothing else is said; of few frames it is small, and much is left out.
+
+    Tried on the validation parts of two sets of piano rolls: layer norm and a residual second layer are most of it.
+    """
+    size = {"hidden": 128, "dropout": 0.5} if frames < _FEW else {"hidden": 192, "dropout": 0.2}
+    return {"cell": "lstm", "layers": 2, "residual": True, "norm": True, **size}
 
 
 def frames_begun(learnt: Sequence[Tensor], **how: Any) -> tuple[FrameNetwork, list[Tensor]]:

@@ -81,7 +81,7 @@ class Settings:
         max=LONGEST,
     )
     distribution: str = option(
-        "student-t", "student-t, gaussian, negative-binomial (of counts), or quantiles, told without drawing."
+        "gaussian", "gaussian, student-t, negative-binomial (of counts), or quantiles, told without drawing."
     )
     folds: int | None = option(
         None,

@@ -22,13 +22,13 @@ from elman.models.frame_network import (
     CHUNK,
     DECAY,
     FILE,
-    STACK,
     FrameNetwork,
     frames_begun,
     frames_opened,
     guesses,
     kept_frames,
     nats_per_frame,
+    stack_for,
 )
 from elman.report import Record, roll
 from elman.tasks.settings import StackSettings, TrainingSettings
@@ -117,7 +117,7 @@ class ForecastFrames(Task):
 
         rolls = processes.first_does(read) or read()
         own = {name: value for name, value in asdict(settings.stack).items() if name in settings.given}
-        how = {**asdict(settings.stack), **STACK, **own}
+        how = {**asdict(settings.stack), **stack_for(sum(map(len, rolls.learnt))), **own}
         how["cell"] = absolute(how["cell"])
         expect_memory(
             lambda: FrameNetwork(rolls.channels, **how), how["cell"], processes, "--hidden, --layers"
