@@ -26,8 +26,11 @@ from elman.data import (
     windows,
 )  # fmt: skip
 from elman.data.schema import each, file_name, maybe, number, record, text, truth, whole
-from elman.errors import DataError, InputError
+from elman.data.tagged import numbered_lines
+from elman.data.text import STDIN
+from elman.errors import InputError
 from elman.models import LanguageModel, NGram, estimate, evaluate, reach
+from elman.models.surprisal import Symbol, Word, each_line, surprisal
 from elman.models.writing import continuation
 from elman.report import Curve, Part, Point, Record, finite, lines
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, given, option
@@ -247,15 +250,9 @@ class Language(Task):
     @classmethod
     def opened(cls, run: Run, opening: Opening) -> tuple[Language, LanguageModel]:
         run = Run.open(run.folder, *cls.files)
-        tokenizer = _tokenizer(run)
         model = LanguageModel.load(run, **vars(opening))
-        if tokenizer.size != model.settings["vocabulary"]:
-            raise DataError(
-                what="the tokenizer and the model are not of one run", where=run.folder / "tokenizer.json",
-                got=f"{tokenizer.size} symbols", expected=f"{model.settings['vocabulary']}",
-                mend="restore the files of one run",
-            )  # fmt: skip
-        return cls(tokenizer), model
+        assert model.tokenizer is not None
+        return cls(model.tokenizer), model
 
     def kept(self) -> dict[str, bytes]:
         return {"tokenizer.json": self.tokenizer.to_json().encode()}
@@ -323,9 +320,7 @@ class Language(Task):
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
         cache, mend = cache or cache_folder(), "name a text"
         if files:
-            said = record({}, {"unix_newlines": truth})
-            how = run.section("data", said, "the run does not say how its text was read")
-            found = open_text(files, spool=cache, unix_newlines=how.get("unix_newlines", False))
+            found = open_text(files, spool=cache, unix_newlines=_unix(run))
         else:
             found = reread_held_out(
                 run.section("data", _DATA, "the run does not say what text was held out", mend)
@@ -339,8 +334,30 @@ class Language(Task):
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         raise InputError(
             what="a language model does not predict a file; it writes, and it measures", where=run.folder,
-            mend="elman generate RUN writes, elman evaluate RUN FILE says how well it predicts",
+            mend="elman generate RUN writes, elman score RUN FILE says how well it predicts each word",
         )  # fmt: skip
+
+    def score(self, model: Any, files: Sequence[Path], run: Run, **how: Any) -> Iterator[Symbol | Word]:
+        """How surprising the text of files is, one after another; that of "-" alone line by line, as it comes.
+
+        how: `begin` and `anew` of `elman.models.surprisal`.
+        """
+        unix = _unix(run)
+        if [str(file) for file in files] == [STDIN]:
+            said = (line for _, line in numbered_lines(files[0], ends=True))
+            parts = (line.replace("\r\n", "\n") for line in said) if unix else said
+        else:
+            pieces = open_text(files, spool=cache_folder(), unix_newlines=unix).pieces()
+            parts = each_line(pieces) if how.get("anew") else self.tokenizer.parts(pieces)
+        return surprisal(model, self.tokenizer, parts, **how)
+
+
+def _unix(run: Run) -> bool:
+    """Whether the text that a run learnt from had its newlines read as LF."""
+    how = run.section(
+        "data", record({}, {"unix_newlines": truth}), "the run does not say how its text was read"
+    )
+    return how.get("unix_newlines", False)
 
 
 def fitting(window: int | None, batch: int | None, symbols: int, processes: int) -> tuple[int, int]:
