@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from elman.data import Tokenizer
-from elman.data.schema import truth, whole
+from elman.data.schema import each, truth, whole
 from elman.errors import DataError, InputError, InputTypeError, expect
 from elman.models import pretrained
 from elman.models.evaluating import evaluating
-from elman.models.readout import cross_entropy
+from elman.models.readout import GROUPS, Adaptive, expect_cutoffs, loss
 from elman.models.sampler import Sampler
 from elman.models.stack import Cells, learning_rate, stack_of
 from elman.models.surprisal import Surprisal, Word, each_line, surprisal
@@ -26,6 +26,7 @@ _KNOWN = {
     "embedding": whole(1, pretrained.SIZE),
     "tie": truth,
     "condition": whole(0, pretrained.SIZE),
+    "cutoffs": each(whole(1, pretrained.SIZE), GROUPS),
 }
 _BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
@@ -74,6 +75,7 @@ class LanguageModel(nn.Module):
         condition: int = 0,
         residual: bool = False,
         norm: bool = False,
+        cutoffs: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if layers is None:
@@ -97,6 +99,7 @@ class LanguageModel(nn.Module):
                 got=f"embedding {embedding}, hidden {hidden}", expected="the same width",
                 mend=f"take embedding={hidden}",
             )  # fmt: skip
+        cutoffs = expect_cutoffs(cutoffs, vocabulary) if cutoffs else ()
         self.dropout = LockedDropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
@@ -108,16 +111,19 @@ class LanguageModel(nn.Module):
             "tie": tie,
             "condition": condition,
             **made,
+            **({"cutoffs": list(cutoffs)} if cutoffs else {}),
         }
         # Its parts are registered here, and not the stack: so were the weights named from the beginning.
         self.__dict__["stack"] = stack
         self.layers = stack.layers
         if norm:
             self.norms = stack.norms
-        self.readout = nn.Linear(hidden, vocabulary)
+        self.readout = Adaptive(hidden, vocabulary, cutoffs) if cutoffs else nn.Linear(hidden, vocabulary)
         # Small weights, no bias: the untrained model holds every symbol equally likely, L = log V.
         nn.init.normal_(self.readout.weight, std=0.1 * hidden**-0.5)
         nn.init.zeros_(self.readout.bias)
+        if isinstance(self.readout, Adaptive):
+            self.readout.begin()
         if tie:
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
             self.readout.weight = self.embedding.weight
@@ -224,7 +230,7 @@ class LanguageModel(nn.Module):
                 expected=f"{list(x.shape)}, as x", mend="y(t) is x(t + 1): loss(text[:-1], text[1:])",
             )  # fmt: skip
         h, after = self._hidden(x, state, context)
-        return cross_entropy(h.flatten(0, 1), self.readout.weight, self.readout.bias, y.flatten()), after
+        return loss(self.readout, h.flatten(0, 1), y.flatten()), after
 
     def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
         """What the readout sees, [T, B, H], and the final state."""
@@ -391,6 +397,8 @@ def _shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, 
     }
     if settings["tie"] and there.keys() & found.keys():  # one of them is both
         found |= {name: None for name in found if name not in there}
+    if settings["cutoffs"]:
+        found["readout.groups.weight"] = [len(settings["cutoffs"]), settings["hidden"]]
     if settings["condition"]:
         found["condition.weight"] = [settings["embedding"], settings["condition"]]
     return found

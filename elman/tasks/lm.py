@@ -30,6 +30,7 @@ from elman.data.tagged import numbered_lines
 from elman.data.text import STDIN
 from elman.errors import InputError
 from elman.models import LanguageModel, NGram, estimate, evaluate, reach
+from elman.models.readout import choose_cutoffs, expect_cutoffs
 from elman.models.surprisal import Symbol, Word, each_line, surprisal
 from elman.models.writing import continuation
 from elman.report import Curve, Part, Point, Record, finite, lines
@@ -37,6 +38,7 @@ from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
 
+READOUTS = SOFTMAX, ADAPTIVE = "softmax", "adaptive"
 WINDOW, BATCH = 64, 32  # where a text is not too short for them
 MEASURED = 1_000_000  # characters at the end of a run: half a minute
 SAMPLED = 200  # characters of the samples in a log
@@ -100,6 +102,14 @@ class Settings:
     stack: StackSettings = StackSettings()
     embedding: int | None = option(None, "Width of a symbol's vector. (default: 64; H if tied)", max=SIZE)
     tie: bool = option(False, "One matrix for symbols going in and coming out.")
+    readout: str = option(
+        "softmax",
+        "softmax; or adaptive: of two levels, the frequent symbols and groups of others, which is as exact, and "
+        "several times as fast with 10,000 words.",
+    )
+    cutoffs: str | None = option(
+        None, "Of adaptive: the symbols at which groups begin, 1000,4000. (default: by how often each comes)"
+    )
     window: int | None = option(
         None, "T, steps through which gradients flow back. (default: 64, less for a short text)", max=SIZE
     )
@@ -194,7 +204,7 @@ class Language(Task):
     def prepare(
         cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
     ) -> Prepared:
-        files, valid = settings.files, settings.valid
+        files, valid, cutoffs = settings.files, settings.valid, _cutoffs(settings)
         expect_one_reader([*files, valid], processes)
         beginning = None if settings.init_from is None else _beginning(settings)
 
@@ -214,6 +224,8 @@ class Language(Task):
         # The others find in the cache what the first one has worked out.
         corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
         how, options = settings.model, "--hidden, --layers, --embedding, --vocabulary"
+        if settings.readout == ADAPTIVE and beginning is None:
+            how["cutoffs"] = expect_cutoffs(cutoffs or _chosen(tokens), tokenizer.size)
         expect_memory(lambda: LanguageModel(tokenizer.size, **how), how["cell"], processes, options)
         torch.manual_seed(training.seed)
         if beginning is not None:
@@ -380,12 +392,43 @@ def baselines(prepared: Prepared) -> dict[str, float]:
     }
 
 
+def _cutoffs(settings: Settings) -> list[int]:
+    """Those that were asked for. Raises InputError."""
+    if settings.readout not in READOUTS:
+        raise InputError(
+            what="there is no such readout", where="--readout", got=settings.readout[:50],
+            expected=" or ".join(READOUTS), mend="take one of them",
+        )  # fmt: skip
+    if settings.cutoffs is None:
+        return []
+    found = settings.cutoffs.split(",")
+    if settings.readout != ADAPTIVE or not all(one.strip().isdecimal() for one in found):
+        raise InputError(
+            what="cutoffs are numbers of symbols, of an adaptive readout", where="--cutoffs", got=settings.cutoffs[:50],
+            expected="such as 1000,4000", mend="take --readout adaptive, or leave --cutoffs out",
+        )  # fmt: skip
+    return [int(one) for one in found]
+
+
+def _chosen(tokens: Tokens) -> tuple[int, ...]:
+    if not (found := choose_cutoffs(tokens.frequencies())):
+        raise InputError(
+            what="groups would not make this vocabulary faster", where="--readout", got=f"{tokens.vocabulary} symbols",
+            expected="some thousands, the frequent ones first", mend="leave --readout out, or choose --cutoffs",
+        )  # fmt: skip
+    return found
+
+
 def _beginning(settings: Settings) -> Run:
     """The run to begin from. Raises InputError where what was given on the command line is not as it is there."""
     assert settings.init_from is not None
     run = Run.open(settings.init_from, *Language.files)
-    there = {**run.config, "tokenizer": _tokenizer(run).kind}
-    asked = {**settings.model, "tokenizer": settings.tokenizer}
+    kind = ADAPTIVE if run.config.get("cutoffs") else SOFTMAX
+    there = {"readout": kind, **run.config, "tokenizer": _tokenizer(run).kind}
+    asked = {
+        **settings.model, "tokenizer": settings.tokenizer, "readout": settings.readout,
+        "cutoffs": _cutoffs(settings),
+    }  # fmt: skip
     for name in [name for name in asked if name in settings.given]:
         if there.get(name, asked[name] and None) != asked[name]:
             raise InputError(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from elman.models import readout
-from elman.models.readout import cross_entropy
+from elman.errors import ElmanError, InputError
+from elman.models import LanguageModel, NGram, evaluate, evaluate_mixture, readout
+from elman.models.readout import Adaptive, cross_entropy
+from tests.pairwise import with_more
 
 
 def example(rows: int = 37, width: int = 5, vocabulary: int = 11) -> list[torch.Tensor]:
@@ -65,8 +70,6 @@ def test_the_logits_of_a_window_are_never_there_at_once() -> None:
 
 
 def test_a_tied_model_has_one_matrix() -> None:
-    from elman.models import LanguageModel
-
     model = LanguageModel(11, "gru", hidden=6, embedding=6, tie=True, dropout=0.3)
     assert model.readout.weight is model.embedding.weight
     x = torch.randint(11, (5, 3))
@@ -80,8 +83,84 @@ def test_a_tied_model_has_one_matrix() -> None:
 
 
 def test_a_tied_model_of_two_widths_is_refused() -> None:
-    from elman.errors import InputError
-    from elman.models import LanguageModel
-
     with pytest.raises(InputError, match="embedding=6"):
         LanguageModel(11, hidden=6, embedding=5, tie=True)
+
+
+@pytest.mark.parametrize("numbers", [1, 2**20], ids=["many parts", "one part"])
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 3), (2, 4), (0, 1, 2)])
+@pytest.mark.parametrize("rows", [1, 2, 90])
+def test_loss_and_gradients_of_two_levels(
+    rows: int, frozen: tuple, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against autograd through its own log-probabilities; of one row most groups are empty."""
+    monkeypatch.setattr(readout, "_NUMBERS", numbers)
+    layer = Adaptive(5, 23, (4, 9, 22)).double()
+    *parts, h, y = [*layer.parameters(), torch.randn(rows, 5).double(), torch.randint(23, (rows,))]
+    given = [h.requires_grad_(), *parts]
+    for i in frozen:
+        given[i].requires_grad_(False)
+    wanted = [t for t in given if t.requires_grad]
+    found = [
+        [loss, *torch.autograd.grad(3 * loss, wanted)]
+        for loss in (readout.loss(layer, h, y), F.nll_loss(layer(h), y))
+    ]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(readout.loss(layer, h, y), found[1][0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cutoffs", [(1,), (4, 9, 22), (22,), tuple(range(1, 23))])
+def test_two_levels_are_one_distribution(cutoffs: tuple[int, ...]) -> None:
+    layer = Adaptive(5, 23, cutoffs).double()
+    log_p = layer(torch.randn(7, 3, 5).double())
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(7, 3).double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.log_softmax(log_p, -1), log_p, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tie", with_more([True], [False]))
+def test_a_model_with_a_readout_of_two_levels(tie: bool, tmp_path: Path) -> None:
+    """Everything that a model does is that of one whose logits are these log-probabilities."""
+    torch.manual_seed(0)
+    made = LanguageModel(23, "gru", hidden=8, embedding=8, tie=tie, cutoffs=(4, 9, 22)).double()
+    x = torch.randint(23, (12, 3))
+    torch.testing.assert_close(  # untrained
+        made.loss(x[:-1], x[1:])[0], torch.tensor(23.0).double().log(), rtol=0.05, atol=0
+    )
+    for value in made.readout.parameters():
+        torch.nn.init.normal_(value)
+    loss, _ = made.loss(x[:-1], x[1:])
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in made.parameters())
+    log_p, _ = made(x)
+    torch.testing.assert_close(loss, F.nll_loss(log_p[:-1].flatten(0, 1), x[1:].flatten()))
+    torch.testing.assert_close(made.step(x[-1], made(x[:-1])[1])[0], log_p[-1])
+    tokens = torch.randint(23, (40,))
+    nats = evaluate(made, tokens, window=7).nats
+    counts = NGram(tokens, 23, 2)
+    assert evaluate_mixture(made, counts, tokens, 0.0, window=9).nats == pytest.approx(nats)
+    text = [1, 2]
+    for _ in range(20):
+        o, _ = made(torch.tensor(text)[:, None])
+        text.append(int(o[-1, 0].argmax()))
+    assert made.generate([1, 2], 20, temperature=0) == text[2:]
+    drawn = torch.bincount(
+        torch.tensor(next(made.generate_iter([1, 2], 1, samples=5000, seed=1))), minlength=23
+    )
+    p = made(torch.tensor([[1], [2]]))[0][-1, 0].exp()
+    assert ((drawn / 5000 - p).abs() <= 4.5 * (p * (1 - p) / 5000).sqrt() + 1e-9).all()
+    made.save_pretrained(tmp_path)
+    again = LanguageModel.from_pretrained(tmp_path).double()
+    assert again.settings == made.settings
+    torch.testing.assert_close(again(x)[0], log_p, rtol=1e-5, atol=1e-5)
+    config = tmp_path / "config.json"
+    for cutoffs in ([4, 9], [4, 9, 50], [9, 4, 22], ["4", 9, 22], "4", [], [4] * 2000):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"cutoffs": cutoffs}))
+        with pytest.raises(ElmanError):
+            LanguageModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("cutoffs", [(0,), (11,), (4, 4), (5, 4), (4.0,), (True,), range(1, 2000)])
+def test_what_are_no_cutoffs_is_refused(cutoffs: tuple) -> None:
+    with pytest.raises(InputError, match="rising"):
+        LanguageModel(11, cutoffs=cutoffs)
