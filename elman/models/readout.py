@@ -54,9 +54,9 @@ class Adaptive(nn.Linear):
         """(first, last + 1) of the symbols of each group."""
         return list(zip(self.cutoffs, (*self.cutoffs[1:], self.out_features), strict=True))
 
-    def forward(self, h: Tensor) -> Tensor:
-        o, first = nn.functional.linear(h, self.weight, self.bias), self.cutoffs[0]
-        log_p = torch.log_softmax(torch.cat([o[..., :first], self.groups(h)], -1), -1)
+    def forward(self, input: Tensor) -> Tensor:
+        o, first = nn.functional.linear(input, self.weight, self.bias), self.cutoffs[0]
+        log_p = torch.log_softmax(torch.cat([o[..., :first], self.groups(input)], -1), -1)
         parts = [
             log_p[..., first + k : first + k + 1] + torch.log_softmax(o[..., a:b], -1)
             for k, (a, b) in enumerate(self.ranges)

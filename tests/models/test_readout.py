@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from elman.data import Tokenizer, windows
 from elman.errors import ElmanError, InputError
 from elman.models import LanguageModel, NGram, evaluate, evaluate_mixture, readout
-from elman.models.readout import Adaptive, cross_entropy
+from elman.models.readout import Adaptive, choose_cutoffs, cross_entropy
+from elman.training import Training
 from tests.pairwise import with_more
 
 
@@ -158,6 +162,50 @@ def test_a_model_with_a_readout_of_two_levels(tie: bool, tmp_path: Path) -> None
         config.write_text(json.dumps(json.loads(config.read_text()) | {"cutoffs": cutoffs}))
         with pytest.raises(ElmanError):
             LanguageModel.from_pretrained(tmp_path)
+
+
+def test_training_goes_on_to_the_same_bits() -> None:
+    def started() -> tuple[LanguageModel, Training]:
+        torch.manual_seed(0)
+        made = LanguageModel(23, "gru", hidden=8, cutoffs=(4, 9, 22))
+        return made, Training(made, windows(torch.arange(400) % 23, 8, 4, 0), steps=6)
+
+    whole, training = started()
+    for step in training:
+        if step.step == 3:
+            kept = training.state()
+    again, training = started()
+    training.restore(*kept)
+    assert len(list(training)) == 3
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_words_are_numbered_by_how_often_they_come() -> None:
+    """Which groups of rarer ones rest on."""
+    tokenizer = Tokenizer.words(text := "a a a a\nb b b c c c c c d\n" * 3, 10)
+    counts = torch.bincount(tokenizer.encode(text), minlength=tokenizer.size)
+    assert counts[1:].tolist() == sorted(counts[1:].tolist(), reverse=True)
+
+
+def test_cutoffs_are_chosen_by_what_they_cost() -> None:
+    counts = (1e6 / np.arange(1, 8001)).astype(np.int64)
+    shares = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
+
+    def cost(cutoffs: tuple[int, ...]) -> float:
+        ends = [*cutoffs, 8000]
+        parts = ((shares[b] - shares[a]) * (b - a) + 1 + readout._MORE for a, b in pairwise(ends))
+        return ends[0] + sum(parts)
+
+    found = choose_cutoffs(counts)
+    assert 1 <= len(found) <= readout._MOST
+    draw = np.random.default_rng(0)
+    for _ in range(2000):
+        some = draw.integers(readout._FIRST, 8000, draw.integers(1, readout._MOST + 1))
+        assert cost(found) < 1.02 * cost(tuple(sorted({int(one) for one in some})))
+    assert cost(found) < 8000 / 3
+    for few in (np.ones(1), np.ones(65), np.zeros(0)):
+        assert choose_cutoffs(few) == ()
 
 
 @pytest.mark.parametrize("cutoffs", [(0,), (11,), (4, 4), (5, 4), (4.0,), (True,), range(1, 2000)])
