@@ -92,8 +92,8 @@ def exported() -> dict[str, tuple[Model, bool]]:
             True,
         ),
     }
-    if not pairwise.exhaustive:  # what these two hold is in the others
-        del found["recurrent"], found["both ways"]
+    if not pairwise.exhaustive:  # what these hold is in the others
+        del found["recurrent"], found["both ways"], found["reversed"]
     return {name: (model.double().eval(), padded) for name, (model, padded) in found.items()}
 
 

@@ -51,6 +51,7 @@ def losses(folder: Path) -> list[float]:
     return [line[name] for line in lines for name in ("loss", "norm", "valid") if name in line]
 
 
+@pytest.mark.conformance  # test_tasks.py has it for another task
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     how = ("--cell", "lstm", "--layers", "2", "--embedding", "16", "--steps", "40")  # layers of one trace
     elman(*command(1, tmp_path / "one", *how)[3:])

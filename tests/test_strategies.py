@@ -105,6 +105,7 @@ def test_backward_steps_reach(operation: str) -> None:
     assert survey().backward[operation] >= 3
 
 
+@pytest.mark.conformance
 def test_few_draws_are_rejected() -> None:
     made = survey()
     assert made.draws >= DRAWS
@@ -161,6 +162,7 @@ def test_what_was_not_asked_for_is_not_drawn(cell: RandomCell) -> None:
     assert cell.program.inputs is not None
 
 
+@pytest.mark.conformance
 def test_a_failing_example_shrinks_to_few_lines() -> None:
     smallest = hypothesis.find(
         programs(),

@@ -484,7 +484,7 @@ def test_columns_are_named(run: Path) -> None:
 
 
 @real
-@pytest.mark.slow
+@pytest.mark.conformance
 def test_it_learns_real_sentences() -> None:
     """A minute of one core: better than the most frequent tag of each word, on words that were not seen above all."""
     train = read_tagged([REAL / "en_ewt-ud-train.conllu"])[::6]

@@ -157,7 +157,7 @@ def job(task: str, folder: Path, *more: str) -> jobs.Job:
 
 
 @pytest.mark.slow
-@mostly("lm", "tag")
+@mostly("tag")  # a language model: test_survival.py
 def test_killed_it_ends_with_the_same_bits_and_goes_on_when_it_has_ended(task: str, tmp_path: Path) -> None:
     how = (
         "--dropout",
@@ -246,7 +246,7 @@ def test_a_run_that_diverges_says_where(task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@mostly("toy", "classify")
+@mostly("classify")
 def test_two_processes_take_the_steps_of_one(task: str, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
     how = ("--steps", "20", "--weight-decay", "0.3")

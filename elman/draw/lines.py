@@ -73,9 +73,12 @@ def connect(
                 x = min(_rightmost(curves[n], mark, _high(said[n])), mark[0] + _SIDE) + 5
                 texts[n] = _text(said[n], x, mark[1], "start")
     # A line that had to go round other words has left its own behind.
+    fine = [(_bounds(points), points) for points in map(flat, curves)]
     crossed = {
-        n for n, text in enumerate(texts) if text and any(_crossed(text.box, curve) for curve in map(flat, curves))
-    }  # fmt: skip
+        n
+        for n, text in enumerate(texts)
+        if text and any(text.box.meets(bound) and _crossed(text.box, line) for bound, line in fine)
+    }
     if crossed:
         lost = [replace(saying, text=saying.text if n in crossed else "") for n, saying in enumerate(said)]
         kept_boxes = [text.box for n, text in enumerate(texts) if text is not None and n not in crossed]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from elman.draw.measure import LINE, width
 from elman.errors import CircuitError
@@ -54,7 +55,7 @@ class Text:
     role: str = "name"
     color: int | None = None
 
-    @property
+    @cached_property
     def box(self) -> Box:
         wide, high = width(self.text, self.size), LINE * self.size
         left = self.x - {"middle": wide / 2, "start": 0.0, "end": wide}[self.anchor]
@@ -86,7 +87,7 @@ class Node:
     state: str = "plain"
     tip: str = ""
 
-    @property
+    @cached_property
     def box(self) -> Box:
         w, h = self.width / 2, self.height / 2
         return Box(self.x - w, self.y - h, self.x + w, self.y + h)

@@ -23,7 +23,7 @@ from elman.models.scores import calibrated, figures
 from elman.models.sequence_classifier import END, KNOWN, SETTINGS, SequenceClassifier, logits_of, shapes
 from elman.training import Measure, Training, fitted
 
-PASSES, STEPS = 12, 1000  # over the data, and at least
+PASSES, STEPS = 20, 1000  # over the data, and at least
 DECAY, AVERAGE = 0.05, 0.998
 _CHOOSING = 100  # examples put aside, at least, to choose weights by
 _LEFT_OUT = 0.2  # of a symbol's vector; of numbers there may be one only
@@ -45,7 +45,7 @@ class Classifier:
         model.predict(x), model.predict_proba(x), model.score(x, y)
 
     A network of elman (`SequenceClassifier`), trained until a part of the data that is put aside, stratified, says no
-    better for `patience` looks, of 16 in a run, or to the end of `steps` (default: 12 passes, at least 1000 steps) or
+    better for `patience` looks, of 16 in a run, or to the end of `steps` (default: 20 passes, at least 1000 steps) or
     `minutes`. The weights of the best look are kept; the temperature that makes probabilities true comes from the same
     part. Fewer than 100 examples put aside say too little to choose by: then looks are at what is learnt from. Numbers
     are standardised by mean and deviation of what is learnt from.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,12 +43,18 @@ def texts(drawing: Drawing) -> list[str]:
     return [text.text for text in drawing.scene.words()]
 
 
+@functools.lru_cache
+def drawn(name: str, back: bool, unfold: int | None, level: str) -> Drawing:
+    """One of `THINGS` or, back, its adjoint; drawn once for all that is asked of it."""
+    circuit = thing(name)
+    return elman.draw(elman.adjoint(circuit) if back else circuit, unfold=unfold, level=level)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("unfold", [None, 1, 3, 8, 1000, True])
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("name", THINGS)
 def test_no_two_texts_overlap(name: str, back: bool, unfold: int | None) -> None:
-    circuit = thing(name)
-    drawing = elman.draw(elman.adjoint(circuit) if back else circuit, unfold=unfold)
+    drawing = drawn(name, back, unfold, "book")
     drawing.scene.check()
     assert len(drawing.scene.nodes) < 200  # of a thousand steps too
     ET.fromstring(drawing._repr_svg_())
@@ -56,10 +64,9 @@ def test_no_two_texts_overlap(name: str, back: bool, unfold: int | None) -> None
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("name", THINGS)
 def test_operations_do_not_overlap(name: str, back: bool, unfold: int | None) -> None:
-    circuit = thing(name)
-    drawing = elman.draw(elman.adjoint(circuit) if back else circuit, unfold=unfold, level="ops")
-    drawing.scene.check()
-    frames = [group.box for group in drawing.scene.groups]
+    scene = drawn(name, back, unfold, "ops").scene
+    scene.check()
+    frames = [group.box for group in scene.groups]
     assert not [(a, b) for i, a in enumerate(frames) for b in frames[i + 1 :] if a.meets(b)]
 
 
@@ -67,29 +74,30 @@ def test_operations_do_not_overlap(name: str, back: bool, unfold: int | None) ->
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("name", THINGS)
 def test_no_line_runs_through_a_box(name: str, back: bool, unfold: int | None, level: str) -> None:
-    circuit = elman.adjoint(thing(name)) if back else thing(name)
-    scene = elman.draw(circuit, unfold=unfold, level=level).scene
+    scene = drawn(name, back, unfold, level).scene
+    lines = [(edge, np.array(flat(edge.points, 60))) for edge in scene.edges]
     through = {
         (edge.source, edge.target, node.id)
-        for edge in scene.edges
+        for edge, points in lines
         for node in scene.nodes
         if node.shape not in ("dot", "gap") and node.id not in (edge.source, edge.target)
-        if any(inside(point, node.box) for point in flat(edge.points, 60))
+        if enters(points, node.box)
     }
     assert not through
     # Words stand beside lines. Where three gates have matrices of their own, some of them have to give way.
     crossed = [
         text.text
         for text in scene.words()
-        if text.role == "weight"
-        and any(inside(p, text.box) for edge in scene.edges for p in flat(edge.points, 60))
+        if text.role == "weight" and any(enters(points, text.box) for _, points in lines)
     ]
     assert len(crossed) <= (9 if name == "normed" else 0 if level == "book" else 4), crossed
 
 
-def inside(point: tuple[float, float], box: Box) -> bool:
-    x, y = point
-    return box.left + 3 < x < box.right - 3 and box.top + 3 < y < box.bottom - 3
+def enters(points: np.ndarray, box: Box) -> bool:
+    """Whether one of the points [N, 2] lies in a box, well within its edges."""
+    x, y = points.T
+    inside = (box.left + 3 < x) & (x < box.right - 3) & (box.top + 3 < y) & (y < box.bottom - 3)
+    return bool(inside.any())
 
 
 def test_far_operations_are_read_by_name() -> None:

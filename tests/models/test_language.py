@@ -115,6 +115,7 @@ def test_low_temperature_is_argmax() -> None:
     assert model.generate([1], 20, temperature=1e-4, seed=1) == greedy
 
 
+@pytest.mark.conformance  # of many samples at once: test_sampler.py
 def test_symbols_are_drawn_from_the_softmax() -> None:
     model = model_of(vocabulary=4)
     torch.nn.init.normal_(model.readout.bias)

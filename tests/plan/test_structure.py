@@ -146,6 +146,7 @@ def test_the_cut_is_never_dearer_than_the_states_and_what_comes_of_them(name: st
         o.name for o in circuit_of(name).outputs
     }
     assert set(both.kept.values()) <= {port.name for port in both.backward.inputs}
+    assert all(port.kept == port.name for port in both.backward.inputs if port.name in both.kept.values())
     assert bytes_kept(both.forward) == both.bytes_per_row
     assert bytes_kept(both.backward) == 0 or not both.kept
     backward = training_of(name)[1]

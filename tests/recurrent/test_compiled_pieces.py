@@ -120,7 +120,7 @@ def test_compiled_layers() -> None:
             torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.slow
+@pytest.mark.conformance  # test_doors.py compiles a plain sequence with it
 def test_inductor_takes_them_too() -> None:
     rnn = elman.Recurrent(elman.cells.GRU(5, 7))
     x, lengths = torch.randn(6, 4, 5), torch.tensor([6, 0, 3, 5])
