@@ -35,6 +35,7 @@ GUIDES = [
     "tag",
     "autoencode",
     "classify",
+    "forecast",
     "write_a_task",
     "other_cells",
 ]

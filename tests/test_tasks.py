@@ -77,6 +77,16 @@ def _labelled(folder: Path) -> list[str]:
     return [str(folder / "rows.csv")]
 
 
+def _series(folder: Path) -> list[str]:
+    rows = [
+        f"{name},2020-01-{t + 1:02d},{(t % 5) + k + t * k % 3}\n"
+        for k, name in enumerate("ab")
+        for t in range(30)
+    ]
+    (folder / "series.csv").write_text("unique_id,ds,y\n" + "".join(rows))
+    return [str(folder / "series.csv")]
+
+
 CASES: dict[str, Case] = {
     "autoencode": Case(_names, ("--hidden", "8", "--embedding", "4", "--batch", "8")),
     "classify": Case(
@@ -97,6 +107,9 @@ CASES: dict[str, Case] = {
             "--symbol-dropout",
             "0",
         ),
+    ),
+    "forecast": Case(
+        _series, ("--hidden", "8", "--batch", "4", "--horizon", "3", "--season", "5", "--dropout", "0")
     ),
     "lm": Case(_text, ("--hidden", "8", "--embedding", "4", "--window", "8", "--batch", "4")),
     "tag": Case(

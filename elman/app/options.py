@@ -19,12 +19,12 @@ def command(name: str, settings: dict[str, type], run: Callable[..., None], word
     """
     options = [option for cls in settings.values() for option in _options(cls, None)]
 
-    def body(context: typer.Context, **values: Any) -> None:
-        sources = {name: context.get_parameter_source(name) for name in values}
+    def body(typer_context: typer.Context, **values: Any) -> None:
+        sources = {name: typer_context.get_parameter_source(name) for name in values}
         given = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
         run(**{name: _made(cls, values, given) for name, cls in settings.items()})
 
-    first = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    first = inspect.Parameter("typer_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     body.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
     body.__annotations__ = {"context": typer.Context}
     one = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,10 +8,8 @@ FILE.jsonl               {"text": string, or list of numbers, or of lists of the
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.data.files import read_file
 from elman.data.schema import Odd, parsed, record
+from elman.data.tables import STDIN, TABLES, standard_input, table_rows, text_lines
 from elman.errors import DataError
 
-STDIN = "-"
-_MOST = 2**31  # bytes of a file
-_TABLES = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".ndjson")
 Sequences = list[str] | list[Tensor]
 
@@ -84,10 +79,10 @@ def read_sequences(path: Path, columns: Columns = Columns(), *, numbers: bool) -
     an empty one; of tables and JSON lines as in `read_labelled`, where labels are not needed. "-": standard input,
     line by line."""
     suffix = path.suffix.lower()
-    if suffix in _TABLES:
+    if suffix in TABLES:
         yield from (one for one, _, _ in _table(path, columns, labelled=False))
         return
-    lines = _standard_input() if str(path) == STDIN else _lines(path)
+    lines = standard_input() if str(path) == STDIN else text_lines(path)
     for number, line in lines:
         if not line.strip():
             yield None
@@ -123,10 +118,10 @@ def _examples(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
     suffix = path.suffix.lower()
     if path.is_dir():
         yield from _folder(path, columns)
-    elif suffix in _TABLES:
+    elif suffix in TABLES:
         yield from _table(path, columns, labelled=True)
     elif suffix in _JSON:
-        for number, line in _lines(path):
+        for number, line in text_lines(path):
             where = f"{path}:{number}"
             if not line.strip():
                 continue
@@ -155,7 +150,7 @@ def _folder(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
                 empty = False
                 yield _whole(file, columns), one.name, str(file)
         else:
-            for number, line in _lines(one):
+            for number, line in text_lines(one):
                 if line.strip():
                     empty = False
                     where = f"{one}:{number}"
@@ -169,8 +164,8 @@ def _folder(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
 
 def _whole(path: Path, columns: Columns) -> Any:
     """A file that is one sequence."""
-    if path.suffix.lower() in _TABLES:
-        rows = [row for row in _rows(path) if row[1]]
+    if path.suffix.lower() in TABLES:
+        rows = [row for row in table_rows(path) if row[1]]
         if rows and _number(rows[0][1][0]) is None:
             rows = rows[1:]  # names of the columns
         if not rows:
@@ -178,7 +173,7 @@ def _whole(path: Path, columns: Columns) -> Any:
                 what="a sequence has no steps", where=path, expected="a row for each", mend="take it away"
             )
         return _steps([row for _, row in rows], [f"{path}:{n}" for n, _ in rows], columns)
-    found = "\n".join(line for _, line in _lines(path)).strip()
+    found = "\n".join(line for _, line in text_lines(path)).strip()
     if not found:
         raise DataError(
             what="an example is empty", where=path, got="0 characters", mend="fill it, or take it away"
@@ -187,7 +182,7 @@ def _whole(path: Path, columns: Columns) -> Any:
 
 
 def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[Any, str, str]]:
-    rows = _rows(path)
+    rows = table_rows(path)
     _, names = next(rows, (1, []))
     needed = [columns.text if columns.text in names or columns.id not in names else columns.id]
     needed += [columns.label] if labelled else []
@@ -283,46 +278,6 @@ def _numbers(value: Any, where: str) -> Tensor:
             expected="a text, or a list of finite numbers, or of lists of them, all as long", mend="fill gaps in",
         )  # fmt: skip
     return torch.tensor(rows, dtype=torch.float32)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of a table."""
-    csv.field_size_limit(sys.maxsize)  # lengths are checked by what they hold
-    reader = csv.reader((f"{line}\n" for _, line in _lines(path)), delimiter=_TABLES[path.suffix.lower()])
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(
-            what=f"the table cannot be read: {error}", where=f"{path}:{reader.line_num}", mend="mend the line"
-        ) from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of a UTF-8 file, without its end."""
-    raw = read_file(path, _MOST, "the file", "give a file of UTF-8")
-    if not raw.strip():
-        raise DataError(
-            what="the file is empty", where=path, got=f"{len(raw)} bytes", mend="give one that is not"
-        )
-    raw = raw.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        yield number, _decoded(line, f"{path}:{number}")
-
-
-def _standard_input() -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        yield number, _decoded(line.removesuffix(b"\n"), f"standard input:{number}")
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.removesuffix(b"\r").decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            what="this is not UTF-8", where=where, got=f"byte 0x{line[error.start]:02x} at {error.start}",
-            mend="convert it: iconv -f latin1 -t utf-8",
-        ) from error  # fmt: skip
 
 
 def _bounded(one: Any, columns: Columns, where: str) -> Any:

@@ -4,6 +4,7 @@ from elman.models.autoencoder import Autoencoder
 from elman.models.classifier import Classifier
 from elman.models.evaluation import Evaluation, estimate, evaluate
 from elman.models.find import SHIPPED, find_cell
+from elman.models.forecaster import Forecaster
 from elman.models.language import LanguageModel
 from elman.models.mixture import evaluate_mixture
 from elman.models.ngram import NGram
@@ -15,6 +16,7 @@ __all__ = [
     "Autoencoder",
     "Classifier",
     "Evaluation",
+    "Forecaster",
     "LanguageModel",
     "NGram",
     "Tagger",

@@ -26,6 +26,15 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Band:
+    """What lies between two lines over the same steps, shaded: the more bands over one another, the stronger."""
+
+    low: Sequence[Point]
+    high: Sequence[Point]
+    colour: str
+
+
+@dataclass(frozen=True)
 class Axis:
     """From low to high over so many units of a drawing; on a logarithmic one both are above 0."""
 
@@ -41,8 +50,10 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def lines(curves: Sequence[Curve], *, x: str, y: str, log: bool = False, wide: float = 1.0) -> str:
-    """Curves over one another. x, y: what the axes are called. wide: of so many figures' width.
+def lines(
+    curves: Sequence[Curve], *, x: str, y: str, log: bool = False, wide: float = 1.0, bands: Sequence[Band] = ()
+) -> str:  # fmt: skip
+    """Curves over one another, and bands under them. x, y: what the axes are called. wide: of so many figures' width.
 
     On a logarithmic axis what is not above 0 is left out, and so is what floats cannot reckon with. Long curves are
     thinned: see `thinned`.
@@ -54,8 +65,9 @@ def lines(curves: Sequence[Curve], *, x: str, y: str, log: bool = False, wide: f
     drawn = [curve for curve in drawn if curve.points]
     if not drawn:
         return '<p class="none">nothing was logged</p>'
-    values = [p.value for curve in drawn for p in curve.points]
-    steps = [p.step for curve in drawn for p in curve.points]
+    ends = [p for band in bands for p in (*band.low, *band.high) if _drawable(p, log)]
+    values = [p.value for p in (*(p for curve in drawn for p in curve.points), *ends)]
+    steps = [p.step for p in (*(p for curve in drawn for p in curve.points), *ends)]
     up, along = axis(min(values), max(values), log=log), axis(min(steps), max(steps), log=False, loose=False)
     width = round(WIDTH * wide)
     inner, tall = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -80,6 +92,11 @@ def lines(curves: Sequence[Curve], *, x: str, y: str, log: bool = False, wide: f
     for curve in reversed(drawn if len(drawn) > 1 else []):
         parts.append(_text(legend, 12, curve.name, "end", curve.colour))
         legend -= 7 * len(curve.name) + 14
+    for band in bands:
+        around = [p for p in (*band.low, *reversed(band.high)) if _drawable(p, log)]
+        path = "L".join(f"{at_x(p.step):.1f} {at_y(p.value):.1f}" for p in around)
+        if path:
+            parts.append(f'<path d="M{path}Z" fill="var(--{band.colour})" fill-opacity="0.18"/>')
     for curve in drawn:
         places = [(at_x(p.step), at_y(p.value)) for p in curve.points]
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)

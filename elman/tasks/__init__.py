@@ -26,6 +26,10 @@ TASKS: dict[str, tuple[str, str]] = {
         "An auto-encoder: a line becomes a vector, and the vector the line again.",
     ),
     "classify": ("elman.tasks.classify:Classify", "A classifier: one label for a sequence."),
+    "forecast": (
+        "elman.tasks.forecast:Forecast",
+        "A forecaster: what comes next in series, as a distribution.",
+    ),
 }
 
 

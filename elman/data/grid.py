@@ -1,0 +1,221 @@
+"""Time stamps as places on a grid: how far apart they lie, which season that suggests, and what a calendar says."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import numpy as np
+
+SECOND = 10**6  # units of a time stamp that is no whole number: microseconds
+DAY = 86_400 * SECOND
+WHOLE, TIME, MONTHS = "whole", "time", "months"
+_LONGEST_SEASON = 400
+_END = 31  # of a month, whatever its last day is
+
+
+class OffGrid(ValueError):
+    """A time stamp that is none of the grid's. index: of the stamp."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(str(index))
+        self.index = index
+
+
+def parsed_stamp(text: str) -> tuple[bool, int] | None:
+    """(whether it is a whole number, it or microseconds since 1970) of a number or of a date as ISO 8601 has it; None
+    for neither. A time zone is turned into UTC."""
+    text = text.strip()
+    if text.removeprefix("-").isdecimal() and len(text) < 8:
+        return True, int(text)
+    try:
+        return False, stamp_of(datetime.fromisoformat(text))
+    except ValueError:
+        if len(text) == 7 and text[4:5] == "-":  # 2020-01, a month
+            return parsed_stamp(f"{text}-01")
+        return None
+
+
+def stamp_of(time: date) -> int:
+    """Microseconds since 1970."""
+    if not isinstance(time, datetime):
+        time = datetime(time.year, time.month, time.day)
+    if time.tzinfo is not None:
+        time = time.astimezone(UTC).replace(tzinfo=None)
+    return int((np.datetime64(time, "us") - np.datetime64(0, "us")).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where time stamps lie: start + k · step, k a whole number.
+
+    kind: "whole", of numbers that count something; "time", of microseconds; "months", of which step counts so many, on
+    the same day of each (31: the last one). start: a stamp; of months, the microseconds into the month's day.
+    """
+
+    kind: str
+    step: int
+    start: int = 0
+    day: int = 1
+
+    @classmethod
+    def of(cls, series: Sequence[np.ndarray], *, whole: bool) -> Grid:
+        """The grid of int64 stamps of several series, each in ascending order.
+
+        Of dates that lie on the same day of each month, or on its last, months; otherwise the difference that there is
+        most often, the smaller one of two.
+        """
+        apart = [np.diff(one) for one in series if len(one) > 1]
+        every = np.concatenate(apart) if apart else np.ones(0, np.int64)
+        first = int(min((one[0] for one in series if len(one)), default=0))
+        if not len(every):
+            return cls(WHOLE if whole else TIME, 1 if whole else DAY, first)
+        if not whole and every.min() >= 28 * DAY:
+            found = _months(np.concatenate(list(series)))
+            if found is not None:
+                months, day, rest = found
+                steps = np.concatenate([np.diff(_month_numbers(one)) for one in series if len(one) > 1])
+                origin = int(months.min())
+                return cls(MONTHS, math.gcd(*map(int, np.unique(steps))) or 1, origin * DAY + rest, day)
+        counts = Counter(every.tolist())
+        step = min(counts, key=lambda gap: (-counts[gap], gap))
+        return cls(WHOLE if whole else TIME, int(step), first)
+
+    def places(self, stamps: np.ndarray) -> np.ndarray:
+        """k of int64 stamps. Raises OffGrid."""
+        if self.kind == MONTHS:
+            found = _months(stamps, self.day)
+            if found is None or (stamps % DAY != self.start % DAY).any():
+                raise OffGrid(next(i for i, one in enumerate(stamps) if not self._fits(one)))
+            steps = found[0] - self.start // DAY
+        else:
+            steps = stamps - self.start
+        if (off := steps % self.step != 0).any():
+            raise OffGrid(int(off.argmax()))
+        return steps // self.step
+
+    def _fits(self, stamp: int) -> bool:
+        one = np.array([stamp])
+        return _months(one, self.day) is not None and stamp % DAY == self.start % DAY
+
+    def stamps(self, places: np.ndarray) -> np.ndarray:
+        """int64 stamps of places."""
+        if self.kind != MONTHS:
+            return self.start + places * self.step
+        months = self.start // DAY + places * self.step
+        last = _month_days(months)
+        day = np.minimum(self.day, last)
+        begin = months.astype("datetime64[M]").astype("datetime64[us]").astype(np.int64)
+        return begin + (day - 1) * DAY + self.start % DAY
+
+    def words(self, places: np.ndarray) -> list[str]:
+        """Time stamps as a file has them."""
+        stamps = self.stamps(places)
+        if self.kind == WHOLE:
+            return [str(one) for one in stamps.tolist()]
+        times = stamps.astype("datetime64[us]")
+        for unit, size in (("D", DAY), ("s", SECOND)):
+            if self.start % size == 0 and (self.kind == MONTHS or self.step % size == 0):
+                return np.datetime_as_string(times.astype(f"datetime64[{unit}]")).tolist()
+        return np.datetime_as_string(times).tolist()
+
+    @property
+    def name(self) -> str:
+        """What lies between two stamps, in words."""
+        if self.kind == WHOLE:
+            return f"{self.step}"
+        if self.kind == MONTHS:
+            return {1: "a month", 3: "a quarter", 12: "a year"}.get(self.step, f"{self.step} months")
+        units = (
+            (7 * DAY, "week"),
+            (DAY, "day"),
+            (3600 * SECOND, "hour"),
+            (60 * SECOND, "minute"),
+            (SECOND, "second"),
+        )
+        for size, word in units:
+            if self.step % size == 0:
+                many = self.step // size
+                return f"{many} {word}s" if many > 1 else f"{'an' if word == 'hour' else 'a'} {word}"
+        return f"{self.step} µs"
+
+    @property
+    def season(self) -> int:
+        """Steps after which a calendar repeats itself: a year of months, quarters and weeks, a week of days, a day or
+        an hour of less; 1 where it says nothing."""
+        if self.kind == WHOLE:
+            return 1
+        if self.kind == MONTHS:
+            return max(12 // self.step, 1)
+        if self.step == 7 * DAY:
+            return 52
+        for long in (7 * DAY, DAY, 3600 * SECOND, 60 * SECOND):
+            many = long // self.step
+            if long % self.step == 0 and 2 <= many <= (7 if long == 7 * DAY else _LONGEST_SEASON):
+                return many
+        return 1
+
+    def calendar(self, places: np.ndarray, span: int) -> np.ndarray:
+        """[T, F] of what a calendar says of places, as sines and cosines of the share of a cycle that is over: of a
+        day, a week, a year. A cycle is longer than a step, and was there twice in the `span` steps that are learnt
+        from: what was there once cannot be told from a trend."""
+        # Some lines of numpy: what libraries for this give beyond it (holidays) differs by country.
+        if self.kind == WHOLE:
+            return np.zeros((len(places), 0), np.float32)
+        stamps = self.stamps(places)
+        step = 30.4 * DAY * self.step if self.kind == MONTHS else self.step
+        years = stamps.astype("datetime64[us]").astype("datetime64[Y]")
+        begin, end = (y.astype("datetime64[us]").astype(np.int64) for y in (years, years + 1))
+        cycles = [
+            (DAY, stamps % DAY / DAY, 2),
+            (7 * DAY, (stamps + 3 * DAY) % (7 * DAY) / (7 * DAY), 3),  # 1970 began on a Thursday
+            (364 * DAY, (stamps - begin) / (end - begin), 3),
+        ]
+        parts = [
+            wave(2 * np.pi * k * share)
+            for long, share, most in cycles if step < long and 2 * long <= span * step
+            for k in range(1, most + 1) for wave in (np.sin, np.cos)
+        ]  # fmt: skip
+        return np.stack(parts, 1).astype(np.float32) if parts else np.zeros((len(places), 0), np.float32)
+
+
+def _month_numbers(stamps: np.ndarray) -> np.ndarray:
+    return stamps.astype("datetime64[us]").astype("datetime64[M]").astype(np.int64)
+
+
+def _month_days(months: np.ndarray) -> np.ndarray:
+    """How many days months have."""
+    begin = months.astype("datetime64[M]")
+    return ((begin + 1).astype("datetime64[D]") - begin.astype("datetime64[D]")).astype(np.int64)
+
+
+def _months(stamps: np.ndarray, day: int | None = None) -> tuple[np.ndarray, int, int] | None:
+    """(numbers of the months, the day on which all of them lie, microseconds into it); None where they do not."""
+    months = _month_numbers(stamps)
+    days = (stamps.astype("datetime64[us]").astype("datetime64[D]") - months.astype("datetime64[M]").astype(
+        "datetime64[D]"
+    )).astype(np.int64) + 1  # fmt: skip
+    last = _month_days(months)
+    rest = stamps % DAY
+    candidates = [day] if day is not None else [int(days.max()), _END]
+    for one in candidates:
+        if (days == np.minimum(one, last)).all() and (rest == rest[0]).all():
+            return months, one, int(rest[0])
+    return None
+
+
+def expect_stamp(value: Any) -> tuple[bool, int] | None:
+    """`parsed_stamp` of what a frame holds: a text, a whole number, a date or a time."""
+    if isinstance(value, str):
+        return parsed_stamp(value)
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else (False, int(value.astype("datetime64[us]").astype(np.int64)))
+    if isinstance(value, date):
+        return False, stamp_of(value)
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return True, int(value)
+    return None

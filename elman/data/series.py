@@ -1,0 +1,404 @@
+"""Series in long form, a row for each series and time stamp: files and frames -> Panel.
+
+unique_id,ds,y,price          # unique_id: which series; without it there is one
+a,2020-01-01,3.5,1.0          # ds: a date or a time as ISO 8601 has it, or a whole number
+a,2020-01-02,,1.0             # y: empty, NA or NaN is a gap, and so is a time stamp that is missing
+a,2020-01-04,4.0,1.1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elman.data.files import reading
+from elman.data.grid import Grid, OffGrid, expect_stamp
+from elman.data.tables import STDIN, TABLES, table_rows
+from elman.errors import DataError, InputError, NotSupported
+
+_FIELD = 1000  # characters of a field
+_LONGEST = 2**24  # steps of a series, gaps included
+_GAPS = {"", "na", "nan", "null", "none"}
+PARQUET = ".parquet"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What columns are called. known: numbers that are known of the future too, such as a price that is set. past:
+    numbers that are not. static: of a series as a whole, numbers or words."""
+
+    id: str = "unique_id"
+    time: str = "ds"
+    target: str = "y"
+    known: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series on a grid.
+
+    name: its unique_id. start: the place of its first step. y: float64 [T], NaN where there is a gap; neither its first
+    nor its last is one. known: [T', K], T' ≥ T. past: [T, P], NaN where nothing is known. static: of each column
+    a number or a word.
+    """
+
+    name: str
+    start: int
+    y: np.ndarray
+    known: np.ndarray
+    past: np.ndarray
+    static: tuple[Any, ...] = ()
+
+    def before(self, step: int) -> Series:
+        """What is known before a step: y up to there, and what is known of the future."""
+        return replace(self, y=self.y[:step], past=self.past[:step])
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Series on one grid."""
+
+    grid: Grid
+    columns: Columns
+    series: tuple[Series, ...]
+
+    @property
+    def digest(self) -> str:
+        found = hashlib.sha256(repr((self.grid, self.columns)).encode())
+        for one in self.series:
+            found.update(repr((one.name, one.start, one.static)).encode())
+            for values in (one.y, one.known, one.past):
+                found.update(np.ascontiguousarray(values).tobytes())
+        return found.hexdigest()
+
+    def but(self, last: int) -> Panel:
+        """Without the last steps of every series; of those that are not longer nothing is left."""
+        return replace(
+            self, series=tuple(one.before(len(one.y) - last) for one in self.series if len(one.y) > last)
+        )
+
+
+@dataclass
+class Table:
+    """Columns as they were read. place: of a row, in words for errors. words: what an error is raised as."""
+
+    names: list[str]
+    columns: Mapping[str, Sequence[Any]]
+    place: Callable[[int], str]
+    words: Callable[..., Exception] = DataError
+    where: str = ""
+    rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = len(next(iter(self.columns.values()), ()))
+
+
+def read_series(paths: Sequence[Path], columns: Columns = Columns(), grid: Grid | None = None) -> Panel:
+    """The series of files, .csv, .tsv or .parquet; a series may go on from one file to the next. grid: which it is to
+    be; None: as the time stamps lie. Raises DataError with file and line."""
+    tables = [_read(path, columns) for path in paths]
+    return panel_of(tables, columns, grid)
+
+
+def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None) -> Panel:
+    """Check what was read, and lay it on a grid."""
+    rows: dict[str, list[tuple[int, int, Table]]] = {}
+    kinds: dict[bool, tuple[Table, int]] = {}
+    for table in tables:
+        _expect_columns(table, columns)
+        ids = table.columns.get(columns.id)
+        for i in range(table.rows):
+            stamp = expect_stamp(table.columns[columns.time][i])
+            if stamp is None:
+                raise _no_stamp(table, i, columns)
+            kinds.setdefault(stamp[0], (table, i))
+            name = "" if ids is None else str(ids[i])
+            rows.setdefault(name, []).append((stamp[1], i, table))
+    if not rows:
+        where = ", ".join(table.where for table in tables)
+        raise tables[0].words(what="there are no series", where=where, mend="give a file that holds some")
+    whole = grid is not None and grid.kind == "whole"
+    if len(kinds) > 1 or (grid is not None and (True in kinds) != whole):
+        table, i = kinds[not whole] if grid is not None else max(kinds.values(), key=lambda one: one[1])
+        raise table.words(
+            what="time stamps are dates in some rows and whole numbers in others" if len(kinds) > 1
+            else "time stamps are of another kind than those learnt from",
+            where=table.place(i), got=repr(table.columns[columns.time][i])[:60],
+            expected="whole numbers" if whole else "dates, or whole numbers throughout", mend="write all in one way",
+        )  # fmt: skip
+    for name, found in rows.items():
+        _expect_order(name, found, columns)
+    stamps = {name: np.array([stamp for stamp, _, _ in found], np.int64) for name, found in rows.items()}
+    grid = grid or Grid.of(list(stamps.values()), whole=True in kinds)
+    series = [_series(name, stamps[name], found, columns, grid) for name, found in rows.items()]
+    if all(one is None for one in series):
+        table = tables[0]
+        raise table.words(
+            what="there is not one number in the series", where=f"{table.where}, {columns.target}",
+            got="gaps alone", mend="give numbers",
+        )  # fmt: skip
+    return Panel(grid, columns, tuple(one for one in series if one is not None))
+
+
+def read_rows(columns: Columns, grid: Grid) -> Iterator[Series]:
+    """Each row of standard input, as it comes, as a series of one step; of one that says no number, the step alone."""
+    rows = table_rows(Path(STDIN))
+    _, names = next(rows, (1, []))
+    names = [name.strip() for name in names]
+    for number, row in rows:
+        if not row:
+            continue
+        table = _table_of_rows(Path("standard input"), names, [(number, row)])
+        _expect_columns(table, columns)
+        name = str(table.columns[columns.id][0]) if columns.id in names else ""
+        found = expect_stamp(table.columns[columns.time][0])
+        if found is None or found[0] != (grid.kind == "whole"):
+            raise _no_stamp(table, 0, columns)
+        gap = _number(table, columns.target, 0, gaps=True)
+        if math.isnan(gap):  # `_series` leaves out what is nothing but a gap
+            place = int(grid.places(np.array([found[1]]))[0])
+            yield Series(
+                name, place, np.array([math.nan]), np.zeros((1, 0)), np.full((1, len(columns.past)), np.nan)
+            )
+            continue
+        one = _series(name, np.array([found[1]]), [(found[1], 0, table)], columns, grid)
+        assert one is not None
+        yield one
+
+
+def table_of(frame: Any, columns: Columns) -> Table:
+    """The table of a frame of pandas, polars or pyarrow, through narwhals; of a mapping of columns; or of one series
+    alone: numbers in a row, steps 0, 1, …"""
+
+    def words(**parts: Any) -> Exception:
+        return InputError(**parts)
+
+    if isinstance(frame, Mapping):
+        found = {str(name): list(values) for name, values in frame.items()}
+    elif isinstance(frame, (list, tuple)) or (isinstance(frame, np.ndarray) and frame.ndim == 1):
+        found = {columns.time: range(len(frame)), columns.target: list(frame)}
+    else:
+        try:
+            import narwhals as nw
+        except ImportError as error:
+            raise NotSupported(
+                what="frames are read through narwhals, which is not installed", where="frame",
+                got=type(frame).__name__, mend="pip install 'elman[forecast]'; or give a mapping of columns",
+            ) from error  # fmt: skip
+        try:
+            given: Any = frame
+            own = nw.from_native(given, eager_only=True)
+        except TypeError as error:
+            raise InputError(
+                what="this is no frame", where="frame", got=type(frame).__name__,
+                expected="a frame of pandas, polars or pyarrow, a mapping of columns, or numbers in a row",
+                mend="give one of these",
+            ) from error  # fmt: skip
+        found = {str(name): own[name].to_list() for name in own.columns}
+    if len({len(values) for values in found.values()}) > 1:
+        raise InputError(
+            what="columns are not of one length", where="frame", mend="give a value for each row"
+        )
+    return Table(list(found), found, lambda i: f"frame, row {i}", words, "frame")
+
+
+def frame_like(columns: Mapping[str, Any], like: Any) -> Any:
+    """Columns as a frame of the library that another is of; without one, a dict."""
+    if like is None:
+        return dict(columns)
+    import narwhals as nw
+
+    return nw.from_dict(dict(columns), backend=like).to_native()
+
+
+def backend_of(frame: Any) -> Any:
+    """What `frame_like` makes the same kind of frame by; None for what is no frame."""
+    if isinstance(frame, (Mapping, list, tuple, np.ndarray)):
+        return None
+    import narwhals as nw
+
+    return nw.from_native(frame, eager_only=True).implementation
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, columns: Columns) -> Table:
+    suffix = path.suffix.lower()
+    if suffix == PARQUET:
+        return _parquet(path, columns)
+    if suffix not in TABLES and str(path) != STDIN:
+        raise DataError(
+            what="series are read from tables" if path.exists() else "there is no such file", where=path,
+            expected=".csv, .tsv or .parquet", mend="give one of these",
+        )  # fmt: skip
+    rows = table_rows(path)
+    _, names = next(rows, (1, []))
+    return _table_of_rows(path, [name.strip() for name in names], rows)
+
+
+def _table_of_rows(path: Path, names: list[str], rows: Iterable[tuple[int, list[str]]]) -> Table:
+    places: list[int] = []
+    fields: list[list[str]] = []
+    for number, row in rows:
+        if not row:
+            continue
+        where = f"{path}:{number}"
+        if len(row) != len(names):
+            raise DataError(
+                what="a row has more or fewer fields than the first line has names", where=where, got=len(row),
+                expected=len(names), mend="put fields that hold a comma in quotes; numbers take a decimal point",
+            )  # fmt: skip
+        if max(map(len, row)) > _FIELD:
+            raise DataError(
+                what="a field is too long", where=where, got=f"{max(map(len, row)):,} characters",
+                expected=f"at most {_FIELD:,}", mend="mend the line: a quote may be left open",
+            )  # fmt: skip
+        fields.append(row)
+        places.append(number)
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise DataError(what="two columns have one name", where=f"{path}:1", got=twice, mend="rename one")
+    columns = zip(*fields, strict=True) if fields else [()] * len(names)
+    found: dict[str, Sequence[Any]] = dict(zip(names, columns, strict=True))
+    return Table(names, found, lambda i: f"{path}:{places[i]}", DataError, f"{path}:1")
+
+
+def _parquet(path: Path, columns: Columns) -> Table:
+    try:
+        import polars
+    except ImportError as error:
+        raise NotSupported(
+            what="parquet is read by polars, which is not installed",
+            where=path,
+            mend="pip install 'elman[forecast]'",
+        ) from error
+    with reading(path, "the table", "give a file of parquet") as file:
+        try:
+            table = table_of(polars.read_parquet(file), columns)
+        except Exception as error:  # whatever the library says of what is no parquet
+            raise DataError(
+                what=f"the table cannot be read: {str(error)[:200]}",
+                where=path,
+                mend="give a file of parquet",
+            ) from error
+    return Table(table.names, table.columns, lambda i: f"{path}, row {i}", DataError, str(path))
+
+
+def _expect_columns(table: Table, columns: Columns) -> None:
+    needed = [columns.time, columns.target, *columns.known, *columns.past, *columns.static]
+    if missing := [name for name in needed if name not in table.names]:
+        raise table.words(
+            what=f"there is no column {missing[0]!r}", where=table.where, got=", ".join(table.names)[:200] or "nothing",
+            expected=", ".join(needed), mend="name the columns: --id, --time, --target, --known, --past, --static",
+        )  # fmt: skip
+
+
+def _expect_order(name: str, found: list[tuple[int, int, Table]], columns: Columns) -> None:
+    for (before, j, first), (stamp, i, table) in zip(found, found[1:], strict=False):
+        if stamp > before:
+            continue
+        twice = next((one for one in found if one[0] == stamp and one[1:] != (i, table)), None)
+        same = stamp == before or twice is not None
+        other = (before, j, first) if stamp == before or twice is None else twice
+        raise table.words(
+            what=f"a time stamp stands twice in series {name!r}" if same
+            else f"series {name!r} is not in order of time",
+            where=table.place(i), got=str(table.columns[columns.time][i]),
+            expected=f"later than {other[2].columns[columns.time][other[1]]}, {other[2].place(other[1])}",
+            mend=f"leave one of the two out, or tell the series apart by {columns.id!r}" if same
+            else f"sort the rows by {columns.id} and {columns.time}",
+        )  # fmt: skip
+
+
+def _series(
+    name: str, stamps: np.ndarray, found: list[tuple[int, int, Table]], columns: Columns, grid: Grid
+) -> Series | None:
+    try:
+        places = grid.places(stamps)
+    except OffGrid as off:
+        _, i, table = found[off.index]
+        raise table.words(
+            what=f"a time stamp of series {name!r} lies between two steps", where=table.place(i),
+            got=str(table.columns[columns.time][i]),
+            expected=f"a whole number of steps of {grid.name} from {grid.words(np.zeros(1, np.int64))[0]}",
+            mend="round time stamps to their steps, or add up what lies within one",
+        ) from off  # fmt: skip
+    steps = places - places[0]
+    if steps[-1] >= min(_LONGEST, 1000 * len(steps) + 100_000):
+        _, i, table = found[int(np.diff(steps).argmax()) + 1]
+        raise table.words(
+            what=f"series {name!r} is nearly all gaps", where=table.place(i),
+            got=f"{steps[-1] + 1:,} steps of {grid.name}",
+            expected=f"fewer than {min(_LONGEST, 1000 * len(steps) + 100_000):,} for {len(steps):,} rows",
+            mend="mend the time stamp, or leave the series out",
+        )  # fmt: skip
+    y, known, past = (np.full((steps[-1] + 1, n), np.nan) for n in (1, len(columns.known), len(columns.past)))
+    kinds = ((y, (columns.target,), True), (known, columns.known, False), (past, columns.past, True))
+    for values, names, gaps in kinds:
+        for k, column in enumerate(names):
+            values[steps, k] = [_number(table, column, i, gaps=gaps) for _, i, table in found]
+    static = tuple(_static(column, name, found) for column in columns.static)
+    there = np.flatnonzero(~np.isnan(y[:, 0]))
+    if not len(there):
+        return None
+    begin, end = there[0], there[-1] + 1
+    return Series(
+        name, int(places[0] + begin), y[begin:end, 0], _filled(known[begin:]), past[begin:end], static
+    )
+
+
+def _no_stamp(table: Table, i: int, columns: Columns) -> Exception:
+    return table.words(
+        what="this is no time stamp", where=table.place(i), got=repr(table.columns[columns.time][i])[:60],
+        expected="a date or time such as 2020-01-31 or 2020-01-31T12:00, or a whole number",
+        mend=f"write it so, in column {columns.time!r}",
+    )  # fmt: skip
+
+
+def _number(table: Table, column: str, i: int, *, gaps: bool) -> float:
+    raw: Any = table.columns[column][i]
+    try:
+        gap = raw is None or (isinstance(raw, str) and raw.strip().lower() in _GAPS)
+        value = math.nan if gap else float(raw or 0)
+    except (TypeError, ValueError):
+        value = math.inf
+    if math.isinf(value) or abs(value) > 1e300 or (math.isnan(value) and not gaps):
+        raise table.words(
+            what=f"this is no number, in column {column!r}", where=table.place(i), got=repr(raw)[:60],
+            expected="a finite number" + (", or nothing for a gap" if gaps else ""),
+            mend="numbers are written as 1234.5" if gaps else "what is known of the future has no gaps: fill them in",
+        )  # fmt: skip
+    return value
+
+
+def _static(column: str, name: str, found: list[tuple[int, int, Table]]) -> Any:
+    first: Any = found[0][2].columns[column][found[0][1]]
+    for _, i, table in found:
+        if table.columns[column][i] != first:
+            raise table.words(
+                what=f"{column!r} changes within series {name!r}", where=table.place(i),
+                got=repr(table.columns[column][i])[:60], expected=repr(first)[:60],
+                mend="what belongs to a series as a whole is the same in each row; name it --known or --past",
+            )  # fmt: skip
+    try:
+        value = float(first)
+    except (TypeError, ValueError):
+        return str(first)
+    return value if math.isfinite(value) else str(first)
+
+
+def _filled(values: np.ndarray) -> np.ndarray:
+    """What is known, at time stamps that are missing as it was before."""
+    if not values.size:
+        return values
+    there = ~np.isnan(values[:, 0])
+    return values[np.maximum.accumulate(np.where(there, np.arange(len(values)), 0))]

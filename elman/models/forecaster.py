@@ -1,0 +1,339 @@
+"""The forecaster: series, and a distribution of what comes next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elman.data.series import Columns, Panel, backend_of, frame_like, panel_of, table_of
+from elman.data.series_windows import Form, Origins, kept_form
+from elman.errors import InputError, NotYet
+from elman.models import pretrained
+from elman.models.distributions import QUANTILES, SHARES
+from elman.models.forecast_network import ForecastNetwork
+from elman.models.forecasting import (
+    AVERAGE,
+    BATCH,
+    DECAY,
+    FILE,
+    Forecasts,
+    Scores,
+    ahead,
+    begun,
+    expect_steps,
+    folds_for,
+    forecasts,
+    form_of,
+    looking,
+    opened,
+    parted,
+    rolling,
+    scored,
+    table,
+    too_short,
+)
+from elman.training import Training, fitted
+
+STEPS = 1000
+
+
+class Forecaster:
+    """Series -> what comes next, as a distribution.
+
+        model = Forecaster(horizon=12, seed=0).fit(frame)        # columns unique_id, ds, y: see `elman.data.series`
+        model.predict(12)                                        # unique_id, ds, mean, 0.025, 0.05, … 0.975
+        Forecaster(horizon=12).backtest(frame)                   # what it would have said before the end
+
+    A frame is one of pandas, polars or pyarrow, a mapping of columns, or numbers in a row; a result of the same kind.
+
+    horizon: steps of a forecast. distribution: "student-t", "gaussian", "negative-binomial" (of counts), or
+    "quantiles", which are told for all steps of the horizon at once rather than drawn step by step. season: steps after
+    which series repeat themselves; None: by the time stamps, 1 for none. context: steps that are read before a
+    forecast; None: two seasons or horizons, at least 24. id, time, target, known, past, static: names of columns, see
+    `elman.data.series.Columns`. folds: horizons at the end of each series by which the best weights are chosen; None:
+    up to 5, 0: none, all is learnt from. cell, hidden, layers, dropout: see `ForecastNetwork`. steps, minutes, batch,
+    lr, weight_decay, average, seed: see `elman.training.Training`. patience: looks, of which there are 16, without a
+    better one. watch: is shown what training yields.
+
+    network, form: once there are some. Raises InputError and DataError for what are no series.
+    """
+
+    def __init__(
+        self, horizon: int = 12, *, distribution: str = "student-t", season: int | None = None,
+        context: int | None = None, id: str = "unique_id", time: str = "ds", target: str = "y",
+        known: Sequence[str] = (), past: Sequence[str] = (), static: Sequence[str] = (), folds: int | None = None,
+        cell: Any = "gru", hidden: int = 64, layers: int | None = None, dropout: float = 0.1,
+        steps: int | None = None, minutes: float | None = None, batch: int = BATCH, lr: float | None = None,
+        weight_decay: float = DECAY, average: float = AVERAGE, patience: int | None = 5, seed: int = 0,
+        watch: Callable[[Any], None] | None = None,
+    ) -> None:  # fmt: skip
+        expect_steps(horizon, "horizon")
+        self.horizon, self.distribution, self.season, self.context = horizon, distribution, season, context
+        self.columns = Columns(id, time, target, tuple(known), tuple(past), tuple(static))
+        self.folds, self.model = folds, {"cell": cell, "hidden": hidden, "layers": layers, "dropout": dropout}
+        self.steps, self.minutes, self.batch, self.lr = steps, minutes, batch, lr
+        self.weight_decay, self.average, self.patience, self.seed = weight_decay, average, patience, seed
+        self.watch = watch or (lambda event: None)
+        self._network: ForecastNetwork | None = None
+        self._form: Form | None = None
+        self._panel: Panel | None = None
+        self._like: Any = None
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def fit(self, frame: Any) -> Forecaster:
+        """Learn from series; returns itself. The random numbers of torch go on as if nothing had been drawn."""
+        self._like = backend_of(frame)
+        return self._fit(panel_of([table_of(frame, self.columns)], self.columns))
+
+    def _fit(self, panel: Panel) -> Forecaster:
+        folds = min(folds_for(panel, self.horizon), 5) if self.folds is None else self.folds
+        learnt, ends = parted(panel, folds * self.horizon, 2 * self.horizon)
+        form = form_of(learnt, self.distribution, self.season, self.context, self.horizon)
+        aside = rolling(panel, form, ends, folds, max(self.horizon // 4, 1))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network, origins = begun(form, learnt, self.distribution, **self.model)
+            steps = STEPS if self.steps is None and self.minutes is None else self.steps
+            training = Training(
+                network, origins.batches(min(self.batch, len(origins.places)), self.seed), steps=steps,
+                minutes=self.minutes, lr=self.lr or network.learning_rate, weight_decay=self.weight_decay,
+                average=self.average, seed=self.seed,
+            )  # fmt: skip
+            fitted(
+                training,
+                looking(network, aside, origins),
+                patience=self.patience if aside.places else None,
+                watch=self.watch,
+            )
+        self._network, self._form, self._panel = network.eval(), form, panel
+        return self
+
+    # --- what it is for -----------------------------------------------------------------------------------------------
+
+    def predict(
+        self, horizon: int | None = None, frame: Any = None, *, paths: int = 1000, seed: int = 0
+    ) -> Any:
+        """The forecast of `horizon` steps (None: those of the model) after the end of each series.
+
+        frame: series to go on from; None: those learnt from. Columns `known` are there for the steps of the forecast
+        too, in rows without a y. paths: futures drawn of each, of which the quantiles are taken.
+        Returns columns unique_id, ds, mean, and one for each quantile.
+        """
+        panel, made = self._forecast(horizon, frame, paths, seed)
+        starts = [(one.name, one.start + len(one.y)) for one in panel.series]
+        found = table(panel.grid, starts, made, panel.columns)
+        return frame_like(found, self._like if frame is None else backend_of(frame))
+
+    def paths(
+        self, horizon: int | None = None, frame: Any = None, *, count: int = 1000, seed: int = 0
+    ) -> dict[str, np.ndarray]:
+        """unique_id -> [count, horizon], futures that are drawn. Raises InputError of a model of quantiles."""
+        panel, made = self._forecast(horizon, frame, count, seed)
+        if made.paths is None:
+            raise InputError(
+                what="a model of quantiles draws no paths",
+                where="paths()",
+                mend='take distribution="student-t"',
+            )
+        return {one.name: paths for one, paths in zip(panel.series, made.paths, strict=True)}
+
+    def _forecast(self, horizon: int | None, frame: Any, paths: int, seed: int) -> tuple[Panel, Forecasts]:
+        form, network = self.form, self.network
+        panel = self._series(frame)
+        return panel, ahead(network, form, panel, horizon or form.horizon, paths, seed)
+
+    def backtest(self, frame: Any, *, folds: int | None = None, stride: int | None = None) -> Backtest:
+        """What it would have said: a forecaster like this one, fitted to what came before the first of several places
+        at the end of each series, tells the horizon that follows each; later numbers are read, not learnt from.
+
+        folds: horizons that the places span; None: a fifth of the middle series, 10 at most. stride: steps between two
+        places; None: a horizon. Series that are too short are learnt from alone.
+        """
+        panel = panel_of([table_of(frame, self.columns)], self.columns)
+        folds = folds_for(panel, self.horizon) if folds is None else folds
+        learnt, ends = parted(panel, folds * self.horizon, 2 * self.horizon)
+        if all(end is None for end in ends):
+            raise too_short(panel, folds * self.horizon, self.horizon)
+        fresh = self._like_this()._fit(learnt)
+        return fresh._tested(panel, ends, folds, stride, backend_of(frame))
+
+    def evaluate(self, frame: Any, *, folds: int = 1, stride: int | None = None) -> Backtest:
+        """What the fitted model says of the last horizons of series, given what came before each."""
+        panel = self._series(frame)
+        ends = [len(one.y) if len(one.y) > folds * self.form.horizon else None for one in panel.series]
+        if all(end is None for end in ends):
+            raise too_short(panel, folds * self.form.horizon, 1)
+        return self._tested(panel, ends, folds, stride, backend_of(frame))
+
+    def score(self, frame: Any) -> float:
+        """By which share it is better than the seasonal naive forecast on the last horizon of series: 1 - MASE / its
+        MASE."""
+        found = self.evaluate(frame).scores
+        return 1 - found.mase / found.naive[0]
+
+    def _tested(
+        self, panel: Panel, ends: list[int | None], folds: int, stride: int | None, like: Any
+    ) -> Backtest:
+        origins = rolling(panel, self.form, ends, folds, stride)
+        made = forecasts(self.network, origins)
+        starts = [(panel.series[i].name, panel.series[i].start + t) for i, t in origins.places]
+        found = table(panel.grid, starts, made, panel.columns)
+        found[panel.columns.target] = origins.told(range(len(starts))).reshape(-1).tolist()
+        return Backtest(scored(origins, made), frame_like(found, like))
+
+    # --- a stream -----------------------------------------------------------------------------------------------------
+
+    def begin(self, frame: Any = None, unique_id: str | None = None) -> Stream:
+        """The state from which `step` follows one series, whose past is known: in frame, or learnt from."""
+        panel, form = self._series(frame), self.form
+        found = [one for one in panel.series if unique_id in (None, one.name)]
+        if len(found) != 1:
+            raise InputError(
+                what="a stream follows one series", where="begin(unique_id)", got=f"{len(found)} of {unique_id!r}",
+                expected=", ".join(one.name for one in panel.series)[:200], mend="name one of them",
+            )  # fmt: skip
+        if form.features > form.calendar(0, 1).shape[1]:
+            raise InputError(
+                what="a stream is of a series alone", where="begin()", got="a model that reads other columns too",
+                mend="predict(frame=…) with all that is known so far",
+            )  # fmt: skip
+        one = found[0]
+        w = Origins(form, Panel(form.grid, form.columns, (one,)), 1, [(0, len(one.y))]).take([0])
+        with torch.no_grad():
+            _, states = self.network(w.lags[: form.context], w.features[: form.context])
+        return Stream(one.name, one.start + len(one.y), w.register[0], w.held[0], w.loc, w.scale, states)
+
+    def step(self, y: float | None, state: Stream, *, paths: int = 1000) -> tuple[dict[str, Any], Stream]:
+        """One number of a live stream: (ds, mean and quantiles of the next one, the state to go on from).
+
+        y: None or NaN for a gap. state: of `begin`, whose scale is kept. The forecast is that of the distribution after
+        y; it costs one step of the network, however long the stream is. Raises InputError for infinity.
+        """
+        form, network = self.form, self.network
+        gap = y is None or math.isnan(y)
+        if not gap and math.isinf(float(y or 0)):
+            raise InputError(what="this is no number", where="step(y)", got=y, mend="None for a gap")
+        value = (
+            state.past[-1] if gap else torch.tensor((float(y or 0) - float(state.loc)) / float(state.scale))
+        )
+        # The step that y is of is read now that it is over: what it was told by is in the state.
+        _, states = self._raw(state)
+        after = replace(
+            state, place=state.place + 1, past=torch.cat([state.past[1:], value.float().reshape(1)]),
+            known=torch.cat([state.known[1:], torch.tensor([float(not gap)])]), states=states,
+        )  # fmt: skip
+        raw, _ = self._raw(after)
+        if network.law is None:
+            z = (
+                network._quantiles(raw[None], self._calendar(after, form.horizon))
+                .sort(-1)
+                .values[0, 0, 0]
+                .double()
+            )
+            levels, mean = z, float((z * torch.tensor(SHARES)).sum())
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                z = network.law.draw(raw.expand(paths, -1), after.scale.expand(paths)).double()
+            levels, mean = z.quantile(torch.tensor(QUANTILES, dtype=torch.float64)), float(z.mean())
+        loc, scale = float(after.loc), float(after.scale)
+        said: dict[str, Any] = {"ds": form.grid.words(np.array([after.place]))[0], "mean": loc + scale * mean}
+        said |= {str(q): loc + scale * v for q, v in zip(QUANTILES, levels.tolist(), strict=True)}
+        return said, after
+
+    def _raw(self, state: Stream) -> tuple[Tensor, Any]:
+        places = torch.tensor([self.form.register - lag for lag in self.form.lags])
+        lags = torch.cat([state.past[places], state.known[places]])[None]
+        return self.network.step(lags, self._calendar(state, 1)[0], state.states)
+
+    def _calendar(self, state: Stream, steps: int) -> Tensor:
+        return torch.from_numpy(self.form.calendar(state.place, steps))[:, None]
+
+    # --- kept ---------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and series.json: the ends of the series, from which `predict` goes on.
+        Raises InputError for a nameless cell."""
+        network = self.network
+        assert self._panel is not None
+        pretrained.save(folder, network.settings, network, {FILE: kept_form(self.form, self._panel)})
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, trust: bool = False, cell: str | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> Forecaster:  # fmt: skip
+        """What `save_pretrained` wrote, or a run folder: see `LanguageModel.from_pretrained`."""
+        folder = pretrained.find(name)
+        form, panel, network = opened(
+            pretrained.settings_in(folder), folder, trust=trust, cell=cell, tell=tell
+        )
+        how = {name: network.settings[name] for name in ("cell", "hidden", "layers", "dropout")}
+        c = form.columns
+        made = cls(
+            form.horizon, distribution=network.settings["distribution"], season=form.season, context=form.context,
+            id=c.id, time=c.time, target=c.target, known=c.known, past=c.past, static=c.static, **how,
+        )  # fmt: skip
+        made._network, made._form, made._panel = network, form, panel
+        return made
+
+    @property
+    def network(self) -> ForecastNetwork:
+        return self._there(self._network)
+
+    @property
+    def form(self) -> Form:
+        return self._there(self._form)
+
+    def _there(self, part: Any) -> Any:
+        if part is None:
+            raise NotYet(
+                what="this forecaster is not fitted yet", where="Forecaster", mend="call fit(frame) first"
+            )
+        return part
+
+    def _series(self, frame: Any) -> Panel:
+        form = self.form
+        if frame is None:
+            assert self._panel is not None
+            return self._panel
+        return panel_of([table_of(frame, form.columns)], form.columns, form.grid)
+
+    def _like_this(self) -> Forecaster:
+        c = self.columns
+        return Forecaster(
+            self.horizon, distribution=self.distribution, season=self.season, context=self.context, id=c.id,
+            time=c.time, target=c.target, known=c.known, past=c.past, static=c.static, folds=self.folds, **self.model,
+            steps=self.steps, minutes=self.minutes, batch=self.batch, lr=self.lr, weight_decay=self.weight_decay,
+            average=self.average, patience=self.patience, seed=self.seed, watch=self.watch,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """scores: see `Scores`. table: a row for each step of each forecast: unique_id, ds, mean, quantiles, and y, what
+    happened."""
+
+    scores: Scores
+    table: Any
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a live stream stands. place: of the number that comes next. past, known: [R], scaled, as of `Windows`."""
+
+    name: str
+    place: int
+    past: Tensor
+    known: Tensor
+    loc: Tensor
+    scale: Tensor
+    states: Any

@@ -1,0 +1,449 @@
+"""Forecasting as a task: series, and a distribution of what comes next."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from elman.data.schema import Check, each, file_name, number, record, text, whole
+from elman.data.series import Columns, Panel, Series, read_rows, read_series
+from elman.data.series_windows import LONGEST, Form, Origins, kept_form
+from elman.data.tables import STDIN
+from elman.errors import DataError, InputError
+from elman.models.distributions import QUANTILES
+from elman.models.forecast_network import ForecastNetwork
+from elman.models.forecasting import (
+    AVERAGE,
+    BATCH,
+    DECAY,
+    FILE,
+    UNIT,
+    Forecasts,
+    ahead,
+    begun,
+    expect_steps,
+    folds_for,
+    forecasts,
+    form_of,
+    looking,
+    network_of,
+    opened,
+    parted,
+    rolling,
+    scored,
+    table,
+    too_short,
+)
+from elman.report import Band, Curve, Part, Point, Record, lines, plain
+from elman.tasks.settings import StackSettings, TrainingSettings, argument, option
+from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
+from elman.training import Measure, Processes, Run
+
+_SHOWN, _PAST = 6, 4  # forecasts in a report; horizons of the past that are drawn before each
+_PATHS = 1000  # drawn of a forecast that is given out
+_SAVED: dict[str, Check] = {
+    "files": each(file_name, 100_000),
+    "folds": whole(1, LONGEST),
+    "digest": text(64),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A forecaster: what comes next in series, as a distribution.
+
+    A FILE is a table in long form, .csv, .tsv or .parquet, with a row for each
+    series and time stamp: columns unique_id (may be missing where there is one
+    series), ds (dates or times as in 2020-01-31T12:00, or whole numbers), and y
+    (empty: a gap; time stamps that are missing are gaps too).
+
+    At the end of every series as many horizons as --folds says are held out to
+    measure on, and half as many before them to choose the weights by.
+    """
+
+    files: list[Path] = argument("Tables, .csv, .tsv or .parquet.", needed=True)
+    horizon: int = option(12, "Steps of a forecast.", max=LONGEST)
+    season: int | None = option(
+        None,
+        "Steps after which series repeat themselves; 1: never. (default: by the time stamps)",
+        max=LONGEST,
+    )
+    distribution: str = option(
+        "student-t", "student-t, gaussian, negative-binomial (of counts), or quantiles, told without drawing."
+    )
+    folds: int | None = option(
+        None,
+        "Horizons at the end of each series to measure on. (default: a fifth of it, at most 10)",
+        max=1000,
+    )
+    context: int | None = option(
+        None,
+        "Steps that are read before a forecast. (default: two seasons, two horizons, at least 24)",
+        max=LONGEST,
+    )
+    id: str = option("unique_id", "The column that tells series apart.", metavar="NAME")
+    time: str = option("ds", "Of time stamps.", metavar="NAME")
+    target: str = option("y", "Of what is forecast.", metavar="NAME")
+    known: str = option(
+        "", "Columns of numbers that are known of the future too, with commas.", metavar="NAMES"
+    )
+    past: str = option("", "Columns of numbers that are not.", metavar="NAMES")
+    static: str = option(
+        "", "Columns of numbers or words that belong to a series as a whole.", metavar="NAMES"
+    )
+    stack: StackSettings = StackSettings(hidden=64, dropout=0.1)
+
+    @property
+    def columns(self) -> Columns:
+        names = (
+            tuple(filter(None, map(str.strip, said.split(","))))
+            for said in (self.known, self.past, self.static)
+        )
+        return Columns(self.id, self.time, self.target, *names)
+
+
+@dataclass
+class HeldOut:
+    """Places to measure on. look: a quick look at those by which weights are chosen; None once that is over."""
+
+    origins: Origins
+    look: Callable[[], Measure] | None = None
+
+
+# --- its part of the report -------------------------------------------------------------------------------------------
+
+
+def _facts(record: Record) -> dict[str, str]:
+    said = record.measured
+    found = {
+        "held out, MASE": said.get("value"),
+        "CRPS": said.get("crps"),
+        "MASE of seasonal naive": said.get("naive"),
+    }
+    facts = {name: f"{value:.3f}" for name, value in found.items() if value is not None}
+    inside = said.get("coverage", {})
+    return facts | {
+        f"inside of {name} intervals": f"{100 * v:.1f} %" for name, v in inside.items() if name == "0.8"
+    }
+
+
+def _sections(record: Record) -> dict[str, str]:
+    said, found = record.measured, {}
+    for k, one in enumerate(said.get("shown", [])):
+        found[f"Held out, {k + 1}: {one['name']} {one['ds']}".strip()] = _picture(one)
+    if inside := said.get("coverage"):
+        rows = "".join(
+            f"<tr><th>{plain(name)}</th><td>{100 * v:.1f} %</td></tr>" for name, v in inside.items()
+        )
+        found["Intervals: the share they are to hold, and what they hold"] = f"<table>{rows}</table>"
+    rows = [
+        (name, said.get(mase), said.get(score))
+        for name, mase, score in (("this model", "value", "crps"), ("seasonal naive", "naive", "naive_crps"))
+    ]
+    if all(None not in row for row in rows):
+        cells = "".join(f"<tr><th>{name}</th><td>{a:.3f}</td><td>{b:.3f}</td></tr>" for name, a, b in rows)
+        found["Beside it"] = f"<table><tr><th></th><th>MASE</th><th>CRPS</th></tr>{cells}</table>"
+    steps = [row for row in said.get("steps", []) if len(row) == 2]
+    if len(steps) > 1:
+        curves = [
+            Curve(name, [Point(k + 1, row[i]) for k, row in enumerate(steps)], colour, marked=True)
+            for i, (name, colour) in enumerate((("MASE", "first"), ("CRPS", "second")))
+        ]
+        found["By the step of the forecast"] = lines(curves, x="step ahead", y=UNIT)
+    return found
+
+
+def _picture(one: Mapping[str, Any]) -> str:
+    past, happened, bands = one["past"], one["y"], one["bands"]
+    if any(len(band) != len(happened) for band in bands) or len(bands) != 5:
+        return ""
+
+    def points(values: Sequence[Any], first: int) -> list[Point]:
+        return [Point(first + k, value) for k, value in enumerate(values) if value is not None]
+
+    low, inner, middle, outer, high = (points(band, 1) for band in bands)
+    curves = [
+        Curve("happened", points(past, 1 - len(past)) + points(happened, 1), "faint"),
+        Curve("median", middle, "first"),
+    ]
+    drawn = [Band(low, high, "first"), Band(inner, outer, "first")]
+    return lines(curves, x="steps ahead", y="", bands=drawn)
+
+
+_figure = number(-1e300, 1e300, finite=False)
+_gap: Check = lambda value, place: None if value is None else _figure(value, place)  # noqa: E731
+_line = each(_gap, 10 * LONGEST)
+PART = Part(
+    unit="examples", loss="nats per step", figure=f"CRPS, {UNIT}", samples="The first forecast while it learned",
+    details={
+        "crps": _figure, "naive": _figure, "naive_crps": _figure, "mase": _figure, "count": whole(0, 10**12),
+        "coverage": each(_figure, 10, named=True), "steps": each(each(_figure, 2), LONGEST),
+        "shown": each(
+            record({"name": text(1000), "ds": text(100), "past": _line, "y": _line, "bands": each(_line, 5)}), _SHOWN
+        ),
+    },
+    facts=_facts, sections=_sections,
+)  # fmt: skip
+
+
+class Forecast(Task):
+    """form: how series are read. panel: those that forecasts go on from."""
+
+    name, Settings, files, part, unit = "forecast", Settings, (FILE,), PART, "window"
+
+    def __init__(self, form: Form, panel: Panel) -> None:
+        self.form, self.panel = form, panel
+
+    # --- how it comes about -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def prepare(
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+    ) -> Prepared:
+        expect_one_reader(settings.files, processes)
+        expect_steps(settings.horizon, "--horizon")
+        tell("reading the series …")
+
+        def read() -> Panel:
+            return read_series(settings.files, settings.columns)
+
+        panel = processes.first_does(read) or read()
+        horizon = settings.horizon
+        folds = settings.folds or folds_for(panel, horizon)
+        before, ends, learnt, chosen = _parts(panel, folds, horizon)
+        form = form_of(learnt, settings.distribution, settings.season, settings.context, horizon)
+        how = {**asdict(settings.stack), "cell": absolute(settings.stack.cell)}
+        expect_memory(
+            lambda: network_of(form, settings.distribution, **how),
+            how["cell"],
+            processes,
+            "--hidden, --layers",
+        )
+        torch.manual_seed(training.seed)
+        model, origins = begun(form, learnt, settings.distribution, **how)
+        model = model.to(processes.device)
+        batch = training.batch or max(min(BATCH, len(origins.places)), processes.count)
+        training = replace(
+            training, batch=batch, lr=training.lr or model.learning_rate,
+            weight_decay=DECAY if training.weight_decay is None else training.weight_decay,
+            average=AVERAGE if training.average is None else training.average,
+        )  # fmt: skip
+        aside = rolling(before, form, chosen, _chosen_by(folds), max(horizon // 4, 1))
+        held_out = HeldOut(rolling(panel, form, ends, folds), looking(model, aside, origins))
+        data = {
+            "files": ["-" if str(f) == STDIN else str(f.resolve()) for f in settings.files],
+            "folds": folds, "digest": panel.digest,
+        }  # fmt: skip
+        longest = max(len(one.y) for one in panel.series)
+        about = (
+            f"{len(panel.series):,} series of up to {longest:,} steps of {panel.grid.name}, season {form.season}; "
+            f"{len(origins.places):,} windows to learn from, {len(aside.places):,} forecasts to choose by, "
+            f"{len(held_out.origins.places):,} to measure on"
+        )
+        notes = []
+        if short := sum(end is None for end in ends):
+            notes.append(
+                f"{short:,} series are too short to hold anything out of, and are learnt from as a whole"
+            )
+        return Prepared(
+            cls(form, panel), model, origins.batches(batch, training.seed), held_out, training,
+            {**model.settings, "data": data}, about, notes,
+        )  # fmt: skip
+
+    @classmethod
+    def opened(cls, run: Run, opening: Opening) -> tuple[Forecast, ForecastNetwork]:
+        run = Run.open(run.folder, *cls.files)
+        form, panel, model = opened(run.config, run.folder, **vars(opening))
+        return cls(form, panel), model
+
+    def kept(self) -> dict[str, bytes]:
+        return {FILE: kept_form(self.form, self.panel)}
+
+    def called(self, model: Any) -> None:
+        model(torch.zeros(2, 1, 2 * len(model.lags)), torch.zeros(2, 1, model.settings["features"]))
+
+    # --- what is learnt -----------------------------------------------------------------------------------------------
+
+    def measure(self, model: Any, data: HeldOut, quick: bool) -> Measure:
+        if quick:
+            assert data.look is not None
+            return data.look()
+        origins = data.origins
+        made = forecasts(model, origins)
+        found = scored(origins, made)
+        details = {
+            "crps": found.crps, "naive": found.naive[0], "naive_crps": found.naive[1], "count": found.count,
+            "coverage": {str(share): value for share, value in found.coverage.items()},
+            "steps": [list(row) for row in found.steps], "shown": _shown(origins, made),
+        }  # fmt: skip
+        return Measure(found.mase, "MASE", UNIT, details=details)
+
+    def sample(self, model: Any) -> str:
+        first = replace(self.panel, series=self.panel.series[:1])
+        if self.form.columns.known:
+            return ""
+        made = ahead(model, self.form, first, self.form.horizon, 100)
+        one = first.series[0]
+        stamps = self.form.grid.words(one.start + len(one.y) + np.arange(min(self.form.horizon, 5)))
+        low, high = QUANTILES.index(0.1), QUANTILES.index(0.9)
+        return "\n".join(
+            f"{one.name} {stamp} {made.median[0, k]:.6g} ({q[low]:.6g} … {q[high]:.6g})".strip()
+            for k, (stamp, q) in enumerate(zip(stamps, made.quantiles[0], strict=False))
+        )
+
+    # --- what is said -------------------------------------------------------------------------------------------------
+
+    def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
+        said = measure.details
+        inside = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in said["coverage"].items())
+        return [
+            f"{measure}, CRPS {said['crps']:.4f}, of {said['count']:,} forecasts of {data.origins.steps} steps",
+            f"  beside it: seasonal naive MASE {said['naive']:.4f}, CRPS {said['naive_crps']:.4f}",
+            f"  inside of intervals: {inside}",
+        ]
+
+    # --- what is done with a run --------------------------------------------------------------------------------------
+
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
+        mend = "name a file to measure on"
+        said = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
+        form = self.form
+        if files:
+            panel, places = self._after(read_series(files, form.columns, form.grid), said["folds"])
+            return HeldOut(Origins(form, panel, places=places))
+        if STDIN in said["files"]:
+            raise DataError(
+                what="what was held out came from standard input, and is not kept",
+                where=run.folder,
+                mend=mend,
+            )
+        panel = read_series(list(map(Path, said["files"])), form.columns)
+        if panel.digest != said["digest"]:
+            raise DataError(
+                what="the series are not those that were learnt from", where=said["files"][0], mend=mend
+            )
+        _, ends, _, _ = _parts(panel, said["folds"], form.horizon)
+        return HeldOut(rolling(panel, form, ends, said["folds"]))
+
+    def _after(self, panel: Panel, folds: int) -> tuple[Panel, list[tuple[int, int]]]:
+        """(series, places of forecasts): of one that goes on from where training ended, all of it is told; of another
+        one its end."""
+        known, series, places = {one.name: one for one in self.panel.series}, [], []
+        for one in panel.series:
+            before = known.get(one.name)
+            if before is not None and one.start >= before.start + len(before.y):
+                begin, one = len(before.y), _joined(before, one)
+            else:
+                begin = max(len(one.y) - folds * self.form.horizon, 1)
+            told = range(begin, len(one.y) - self.form.horizon + 1, self.form.horizon)
+            places += [(len(series), t) for t in told if not np.isnan(one.y[t : t + self.form.horizon]).all()]
+            series.append(one)
+        if not places:
+            raise too_short(panel, self.form.horizon, 1)
+        return replace(panel, series=tuple(series)), places
+
+    def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
+        form = self.form
+        names = [form.columns.id, form.columns.time, "mean", *map(str, QUANTILES)]
+        yield _row(names)
+        if [str(file) for file in files] == [STDIN]:
+            yield from self._followed(model)
+            return
+        panel = read_series(files, form.columns, form.grid) if files else self.panel
+        made = ahead(model, form, panel, form.horizon, _PATHS)
+        yield from self._rows(panel, made)
+
+    def _followed(self, model: Any) -> Iterator[str]:
+        """The next step of each series after every row of standard input."""
+        form, most = self.form, self.form.context + self.form.register
+        if form.columns.known:
+            raise InputError(
+                what="a stream has no rows of the future, which this model reads", where="-",
+                got=f"the columns {', '.join(form.columns.known)}", mend="give a file",
+            )  # fmt: skip
+        series = {one.name: one for one in self.panel.series}
+        for one in read_rows(form.columns, form.grid):
+            before = series.get(one.name)
+            if before is not None and one.start >= before.start + len(before.y):
+                one = _joined(before, one)
+            one = _last(one, most)
+            series[one.name] = one
+            panel = Panel(form.grid, form.columns, (one,))
+            made = ahead(model, form, panel, form.horizon if model.law is None else 1, _PATHS)
+            made = Forecasts(made.mean[:, :1], made.quantiles[:, :1], None)
+            yield from self._rows(panel, made)
+
+    def _rows(self, panel: Panel, made: Forecasts) -> Iterator[str]:
+        starts = [(one.name, one.start + len(one.y)) for one in panel.series]
+        columns = table(panel.grid, starts, made, panel.columns)
+        for row in zip(*columns.values(), strict=True):
+            yield _row([one if isinstance(one, str) else f"{one:.7g}" for one in row])
+
+
+def _parts(panel: Panel, folds: int, horizon: int) -> tuple[Panel, list[int | None], Panel, list[int | None]]:
+    """(what is not measured on, where each series ends or None; of that what is learnt from, where each of those that
+    weights are chosen by ends). Raises DataError where nothing is long enough."""
+    before, ends = parted(panel, folds * horizon, horizon + 3)
+    if all(end is None for end in ends):
+        raise too_short(panel, folds * horizon, horizon + 3)
+    learnt, chosen = parted(before, _chosen_by(folds) * horizon, horizon)
+    return before, ends, learnt, chosen
+
+
+def _chosen_by(folds: int) -> int:
+    return max(folds // 2, 1)
+
+
+def _joined(first: Series, then: Series) -> Series:
+    """A series that goes on later, with a gap between the two if need be."""
+    apart = then.start - first.start - len(first.y)
+    known = first.known[: len(first.y)]
+    between = np.repeat(known[-1:], apart, 0) if apart else known[:0]
+    return replace(
+        then, start=first.start, y=np.concatenate([first.y, np.full(apart, np.nan), then.y]),
+        known=np.concatenate([known, between, then.known]),
+        past=np.concatenate([first.past, np.full((apart, first.past.shape[1]), np.nan), then.past]),
+    )  # fmt: skip
+
+
+def _last(one: Series, steps: int) -> Series:
+    cut = max(len(one.y) - steps, 0)
+    return replace(one, start=one.start + cut, y=one.y[cut:], known=one.known[cut:], past=one.past[cut:])
+
+
+def _shown(origins: Origins, made: Forecasts) -> list[dict[str, Any]]:
+    """Some forecasts beside what happened, from different series where there are several."""
+    last = {i: k for k, (i, _) in enumerate(origins.places)}
+    rows = list(last.values())[:_SHOWN]
+    if len(last) == 1:
+        rows = np.linspace(0, len(origins.places) - 1, min(_SHOWN, len(origins.places))).astype(int).tolist()
+    levels = [QUANTILES.index(level) for level in (0.025, 0.1, 0.5, 0.9, 0.975)]
+    found = []
+    for k in rows:
+        i, t = origins.places[k]
+        one = origins.panel.series[i]
+        stamp = origins.form.grid.words(np.array([one.start + t]))[0]
+        past = one.y[max(t - _PAST * origins.steps, 0) : t]
+        found.append({
+            "name": one.name[:1000], "ds": stamp, "past": _plain(past), "y": _plain(origins.told([k])[0]),
+            "bands": [_plain(made.quantiles[k, :, q]) for q in levels],
+        })  # fmt: skip
+    return found
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values.tolist()]
+
+
+def _row(fields: Iterable[str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(fields)
+    return out.getvalue()
