@@ -18,6 +18,7 @@ from elman.errors import DataError, InputError, StateError
 from elman.models import Autoencoder
 from elman.models.autoencoding import AutoencoderNetwork, together
 from tests.strangers import elman
+from tests.typed import expect_answers
 
 NAMES = Path(__file__).parents[2] / "shared" / "data" / "names"
 WORDS = sorted({f"{a}{b}{c}"[:n] for a in "abc" for b in "abc" for c in "abc" for n in (1, 2, 3)})
@@ -326,7 +327,7 @@ def trained(folder: Path, *given: object) -> Path:
     return folder / "run"
 
 
-def test_words_on_the_command_line(tmp_path: Path) -> None:
+def test_words_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "words.txt").write_text("\r\n".join([*WORDS, *WORDS, "", "é"]) + "\r\n", "utf-8")
     run = trained(tmp_path, tmp_path / "words.txt")
     said = elman("evaluate", run).out
@@ -336,10 +337,9 @@ def test_words_on_the_command_line(tmp_path: Path) -> None:
     page = (run / "report.html").read_text("utf-8")
     for title in ("Exactness against length", "Reconstructions of what was held out", "From one to another"):
         assert title in page
-    answer = elman("predict", run, "-", text=b"ab\nabc\n")
     (tmp_path / "two.txt").write_text("ab\nabc")
-    assert answer.out == elman("predict", run, tmp_path / "two.txt").out
-    assert answer.out.count("\n") == 2
+    answers = expect_answers(run, [b"ab\n", b"abc\n"], monkeypatch)
+    assert elman("predict", run, tmp_path / "two.txt").out.splitlines() == answers
     (tmp_path / "words.txt").write_text("\n".join(WORDS[3:]))
     assert "not what it was in training" in elman("evaluate", run).err
     assert elman("evaluate", run, tmp_path / "two.txt").status == 0
@@ -356,15 +356,17 @@ def test_what_is_learnt_from_is_not_measured_on(tmp_path: Path) -> None:
     assert "stands in what is learnt from" in said.err
 
 
-def test_rolls_on_the_command_line(tmp_path: Path) -> None:
+def test_rolls_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     rolls = [(draw.random((n, 3)) > 0.5).astype(int).tolist() for n in (2, 3, 4, 5) * 10]
     (tmp_path / "rolls.jsonl").write_text("\n".join(map(json.dumps, rolls)))
     run = trained(tmp_path, tmp_path / "rolls.jsonl")
     assert "% of frames" in elman("evaluate", run).out
     assert "given (above) and made" in (run / "report.html").read_text("utf-8")
-    for line in elman("predict", run, tmp_path / "rolls.jsonl").out.splitlines():
-        assert np.array(json.loads(line)).size % 3 == 0
+    found = elman("predict", run, tmp_path / "rolls.jsonl").out.splitlines()
+    assert all(np.array(json.loads(line)).size % 3 == 0 for line in found)
+    lines = [f"{json.dumps(roll)}\n".encode() for roll in rolls[:2]]
+    assert expect_answers(run, lines, monkeypatch) == found[:2]
 
 
 @pytest.mark.parametrize(("name", "content", "where", "said"), [

@@ -22,6 +22,7 @@ from elman.report import matrix, read_record
 from elman.tasks.classify import Classify
 from tests import pairwise
 from tests.strangers import elman
+from tests.typed import expect_answers
 
 NAMES = Path(__file__).resolve().parents[2] / "shared" / "data" / "names"
 SMALL: dict[str, Any] = {"hidden": 8, "layers": 1, "steps": 40, "lr": 0.02, "batch": 16}
@@ -415,6 +416,7 @@ def test_it_predicts_line_by_line(run: Path, tmp_path: Path, monkeypatch: pytest
     assert elman("predict", run, tmp_path / "lines.txt").out == "ab\n\ncd\n"
     assert elman("predict", run, tmp_path / "rows.csv").out == "ab\ncd\n"
     assert elman("predict", run, tmp_path / "rows.jsonl").out == "ab\ncd\n"
+    assert expect_answers(run, [b"abab\n", b"\r\n", b"cdcd"], monkeypatch) == ["ab", "", "cd"]
     (tmp_path / "odd.txt").write_bytes(b"abab\n\xff\n")
     said = elman("predict", run, tmp_path / "odd.txt")
     assert said.status == 2

@@ -111,6 +111,29 @@ def test_other_symbols_than_characters(kind: str, text: Path, tmp_path: Path) ->
     assert written.output.startswith("the cat")
 
 
+def test_a_readout_of_two_levels(text: Path, tmp_path: Path) -> None:
+    how = ("--tokenizer", "words", "--readout", "adaptive", "--cutoffs", "3,6", "--hidden", "8")
+    run = trained(text, tmp_path / "run", *how)
+    assert json.loads((run / "config.json").read_text())["cutoffs"] == [3, 6]
+    assert "bits per word" in elman("evaluate", run).output
+    assert elman("generate", run, "--length", 5, "--seed", 1).exit_code == 0
+    assert len(elman("score", run, text).output.splitlines()) == TEXT.count(" ") + TEXT.count("\n")
+    assert elman("explain", run).exit_code == 0
+    assert elman("draw", run, "-o", tmp_path / "run.svg").exit_code == 0
+    again = elman("train", "lm", text, "--out", run, *SMALL, *how, "--resume", "auto")
+    assert "going on from step 30" in again.output
+    for option, value, said in (
+        ("--readout", "softmax", "another readout"), ("--cutoffs", "3,5", "another cutoffs"),
+    ):  # fmt: skip
+        asked = ("--init-from", run, "--tokenizer", "words", "--readout", "adaptive", option, value)
+        assert said in str(elman("train", "lm", text, "--out", tmp_path / "b", *asked).exception)
+    for wrong, said in (
+        (("--readout", "adaptive"), "would not make"), (("--readout", "fast"), "no such readout"),
+        (("--cutoffs", "3"), "of an adaptive readout"), (("--readout", "adaptive", "--cutoffs", "x"), "numbers"),
+    ):  # fmt: skip
+        assert said in str(elman("train", "lm", text, "--out", tmp_path / "c", *wrong).exception)
+
+
 def test_a_run_that_diverges_says_what_is_kept(text: Path, tmp_path: Path) -> None:
     more = ["--steps", 200, "--checkpoint-every", 5, "--lr", 1e30, "--clip", 1e30, "--weight-decay", 0.01]
     result = elman("train", "lm", text, "--out", tmp_path / "run", *SMALL[:-4], *more)

@@ -21,6 +21,8 @@ from elman.tasks import TASKS
 from elman.tasks.settings import COUNT
 
 if TYPE_CHECKING:
+    from elman.data import Tokenizer
+    from elman.tasks.lm import Language
     from elman.tasks.settings import KeepingSettings, MachineSettings, TrainingSettings
     from elman.tasks.task import Task
 
@@ -196,17 +198,60 @@ def predict(
     - is standard input, answered line by line as it comes.
     """
     from elman.app import jobs
+    from elman.app.writing import put
     from elman.tasks.task import Opening
-    from elman.training import write_atomically
 
     run, task, model = jobs.opened(folder, Opening(trust, cell, _note))
-    lines = task.predict(model, files or [], run)
-    if out is not None:
-        write_atomically(out, "".join(f"{line}\n" for line in lines).encode())
-        return
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
+    put(task.predict(model, files or [], run), out)
+
+
+@app.command()
+def score(
+    folder: RunFolder,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="UTF-8 texts, one after another; - for standard input.", show_default=False
+        ),
+    ],
+    each: Annotated[str, typer.Option(help="What has a line: word, or symbol.")] = "word",
+    form: Annotated[
+        str | None, typer.Option("--format", help="jsonl, or csv. (default: as --out is called, else jsonl)")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A file to write, rather than standard output.")] = None,
+    begin: Annotated[
+        str, typer.Option(help="What is read before the text. '': nothing; the first symbol has no figure then.",
+                          show_default="a new line"),
+    ] = "\n",
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Forget at every line what came before: lines are texts of their own.")
+    ] = False,
+    trust: Trust = False,
+    cell: Cell = None,
+) -> None:  # fmt: skip
+    """How surprising each word or symbol of a text is to a language model: -log2 p(it | all before it), in bits.
+
+    Exact, with the state carried through the whole text. A word is what white
+    space parts; the blank that ends it counts, the one before it does not.
+    - is standard input, answered line by line as it comes.
+    """
+    from elman.app import jobs
+    from elman.app.writing import FORMS, put, rows
+    from elman.models.surprisal import Symbol, Word
+    from elman.tasks.task import Opening
+
+    kinds = {"word": Word, "symbol": Symbol}
+    form = form or ("csv" if out is not None and out.suffix.lower() == ".csv" else "jsonl")
+    for name, value, among in (("--each", each, tuple(kinds)), ("--format", form, FORMS)):
+        if value not in among:
+            raise InputError(
+                what=f"{name} is {' or '.join(among)}", where=name, got=value[:50], mend="take one of them"
+            )
+    run, task, model = jobs.opened(folder, Opening(trust, cell, _note))
+    task = _language(task, folder, "scores a text", "elman evaluate RUN FILE measures its model")
+    _note_strange(task.tokenizer, begin)
+    found = task.score(model, files, run, begin=begin, anew=anew)
+    put(rows((one for one in found if isinstance(one, kinds[each])), kinds[each]._fields, form), out)
 
 
 @app.command()
@@ -237,24 +282,15 @@ def generate(
     from elman.app import jobs
     from elman.app.writing import shown
     from elman.models.writing import continuation, continuations
-    from elman.tasks.lm import Language
     from elman.tasks.task import Opening
 
     _, task, model = jobs.opened(folder, Opening(trust, cell, _note))
-    if not isinstance(task, Language):
-        raise InputError(
-            what="only a language model writes", where=folder, got=f"a run of {task.name}",
-            mend="elman predict RUN FILE says what its model makes of a file",
-        )  # fmt: skip
-    tokenizer = task.tokenizer
+    tokenizer = _language(
+        task, folder, "writes", "elman predict RUN FILE says what its model makes of a file"
+    ).tokenizer
     if not prompt:
         prompt = "\n"
-    if tokenizer.kind == "characters":
-        strange = sorted({char for char in prompt if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
-        if strange:
-            # By their numbers too: letters that run from right to left would turn the line round.
-            said = [f"{char!r} (U+{ord(char):04X})" for char in strange[:8]] + ["…"] * (len(strange) > 8)
-            _note(f"the model never saw {', '.join(said)}: read as <unk>.")
+    _note_strange(tokenizer, prompt)
     how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     if samples > 1:
         texts = continuations(model, tokenizer, prompt, length, samples, stop, **how)
@@ -301,6 +337,25 @@ def demo(
     from elman.app.demo import demo as run_demo
 
     _leave(run_demo(_console(), minutes, out, seed))
+
+
+def _language(task: Task, folder: Path, does: str, mend: str) -> Language:
+    from elman.tasks.lm import Language
+
+    if not isinstance(task, Language):
+        raise InputError(
+            what=f"only a language model {does}", where=folder, got=f"a run of {task.name}", mend=mend
+        )
+    return task
+
+
+def _note_strange(tokenizer: Tokenizer, text: str) -> None:
+    if tokenizer.kind == "characters":
+        strange = sorted({char for char in text if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
+        if strange:
+            # By their numbers too: letters that run from right to left would turn the line round.
+            said = [f"{char!r} (U+{ord(char):04X})" for char in strange[:8]] + ["…"] * (len(strange) > 8)
+            _note(f"the model never saw {', '.join(said)}: read as <unk>.")
 
 
 def _going_on(processes: int) -> str:

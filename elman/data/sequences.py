@@ -42,14 +42,16 @@ _CHECK = record(
 )
 
 
-def read_sequences(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
+def read_sequences(files: Iterable[Path], in_json: bool = False) -> Iterator[tuple[str, Any]]:
     """(file:line, sequence) of files, "-" for standard input, each as soon as it is read; empty lines are passed over.
+
+    in_json: lines of standard input are JSON, as those of .jsonl.
 
     Raises DataError with file and line for what cannot be read.
     """
     for file in files:
-        in_json = file.suffix in _JSON
-        most = _RAW if in_json else 4 * LONGEST
+        quoted = in_json if str(file) == "-" else file.suffix in _JSON
+        most = _RAW if quoted else 4 * LONGEST
         with _opened(file) as lines:
             number = 0
             while raw := lines.readline(most + 3):
@@ -57,7 +59,7 @@ def read_sequences(files: Iterable[Path]) -> Iterator[tuple[str, Any]]:
                 place = f"{file}:{number}"
                 line = _line(raw, place, most)
                 if line.strip():
-                    yield place, _from_json(line, place) if in_json else _text(line, place)
+                    yield place, _from_json(line, place) if quoted else _text(line, place)
 
 
 @contextmanager

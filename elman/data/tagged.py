@@ -62,14 +62,14 @@ def read_words(file: Path) -> Iterator[list[str]]:
         yield words
 
 
-def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(its number from 1, a line without its end). Raises DataError for what is no UTF-8, and for a line of more than
-    2²⁰ bytes, with file and line."""
+def numbered_lines(file: Path, ends: bool = False) -> Iterator[tuple[int, str]]:
+    """(its number from 1, a line; with `ends`, its end too). Raises DataError for what is no UTF-8, and for a line of
+    more than 2²⁰ bytes, with file and line."""
     if str(file) == STDIN:
-        yield from _decoded(sys.stdin.buffer, "standard input")
+        yield from _decoded(sys.stdin.buffer, "standard input", ends)
         return
     with reading(file, "the file", "give one that is there") as opened:
-        yield from _decoded(opened, file)
+        yield from _decoded(opened, file, ends)
 
 
 def digest(sentences: Sequence[Sentence]) -> str:
@@ -80,7 +80,7 @@ def digest(sentences: Sequence[Sentence]) -> str:
     return found.hexdigest()
 
 
-def _decoded(opened, where: object) -> Iterator[tuple[int, str]]:
+def _decoded(opened, where: object, ends: bool) -> Iterator[tuple[int, str]]:
     number = 0
     while raw := opened.readline(_LINE + 1):
         number += 1
@@ -96,7 +96,8 @@ def _decoded(opened, where: object) -> Iterator[tuple[int, str]]:
             raise DataError(
                 what="this is no UTF-8", where=f"{where}:{number}", got=got, mend=_UTF8
             ) from error
-        yield number, (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
+        line = line.removeprefix("\ufeff") if number == 1 else line
+        yield number, line if ends else line.rstrip("\r\n")
 
 
 def _columns(file: Path, column: int | None) -> Iterator[Sentence]:

@@ -222,6 +222,29 @@ class Tokenizer:
                 for found in self.backend.encode_batch_fast(group, add_special_tokens=False):
                     yield np.array(found.ids, dtype=np.uint32)
 
+    @staticmethod
+    def parts(pieces: Iterable[str]) -> Iterator[str]:
+        """A text in parts of some thousand characters, whose symbols one after another are those of the text."""
+        return _cut(pieces)
+
+    def spans(self, part: str) -> tuple[Tensor, list[tuple[int, int]]]:
+        """The symbols of a text, int64 [N], and the characters that each stands for, all or part: (first, last + 1)."""
+        if self.kind in ("words", "bpe"):
+            encoded(part)
+            found = self.backend.encode(part, add_special_tokens=False)
+            return torch.tensor(found.ids, dtype=torch.int64), found.offsets
+        numbers = self.encode(part)
+        if self.kind == "characters":
+            return numbers, [(k, k + 1) for k in range(len(part))]
+        return numbers, [(k, k + 1) for k, letter in enumerate(part) for _ in letter.encode()]
+
+    @cached_property
+    def symbols(self) -> list[str]:
+        """What each symbol stands for, by number; bytes that are no character by themselves are written as \\xe2."""
+        if self.unknown is None:
+            return [raw.decode("utf-8", "backslashreplace") for raw in self._raw]
+        return sorted(vocabulary := self.backend.get_vocab(), key=vocabulary.__getitem__)
+
     @cached_property
     def _numbers(self) -> np.ndarray:
         """The number of each code point's symbol: what the backend finds for characters, many times as fast."""

@@ -54,6 +54,13 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.array)
 
+    def frequencies(self) -> np.ndarray:
+        """How often each symbol comes: [vocabulary]."""
+        found = np.zeros(self.vocabulary, dtype=np.int64)
+        for start in range(0, len(self), _SMALL):
+            found += np.bincount(self.array[start : start + _SMALL], minlength=self.vocabulary)
+        return found
+
     def __getitem__(self, part: slice) -> Tensor:
         return torch.from_numpy(self.array[part].astype(np.int64))
 

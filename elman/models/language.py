@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from elman.data import Tokenizer
-from elman.data.schema import truth, whole
-from elman.errors import InputError, InputTypeError, expect
+from elman.data.schema import each, truth, whole
+from elman.errors import DataError, InputError, InputTypeError, expect
 from elman.models import pretrained
 from elman.models.evaluating import evaluating
-from elman.models.readout import cross_entropy
+from elman.models.readout import GROUPS, Adaptive, expect_cutoffs, loss
 from elman.models.sampler import Sampler
 from elman.models.stack import Cells, learning_rate, stack_of
+from elman.models.surprisal import Surprisal, Word, each_line, surprisal
 from elman.plan import Explanation
 from elman.recurrent import LockedDropout, Recurrent, Stack
 from elman.training import Run
@@ -25,6 +26,7 @@ _KNOWN = {
     "embedding": whole(1, pretrained.SIZE),
     "tie": truth,
     "condition": whole(0, pretrained.SIZE),
+    "cutoffs": each(whole(1, pretrained.SIZE), GROUPS),
 }
 _BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
@@ -42,6 +44,7 @@ class LanguageModel(nn.Module):
         tokens = model.generate(prompt, 200)         # prompt int64 [P]
         for token in model.generate_iter(prompt, 200):
             …                                        # one at a time, as they are written
+        model.score("The cat sat.").words            # how surprising each word is, in bits
 
     Source: Goodfellow, Bengio and Courville, Deep Learning, 2016, section 10.2, equations 10.8 to 10.14.
 
@@ -53,11 +56,12 @@ class LanguageModel(nn.Module):
     dropout: the share of each layer's output that is left out in training (see `elman.recurrent.dropout`). tie: E is
     V's matrix too. residual, norm: see `elman.models.stack`. condition: width of a vector that describes a whole
     sequence (`context`), and is added to the embedding of every symbol through a matrix. The state is a tuple with one
-    entry for each layer.
+    entry for each layer. tokenizer: that of its symbols, where it is known: of a model from a folder with one.
     """
 
     _version = 1  # of its state_dict, which PyTorch keeps in `_metadata`
     stack: Stack
+    tokenizer: Tokenizer | None = None
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class LanguageModel(nn.Module):
         condition: int = 0,
         residual: bool = False,
         norm: bool = False,
+        cutoffs: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if layers is None:
@@ -94,6 +99,7 @@ class LanguageModel(nn.Module):
                 got=f"embedding {embedding}, hidden {hidden}", expected="the same width",
                 mend=f"take embedding={hidden}",
             )  # fmt: skip
+        cutoffs = expect_cutoffs(cutoffs, vocabulary) if cutoffs else ()
         self.dropout = LockedDropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
@@ -105,16 +111,19 @@ class LanguageModel(nn.Module):
             "tie": tie,
             "condition": condition,
             **made,
+            **({"cutoffs": list(cutoffs)} if cutoffs else {}),
         }
         # Its parts are registered here, and not the stack: so were the weights named from the beginning.
         self.__dict__["stack"] = stack
         self.layers = stack.layers
         if norm:
             self.norms = stack.norms
-        self.readout = nn.Linear(hidden, vocabulary)
+        self.readout = Adaptive(hidden, vocabulary, cutoffs) if cutoffs else nn.Linear(hidden, vocabulary)
         # Small weights, no bias: the untrained model holds every symbol equally likely, L = log V.
         nn.init.normal_(self.readout.weight, std=0.1 * hidden**-0.5)
         nn.init.zeros_(self.readout.bias)
+        if isinstance(self.readout, Adaptive):
+            self.readout.begin()
         if tie:
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
             self.readout.weight = self.embedding.weight
@@ -151,18 +160,34 @@ class LanguageModel(nn.Module):
         cls, config: dict[str, Any], folder: Path, trust: bool, cell: str | None,
         tell: Callable[[str], None] | None,
     ) -> LanguageModel:  # fmt: skip
-        return pretrained.load(
+        model = pretrained.load(
             cls, "a language model", {"vocabulary": whole(1, pretrained.SIZE)}, _shapes, config, folder, trust=trust,
             cell=cell, tell=tell, known=_KNOWN,
         )  # fmt: skip
+        if (path := folder / pretrained.TOKENIZER).is_file():
+            model.tokenizer = Tokenizer.load(path)
+            model._expect(model.tokenizer, path)
+        return model
 
     def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the model as a folder that `huggingface_hub.PyTorchModelHubMixin` reads too: see `pretrained`.
 
-        Raises InputError where a cell has no name by which it would be found again.
+        tokenizer: by default the model's own, if it has one. Raises InputError where a cell has no name by which it
+        would be found again.
         """
-        files = {} if tokenizer is None else {pretrained.TOKENIZER: tokenizer.to_json().encode()}
+        files = {}
+        if (tokenizer := tokenizer or self.tokenizer) is not None:
+            self._expect(tokenizer, "tokenizer")
+            files[pretrained.TOKENIZER] = tokenizer.to_json().encode()
         pretrained.save(folder, self.settings, self, files)
+
+    def _expect(self, tokenizer: Tokenizer, where: object) -> None:
+        """Raise DataError where these are not the symbols of the model."""
+        if tokenizer.size != self.settings["vocabulary"]:
+            raise DataError(
+                what="the tokenizer and the model are not of one run", where=where, got=f"{tokenizer.size} symbols",
+                expected=f"{self.settings['vocabulary']}", mend="take the tokenizer that the model learnt with",
+            )  # fmt: skip
 
     @property
     def learning_rate(self) -> float:
@@ -205,7 +230,7 @@ class LanguageModel(nn.Module):
                 expected=f"{list(x.shape)}, as x", mend="y(t) is x(t + 1): loss(text[:-1], text[1:])",
             )  # fmt: skip
         h, after = self._hidden(x, state, context)
-        return cross_entropy(h.flatten(0, 1), self.readout.weight, self.readout.bias, y.flatten()), after
+        return loss(self.readout, h.flatten(0, 1), y.flatten()), after
 
     def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
         """What the readout sees, [T, B, H], and the final state."""
@@ -231,6 +256,32 @@ class LanguageModel(nn.Module):
             )  # fmt: skip
         e = self.embedding(x)
         return e if self.condition is None else e + self.condition(context)
+
+    def score(
+        self, text: str, *, tokenizer: Tokenizer | None = None, begin: str = "\n", anew: bool = False,
+        context: Tensor | None = None,
+    ) -> Surprisal:  # fmt: skip
+        """How surprising a text is: -log2 p of each symbol and each word, in bits; exact, with the state carried.
+
+            found = model.score("The cat sat on the mat.")
+            pandas.DataFrame(found.words)            # line, offset, word, surprisal, end, unknown
+
+        text: of any length. tokenizer: of its symbols, where the model has none of its own. begin: what is read before;
+        "": nothing, so that the first symbol is only read, as `evaluate` does it. anew: every line begins so, and
+        nothing is remembered of the line before. context: [1, condition]. What counts to a word, and what is nan: see
+        `elman.models.surprisal`. A text that comes in pieces, or is too long for its table: `surprisal` there.
+        """
+        expect(text, str, "a text is scored", "text")
+        if (tokenizer := tokenizer or self.tokenizer) is None:
+            raise InputError(
+                what="the model does not know which text its symbols stand for", where="tokenizer",
+                mend="pass tokenizer=, as Tokenizer.load(RUN / 'tokenizer.json') gives it",
+            )  # fmt: skip
+        self._expect(tokenizer, "tokenizer")
+        parts, found = each_line([text]) if anew else tokenizer.parts([text]), Surprisal()
+        for one in surprisal(self, tokenizer, parts, begin=begin, anew=anew, context=context):
+            (found.words if isinstance(one, Word) else found.symbols).append(one)  # type: ignore[arg-type]
+        return found
 
     def generate(
         self, prompt: Tensor | Sequence[int], length: int, *, samples: int | None = None, stop: Sequence[int] = (),
@@ -346,6 +397,8 @@ def _shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, 
     }
     if settings["tie"] and there.keys() & found.keys():  # one of them is both
         found |= {name: None for name in found if name not in there}
+    if settings["cutoffs"]:
+        found["readout.groups.weight"] = [len(settings["cutoffs"]), settings["hidden"]]
     if settings["condition"]:
         found["condition.weight"] = [settings["embedding"], settings["condition"]]
     return found

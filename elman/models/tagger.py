@@ -207,7 +207,10 @@ class Tagger:
                 mend="construct it with both=False, or call predict",
             )  # fmt: skip
         forms, (below, way) = Forms(lexicon), state or (None, None)
-        read = [part.to(network.readout.weight.device) for part in forms.batch([forms.rows([word])])]
+        read = [
+            part.to(network.readout.weight.device)
+            for part in forms.batch([forms.rows(_words([word], "word"))])
+        ]
         h, below = network.stack.step(network.read(*read)[0], below)
         o = network.readout(h)
         if network.crf is not None:

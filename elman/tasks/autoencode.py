@@ -267,7 +267,9 @@ class Autoencode(Task):
             )  # fmt: skip
         waiting: list[Tensor] = []
         for file in files:
-            for place, value in read_sequences([file]):
+            for place, value in read_sequences(
+                [file], in_json=bool(self.form.channels) or not self.form.joined
+            ):
                 waiting.append(_encode(self.form, {"": (place, value)}, ""))
                 if str(file) == "-" or len(waiting) == _TOGETHER:
                     yield from self._written(model, waiting)

@@ -26,14 +26,19 @@ from elman.data import (
     windows,
 )  # fmt: skip
 from elman.data.schema import each, file_name, maybe, number, record, text, truth, whole
-from elman.errors import DataError, InputError
+from elman.data.tagged import numbered_lines
+from elman.data.text import STDIN
+from elman.errors import InputError
 from elman.models import LanguageModel, NGram, estimate, evaluate, reach
+from elman.models.readout import choose_cutoffs, expect_cutoffs
+from elman.models.surprisal import Symbol, Word, each_line, surprisal
 from elman.models.writing import continuation
 from elman.report import Curve, Part, Point, Record, finite, lines
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, given, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
 
+READOUTS = SOFTMAX, ADAPTIVE = "softmax", "adaptive"
 WINDOW, BATCH = 64, 32  # where a text is not too short for them
 MEASURED = 1_000_000  # characters at the end of a run: half a minute
 SAMPLED = 200  # characters of the samples in a log
@@ -97,6 +102,14 @@ class Settings:
     stack: StackSettings = StackSettings()
     embedding: int | None = option(None, "Width of a symbol's vector. (default: 64; H if tied)", max=SIZE)
     tie: bool = option(False, "One matrix for symbols going in and coming out.")
+    readout: str = option(
+        "softmax",
+        "softmax; or adaptive: of two levels, the frequent symbols and groups of others, which is as exact, and "
+        "several times as fast with 10,000 words.",
+    )
+    cutoffs: str | None = option(
+        None, "Of adaptive: the symbols at which groups begin, 1000,4000. (default: by how often each comes)"
+    )
     window: int | None = option(
         None, "T, steps through which gradients flow back. (default: 64, less for a short text)", max=SIZE
     )
@@ -191,7 +204,7 @@ class Language(Task):
     def prepare(
         cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
     ) -> Prepared:
-        files, valid = settings.files, settings.valid
+        files, valid, cutoffs = settings.files, settings.valid, _cutoffs(settings)
         expect_one_reader([*files, valid], processes)
         beginning = None if settings.init_from is None else _beginning(settings)
 
@@ -211,6 +224,8 @@ class Language(Task):
         # The others find in the cache what the first one has worked out.
         corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
         how, options = settings.model, "--hidden, --layers, --embedding, --vocabulary"
+        if settings.readout == ADAPTIVE and beginning is None:
+            how["cutoffs"] = expect_cutoffs(cutoffs or _chosen(tokens), tokenizer.size)
         expect_memory(lambda: LanguageModel(tokenizer.size, **how), how["cell"], processes, options)
         torch.manual_seed(training.seed)
         if beginning is not None:
@@ -247,15 +262,9 @@ class Language(Task):
     @classmethod
     def opened(cls, run: Run, opening: Opening) -> tuple[Language, LanguageModel]:
         run = Run.open(run.folder, *cls.files)
-        tokenizer = _tokenizer(run)
         model = LanguageModel.load(run, **vars(opening))
-        if tokenizer.size != model.settings["vocabulary"]:
-            raise DataError(
-                what="the tokenizer and the model are not of one run", where=run.folder / "tokenizer.json",
-                got=f"{tokenizer.size} symbols", expected=f"{model.settings['vocabulary']}",
-                mend="restore the files of one run",
-            )  # fmt: skip
-        return cls(tokenizer), model
+        assert model.tokenizer is not None
+        return cls(model.tokenizer), model
 
     def kept(self) -> dict[str, bytes]:
         return {"tokenizer.json": self.tokenizer.to_json().encode()}
@@ -323,9 +332,7 @@ class Language(Task):
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
         cache, mend = cache or cache_folder(), "name a text"
         if files:
-            said = record({}, {"unix_newlines": truth})
-            how = run.section("data", said, "the run does not say how its text was read")
-            found = open_text(files, spool=cache, unix_newlines=how.get("unix_newlines", False))
+            found = open_text(files, spool=cache, unix_newlines=_unix(run))
         else:
             found = reread_held_out(
                 run.section("data", _DATA, "the run does not say what text was held out", mend)
@@ -339,8 +346,30 @@ class Language(Task):
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         raise InputError(
             what="a language model does not predict a file; it writes, and it measures", where=run.folder,
-            mend="elman generate RUN writes, elman evaluate RUN FILE says how well it predicts",
+            mend="elman generate RUN writes, elman score RUN FILE says how well it predicts each word",
         )  # fmt: skip
+
+    def score(self, model: Any, files: Sequence[Path], run: Run, **how: Any) -> Iterator[Symbol | Word]:
+        """How surprising the text of files is, one after another; that of "-" alone line by line, as it comes.
+
+        how: `begin` and `anew` of `elman.models.surprisal`.
+        """
+        unix = _unix(run)
+        if [str(file) for file in files] == [STDIN]:
+            said = (line for _, line in numbered_lines(files[0], ends=True))
+            parts = (line.replace("\r\n", "\n") for line in said) if unix else said
+        else:
+            pieces = open_text(files, spool=cache_folder(), unix_newlines=unix).pieces()
+            parts = each_line(pieces) if how.get("anew") else self.tokenizer.parts(pieces)
+        return surprisal(model, self.tokenizer, parts, **how)
+
+
+def _unix(run: Run) -> bool:
+    """Whether the text that a run learnt from had its newlines read as LF."""
+    how = run.section(
+        "data", record({}, {"unix_newlines": truth}), "the run does not say how its text was read"
+    )
+    return how.get("unix_newlines", False)
 
 
 def fitting(window: int | None, batch: int | None, symbols: int, processes: int) -> tuple[int, int]:
@@ -363,12 +392,43 @@ def baselines(prepared: Prepared) -> dict[str, float]:
     }
 
 
+def _cutoffs(settings: Settings) -> list[int]:
+    """Those that were asked for. Raises InputError."""
+    if settings.readout not in READOUTS:
+        raise InputError(
+            what="there is no such readout", where="--readout", got=settings.readout[:50],
+            expected=" or ".join(READOUTS), mend="take one of them",
+        )  # fmt: skip
+    if settings.cutoffs is None:
+        return []
+    found = settings.cutoffs.split(",")
+    if settings.readout != ADAPTIVE or not all(one.strip().isdecimal() for one in found):
+        raise InputError(
+            what="cutoffs are numbers of symbols, of an adaptive readout", where="--cutoffs", got=settings.cutoffs[:50],
+            expected="such as 1000,4000", mend="take --readout adaptive, or leave --cutoffs out",
+        )  # fmt: skip
+    return [int(one) for one in found]
+
+
+def _chosen(tokens: Tokens) -> tuple[int, ...]:
+    if not (found := choose_cutoffs(tokens.frequencies())):
+        raise InputError(
+            what="groups would not make this vocabulary faster", where="--readout", got=f"{tokens.vocabulary} symbols",
+            expected="some thousands, the frequent ones first", mend="leave --readout out, or choose --cutoffs",
+        )  # fmt: skip
+    return found
+
+
 def _beginning(settings: Settings) -> Run:
     """The run to begin from. Raises InputError where what was given on the command line is not as it is there."""
     assert settings.init_from is not None
     run = Run.open(settings.init_from, *Language.files)
-    there = {**run.config, "tokenizer": _tokenizer(run).kind}
-    asked = {**settings.model, "tokenizer": settings.tokenizer}
+    kind = ADAPTIVE if run.config.get("cutoffs") else SOFTMAX
+    there = {"readout": kind, **run.config, "tokenizer": _tokenizer(run).kind}
+    asked = {
+        **settings.model, "tokenizer": settings.tokenizer, "readout": settings.readout,
+        "cutoffs": _cutoffs(settings),
+    }  # fmt: skip
     for name in [name for name in asked if name in settings.given]:
         if there.get(name, asked[name] and None) != asked[name]:
             raise InputError(

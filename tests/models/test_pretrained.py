@@ -30,7 +30,7 @@ def same(one: nn.Module, other: nn.Module) -> None:
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_model_comes_back(options: dict, tmp_path: Path) -> None:
     made = model(**options)
-    made.save_pretrained(tmp_path / "m", tokenizer=Tokenizer.characters("abc"))
+    made.save_pretrained(tmp_path / "m", tokenizer=Tokenizer.characters("abcdef"))
     again = LanguageModel.from_pretrained(tmp_path / "m")
     same(again, made)
     assert again.settings == made.settings
@@ -57,6 +57,21 @@ def test_the_mixin_of_huggingface_reads_it_and_writes_what_we_read(options: dict
     theirs.save_pretrained(tmp_path / "theirs")
     same(LanguageModel.from_pretrained(tmp_path / "theirs"), theirs)
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["hidden"] == 8
+
+
+def test_a_tokenizer_of_other_symbols_is_refused(tmp_path: Path) -> None:
+    six, seven = Tokenizer.characters("abcde"), Tokenizer.characters("abcdef")
+    with pytest.raises(DataError, match="not of one run"):
+        model().save_pretrained(tmp_path, tokenizer=six)
+    model().save_pretrained(tmp_path, tokenizer=seven)
+    again = LanguageModel.from_pretrained(tmp_path)
+    assert again.tokenizer is not None
+    assert again.tokenizer.to_json() == seven.to_json()
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.json").is_file()
+    (tmp_path / "tokenizer.json").write_text(six.to_json())
+    with pytest.raises(DataError, match="not of one run"):
+        LanguageModel.from_pretrained(tmp_path)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

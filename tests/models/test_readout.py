@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from elman.models import readout
-from elman.models.readout import cross_entropy
+from elman.data import Tokenizer, windows
+from elman.errors import ElmanError, InputError
+from elman.models import LanguageModel, NGram, evaluate, evaluate_mixture, readout
+from elman.models.readout import Adaptive, choose_cutoffs, cross_entropy
+from elman.training import Training
+from tests.pairwise import with_more
 
 
 def example(rows: int = 37, width: int = 5, vocabulary: int = 11) -> list[torch.Tensor]:
@@ -65,8 +74,6 @@ def test_the_logits_of_a_window_are_never_there_at_once() -> None:
 
 
 def test_a_tied_model_has_one_matrix() -> None:
-    from elman.models import LanguageModel
-
     model = LanguageModel(11, "gru", hidden=6, embedding=6, tie=True, dropout=0.3)
     assert model.readout.weight is model.embedding.weight
     x = torch.randint(11, (5, 3))
@@ -80,8 +87,128 @@ def test_a_tied_model_has_one_matrix() -> None:
 
 
 def test_a_tied_model_of_two_widths_is_refused() -> None:
-    from elman.errors import InputError
-    from elman.models import LanguageModel
-
     with pytest.raises(InputError, match="embedding=6"):
         LanguageModel(11, hidden=6, embedding=5, tie=True)
+
+
+@pytest.mark.parametrize("numbers", [1, 2**20], ids=["many parts", "one part"])
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 3), (2, 4), (0, 1, 2)])
+@pytest.mark.parametrize("rows", [1, 2, 90])
+def test_loss_and_gradients_of_two_levels(
+    rows: int, frozen: tuple, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against autograd through its own log-probabilities; of one row most groups are empty."""
+    monkeypatch.setattr(readout, "_NUMBERS", numbers)
+    layer = Adaptive(5, 23, (4, 9, 22)).double()
+    *parts, h, y = [*layer.parameters(), torch.randn(rows, 5).double(), torch.randint(23, (rows,))]
+    given = [h.requires_grad_(), *parts]
+    for i in frozen:
+        given[i].requires_grad_(False)
+    wanted = [t for t in given if t.requires_grad]
+    found = [
+        [loss, *torch.autograd.grad(3 * loss, wanted)]
+        for loss in (readout.loss(layer, h, y), F.nll_loss(layer(h), y))
+    ]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(readout.loss(layer, h, y), found[1][0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("cutoffs", [(1,), (4, 9, 22), (22,), tuple(range(1, 23))])
+def test_two_levels_are_one_distribution(cutoffs: tuple[int, ...]) -> None:
+    layer = Adaptive(5, 23, cutoffs).double()
+    log_p = layer(torch.randn(7, 3, 5).double())
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(7, 3).double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.log_softmax(log_p, -1), log_p, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tie", with_more([True], [False]))
+def test_a_model_with_a_readout_of_two_levels(tie: bool, tmp_path: Path) -> None:
+    """Everything that a model does is that of one whose logits are these log-probabilities."""
+    torch.manual_seed(0)
+    made = LanguageModel(23, "gru", hidden=8, embedding=8, tie=tie, cutoffs=(4, 9, 22)).double()
+    x = torch.randint(23, (12, 3))
+    torch.testing.assert_close(  # untrained
+        made.loss(x[:-1], x[1:])[0], torch.tensor(23.0).double().log(), rtol=0.05, atol=0
+    )
+    for value in made.readout.parameters():
+        torch.nn.init.normal_(value)
+    loss, _ = made.loss(x[:-1], x[1:])
+    loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in made.parameters())
+    log_p, _ = made(x)
+    torch.testing.assert_close(loss, F.nll_loss(log_p[:-1].flatten(0, 1), x[1:].flatten()))
+    torch.testing.assert_close(made.step(x[-1], made(x[:-1])[1])[0], log_p[-1])
+    tokens = torch.randint(23, (40,))
+    nats = evaluate(made, tokens, window=7).nats
+    counts = NGram(tokens, 23, 2)
+    assert evaluate_mixture(made, counts, tokens, 0.0, window=9).nats == pytest.approx(nats)
+    text = [1, 2]
+    for _ in range(20):
+        o, _ = made(torch.tensor(text)[:, None])
+        text.append(int(o[-1, 0].argmax()))
+    assert made.generate([1, 2], 20, temperature=0) == text[2:]
+    drawn = torch.bincount(
+        torch.tensor(next(made.generate_iter([1, 2], 1, samples=5000, seed=1))), minlength=23
+    )
+    p = made(torch.tensor([[1], [2]]))[0][-1, 0].exp()
+    assert ((drawn / 5000 - p).abs() <= 4.5 * (p * (1 - p) / 5000).sqrt() + 1e-9).all()
+    made.save_pretrained(tmp_path)
+    again = LanguageModel.from_pretrained(tmp_path).double()
+    assert again.settings == made.settings
+    torch.testing.assert_close(again(x)[0], log_p, rtol=1e-5, atol=1e-5)
+    config = tmp_path / "config.json"
+    for cutoffs in ([4, 9], [4, 9, 50], [9, 4, 22], ["4", 9, 22], "4", [], [4] * 2000):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"cutoffs": cutoffs}))
+        with pytest.raises(ElmanError):
+            LanguageModel.from_pretrained(tmp_path)
+
+
+def test_training_goes_on_to_the_same_bits() -> None:
+    def started() -> tuple[LanguageModel, Training]:
+        torch.manual_seed(0)
+        made = LanguageModel(23, "gru", hidden=8, cutoffs=(4, 9, 22))
+        return made, Training(made, windows(torch.arange(400) % 23, 8, 4, 0), steps=6)
+
+    whole, training = started()
+    for step in training:
+        if step.step == 3:
+            kept = training.state()
+    again, training = started()
+    training.restore(*kept)
+    assert len(list(training)) == 3
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_words_are_numbered_by_how_often_they_come() -> None:
+    """Which groups of rarer ones rest on."""
+    tokenizer = Tokenizer.words(text := "a a a a\nb b b c c c c c d\n" * 3, 10)
+    counts = torch.bincount(tokenizer.encode(text), minlength=tokenizer.size)
+    assert counts[1:].tolist() == sorted(counts[1:].tolist(), reverse=True)
+
+
+def test_cutoffs_are_chosen_by_what_they_cost() -> None:
+    counts = (1e6 / np.arange(1, 8001)).astype(np.int64)
+    shares = np.concatenate([[0.0], np.cumsum(counts) / counts.sum()])
+
+    def cost(cutoffs: tuple[int, ...]) -> float:
+        ends = [*cutoffs, 8000]
+        parts = ((shares[b] - shares[a]) * (b - a) + 1 + readout._MORE for a, b in pairwise(ends))
+        return ends[0] + sum(parts)
+
+    found = choose_cutoffs(counts)
+    assert 1 <= len(found) <= readout._MOST
+    draw = np.random.default_rng(0)
+    for _ in range(2000):
+        some = draw.integers(readout._FIRST, 8000, draw.integers(1, readout._MOST + 1))
+        assert cost(found) < 1.02 * cost(tuple(sorted({int(one) for one in some})))
+    assert cost(found) < 8000 / 3
+    for few in (np.ones(1), np.ones(65), np.zeros(0)):
+        assert choose_cutoffs(few) == ()
+
+
+@pytest.mark.parametrize("cutoffs", [(0,), (11,), (4, 4), (5, 4), (4.0,), (True,), range(1, 2000)])
+def test_what_are_no_cutoffs_is_refused(cutoffs: tuple) -> None:
+    with pytest.raises(InputError, match="rising"):
+        LanguageModel(11, cutoffs=cutoffs)
