@@ -22,6 +22,7 @@ from elman.models.forecast_network import ForecastNetwork
 from elman.models.forecasting import crps, gaussian_crps, naive_error, parted, rolling, scored, seasonal_naive
 from elman.models.forecasting import forecasts as forecasts_of
 from tests.strangers import elman
+from tests.typed import expect_answers
 
 SMALL: dict[str, Any] = {"hidden": 8, "steps": 60, "lr": 0.01, "batch": 16, "season": 7}
 
@@ -474,7 +475,7 @@ def test_random_numbers_go_on_as_if_nothing_was_drawn() -> None:
     ],
 )  # fmt: skip
 def test_series_that_say_little_are_forecast_all_the_same(y: list[Any], how: dict[str, Any]) -> None:
-    model = Forecaster(4, **{**SMALL, "season": 2, "steps": 5}, **how).fit(y)
+    model = Forecaster(4, **{**SMALL, "season": 2, "steps": 2}, **how).fit(y)
     found = np.array([model.predict()[name] for name in ("mean", "0.05", "0.95")])
     assert np.isfinite(found).all()
     if len(set(y)) == 1 and len(y) > 1:
@@ -571,7 +572,9 @@ def test_a_run_says_mase_first_and_what_lies_beside_it(run: Path) -> None:
     assert 'fill-opacity="0.18"' in page
 
 
-def test_it_goes_on_from_the_end_from_a_file_or_a_stream(run: Path, tmp_path: Path) -> None:
+def test_it_goes_on_from_the_end_from_a_file_or_a_stream(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = elman("predict", run)
     head, first, *rest = said.out.splitlines()
     assert head == ",".join(["unique_id", "ds", "mean", *map(str, QUANTILES)])
@@ -590,11 +593,21 @@ def test_it_goes_on_from_the_end_from_a_file_or_a_stream(run: Path, tmp_path: Pa
     assert [line.split(",")[:2] for line in said.out.splitlines()[1:]] == [
         ["s0", "2024-05-31"], ["s0", "2024-06-03"], ["other", "2024-06-03"], ["s0", "2024-06-04"]
     ]  # fmt: skip
-    for text, what in ((b"ds,y\nx,1\n", "no time stamp"), (b"ds,y\n2024-06-02,inf\n", "no number")):
+    rows = [b"unique_id,ds,y\n", b"s0,2024-05-30,8.1\n", b"s0,2024-06-02,\n"]
+    assert expect_answers(run, rows, monkeypatch)[2].startswith("s0,2024-06-03,")
+    for text, what in (
+        (b"ds,y\nx,1\n", "no time stamp"),
+        (b"ds,y\n2024-06-02,inf\n", "no number"),
+        (b"ds,y\n2024-06-02T01:00,\n", "between two steps"),
+        (b"ds\n2024-06-02\n", "no column 'y'"),
+    ):
         said = elman("predict", run, "-", text=text)
         assert said.status == 2
         assert what in said.err
-        assert "standard input:2" in said.err
+        assert "standard input:" in said.err
+    said = elman("predict", run, "-", text=b"ds,y\n2024-06-02,1\n2024-06-02,2\n")
+    assert "not in order" in said.err
+    assert "standard input:3" in said.err
 
 
 def test_it_is_measured_on_what_came_later(run: Path, tmp_path: Path) -> None:
@@ -698,7 +711,7 @@ def test_what_are_no_vectors_of_0_and_1_is_refused(given: Any, what: str) -> Non
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".mat"])
-def test_a_run_of_vectors(kind: str, tmp_path: Path) -> None:
+def test_a_run_of_vectors(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, every = tmp_path / f"songs{kind}", songs(40)
     if kind == ".mat":
         io = pytest.importorskip("scipy.io", reason="it reads .mat")
@@ -723,7 +736,8 @@ def test_a_run_of_vectors(kind: str, tmp_path: Path) -> None:
     assert len(lines) == 4
     assert len(elman("predict", tmp_path / "run", path).out.splitlines()) > 12
     stream = elman("predict", tmp_path / "run", "-", text=b"[0,1,0,1,0,0]\n[0,0,1,0,1,0]\n")
-    assert len(stream.out.splitlines()) == 3
+    assert [len(json.loads(line)) for line in stream.out.splitlines()] == [6, 6]
+    assert len(expect_answers(tmp_path / "run", [b"[0,1,0,1,0,0]\n", b"[0,0,1,0,1,0]\n"], monkeypatch)) == 2
     for text in (b"[0,1]\n", b"[0,1,0,1,0,2]\n", b"x\n"):
         said = elman("predict", tmp_path / "run", "-", text=text)
         assert said.status == 2

@@ -166,30 +166,25 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
     return Panel(grid, columns, tuple(one for one in series if one is not None))
 
 
-def read_rows(columns: Columns, grid: Grid) -> Iterator[Series]:
-    """Each row of standard input, as it comes, as a series of one step; of one that says no number, the step alone."""
+def read_rows(columns: Columns, grid: Grid) -> Iterator[tuple[str, Series]]:
+    """(where it stands, a series of one step) of each row of standard input, as it comes; its y may be a gap. The names
+    of the columns are read at once."""
     rows = table_rows(Path(STDIN))
     _, names = next(rows, (1, []))
     names = [name.strip() for name in names]
-    for number, row in rows:
-        if not row:
-            continue
+
+    def one(number: int, row: list[str]) -> tuple[str, Series]:
         table = _table_of_rows(Path("standard input"), names, [(number, row)])
         _expect_columns(table, columns)
-        name = str(table.columns[columns.id][0]) if columns.id in names else ""
-        found = expect_stamp(table.columns[columns.time][0])
-        if found is None or found[0] != (grid.kind == "whole"):
+        stamp = expect_stamp(table.columns[columns.time][0])
+        if stamp is None or stamp[0] != (grid.kind == "whole"):
             raise _no_stamp(table, 0, columns)
-        gap = _number(table, columns.target, 0, gaps=True)
-        if math.isnan(gap):  # `_series` leaves out what is nothing but a gap
-            place = int(grid.places(np.array([found[1]]))[0])
-            yield Series(
-                name, place, np.array([math.nan]), np.zeros((1, 0)), np.full((1, len(columns.past)), np.nan)
-            )
-            continue
-        one = _series(name, np.array([found[1]]), [(found[1], 0, table)], columns, grid)
-        assert one is not None
-        yield one
+        name = str(table.columns[columns.id][0]) if columns.id in names else ""
+        found = _series(name, np.array([stamp[1]]), [(stamp[1], 0, table)], columns, grid, gaps=True)
+        assert found is not None
+        return table.place(0), found
+
+    return (one(number, row) for number, row in rows if row)
 
 
 def table_of(frame: Any, columns: Columns) -> Table:
@@ -338,8 +333,10 @@ def _expect_order(name: str, found: list[tuple[int, int, Table]], columns: Colum
 
 
 def _series(
-    name: str, stamps: np.ndarray, found: list[tuple[int, int, Table]], columns: Columns, grid: Grid
-) -> Series | None:
+    name: str, stamps: np.ndarray, found: list[tuple[int, int, Table]], columns: Columns, grid: Grid,
+    *, gaps: bool = False,
+) -> Series | None:  # fmt: skip
+    """A series of rows; None where there is not one number, unless there may be gaps alone."""
     try:
         places = grid.places(stamps)
     except OffGrid as off:
@@ -361,14 +358,14 @@ def _series(
         )  # fmt: skip
     y, known, past = (np.full((steps[-1] + 1, n), np.nan) for n in (1, len(columns.known), len(columns.past)))
     kinds = ((y, (columns.target,), True), (known, columns.known, False), (past, columns.past, True))
-    for values, names, gaps in kinds:
+    for values, names, missing in kinds:
         for k, column in enumerate(names):
-            values[steps, k] = [_number(table, column, i, gaps=gaps) for _, i, table in found]
+            values[steps, k] = [_number(table, column, i, gaps=missing) for _, i, table in found]
     static = tuple(_static(column, name, found) for column in columns.static)
     there = np.flatnonzero(~np.isnan(y[:, 0]))
-    if not len(there):
+    if not len(there) and not gaps:
         return None
-    begin, end = there[0], there[-1] + 1
+    begin, end = (there[0], there[-1] + 1) if len(there) else (0, len(y))
     return Series(
         name, int(places[0] + begin), y[begin:end, 0], _filled(known[begin:]), past[begin:end], static
     )

@@ -67,7 +67,7 @@ class Settings:
     (empty: a gap; time stamps that are missing are gaps too).
 
     At the end of every series as many horizons as --folds says are held out to
-    measure on, and half as many before them to choose the weights by.
+    measure on, and as many before them to choose the weights by.
 
     A .mat or .jsonl is of vectors of 0 and 1, such as piano rolls; what is told
     is which are 1 in the next frame, each by itself.
@@ -244,7 +244,7 @@ class Forecast(Task):
             weight_decay=DECAY if training.weight_decay is None else training.weight_decay,
             average=AVERAGE if training.average is None else training.average,
         )  # fmt: skip
-        aside = rolling(before, form, chosen, _chosen_by(folds), max(horizon // 4, 1))
+        aside = rolling(before, form, chosen, folds, max(horizon // 4, 1))
         held_out = HeldOut(rolling(panel, form, ends, folds), looking(model, aside, origins))
         data = {
             "files": ["-" if str(f) == STDIN else str(f.resolve()) for f in settings.files],
@@ -362,16 +362,16 @@ class Forecast(Task):
 
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         form = self.form
-        names = [form.columns.id, form.columns.time, "mean", *map(str, QUANTILES)]
-        yield _row(names)
+        head = _row([form.columns.id, form.columns.time, "mean", *map(str, QUANTILES)])
         if [str(file) for file in files] == [STDIN]:
-            yield from self._followed(model)
+            yield from self._followed(model, head)
             return
         panel = read_series(files, form.columns, form.grid) if files else self.panel
         made = ahead(model, form, panel, form.horizon, _PATHS)
+        yield head
         yield from self._rows(panel, made)
 
-    def _followed(self, model: Any) -> Iterator[str]:
+    def _followed(self, model: Any, head: str) -> Iterator[str]:
         """The next step of each series after every row of standard input."""
         form, most = self.form, self.form.context + self.form.register
         if form.columns.known:
@@ -379,11 +379,20 @@ class Forecast(Task):
                 what="a stream has no rows of the future, which this model reads", where="-",
                 got=f"the columns {', '.join(form.columns.known)}", mend="give a file",
             )  # fmt: skip
-        series = {one.name: one for one in self.panel.series}
-        for one in read_rows(form.columns, form.grid):
+        series, seen = {one.name: one for one in self.panel.series}, set()
+        rows = read_rows(form.columns, form.grid)
+        yield head  # a line for each that is read
+        for where, one in rows:
             before = series.get(one.name)
             if before is not None and one.start >= before.start + len(before.y):
                 one = joined(before, one)
+            elif one.name in seen:
+                raise DataError(
+                    what=f"series {one.name!r} is not in order of time", where=where,
+                    got=form.grid.words(np.array([one.start]))[0], expected="later than the row before",
+                    mend="sort the rows by time",
+                )  # fmt: skip
+            seen.add(one.name)
             one = last_steps(one, most)
             series[one.name] = one
             panel = Panel(form.grid, form.columns, (one,))
@@ -404,12 +413,8 @@ def _parts(panel: Panel, folds: int, horizon: int) -> tuple[Panel, list[int | No
     before, ends = parted(panel, folds * horizon, horizon + 3)
     if all(end is None for end in ends):
         raise too_short(panel, folds * horizon, horizon + 3)
-    learnt, chosen = parted(before, _chosen_by(folds) * horizon, horizon)
+    learnt, chosen = parted(before, folds * horizon, horizon)
     return before, ends, learnt, chosen
-
-
-def _chosen_by(folds: int) -> int:
-    return max(folds // 2, 1)
 
 
 def _shown(origins: Origins, made: Forecasts) -> list[dict[str, Any]]:

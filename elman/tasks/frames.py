@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -211,16 +212,16 @@ class ForecastFrames(Task):
         return HeldOut(rolls.test, guessed=guesses(rolls.learnt, rolls.test))
 
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
-        """How likely each channel is to be 1: a row for each frame of the horizon; of "-" for what comes after each."""
+        """How likely each channel is to be 1: a row for each frame of the horizon; of "-" a list after each."""
         width = model.settings["channels"]
-        yield ",".join(["unique_id", "ds", *map(str, range(width))])
         if [str(file) for file in files] == [STDIN]:
             state = None
-            for k, (number, line) in enumerate(standard_input()):
+            for number, line in standard_input():
                 frame = self._frame(line, f"standard input:{number}", width)
                 logits, state = model.step(frame[None], state)
-                yield self._row("", k + 1, torch.sigmoid(logits[0]))
+                yield json.dumps([float(f"{p:.4g}") for p in torch.sigmoid(logits[0]).tolist()])
             return
+        yield ",".join(["unique_id", "ds", *map(str, range(width))])
         given = [self._like(one, str(files[0])) for one in read_frames(files)] if files else [self.tail]
         for i, x in enumerate(given):
             likely = model.paths(x, _DRAWN, self.horizon, 0).mean(0)
