@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from elman.draw.lines import bent
+from elman.draw.lines import bent, flat
 from elman.draw.measure import width
 from elman.draw.scene import Box, Edge, Node, Point, Scene, Text
 from elman.draw.step import NOTE, ROUND, SQUARE, Step, color_of, diameter, moved, step_of
@@ -129,6 +129,15 @@ def _blocked(boxes: Sequence[Box], start: Point, end: Point) -> bool:
     return any(box.meets(line) for box in boxes)
 
 
+def _beside(edges: Sequence[Edge], start: Point, end: Point) -> bool:
+    """Whether one of the lines runs along a level one for a while, so that the two would look like one."""
+    near = Box(min(start[0], end[0]) + 20, start[1] - 5, max(start[0], end[0]) - 20, start[1] + 5)
+    return any(
+        sum(near.left < x < near.right and near.top < y < near.bottom for x, y in flat(edge.points)) > 1
+        for edge in edges
+    )
+
+
 def _wire(
     way: list[Point], target: Node, x: float, number: int, step: Step, side: int, *, arrow: bool, source: str = "",
     t: int | None = None,
@@ -136,7 +145,7 @@ def _wire(
     """The rest of the way, from the line at x to a square or dot, from its left (-1) or right (1) or from below."""
     others = [other.box for other in step.nodes.values() if other.id != target.id]
     end = (target.x + side * target.width / 2, target.y)
-    if _blocked(others, (x, target.y), end):
+    if _blocked(others, (x, target.y), end) or _beside(step.edges, (x, target.y), end):
         y = step.box.bottom + 10 + _TRACK * number
         way = [*way, (x, y), (target.x, y), (target.x, target.y + target.height / 2)]
     else:
