@@ -363,7 +363,8 @@ MUTANTS = (
         "models/test_readout.py",
     ),
     Mutant(
-        "models/readout.py", "sorted_dh[rows] += own", "pass", "what a group says of h is lost", "models/test_readout.py",
+        "models/readout.py", "sorted_dh[rows] += own", "pass", "what a group says of h is lost",
+        "models/test_readout.py",
     ),
     Mutant(
         "models/surprisal.py", "self.word.add(rest, max(bits - part, 0.0), unknown)",
