@@ -183,12 +183,22 @@ def _nats(
         g = torch.exp(log_p, out=log_p).scatter_(1, target, right.exp() - 1)
         g *= scale
         if dh is not None:
-            torch.mm(g, V, out=dh[rows])
+            _multiply(g, V, dh[rows])
         if dV is not None:
-            dV.addmm_(g.T, mine) if start else torch.mm(g.T, mine, out=dV)
+            _multiply(g.T, mine, dV, more=start > 0)
         if dc is not None:
             dc.add_(g.sum(0)) if start else torch.sum(g, 0, out=dc)
     return total
+
+
+def _multiply(a: Tensor, b: Tensor, into: Tensor, more: bool = False) -> None:
+    """into = a b; with `more`, into + a b."""
+    if torch.is_autocast_enabled(into.device.type):  # which takes no place of another precision
+        into.copy_(into + a @ b if more else a @ b)
+    elif more:
+        into.addmm_(a, b)
+    else:
+        torch.mm(a, b, out=into)
 
 
 def _nats_of_groups(
