@@ -52,7 +52,7 @@ format: setup  ## mend what ruff can mend
 bench: setup  ## run the benchmarks
 	@$(BIN)/python -m bench $(ARGS)
 
-reproduce: setup  ## train and measure what docs/results.md tells of, in about an hour (ARGS="--data FOLDER")
+reproduce: setup  ## train and measure what docs/results.md tells of, in about three hours (ARGS="--data FOLDER")
 	@$(BIN)/python -m bench.reproduce $(ARGS)
 
 docs: setup  ## write the site into site/, the lecture run at full size; shorter: make docs ARGS=--small

@@ -1,9 +1,12 @@
 """`make reproduce`: the figures of docs/results.md, each run in a process of its own, one after the other.
 
-    python -m bench.reproduce                       # all, about an hour; what is known already is not run again
+    python -m bench.reproduce                       # all, about three hours; what is known already is not run again
     python -m bench.reproduce --only shakespeare --again
     python -m bench.reproduce tasks                 # what other tasks reach: bench/tasks.py
     python -m bench.reproduce --scale 0.02          # a rehearsal; docs/results.md stays as it is
+
+Each is run with three seeds. Weights are chosen by a part of the text for that alone, and figures are of another one.
+Rows of the page that are not run stay as they were.
 
 The texts are not part of the project: `--data FOLDER` names the folder that holds tinyshakespeare/input.txt and
 warandpeace/wap.{train,valid,test}.txt.
@@ -17,8 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import torch
@@ -27,6 +34,7 @@ from rich.console import Console
 
 from bench import language, machine, tasks
 from bench.form import OURS, TORCH
+from bench.kept import Page, Row, spread
 from elman.app import jobs
 from elman.app.screen import Watch
 from elman.data import open_text, tokenise
@@ -44,7 +52,8 @@ SIDES = (OURS, TORCH)
 
 @dataclass(frozen=True)
 class Task:
-    """A text, a time and a model. wanted: nats per character. test: measured on instead of the held-out text.
+    """A text, a time and a model. wanted: nats per character. valid, test: texts to choose weights by and to measure
+    on; without them the text is cut in three, by `SHARES`.
 
     counts: also measured together with the n-grams of the text that was learnt from, of this order.
     """
@@ -60,13 +69,14 @@ class Task:
     training: dict[str, Any] = field(default_factory=dict)
 
 
+SHARES = (0.85, 0.05)  # to learn from, to choose weights by; the rest is measured on
 SHAKESPEARE = ("tinyshakespeare/input.txt",)
 TASKS = {
     "shakespeare": Task(
-        "tinyshakespeare, last 10 % held out, one GRU layer of 256", 3, SHAKESPEARE, wanted=1.48
+        "tinyshakespeare, its last 10 %, one GRU layer of 256", 3, SHAKESPEARE, wanted=1.48
     ),
     "any": Task(
-        "tinyshakespeare, last 10 % held out, two GRU layers of 384", 10, SHAKESPEARE, wanted=1.40, counts=7,
+        "tinyshakespeare, its last 10 %, two GRU layers of 384", 10, SHAKESPEARE, wanted=1.40, counts=7,
         model=StackSettings(hidden=384, layers=2, dropout=0.1),
     ),
     "warandpeace": Task(
@@ -76,14 +86,15 @@ TASKS = {
     ),
 }  # fmt: skip
 SPEED = "speed"
-WEIGHT = 0.35  # of counts in a mixture
+WEIGHTS = (0.15, 0.25, 0.35, 0.45)  # of counts in a mixture; the held-out part says which
 HEAD = """\
 # Results
 
 Written by `make reproduce`. Both sides are trained by the same code (AdamW, clipping, warm-up and cosine by the clock,
 truncated back-propagation with carried state, the weights of the best look at held-out text), with the same settings,
 for the same time on the same machine, one after the other; only the model is elman's on one side and made of torch.nn
-on the other. Figures are of the whole text, read as one stream.
+on the other. A text is cut in three: 85 % to learn from, 5 % to choose weights by, the last 10 % to measure on, read
+as one stream. Means of three seeds; in brackets the lowest and the highest; without them, one seed.
 
 | text and model | minutes | wanted | elman | torch.nn |
 |---|---|---|---|---|
@@ -116,9 +127,9 @@ def main(
     """Train, measure, and write docs/results.md."""
     console = Console(highlight=False)
     if one:
-        name, side = one.split(",")
-        result = speed() if name == SPEED else trained(TASKS[name], side, data, scale, console)
-        _keep(kept / f"{name},{side}.json", result)
+        name, *which = one.split(",")
+        result = trained(TASKS[name], which[0], int(which[1]), data, scale, console) if which else speed()
+        _keep(kept / f"{one}.json", result)
         return
     if scale != 1 and page == PAGE:
         page = kept / "results.md"
@@ -131,19 +142,21 @@ def main(
                     _keep(path, tasks.run(tasks.JOBS[name], seed, data, kept / f"{name}-{seed}", scale))
     names = [] if what == "tasks" else only.split(",") if only else [*TASKS, SPEED]
     for name in names:
-        for side in SIDES if name in TASKS else ("both",):
-            if again or not (kept / f"{name},{side}.json").is_file():
-                console.rule(f"{name}: {side}")
+        for run in (
+            [f"{name},{side},{seed}" for seed in tasks.SEEDS for side in SIDES] if name in TASKS else [name]
+        ):
+            if again or not (kept / f"{run}.json").is_file():
+                console.rule(run)
                 more = ["--data", str(data), "--scale", str(scale), "--kept", str(kept)]
-                command = [sys.executable, "-m", "bench.reproduce", "--one", f"{name},{side}", *more]
+                command = [sys.executable, "-m", "bench.reproduce", "--one", run, *more]
                 if subprocess.run(command, cwd=ROOT).returncode:
                     raise typer.Exit(1)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(page, written(kept).encode())
+    write_atomically(page, written(kept, page.read_text() if page.is_file() else "").encode())
     console.print(f"written: {page}")
 
 
-def trained(task: Task, side: str, data: Path, scale: float, console: Console) -> dict[str, Any]:
+def trained(task: Task, side: str, seed: int, data: Path, scale: float, console: Console) -> dict[str, Any]:
     """Train one side for the task's minutes, and measure it on the whole text that is measured on."""
     for name in (*task.files, task.valid, task.test):
         if name is not None and not (data / name).is_file():
@@ -151,16 +164,12 @@ def trained(task: Task, side: str, data: Path, scale: float, console: Console) -
                 what="the text is not there", where=data / name, mend="name its folder with --data"
             )
     with tempfile.TemporaryDirectory() as folder:
-        how = lm.Settings(
-            [data / name for name in task.files], data / task.valid if task.valid else None,
-            cache=Path(folder) / "cache", stack=task.model,
-        )  # fmt: skip
-        settings = TrainingSettings(minutes=task.minutes * scale, **task.training)
+        learnt, valid, measured = _parts(task, data, Path(folder))
+        how = lm.Settings(learnt, valid, cache=Path(folder) / "cache", stack=task.model)
+        settings = TrainingSettings(minutes=task.minutes * scale, seed=seed, **task.training)
         job = jobs.prepare(lm.Language, how, settings, KeepingSettings(Path(folder) / "run"))
-        tokenizer, batches, test = job.task.tokenizer, job.prepared.batches, job.prepared.held_out.tokens
-        settings, held_out = job.config["training"], test
-        if task.test:
-            test = tokenise(open_text([data / task.test]), tokenizer, None)
+        tokenizer, batches, held_out = job.task.tokenizer, job.prepared.batches, job.prepared.held_out.tokens
+        settings, test = job.config["training"], tokenise(open_text([measured]), tokenizer, None)
         with job.threads(), Watch(console, plot=False, task=job.task) as watch:
             if side == OURS:
                 model: Any = job.model
@@ -179,7 +188,8 @@ def trained(task: Task, side: str, data: Path, scale: float, console: Console) -
             figure, mixed = evaluate(model, test), None
             if task.counts is not None:
                 counts = NGram(batches.tokens[:], tokenizer.size, task.counts)
-                mixed = evaluate_mixture(model, counts, test[:], WEIGHT).nats_per_symbol
+                mix = lambda text, weight: evaluate_mixture(model, counts, text[:], weight).nats_per_symbol  # noqa: E731
+                mixed = mix(test, min(WEIGHTS, key=lambda weight: mix(held_out, weight)))
         return {
             "mixed": mixed,
             "nats": figure.nats_per_symbol, "bits": figure.bits_per_symbol, "characters": figure.symbols,
@@ -187,6 +197,20 @@ def trained(task: Task, side: str, data: Path, scale: float, console: Console) -
             "minutes": last.seconds / 60, "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in model.parameters()), "model": how.model, "training": settings,
         }  # fmt: skip
+
+
+def _parts(task: Task, data: Path, folder: Path) -> tuple[list[Path], Path, Path]:
+    """Files to learn from, to choose weights by, and to measure on; those of a text that is cut are in `folder`."""
+    files = [data / name for name in task.files]
+    if task.valid and task.test:
+        return files, data / task.valid, data / task.test
+    text = open_text(files)
+    cuts = [0, *(int(text.characters * share) for share in accumulate(SHARES)), text.characters]
+    found = []
+    for k, (start, stop) in enumerate(pairwise(cuts)):
+        found.append(folder / f"part{k}.txt")
+        found[-1].write_bytes(str(text.cut(start, stop)).encode())
+    return found[:1], found[1], found[2]
 
 
 def speed() -> dict[str, Any]:
@@ -204,40 +228,50 @@ def _keep(path: Path, result: dict[str, Any]) -> None:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def written(kept: Path) -> str:
-    """docs/results.md, of what is known."""
-    found = {path.stem: json.loads(path.read_bytes()) for path in sorted(kept.glob("*,*.json"))}
-    page = HEAD
+def written(kept: Path, before: str) -> str:
+    """docs/results.md, of what is known; rows of the page before for what is not."""
+    page, found = Page(before), defaultdict(list)
+    for path in sorted(kept.glob("*,*,*.json")):
+        name, side, _ = path.stem.split(",")
+        found[name, side].append(json.loads(path.read_bytes()))
+    results = [one for some in found.values() for one in some]
+    fast = kept / f"{SPEED}.json"
+    if fast.is_file():
+        results.append(json.loads(fast.read_bytes()))
+    made = page.table(HEAD, _reached(found))
+    made += page.table(FAST, _fast(results[-1]) if fast.is_file() else [])
+    made += page.table(RUNS, [_ran(name, some) for name, some in found.items()])
+    made += page.table(tasks.HEAD, tasks.rows(kept) if list(kept.glob("task-*.json")) else [])
+    said = {"; ".join(f"{key}: {value}" for key, value in _lasting(one["about"])) for one in results}
+    lines = {f"{about}.\n" for about in said} | set(page.lines("machine: ") if page.again else [])
+    return made + "".join(f"\n{line}" for line in sorted(lines))
+
+
+def _reached(found: Mapping[tuple[str, str], list[dict[str, Any]]]) -> Iterator[Row]:
     for name, task in TASKS.items():
-        cells = [_figure(found.get(f"{name},{side}")) for side in SIDES]
         wanted = "" if task.wanted is None else f"≤ {task.wanted:.2f} nats"
-        page += f"| {task.title} | {task.minutes:g} | {wanted} | {cells[0]} | {cells[1]} |\n"
+        sides, known = [found.get((name, side), []) for side in SIDES], any(one[0] == name for one in found)
+        lines = [(task.title, "nats")]
         if task.counts is not None:
-            cells = [_nats(found.get(f"{name},{side}", {}).get("mixed")) for side in SIDES]
-            words = f"the same with its {task.counts}-gram counts mixed in ({WEIGHT:g})"
-            page += f"| {words} | {task.minutes:g} | {wanted} | {cells[0]} | {cells[1]} |\n"
-    if fast := found.get(f"{SPEED},both"):
-        page += FAST
-        for what, wanted in (("training", "1.6×"), ("writing", "4×")):
-            ours, theirs = fast[what][OURS], fast[what][TORCH]
-            page += f"| {what} | {wanted} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.2f}× |\n"
-    page += RUNS
-    for stem, result in found.items():
-        if "nats" in result:
-            said = {**result["model"], **result["training"]}
-            settings = ", ".join(
-                f"{key} {value}" for key, value in said.items() if value not in (None, False)
-            )
-            page += (
-                f"| {stem.replace(',', ', ')} | {result['parameters']:,} | {result['speed']:,.0f} | "
-                f"{result['passes']:.1f} | {result['threads']} | {settings} |\n"
-            )
-    if list(kept.glob("task-*.json")):
-        page += tasks.section(kept)
-    said = {
-        "; ".join(f"{key}: {value}" for key, value in _lasting(result["about"])) for result in found.values()
-    }
-    return page + "".join(f"\n{about}.\n" for about in sorted(said))
+            lines.append((f"{task.title}, with {task.counts}-gram counts mixed in", "mixed"))
+        for title, what in lines:
+            cells = [_nats([one[what] for one in some]) for some in sides]
+            yield Row((title, f"{task.minutes:g}", wanted, *cells), known)
+
+
+def _fast(result: dict[str, Any]) -> Iterator[Row]:
+    for what, wanted in (("training", "1.6×"), ("writing", "4×")):
+        ours, theirs = result[what][OURS], result[what][TORCH]
+        yield Row((what, wanted, f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}×"))
+
+
+def _ran(name: tuple[str, str], some: list[dict[str, Any]]) -> Row:
+    said = {**some[0]["model"], **some[0]["training"]}
+    said.pop("seed", None)
+    settings = ", ".join(f"{key} {value}" for key, value in said.items() if value not in (None, False))
+    speed, passes = (mean(one[what] for one in some) for what in ("speed", "passes"))
+    size, threads = f"{some[0]['parameters']:,}", str(some[0]["threads"])
+    return Row((", ".join(name), size, f"{speed:,.0f}", f"{passes:.1f}", threads, settings))
 
 
 def _lasting(about: dict[str, str]) -> list[tuple[str, str]]:
@@ -245,12 +279,9 @@ def _lasting(about: dict[str, str]) -> list[tuple[str, str]]:
     return [(key, value) for key, value in about.items() if key != "load"]
 
 
-def _figure(result: dict[str, Any] | None) -> str:
-    return "not run" if result is None else _nats(result["nats"])
-
-
-def _nats(nats: float | None) -> str:
-    return "not run" if nats is None else f"{nats:.4f} nats, {nats / math.log(2):.4f} bits"
+def _nats(nats: list[float]) -> str:
+    figure = spread(nats, lambda value: f"{value:.4f}")
+    return f"{figure} nats, {mean(nats) / math.log(2):.4f} bits" if nats else figure
 
 
 if __name__ == "__main__":

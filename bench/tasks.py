@@ -8,7 +8,6 @@ What ETS and AutoARIMA make of the series: python -m bench.forecast
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import forecast as series
+from bench.kept import Row, spread
 from elman.errors import DataError
 from elman.training import Run
 from elman.training.measure import shown
@@ -96,21 +96,15 @@ def run(job: Job, seed: int, data: Path, folder: Path, scale: float) -> dict[str
     return [line for line in Run(folder).read_log() if "measured" in line][-1]["measured"]
 
 
-def section(kept: Path) -> str:
-    """The part of docs/results.md, of what is known."""
-    page = HEAD
+def rows(kept: Path) -> list[Row]:
+    """Of the table in docs/results.md."""
+    made = []
     for name, job in JOBS.items():
         found = [json.loads(path.read_bytes()) for path in sorted(kept.glob(f"task-{name}-*.json"))]
         values, unit = [one["value"] for one in found], found[0]["unit"] if found else ""
-        reached = "not run"
-        if values:
-            ends = f" ({shown(min(values), unit)} … {shown(max(values), unit)})" if len(values) > 1 else ""
-            reached = shown(statistics.mean(values), unit) + ends
-        command = " ".join(
-            [
-                *(f"{word[1:]}.csv" if word[0] == "=" else word.lstrip("@") for word in job.words),
-                f"--minutes {job.minutes:g}",
-            ]
-        )
-        page += f"| {job.title} | {job.minutes:g} | {job.wanted} | {reached} | `elman train {command}` |\n"
-    return page
+        reached = spread(values, lambda value, unit=unit: shown(value, unit))
+        named = (f"{word[1:]}.csv" if word[0] == "=" else word.lstrip("@") for word in job.words)
+        command = " ".join([*named, f"--minutes {job.minutes:g}"])
+        cells = (job.title, f"{job.minutes:g}", job.wanted, reached, f"`elman train {command}`")
+        made.append(Row(cells, bool(found)))
+    return made

@@ -363,6 +363,15 @@ MUTANTS = (
         "models/test_readout.py",
     ),
     Mutant(
+        "models/readout.py", "sorted_dh[rows] += own", "pass", "what a group says of h is lost",
+        "models/test_readout.py",
+    ),
+    Mutant(
+        "models/surprisal.py", "self.word.add(rest, max(bits - part, 0.0), unknown)",
+        "self.word.add(rest, bits, unknown)", "the blank in front of a byte pair counts to its word",
+        "models/test_surprisal.py",
+    ),
+    Mutant(
         "models/sampler.py", "scores = torch.where(_above(scores, torch.ones_like(scores)) < self.top_k",
         "scores = torch.where(_above(scores, torch.ones_like(scores)) <= self.top_k", "top_k keeps one symbol more",
         "models/test_sampler.py",

@@ -322,7 +322,8 @@ NOT_HELD = {
 }
 LONG = {  # for `make conformance`: each fits several times
     "check_classifiers_train", "check_fit_score_takes_y", "check_estimators_dtypes", "check_classifiers_classes",
-    "check_classifier_data_not_an_array", "check_estimators_nan_inf", "check_pipeline_consistency", "check_dtype_object",
+    "check_classifier_data_not_an_array", "check_estimators_nan_inf", "check_pipeline_consistency",
+    "check_dtype_object",
 }  # fmt: skip
 
 

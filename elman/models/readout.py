@@ -15,11 +15,8 @@ from torch.autograd.function import once_differentiable
 from elman.errors import InputError
 
 GROUPS = 1000  # at most
-_FIRST, _MOST, _MORE = (
-    1000,
-    3,
-    50,
-)  # of cutoffs that are chosen: the least of the first, groups, the cost of one more
+# Of cutoffs that are chosen: the least of the first, groups, the cost of one more.
+_FIRST, _MOST, _MORE = 200, 4, 50
 _NUMBERS = (
     2**20
 )  # of logits at a time: 4 MB in float32, which stay in cache on the way from one product to the next
@@ -178,21 +175,30 @@ def _nats(
         rows = slice(start, start + size)
         mine, target = h[rows], y[rows].unsqueeze(1)
         log_p = torch.log_softmax(torch.addmm(c, mine, V.T), 1)
-        total -= log_p.gather(1, target).sum()
+        right = log_p.gather(1, target)
+        total -= right.sum()
         if dh is None and dV is None and dc is None:
             continue
         # d(-log p[y]) / d logits = p - [y]
-        g = torch.exp(log_p, out=log_p).scatter_add_(
-            1, target, log_p.new_full((1, 1), -1.0).expand_as(target)
-        )
+        g = torch.exp(log_p, out=log_p).scatter_(1, target, right.exp() - 1)
         g *= scale
         if dh is not None:
-            torch.mm(g, V, out=dh[rows])
+            _multiply(g, V, dh[rows])
         if dV is not None:
-            dV.addmm_(g.T, mine) if start else torch.mm(g.T, mine, out=dV)
+            _multiply(g.T, mine, dV, more=start > 0)
         if dc is not None:
             dc.add_(g.sum(0)) if start else torch.sum(g, 0, out=dc)
     return total
+
+
+def _multiply(a: Tensor, b: Tensor, into: Tensor, more: bool = False) -> None:
+    """into = a b; with `more`, into + a b."""
+    if torch.is_autocast_enabled(into.device.type):  # which takes no place of another precision
+        into.copy_(into + a @ b if more else a @ b)
+    elif more:
+        into.addmm_(a, b)
+    else:
+        torch.mm(a, b, out=into)
 
 
 def _nats_of_groups(
@@ -202,26 +208,30 @@ def _nats_of_groups(
     dh, dV, dc, dG, dd = into
     first = ranges[0][0]
     group = torch.bucketize(y, y.new_tensor([a for a, _ in ranges]), right=True)  # 0: none
+    order = group.argsort(stable=True)  # so that the rows of a group stand together
+    h, y, group = h[order], y[order], group[order]
     W, b = torch.cat([V[:first], G]), torch.cat([c[:first], d])
     dW = torch.empty_like(W) if dV is not None or dG is not None else None
     db = torch.empty_like(b) if dc is not None or dd is not None else None
-    total = _nats(h, W, b, torch.where(group > 0, first - 1 + group, y), scale, dh, dW, db)
+    sorted_dh = None if dh is None else torch.empty_like(h)
+    total = _nats(h, W, b, torch.where(group > 0, first - 1 + group, y), scale, sorted_dh, dW, db)
     for whole, part in ((dV, dW), (dc, db)):
         if whole is not None and part is not None:
             whole[:first] = part[:first]
     for whole, part in ((dG, dW), (dd, db)):
         if whole is not None and part is not None:
             whole.copy_(part[first:])
-    for k, (start, stop) in enumerate(ranges, 1):
-        rows = (group == k).nonzero()[:, 0]
+    ends = torch.bincount(group, minlength=len(ranges) + 1).cumsum(0).tolist()
+    for (start, stop), rows in zip(ranges, map(slice, ends, ends[1:]), strict=True):
         here = [None if one is None else one[start:stop] for one in (dV, dc)]
-        if not len(rows):
+        if rows.start == rows.stop:
             for one in here:
                 None if one is None else one.zero_()
             continue
-        mine = h[rows]
-        own = None if dh is None else torch.empty_like(mine)
-        total += _nats(mine, V[start:stop], c[start:stop], y[rows] - start, scale, own, *here)
-        if dh is not None and own is not None:
-            dh.index_add_(0, rows, own)
+        own = None if sorted_dh is None else torch.empty_like(h[rows])
+        total += _nats(h[rows], V[start:stop], c[start:stop], y[rows] - start, scale, own, *here)
+        if sorted_dh is not None and own is not None:
+            sorted_dh[rows] += own
+    if dh is not None and sorted_dh is not None:
+        dh[order] = sorted_dh
     return total

@@ -114,6 +114,23 @@ def test_loss_and_gradients_of_two_levels(
         torch.testing.assert_close(readout.loss(layer, h, y), found[1][0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("numbers", [1, 2**20], ids=["many parts", "one part"])
+@pytest.mark.parametrize(
+    "layer", [torch.nn.Linear(5, 23), Adaptive(5, 23, (4, 9, 22))], ids=["one", "two levels"]
+)
+def test_in_bfloat16_gradients_are_as_wide_as_the_weights(
+    layer: torch.nn.Linear, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readout, "_NUMBERS", numbers)
+    h, y = torch.randn(200, 5, requires_grad=True), torch.randint(23, (200,))
+    wanted, found = [h, *layer.parameters()], []
+    for on in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            loss = readout.loss(layer, h, y)
+        found.append([loss, *torch.autograd.grad(loss, wanted)])
+    torch.testing.assert_close(*found, rtol=0.05, atol=2e-3)
+
+
 @pytest.mark.parametrize("cutoffs", [(1,), (4, 9, 22), (22,), tuple(range(1, 23))])
 def test_two_levels_are_one_distribution(cutoffs: tuple[int, ...]) -> None:
     layer = Adaptive(5, 23, cutoffs).double()
