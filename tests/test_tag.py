@@ -86,6 +86,9 @@ def test_the_same_sentences_from_three_kinds_of_file(tmp_path: Path) -> None:
         assert first.lines == places
         assert first.where(2) == f"{tmp_path / name}:{places[2]}"
     assert read_tagged([tmp_path / "a.conllu"], "xpos")[0].tags == ("VBP", "RB", "VB")
+    assert read_tagged([tmp_path / "a.conllu"])[0].also[0] == ("VBP", "RB", "VB")
+    assert read_tagged([tmp_path / "a.conllu"], "xpos")[0].also[0] == ("AUX", "PART", "VERB")
+    assert read_tagged([tmp_path / "b.txt"])[0].also == ()
 
 
 @pytest.mark.parametrize(
@@ -262,6 +265,29 @@ def test_a_sentence_does_not_depend_on_its_batch(crf: bool) -> None:
     torch.testing.assert_close(loss, (each[0] * lengths[0] + each[1] * lengths[1]) / lengths.sum())
 
 
+@pytest.mark.parametrize("crf", [False, True])
+def test_other_labels_are_learnt_beside_the_tags(crf: bool, tmp_path: Path) -> None:
+    words, tags = toy(40)
+    long = [["long" if len(word) > 3 else "short" for word in one] for one in words]
+    same = [["same"] * len(one) for one in words]
+    tagger = Tagger(hidden=6, embedding=4, spelling=3, steps=30, crf=crf).fit(words, tags, also=[same, long])
+    network = tagger.network
+    assert network.settings["also"] == [2]  # from labels that are all alike there is nothing to learn
+    tagger.save_pretrained(tmp_path / "tagger")
+    assert Tagger.from_pretrained(tmp_path / "tagger").predict(words) == tagger.predict(words)
+
+    forms, y = Forms(tagger.lexicon), torch.tensor([[0], [1]])
+    read, lengths = forms.batch([forms.rows(words[0][:2])]), torch.tensor([2])
+    labels = torch.tensor([[[1]], [[0]]])
+    scores = network.beside[0](network._hidden(*read, lengths))[:, 0]
+    more = torch.nn.functional.cross_entropy(scores, labels[:, 0, 0])
+    torch.testing.assert_close(
+        network.loss(*read, y, lengths, labels)[0], network.loss(*read, y, lengths)[0] + more / 2
+    )
+    with pytest.raises(InputError, match="a tag for each word"):
+        Tagger().fit(words, tags, also=[[one[:-1] for one in long]])
+
+
 def test_words_seen_once_are_unknown_now_and_then_while_it_learns() -> None:
     network = TagNetwork(2, 5, 3, hidden=4, embedding=4, spelling=3, frequent=2, word_dropout=0.1)
     seen = []
@@ -318,7 +344,8 @@ def test_a_tagger_learns_is_saved_and_found_again(tmp_path: Path, how: dict[str,
             again.step("the")
         return
     for sentence in words[:4]:
-        state, found = None, []
+        state: Any = None
+        found = []
         for word in sentence:
             name, state = again.step(word, state)
             found.append(name)

@@ -19,6 +19,7 @@ from elman.errors import DataError
 
 STDIN = "-"
 COLUMNS = {"upos": 3, "xpos": 4}  # of CoNLL-U
+_OF_WORDS = (3, 4, 5)  # its columns that say what a word is: the two, and features
 CONLLU, JSON = (".conllu", ".conll"), (".jsonl", ".ndjson")
 LONGEST = 1000  # characters of a word
 _LINE, _WORDS = 2**20, 100_000  # bytes of a line, words of a sentence
@@ -27,12 +28,14 @@ _UTF8 = "write it in UTF-8"
 
 @dataclass(frozen=True)
 class Sentence:
-    """Words in order. tags: as many, or none where they are not known. file, lines: where each word stands."""
+    """Words in order. tags: as many, or none where they are not known. file, lines: where each word stands. also: what
+    else is known of each word, each time as many."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...] = ()
     file: str = ""
     lines: tuple[int, ...] = ()
+    also: tuple[tuple[str, ...], ...] = ()
 
     def where(self, word: int) -> str:
         return f"{self.file}:{self.lines[word]}" if self.lines else f"word {word}"
@@ -102,15 +105,20 @@ def _decoded(opened, where: object, ends: bool) -> Iterator[tuple[int, str]]:
 
 def _columns(file: Path, column: int | None) -> Iterator[Sentence]:
     """column: of CoNLL-U; None: two columns."""
-    words: list[str] = []
-    tags: list[str] = []
+    others = [] if column is None else [other for other in _OF_WORDS if other != column]
+    rows: list[tuple[str, ...]] = []  # word, tag, others
     lines: list[int] = []
+
+    def sentence() -> Sentence:
+        words, tags, *also = zip(*rows, strict=True)
+        return Sentence(words, tags, str(file), tuple(lines), tuple(also))
+
     for number, line in numbered_lines(file):
         where = f"{file}:{number}"
         if not line.strip():
-            if words:
-                yield Sentence(tuple(words), tuple(tags), str(file), tuple(lines))
-            words, tags, lines = [], [], []
+            if rows:
+                yield sentence()
+            rows, lines = [], []
             continue
         if column is None:
             found = tuple(line.split("\t")) if "\t" in line else tuple(line.split())
@@ -121,14 +129,13 @@ def _columns(file: Path, column: int | None) -> Iterator[Sentence]:
         elif row[column] == "_":
             raise _odd(where, "_", "a tag", "tag the word, or name the column that is filled in: --column")
         else:
-            found = (row[1], row[column])
+            found = (row[1], row[column], *(row[other] or "_" for other in others))
         _bounded(found, where)
-        for known, part in ((words, found[0]), (tags, found[1])):
-            known.append(sys.intern(part))
+        rows.append(tuple(map(sys.intern, found)))
         lines.append(number)
-        _bounded(words[-1:], where, len(words))
-    if words:
-        yield Sentence(tuple(words), tuple(tags), str(file), tuple(lines))
+        _bounded(found[:1], where, len(rows))
+    if rows:
+        yield sentence()
 
 
 def conllu_row(line: str, where: str) -> list[str] | None:

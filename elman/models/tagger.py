@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +30,32 @@ _TOGETHER = 64  # sentences that are read side by side outside of training
 _LEAST, _PASSES = 400, 15  # steps; passes over the data
 _MISTAKES = 12  # the most frequent ones are told
 
+Others = tuple[int, dict[str, int]]  # which of `Sentence.also`, its labels as numbers
+
 
 @dataclass(frozen=True)
 class Encoded:
-    """Sentences as a network reads them. rows: of `forms`, [T] each; y: tags, [T] each."""
+    """Sentences as a network reads them. rows: of `forms`, [T] each; y: tags, [T] each; also: other labels that are
+    learnt, [T, A] each."""
 
     sentences: Sequence[Sentence]
     forms: Forms
     rows: Sequence[Tensor]
     y: Sequence[Tensor]
+    also: Sequence[Tensor] = ()
 
     @classmethod
-    def of(cls, sentences: Sequence[Sentence], lexicon: Lexicon) -> Encoded:
-        """Raises DataError for a tag that was not there in training, with file and line."""
+    def of(cls, sentences: Sequence[Sentence], lexicon: Lexicon, others: Sequence[Others] = ()) -> Encoded:
+        """others: of the labels that are learnt beside the tags, see `others_of`. Raises DataError for a tag that was
+        not there in training, with file and line."""
         forms = Forms(lexicon)
-        return cls(
-            sentences, forms, [forms.rows(one.words) for one in sentences], [*map(lexicon.ids, sentences)]
-        )
+        rows, y = [forms.rows(one.words) for one in sentences], [*map(lexicon.ids, sentences)]
+        also = [
+            torch.tensor([[ids[label] for label in one.also[k]] for k, ids in others], dtype=torch.int64)
+            .view(len(others), len(one.words)).T
+            for one in sentences
+        ]  # fmt: skip
+        return cls(sentences, forms, rows, y, also)
 
     def batches(self, batch: int, seed: int) -> Ragged:
         """Of `TagNetwork.loss`'s arguments; counted in words."""
@@ -54,7 +63,8 @@ class Encoded:
 
         def take(rows: list[int]) -> tuple[Any, ...]:
             read = self.forms.batch([self.rows[i] for i in rows])
-            return *read, pad_sequence([self.y[i] for i in rows]), torch.tensor([lengths[i] for i in rows])
+            y, also = (pad_sequence([part[i] for i in rows]) for part in (self.y, self.also))
+            return *read, y, torch.tensor([lengths[i] for i in rows]), also
 
         return Ragged(lengths, take, batch, seed, unit="steps")
 
@@ -62,6 +72,13 @@ class Encoded:
         """Sentences of about so many words, from all over."""
         every = max(sum(map(len, self.rows)) // words, 1)
         return Encoded(self.sentences[::every], self.forms, self.rows[::every], self.y[::every])
+
+
+def others_of(sentences: Sequence[Sentence]) -> list[Others]:
+    """The other labels of words from which something can be learnt."""
+    kinds = range(min(len(one.also) for one in sentences))
+    labels = [sorted({label for one in sentences for label in one.also[k]}) for k in kinds]
+    return [(k, {label: i for i, label in enumerate(labels[k])}) for k in kinds if len(labels[k]) > 1]
 
 
 @torch.no_grad()
@@ -133,7 +150,7 @@ class Tagger:
 
     def __init__(
         self, *, cell: Any = "lstm", hidden: int = 200, layers: int = 2, embedding: int = 128, spelling: int = 64,
-        dropout: float = 0.33, word_dropout: float = 0.0, residual: bool = False, norm: bool = False, both: bool = True,
+        dropout: float = 0.33, word_dropout: float = 0.1, residual: bool = False, norm: bool = False, both: bool = True,
         crf: bool = False,
         vectors: str | Path | None = None, steps: int | None = None, minutes: float | None = None, batch: int = BATCH,
         lr: float | None = None, average: float = AVERAGE, patience: int | None = 5, seed: int = 0,
@@ -157,18 +174,23 @@ class Tagger:
 
     def fit(
         self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], *,
+        also: Sequence[Sequence[Sequence[str]]] = (),
         valid: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]] | None = None,
         watch: Callable[[Step | Validation], None] = lambda event: None,
     ) -> Tagger:  # fmt: skip
-        """Learn. sentences: of words; tags: as many. valid: sentences and tags to choose the best weights by; without
-        it every tenth sentence is held out for that. watch: is shown each event.
+        """Learn. sentences: of words; tags: as many. also: other labels of the words (finer parts of speech, features),
+        each kind as tags are, which are learnt beside them. valid: sentences and tags to choose the best weights by;
+        without it every tenth sentence is held out for that. watch: is shown each event.
 
         Raises InputError and InputTypeError where they do not belong together.
         """
-        given = _sentences(sentences, tags)
+        given = _with_others(_sentences(sentences, tags), [_sentences(sentences, other) for other in also])
         learnt, held_out = (given, _sentences(*valid)) if valid is not None else split(given)
-        lexicon, network = new(learnt, self.seed, Path(self.vectors) if self.vectors else None, self.model)
-        data, looked = Encoded.of(learnt, lexicon), Encoded.of(held_out or learnt, lexicon)
+        others = others_of(learnt)
+        lexicon, network = new(
+            learnt, self.seed, Path(self.vectors) if self.vectors else None, self.model, others
+        )
+        data, looked = Encoded.of(learnt, lexicon, others), Encoded.of(held_out or learnt, lexicon)
         batches, how = data.batches(self.batch, self.seed), dict(self.training)
         if how["steps"] is None and how["minutes"] is None:
             how["steps"] = max(round(_PASSES * batches.size / batches.count), _LEAST)
@@ -255,14 +277,16 @@ def split(sentences: Sequence[Sentence]) -> tuple[list[Sentence], list[Sentence]
 
 
 def new(
-    sentences: Sequence[Sentence], seed: int, vectors: Path | None, model: dict[str, Any]
-) -> tuple[Lexicon, TagNetwork]:
+    sentences: Sequence[Sentence], seed: int, vectors: Path | None, model: dict[str, Any],
+    others: Sequence[Others] = (),
+) -> tuple[Lexicon, TagNetwork]:  # fmt: skip
     """A lexicon of sentences, and a network that is yet to be trained. model: arguments of `TagNetwork`."""
     words, table = read_vectors(vectors) if vectors is not None else ([], torch.zeros(0, 0))
     lexicon = Lexicon.learn(sentences, words)
     sizes = {
         "tags": len(lexicon.tags), "words": len(lexicon.words), "characters": len(lexicon.characters),
         "frequent": lexicon.frequent, "vectors": len(words), "width": table.shape[1],
+        "also": [len(labels) for _, labels in others],
     }  # fmt: skip
     torch.manual_seed(seed)
     network = TagNetwork(**sizes, **model)
@@ -277,6 +301,10 @@ def load(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[TagNetwo
     network = pretrained.load(TagNetwork, "a tagger", NEEDED, shapes, config, folder, known=KNOWN, **opening)
     lexicon.expect(network.settings, path)
     return network, lexicon
+
+
+def _with_others(sentences: list[Sentence], others: Sequence[list[Sentence]]) -> list[Sentence]:
+    return [replace(one, also=tuple(other[k].tags for other in others)) for k, one in enumerate(sentences)]
 
 
 def _words(words: Sequence[str], where: str) -> Sequence[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elman.data.schema import Check, number, truth, whole
+from elman.data.schema import Check, each, number, truth, whole
 from elman.models.crf import CRF
 from elman.models.pretrained import SIZE
 from elman.models.stack import Cells, stack_of
@@ -18,9 +19,10 @@ _count = whole(0, SIZE)
 NEEDED: dict[str, Check] = {"tags": whole(1, SIZE), "words": _count, "characters": _count}
 KNOWN: dict[str, Check] = {
     "frequent": _count, "embedding": whole(1, SIZE), "spelling": whole(1, SIZE), "word_dropout": number(0, 1),
-    "crf": truth, "vectors": _count, "width": _count,
+    "crf": truth, "vectors": _count, "width": _count, "also": each(_count, 100),
 }  # fmt: skip
 _LETTER = 32  # width of a character's vector
+_BESIDE = 0.5  # weight of what is learnt beside the tags, each
 _ONCE = 0.5  # share of the words seen once that become the unknown word in training
 
 
@@ -40,7 +42,8 @@ class TagNetwork(nn.Module):
     layer and what comes from the highest is dropped out too, locked. hidden: H, for each direction. embedding: width of
     E. spelling: units over characters, for each direction. both: read sentences in both directions; without it, from
     left to right, so that they can be tagged as they come. vectors, width: how many words have a vector from elsewhere,
-    and of what width; these are not trained.
+    and of what width; these are not trained. also: how many there are of other labels of a word, for each kind of them:
+    they are learnt beside the tags, each half as much, and help with what the tags have in common with them.
 
     Source: Plank, Søgaard and Goldberg, Multilingual part-of-speech tagging with bidirectional long short-term memory
     models and auxiliary loss, 2016; Lample et al., Neural architectures for named entity recognition, 2016.
@@ -52,7 +55,7 @@ class TagNetwork(nn.Module):
         self, tags: int, words: int, characters: int, cell: Cells = "lstm", hidden: int = 200,
         layers: int | None = 2, embedding: int = 128, spelling: int = 64, dropout: float = 0.33, residual: bool = False,
         norm: bool = False, both: bool = True, frequent: int = 0, word_dropout: float = 0.0, crf: bool = False,
-        vectors: int = 0, width: int = 0,
+        vectors: int = 0, width: int = 0, also: Sequence[int] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.frequent, self.word_dropout = frequent, word_dropout
@@ -67,12 +70,13 @@ class TagNetwork(nn.Module):
         )
         self.dropout = LockedDropout(dropout)
         self.readout = nn.Linear((1 + both) * hidden, tags)
+        self.beside = nn.ModuleList(nn.Linear((1 + both) * hidden, labels) for labels in also)
         self.crf = CRF(tags) if crf else None
         self.settings: dict[str, Any] = {
             "tags": tags, "words": words, "characters": characters, "frequent": frequent, "cell": made.pop("cell"),
             "hidden": hidden, "layers": len(self.stack), "embedding": embedding, "spelling": spelling,
             "dropout": dropout, "word_dropout": word_dropout, "crf": crf, "vectors": vectors, "width": width, **made,
-            "both": both,
+            "both": both, "also": list(also),
         }  # fmt: skip
 
     def read(self, words: Tensor, vectors: Tensor, spelled: Tensor, sizes: Tensor, of: Tensor) -> Tensor:
@@ -90,20 +94,31 @@ class TagNetwork(nn.Module):
         self, words: Tensor, vectors: Tensor, spelled: Tensor, sizes: Tensor, of: Tensor, lengths: Tensor
     ) -> Tensor:
         """o, `[T, B, K]`. Arguments: see `elman.data.lexicon.Forms`; lengths `[B]`, of the sentences."""
+        return self.readout(self._hidden(words, vectors, spelled, sizes, of, lengths))
+
+    def _hidden(
+        self, words: Tensor, vectors: Tensor, spelled: Tensor, sizes: Tensor, of: Tensor, lengths: Tensor
+    ) -> Tensor:
         x = self.dropout(self.read(words, vectors, spelled, sizes, of))
         h, _ = self.stack(x, lengths=lengths)
-        return self.readout(self.dropout(h))
+        return self.dropout(h)
 
     def loss(
         self, words: Tensor, vectors: Tensor, spelled: Tensor, sizes: Tensor, of: Tensor, y: Tensor, lengths: Tensor,
-        state: None = None,
+        also: Tensor | None = None, state: None = None,
     ) -> tuple[Tensor, None]:  # fmt: skip
-        """(mean nats per word, None). y: int64 `[T, B]`, the tags."""
-        o = self(words, vectors, spelled, sizes, of, lengths)
-        if self.crf is not None:
-            return self.crf(o.float(), y, lengths).sum() / lengths.sum(), None
+        """(mean nats per word, None). y: int64 `[T, B]`, the tags. also: `[T, B, A]`, the other labels."""
+        h = self._hidden(words, vectors, spelled, sizes, of, lengths)
         there = torch.arange(len(y), device=y.device)[:, None] < lengths
-        return nn.functional.cross_entropy(o[there], y[there]), None
+        o = self.readout(h)
+        if self.crf is not None:
+            nats = self.crf(o.float(), y, lengths).sum() / lengths.sum()
+        else:
+            nats = nn.functional.cross_entropy(o[there], y[there])
+        if also is not None:
+            for readout, labels in zip(self.beside, also[there].unbind(1), strict=True):
+                nats = nats + _BESIDE * nn.functional.cross_entropy(readout(h[there]), labels)
+        return nats, None
 
     def decode(self, o: Tensor, lengths: Tensor) -> Tensor:
         """The tags of scores o, int64 `[T, B]`."""
@@ -122,4 +137,5 @@ def shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, l
         "characters.weight": [settings["characters"] + 1, _LETTER],
         "vectors": [settings["vectors"] + 1, settings["width"]],
         "readout.weight": [settings["tags"], both * settings["hidden"]],
+        **{f"beside.{k}.weight": [n, both * settings["hidden"]] for k, n in enumerate(settings["also"])},
     }

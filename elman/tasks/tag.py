@@ -26,7 +26,19 @@ from elman.data.tagged import (
 )  # fmt: skip
 from elman.errors import DataError, InputError
 from elman.models.stack import learning_rate
-from elman.models.tagger import AVERAGE, BATCH, LEXICON, Encoded, load, measure, new, split, tag
+from elman.models.tagger import (
+    AVERAGE,
+    BATCH,
+    LEXICON,
+    Encoded,
+    Others,
+    load,
+    measure,
+    new,
+    others_of,
+    split,
+    tag,
+)
 from elman.models.tagging import TagNetwork
 from elman.report import Part, Record, bars, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
@@ -78,7 +90,11 @@ class Settings:
         64, "Units that read the characters of a word, in each direction.", min=1, max=SIZE
     )
     word_dropout: float = option(
-        0.0, "Share of words that are known by their characters alone, now these, now those, in training."
+        0.1, "Share of words that are known by their characters alone, now these, now those, in training."
+    )
+    alone: bool = option(
+        False,
+        "Learn that column of CoNLL-U alone; by default the others that say what a word is are learnt beside it.",
     )
     one_way: bool = option(False, "Read from left to right alone, so that words can be tagged as they come.")
     crf: bool = option(False, "Score which tag follows which too: a conditional random field.")
@@ -150,8 +166,9 @@ class Tag(Task):
             learnt, held_out = sentences, read_tagged([settings.valid], settings.column)
         else:
             learnt, held_out = _split(sentences)
-        lexicon, network = cls._made(settings, learnt, training.seed, processes)
-        data, looked = Encoded.of(learnt, lexicon), Encoded.of(held_out, lexicon)
+        others = [] if settings.alone else others_of(learnt)
+        lexicon, network = cls._made(settings, learnt, others, training.seed, processes)
+        data, looked = Encoded.of(learnt, lexicon, others), Encoded.of(held_out, lexicon)
         batch = training.batch or min(BATCH, max(len(learnt) // 8, 1))
         training = replace(
             training, batch=batch, average=AVERAGE if training.average is None else training.average,
@@ -173,13 +190,18 @@ class Tag(Task):
 
     @classmethod
     def _made(
-        cls, settings: Settings, sentences: Sequence[Sentence], seed: int, processes: Processes
+        cls,
+        settings: Settings,
+        sentences: Sequence[Sentence],
+        others: Sequence[Others],
+        seed: int,
+        processes: Processes,
     ) -> tuple[Lexicon, TagNetwork]:
         how, known = settings.model, Lexicon.learn(sentences)
         sizes = (len(known.tags), len(known.words), len(known.characters))
         options = "--hidden, --layers, --embedding, --spelling"
         expect_memory(lambda: TagNetwork(*sizes, **how), how["cell"], processes, options)
-        lexicon, network = new(sentences, seed, settings.vectors, how)
+        lexicon, network = new(sentences, seed, settings.vectors, how, others)
         return lexicon, network.to(processes.device)
 
     @classmethod
