@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from elman.data.grid import Grid, parsed_stamp
+from elman.data.rolls import read_rolls
 from elman.data.series import Columns, panel_of, read_series, table_of
 from elman.data.series_windows import Form, Origins, context_for
 from elman.errors import DataError, InputError, NotYet
@@ -21,6 +22,7 @@ from elman.models.distributions import DISTRIBUTIONS, QUANTILES, SHARES, pinball
 from elman.models.forecast_network import ForecastNetwork
 from elman.models.forecasting import crps, gaussian_crps, naive_error, parted, rolling, scored, seasonal_naive
 from elman.models.forecasting import forecasts as forecasts_of
+from elman.models.frame_network import guesses
 from tests.strangers import elman
 from tests.typed import expect_answers
 
@@ -677,6 +679,8 @@ def test_vectors_are_forecast_key_by_key(singer: Forecaster, tmp_path: Path) -> 
     again = Forecaster.from_pretrained(tmp_path / "kept")
     assert np.array_equal(again.predict(3), singer.predict(3))
     assert again.score(test) == pytest.approx(singer.score(test))
+    with pytest.raises(InputError, match="measured by score"):
+        again.evaluate(test)
     (tmp_path / "kept" / "series.json").write_text('{"frames": {"channels": 6, "tail": [[7]]}}')
     with pytest.raises(DataError):
         Forecaster.from_pretrained(tmp_path / "kept")
@@ -762,3 +766,32 @@ def test_files_that_hold_no_vectors(name: str, content: bytes, what: str, tmp_pa
     assert said.status == 2
     assert what in said.err
     assert name in said.err
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+MUSIC = Path(__file__).resolve().parents[2] / "shared" / "data" / "music" / "JSB_Chorales.mat"
+
+
+@pytest.mark.slow
+def test_sunspots_from_rolling_places() -> None:
+    datasets = pytest.importorskip("statsmodels.datasets", reason="the series come with statsmodels")
+    data = datasets.sunspots.load_pandas().data
+    rows = {"ds": data["YEAR"].astype(int).tolist(), "y": data["SUNACTIVITY"].tolist()}
+    found = Forecaster(12, season=11, hidden=16, steps=100).backtest(rows).scores
+    assert found.count == 5
+    assert found.naive == pytest.approx((1.2668, 0.9657), abs=1e-4)
+    assert found.crps < 1.2659  # exponential smoothing's: bench/forecast.py
+    assert 0.6 < found.coverage[0.8] < 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MUSIC.exists(), reason="the piano rolls are not there")
+def test_chorales_are_more_than_how_each_key_was_before() -> None:
+    pytest.importorskip("scipy", reason="it reads .mat")
+    rolls = read_rolls([MUSIC], 0)
+    assert [len(part) for part in (rolls.learnt, rolls.chosen, rolls.test)] == [229, 76, 77]
+    said = guesses(rolls.learnt, rolls.test)
+    model = Forecaster(4, distribution="bernoulli", hidden=32, layers=1, steps=100, lr=0.01, patience=None)
+    x = [[one.numpy() for one in part] for part in (rolls.learnt, rolls.chosen, rolls.test)]
+    assert -model.fit(x[0], x[1]).score(x[2]) < said["by what each was before"] - 0.5

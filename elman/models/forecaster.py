@@ -325,6 +325,11 @@ class Forecaster:
         return self._there(self._form)
 
     def _there(self, part: Any) -> Any:
+        if self._frames is not None:
+            raise InputError(
+                what="a forecaster of vectors is measured by score(sequences)", where="Forecaster", got=FRAMES,
+                expected="fit, predict, paths, step, score, save_pretrained", mend="call one of these",
+            )  # fmt: skip
         if part is None:
             raise NotYet(
                 what="this forecaster is not fitted yet", where="Forecaster", mend="call fit(frame) first"
