@@ -16,7 +16,9 @@ from typing import Any
 
 from bench import forecast as series
 from bench.kept import Row, spread
+from elman.app.jobs import opened
 from elman.errors import DataError
+from elman.tasks.task import Opening
 from elman.training import Run
 from elman.training.measure import shown
 
@@ -35,15 +37,20 @@ by sequences that are not measured on.
 @dataclass(frozen=True)
 class Job:
     """A command behind `elman train`. words: of it; those that begin with @ are patterns of files in the data,
-    those with = series of statsmodels."""
+    those with = series of statsmodels. test: a pattern of what to measure on, where what is held out is chosen by."""
 
     title: str
     minutes: float
     wanted: str
     words: tuple[str, ...]
+    test: str = ""
 
 
 JOBS = {
+    "tags": Job(
+        "parts of speech: English EWT, its test part", 15, "≥ 95.8 %",
+        ("tag", "@ud_ewt/*train.conllu", "--valid", "@ud_ewt/*dev.conllu"), "@ud_ewt/*test.conllu",
+    ),
     "languages": Job("names by 18 languages, 80/10/10 by seed", 5, "≥ 84.5 %", ("classify", "@names")),
     "names": Job(
         "auto-encoding of names, 128 numbers each, unseen ones exactly back", 10, "≥ 99.5 %",
@@ -84,16 +91,24 @@ def run(job: Job, seed: int, data: Path, folder: Path, scale: float) -> dict[str
             table = folder.with_name(f"{word[1:]}.csv")
             series.write(word[1:], table)
             words.append(str(table))
-            continue
-        found = [str(path) for path in sorted(data.glob(word[1:]))] if word[0] == "@" else [word]
-        if not found:
-            raise DataError(
-                what="the data are not there", where=data / word[1:], mend="name the folder with --data"
-            )
-        words += found
+        else:
+            words += map(str, _files(data, word)) if word[0] == "@" else [word]
     how = ["--seed", str(seed), "--minutes", str(job.minutes * scale), "--out", str(folder), "--overwrite"]
     subprocess.run([sys.executable, "-m", "elman", "train", *words, *how], check=True)
+    if job.test:
+        done, task, model = opened(folder, Opening())
+        found = task.measure(model, task.data(done, _files(data, job.test), None, print), False)
+        return {"value": found.value, "unit": found.unit, **found.details}
     return [line for line in Run(folder).read_log() if "measured" in line][-1]["measured"]
+
+
+def _files(data: Path, pattern: str) -> list[Path]:
+    found = sorted(data.glob(pattern[1:]))
+    if not found:
+        raise DataError(
+            what="the data are not there", where=data / pattern[1:], mend="name the folder with --data"
+        )
+    return found
 
 
 def rows(kept: Path) -> list[Row]:
