@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elman.data.lexicon import Forms, Lexicon, read_vectors
-from elman.data.tagged import Sentence, read_tagged
+from elman.data.tagged import Sentence, digest, read_tagged
 from elman.errors import DataError, InputError, InputTypeError, StateError
 from elman.models import Tagger
 from elman.models.crf import CRF
@@ -89,6 +89,10 @@ def test_the_same_sentences_from_three_kinds_of_file(tmp_path: Path) -> None:
     assert read_tagged([tmp_path / "a.conllu"])[0].also[0] == ("VBP", "RB", "VB")
     assert read_tagged([tmp_path / "a.conllu"], "xpos")[0].also[0] == ("AUX", "PART", "VERB")
     assert read_tagged([tmp_path / "b.txt"])[0].also == ()
+    (tmp_path / "d.conllu").write_text(CONLLU.replace("\tVBP\t", "\tVBZ\t"))
+    one, other = (read_tagged([tmp_path / name]) for name in ("a.conllu", "d.conllu"))
+    assert digest(one) == digest(other)
+    assert digest(one, others=True) != digest(other, others=True)
 
 
 @pytest.mark.parametrize(

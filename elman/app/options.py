@@ -26,7 +26,7 @@ def command(name: str, settings: dict[str, type], run: Callable[..., None], word
 
     first = inspect.Parameter("typer_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     body.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
-    body.__annotations__ = {"context": typer.Context}
+    body.__annotations__ = {first.name: typer.Context}
     one = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
     one.command(name, help=words)(body)
     return typer.main.get_command(one)

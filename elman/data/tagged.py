@@ -75,11 +75,12 @@ def numbered_lines(file: Path, ends: bool = False) -> Iterator[tuple[int, str]]:
         yield from _decoded(opened, file, ends)
 
 
-def digest(sentences: Sequence[Sentence]) -> str:
-    """SHA-256 of all words and tags, in hexadecimal."""
+def digest(sentences: Sequence[Sentence], others: bool = False) -> str:
+    """SHA-256 of all words and tags, in hexadecimal. others: of what else is known of the words, too."""
     found = hashlib.sha256()
     for sentence in sentences:
-        found.update(repr((sentence.words, sentence.tags)).encode())
+        known = (sentence.words, sentence.tags)
+        found.update(repr((*known, sentence.also) if others else known).encode())
     return found.hexdigest()
 
 

@@ -107,7 +107,10 @@ class TagNetwork(nn.Module):
         self, words: Tensor, vectors: Tensor, spelled: Tensor, sizes: Tensor, of: Tensor, y: Tensor, lengths: Tensor,
         also: Tensor | None = None, state: None = None,
     ) -> tuple[Tensor, None]:  # fmt: skip
-        """(mean nats per word, None). y: int64 `[T, B]`, the tags. also: `[T, B, A]`, the other labels."""
+        """(mean nats per word, None), those of other labels counted by half.
+
+        y: int64 `[T, B]`, the tags. also: int64 `[T, B, A]`, the other labels.
+        """
         h = self._hidden(words, vectors, spelled, sizes, of, lengths)
         there = torch.arange(len(y), device=y.device)[:, None] < lengths
         o = self.readout(h)

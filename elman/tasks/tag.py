@@ -139,7 +139,8 @@ def _sections(record: Record) -> dict[str, str]:
 
 
 PART = Part(
-    unit="steps", loss="nats per word", figure="accuracy", samples="What it said of a held-out sentence",
+    unit="steps", loss="nats per word, half of those of other labels", figure="accuracy",
+    samples="What it said of a held-out sentence",
     details=_DETAILS, facts=_facts, sections=_sections,
 )  # fmt: skip
 
@@ -176,7 +177,7 @@ class Tag(Task):
         )  # fmt: skip
         said = {
             "files": list(map(str, settings.files)), "valid": settings.valid and str(settings.valid),
-            "column": settings.column, "digest": digest(learnt), "valid_digest": digest(held_out),
+            "column": settings.column, "digest": digest(learnt, bool(others)), "valid_digest": digest(held_out),
         }  # fmt: skip
         about = (
             f"{len(learnt):,} sentences of {sum(map(len, data.rows)):,} words to learn from, {len(held_out):,} held "
