@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from elman.forcing import force
     from elman.plan import cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool
+    from elman.segments import Segments
     from elman.trace import trace, verify
     from elman.unfold import unfold
 
@@ -29,6 +30,7 @@ __all__ = [
     "Circuit",
     "ElmanError",
     "Recurrent",
+    "Segments",
     "Stack",
     "adjoint",
     "caches",
@@ -54,6 +56,7 @@ _HOMES = {
     "Circuit": "circuit",
     "ElmanError": "errors",
     "Recurrent": "recurrent",
+    "Segments": "segments",
     "Stack": "recurrent",
     "adjoint": "adjoint",
     "caches": "caches",
