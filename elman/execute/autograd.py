@@ -25,7 +25,7 @@ from elman.circuit.form import Kind
 from elman.errors import NotSupported
 from elman.execute.executable import Call
 from elman.execute.program import Program
-from elman.execute.segmented import Stored, run_of
+from elman.execute.segmented import Run, Stored, run_of
 
 Tensor = torch.Tensor
 
@@ -43,17 +43,25 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
         raise _no_forward_mode()
+    if call.memory is not None:
+        return _under_budget(program, call, tensors)
     if wants_gradient(tensors):
-        door = _Eager if call.memory is None else _Segmented
-        return door.apply(program, call, *tensors)
-    return _computed(program, call, tensors)
+        return _Eager.apply(program, call, *tensors)
+    return program.run(call, tensors)
 
 
-def _computed(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:
-    """The outputs of a call without gradients."""
-    if call.memory is None:
-        return program.run(call, tensors)
-    return run_of(program, call, None).forward(tensors)[0]
+def _under_budget(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """The same for a call with a budget, which may well fit as it is."""
+    wants = None
+    if wants_gradient(tensors):
+        ports = zip(program.inputs, tensors, strict=True)
+        wants = frozenset(p.name for p, t in ports if t is not None and t.requires_grad and p.differentiable)
+    run = run_of(program, call, wants)
+    if run.fits:
+        return apply(program, call._replace(memory=None, layout=None), tensors)
+    if wants is None:
+        return run.forward(tensors)[0]
+    return _Segmented.apply(program, call, run, wants, *tensors)
 
 
 def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
@@ -122,17 +130,16 @@ class _Segmented(torch.autograd.Function):
     """The door of training under a budget: a segment of time after the other."""
 
     @staticmethod
-    def forward(ctx: Any, program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        needed = zip(program.inputs, ctx.needs_input_grad[2:], strict=True)
-        ctx.wants = frozenset(port.name for port, need in needed if need and port.differentiable)
-        run = run_of(program, call, ctx.wants)
+    def forward(
+        ctx: Any, program: Program, call: Call, run: Run, wants: frozenset[str], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         outputs, stored = run.forward(tensors)
         ctx.set_materialize_grads(False)
-        ctx.program, ctx.call, ctx.run = program, call, run
+        ctx.program, ctx.call, ctx.run, ctx.wants = program, call, run, wants
         ctx.places, ctx.kept = stored.places, {turn: len(kept) for turn, kept in stored.kept.items()}
         kept = [tensor for part in stored.kept.values() for tensor in part]
         ctx.save_for_backward(*tensors, *stored.states, *kept)
-        silent = [o for o, flows in zip(outputs, program._carrying(ctx.wants), strict=True) if not flows]
+        silent = [o for o, flows in zip(outputs, program._carrying(wants), strict=True) if not flows]
         ctx.mark_non_differentiable(*silent)
         return tuple(outputs)
 
@@ -143,14 +150,17 @@ class _Segmented(torch.autograd.Function):
         tensors, rest = saved[:count], iter(saved[count:])
         given = _arriving(program, cotangents)
         if given is None:
-            return (None,) * (count + 2)
+            return (None,) * (count + 4)
         if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
-            return (None, None, *_differentiable_in_place(program, ctx.call, ctx.wants, tensors, given))
+            return (*_NOT_TENSORS, *_differentiable_in_place(program, ctx.call, ctx.wants, tensors, given))
         states = [next(rest) for _ in run.states]
         kept = {turn: tuple(next(rest) for _ in range(size)) for turn, size in ctx.kept.items()}
         gradients = run.backward(tensors, Stored(states, ctx.places, kept), given)
         wanted = zip(program.inputs, gradients, strict=True)
-        return (None, None, *(g if port.name in ctx.wants else None for port, g in wanted))
+        return (*_NOT_TENSORS, *(g if port.name in ctx.wants else None for port, g in wanted))
+
+
+_NOT_TENSORS = (None,) * 4  # the first arguments of _Segmented
 
 
 def _differentiable_in_place(
@@ -227,7 +237,9 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return tuple(_computed(program, call, tensors))
+            if call.memory is None:
+                return program.run(call, tensors)
+            return tuple(run_of(program, call, None).forward(tensors)[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

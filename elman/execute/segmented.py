@@ -19,9 +19,7 @@ import torch
 from elman.circuit.form import Circuit, Kind, OutPort
 from elman.circuit.rows import carries
 from elman.execute.executable import Call
-from elman.plan.cost import cost
-from elman.plan.footprint import footprint
-from elman.plan.memory import Needs, Schedule, marks, reversal, schedule
+from elman.plan.memory import Schedule, marks, needs, reversal, schedule
 from elman.segments import Layout
 from elman.segments.segment import Segment
 from elman.trace.outside import LOCK
@@ -31,37 +29,6 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 _VIEW = 700  # bytes of a view of one step, of which the reference engine has one for each sequence
-
-
-def needs(program: Program, training: Training | None, engine: Any, gathers: bool) -> Needs:
-    """What is known of the passes of a program before they run."""
-    circuit = program.circuit
-    nodes = {port.name: port for port in program.inputs}
-    sizes = {name: _numel(port.shape) * port.dtype.itemsize for name, port in nodes.items()}
-    state = sum(sizes[port.name] for port in circuit.inputs_of(Kind.STATE))
-    sequences = sum(sizes[port.name] for port in circuit.inputs_of(Kind.SEQUENCE))
-    executables = [program.whole] if training is None else [training.forwards, training.backwards]
-    viewed = 0
-    for one in executables:
-        chosen = one.engine(engine)
-        if chosen is not None and not chosen.cheap_to_start and (loop := one.plan.loop) is not None:
-            viewed = max(viewed, _VIEW * (len(loop.sequences) + len(loop.emits)))
-    extra, forward, backward, residuals = 0, None, None, 0
-    if training is not None:
-        forward, backward = footprint(training.forward), footprint(training.backward)
-        residuals = training.pair.bytes_per_row
-        summed = [
-            sizes[str(out.gradient_of)]
-            for out in training.backward.circuit.outputs
-            if out.kind is Kind.SUM and not nodes[str(out.gradient_of)].rows
-        ]
-        extra = sum(summed) + 2 * max(summed, default=0)
-    again = cost(program.plan, 1, 1).total
-    work = again if training is None else sum(cost(p, 1, 1).total for p in (training.forward, training.backward))
-    return Needs(
-        footprint(program.plan), forward, backward, state, residuals, extra, sequences if gathers else 0, work, again,
-        viewed,
-    )  # fmt: skip
 
 
 def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
@@ -83,15 +50,22 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
     )  # fmt: skip
     chosen = whole.schedules.get(key)
     if chosen is None:
-        known = needs(whole, training, call.engine, gathers)
+        plans = (None, None, 0) if training is None else (training.forward, training.backward, training.pair.bytes_per_row)
+        known = needs(whole.plan, *plans, gathers=gathers, viewed=_viewed(whole, training, call.engine))
         chosen = schedule(known, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
         with LOCK:
             whole.schedules.keep(key, chosen)
     return Run(whole, call, chosen, training, len(program.outputs))
 
 
-def _numel(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
+def _viewed(whole: Program, training: Training | None, engine: Any) -> int:
+    """Bytes for each step of an engine that looks at the steps one by one."""
+    found = 0
+    for one in [whole.whole] if training is None else [training.forwards, training.backwards]:
+        chosen, loop = one.engine(engine), one.plan.loop
+        if chosen is not None and loop is not None and not chosen.cheap_to_start:
+            found = max(found, _VIEW * (len(loop.sequences) + len(loop.emits)))
+    return found
 
 
 @dataclass
@@ -128,6 +102,12 @@ class Run:
             i: None if (wire := self.ports[i].next) is None else ended[self.ports[i].name, wire] for i in self.states
         }
         self.reverse = program.circuit.reverse
+
+    @property
+    def fits(self) -> bool:
+        """Whether the call can as well be run as it is."""
+        chosen, lies = self.schedule, self.layout.lead == self.layout.inner
+        return lies and chosen.cuts.count <= 1 and (self.training is None or chosen.kept == chosen.cuts.count)
 
     # --- segments -------------------------------------------------------------------------------------------------
 
@@ -343,6 +323,8 @@ class Run:
         for i, place in enumerate(training.gives):
             if place >= 0:
                 self._gather(i, made[place], s, into, gradients)
+            elif self.ports[i].kind is Kind.STATE:  # no gradient flows back through this state
+                into[self.states.index(i)][: s.rows] = 0
 
     def _cotangent(
         self, slot: int, out: OutPort, s: Segment, into: Sequence[Tensor], cotangents: Sequence[Tensor | None]

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from elman.circuit.form import Kind
 from elman.errors import InputError
-from elman.plan.footprint import Footprint
+from elman.plan.footprint import Footprint, footprint
+from elman.plan.form import Plan
+from elman.plan.work import told, work_of
 from elman.segments.segment import Cuts, Memory, RaggedCuts, Segments
 
 _CALL = 3e5  # operations that the hardware does in the time in which a segment is called
@@ -45,6 +48,32 @@ class Needs:
     work: float
     again: float
     viewed: float = 0.0
+
+
+def needs(
+    plain: Plan, forward: Plan | None = None, backward: Plan | None = None, residuals: int = 0, *,
+    gathers: bool = False, viewed: float = 0.0,
+) -> Needs:  # fmt: skip
+    """What is known of the plans of a circuit that carries on, and of those of its training, before they run.
+
+    residuals: bytes per row and step. gathers: whether sequences are put in order for a segment.
+    """
+    ports = {port.name: port for port in plain.circuit.inputs}
+    sizes = {name: math.prod(port.shape) * port.dtype.itemsize for name, port in ports.items()}
+    state = sum(sizes[port.name] for port in plain.circuit.inputs_of(Kind.STATE))
+    sequences = sum(sizes[port.name] for port in plain.circuit.inputs_of(Kind.SEQUENCE))
+    extra, again = 0, work_of(plain)
+    work = again
+    if forward is not None and backward is not None:
+        sums = [str(out.gradient_of) for out in backward.circuit.outputs_of(Kind.SUM)]
+        summed = [sizes[name] for name in sums if name in ports and not ports[name].rows]
+        # What rounding has lost of each sum, and one sum that is being added to.
+        extra = sum(summed) + 2 * max(summed, default=0)
+        work = work_of(forward) + work_of(backward)
+    return Needs(
+        footprint(plain), None if forward is None else footprint(forward), None if backward is None else footprint(backward),
+        state, residuals, extra, sequences if gathers else 0, work, again, viewed,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,11 +239,3 @@ def reversal(count: int, slots: int) -> Iterator[tuple[int, int]]:
             middle = first + halfway(stop - first, slots)
             yield middle, first
         pending += [(first, middle, slots), (middle, stop, max(slots - 1, 1))]
-
-
-def told(number: float) -> str:
-    """Rounded up, so that what is said is enough."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{math.ceil(number / scale * 100) / 100:g} {unit}"
-    return f"{math.ceil(number)} B"

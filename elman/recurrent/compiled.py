@@ -207,6 +207,8 @@ def run_compiled(
         refuse_compiled("a PackedSequence", "unpack it before, and pass lengths=")
     if layer.generator is not None:
         refuse_compiled("generator=", "leave it away, and set torch.manual_seed")
+    if layer.memory is not None:
+        refuse_compiled("memory=", "leave the budget away, or do not compile the layer")
     xs: list[Tensor] = []
     states: list[Tensor] = []
     contexts: list[Tensor] = []

@@ -96,6 +96,11 @@ class Layout:
         """How many pieces there are: the batch that circuits run on."""
         return self.inner[1] if self.packing is None else self.packing.batch
 
+    @property
+    def rows(self) -> int:
+        """N, the rows of all steps."""
+        return self.steps * self.pieces if self.packing is None else self.packing.rows
+
     @functools.cached_property
     def is_packed(self) -> bool:
         """Whether sequences lie for users as they do for circuits."""
@@ -118,8 +123,7 @@ class Layout:
             return value
         if len(self.lead) > 1:
             value = value.flatten(0, 1)
-            count = self.pieces * self.steps if self.packing is None else self.packing.rows
-            value = value[:count] if self._move is None else self._move(value)
+            value = value[: self.rows] if self._move is None else self._move(value)
         return value if self.packing is not None else value.unflatten(0, self.inner)
 
     def unpack(self, value: Tensor) -> Tensor | PackedSequence:

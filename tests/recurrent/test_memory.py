@@ -55,7 +55,7 @@ def test_budgets_and_layouts(name: str, cut: tuple[str, ...], memory: Any, rever
 
 @pytest.mark.parametrize("name", with_more(
     ["context_rnn", "attention_rnn", "loss_rnn", "dict_input_rnn", "delayed_rnn", "counting_rnn", "dropout_rnn",
-     "noisy_rnn", "silent_rnn", "linear_rnn", "layer_norm_lstm", "zoneout_lstm"],
+     "noisy_rnn", "silent_rnn", "linear_rnn", "layer_norm_lstm", "zoneout_lstm", "cut_rnn"],
     [name for name in CASES],
 ))  # fmt: skip
 def test_any_cell(name: str) -> None:
