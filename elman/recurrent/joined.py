@@ -46,6 +46,15 @@ class Budget:
         object.__setattr__(self, "_memory", read_memory(memory))
 
 
+def set_memory(model: nn.Module, memory: str | Memory) -> None:
+    """Give the recurrences of a model a budget each: those that are not parts of others."""
+    if isinstance(model, (Budget, Recurrent)):
+        model.memory = memory  # type: ignore[assignment]
+        return
+    for part in model.children():
+        set_memory(part, memory)
+
+
 class JoinedCell(StackCell):
     """A step of all layers of a stack, with what lies between them.
 
