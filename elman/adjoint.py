@@ -152,9 +152,10 @@ def expose(circuit: Circuit) -> Circuit:
 
 
 def carrying_on(circuit: Circuit) -> Circuit:
-    """The same circuit with what each of its delays hands on as a further output, if none is: another call begins with it.
+    """The same circuit with what each of its delays hands on as a further output, where none is: what goes on from it
+    begins with that.
 
-    They differ where a teacher stands in for an output: the final state is the cell's own, the next step sees the other.
+    It is not the final state where a teacher stands in for an output: the next step sees the teacher's.
     """
     have = {(out.state, out.wire) for out in circuit.outputs_of(Kind.STATE)}
     names = {out.name for out in circuit.outputs}

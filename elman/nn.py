@@ -122,9 +122,7 @@ class _Layers(Budget, torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
     _elman: Any  # (a Stack, every step of it with the ending of its weights' names)
     engine: str = "auto"
 
-    def __init__(
-        self, *args: Any, engine: str = "auto", memory: str | Memory = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, engine: str = "auto", memory: str | Memory = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.memory = memory
         if engine != "auto":

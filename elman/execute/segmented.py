@@ -50,7 +50,11 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
     )  # fmt: skip
     chosen = whole.schedules.get(key)
     if chosen is None:
-        plans = (None, None, 0) if training is None else (training.forward, training.backward, training.pair.bytes_per_row)
+        plans = (
+            (None, None, 0)
+            if training is None
+            else (training.forward, training.backward, training.pair.bytes_per_row)
+        )
         known = needs(whole.plan, *plans, gathers=gathers, viewed=_viewed(whole, training, call.engine))
         chosen = schedule(known, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
         with LOCK:
@@ -88,18 +92,19 @@ class Run:
         for a call that wants gradients.
     """
 
-    def __init__(self, program: Program, call: Call, chosen: Schedule, training: Training | None, outputs: int) -> None:
+    def __init__(
+        self, program: Program, call: Call, chosen: Schedule, training: Training | None, outputs: int
+    ) -> None:
         self.program, self.call, self.schedule, self.training = program, call, chosen, training
         self.outputs = outputs
         self.layout = call.layout or _as_it_lies(call, program.inputs[0].device)
         self.ports = program.inputs
         self.states = [i for i, port in enumerate(self.ports) if port.kind is Kind.STATE]
-        ended = {
-            (out.state, out.wire): i for i, out in enumerate(program.outputs) if out.kind is Kind.STATE
-        }
+        ended = {(out.state, out.wire): i for i, out in enumerate(program.outputs) if out.kind is Kind.STATE}
         # Of each state: the output that is what it is fed with, None for one that nothing feeds.
         self.fed = {
-            i: None if (wire := self.ports[i].next) is None else ended[self.ports[i].name, wire] for i in self.states
+            i: None if (wire := self.ports[i].next) is None else ended[self.ports[i].name, wire]
+            for i in self.states
         }
         self.reverse = program.circuit.reverse
 
@@ -121,10 +126,17 @@ class Run:
         call = self.call
         packing = None if call.packing is None else call.packing.part(s)
         return call._replace(
-            steps=s.stop - s.first, batch=s.rows, packing=packing, first=call.first + s.first, memory=None, layout=None
+            steps=s.stop - s.first,
+            batch=s.rows,
+            packing=packing,
+            first=call.first + s.first,
+            memory=None,
+            layout=None,
         )
 
-    def _inputs(self, s: Segment, tensors: Sequence[Tensor | None], states: Sequence[Tensor] | None) -> list[Any]:
+    def _inputs(
+        self, s: Segment, tensors: Sequence[Tensor | None], states: Sequence[Tensor] | None
+    ) -> list[Any]:
         """The program's inputs for one segment; the states that it starts from are in the first rows of `states`."""
         given: list[Tensor | None] = list(tensors)
         for i, port in enumerate(self.ports):

@@ -204,6 +204,8 @@ class LanguageModel(Budget, nn.Module):
 
     def explain(self) -> Explanation:
         """What of each layer runs once, before, in and after the loop; after a call. See `elman.explain`."""
+        if self.memory is not None and "_loss" in self.__dict__:
+            return self.__dict__["_loss"].explain()
         return self.stack.explain()
 
     def forward(

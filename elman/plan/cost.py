@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
 from elman.adjoint import carrying_on
@@ -93,8 +92,8 @@ def cost(plan: Plan, T: int, B: int, memory: str | Memory = None) -> Cost:
     Raises InputError for negative sizes, and for a budget that is too small.
     """
     expect(plan, Plan, "the cost is that of a plan", "cost(plan, T, B)", "elman.plan(circuit) gives one")
-    for name, size in (("T", T), ("B", B)):
-        expect(size, int, f"{name} is a whole number", "cost(plan, T, B)")
+    for name, given in (("T", T), ("B", B)):
+        expect(given, int, f"{name} is a whole number", "cost(plan, T, B)")
     if T < 0 or B < 0:
         raise InputError("sizes are not negative", where="cost(plan, T, B)", got=f"T={T}, B={B}")
     loop = plan.loop.nodes() if plan.loop is not None else []
@@ -111,7 +110,11 @@ def cost(plan: Plan, T: int, B: int, memory: str | Memory = None) -> Cost:
         path=around + T * depth,
         depth=depth,
         parameters=sum(math.prod(p.shape) for p in plan.circuit.inputs_of(Kind.CONSTANT) if not p.rows),
-        **({"kept": bytes_kept(plan.circuit) * T * B} if memory is None else _under(plan.circuit, memory, T, B)),
+        **(
+            {"kept": bytes_kept(plan.circuit) * T * B}
+            if memory is None
+            else _under(plan.circuit, memory, T, B)
+        ),
     )
 
 

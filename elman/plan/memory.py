@@ -71,8 +71,9 @@ def needs(
         extra = sum(summed) + 2 * max(summed, default=0)
         work = work_of(forward) + work_of(backward)
     return Needs(
-        footprint(plain), None if forward is None else footprint(forward), None if backward is None else footprint(backward),
-        state, residuals, extra, sequences if gathers else 0, work, again, viewed,
+        footprint(plain), None if forward is None else footprint(forward),
+        None if backward is None else footprint(backward), state, residuals, extra, sequences if gathers else 0, work,
+        again, viewed,
     )  # fmt: skip
 
 
@@ -91,8 +92,27 @@ class Schedule:
     peak: int
     advances: int
 
+    def said(self, memory: Memory) -> str:
+        """For people."""
+        cuts = self.cuts
+        budget = "segments" if isinstance(memory, Segments) or memory is None else told(memory)
+        if not self.advances and cuts.count <= 1:
+            return f"{budget}: all of the call fits, with {told(self.peak)} at once"
+        words = [
+            f"{budget}: {cuts.count} segments of up to {cuts.worst[1]:,} steps, with {told(self.peak)} at once"
+        ]
+        if self.kept:
+            words.append(f"the last {self.kept} keep what the backward pass reads")
+        if self.stored:
+            words.append(f"up to {self.stored} states that segments start from are stored")
+        if self.advances:
+            words.append(f"{100 * self.advances / cuts.count:.0f} % of the forward pass is run again")
+        return ", ".join(words)
 
-def schedule(needs: Needs, memory: Memory, steps: int, batch: int, sizes: np.ndarray | None, where: str) -> Schedule:
+
+def schedule(
+    needs: Needs, memory: Memory, steps: int, batch: int, sizes: np.ndarray | None, where: str
+) -> Schedule:
     """Choose the segments of a call: of those that fit, those that take the least time.
 
     sizes: rows at each step, where they differ. Raises InputError for a budget in which nothing fits, and says the
@@ -108,11 +128,14 @@ def schedule(needs: Needs, memory: Memory, steps: int, batch: int, sizes: np.nda
         cuts = _cuts(steps, batch, sizes, rows=rows)
         smallest = min(smallest, _least(needs, cuts) / _USED)
         found = _stored(needs, cuts, memory * _USED)
-        if found.peak <= memory * _USED and (best is None or _time(needs, found, total) < _time(needs, best, total)):
+        if found.peak <= memory * _USED and (
+            best is None or _time(needs, found, total) < _time(needs, best, total)
+        ):
             best = found
     if best is None:
         raise InputError(
-            what="the budget is too small for this call", where=where, got=told(memory), expected=f"at least {told(smallest)}",
+            what="the budget is too small for this call", where=where, got=told(memory),
+            expected=f"at least {told(smallest)}",
             mend="give it more, or fewer rows at a time; elman.cost(plan, T, B, memory=…) says what is needed",
         )  # fmt: skip
     return best
@@ -142,7 +165,9 @@ def _working(needs: Needs, cuts: Cuts) -> float:
 
     worst = peak(needs.plain)
     if needs.forward is not None and needs.backward is not None:
-        worst = max(worst, peak(needs.forward), needs.residuals * rows + peak(needs.backward) + needs.gathered * rows)
+        worst = max(
+            worst, peak(needs.forward), needs.residuals * rows + peak(needs.backward) + needs.gathered * rows
+        )
     # The states that go from one segment to the next, the one that the forward pass ends with, and their gradients.
     return worst + 4 * needs.state * batch + needs.extra
 

@@ -94,7 +94,9 @@ class JoinedCell(StackCell):
             return x
         if self.locked:
             return x * context["masks"][i - 1]
-        return pytree.tree_map(lambda leaf: nn.functional.dropout(leaf, self.p) if leaf.is_floating_point() else leaf, x)
+        return pytree.tree_map(
+            lambda leaf: nn.functional.dropout(leaf, self.p) if leaf.is_floating_point() else leaf, x
+        )
 
 
 def joined(stack: Stack) -> Recurrent | None:
@@ -196,7 +198,9 @@ def batch_in(x: Any) -> int:
     return next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)).shape[1]
 
 
-def share_out(layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]) -> None:
+def share_out(
+    layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]
+) -> None:
     """Give each of several layers, of which each reads what the one before it makes, its part of a budget.
 
     x: a first step. rows: of all steps. Raises InputError where what they hand on leaves nothing of the budget.
@@ -213,7 +217,9 @@ def share_out(layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts
         layer.memory = share(memory, between, len(layers), "memory=")
 
 
-def share_both(layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]) -> None:
+def share_both(
+    layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]
+) -> None:
     """The same for two directions, whose outputs are there beside the one that both become."""
     between = 0
     if not isinstance(memory, Segments):

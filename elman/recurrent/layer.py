@@ -48,8 +48,8 @@ class Recurrent(torch.nn.Module):
         and context are `[B, …]` either way, and so is what `step` takes and gives. A PackedSequence is as it is.
     memory: None stores for the backward pass what a minimum cut says. A budget, "64 MB" or a number of bytes: of all
         that a call allocates besides its inputs, what it returns and the gradients that it hands back; the sequence is
-        run in segments of time, and what is not stored is computed again, exactly. Or `elman.Segments(k)`: segments of k
-        steps, of each of which the state alone is stored.
+        run in segments of time, and what is not stored is computed again, exactly. Or `elman.Segments(k)`: segments of
+        k steps, of each of which the state alone is stored.
     engine: "auto", or the name of the one engine that has to run the loop ("native", "reference").
     generator: where the seeds of random numbers that the cell draws come from, by default torch's own.
 
@@ -231,7 +231,9 @@ class Recurrent(torch.nn.Module):
         plans = {"forward": training.forward, "backward": training.backward}
         loops = {what: plan.loop for what, plan in plans.items() if plan.loop is not None}
         engines = report(self.engine, loops, program.inputs[0].device) if loops else None
-        return Explanation(tuple(plans.values()), engines)
+        _, schedule = program.carrying_on.schedules.latest if self.memory is not None else (None, None)
+        memory = None if schedule is None else schedule.said(self.memory)
+        return Explanation(tuple(plans.values()), engines, memory=memory)
 
     def _of_latest_call(self) -> Binding:
         latest = self._calls.latest

@@ -206,6 +206,8 @@ class Stack(Budget, torch.nn.Module):
 
     def explain(self) -> Explanation:
         """What runs once, before, in and after the loop of each layer; after a call, as `Recurrent.explain`."""
+        if self.memory is not None and (one := joined(self)) is not None:
+            return one.explain()
         return Explanation.of({f"layer {i}": self.part(i).explain() for i in range(len(self))})
 
     def _each(

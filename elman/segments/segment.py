@@ -74,8 +74,8 @@ class Segment(NamedTuple):
 class Cuts:
     """Where a call is cut, of which all rows have every step: into segments of `length` steps, the last may be shorter.
 
-    count: K. worst: (rows at a step, steps, packed rows), the most that a segment has of each. entering: rows that run in
-    all segments, added up.
+    count: K. worst: (rows at a step, steps, packed rows), the most that a segment has of each. entering: rows that run
+    in all segments, added up.
     """
 
     def __init__(self, steps: int, batch: int, length: int) -> None:

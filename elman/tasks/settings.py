@@ -99,7 +99,7 @@ class MachineSettings:
     precision: str = option("float32", "float32; or bfloat16 for the products outside the recurrences.")
     memory: str | None = option(
         None,
-        'What a step of training may need beside weights and data, "64 MB": what does not fit is computed again, exactly.',
+        'What the recurrences may need in a step of training, "64 MB": what does not fit is computed again, exactly.',
         metavar="BYTES",
     )
     quiet: bool = option(False, "Plain lines, nothing that is redrawn.")

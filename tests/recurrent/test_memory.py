@@ -50,13 +50,15 @@ def agree(rnn: elman.Recurrent, memory: Any, inputs: Inputs, **said: Any) -> Non
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "jordan", "learned_start_rnn"])
 def test_budgets_and_layouts(name: str, cut: tuple[str, ...], memory: Any, reverse: bool) -> None:
     told = ragged.said(9, 4)
-    agree(layer(name, reverse=reverse), memory, Inputs.of(CASES[name], 9, 4), **{key: told[key] for key in cut})
+    agree(
+        layer(name, reverse=reverse), memory, Inputs.of(CASES[name], 9, 4), **{key: told[key] for key in cut}
+    )
 
 
 @pytest.mark.parametrize("name", with_more(
     ["context_rnn", "attention_rnn", "loss_rnn", "dict_input_rnn", "delayed_rnn", "counting_rnn", "dropout_rnn",
      "noisy_rnn", "silent_rnn", "linear_rnn", "layer_norm_lstm", "zoneout_lstm", "cut_rnn"],
-    [name for name in CASES],
+    list(CASES),
 ))  # fmt: skip
 def test_any_cell(name: str) -> None:
     inputs = Inputs.of(CASES[name], 7, 3)
@@ -65,7 +67,9 @@ def test_any_cell(name: str) -> None:
     if not CASES[name].starts:
         del told["reset"]
     try:
-        elman.Recurrent(layer(name).cell)(inputs.x, inputs.state, steps=inputs.steps, context=inputs.context, **told)
+        elman.Recurrent(layer(name).cell)(
+            inputs.x, inputs.state, steps=inputs.steps, context=inputs.context, **told
+        )
     except ElmanError:
         return  # it cannot be cut without a budget either
     agree(layer(name, reverse=True), Segments(3), inputs, **told)
@@ -82,7 +86,7 @@ def test_against_the_definition(engine: str) -> None:
 @ways
 @pytest.mark.parametrize("weight", [None, "bools", "numbers"])
 def test_teacher(reverse: bool, weight: str | None) -> None:
-    """The next step sees the teacher and the final state is the cell's own: a segment hands on the one, not the other."""
+    """The next step sees the teacher, the final state is the cell's own: a segment hands on the one, not the other."""
     inputs = Inputs.of(CASES["jordan"], 7, 3)
     rnn = layer("jordan", reverse=reverse)
     like = rnn(inputs.x, inputs.state)[0]
@@ -148,7 +152,8 @@ def test_a_budget_keeps_what_it_can() -> None:
         (latest,) = list(program.schedules.values())[-1:]
         assert latest.peak <= rnn.memory
         advances.append(latest.advances / latest.cuts.count)
-    assert advances == sorted(advances, reverse=True) and advances[-1] == 0, advances
+    assert advances == sorted(advances, reverse=True)
+    assert advances[-1] == 0
 
 
 @ways
@@ -208,7 +213,10 @@ def test_outputs_may_be_written_into() -> None:
     """Nothing that is stored lies in their memory."""
     found = []
     for memory in (None, Segments(3)):
-        rnn, x = layer("elman", memory=memory), torch.linspace(-1, 1, 7 * 3 * 5, dtype=torch.float64).reshape(7, 3, 5)
+        rnn, x = (
+            layer("elman", memory=memory),
+            torch.linspace(-1, 1, 7 * 3 * 5, dtype=torch.float64).reshape(7, 3, 5),
+        )
         out, _ = rnn(x)
         loss = (out * 1).square().sum()
         if memory is not None:
@@ -222,7 +230,8 @@ def test_no_steps_no_rows_and_no_gradients() -> None:
     rnn = layer(memory=Segments(2))
     for T, B in ((0, 3), (4, 0), (0, 0)):
         out, h = rnn(torch.zeros(T, B, 5, dtype=torch.float64))
-        assert out.shape[:2] == (T, B) and h.shape[0] == B
+        assert out.shape[:2] == (T, B)
+        assert h.shape[0] == B
     x = torch.randn(5, 3, 5, dtype=torch.float64)
     with torch.no_grad():
         got = rnn(x)
@@ -275,7 +284,8 @@ def test_what_memory_cannot_be(memory: Any) -> None:
 
 
 def test_units() -> None:
-    assert layer(memory="1.5 kB").memory == 1500 and layer(memory="64MiB").memory == 64 * 2**20
+    assert layer(memory="1.5 kB").memory == 1500
+    assert layer(memory="64MiB").memory == 64 * 2**20
     with pytest.raises(InputError, match="at least one step"):
         Segments(0)
     assert "memory=Segments(steps=3)" in repr(layer(memory=Segments(3)))
