@@ -60,7 +60,7 @@ class Program:
         self._adjoints: dict[frozenset[str], Program] = {}
         self.schedules = Recent(16)  # of calls under a budget: see `elman.execute.segmented`
         self.entries: dict[
-            frozenset[str], Any
+            tuple[frozenset[str], bool], Any
         ] = {}  # names for compiled graphs: see `elman.execute.operator`
 
     @derived

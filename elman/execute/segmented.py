@@ -31,16 +31,21 @@ Tensor = torch.Tensor
 _VIEW = 700  # bytes of a view of one step, of which the reference engine has one for each sequence
 
 
+def prepared(program: Program, wants: frozenset[str] | None) -> tuple[Program, Training | None]:
+    """What runs a segment: a program whose states all come out, and its plans for training, if gradients are wanted."""
+    whole = program.carrying_on
+    if not wants:
+        return whole, None
+    states = {p.name for p in whole.inputs if p.kind is Kind.STATE and p.differentiable}
+    return whole, whole.training(wants | states)
+
+
 def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
     """How a call runs under its budget. wants: inputs whose gradients are wanted; None for a call without gradients.
 
     Raises InputError for a budget that is too small.
     """
-    whole = program.carrying_on
-    training = None
-    if wants is not None:
-        states = {p.name for p in whole.inputs if p.kind is Kind.STATE and p.differentiable}
-        training = whole.training(wants | states)
+    whole, training = prepared(program, wants)
     layout, packing = call.layout, call.packing
     gathers = layout is not None and layout.lead != layout.inner
     sizes = None if packing is None else packing.counts
@@ -165,9 +170,9 @@ class Run:
 
     # --- forward --------------------------------------------------------------------------------------------------
 
-    def forward(self, tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], Stored]:
-        """(outputs of the circuit, what the backward pass needs)."""
-        cuts, training = self.schedule.cuts, self.training
+    def forward(self, tensors: Sequence[Tensor | None], store: bool = True) -> tuple[list[Tensor], Stored]:
+        """(outputs of the circuit, what the backward pass needs). store: False: nothing, whatever it needs."""
+        cuts, training = self.schedule.cuts, self.training if store else None
         count = cuts.count
         begins = count - self.schedule.kept
         wanted = {*marks(begins, self.schedule.stored)} if training is not None else set()

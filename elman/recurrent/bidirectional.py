@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from elman.errors import AmbiguityWarning, ElmanError, InputError, InputTypeError
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import over_sequences, selection
+from elman.recurrent.compiled import refuse_compiled
 from elman.recurrent.joined import Budget, first_of, rows_of, share_both
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
@@ -85,6 +86,10 @@ class Bidirectional(Budget, torch.nn.Module):
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, context: Any
     ) -> tuple[Any, tuple[Any, Any]]:
         happens = selection(lengths, mask, reset)
+        if self.memory is not None and torch.compiler.is_compiling():
+            refuse_compiled(
+                "memory= of several layers", "give each direction its own, or do not compile the layer"
+            )
         if self.memory is not None and (first := first_of(x)) is not None:
             self._share_out(first, rows_of(x), context)
         if each_by_itself(x, happens):

@@ -21,7 +21,7 @@ from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
 from elman.recurrent.several import has_third
 from elman.segments import Layout
-from elman.segments.segment import Memory, read_memory
+from elman.segments.segment import Memory, as_number, read_memory
 from elman.trace.mistakes import check_cell
 
 Tensor = torch.Tensor
@@ -58,6 +58,7 @@ class Recurrent(torch.nn.Module):
 
     batch_first = False
     _memory: Memory = None
+    memory_number = 0  # the same for compiled graphs
     order_is_said = False  # whether nobody needs to be warned where T = B
     generator: torch.Generator | None = None
 
@@ -86,6 +87,7 @@ class Recurrent(torch.nn.Module):
     @memory.setter
     def memory(self, memory: str | Memory) -> None:
         self._memory = read_memory(memory)
+        self.memory_number = as_number(self._memory)
 
     def _forget(self) -> None:
         self._calls = Calls()

@@ -12,6 +12,7 @@ from elman.errors import ElmanError, InputError, InputTypeError, expect
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import over_sequences, selection
 from elman.recurrent.bidirectional import Bidirectional
+from elman.recurrent.compiled import refuse_compiled
 from elman.recurrent.dropout import locked as left_out
 from elman.recurrent.joined import Budget, batch_in, first_of, joined, rows_of, share_out, start
 from elman.recurrent.layer import Recurrent
@@ -148,6 +149,10 @@ class Stack(Budget, torch.nn.Module):
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, teacher: Any, teacher_weight: Any, context: Any
     ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
         happens = selection(lengths, mask, reset)
+        if self.memory is not None and torch.compiler.is_compiling():
+            refuse_compiled(
+                "memory= of several layers", "give each layer its own, or do not compile the stack"
+            )
         alone = each_by_itself(x, happens)
         if not alone and not self.order_is_said:
             warn_if_unclear(self, x)

@@ -57,6 +57,16 @@ def read_memory(memory: object, where: str = "memory=") -> Memory:
     return memory
 
 
+def as_number(memory: Memory) -> int:
+    """For operators of compiled graphs, which know numbers alone: bytes, minus the steps of a segment, or 0 for None."""
+    return 0 if memory is None else -memory.steps if isinstance(memory, Segments) else memory
+
+
+def of_number(number: int) -> Memory:
+    """The other way round."""
+    return None if not number else Segments(-number) if number < 0 else number
+
+
 class Segment(NamedTuple):
     """Steps first … stop - 1 of a call, which are its packed rows start … end - 1.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,13 @@ from tests.recurrent.compare import Inputs
 Tensor = torch.Tensor
 ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 MEMORY = [Segments(1), Segments(3), Segments(100), "1 MB", "40 kB"]
+
+
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 def layer(name: str = "gru", **options: Any) -> elman.Recurrent:
@@ -255,6 +263,37 @@ def test_sums_over_many_segments_do_not_lose_what_is_small() -> None:
         plain += value
     exact = 20_000 * float(torch.tensor(0.1))
     assert abs(float(total.value) - exact) <= 2e-7 * exact < abs(float(plain) - exact)
+
+
+@pytest.mark.parametrize("name", ["gru", "zoneout_lstm"])
+def test_compiled(name: str, compiler: None) -> None:
+    """Dense and ragged, with gradients and without, at sizes that differ."""
+    rnn = layer(name, memory=Segments(2))
+    fast = torch.compile(rnn, fullgraph=True, backend="aot_eager", dynamic=True)
+    for told in ({}, ragged.said(7, 4)):
+        if not CASES[name].starts:
+            told.pop("reset", None)
+        inputs, found = Inputs.of(CASES[name], 7, 4), []
+        for run in (rnn, fast):
+            torch.manual_seed(5)
+            values = compare.flat(*run(inputs.x, inputs.state, **told))
+            found.append((values, compare.gradients(values, compare.wanted_of(rnn, inputs))))
+        for mine, right in zip(*found, strict=True):
+            compare.assert_equal(mine, right)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        expected = rnn(inputs.x, inputs.state)
+        torch.manual_seed(5)
+        torch.testing.assert_close(fast(inputs.x, inputs.state), expected)
+    rnn.memory = 2000  # bytes: noticed by what was compiled, and too few
+    with pytest.raises(InputError, match="too small"):
+        fast(inputs.x, inputs.state)
+
+
+def test_layers_of_layers_say_that_their_budget_is_not_compiled(compiler: None) -> None:
+    both = elman.Bidirectional(elman.cells.GRU(5, 5), elman.cells.GRU(5, 5), memory="1 MB", batch_first=False)
+    with pytest.raises(Exception, match="memory= of several layers is not available under torch.compile"):
+        torch.compile(both, fullgraph=True, backend="eager")(torch.zeros(3, 2, 5))
 
 
 # --- what may be said -----------------------------------------------------------------------------------------------
