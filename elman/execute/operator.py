@@ -2,7 +2,7 @@
 
 Operators without state of their own: `elman::run` runs a plan; `elman::train` runs a plan that was cut for training and
 gives out what its backward pass needs. The backward of `elman::train` is `elman::run` of the adjoint. Under a budget,
-`elman::bounded` gives out nothing but outputs, and its backward, `elman::bounded_backward`, begins with the forward pass.
+`elman::bounded` gives out nothing but outputs; its backward, `elman::bounded_backward`, begins with the forward pass.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def read_memory(memory: object, where: str = "memory=") -> Memory:
 
 
 def as_number(memory: Memory) -> int:
-    """For operators of compiled graphs, which know numbers alone: bytes, minus the steps of a segment, or 0 for None."""
+    """For operators of compiled graphs, which know numbers: bytes, minus the steps of a segment, or 0 for None."""
     return 0 if memory is None else -memory.steps if isinstance(memory, Segments) else memory
 
 
