@@ -11,7 +11,7 @@ Rows that have ended, or not begun, wait: the states `[B, …]` of all rows are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from elman.execute.program import Program, Training
 
 Tensor = torch.Tensor
+_TOLD = 32  # bytes for each packed row: where it and its neighbours lie
 _VIEW = 700  # bytes of a view of one step, of which the reference engine has one for each sequence
 
 
@@ -61,6 +62,9 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
             else (training.forward, training.backward, training.pair.bytes_per_row)
         )
         known = needs(whole.plan, *plans, gathers=gathers, viewed=_viewed(whole, training, call.engine))
+        if gathers or sizes is not None:  # where steps lie is told by numbers of rows
+            rows = call.steps * call.batch if sizes is None else int(sizes.sum())
+            known = replace(known, extra=known.extra + _TOLD * rows, gathered=known.gathered + _TOLD)
         chosen = schedule(known, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
         with LOCK:
             whole.schedules.keep(key, chosen)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.profiler import ProfilerActivity, profile
 
 import elman
 from elman import Segments
@@ -19,6 +25,7 @@ from tests.recurrent import compare, ragged
 from tests.recurrent.compare import Inputs
 
 Tensor = torch.Tensor
+ROOT = Path(__file__).resolve().parents[2]
 ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 MEMORY = [Segments(1), Segments(3), Segments(100), "1 MB", "40 kB"]
 
@@ -162,6 +169,55 @@ def test_a_budget_keeps_what_it_can() -> None:
         advances.append(latest.advances / latest.cuts.count)
     assert advances == sorted(advances, reverse=True)
     assert advances[-1] == 0
+
+
+def most_at_once(run: Callable[[], object]) -> int:
+    """Bytes of tensors at the worst moment, besides those that were there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("memory", [Segments(40), "500 kB", "1 MB"], ids=str)
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "jordan"])
+def test_what_is_counted_is_enough(name: str, memory: Any) -> None:
+    """Of all bytes that are seen at once, beside what is returned and the gradients: and the count is no mere guess."""
+    rnn, T, B = elman.Recurrent(CASES[name].make(), memory=memory, batch_first=False), 300, 8
+    x = CASES[name].x(T, B, dtype=torch.float32)
+    lengths = torch.arange(B) + T - B + 1 if name == "gru" else None
+
+    def run() -> None:
+        outputs, _ = rnn(x, lengths=lengths)
+        outputs.backward(torch.ones(()).expand(outputs.shape))
+
+    run()
+    rnn.zero_grad()
+    seen = most_at_once(run)
+    outputs, state = rnn(x, lengths=lengths)
+    handed = [outputs, *rnn.parameters(), *(state if isinstance(state, tuple) else [state])]
+    seen -= sum(t.numel() * t.element_size() for t in handed)
+    _, chosen = rnn._calls.latest.program.carrying_on.schedules.latest
+    assert 0.4 * chosen.peak < seen <= chosen.peak
+
+
+def test_a_sequence_in_a_file_is_read_where_it_lies(tmp_path: Path) -> None:
+    rnn, numbers = layer(memory=Segments(3)), torch.randn(9, 2, 5, dtype=torch.float64)
+    numbers.numpy().tofile(tmp_path / "x")
+    mapped = torch.from_file(str(tmp_path / "x"), size=90, dtype=torch.float64).reshape(9, 2, 5)
+    torch.testing.assert_close(rnn(mapped), rnn(numbers))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux says how much a process has had"
+)
+def test_what_the_operating_system_sees() -> None:
+    """100 000 steps, whose residuals alone are 51 MB."""
+    command = [sys.executable, "-m", "bench.memory", "ours, 4 MB", "100000", "4 MB"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    made = json.loads(done.stdout.splitlines()[-1])
+    returned = 3 * 4 * 100_000  # losses, their gradient, and what took their mean
+    assert made["bytes"] < 8e6 + returned
 
 
 @ways
