@@ -19,6 +19,70 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
+    # --- memory ---
+    Mutant(
+        "execute/segmented.py", "                into[self.states.index(i)][: s.rows] = 0\n", "                pass\n",
+        "the gradient of a final state goes on through a state that no gradient flows back through",
+        "recurrent/test_memory.py -k cut_rnn",
+    ),
+    Mutant(
+        "execute/segmented.py", "first=call.first + s.first", "first=call.first",
+        "every segment draws the noise of the first one", "recurrent/test_memory.py -k noise",
+    ),
+    Mutant(
+        "segments/timeline.py", "self.device, None, (s.first, s.start))", "self.device, None)",
+        "every segment of a ragged call draws the noise of the first one", "recurrent/test_memory.py -k noise",
+    ),
+    Mutant(
+        "execute/segmented.py", "            part.copy_(values[slot])", "            pass",
+        "a segment does not begin with what the one before it ended with", "recurrent/test_memory.py -k budgets",
+    ),
+    Mutant(
+        "execute/segmented.py", "cuts.count - 1 - turn if self.reverse else turn", "turn",
+        "a reversed call runs its segments from the first to the last", "recurrent/test_memory.py -k budgets",
+    ),
+    Mutant(
+        "execute/segmented.py", "part[:goes_on] = 0", "pass",
+        "rows that go on get the gradient of their final state in every segment",
+        "recurrent/test_memory.py -k teacher",
+    ),
+    Mutant(
+        "execute/segmented.py", "value = value - rest", "value = value", "what rounding loses of a sum is lost",
+        "recurrent/test_memory.py -k sums",
+    ),
+    Mutant(
+        "execute/segmented.py", ".nan_to_num_(0.0, 0.0, 0.0)", "", "an infinite sum becomes none",
+        "recurrent/test_memory.py -k infinity",
+    ),
+    Mutant(
+        "adjoint.py", "(port.name, port.next) not in have", "port.name not in {state for state, _ in have}",
+        "a segment hands on the final state, not what the teacher says", "recurrent/test_memory.py -k teacher",
+    ),
+    Mutant(
+        "plan/memory.py", "min(max(end, 1), count - 1)", "1", "states are stored where they spare the fewest steps",
+        "plan/test_memory.py -k needed",
+    ),
+    Mutant(
+        "plan/memory.py", "needs.residuals * rows + peak(needs.backward)", "peak(needs.backward)",
+        "what the backward pass reads is not counted", "recurrent/test_memory.py -k counted",
+    ),
+    Mutant(
+        "plan/footprint.py", "for name in loop.sequences if name in given]", "for name in ()]",
+        "sequences that are put in order for a loop are not counted", "recurrent/test_memory.py -k counted",
+    ),
+    Mutant(
+        "segments/layout.py", "return self._move.rows[s.start : s.end]", "return self._move.rows[: s.end - s.start]",
+        "every segment reads the rows of the first one", "recurrent/test_memory.py -k budgets",
+    ),
+    Mutant(
+        "recurrent/joined.py", "[*one.cell.cells] != cells", "len(one.cell.cells) != len(cells)",
+        "a stack goes on with a cell that was replaced", "recurrent/test_memory_layers.py -k follows",
+    ),
+    Mutant(
+        "models/bounded.py", "h = h * context[\"last\"]", "pass",
+        "a language model under a budget leaves out nothing before its readout",
+        "recurrent/test_memory_layers.py -k dropout",
+    ),
     # --- circuit ---
     Mutant(
         "circuit/verdict.py", "if mine is not None and mine.dim in _dims(_argument(node, argument), _rank(source)):",

@@ -113,6 +113,9 @@ def test_teacher(reverse: bool, weight: str | None) -> None:
         taught["teacher_weight"] = torch.rand(7, 3, dtype=torch.float64, requires_grad=True)
     agree(rnn, Segments(2), inputs, **taught)
     agree(rnn, Segments(3), inputs, **taught, **ragged.said(7, 3))
+    agree(
+        rnn, Segments(2), inputs, **taught, lengths=torch.tensor([7, 4, 2])
+    )  # rows end in different segments
 
 
 def test_a_packed_sequence() -> None:

@@ -150,8 +150,9 @@ def test_language_models(options: dict[str, Any]) -> None:
         torch.testing.assert_close(other, found[0], rtol=1e-10, atol=1e-10)
 
 
-def test_dropout_of_a_language_model() -> None:
-    model = LanguageModel(50, hidden=16, layers=2, dropout=0.4)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_dropout_of_a_language_model(layers: int) -> None:
+    model = LanguageModel(50, hidden=16, layers=layers, dropout=0.4)
     x, losses = torch.zeros(30, 4, dtype=torch.int64), []
     for seed, memory in ((1, Segments(4)), (1, Segments(30)), (2, Segments(4))):
         torch.manual_seed(seed)
