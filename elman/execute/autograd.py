@@ -59,7 +59,7 @@ def _under_budget(program: Program, call: Call, tensors: Sequence[Tensor | None]
     run = run_of(program, call, wants)
     if run.fits:
         return apply(program, call._replace(memory=None, layout=None), tensors)
-    if wants is None:
+    if not wants:
         return run.forward(tensors)[0]
     return _Segmented.apply(program, call, run, wants, *tensors)
 
