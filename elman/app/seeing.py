@@ -1,4 +1,4 @@
-"""`elman draw` and `elman explain`: a cell, or the model of a run, as a picture and in words. `elman verify`: is it right?"""
+"""`elman draw`, `elman explain`, `elman verify`: a cell, or the model of a run, as a picture and in words; is it right?"""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def verify(
             show_default=False,
         ),
     ],
-    width: Annotated[int, typer.Option("--input", help="I, width of the cell's input.", min=1, max=2**14)] = 7,
+    width: Annotated[
+        int, typer.Option("--input", help="I, width of the cell's input.", min=1, max=2**14)
+    ] = 7,
     hidden: Annotated[int, typer.Option(help="H, units of the cell.", min=1, max=2**14)] = 17,
     page: Annotated[
         Path | None, typer.Option("--html", help="Write the report as a page, too.", show_default=False)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from elman.engines import ENGINES, Engine
 from elman.errors import InputError
 from elman.trace import mistakes, trace
 from elman.trace.initial import initial_state
 from elman.trace.outside import outside
-from elman.trace.selfcheck import can_compare
 from elman.verify.check import Subject, checked
 from elman.verify.draw import Example
 from elman.verify.report import Check, Report
@@ -49,14 +49,15 @@ def verify(
     InputError for what has no numbers to compare (meta tensors).
     """
     mistakes.check_cell(cell, "verify(cell, …)")
-    if state is None:
-        state = initial_state(cell, x, context)
-    circuit = trace(cell, x, state, context)
-    if not can_compare(circuit.inputs):
+    tensors = [*cell.parameters(), *pytree.tree_leaves((x, state, context))]
+    if any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in tensors):
         raise InputError(
             what="there are no numbers to compare", where="verify(cell, …)", got="tensors on the device meta",
             mend="verify it on the CPU",
         )  # fmt: skip
+    if state is None:
+        state = initial_state(cell, x, context)
+    circuit = trace(cell, x, state, context)
     with outside():
         subject = Subject.of(cell, Example(x, state, context), seed)
         by_name = {engine.name: engine for engine in ENGINES}
@@ -70,6 +71,10 @@ def verify(
 def _named(name: str, engines: dict[str, Engine]) -> Engine:
     if name not in engines:
         raise InputError(
-            what="there is no such engine", where="engines=", got=name, expected=", ".join(engines), mend="choose one"
+            what="there is no such engine",
+            where="engines=",
+            got=name,
+            expected=", ".join(engines),
+            mend="choose one",
         )
     return engines[name]

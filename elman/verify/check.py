@@ -18,13 +18,13 @@ from elman.recurrent import Recurrent
 from elman.segments import Layout
 from elman.trace.initial import starting_state
 from elman.trace.refuse import message
-from elman.verify import loop
+from elman.verify import loop, report
 from elman.verify.compare import Distance, Named, Parts, distance, largest, named, projection
 from elman.verify.draw import Drawn, Example, copy_of
 from elman.verify.report import Check
 
 Tensor = torch.Tensor
-PARTS = ("outputs", "final state", "d inputs", "d state", "d parameters")
+PARTS = report.COLUMNS
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Way:
 
 _SIZES = ((1, 1), (2, 3), (7, 2), (17, 5))  # 17 steps are more than one block of noise
 WAYS = (
-    Way("whole", sizes=_SIZES),
+    Way(report.WHOLE, sizes=_SIZES),
     Way("in reverse", reverse=True, sizes=_SIZES),
     Way("from its own start", own=True),
     Way("lengths", ("lengths",)),
@@ -159,7 +159,9 @@ class Bench:
         except Exception as error:  # the loop runs, so this is as wrong as another number
             return _Fault(message(error), refused=False)
 
-    def theirs(self, way: Way, drawn: Drawn, numbers: Sequence[Tensor], second: bool = False) -> Parts | _Fault:
+    def theirs(
+        self, way: Way, drawn: Drawn, numbers: Sequence[Tensor], second: bool = False
+    ) -> Parts | _Fault:
         """What the loop computes, with the random numbers of `numbers_of`."""
         try:
             return self._parts(self._loop(way, drawn, numbers), drawn, way, second)
@@ -191,7 +193,9 @@ class Bench:
 
     def numbers_of(self, drawn: Drawn) -> list[Tensor]:
         """The random numbers of the latest call, `[T, B, …]` for each draw of the step."""
-        seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(self.subject.seed)).item())
+        seed = int(
+            torch.randint(2**62, (), generator=torch.Generator().manual_seed(self.subject.seed)).item()
+        )
         layout = Layout.of(drawn.T, drawn.B, torch.device("cpu"), **drawn.said.given())
         if layout.is_packed:
             return [noise.draw(p, i, seed, 0, drawn.T, drawn.B) for i, p in enumerate(self.ports())]
@@ -248,7 +252,9 @@ def _as(tree: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map(leaf, tree)
 
 
-def _gradients(values: Parts, leaves: dict[str, dict[str, Tensor]], seed: int, create_graph: bool = False) -> Parts:
+def _gradients(
+    values: Parts, leaves: dict[str, dict[str, Tensor]], seed: int, create_graph: bool = False
+) -> Parts:
     """Gradients of a random projection of all values."""
     total = projection({f"{part} {name}": v for part, of in values.items() for name, v in of.items()}, seed)
     flat = [leaf for named in leaves.values() for leaf in named.values()]
@@ -291,13 +297,15 @@ def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = F
         drawn = bench.draw(way, T, B)
         expected: Parts | _Fault | None = None
         for engine in engines:
+            if engine.name in faults:
+                continue
             got = bench.ours(way, engine, drawn, second)
             if expected is None and not (isinstance(got, _Fault) and got.refused):
                 expected = bench.theirs(way, drawn, bench.numbers_of(drawn), second)
             if isinstance(expected, _Fault):
                 got = _Fault(f"the loop itself fails: {expected.words}", refused=True)
             if isinstance(got, _Fault):
-                faults.setdefault(engine.name, got)
+                faults[engine.name] = got
                 continue
             assert expected is not None
             least = 1e-2 * max(largest(expected), 1e-30)
@@ -311,7 +319,9 @@ def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = F
             if fault.refused:
                 yield _unchecked(engine, way.name, fault.words)
             else:
-                yield Check(engine.name, way.name, "outputs", False, math.inf, bench.subject.bound, fault.words)
+                yield Check(
+                    engine.name, way.name, "outputs", False, math.inf, bench.subject.bound, fault.words
+                )
             continue
         for part in PARTS:
             if (engine.name, part) in worst:

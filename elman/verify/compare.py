@@ -29,7 +29,9 @@ def projection(values: Mapping[str, Tensor | None], seed: int) -> Tensor | None:
             continue
         real = torch.view_as_real(value) if value.is_complex() else value
         generator = torch.Generator().manual_seed(seed + 1000 * number)
-        weight = torch.randn(real.shape, generator=generator, dtype=torch.float64).to(real.dtype).to(real.device)
+        weight = (
+            torch.randn(real.shape, generator=generator, dtype=torch.float64).to(real.dtype).to(real.device)
+        )
         part = (real * weight).sum()
         total = part if total is None else total + part
     return total
@@ -82,5 +84,7 @@ def _real(value: Tensor) -> Tensor:
 
 def largest(parts: Parts) -> float:
     """The largest finite number in results."""
-    values = [_real(v.detach()) for part in parts.values() for v in part.values() if v is not None and v.numel()]
+    values = [
+        _real(v.detach()) for part in parts.values() for v in part.values() if v is not None and v.numel()
+    ]
     return max((float(torch.where(v.isfinite(), v, 0.0).abs().max()) for v in values), default=0.0)

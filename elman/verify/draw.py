@@ -62,7 +62,9 @@ class Drawn:
     said: Said
 
     def to(self, dtype: torch.dtype) -> Drawn:
-        return Drawn(self.T, self.B, *(converted(t, dtype) for t in (self.x, self.state, self.context)), self.said)
+        return Drawn(
+            self.T, self.B, *(converted(t, dtype) for t in (self.x, self.state, self.context)), self.said
+        )
 
     @property
     def steps(self) -> int | None:
@@ -78,7 +80,11 @@ class Drawn:
         def leaf(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.dtype == torch.bool:
                 return value
-            bad = float("nan") if value.is_floating_point() or value.is_complex() else torch.iinfo(value.dtype).max
+            bad = (
+                float("nan")
+                if value.is_floating_point() or value.is_complex()
+                else torch.iinfo(value.dtype).max
+            )
             where = nowhere.to(value.device).reshape(self.T, self.B, *[1] * (value.dim() - 2))
             return value.masked_fill(where, bad)
 
@@ -153,7 +159,9 @@ def _said(T: int, B: int, said: tuple[str, ...], generator: torch.Generator) -> 
     if B > 2:
         mask[:, 0] = False
         reset[0, 1], reset[-1, 1], reset[T // 2, -1] = True, True, True
-    return Said(*(value if name in said else None for name, value in zip(_WORDS, (lengths, mask, reset), strict=True)))
+    return Said(
+        *(value if name in said else None for name, value in zip(_WORDS, (lengths, mask, reset), strict=True))
+    )
 
 
 _WORDS = ("lengths", "mask", "reset")

@@ -10,6 +10,7 @@ from pathlib import Path
 from elman.circuit.form import Circuit
 from elman.report import document, plain, write_page
 
+WHOLE = "whole"  # the way that says least: sequences as they are
 COLUMNS = ("outputs", "final state", "d inputs", "d state", "d parameters")
 _WIDE, _FIRST, _WIDTH = 99, 26, 14
 _LEGEND = (
@@ -53,8 +54,8 @@ class Check:
 class Report:
     """What `elman.verify` found; true if all is right.
 
-    cell: the name of its class. checks: in order. circuit: of the cell. engines: name -> why it cannot run the cell, None
-    if it did. note: what else is to be known. print it for a table; `.save("report.html")` writes a page.
+    cell: the name of its class. checks: in order. circuit: of the cell. engines: name -> why it cannot run the cell,
+    None if it did. note: what else is to be known. print it for a table; `.save("report.html")` writes a page.
     """
 
     cell: str
@@ -65,8 +66,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether something was checked on an engine, and nothing was wrong."""
-        return any(check.passed for check in self.checks) and not self.wrong
+        """Whether nothing was wrong where whole sequences were looked at: zeros at steps that do not happen say little."""
+        return any(check.passed and check.way == WHOLE for check in self.checks) and not self.wrong
 
     @property
     def wrong(self) -> tuple[Check, ...]:
@@ -129,7 +130,9 @@ class Report:
             inner = f"<p>cannot run it: {plain(reason)}</p>" if reason is not None else self._table(engine)
             parts.append(f"<section><h2>{plain(engine)}</h2>{inner}</section>")
         parts.append(f'<p class="note">{plain(_LEGEND)}</p>')
-        parts.append(f'<section><h2>The circuit</h2><pre class="plan">{plain(str(self.circuit))}</pre></section>')
+        parts.append(
+            f'<section><h2>The circuit</h2><pre class="plan">{plain(str(self.circuit))}</pre></section>'
+        )
         return document(f"{self.head}", "".join(parts), _STYLE)
 
     def _table(self, engine: str) -> str:
@@ -138,11 +141,14 @@ class Report:
         for way, checks in self._ways(engine):
             by_part = {check.part: check for check in checks}
             if (one := by_part.get("")) is not None:
-                cells = f'<td colspan="{len(COLUMNS)}" class="none">{plain(str(one).removeprefix(f"{one.name}: "))}</td>'
+                told = plain(str(one).removeprefix(f"{one.name}: "))
+                cells = f'<td colspan="{len(COLUMNS)}" class="none">{told}</td>'
             else:
                 cells = "".join(_cell(by_part.get(column)) for column in COLUMNS)
             rows.append(f"<tr><th>{plain(way)}</th>{cells}</tr>")
-        return f'<div class="across"><table class="checks"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+        return (
+            f'<div class="across"><table class="checks"><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+        )
 
 
 _STYLE = """
