@@ -1,4 +1,4 @@
-"""`elman draw`, `elman explain`, `elman verify`: a cell, or the model of a run, as a picture and in words; is it right?"""
+"""`elman draw`, `explain`, `verify`: a cell, or the model of a run, as a picture and in words; and is it right?"""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from elman.segments import Layout
 from elman.trace.initial import starting_state
 from elman.trace.refuse import message
 from elman.verify import loop, report
-from elman.verify.compare import Distance, Named, Parts, distance, largest, named, projection
+from elman.verify.compare import Distance, Parts, distance, largest, named, projection
 from elman.verify.draw import Drawn, Example, copy_of
 from elman.verify.report import Check
 
@@ -375,18 +375,14 @@ def _rounded(
     numbers = bench.numbers_of(drawn)
     theirs = bench.theirs(WHOLE, drawn, numbers)
     right = exact.theirs(WHOLE, drawn.to(exact.dtype), [_as(value, exact.dtype) for value in numbers])
-    for fault in (theirs, right):
-        if isinstance(fault, _Fault):
-            yield _unchecked(engine, name, f"the loop itself fails: {fault.words}")
-            return
-    assert not isinstance(theirs, _Fault)
-    assert not isinstance(right, _Fault)
+    if isinstance(theirs, _Fault) or isinstance(right, _Fault):
+        fault = theirs if isinstance(theirs, _Fault) else right
+        assert isinstance(fault, _Fault)
+        yield _unchecked(engine, name, f"the loop itself fails: {fault.words}")
+        return
     size = 1e-2 * max(largest(right), 1e-30)
     for part in PARTS:
         if right[part]:
             far, own = distance(ours[part], right[part], size), distance(theirs[part], right[part], size)
             bound = max(4 * own.size, least)
             yield replace(_judged(engine, name, part, far, bound, far.where), own=own.size)
-
-
-__all__ = ["Named", "Subject", "checked"]

@@ -63,7 +63,12 @@ class Drawn:
 
     def to(self, dtype: torch.dtype) -> Drawn:
         return Drawn(
-            self.T, self.B, *(converted(t, dtype) for t in (self.x, self.state, self.context)), self.said
+            self.T,
+            self.B,
+            converted(self.x, dtype),
+            converted(self.state, dtype),
+            converted(self.context, dtype),
+            self.said,
         )
 
     @property

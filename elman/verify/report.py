@@ -66,7 +66,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was wrong where whole sequences were looked at: zeros at steps that do not happen say little."""
+        """Whether nothing was wrong, and whole sequences were compared: zeros outside of a mask say little."""
         return any(check.passed and check.way == WHOLE for check in self.checks) and not self.wrong
 
     @property
