@@ -308,6 +308,7 @@ def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = F
                 faults[engine.name] = got
                 continue
             assert expected is not None
+            assert not isinstance(expected, _Fault)
             least = 1e-2 * max(largest(expected), 1e-30)
             for part, theirs in expected.items():
                 found = distance(got[part], theirs, least)
