@@ -13,7 +13,6 @@ import argparse
 import ast
 import dataclasses
 import multiprocessing
-import queue
 import sys
 import time
 import traceback
@@ -145,40 +144,38 @@ def batch(seed: int, cells: int, tell: Callable[[Any], None], until: float, firs
 def _work(seed: int, cells: int, until: float, channel: Any) -> None:
     torch.set_num_threads(1)
     try:
-        channel.put(("found", batch(seed, cells, lambda now: channel.put(("runs", now)), until)))
+        channel.send(("found", batch(seed, cells, lambda now: channel.send(("runs", now)), until)))
     except BaseException:
-        channel.put(("broken", traceback.format_exc()))
+        channel.send(("broken", traceback.format_exc()))
 
 
 def batch_apart(seed: int, cells: int, until: float) -> Found:
     """A batch in a process of its own, which may hang or die."""
     context = multiprocessing.get_context("fork")
-    channel: Any = context.Queue()
-    worker = context.Process(target=_work, args=(seed, cells, until, channel), daemon=True)
+    ours, theirs = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(seed, cells, until, theirs), daemon=True)
     worker.start()
+    theirs.close()
     now: tuple[Program, str] | None = None
-    began = time.monotonic()
-    found = Found()
     while True:
         try:
-            kind, value = channel.get(timeout=1)
-        except queue.Empty:
-            hangs, dead = time.monotonic() - began > LONG, not worker.is_alive()
-            if not (hangs or dead):
-                continue
-            words = f"no end within {LONG} s" if hangs else f"the process ended with {worker.exitcode}"
-            if now is not None:
-                found.misses.append(script(*now, words))
-            worker.kill()
-            return found
-        began = time.monotonic()
+            kind, value = ours.recv() if ours.poll(LONG) else ("hangs", None)
+        except EOFError:
+            kind, value = "dead", None
         if kind == "runs":
             now = value
         elif kind == "found":
             worker.join()
             return value
+        elif kind == "broken" or now is None:
+            raise RuntimeError(value or kind)
         else:
-            raise RuntimeError(value)
+            worker.kill()
+            worker.join()
+            words = (
+                f"no end within {LONG} s" if kind == "hangs" else f"the process ended with {worker.exitcode}"
+            )
+            return Found(misses=[script(*now, words)])
 
 
 def main() -> None:

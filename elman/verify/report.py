@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from elman.circuit.form import Circuit
-from elman.report import document, plain, write_page
 
 WHOLE = "whole"  # the way that says least: sequences as they are
 COLUMNS = ("outputs", "final state", "d inputs", "d state", "d parameters")
@@ -110,9 +109,13 @@ class Report:
 
     def save(self, path: str | Path) -> Path:
         """Write the report as a page: one file with everything in it. Returns where it is; DataError if it cannot."""
+        from elman.report import write_page  # which brings all of training with it
+
         return write_page(Path(path), self._page().encode())
 
     def _page(self) -> str:
+        from elman.report import document, plain
+
         facts = {
             "checks": str(sum(check.passed is not None for check in self.checks)),
             "wrong": str(len(self.wrong)),
@@ -136,6 +139,8 @@ class Report:
         return document(f"{self.head}", "".join(parts), _STYLE)
 
     def _table(self, engine: str) -> str:
+        from elman.report import plain
+
         head = "".join(f"<th>{plain(column)}</th>" for column in COLUMNS)
         rows = []
         for way, checks in self._ways(engine):
@@ -191,6 +196,8 @@ def _number(value: float | None) -> str:
 
 
 def _cell(check: Check | None) -> str:
+    from elman.report import plain
+
     if check is None or check.passed is None:
         return f'<td title="{plain("" if check is None else check.said)}">–</td>'
     own = "" if check.own is None else f"<small>the loop {_number(check.own)}</small>"
