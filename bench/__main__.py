@@ -60,6 +60,9 @@ def main(
     language: Annotated[
         bool, typer.Option("--language", help="only this: a language model, trained and writing")
     ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="only this: a long sequence under a budget; --steps 1000000")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
     ] = False,
@@ -86,7 +89,9 @@ def main(
         report.others(seconds)
     if language:
         report.language()
-    if not (against or beside or alone or ragged or others or language):
+    if memory:
+        report.memory(steps)
+    if not (against or beside or alone or ragged or others or language or memory):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)
         if compiled:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import busy, language, machine, measure, others, overhead, ragged, tables, targets
+from bench import busy, language, machine, measure, memory, others, overhead, ragged, tables, targets
 from bench.agree import Disagreement
 from bench.contestants import ENTRIES
 from bench.form import COMPILED, LOOP, OURS, TORCH, Shape
@@ -136,6 +136,17 @@ class Report:
         self.console.print(
             tables.of_times("one step, B = 1, H = 128, no gradient, us", self.made["step"], 1e6, 0)
         )
+
+    def memory(self, steps: int) -> None:
+        """One sequence under a budget, each way in a process of its own."""
+        with self.console.status(f"{steps:,} steps, nine processes"):
+            found = memory.runs(steps)
+        self.made["memory"] = [run.__dict__ for run in found]
+        words = f"tanh RNN, B 1, H {memory.H}, training with the loss in the step, one thread"
+        self.console.print(tables.of_memory(words, found))
+        for run in found:
+            if abs(run.norm / next(r.norm for r in found if r.steps == run.steps) - 1) > 1e-3:
+                self.wrong.append(f"{run.way}: another gradient")
 
     def language(self) -> None:
         """A language model with everything included."""

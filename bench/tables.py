@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
-from bench import busy, measure, ragged, targets
+from bench import busy, measure, memory, ragged, targets
 from bench.bound import BOUND
 from bench.form import OURS
 
@@ -103,6 +105,17 @@ def of_times(title: str, rows: dict[str, dict[str, float]], scale: float, digits
         made.add_column(name, justify="right")
     for name, row in rows.items():
         made.add_row(name, *(f"{scale * value:.{digits}f}" for value in row.values()))
+    return made
+
+
+def of_memory(title: str, runs: Sequence[memory.Run]) -> Table:
+    made = _table(title)
+    for name in ("", "T", "us a step", "× ours", "MB at once"):
+        made.add_column(name, justify="left" if not name else "right")
+    ours = next(run for run in runs if run.way == memory.OURS)
+    for run in runs:
+        ratio = "" if run is ours else f"{run.microseconds / ours.microseconds:.2f}"
+        made.add_row(run.way, f"{run.steps:,}", f"{run.microseconds:.1f}", ratio, f"{run.bytes / 1e6:.1f}")
     return made
 
 

@@ -30,6 +30,7 @@ GUIDES = [
     "write_a_cell",
     "drawing",
     "sequences",
+    "memory",
     "drop_ins",
     "language_models",
     "tag",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from elman.forcing import force
     from elman.plan import cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool
+    from elman.segments import Segments
     from elman.trace import trace
     from elman.unfold import unfold
     from elman.verify import verify
@@ -30,6 +31,7 @@ __all__ = [
     "Circuit",
     "ElmanError",
     "Recurrent",
+    "Segments",
     "Stack",
     "adjoint",
     "caches",
@@ -55,6 +57,7 @@ _HOMES = {
     "Circuit": "circuit",
     "ElmanError": "errors",
     "Recurrent": "recurrent",
+    "Segments": "segments",
     "Stack": "recurrent",
     "adjoint": "adjoint",
     "caches": "caches",

@@ -151,6 +151,25 @@ def expose(circuit: Circuit) -> Circuit:
     return replace(circuit, outputs=(*circuit.outputs, *extra)).check()
 
 
+def carrying_on(circuit: Circuit) -> Circuit:
+    """The same circuit with what each of its delays hands on as a further output, where none is: what goes on from it
+    begins with that.
+
+    It is not the final state where a teacher stands in for an output: the next step sees the teacher's.
+    """
+    have = {(out.state, out.wire) for out in circuit.outputs_of(Kind.STATE)}
+    names = {out.name for out in circuit.outputs}
+    extra = []
+    for port in circuit.inputs_of(Kind.STATE):
+        if port.next is not None and (port.name, port.next) not in have:
+            name = f"{port.name}_on"
+            while name in names:
+                name += "_"
+            path = f"{port.path}, handed on"
+            extra.append(OutPort(name, Kind.STATE, port.next, path, port.name))
+    return replace(circuit, outputs=(*circuit.outputs, *extra)).check() if extra else circuit
+
+
 # --- how cotangents enter -----------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,9 @@ from torch.nn.utils.rnn import PackedSequence
 from elman.errors import InputError, NotSupported
 from elman.plan import Explanation
 from elman.recurrent import Bidirectional, Compound, Recurrent, Stack
+from elman.recurrent.joined import Budget
 from elman.recurrent.order import turned
+from elman.segments.segment import Memory
 
 Tensor = torch.Tensor
 
@@ -114,14 +116,15 @@ def _torchs(kind: type) -> type:
     return kind.__dict__.get("_torchs", kind)
 
 
-class _Layers(torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
+class _Layers(Budget, torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
     """What the three have in common."""
 
     _elman: Any  # (a Stack, every step of it with the ending of its weights' names)
     engine: str = "auto"
 
-    def __init__(self, *args: Any, engine: str = "auto", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, engine: str = "auto", memory: str | Memory = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.memory = memory
         if engine != "auto":
             self.engine = engine
         self._build()
@@ -152,7 +155,7 @@ class _Layers(torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
         if not given and not self._fits(input, hx):
             data = input.data if isinstance(input, PackedSequence) else input
             recorded = torch.compiler.is_compiling() or not isinstance(data, Tensor) or _watched(data)
-            if self.engine == "auto" or recorded:
+            if (self.engine == "auto" and self.memory is None) or recorded:
                 return super().forward(input, hx)
         x, first, alone = input, False, False
         if not isinstance(x, PackedSequence):
@@ -241,7 +244,7 @@ class _Layers(torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
         stack, steps = self._elman
         for step, ending in steps:
             step.take(self, ending)
-        stack.training, stack.dropout = self.training, self.dropout
+        stack.training, stack.dropout, stack.memory = self.training, self.dropout, self.memory
         return stack
 
     def as_layer(self) -> Stack:
@@ -258,7 +261,7 @@ class _Layers(torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
         return self._elman[0].explain()
 
     def extra_repr(self) -> str:
-        said = super().extra_repr()
+        said = super().extra_repr() + ("" if self.memory is None else f", memory={self.memory!r}")
         return said if self.engine == "auto" else f"{said}, engine={self.engine!r}"
 
     def _build(self) -> None:

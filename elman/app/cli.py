@@ -123,14 +123,18 @@ def _train(
 
     from elman.app import jobs
     from elman.app.screen import Watch
+    from elman.recurrent import set_memory
+    from elman.segments.segment import read_memory
     from elman.training import Processes
 
+    memory = None if machine.memory is None else read_memory(machine.memory, "--memory")
     if training.steps is None and training.minutes is None:
         training = replace(training, minutes=_MINUTES)
     with Processes(machine.precision, machine.device) as processes:
         console = _console(plain=machine.quiet, silent=not processes.first)
         with console.status("reading …") as status:
             job = jobs.prepare(task, settings, training, keeping, processes, status.update)
+        set_memory(job.model, memory)
         out = job.keeping.out
         for note in job.prepared.notes if processes.first else ():
             _note(note)

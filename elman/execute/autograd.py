@@ -8,7 +8,7 @@ from the circuit with its states exposed, the gradient from the adjoint circuit,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._C._autograd import _top_saved_tensors_default_hooks
@@ -25,6 +25,7 @@ from elman.circuit.form import Kind
 from elman.errors import NotSupported
 from elman.execute.executable import Call
 from elman.execute.program import Program
+from elman.execute.segmented import Run, Stored, run_of
 
 Tensor = torch.Tensor
 
@@ -42,9 +43,25 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
         raise _no_forward_mode()
+    if call.memory is not None:
+        return _under_budget(program, call, tensors)
     if wants_gradient(tensors):
         return _Eager.apply(program, call, *tensors)
     return program.run(call, tensors)
+
+
+def _under_budget(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """The same for a call with a budget, which may well fit as it is."""
+    wants = None
+    if wants_gradient(tensors):
+        ports = zip(program.inputs, tensors, strict=True)
+        wants = frozenset(p.name for p, t in ports if t is not None and t.requires_grad and p.differentiable)
+    run = run_of(program, call, wants)
+    if run.fits:
+        return apply(program, call._replace(memory=None, layout=None), tensors)
+    if wants is None:
+        return run.forward(tensors)[0]
+    return _Segmented.apply(program, call, run, wants, *tensors)
 
 
 def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
@@ -83,16 +100,8 @@ class _Eager(torch.autograd.Function):
             saved = None
         if saved is None:
             saved = _kept_again(ctx)
-        given: Sequence[Tensor | None] = cotangents
-        if not program.carries_all:
-            given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
-        used = False
-        for cotangent in given:
-            if cotangent is not None:
-                used = True
-                if is_legacy_batchedtensor(cotangent):
-                    raise _no_batch_of_gradients()
-        if not used:
+        given = _arriving(program, cotangents)
+        if given is None:
             return (None,) * (len(program.inputs) + 2)
         if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
             tensors = saved[: len(program.inputs)]
@@ -101,6 +110,82 @@ class _Eager(torch.autograd.Function):
         values = (*saved, *given, None)
         gradients = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
         return (None, None, *[gradients[place] for place in training.gives])
+
+
+def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:
+    """The cotangents of outputs through which gradients flow; None if there are none."""
+    given = cotangents
+    if not program.carries_all:
+        given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
+    used = False
+    for cotangent in given:
+        if cotangent is not None:
+            used = True
+            if is_legacy_batchedtensor(cotangent):
+                raise _no_batch_of_gradients()
+    return given if used else None
+
+
+class _Segmented(torch.autograd.Function):
+    """The door of training under a budget: a segment of time after the other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, program: Program, call: Call, run: Run, wants: frozenset[str], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        outputs, stored = run.forward(tensors)
+        ctx.set_materialize_grads(False)
+        ctx.program, ctx.call, ctx.run, ctx.wants = program, call, run, wants
+        ctx.places, ctx.kept = stored.places, {turn: len(kept) for turn, kept in stored.kept.items()}
+        kept = [tensor for part in stored.kept.values() for tensor in part]
+        ctx.save_for_backward(*tensors, *stored.states, *kept)
+        silent = [o for o, flows in zip(outputs, program._carrying(wants), strict=True) if not flows]
+        ctx.mark_non_differentiable(*silent)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        program, run = ctx.program, ctx.run
+        saved, count = ctx.saved_tensors, len(program.inputs)
+        tensors, rest = saved[:count], iter(saved[count:])
+        given = _arriving(program, cotangents)
+        if given is None:
+            return (None,) * (count + 4)
+        if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+            return (*_NOT_TENSORS, *_differentiable_in_place(program, ctx.call, ctx.wants, tensors, given))
+        states = [next(rest) for _ in run.states]
+        kept = {turn: tuple(next(rest) for _ in range(size)) for turn, size in ctx.kept.items()}
+        gradients = run.backward(tensors, Stored(states, ctx.places, kept), given)
+        wanted = zip(program.inputs, gradients, strict=True)
+        return (*_NOT_TENSORS, *(g if port.name in ctx.wants else None for port, g in wanted))
+
+
+_NOT_TENSORS = (None,) * 4  # the first arguments of _Segmented
+
+
+def _differentiable_in_place(
+    program: Program, call: Call, wants: frozenset[str], tensors: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None],
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradient as a differentiable function where sequences lie as users have them: they are packed for it."""
+    layout = call.layout
+    if layout is None or layout.lead == layout.inner:
+        gradients = _differentiable(program, call._replace(layout=None), wants, tensors, cotangents)
+        return [gradients.get(port.name) for port in program.inputs]
+
+    def packed(value: Tensor | None, kind: Kind) -> Tensor | None:
+        return value if value is None or kind is not Kind.SEQUENCE else layout.pack(value)
+
+    tensors = [packed(t, port.kind) for port, t in zip(program.inputs, tensors, strict=True)]
+    cotangents = [packed(c, out.kind) for out, c in zip(program.outputs, cotangents, strict=True)]
+    gradients = _differentiable(program, call._replace(layout=None), wants, tensors, cotangents)
+
+    def unpacked(value: Tensor | None, kind: Kind) -> Tensor | None:
+        if value is None or kind is not Kind.SEQUENCE:
+            return value
+        return value.flatten(0, 1) if len(layout.lead) == 1 else cast("Tensor", layout.unpack(value))
+
+    return [unpacked(gradients.get(port.name), port.kind) for port in program.inputs]
 
 
 def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
@@ -152,7 +237,9 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return program.run(call, tensors)
+            if call.memory is None:
+                return program.run(call, tensors)
+            return tuple(run_of(program, call, None).forward(tensors)[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -3,14 +3,15 @@
 A call on a short sequence costs what its Python costs. So a plan becomes straight code, as its stages are already
 (elman/engines/codegen.py): no names, no tables, no choice of an engine. The plan of an Elman network is
 
-    def plan(steps, batch, seed, a3, a4, a5, a6, a7):        # U, W, b, x, h
+    def plan(steps, batch, seed, first, a4, a5, a6, a7, a8):        # U, W, b, x, h
         rows = steps * batch
-        if a3 is None: …
+        if a4 is None: …
         v0 = Timeline(steps, batch, False)
-        v1 = v0.pack(a6)
-        v2, = before(a5, v1, a3, rows, None)
+        v1 = v0.pack(a7)
+        v2, = before(a6, v1, a4, rows, None)
         v3 = new_empty((steps, batch, 64))
-        v4, = loop(batch, (batch,) * steps, False, (a4, v2, a7), (v3,))
+        v4, = loop(batch, (batch,) * steps, False, (a5, v2, a8), (v3,))
+        del v2
         return (v3, v4)
 
 For rows of different lengths it takes a Packing in the place of steps and batch; sequences go in and come out packed.
@@ -41,9 +42,10 @@ PlanFunction = Callable[..., tuple[torch.Tensor, ...]]
 def emit(
     plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool = False, ragged: bool = False
 ) -> PlanFunction:  # fmt: skip
-    """The function `(steps, batch, seed, *inputs) -> outputs` of a plan whose stages `make` makes and whose loop
+    """The function `(steps, batch, seed, first, *inputs) -> outputs` of a plan whose stages `make` makes and whose loop
     `runner` runs.
 
+    first: the number of the first step, of which the noise depends.
     inputs: in the order of the circuit's, noise left out: constants, sequences, starting states, or None for zeros.
     ends: for each output, "own" for a tensor of its own rather than a view, "copy" for one in memory of its own.
     single: for one step alone, whose sequences go in and come out as `[B, …]`. Its noise comes straight from torch's
@@ -101,12 +103,15 @@ class _Emitter:
         else:
             self.python.line(f"rows = {self.python.argument('steps')} * {self.python.argument('batch')}")
         self.python.argument("seed")
+        if not self.ragged:
+            self.python.argument("first")
         for port in plan.circuit.inputs:
             self._input(port)
         self._stage(plan.once, "batch")
         self._stage(plan.before, "rows")
         if plan.loop is not None:
             self._loop(plan.loop)
+            self._drop_before()
         self._stage(self._with_delays(plan.after), "rows")
         ready = [self._output(out.kind, plan.outputs[out.name]) for out in plan.circuit.outputs]
         memory = Counter(self.viewed.get(name, name) for name in ready)
@@ -174,8 +179,12 @@ class _Emitter:
             draw = constant(torch.rand if port.draw == "uniform" else torch.randn)
             where = f"dtype={constant(port.dtype, 'dtype')}, device={constant(port.device, 'device')}"
             return f"{draw}({tuple_of('batch' if port.rows else '', *port.shape)}, {where})"
-        draw, sizes = (noise.draw_rows, "rows") if self.ragged and port.rows else (noise.draw, "steps, batch")
-        return f"{constant(draw)}({constant(port, 'port')}, {port.number}, seed, 0, {sizes})"
+        draw, first, stop = noise.draw, "first", "first + steps, batch"
+        if self.ragged:
+            first, stop = "packing.first_step", "packing.first_step + steps, batch"
+            if port.rows:
+                draw, first, stop = noise.draw_rows, "packing.first_row", "packing.first_row + rows"
+        return f"{constant(draw)}({constant(port, 'port')}, {port.number}, seed, {first}, {stop})"
 
     def _zeros(self, port: InPort, timed: bool) -> str:
         """Zeros for what is left out: a starting state, or the cotangents of an output that nobody used."""
@@ -240,6 +249,15 @@ class _Emitter:
         self.fresh.update(names)
         self.whole.update(zip(ended, names, strict=True))
         self.rows.update(zip(ended, names, strict=True))
+
+    def _drop_before(self) -> None:
+        """What was made before the loop, and nobody needs after it: it may be larger than all the rest."""
+        later = {*self.plan.after.inputs(), *self.plan.outputs.values()}
+        needed = {form[name] for form in (self.whole, self.rows) for name in later if name in form}
+        made = graphs.results_of(self.plan.before.graph)
+        dead = {self.rows[name] for name, node in made.items() if node.op != "placeholder"} - needed
+        if dead:
+            self.python.drop(sorted(dead))
 
     def _with_delays(self, after: Stage) -> Stage:
         """The stage after the loop, with the delays that are views already coming in."""

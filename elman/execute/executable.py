@@ -16,6 +16,8 @@ from elman.execute.emit import PlanFunction, emit
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
+from elman.segments import Layout
+from elman.segments.segment import Memory
 from elman.segments.timeline import Packing
 from elman.trace.outside import locked
 
@@ -29,6 +31,9 @@ class Call(NamedTuple):
     `elman.engines.choose`.
     packing: for rows of different lengths; sequences are then packed rows, `[N, …]` for `[T, B, …]` everywhere.
     level: how many vmaps of torch.func were going on when the seed was drawn; None until a door has asked.
+    first: the number of its first step, where it is a segment of a call; with a packing, that knows it.
+    memory: the budget of the call in bytes, or how long its segments are. layout: where users' sequences lie, if they
+        are to be packed a segment at a time.
     """
 
     steps: int
@@ -37,6 +42,9 @@ class Call(NamedTuple):
     engine: str | engines.Engine
     packing: Packing | None = None
     level: int | None = None
+    first: int = 0
+    memory: Memory = None
+    layout: Layout | None = None
 
 
 class Executable:
@@ -58,12 +66,14 @@ class Executable:
         tensors: constants, sequences `[T, B, …]`, starting states `[B, …]`; None for zeros. What comes out has no
         history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
         """
-        steps, batch, seed, engine, packing, _ = call
+        steps, batch, seed, engine, packing, _, first, *_ = call
         function = self._made.get((engine, packing is not None))
         if function is None:
             function = self._function(engine, packing is not None)
         return (
-            function(steps, batch, seed, *tensors) if packing is None else function(packing, seed, *tensors)
+            function(steps, batch, seed, first, *tensors)
+            if packing is None
+            else function(packing, seed, *tensors)
         )
 
     @locked

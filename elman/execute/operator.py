@@ -1,7 +1,8 @@
 """The door of torch.compile: registered operators, which a compiled graph calls by the name of a program.
 
-Two operators, without state of their own: `elman::run` runs a plan; `elman::train` runs a plan that was cut for
-training and gives out what its backward pass needs. The backward of `elman::train` is `elman::run` of the adjoint.
+Operators without state of their own: `elman::run` runs a plan; `elman::train` runs a plan that was cut for training and
+gives out what its backward pass needs. The backward of `elman::train` is `elman::run` of the adjoint. Under a budget,
+`elman::bounded` gives out nothing but outputs; its backward, `elman::bounded_backward`, begins with the forward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from elman.circuit.rows import carries
 from elman.errors import StateError
 from elman.execute.executable import Call, Executable
 from elman.execute.program import Program
+from elman.execute.segmented import Run, prepared, run_of
 from elman.segments.padded import Filled
+from elman.segments.segment import of_number
 from elman.trace.outside import locked
 
 
@@ -46,20 +49,24 @@ listed("plans that compiled graphs know by name", _ENTRIES)
 
 
 @locked
-def register(program: Program, wants: frozenset[str]) -> str:
+def register(program: Program, wants: frozenset[str], bounded: bool = False) -> str:
     """Name a program's plans, which are derived now: inside a compiled graph it would be too late.
 
-    wants: the inputs whose gradients will be asked for, if any.
+    wants: the inputs whose gradients will be asked for, if any. bounded: whether the calls have a budget.
     """
-    entry = program.entries.get(wants)
+    key = wants, bounded
+    entry = program.entries.get(key)
     if entry is None:
-        if wants:
+        if bounded:
+            prepared(program, wants)
+            entry = _named(program, Executable(program.plan), wants, None)
+        elif wants:
             training = program.training(wants)
             backward = _named(program, Executable(training.backward), frozenset(), None)
             entry = _named(program, Executable(training.forward), wants, backward)
         else:
             entry = _named(program, Executable(program.plan), wants, None)
-        program.entries[wants] = entry
+        program.entries[key] = entry
     return entry.name
 
 
@@ -226,3 +233,125 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
 
 
 train_op.register_autograd(_backward, setup_context=_save)
+
+
+# --- under a budget -----------------------------------------------------------------------------------------------
+
+
+class _Bounded:
+    """A call of the two operators. memory: as `elman.segments.segment.as_number` says it."""
+
+    def __init__(
+        self, tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
+        sizes: Tensor | None, rows: int, memory: int,
+    ) -> None:  # fmt: skip
+        self.entry = _entry(key)
+        program = self.entry.program
+        self.ports = program.inputs
+        values = _bound(program.circuit) | dict(zip(_passed(program.circuit), tensors, strict=True))
+        self.filled = None if sizes is None else Filled(sizes, self.ports[0].device)
+        packing = None
+        if self.filled is not None:
+            steps, batch, packing = self.filled.steps, self.filled.pieces, self.filled.packing
+        number = 0 if seed is None else int(seed.item())
+        self.call = Call(steps, batch, number, engine, packing, memory=of_number(memory))
+        self.tensors = [self._part(values[p.name], p.kind, p.rows) for p in self.ports]
+
+    def _part(self, value: Tensor, kind: Kind, rows: bool) -> Tensor:
+        return value if self.filled is None else self.filled.part(value, kind is Kind.SEQUENCE, rows)
+
+    def run(self, wants: frozenset[str] | None) -> Run:
+        return run_of(self.entry.program, self.call, wants)
+
+    def cotangent(self, value: Tensor | None, out: OutPort) -> Tensor | None:
+        if value is None:
+            return None
+        rows = carries(self.entry.program.circuit.wire(out.wire).meta["val"])
+        return self._part(value, out.kind, rows)
+
+    def whole(self, value: Tensor, kind: Kind, shape: Sequence[int]) -> Tensor:
+        return value if self.filled is None else self.filled.whole(value, kind is Kind.SEQUENCE, shape)
+
+
+@torch.library.custom_op("elman::bounded", mutates_args=())
+def bounded_op(
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
+    sizes: Tensor | None, rows: int, memory: int,
+) -> list[Tensor]:  # fmt: skip
+    with torch.no_grad():
+        call = _Bounded(tensors, key, steps, batch, seed, engine, sizes, rows, memory)
+        outputs, _ = call.run(call.entry.wants or None).forward(call.tensors, store=False)
+        executable = call.entry.executable
+        shapes = [_shape(executable, out, steps, batch, rows) for out in _outputs(executable)]
+        ports = _outputs(executable)
+        made = [call.whole(o, out.kind, shape) for o, out, shape in zip(outputs, ports, shapes, strict=True)]
+        return _apart(tensors, made)
+
+
+@bounded_op.register_fake
+def _(
+    tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
+    sizes: Tensor | None, rows: int, memory: int,
+) -> list[Tensor]:  # fmt: skip
+    return _shapes(tensors, key, steps, batch, seed, engine, sizes, rows)
+
+
+@torch.library.custom_op("elman::bounded_backward", mutates_args=())
+def bounded_backward_op(
+    tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None], key: str, steps: int, batch: int,
+    seed: Tensor | None, engine: str, sizes: Tensor | None, rows: int, memory: int,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of the inputs that want one, in their order."""
+    with torch.no_grad():
+        call = _Bounded(tensors, key, steps, batch, seed, engine, sizes, rows, memory)
+        wants, program = call.entry.wants, call.entry.program
+        run = call.run(wants)
+        _, stored = run.forward(call.tensors)
+        ports = zip(cotangents, program.outputs, program.carrying, strict=True)
+        given = [call.cotangent(c, out) if flows else None for c, out, flows in ports]
+        found = dict(
+            zip((p.name for p in program.inputs), run.backward(call.tensors, stored, given), strict=True)
+        )
+        kinds = {p.name: p.kind for p in program.inputs}
+        gradients = []
+        for name, like in zip(_passed(program.circuit), tensors, strict=True):
+            if name in wants:
+                value = found[name]
+                gradients.append(
+                    torch.zeros_like(like) if value is None else call.whole(value, kinds[name], like.shape)
+                )
+        return _apart(tensors, gradients)
+
+
+@bounded_backward_op.register_fake
+def _(
+    tensors: Sequence[Tensor], cotangents: Sequence[Tensor | None], key: str, steps: int, batch: int,
+    seed: Tensor | None, engine: str, sizes: Tensor | None, rows: int, memory: int,
+) -> list[Tensor]:  # fmt: skip
+    entry = _entry(key)
+    names = _passed(entry.program.circuit)
+    return [
+        like.new_empty(like.shape) for name, like in zip(names, tensors, strict=True) if name in entry.wants
+    ]
+
+
+def _save_bounded(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    tensors, ctx.key, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows, ctx.memory = inputs
+    ctx.seeded, ctx.ragged = seed is not None, sizes is not None
+    ctx.save_for_backward(*tensors, *[t for t in (seed, sizes) if t is not None])
+
+
+def _bounded_backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
+    entry, tensors = _entry(ctx.key), list(ctx.saved_tensors)
+    sizes = tensors.pop() if ctx.ragged else None
+    seed = tensors.pop() if ctx.seeded else None
+    found = iter(
+        bounded_backward_op(
+            tensors, cotangents, ctx.key, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows, ctx.memory
+        )
+    )
+    names = _passed(entry.program.circuit)
+    return [next(found) if name in entry.wants else None for name in names], *[None] * 8
+
+
+bounded_op.register_autograd(_bounded_backward, setup_context=_save_bounded)

@@ -10,7 +10,8 @@ import torch
 from torch.fx import Node
 
 from elman import engines
-from elman.adjoint import adjoint, cotangent_ports, expose
+from elman.adjoint import adjoint, carrying_on, cotangent_ports, expose
+from elman.caches import Recent
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.errors import NotSupported
@@ -44,18 +45,22 @@ class Training:
 
 
 class Program:
-    """A circuit and its plans. Tensors are listed in the order of `inputs` and `outputs`."""
+    """A circuit and its plans. Tensors are listed in the order of `inputs` and `outputs`.
 
-    def __init__(self, circuit: Circuit, is_adjoint: bool = False):
-        self.circuit, self._is_adjoint = circuit, is_adjoint
+    bare: outputs come as they are, which may share memory: for whoever puts them elsewhere.
+    """
+
+    def __init__(self, circuit: Circuit, is_adjoint: bool = False, bare: bool = False):
+        self.circuit, self._is_adjoint, self._bare = circuit, is_adjoint, bare
         self.inputs: tuple[InPort, ...] = tuple(p for p in circuit.inputs if p.kind is not Kind.NOISE)
         self.outputs: tuple[OutPort, ...] = circuit.outputs
         self._training: dict[frozenset[str], Training] = {}
         self._needed: dict[tuple[bool, ...], Training] = {}
         self._stepping: dict[str | engines.Engine, bool] = {}
         self._adjoints: dict[frozenset[str], Program] = {}
+        self.schedules = Recent(16)  # of calls under a budget: see `elman.execute.segmented`
         self.entries: dict[
-            frozenset[str], Any
+            tuple[frozenset[str], bool], Any
         ] = {}  # names for compiled graphs: see `elman.execute.operator`
 
     @derived
@@ -117,6 +122,11 @@ class Program:
         return training
 
     @derived
+    def carrying_on(self) -> Program:
+        """The same with what every delay hands on as outputs, to be run a segment at a time."""
+        return Program(carrying_on(self.circuit), self._is_adjoint, bare=True)
+
+    @derived
     def exposed(self) -> Program:
         """The same with h(t-1) of every state as outputs, for derivatives of the gradient."""
         return Program(expose(self.circuit))
@@ -136,7 +146,7 @@ class Program:
         """Outputs for inputs, without gradients (see `Executable.run`)."""
         if call.steps == 1 and self.steps_by_loop(call.engine):
             return self._single.run(call, tensors)
-        return self._whole.run(call, tensors)
+        return self.whole.run(call, tensors)
 
     def step(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The same for a single step, whose sequences are `[B, …]`."""
@@ -156,7 +166,7 @@ class Program:
     @locked
     def _can_step_by_loop(self, wanted: str | engines.Engine) -> bool:
         try:
-            usual = self._whole.engine(wanted)
+            usual = self.whole.engine(wanted)
             if usual is None or not usual.cheap_to_start:
                 return False
             chosen = self._single.engine(wanted)
@@ -165,7 +175,8 @@ class Program:
         return chosen is not None and chosen.cheap_to_start
 
     @derived
-    def _whole(self) -> Executable:
+    def whole(self) -> Executable:
+        """The plan for a call that wants no gradient, ready to run."""
         return Executable(self.plan, self.ends)
 
     @derived
@@ -179,6 +190,8 @@ class Program:
     @derived
     def ends(self) -> tuple[str, ...]:
         """What `Executable` has to do to each output before users get it."""
+        if self._bare:
+            return ("",) * len(self.outputs)
         return tuple("copy" if shared else "own" for shared in sharing(self.circuit))
 
 
@@ -198,7 +211,7 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
     return Training(
         wants, both, forward, backward,
         Executable(forward, (*program.ends, *("" for _ in kept))),
-        Executable(backward, ["copy" if shared else "" for shared in sharing(both.backward)]),
+        Executable(backward, ["copy" if shared and not program._bare else "" for shared in sharing(both.backward)]),
         tuple(i for i, flows in enumerate(program._carrying(wants)) if not flows),
         tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
     )  # fmt: skip

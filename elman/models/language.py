@@ -13,13 +13,14 @@ from elman.data import Tokenizer
 from elman.data.schema import each, truth, whole
 from elman.errors import DataError, InputError, InputTypeError, expect
 from elman.models import pretrained
+from elman.models.bounded import bounded_loss
 from elman.models.evaluating import evaluating
 from elman.models.readout import GROUPS, Adaptive, expect_cutoffs, loss
 from elman.models.sampler import Sampler
 from elman.models.stack import Cells, learning_rate, stack_of
 from elman.models.surprisal import Surprisal, Word, each_line, surprisal
 from elman.plan import Explanation
-from elman.recurrent import LockedDropout, Recurrent, Stack
+from elman.recurrent import Budget, LockedDropout, Recurrent, Stack
 from elman.training import Run
 
 _KNOWN = {
@@ -31,7 +32,7 @@ _KNOWN = {
 _BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Budget, nn.Module):
     """p(x(t+1) | x(1), …, x(t)) by a stack of recurrences.
 
         e(t) = E[x(t)]
@@ -57,6 +58,9 @@ class LanguageModel(nn.Module):
     V's matrix too. residual, norm: see `elman.models.stack`. condition: width of a vector that describes a whole
     sequence (`context`), and is added to the embedding of every symbol through a matrix. The state is a tuple with one
     entry for each layer. tokenizer: that of its symbols, where it is known: of a model from a folder with one.
+
+    memory: an attribute, as of `elman.Recurrent`: a budget for `loss` and its backward pass. With a softmax readout a
+    segment of time goes through all of a step, so logits never exist for all of a window.
     """
 
     _version = 1  # of its state_dict, which PyTorch keeps in `_metadata`
@@ -200,6 +204,8 @@ class LanguageModel(nn.Module):
 
     def explain(self) -> Explanation:
         """What of each layer runs once, before, in and after the loop; after a call. See `elman.explain`."""
+        if self.memory is not None and "_loss" in self.__dict__:
+            return self.__dict__["_loss"].explain()
         return self.stack.explain()
 
     def forward(
@@ -229,16 +235,20 @@ class LanguageModel(nn.Module):
                 what="there is one target for each symbol", where="y", got=f"shape {list(y.shape)}",
                 expected=f"{list(x.shape)}, as x", mend="y(t) is x(t + 1): loss(text[:-1], text[1:])",
             )  # fmt: skip
+        if self.memory is not None:
+            self._check_condition(x, context)
+            if (made := bounded_loss(self, x, y, state, context)) is not None:
+                return made[0].mean(), tuple(made[1])
         h, after = self._hidden(x, state, context)
         return loss(self.readout, h.flatten(0, 1), y.flatten()), after
 
     def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
         """What the readout sees, [T, B, H], and the final state."""
-        self.stack.training = self.training
+        self.stack.training, self.stack.memory = self.training, self.memory
         h, after = self.stack(self._embedded(x, context), state)
         return self._checked(self.dropout(h)), tuple(after)
 
-    def _embedded(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _check_condition(self, x: Tensor, context: Tensor | None) -> None:
         width = self.settings["condition"]
         if (context is None) != (self.condition is None) or (
             context is not None and context.shape != (x.shape[-1], width)
@@ -254,6 +264,9 @@ class LanguageModel(nn.Module):
                 what="a language model reads numbers of symbols", where="x", expected="a tensor of int64",
                 got=str(x.dtype) if isinstance(x, Tensor) else type(x).__name__, mend="tokenizer.encode gives them",
             )  # fmt: skip
+
+    def _embedded(self, x: Tensor, context: Tensor | None) -> Tensor:
+        self._check_condition(x, context)
         e = self.embedding(x)
         return e if self.condition is None else e + self.condition(context)
 

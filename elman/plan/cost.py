@@ -6,15 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx
 
+from elman.adjoint import carrying_on
 from elman.circuit.form import Circuit, Kind, Wire
 from elman.circuit.operations import operation_of
-from elman.circuit.rows import factor
 from elman.errors import InputError, expect
 from elman.plan.cut import pair
 from elman.plan.form import TIME_OPERATIONS, Plan
+from elman.plan.memory import needs, schedule
+from elman.plan.stages import plan as plan_of
+from elman.plan.work import count, size, total_work
+from elman.segments.segment import Memory, read_memory
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Cost:
         "O(τ), and it cannot be parallelised".
     depth: the depth of one step of the loop, in operations.
     parameters: numbers in the circuit's constants.
+    peak: bytes that training needs at once besides what comes in, what is returned and the gradients handed back.
+    again: operations that the backward pass does once more, since their results were not kept.
+    segments, segment: how many, of how many steps, where there is a budget.
     """
 
     steps: int
@@ -40,6 +46,10 @@ class Cost:
     path: int
     depth: int
     parameters: int
+    peak: int = 0
+    again: int = 0
+    segments: int = 1
+    segment: int = 0
 
     @property
     def total(self) -> int:
@@ -52,6 +62,13 @@ class Cost:
 
     def __str__(self) -> str:
         share = f"{100 * self.sequential_share:.0f} % of the work"
+        cut = []
+        if self.segment:
+            cut = [
+                f"  segments   {self.segments:,} of {self.segment:,} steps",
+                f"  peak       {size(self.peak)} at once",
+                f"  again      {count(self.again)} operations, computed rather than kept",
+            ]
         return "\n".join(
             [
                 f"T = {self.steps}, B = {self.batch}",
@@ -60,37 +77,67 @@ class Cost:
                 f"  loop       {count(self.loop)}, {share}",
                 f"  after      {count(self.after)}",
                 f"  kept       {size(self.kept)} for the backward pass",
+                *cut,
                 f"  path       {self.path:,} operations one after the other, {self.depth} at every step",
                 f"  parameters {self.parameters:,}",
             ]
         )
 
 
-def cost(plan: Plan, T: int, B: int) -> Cost:
+def cost(plan: Plan, T: int, B: int, memory: str | Memory = None) -> Cost:
     """Count what a plan does on T steps of B rows; a plan of the adjoint counts the backward pass.
 
-    Raises InputError for negative sizes.
+    memory: a budget as of `elman.Recurrent`, for the plan of a circuit itself: what training then keeps, needs at once,
+        and computes again (for the native engine; the reference engine needs more for each step).
+    Raises InputError for negative sizes, and for a budget that is too small.
     """
     expect(plan, Plan, "the cost is that of a plan", "cost(plan, T, B)", "elman.plan(circuit) gives one")
-    for name, size in (("T", T), ("B", B)):
-        expect(size, int, f"{name} is a whole number", "cost(plan, T, B)")
+    for name, given in (("T", T), ("B", B)):
+        expect(given, int, f"{name} is a whole number", "cost(plan, T, B)")
     if T < 0 or B < 0:
         raise InputError("sizes are not negative", where="cost(plan, T, B)", got=f"T={T}, B={B}")
     loop = plan.loop.nodes() if plan.loop is not None else []
     depth = _depth(loop)
     around = sum(_depth(stage.nodes()) for stage in plan.stages())
+    memory = read_memory(memory)
     return Cost(
         steps=T,
         batch=B,
-        once=_work(plan.once.nodes(), B),
-        before=_work(plan.before.nodes(), T * B),
-        loop=T * _work(loop, B),
-        after=_work(plan.after.nodes(), T * B),
-        kept=bytes_kept(plan.circuit) * T * B,
+        once=total_work(plan.once.nodes(), B),
+        before=total_work(plan.before.nodes(), T * B),
+        loop=T * total_work(loop, B),
+        after=total_work(plan.after.nodes(), T * B),
         path=around + T * depth,
         depth=depth,
         parameters=sum(math.prod(p.shape) for p in plan.circuit.inputs_of(Kind.CONSTANT) if not p.rows),
+        **(
+            {"kept": bytes_kept(plan.circuit) * T * B}
+            if memory is None
+            else _under(plan.circuit, memory, T, B)
+        ),
     )
+
+
+def _under(circuit: Circuit, memory: Memory, T: int, B: int) -> dict[str, int]:
+    """What a budget says of training."""
+    if any(port.kept is not None for port in (*circuit.inputs, *circuit.outputs)):
+        raise InputError(
+            what="a budget is that of a circuit, forward and backward", where="cost(…, memory=)", got=circuit.name,
+            mend="take the plan of the circuit itself, elman.plan(rnn.circuit)",
+        )  # fmt: skip
+    whole = carrying_on(circuit)
+    both = pair(whole)
+    known = needs(plan_of(whole), plan_of(both.forward), plan_of(both.backward), both.bytes_per_row)
+    chosen = schedule(known, memory, T, B, None, circuit.name)
+    cuts = chosen.cuts
+    rows = sum(cuts[cuts.count - 1 - i].end - cuts[cuts.count - 1 - i].start for i in range(chosen.kept))
+    return {
+        "kept": known.residuals * rows + chosen.stored * known.state * B,
+        "peak": chosen.peak,
+        "again": int(chosen.advances * min(cuts.worst[2], T * B) * known.again),
+        "segments": cuts.count,
+        "segment": cuts.length,
+    }
 
 
 def bytes_kept(circuit: Circuit) -> int:
@@ -102,37 +149,6 @@ def bytes_kept(circuit: Circuit) -> int:
         nodes -= {fed for port, fed in circuit.delays() if circuit.wire(Wire.input(port.name)) in nodes}
         return sum(math.prod(map(int, n.meta["val"].shape[1:])) * n.meta["val"].dtype.itemsize for n in nodes)
     return pair(circuit).bytes_per_row
-
-
-def work(node: fx.Node, rows: int) -> int:
-    """Floating-point operations of one node on the given number of rows."""
-    operation = operation_of(node)
-    if node.target in TIME_OPERATIONS or operation.addresses:
-        return 0
-    values = [
-        source.meta["val"] for source in node.all_input_nodes if isinstance(source.meta["val"], torch.Tensor)
-    ]
-    if operation.contracts is not None:
-        first = node.args[operation.contracts]
-        assert isinstance(first, fx.Node)
-        return 2 * _numel(node.meta["val"], rows) * _sizes(first.meta["val"], rows)[-1]
-    made = node.meta["val"]
-    out = made if isinstance(made, torch.Tensor) else made[0]
-    return max(
-        [_numel(value, rows) for value in (*values, out) if isinstance(value, torch.Tensor)], default=0
-    )
-
-
-def _work(nodes: list[fx.Node], rows: int) -> int:
-    return sum(work(node, rows) for node in nodes)
-
-
-def _sizes(value: torch.Tensor, rows: int) -> list[int]:
-    return [size if isinstance(size, int) else factor(size) * rows for size in value.shape]
-
-
-def _numel(value: torch.Tensor, rows: int) -> int:
-    return math.prod(_sizes(value, rows))
 
 
 def _depth(nodes: list[fx.Node]) -> int:
@@ -149,21 +165,3 @@ def _reach(node: fx.Node, depths: dict[Any, int]) -> int:
     if node in depths:
         return depths[node]
     return max((_reach(source, depths) for source in node.all_input_nodes), default=0)
-
-
-def count(number: float) -> str:
-    """1_234_567 -> `1.23 M`."""
-    for unit in ("", "k", "M", "G", "T"):
-        if number < 1000 or unit == "T":
-            return f"{number:.3g} {unit}".rstrip()
-        number /= 1000
-    raise AssertionError
-
-
-def size(number: float) -> str:
-    """Bytes for people: `1.5 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    raise AssertionError

@@ -46,12 +46,14 @@ class Part:
 class Explanation:
     """Plans, forward and backward, in words. `str()` for a terminal, `_repr_html_` for a notebook.
 
-    parts: of several layers, the explanation of each under its name; plans then are those of all.
+    parts: of several layers, the explanation of each under its name; plans then are those of all. memory: what the
+    latest call stored under its budget.
     """
 
     plans: tuple[Plan, ...]
     engine: str | None = None
     parts: tuple[tuple[str, Explanation], ...] = ()
+    memory: str | None = None
 
     @classmethod
     def of(cls, parts: Mapping[str, Explanation]) -> Explanation:
@@ -79,6 +81,8 @@ class Explanation:
             blocks.append("\n".join(lines))
         if self.engine is not None:
             blocks.append(f"engine: {self.engine}")
+        if self.memory is not None:
+            blocks.append("\n".join(_wrap(f"memory: {self.memory}", 100)))
         return "\n\n".join(blocks)
 
     def _repr_html_(self) -> str:
@@ -98,6 +102,10 @@ class Explanation:
         if self.engine is not None:
             rows.append(
                 f"<tr><td>engine</td><td colspan=2 style='text-align:left'>{html.escape(self.engine)}</td></tr>"
+            )
+        if self.memory is not None:
+            rows.append(
+                f"<tr><td>memory</td><td colspan=2 style='text-align:left'>{html.escape(self.memory)}</td></tr>"
             )
         return f"<table>{''.join(rows)}</table>"
 

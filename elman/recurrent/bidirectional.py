@@ -12,16 +12,19 @@ from torch.utils import _pytree as pytree
 from elman.errors import AmbiguityWarning, ElmanError, InputError, InputTypeError
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import over_sequences, selection
+from elman.recurrent.compiled import refuse_compiled
+from elman.recurrent.joined import Budget, first_of, rows_of, share_both
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
 from elman.recurrent.states import directions
 from elman.segments import Layout
+from elman.segments.segment import Memory
 
 Tensor = torch.Tensor
 
 
-class Bidirectional(torch.nn.Module):
+class Bidirectional(Budget, torch.nn.Module):
     """Two cells over the same sequences, one forward and one backward: outputs side by side on the last dimension.
 
         both = elman.Bidirectional(cells.GRU(8, 16), cells.GRU(8, 16))
@@ -29,7 +32,8 @@ class Bidirectional(torch.nn.Module):
 
     Called as `Recurrent` is, without a teacher. The state is (forward, backward), as is the final state. The backward
     cell starts at the last step of each sequence that happens. forward_layer, backward_layer: the two, each a
-    `Recurrent`. batch_first, engine: as of `Recurrent`.
+    `Recurrent`. batch_first, engine: as of `Recurrent`. memory: as of `Recurrent`, for both together; the outputs of
+    each direction count, since what is returned is made of them.
 
     Warns (AmbiguityWarning) where both cells are one, which shares its weights between the directions.
     """
@@ -39,9 +43,10 @@ class Bidirectional(torch.nn.Module):
 
     def __init__(
         self, forward_cell: torch.nn.Module, backward_cell: torch.nn.Module, *, batch_first: bool | None = None,
-        engine: str = "auto",
+        engine: str = "auto", memory: str | Memory = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.memory = memory
         if forward_cell is backward_cell and isinstance(forward_cell, torch.nn.Module):
             warnings.warn(
                 f"one {type(forward_cell).__name__} reads in both directions, with the same weights. If two were "
@@ -81,6 +86,12 @@ class Bidirectional(torch.nn.Module):
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, context: Any
     ) -> tuple[Any, tuple[Any, Any]]:
         happens = selection(lengths, mask, reset)
+        if self.memory is not None and torch.compiler.is_compiling():
+            refuse_compiled(
+                "memory= of several layers", "give each direction its own, or do not compile the layer"
+            )
+        if self.memory is not None and (first := first_of(x)) is not None:
+            self._share_out(first, rows_of(x), context)
         if each_by_itself(x, happens):
             given = happens.given
             return self._both(
@@ -102,6 +113,8 @@ class Bidirectional(torch.nn.Module):
     ) -> tuple[Any, tuple[Any, Any]]:
         """The same on sequences that a layout has packed."""
         leading = len(layout.inner)
+        if self.memory is not None and layout.steps:
+            self._share_out(pytree.tree_map(layout.first, x), layout.rows, context)
         return self._both(
             lambda layer, start, **more: layer.run(layout, x, start, **more), state, context, leading
         )
@@ -122,6 +135,10 @@ class Bidirectional(torch.nn.Module):
             placed(error, "backward")
             raise
         return _side_by_side(one, other, leading), directions(first, second)
+
+    def _share_out(self, first: Any, rows: int, context: Any) -> None:
+        layers = [self.forward_layer, self.backward_layer]
+        share_both(layers, self.memory, first, rows, contexts_of(layers, context))
 
     def takes_context(self) -> bool:
         """Whether one of the cells takes a context."""

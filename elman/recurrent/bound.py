@@ -121,6 +121,7 @@ class BoundCall:
     ) -> None:
         self.key, self.binding = args.key, binding
         self.cell, self.reverse, self.engine = layer._modules["cell"], layer.reverse, layer.engine
+        self.memory = layer.memory
         self.unchanged = unchanged
         self.state, self.from_cell = args.structures[1], args.from_cell
         self.specs = [
@@ -155,7 +156,7 @@ class BoundCall:
         """Whether it still is what the layer's cell says."""
         return (
             layer._modules["cell"] is self.cell and layer.reverse is self.reverse and layer.engine == self.engine
-            and self.unchanged()
+            and layer.memory == self.memory and self.unchanged()
         )  # fmt: skip
 
     def serves(self, layer: Any, args: Arguments) -> bool:
@@ -185,28 +186,34 @@ class BoundCall:
         if layout.is_cut and (reason := self._cut if layout.cuts else self._whole) is not None:
             raise reason
 
-    def tensors(self, args: Arguments, starts: Sequence[Tensor | None], layout: Layout | None) -> list[Any]:
+    def tensors(
+        self, args: Arguments, starts: Sequence[Tensor | None], layout: Layout | None, in_place: bool = False
+    ) -> list[Any]:
         """The inputs of the program, as its circuit runs them on the pieces of a layout, which start from `starts`.
 
-        layout: None for one step.
+        layout: None for one step. in_place: whether sequences stay as users have them, for whoever packs them by parts.
         """
         inputs: list[Any] = self._inputs.copy()
         given: tuple[Tensor | None, ...] = *args.xs, *starts, *args.contexts
         if layout is not None and layout.is_cut:
-            xs = args.xs if args.packed else map(layout.pack, args.xs)
+            xs = args.xs if args.packed or in_place else map(layout.pack, args.xs)
             given = *xs, *starts, *map(layout.spread, args.contexts)
         for slot, value in zip(self._given, given, strict=True):
             inputs[slot] = value
         if self._taught and layout is not None:
             taught = args.taught if args.weight is None else [*args.taught, args.weight]
             for slot, index in self._taught:
-                inputs[slot] = layout.pack(taught[index])
+                inputs[slot] = taught[index] if in_place else layout.pack(taught[index])
         return inputs
 
     def result(
-        self, results: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None, packed: bool
-    ) -> tuple[Any, Any]:
-        """(outputs, final state of each row), of the program's outputs. states: of the rows. packed: of Arguments."""
+        self, results: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None, packed: bool,
+        in_place: bool = False,
+    ) -> tuple[Any, Any]:  # fmt: skip
+        """(outputs, final state of each row), of the program's outputs. states: of the rows. packed: of Arguments.
+
+        in_place: whether sequences lie as users have them.
+        """
         if layout is None or not layout.is_cut:
             return self._output(results), self._final(results)
         assert self.binding is not None
@@ -217,7 +224,7 @@ class BoundCall:
             results[slot] = value
         if not packed:
             for slot in self.binding.outputs:
-                results[slot] = layout.unpack(results[slot])  # type: ignore[assignment]
+                results[slot] = (layout.as_given if in_place else layout.unpack)(results[slot])  # type: ignore[assignment]
         return self._output(results), self._final(results)
 
 

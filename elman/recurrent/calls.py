@@ -103,7 +103,7 @@ class Calls:
         if args.taught:
             assert bound.binding is not None
             check_teacher(bound.binding, args.structures[3], args.taught, layout.lead)
-        call = Call(layout.steps, layout.pieces, 0, layer.engine, layout.packing)
+        call = Call(layout.steps, layout.pieces, 0, layer.engine, layout.packing, memory=layer.memory)
         if plain:
             bound.note(forms, args, layout, call)
         return self._apply(layer, layout, args, bound, call)
@@ -119,8 +119,11 @@ class Calls:
             starts = self._starts(layer, layout, args, args.states)
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
-        results = apply(binding.program, call, bound.tensors(args, starts, layout))
-        return bound.result(results, states, layout, args.packed)
+        in_place = call.memory is not None and not args.packed and peek_interpreter_stack() is None
+        if in_place:
+            call = call._replace(layout=layout)
+        results = apply(binding.program, call, bound.tensors(args, starts, layout, in_place))
+        return bound.result(results, states, layout, args.packed, in_place)
 
     def _like(self, key: Any) -> BoundCall | None:
         """A call that was made with the same structures."""

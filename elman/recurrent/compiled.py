@@ -98,7 +98,7 @@ def refuse_compiled(what: str, mend: str) -> None:
 @constant
 def _program(
     handle: int, reverse: bool, structures: tuple[Structure, Structure, Structure, Structure], specs: tuple[Any, ...],
-    weight: torch.dtype | None, flows: tuple[bool, ...] | None, cuts: bool | None,
+    weight: torch.dtype | None, flows: tuple[bool, ...] | None, cuts: bool | None, bounded: bool,
 ) -> _Compiled:  # fmt: skip
     """structures, specs: of x, state, context and teacher. flows: for their tensors in order, and the weight's, whether
     a gradient is wanted; None for none at all. cuts: whether resets cut rows; None where every step happens."""
@@ -137,7 +137,7 @@ def _program(
                 inputs.append(_Input(widths=port.shape, dtype=port.dtype, device=port.device))
             if flowing and flows is not None and port.differentiable:
                 wants.add(port.name)
-        name = operator.register(binding.program, frozenset(wants))
+        name = operator.register(binding.program, frozenset(wants), bounded)
     _guard(layer, mark, binding.program)
     silent = binding.program.training(frozenset(wants)).silent if wants else ()
     return _Compiled(
@@ -268,22 +268,25 @@ def run_compiled(
         taught = [layout.pack(t) for t in taught]
     given = [*xs, *starts, *contexts, *taught]
     flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
-    lead = 2 if layout is None else 1
+    lead, memory = 2 if layout is None else 1, layer.memory_number
     structures = x_structure, state_structure, context_structure, teacher_structure
     specs = _specs(xs, lead), _specs(states, 1), _specs(contexts, 1), _specs(taught, lead)
     program = _program(
         layer._handle, layer.reverse, structures, specs, None if weight is None else taught[-1].dtype, flows,
-        None if layout is None else layout.starts_anew,
+        None if layout is None else layout.starts_anew, memory != 0,
     )  # fmt: skip
     rows = batch if layout is None else layout.most
     tensors = [_tensor(layer.cell, source, given, rows) for source in program.inputs]
     seed = torch.randint(2**62, (), dtype=torch.int64) if program.noisy else None
     run: Any = torch.ops.elman.train if program.training else torch.ops.elman.run
+    budget: tuple[int, ...] = ()
+    if memory:
+        run, budget = torch.ops.elman.bounded, (memory,)
     if layout is None:
-        results = run(tensors, program.name, steps, batch, seed, layer.engine, None, 0)
+        results = run(tensors, program.name, steps, batch, seed, layer.engine, None, 0, *budget)
     else:
         results = run(
-            tensors, program.name, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows
+            tensors, program.name, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows, *budget
         )
     ended = [results[i].detach() if i in program.silent else results[i] for i in program.finals]
     outputs = [results[i].detach() if i in program.silent else results[i] for i in program.outputs]

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elman.circuit.form import Circuit
 from elman.engines import report
-from elman.errors import InputError, NotSupported, NotYet, expect
+from elman.errors import InputError, NotYet, expect
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import EVERY, is_recorded, not_recorded, selection, unwrap
 from elman.recurrent.bound import Arguments
@@ -21,6 +21,7 @@ from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
 from elman.recurrent.several import has_third
 from elman.segments import Layout
+from elman.segments.segment import Memory, as_number, read_memory
 from elman.trace.mistakes import check_cell
 
 Tensor = torch.Tensor
@@ -45,7 +46,10 @@ class Recurrent(torch.nn.Module):
     reverse: read the sequence from its last step to its first; outputs stay in their places.
     batch_first: x, outputs, mask, reset, teacher and its weight are `[B, T, …]`, as with torch.nn's; states, lengths
         and context are `[B, …]` either way, and so is what `step` takes and gives. A PackedSequence is as it is.
-    memory: None stores for the backward pass what a minimum cut says (budgets come later).
+    memory: None stores for the backward pass what a minimum cut says. A budget, "64 MB" or a number of bytes: of all
+        that a call allocates besides its inputs, what it returns and the gradients that it hands back; the sequence is
+        run in segments of time, and what is not stored is computed again, exactly. Or `elman.Segments(k)`: segments of
+        k steps, of each of which the state alone is stored.
     engine: "auto", or the name of the one engine that has to run the loop ("native", "reference").
     generator: where the seeds of random numbers that the cell draws come from, by default torch's own.
 
@@ -53,19 +57,19 @@ class Recurrent(torch.nn.Module):
     """
 
     batch_first = False
+    _memory: Memory = None
+    memory_number = 0  # the same for compiled graphs
     order_is_said = False  # whether nobody needs to be warned where T = B
     generator: torch.Generator | None = None
 
     def __init__(
-        self, cell: torch.nn.Module, *, reverse: bool = False, batch_first: bool | None = None, memory: Any = None,
+        self, cell: torch.nn.Module, *, reverse: bool = False, batch_first: bool | None = None,
+        memory: str | Memory = None,
         engine: str = "auto", generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         check_cell(cell, "Recurrent(cell)")
-        if memory is not None:
-            raise NotSupported(
-                what="memory budgets are not available yet", where="memory=", mend="leave memory=None"
-            )
+        self.memory = memory
         self.cell = cell
         self.reverse = reverse
         self.batch_first, self.order_is_said = bool(batch_first), batch_first is not None
@@ -74,6 +78,16 @@ class Recurrent(torch.nn.Module):
             expect(generator, torch.Generator, "random numbers come from a torch.Generator", "generator=")
         self.generator = generator
         self._forget()
+
+    @property
+    def memory(self) -> Memory:
+        """The budget of a call in bytes, the length of its segments, or None."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: str | Memory) -> None:
+        self._memory = read_memory(memory)
+        self.memory_number = as_number(self._memory)
 
     def _forget(self) -> None:
         self._calls = Calls()
@@ -93,6 +107,7 @@ class Recurrent(torch.nn.Module):
         return ", ".join(
             (["reverse=True"] if self.reverse else [])
             + (["batch_first=True"] if self.batch_first else [])
+            + ([f"memory={self.memory!r}"] if self.memory is not None else [])
             + ([f"engine={self.engine!r}"] if self.engine != "auto" else [])
         )
 
@@ -218,7 +233,9 @@ class Recurrent(torch.nn.Module):
         plans = {"forward": training.forward, "backward": training.backward}
         loops = {what: plan.loop for what, plan in plans.items() if plan.loop is not None}
         engines = report(self.engine, loops, program.inputs[0].device) if loops else None
-        return Explanation(tuple(plans.values()), engines)
+        _, schedule = program.carrying_on.schedules.latest if self.memory is not None else (None, None)
+        memory = None if schedule is None else schedule.said(self.memory)
+        return Explanation(tuple(plans.values()), engines, memory=memory)
 
     def _of_latest_call(self) -> Binding:
         latest = self._calls.latest

@@ -12,13 +12,16 @@ from elman.errors import ElmanError, InputError, InputTypeError, expect
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import over_sequences, selection
 from elman.recurrent.bidirectional import Bidirectional
+from elman.recurrent.compiled import refuse_compiled
 from elman.recurrent.dropout import locked as left_out
+from elman.recurrent.joined import Budget, batch_in, first_of, joined, rows_of, share_out, start
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
 from elman.recurrent.stacked import StackCell
 from elman.recurrent.states import layer_states
 from elman.segments import Layout
+from elman.segments.segment import Memory
 
 Tensor = torch.Tensor
 
@@ -33,7 +36,7 @@ class Compound:
         raise NotImplementedError
 
 
-class Stack(torch.nn.Module):
+class Stack(Budget, torch.nn.Module):
     """Layers one on top of another: each reads the outputs of the one below.
 
         deep = elman.Stack(elman.Recurrent(cells.GRU(8, 16)), elman.Recurrent(cells.LSTM(16, 16)), dropout=0.1)
@@ -46,6 +49,9 @@ class Stack(torch.nn.Module):
         whose width is another one as a rule, or a bool for each.
     norms: for each layer but the first a module that what it reads goes through, such as `torch.nn.LayerNorm(H)`.
     batch_first: as of `Recurrent`; it is said here, and not of the layers.
+    memory: as of `Recurrent`, for all layers together. Where all of them read forward, a segment of time goes through
+        the whole stack, and what one layer hands to the next never exists for all steps; hooks of layers are not called
+        then, and a row that resets cut has one mask of locked dropout.
 
     Called as `Recurrent` is; the state is a tuple over the layers (of a layer of `elman.nn`, again a tuple over its
     layers). Which steps happen is worked out once for all of them. `deep[0]`, `len(deep)` and iteration are over the
@@ -60,6 +66,7 @@ class Stack(torch.nn.Module):
     def __init__(
         self, *layers: Recurrent | Bidirectional | Stack | Compound, dropout: float = 0.0, locked: bool = False,
         residual: bool | Sequence[bool] = False, norms: Sequence[torch.nn.Module] = (), batch_first: bool | None = None,
+        memory: str | Memory = None,
     ) -> None:  # fmt: skip
         super().__init__()
         for i, layer in enumerate(layers):
@@ -80,9 +87,11 @@ class Stack(torch.nn.Module):
                 )  # fmt: skip
             self.norms = torch.nn.ModuleList(norms)
         self.batch_first, self.order_is_said = bool(batch_first), batch_first is not None
+        self.memory = memory
 
     def extra_repr(self) -> str:
         given = {"dropout": self.dropout, "residual": self.residual, "batch_first": self.batch_first}
+        given["memory"] = self.memory
         given["residual"] = any(self.residual) and self.residual
         return ", ".join(f"{name}={value}" for name, value in given.items() if value)
 
@@ -140,9 +149,22 @@ class Stack(torch.nn.Module):
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, teacher: Any, teacher_weight: Any, context: Any
     ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
         happens = selection(lengths, mask, reset)
-        if not each_by_itself(x, happens):
-            if not self.order_is_said:
-                warn_if_unclear(self, x)
+        if self.memory is not None and torch.compiler.is_compiling():
+            refuse_compiled(
+                "memory= of several layers", "give each layer its own, or do not compile the stack"
+            )
+        alone = each_by_itself(x, happens)
+        if not alone and not self.order_is_said:
+            warn_if_unclear(self, x)
+        if self.memory is not None and (first := first_of(x)) is not None:
+            if (one := joined(self)) is not None:
+                begin, told = start(self, one, first, batch_in(x), state, context, reset is not None)
+                outputs, finals = one(
+                    x, begin, **happens.given, teacher=teacher, teacher_weight=teacher_weight, context=told
+                )
+                return outputs, layer_states(finals)
+            self._share_out(first, rows_of(x), context)
+        if not alone:
             return over_sequences(
                 self.run, x, state, happens, teacher=teacher, weight=teacher_weight, context=context
             )
@@ -155,6 +177,13 @@ class Stack(torch.nn.Module):
         self, layout: Layout, x: Any, state: Any = None, teacher: Any = None, weight: Any = None, context: Any = None
     ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
         """The same on sequences that a layout has packed."""
+        if self.memory is not None and layout.steps:
+            first = pytree.tree_map(layout.first, x)
+            if (one := joined(self)) is not None:
+                begin, told = start(self, one, first, layout.batch, state, context, layout.cuts)
+                outputs, finals = one.run(layout, x, begin, teacher, weight, told)
+                return outputs, layer_states(finals)
+            self._share_out(first, layout.rows, context)
         taught = {"teacher": teacher, "weight": weight}
         return self._each(
             lambda layer, x, start, **more: layer.run(layout, x, start, **more),
@@ -182,6 +211,8 @@ class Stack(torch.nn.Module):
 
     def explain(self) -> Explanation:
         """What runs once, before, in and after the loop of each layer; after a call, as `Recurrent.explain`."""
+        if self.memory is not None and (one := joined(self)) is not None:
+            return one.explain()
         return Explanation.of({f"layer {i}": self.part(i).explain() for i in range(len(self))})
 
     def _each(
@@ -210,6 +241,10 @@ class Stack(torch.nn.Module):
                 raise
             finals.append(final)
         return x, layer_states(finals)
+
+    def _share_out(self, first: Any, rows: int, context: Any) -> None:
+        layers = [self.part(i) for i in range(len(self))]
+        share_out(layers, self.memory, first, rows, contexts_of(layers, context))
 
     def _adds(self, index: int) -> bool:
         return bool(self.residual) and self.residual[index]

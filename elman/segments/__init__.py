@@ -11,5 +11,6 @@ that it came with if it has none.
 """
 
 from elman.segments.layout import Layout
+from elman.segments.segment import Segments
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "Segments"]

@@ -14,6 +14,7 @@ from elman.caches import cached
 from elman.segments.check import read_bools, read_lengths
 from elman.segments.move import Move
 from elman.segments.pieces import Pieces, cut
+from elman.segments.segment import Segment
 from elman.segments.timeline import Packing, as_index
 
 Tensor = torch.Tensor
@@ -95,6 +96,11 @@ class Layout:
         """How many pieces there are: the batch that circuits run on."""
         return self.inner[1] if self.packing is None else self.packing.batch
 
+    @property
+    def rows(self) -> int:
+        """N, the rows of all steps."""
+        return self.steps * self.pieces if self.packing is None else self.packing.rows
+
     @functools.cached_property
     def is_packed(self) -> bool:
         """Whether sequences lie for users as they do for circuits."""
@@ -117,8 +123,7 @@ class Layout:
             return value
         if len(self.lead) > 1:
             value = value.flatten(0, 1)
-            count = self.pieces * self.steps if self.packing is None else self.packing.rows
-            value = value[:count] if self._move is None else self._move(value)
+            value = value[: self.rows] if self._move is None else self._move(value)
         return value if self.packing is not None else value.unflatten(0, self.inner)
 
     def unpack(self, value: Tensor) -> Tensor | PackedSequence:
@@ -138,6 +143,54 @@ class Layout:
         filled = value.new_zeros((steps * batch, *value.shape[1:]))
         filled[: len(value)] = value
         return filled.unflatten(0, self.lead)
+
+    # --- a segment at a time --------------------------------------------------------------------------------------
+
+    def part(self, value: Tensor, s: Segment) -> Tensor:
+        """Of a sequence as users have it, what circuits run in a segment."""
+        if self.lead == self.inner:
+            return value[s.first : s.stop] if self.packing is None else value[s.start : s.end]
+        if len(self.lead) == 1:
+            part = value[s.start : s.end]
+        elif value.is_contiguous() and self._move is None:
+            part = value.flatten(0, 1)[s.start : s.end]
+        else:
+            rows = self._rows(s)
+            flat = value.is_contiguous()
+            part = (
+                value.flatten(0, 1).index_select(0, rows)
+                if flat
+                else value[rows // self.lead[1], rows % self.lead[1]]
+            )
+        return part if self.packing is not None else part.unflatten(0, (s.stop - s.first, s.rows))
+
+    def put(self, whole: Tensor, value: Tensor, s: Segment) -> None:
+        """Write what circuits made of a segment into its places: into `room`."""
+        if self.lead == self.inner and self.packing is None:
+            whole[s.first : s.stop] = value
+            return
+        if self.packing is None:
+            value = value.flatten(0, 1)
+        flat = whole if len(self.lead) == 1 else whole.flatten(0, 1)
+        if self._move is None:
+            flat[s.start : s.end] = value
+        else:
+            flat.index_copy_(0, self._rows(s), value)
+
+    def room(self, widths: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory for a sequence as users have it, zero at steps that do not happen."""
+        make = torch.zeros if self.is_cut else torch.empty
+        return make((*self.lead, *widths), dtype=dtype, device=self.device)
+
+    def as_given(self, value: Tensor) -> Tensor | PackedSequence:
+        """A sequence made in `room`, as the user's come."""
+        return value if self._packed is None else PackedSequence(value, *self._packed[1:])
+
+    def _rows(self, s: Segment) -> Tensor:
+        """[rows of a segment]: where each lies among the T B."""
+        if self._move is None:
+            return torch.arange(s.start, s.end, device=self.device)
+        return self._move.rows[s.start : s.end]
 
     def first(self, value: Tensor) -> Tensor:
         """The first step of a packed sequence, `[pieces, …]`, for tracing; zeros where there is none."""

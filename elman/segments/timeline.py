@@ -17,6 +17,8 @@ import torch
 from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from elman.segments.segment import Segment
+
 Tensor = torch.Tensor
 
 
@@ -91,12 +93,14 @@ class Packing:
     """Where the steps of rows of different lengths lie; the same forward and backward. Every row has a step.
 
     sizes: rows at each step, never growing, the last one above zero. device: of the tensors that are packed.
-    before: as the property, if it is known.
+    before: as the property, if it is known. origin: the step and the packed row of the call that it begins with, where
+        it is a segment of one.
     """
 
     def __init__(
-        self, sizes: Sequence[int] | np.ndarray, device: torch.device, before: np.ndarray | None = None
-    ):
+        self, sizes: Sequence[int] | np.ndarray, device: torch.device, before: np.ndarray | None = None,
+        origin: tuple[int, int] = (0, 0),
+    ):  # fmt: skip
         self.counts = np.asarray(sizes)
         self._before = before
         self.sizes: list[int] = self.counts.tolist()
@@ -105,6 +109,11 @@ class Packing:
         after = self.counts.cumsum()
         self._first = after - self.counts  # of each step's rows
         self.rows = int(after[-1])
+        self.first_step, self.first_row = origin
+
+    def part(self, s: Segment) -> Packing:
+        """That of a segment."""
+        return Packing(self.counts[s.first : s.stop], self.device, None, (s.first, s.start))
 
     @property
     def even(self) -> bool:

@@ -97,4 +97,9 @@ class MachineSettings:
 
     device: str = option("cpu", "cpu, or cuda: a GPU for each process.")
     precision: str = option("float32", "float32; or bfloat16 for the products outside the recurrences.")
+    memory: str | None = option(
+        None,
+        'What the recurrences may need in a step of training, "64 MB": what does not fit is computed again, exactly.',
+        metavar="BYTES",
+    )
     quiet: bool = option(False, "Plain lines, nothing that is redrawn.")

@@ -45,7 +45,7 @@ def check_cell(cell: Any, where: str) -> None:
     elif type(cell).__name__ == "OptimizedModule":
         what = "a compiled module has no step that can be traced"
         mend = "pass the cell itself, and compile the layer: torch.compile(elman.Recurrent(cell))"
-    elif type(cell).__module__.startswith("elman.recurrent."):
+    elif type(cell).__module__.startswith("elman.recurrent.") and hasattr(cell, "step"):
         what = f"elman.{type(cell).__name__} is a layer over whole sequences already"
         mend = "call it as it is; elman.Stack(layer, layer) puts one on top of another"
     elif isinstance(cell, torch.nn.Module):

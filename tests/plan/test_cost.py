@@ -7,7 +7,8 @@ import pytest
 from elman.errors import InputError
 from elman.forcing import force
 from elman.plan import cost, plan
-from elman.plan.cost import Cost, count, size
+from elman.plan.cost import Cost
+from elman.plan.work import count, size
 from tests.circuits import circuit_of, plan_of, training_of
 
 I, H = 5, 7

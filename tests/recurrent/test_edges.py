@@ -535,11 +535,6 @@ def test_gradients_add_up_over_calls() -> None:
 # --- what does not fit ----------------------------------------------------------------------------------------------
 
 
-def test_memory_is_not_there_yet() -> None:
-    with pytest.raises(NotSupported, match="memory"):
-        elman.Recurrent(cells.GRU(5, 7), memory="64 MB")
-
-
 def test_an_unknown_engine() -> None:
     with pytest.raises(InputError, match="no such engine"):
         layer(engine="warp")(random(3, 2, 5))

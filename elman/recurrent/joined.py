@@ -1,0 +1,269 @@
+"""Several layers under one budget: a stack as one recurrence, or each layer with its share.
+
+Layers that all read forward are one cell, whose step is a step of each: a segment of time goes through all of them, and
+what one hands to the next never exists for all steps. Where one reads backward, what it reads has to be there as a
+whole; the layers then share what is left beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+
+from elman.circuit.structure import flatten, specs
+from elman.errors import InputError, NotSupported
+from elman.plan.work import told
+from elman.recurrent.layer import Recurrent
+from elman.recurrent.several import states_of
+from elman.recurrent.stacked import StackCell
+from elman.segments.segment import Memory, Segments, read_memory
+from elman.trace.call import call_cell, understand
+from elman.trace.initial import Zeros, own_state
+
+if TYPE_CHECKING:
+    from elman.recurrent.stack import Stack
+
+Tensor = torch.Tensor
+
+
+class Budget:
+    """What layers of layers have of a budget: `memory`, as of `Recurrent`."""
+
+    _memory: Memory = None
+
+    @property
+    def memory(self) -> Memory:
+        """The budget of a call in bytes, the length of its segments, or None."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: str | Memory) -> None:
+        object.__setattr__(self, "_memory", read_memory(memory))
+
+
+def set_memory(model: nn.Module, memory: str | Memory) -> None:
+    """Give the recurrences of a model a budget each: those that are not parts of others."""
+    if isinstance(model, (Budget, Recurrent)):
+        model.memory = memory  # type: ignore[assignment]
+        return
+    for part in model.children():
+        set_memory(part, memory)
+
+
+class JoinedCell(StackCell):
+    """A step of all layers of a stack, with what lies between them.
+
+    context: {"masks": of locked dropout, one `[B, …]` for each layer but the first; "own": for cells that take one}.
+    """
+
+    def __init__(self, stack: Stack) -> None:
+        layers: list[Any] = [stack.part(i) for i in range(len(stack))]
+        super().__init__([layer.cell for layer in layers], stack.residual, stack._norms())
+        self.takes = tuple(layer.takes_context() for layer in layers)
+        self.p, self.locked = stack.dropout, stack.locked
+        self.starts: dict[int, Zeros] = {}  # of layers that start from zeros
+
+    def initial_state(self, batch: int) -> tuple:
+        """What each layer starts from after a reset; `start` has found out where it is zeros."""
+        return tuple(
+            self.starts[i].make(batch) if i in self.starts else own_state(cell, batch)
+            for i, cell in enumerate(self.cells)
+        )
+
+    def forward(self, x: Any, states: tuple, context: Any = None) -> tuple[Any, tuple]:
+        context, after = context or {}, []
+        for i, (cell, own) in enumerate(zip(self.cells, states, strict=True)):
+            given = self.between(x, i, context) if i else x
+            told = context.get("own") if self.takes[i] else None
+            made = call_cell(cell, given, own, told, told is not None)
+            output, new = understand(made, flatten(own, "state")[1], type(cell).__name__)
+            x = pytree.tree_map(torch.add, x, output) if self.residual and self.residual[i] else output
+            after.append(new)
+        return x, tuple(after)
+
+    def between(self, x: Any, i: int, context: dict[str, Any]) -> Any:
+        """What layer i reads of the output of the one below."""
+        if len(self.norms):
+            x = self.norms[i - 1](x)
+        if not (self.p and self.training):
+            return x
+        if self.locked:
+            return x * context["masks"][i - 1]
+        return pytree.tree_map(
+            lambda leaf: nn.functional.dropout(leaf, self.p) if leaf.is_floating_point() else leaf, x
+        )
+
+
+def joined(stack: Stack) -> Recurrent | None:
+    """The stack as one recurrence, if it can be; kept with it."""
+    layers: list[Any] = [stack.part(i) for i in range(len(stack))]
+    if any(type(layer) is not Recurrent or layer.reverse or layer.generator is not None for layer in layers):
+        return None
+    if len({str(layer.engine) for layer in layers}) > 1:
+        return None
+    one: Recurrent | None = stack.__dict__.get("_joined")
+    cells = [layer.cell for layer in layers]
+    if one is None or [*one.cell.cells] != cells or [*one.cell.norms] != [*stack._norms()]:  # type: ignore[union-attr]
+        one = Recurrent(JoinedCell(stack), batch_first=False)
+        stack.__dict__["_joined"] = one  # no submodule: the cells are those of the layers
+    cell: Any = one.cell
+    cell.p, cell.locked, cell.residual = stack.dropout, stack.locked, stack.residual
+    cell.training = stack.training
+    one.engine, one.memory = layers[0].engine, stack.memory
+    return one
+
+
+def start(
+    stack: Stack, one: Recurrent, x: Any, batch: int, state: Any, context: Any, anew: bool
+) -> tuple[tuple, Any]:
+    """(the state of each layer, the context of all of them), of `batch` rows.
+
+    x: a first step, of which a row is tried: one step of every layer says how wide what it hands on is, and what a
+    layer without a state starts from. anew: whether sequences begin within the call.
+    """
+    layers: list[Any] = [stack.part(i) for i in range(len(stack))]
+    cell: Any = one.cell
+    states, masks = list(states_of(state, len(layers))), []
+    told: dict[str, Any] = {} if context is None else {"own": context}
+    locked = bool(stack.dropout) and stack.training and stack.locked
+    if not locked and not anew and all(own is not None for own in states):
+        return tuple(states), told or None
+    x = _row(x)
+    for i, layer in enumerate(layers):
+        own_context = _row(context) if cell.takes[i] else None
+        x = _read(stack, x, i, batch, masks if locked else None)
+        initial = None
+        if states[i] is None or anew:
+            initial = _initial(layer, x, own_context)
+            if isinstance(initial, Zeros):
+                cell.starts[i] = initial
+        if states[i] is None:
+            states[i] = initial.make(batch) if isinstance(initial, Zeros) else own_state(layer.cell, batch)
+        if i < len(layers) - 1:
+            with torch.no_grad():
+                own = _row(states[i])
+                made = call_cell(layer.cell, x, own, own_context, own_context is not None)
+            output, _ = understand(made, flatten(own, "state")[1], type(layer.cell).__name__)
+            x = pytree.tree_map(torch.add, x, output) if stack._adds(i) else output
+    if masks:
+        told["masks"] = tuple(masks)
+    return tuple(states), told or None
+
+
+def _read(stack: Stack, x: Any, i: int, batch: int, masks: list[Tensor] | None) -> Any:
+    """What layer i reads, as far as its form goes; its mask is drawn."""
+    if not i:
+        return x
+    with torch.no_grad():
+        x = stack._norms()[i - 1](x) if len(stack._norms()) else x
+    if masks is not None:
+        if not isinstance(x, Tensor):
+            raise NotSupported(
+                what="dropout that stays the same for a sequence is that of a tensor", where=f"layer {i}, memory=",
+                mend="leave locked=True away, or the budget",
+            )  # fmt: skip
+        masks.append(x.new_empty((batch, *x.shape[1:])).bernoulli_(1 - stack.dropout) / (1 - stack.dropout))
+    return x
+
+
+def _initial(layer: Recurrent, x: Any, context: Any) -> Zeros | None:
+    """The zeros that a layer starts from; None for a cell that says itself what it starts from."""
+    if callable(getattr(layer.cell, "initial_state", None)):
+        return None
+    (xs, of_x), (contexts, of_context) = flatten(x, "x"), flatten(context, "context")
+    found = layer._calls.programs.initial(layer.cell, 1, (of_x, xs), (of_context, contexts))
+    tensors, structure = flatten(found, "state")
+    return Zeros(structure, tuple(specs(tensors, 1)))
+
+
+def first_of(x: Any) -> Any | None:
+    """The first step of users' sequences, `[B, …]`; None where there is none."""
+    if isinstance(x, PackedSequence):
+        return x.data[: int(x.batch_sizes[0])]
+    leaves = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+    if not leaves or any(leaf.dim() < 2 or not len(leaf) for leaf in leaves):
+        return None
+    return pytree.tree_map(lambda leaf: leaf[0] if isinstance(leaf, Tensor) else leaf, x)
+
+
+def batch_in(x: Any) -> int:
+    """B of users' sequences."""
+    if isinstance(x, PackedSequence):
+        return int(x.batch_sizes[0])
+    return next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)).shape[1]
+
+
+def share_out(
+    layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]
+) -> None:
+    """Give each of several layers, of which each reads what the one before it makes, its part of a budget.
+
+    x: a first step. rows: of all steps. Raises InputError where what they hand on leaves nothing of the budget.
+    """
+    between = 0
+    if not isinstance(memory, Segments):
+        with torch.no_grad():
+            x = _one(x)
+            for layer, context in zip(layers[:-1], contexts, strict=False):
+                layer.memory = None
+                x, _ = layer(x, **{name: _row(value) for name, value in context.items()})
+                between += _bytes(x) * rows
+    for layer in layers:
+        layer.memory = share(memory, between, len(layers), "memory=")
+
+
+def share_both(
+    layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]
+) -> None:
+    """The same for two directions, whose outputs are there beside the one that both become."""
+    between = 0
+    if not isinstance(memory, Segments):
+        with torch.no_grad():
+            for layer, context in zip(layers, contexts, strict=True):
+                layer.memory = None
+                made, _ = layer(_one(x), **{name: _row(value) for name, value in context.items()})
+                between += _bytes(made) * rows
+    for layer in layers:
+        layer.memory = share(memory, between, len(layers), "memory=")
+
+
+def _one(x: Any) -> Any:
+    """A sequence of one step of one row."""
+    return pytree.tree_map(lambda leaf: leaf[:1].unsqueeze(0) if isinstance(leaf, Tensor) else leaf, x)
+
+
+def _row(value: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _bytes(outputs: Any) -> int:
+    """Of a row at a step, of the outputs of one."""
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+
+
+def rows_of(x: Any) -> int:
+    """Rows of all steps of users' sequences."""
+    if isinstance(x, PackedSequence):
+        return len(x.data)
+    leaf = next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
+    return leaf.shape[0] * leaf.shape[1]
+
+
+def share(memory: Memory, between: int, parts: int, where: str) -> Memory:
+    """What each of several layers has of a budget, beside the bytes that they hand on to one another."""
+    if memory is None or isinstance(memory, Segments):
+        return memory
+    left = (memory - between) // max(parts, 1)
+    if left <= 0:
+        raise InputError(
+            what="the budget is too small for what these layers hand on to one another", where=where, got=told(memory),
+            expected=f"more than {told(between)}",
+            mend="a stack whose layers all read forward hands nothing on as a whole",
+        )  # fmt: skip
+    return left
