@@ -175,6 +175,10 @@ WAYS: dict[str, Callable[..., None]] = {
     "reset": way(6, 3, said=("reset",)),
     "all, reversed": way(6, 4, said=("lengths", "mask", "reset"), reverse=True),
     "reference": way(18, 2, engine="reference"),
+    "segments": way(7, 3, memory=elman.Segments(2)),
+    "segments, ragged and reversed": way(
+        6, 4, said=("lengths", "mask", "reset"), reverse=True, memory=elman.Segments(2)
+    ),
     "second derivatives": way(3, 2, second=True),
     "two threads": threads,
     "compiled": compiled,

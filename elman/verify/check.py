@@ -15,7 +15,7 @@ from elman.circuit.form import InPort, Kind
 from elman.engines import Engine
 from elman.errors import ElmanError, NotSupported, TraceError
 from elman.recurrent import Recurrent
-from elman.segments import Layout
+from elman.segments import Layout, Segments
 from elman.trace.initial import starting_state
 from elman.trace.refuse import message
 from elman.verify import loop, report
@@ -29,13 +29,15 @@ PARTS = report.COLUMNS
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run sequences. said: of lengths, mask, reset. own: without a state. sizes: (T, B) of each batch."""
+    """A way to run sequences. said: of lengths, mask, reset. own: without a state. sizes: (T, B) of each batch. memory:
+    as of `Recurrent`."""
 
     name: str
     said: tuple[str, ...] = ()
     reverse: bool = False
     own: bool = False
     sizes: tuple[tuple[int, int], ...] = ((1, 2), (7, 4))
+    memory: Segments | None = None
 
 
 _SIZES = ((1, 1), (2, 3), (7, 2), (17, 5))  # 17 steps are more than one block of noise
@@ -47,6 +49,7 @@ WAYS = (
     Way("a mask", ("mask",)),
     Way("resets", ("reset",)),
     Way("all of these in reverse", ("lengths", "mask", "reset"), reverse=True),
+    Way("in segments of 3", sizes=((7, 2), (17, 5)), memory=Segments(3)),
 )
 WHOLE = WAYS[0]
 
@@ -143,7 +146,7 @@ class Bench:
     def ours(self, way: Way, engine: Engine, drawn: Drawn, second: bool = False) -> Parts | _Fault:
         """What the layer computes."""
         layer = self.layer
-        layer.reverse, layer.engine = way.reverse, engine  # type: ignore[assignment]
+        layer.reverse, layer.engine, layer.memory = way.reverse, engine, way.memory  # type: ignore[assignment]
         assert layer.generator is not None
         layer.generator.manual_seed(self.subject.seed)
         state = None if way.own else drawn.state

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import elman
 from elman import cells
-from elman.errors import InputError, InputTypeError, NotSupported, StateError, TraceError
+from elman.errors import InputError, InputTypeError, StateError, TraceError
 from tests import eager, zoo
 from tests.cases import CASES
 from tests.recurrent import compare
