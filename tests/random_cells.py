@@ -324,7 +324,10 @@ def _look(w: Sequence[Tensor], size: int, a: Tensor, b: Tensor) -> Tensor:
 
 def _rotate(w: Sequence[Tensor], size: int, a: Tensor) -> Tensor:
     """Pairs of numbers as complex ones, turned."""
-    pairs = torch.view_as_complex(a.reshape(a.shape[0], -1, 2).contiguous())
+    apart = a.reshape(a.shape[0], -1, 2).clone(
+        memory_format=torch.contiguous_format
+    )  # a view may begin anywhere
+    pairs = torch.view_as_complex(apart)
     return torch.view_as_real(pairs * torch.polar(torch.ones_like(w[0]), w[0])).flatten(1)
 
 
