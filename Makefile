@@ -15,7 +15,7 @@ READY := .venv/.ready
 WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist worksteal)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance versions lint types format bench reproduce docs notebooks freeze clean
+.PHONY: help setup demo test conformance fuzz versions lint types format bench reproduce docs notebooks freeze clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -34,6 +34,9 @@ test: setup  ## run the tests; one file or one test: make test ARGS="tests/test_
 
 conformance: setup  ## run everything, grids of parameters as a whole: before a release
 	@$(BIN)/python -m pytest --conformance $(WORKERS) $(ARGS)
+
+fuzz: setup  ## run random cells every way against a plain loop: make fuzz ARGS="--cells 2000 --minutes 60"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 versions:  ## run the tests with other versions: make versions PYTHON=python3.13 TORCH=2.14.1
 	@.ci/versions $(PYTHON) $(TORCH) $(ARGS)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from elman.plan import cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool
     from elman.segments import Segments
-    from elman.trace import trace, verify
+    from elman.trace import trace
     from elman.unfold import unfold
+    from elman.verify import verify
 
 __version__ = "0.1.0.dev0"
 
@@ -70,7 +71,7 @@ _HOMES = {
     "pool": "recurrent",
     "trace": "trace",
     "unfold": "unfold",
-    "verify": "trace",
+    "verify": "verify",
 }
 
 

@@ -116,8 +116,8 @@ MUTANTS = (
         "products are computed again in the backward pass", "plan/test_structure.py -k kept",
     ),
     Mutant(
-        "circuit/structure.py", "return structure[1](zip(structure[2], parts, strict=True))",
-        "return structure[1](zip(sorted(structure[2]), parts, strict=True))", "dicts come out in another order",
+        "circuit/structure.py", "made = dict(zip(structure[2], parts, strict=True))",
+        "made = dict(zip(sorted(structure[2]), parts, strict=True))", "dicts come out in another order",
         "recurrent/test_cases.py -k dict",
     ),
     Mutant(

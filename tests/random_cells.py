@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 Tensor = torch.Tensor
 MOST = 6  # the widest value
@@ -40,6 +41,8 @@ class Rule:
     width: (size, *widths) -> the width of the result. bound: (*bounds) -> how large the result can be.
     weights: (size, *widths) -> the shapes of its parameters.
     sized: it uses the size. alike: all operands must have one width. fits: (*widths) -> whether it can be used at all.
+    honest: its gradient is the derivative. linear: its gradient is linear in the gradient that it is given.
+    rich: it is drawn only where cells of every kind are asked for.
     """
 
     arity: int
@@ -51,6 +54,9 @@ class Rule:
     alike: bool = True
     fits: Callable[..., bool] = lambda *widths: True
     noise: bool = False
+    honest: bool = True
+    linear: bool = True
+    rich: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,9 @@ class Program:
     """inputs, states: widths of x (None: there is no x) and of each state; they are the first values.
 
     nexts: one for each state. output: the value that is kept, or None for a cell that returns its state alone.
+    context: the width of a value that is the same at every step. counter: one more state is a whole number below that
+    one, which chooses a row of a table; 0: there is none. nesting: how x, state and output are nested, one of NESTINGS.
+    learned: the first state starts from a parameter. Given values are x, states, context, the counter's row.
     """
 
     inputs: int | None
@@ -83,10 +92,26 @@ class Program:
     nexts: tuple[Next, ...]
     output: int | None
     seed: int = 0
+    context: int | None = None
+    counter: int = 0
+    nesting: str = "flat"
+    learned: bool = False
+
+    @property
+    def given(self) -> list[int]:
+        """The widths of the values that are there before the first line."""
+        found = [*([] if self.inputs is None else [self.inputs]), *self.states]
+        return [*found, *([] if self.context is None else [self.context]), *([TABLE] if self.counter else [])]
+
+    @property
+    def names(self) -> list[str]:
+        """What they are called."""
+        found = [*([] if self.inputs is None else ["x"]), *(f"h{i}" for i in range(len(self.states)))]
+        return [*found, *([] if self.context is None else ["context"]), *(["row"] if self.counter else [])]
 
     def widths(self) -> list[int]:
         """The width of every value."""
-        found = [*([] if self.inputs is None else [self.inputs]), *self.states]
+        found = self.given
         for line in self.lines:
             found.append(RULES[line.rule].width(line.size, *(found[i] for i in line.operands)))
         return found
@@ -96,7 +121,7 @@ class Program:
         return any(RULES[line.rule].noise for line in self.lines)
 
     def __str__(self) -> str:
-        names = [*([] if self.inputs is None else ["x"]), *(f"h{i}" for i in range(len(self.states)))]
+        names = self.names
         widths, first = self.widths(), len(names)
         text = [f"RandomCell(seed={self.seed})"]
         text += [f"v{i} = {name} [{widths[i]}]" for i, name in enumerate(names)]
@@ -113,28 +138,37 @@ class Program:
         return "\n    ".join(text)
 
 
+def weight(scale: float, *shape: int, generator: torch.Generator) -> nn.Parameter:
+    """Between -scale and scale; the same numbers whatever the default dtype is."""
+    return nn.Parameter(scale * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1))
+
+
 class RandomCell(nn.Module):
-    """The cell that runs a program: x [B, I] or None, one state [B, width] or a tuple of them."""
+    """The cell that runs a program: x [B, I] or None, one state [B, width] or several, nested."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
         widths = program.widths()
-        first = len(widths) - len(program.lines)
+        first = len(program.given)
         generator = torch.Generator().manual_seed(program.seed)
         self.weights = nn.ParameterDict()
         for i, line in enumerate(program.lines, start=first):
             shapes = RULES[line.rule].weights(line.size, *(widths[o] for o in line.operands))
             for number, shape in enumerate(shapes):
-                weight = 2 * torch.rand(shape, generator=generator) - 1
                 # Rows of a matrix add up to at most one, so a product is no larger than what it multiplies.
-                self.weights[f"v{i}_{number}"] = nn.Parameter(
-                    weight / shape[-1] if len(shape) > 1 else weight * 0.5
-                )
+                scale = 1 / shape[-1] if len(shape) > 1 else 0.5
+                self.weights[f"v{i}_{number}"] = weight(scale, *shape, generator=generator)
+        if program.counter:
+            self.weights["table"] = weight(1, program.counter, TABLE, generator=generator)
+        if program.learned:
+            self.weights["start"] = weight(1, program.states[0], generator=generator)
 
-    def forward(self, x: Tensor | None, state: Tensor | tuple[Tensor, ...]) -> Any:
-        states = (state,) if isinstance(state, Tensor) else state
-        values = [*([] if x is None else [x]), *states]
+    def forward(self, x: Any, state: Any, context: Tensor | None = None) -> Any:
+        *states, count = leaves_of(state) if self.program.counter else [*leaves_of(state), None]
+        values = [*leaves_of(x), *states, *([] if context is None else [context])]
+        if count is not None:
+            values.append(self.weights["table"][count])
         for line in self.program.lines:
             weights = []
             while (key := f"v{len(values)}_{len(weights)}") in self.weights:
@@ -144,8 +178,26 @@ class RandomCell(nn.Module):
             values[n.value] if n.scale is None else torch.tanh(n.scale * values[n.value])
             for n in self.program.nexts
         )
-        returned = new[0] if isinstance(state, Tensor) else new
-        return returned if self.program.output is None else (values[self.program.output], returned)
+        nest = NESTINGS[self.program.nesting]
+        if count is not None:
+            new = (*new, (count + 1 + (states[0].sum(-1) > 0.0271).long()) % self.program.counter)
+        returned = nest(*new)
+        return returned if self.program.output is None else (nest(values[self.program.output]), returned)
+
+    def initial_state(self, batch: int) -> Any:
+        """What a new sequence starts from: a learned first state, zeros."""
+        dtype = next((p.dtype for p in self.parameters()), torch.float64)
+        found = [torch.zeros(batch, width, dtype=dtype) for width in self.program.states]
+        if self.program.learned:
+            found[0] = self.weights["start"].expand(batch, -1)
+        counts = [torch.zeros(batch, dtype=torch.long)] * bool(self.program.counter)
+        return NESTINGS[self.program.nesting](*found, *counts)
+
+    def surroundings(self, batch: int, generator: torch.Generator) -> Tensor | None:
+        """A random context, or None."""
+        if self.program.context is None:
+            return None
+        return torch.rand(batch, self.program.context, generator=generator, dtype=torch.float64) * 2 - 1
 
     def start(self, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Any:
         """A random state."""
@@ -153,19 +205,16 @@ class RandomCell(nn.Module):
             torch.rand(batch, width, generator=generator, dtype=torch.float64).mul(2).sub(1).to(dtype)
             for width in self.program.states
         )
-        return states[0] if len(states) == 1 else states
+        count = self.program.counter
+        counts = [torch.randint(count, (batch,), generator=generator)] if count else []
+        return NESTINGS[self.program.nesting](*states, *counts)
 
-    def sequence(
-        self, T: int, B: int, generator: torch.Generator, dtype: torch.dtype = torch.float64
-    ) -> Tensor | None:
+    def sequence(self, T: int, B: int, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Any:
         """A random x, or None."""
         if self.program.inputs is None:
             return None
-        return (
-            torch.randn(T, B, self.program.inputs, generator=generator, dtype=torch.float64)
-            .clamp(-3, 3)
-            .to(dtype)
-        )
+        drawn = torch.randn(T, B, self.program.inputs, generator=generator, dtype=torch.float64)
+        return NESTINGS[self.program.nesting](drawn.clamp(-3, 3).to(dtype))
 
     def steps(self, T: int) -> int | None:
         """What to pass as `steps`: T for a cell without x, else None."""
@@ -262,6 +311,70 @@ def _square(size: int, width: int, *others: int) -> tuple[tuple[int, ...], ...]:
     return ((width, width),)
 
 
+def _attend(w: Sequence[Tensor], size: int, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Two places look at each other, in one head."""
+    q, k, v = (z.reshape(z.shape[0], 2, -1) for z in (a, b, c))
+    return F.scaled_dot_product_attention(q, k @ w[0], v).flatten(1)
+
+
+def _look(w: Sequence[Tensor], size: int, a: Tensor, b: Tensor) -> Tensor:
+    """One place looks at all rows of a table, by what it holds, and takes away a mean of them."""
+    return torch.softmax(a @ w[0].T + b[:, :1], -1) @ w[0]
+
+
+def _rotate(w: Sequence[Tensor], size: int, a: Tensor) -> Tensor:
+    """Pairs of numbers as complex ones, turned."""
+    apart = a.reshape(a.shape[0], -1, 2).clone(
+        memory_format=torch.contiguous_format
+    )  # a view may begin anywhere
+    pairs = torch.view_as_complex(apart)
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(w[0]), w[0])).flatten(1)
+
+
+def _spectrum(w: Sequence[Tensor], size: int, a: Tensor) -> Tensor:
+    """A filter over the features."""
+    return torch.fft.irfft(torch.fft.rfft(a) * w[0][: a.shape[1] // 2 + 1], n=a.shape[1])
+
+
+class Fire(torch.autograd.Function):
+    """A step, with the gradient of something smooth."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        return (a > 0.0314).to(a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        (a,) = ctx.saved_tensors
+        return g / (1 + a * a)
+
+
+class Clip(torch.autograd.Function):
+    """The same number, with a clipped gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        return a.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g.clamp(-0.4, 0.4)
+
+
+def leaves_of(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+TABLE = 3  # the width of the row that a counter chooses
+# Tensors, nested; leaves keep their order.
+NESTINGS: Mapping[str, Callable[..., Any]] = {
+    "flat": lambda first, *others: (first, *others) if others else first,
+    "dict": lambda *each: {f"h{i}": one for i, one in enumerate(each)},
+    "deep": lambda first, *others: ([first], {"others": (*others,)}) if others else ({"only": first},),
+}
+
+
 # Comparisons keep a little away from each other's values: a rounding error must not decide.
 RULES: Mapping[str, Rule] = {
     # Products with parameters, and of values.
@@ -338,6 +451,21 @@ RULES: Mapping[str, Rule] = {
     "zoneout": Rule(2, lambda w, size, a, b: torch.where(torch.rand_like(a) < 0.3, a, b), noise=True),
     "jitter": Rule(1, lambda w, size, a: a + 0.1 * torch.randn_like(a), bound=lambda a: a + 0.5, noise=True),
     "dropout": Rule(1, lambda w, size, a: F.dropout(a, 0.3, True), bound=lambda a: 1.5 * a, noise=True),
-    "detach": Rule(1, lambda w, size, a: a.detach() * 0.5),
-    "straight_through": Rule(1, lambda w, size, a: a + (torch.tanh(3 * a) - a).detach(), bound=lambda a: a + 1),
+    "detach": Rule(1, lambda w, size, a: a.detach() * 0.5, honest=False),
+    "straight_through": Rule(
+        1, lambda w, size, a: a + (torch.tanh(3 * a) - a).detach(), bound=lambda a: a + 1, honest=False
+    ),
+    # Cells of every kind: attention, complex numbers, backwards of their own.
+    "attend": Rule(
+        3, _attend, weights=lambda size, n, *more: ((n // 2, n // 2),), fits=lambda n, *more: n % 2 == 0, rich=True
+    ),
+    "look": Rule(2, _look, bound=_one, weights=lambda size, n, *more: ((4, n),), rich=True),
+    "rotate": Rule(
+        1, _rotate, bound=lambda a: 2 * a, weights=lambda size, n: ((n // 2,),), fits=lambda n: n % 2 == 0, rich=True
+    ),
+    "spectrum": Rule(
+        1, _spectrum, bound=lambda a: a, weights=lambda size, n: ((n,),), fits=lambda n: n > 1, rich=True
+    ),
+    "fire": Rule(1, lambda w, size, a: Fire.apply(a), bound=_one, honest=False, rich=True),
+    "clip": Rule(1, lambda w, size, a: Clip.apply(a), honest=False, linear=False, rich=True),
 }  # fmt: skip

@@ -10,36 +10,44 @@ A program shrinks to few lines of few values, and prints as code (tests/random_c
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
-from tests.random_cells import MOST, RULES, Instruction, Next, Program, RandomCell
+from tests.random_cells import MOST, NESTINGS, RULES, Instruction, Next, Program, RandomCell
 
 # What values may grow to; a longer chain of products would leave the numbers behind.
 LIMIT = 30.0
-PLAIN = tuple(name for name, rule in RULES.items() if not rule.noise)
-EVERY = tuple(RULES)
 INPUT, STATE = 3.0, 1.0  # bounds of x and of a state
 
 
 @st.composite
 def programs(
-    draw: st.DrawFn, *, noise: bool = True, autonomous: bool = True, lines: int = 14, detach: bool = True
-) -> Program:
+    draw: st.DrawFn, *, noise: bool = True, autonomous: bool = True, lines: int = 14, detach: bool = True,
+    rich: bool = False,
+) -> Program:  # fmt: skip
     """A random program of at most `lines` instructions with one to three states.
 
     noise: it may draw random numbers. autonomous: it may have no x. detach: its gradient may not be the derivative.
+    rich: it may be of every kind: attention, complex numbers, backwards of its own, a context, a counter among its
+    states, nested arguments, a learned start.
     """
     inputs = draw(st.integers(1, 4))
     if autonomous and draw(st.integers(0, 9)) == 9:
         inputs = None
     states = tuple(draw(st.lists(st.integers(1, MOST), min_size=1, max_size=3)))
-    widths = [*([] if inputs is None else [inputs]), *states]
-    bounds = [*([] if inputs is None else [INPUT]), *(STATE for _ in states)]
+    context = draw(st.none() | st.integers(1, 4)) if rich else None
+    counter = draw(st.sampled_from((0, 0, 0, 3, 5))) if rich else 0
+    nesting = draw(st.sampled_from(("flat", *NESTINGS))) if rich else "flat"
+    learned = rich and draw(st.booleans())
+    head = Program(inputs, states, (), (), None, 0, context, counter, nesting, learned)
+    widths = head.given
+    bounds = [STATE for _ in widths] if inputs is None else [INPUT, *(STATE for _ in widths[1:])]
     allowed = [
         name
-        for name in (EVERY if noise else PLAIN)
-        if detach or name not in ("detach", "straight_through")
-    ]  # fmt: skip
+        for name, rule in RULES.items()
+        if (noise or not rule.noise) and (detach or rule.honest) and (rich or not rule.rich)
+    ]
     body: list[Instruction] = []
     for _ in range(draw(st.integers(1, lines))):
         name = draw(st.sampled_from(allowed))
@@ -63,7 +71,7 @@ def programs(
         bounds.append(bound)
     nexts = tuple(draw(_next(width, widths, bounds, body, inputs)) for width in states)
     output = draw(st.none() | _recent(list(range(len(widths)))) | st.integers(0, len(widths) - 1))
-    return Program(inputs, states, tuple(body), nexts, output, draw(st.integers(0, 3)))
+    return replace(head, lines=tuple(body), nexts=nexts, output=output, seed=draw(st.integers(0, 3)))
 
 
 @st.composite
@@ -97,8 +105,8 @@ def _recent(values: list[int]) -> st.SearchStrategy[int]:
 
 
 def random_cells(
-    *, noise: bool = True, autonomous: bool = True, lines: int = 14, detach: bool = True
+    *, noise: bool = True, autonomous: bool = True, lines: int = 14, detach: bool = True, rich: bool = False
 ) -> st.SearchStrategy[RandomCell]:
     """Cells that run a random program, in float64."""
-    drawn = programs(noise=noise, autonomous=autonomous, lines=lines, detach=detach)
+    drawn = programs(noise=noise, autonomous=autonomous, lines=lines, detach=detach, rich=rich)
     return drawn.map(lambda program: RandomCell(program).double())

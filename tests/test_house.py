@@ -44,6 +44,7 @@ ROOMS = (
     "draw",
     "export",
     "report",
+    "verify",
     "tasks",
     "app",
     "__main__",
@@ -269,7 +270,7 @@ def test_names_are_imported_late_from_where_type_checkers_find_them() -> None:
     assert not hasattr(elman, "nothing")
 
 
-@pytest.mark.parametrize("name", ["adjoint", "draw", "plan", "trace", "unfold"])
+@pytest.mark.parametrize("name", ["adjoint", "draw", "plan", "trace", "unfold", "verify"])
 def test_a_function_is_not_hidden_by_its_room(name: str) -> None:
     """elman.plan is the function; the room of the same name is imported as `from elman.plan import …`."""
     assert not isinstance(getattr(elman, name), types.ModuleType)

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from elman.app.ending import Interrupted, ended
 from elman.app.last import plain, told
 from elman.app.options import command
-from elman.app.seeing import Cell, Trust, draw, explain
+from elman.app.seeing import Cell, Trust, draw, explain, verify
 from elman.errors import InputError
 from elman.tasks import TASKS
 from elman.tasks.settings import COUNT
@@ -329,6 +329,7 @@ def report(
 
 app.command()(explain)
 app.command()(draw)
+app.command()(verify)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`elman draw` and `elman explain`: a cell, or the model of a run, as a picture and in words."""
+"""`elman draw`, `explain`, `verify`: a cell, or the model of a run, as a picture and in words; and is it right?"""
 
 from __future__ import annotations
 
@@ -74,6 +74,52 @@ def draw(
     typer.echo(drawn(called, unfold=unfold, level=level).save(out))
 
 
+def verify(
+    cell: Annotated[
+        str,
+        typer.Argument(
+            metavar="CELL",
+            help="A shipped cell, or path.py:Class, or package.module:Class, whose code is run.",
+            show_default=False,
+        ),
+    ],
+    width: Annotated[
+        int, typer.Option("--input", help="I, width of the cell's input.", min=1, max=2**14)
+    ] = 7,
+    hidden: Annotated[int, typer.Option(help="H, units of the cell.", min=1, max=2**14)] = 17,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write the report as a page, too.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random sequences.", min=0, max=2**31)] = 0,
+) -> None:
+    """Is a cell's recurrence right? It is run every way on every engine, and held against a plain loop over the cell.
+
+    Outputs, final states, gradients and second derivatives; whole, reversed,
+    ragged, with resets; in float64, and the errors of float32 beside the
+    loop's own. The exit status is 0 for a right cell, 1 for a wrong one and
+    for one that cannot be a recurrence.
+    """
+    import torch
+
+    from elman.app.last import plain
+    from elman.errors import TraceError
+    from elman.models import find_cell
+    from elman.verify import verify as verified
+
+    made = find_cell(cell)(width, hidden)
+    try:
+        report = verified(made, torch.zeros(2, width), seed=seed)
+    except TraceError as error:
+        typer.secho(f"error: {plain(str(error))}", err=True, fg="red")
+        raise typer.Exit(1) from error
+    typer.echo(plain(str(report)))
+    if page is not None:
+        report.save(page)
+        typer.echo(f"\nThe report is {plain(str(page))}")
+    if not report:
+        raise typer.Exit(1)
+
+
 def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) -> Any:
     """A layer of a cell, or the model of a run, after a call: circuits and plans belong to one."""
     import torch
@@ -98,4 +144,4 @@ def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) 
     return layer
 
 
-__all__ = ["Cell", "Trust", "draw", "explain"]
+__all__ = ["Cell", "Trust", "draw", "explain", "verify"]

@@ -290,6 +290,7 @@ _TABLE = (
     Operation("_fft_c2c", linear=(0,)),
     Operation("view_as_real", linear=(0,)),
     Operation("view_as_complex", linear=(0,)),
+    Operation("complex", RowRule.ELEMENTS, linear=(0, 1)),
     Operation("real", linear=(0,)),
     Operation("imag", linear=(0,)),
     Operation("conj", linear=(0,)),

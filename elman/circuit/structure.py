@@ -4,7 +4,8 @@ A structure is nested tuples of plain values, so it can be compared, hashed, and
 
     ("tensor",)                       a tensor
     ("static", type, value)           None, a bool, a number, a string: the same at every step, so part of the trace
-    ("tuple", part, …), ("list", part, …), ("named", type, part, …), ("dict", type, keys, part, …)
+    ("tuple", part, …), ("list", part, …), ("named", type, part, …)
+    ("dict", name of its type, keys, part, …)   the type itself of a built-in class is no constant to torch.compile
     ("node", type, context, part, …)  whatever else torch.utils._pytree knows
 """
 
@@ -70,7 +71,7 @@ def take(value: Any, tensors: list[Tensor]) -> Structure:
     if kind is list:
         return ("list", *[take(part, tensors) for part in value])
     if kind is dict or kind is OrderedDict:
-        return ("dict", kind, tuple(value), *[take(part, tensors) for part in value.values()])
+        return ("dict", kind.__name__, tuple(value), *[take(part, tensors) for part in value.values()])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return ("named", kind, *[take(part, tensors) for part in value])
     if (node := pytree.SUPPORTED_NODES.get(kind)) is None:
@@ -101,7 +102,8 @@ def _fill(structure: Structure, tensors: Iterator[Any]) -> Any:
     if kind == "named":
         return structure[1](*parts)
     if kind == "dict":
-        return structure[1](zip(structure[2], parts, strict=True))
+        made = dict(zip(structure[2], parts, strict=True))
+        return OrderedDict(made) if structure[1] == "OrderedDict" else made
     return pytree.SUPPORTED_NODES[structure[1]].unflatten_fn(parts, structure[2].value)
 
 

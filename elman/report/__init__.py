@@ -1,7 +1,7 @@
 """A run folder as one page to read: `report.html`, from config.json and log.jsonl alone."""
 
 from elman.report.figures import Band, Curve, bars, lines, matrix, roll
-from elman.report.page import render, write_report
+from elman.report.page import document, render, write_page, write_report
 from elman.report.record import Part, Point, Record, Sample, finite, read_record
 from elman.report.words import plain
 
@@ -13,6 +13,7 @@ __all__ = [
     "Record",
     "Sample",
     "bars",
+    "document",
     "finite",
     "lines",
     "matrix",
@@ -20,5 +21,6 @@ __all__ = [
     "read_record",
     "render",
     "roll",
+    "write_page",
     "write_report",
 ]

@@ -54,7 +54,7 @@ label {{ margin-right: 1rem; font-size: .875rem; }}
 @media (max-width: 40rem) {{ .wide {{ display: none; }} }}
 @media (min-width: 40.01rem) {{ .narrow {{ display: none; }} }}
 #linear:checked ~ .logarithmic, #logarithmic:checked ~ .linear {{ display: none; }}
-</style>
+{style}</style>
 </head>
 <body>
 """
@@ -68,7 +68,11 @@ def write_report(folder: str | Path, out: Path | None = None, part: Part = Part(
     Raises DataError if the folder is no run, or if the file cannot be written.
     """
     page = render(read_record(folder, part), part).encode()
-    out = out or Path(folder) / "report.html"
+    return write_page(out or Path(folder) / "report.html", page)
+
+
+def write_page(out: Path, page: bytes) -> Path:
+    """Write a page beside, and put it in place; DataError if it cannot be written."""
     try:
         write_atomically(out, page)
     except OSError as error:
@@ -77,6 +81,11 @@ def write_report(folder: str | Path, out: Path | None = None, part: Part = Part(
             mend="make room on the disk, or choose another --out",
         ) from error  # fmt: skip
     return out
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """A page of its own, light or dark as the reader has it. title: any text; body: HTML; style: more of CSS."""
+    return f"{_HEAD.format(title=plain(title), style=style)}{body}</body>\n</html>\n"
 
 
 def render(record: Record, part: Part = Part()) -> str:
@@ -115,9 +124,8 @@ def render(record: Record, part: Part = Part()) -> str:
         _section("Settings", _table(record.config)),
         _section("The plan of the loop", f'<pre class="plan">{plain(record.plan)}</pre>' if record.plan else _none()),
     ]  # fmt: skip
-    title = f"{plain(record.name)}, a training run"
     heading = f"<h1><bdi>{plain(record.name)}</bdi>, a training run</h1>"
-    return _HEAD.format(title=title) + f"{heading}{_facts(record, part)}{''.join(sections)}</body>\n</html>\n"
+    return document(f"{record.name}, a training run", f"{heading}{_facts(record, part)}{''.join(sections)}")
 
 
 def _facts(record: Record, part: Part) -> str:

@@ -26,7 +26,7 @@ from elman.trace.joint import Recording, trace_joint
 from elman.trace.outside import outside
 from elman.trace.selfcheck import can_compare, compare_with_cell
 
-__all__ = ["trace", "verify"]
+__all__ = ["trace"]
 
 
 def trace(
@@ -159,16 +159,6 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
                 raise
             raise told from told.__cause__
     return circuit
-
-
-def verify(cell: torch.nn.Module, x: Any, state: Any = None, context: Any = None) -> Circuit:
-    """Trace a cell and check the circuit against it, outputs and gradients, at B = 1 and 3; return the circuit.
-
-    x, state, context: as for `trace`. Raises TraceError that says what cannot be a circuit, or where circuit and cell
-    disagree.
-    """
-    mistakes.check_cell(cell, "verify(cell, …)")
-    return trace(cell, x, state, context)
 
 
 def _own_word(word: str) -> str:

@@ -290,6 +290,14 @@ def _summands(node: fx.Node) -> list[fx.Node]:
     return [node]
 
 
+def _view_as_complex(graph: fx.Graph, node: fx.Node) -> Any:
+    """A view asks for strides, and where a value lies is not said any more: of two numbers a complex one is made."""
+    (pairs,) = node.args
+    each = [insert(graph, aten.slice.Tensor, pairs, -1, i, i + 1, like=node) for i in (0, 1)]
+    real, imaginary = (insert(graph, aten.squeeze.dim, one, -1, like=node) for one in each)
+    return instead(graph, node, aten.complex.default, real, imaginary)
+
+
 _DONE = object()
 
 _HANDLERS: dict[Any, Handler] = {
@@ -328,6 +336,7 @@ _HANDLERS: dict[Any, Handler] = {
     aten.expand.default: _expand,
     aten.native_layer_norm_backward.default: _parameters_apart,
     aten.convolution_backward.default: _parameters_apart,
+    aten.view_as_complex.default: _view_as_complex,
 }
 
 

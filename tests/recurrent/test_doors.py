@@ -99,7 +99,15 @@ def agrees(rnn: elman.Recurrent, fast: Any, inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     "name",
     with_more(
-        ["gru", "named_tuple_lstm", "zoneout_lstm", "context_rnn", "loss_rnn"],
+        [
+            "gru",
+            "named_tuple_lstm",
+            "zoneout_lstm",
+            "context_rnn",
+            "loss_rnn",
+            "delayed_rnn",
+            "dict_output_rnn",
+        ],
         ["lstm", "dict_input_rnn", "swing", "silent_rnn"],
     ),
 )

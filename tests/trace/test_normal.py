@@ -57,3 +57,26 @@ def test_the_normal_form_is_the_step() -> None:
     got, expected = compare.both(rnn, Inputs(4, 3, x, state, None, None))
     compare.assert_equal(got.values, expected.values)
     compare.assert_equal(got.gradients, expected.gradients)
+
+
+class Turning(nn.Module):
+    """Pairs that do not lie side by side, as complex numbers: a view of them asks for strides."""
+
+    hidden_size = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.3, 1.1]))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        pairs = torch.view_as_complex((x + h).reshape(-1, 2, 2).transpose(1, 2).contiguous())
+        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(self.a), self.a))
+        return torch.tanh(turned.transpose(1, 2).flatten(1))
+
+
+def test_a_view_as_complex_numbers_of_what_lies_apart() -> None:
+    rnn = elman.Recurrent(Turning().double())
+    x, h = torch.randn(5, 3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    got, expected = compare.both(rnn, Inputs(5, 3, x.requires_grad_(), h.requires_grad_(), None, None))
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)

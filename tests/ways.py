@@ -1,0 +1,186 @@
+"""The ways in which `make fuzz` runs a cell, each against the plain loop over it.
+
+This file stands by itself: a failing cell is printed with the text of it behind, so that it runs wherever elman is.
+A new way is a line in WAYS.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+import elman
+from elman import noise
+from elman.circuit.form import Kind
+from elman.segments import Layout
+from elman.verify import loop
+
+Tensor = torch.Tensor
+
+
+def leaves_of(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class Call:
+    """One call of a layer, and what the loop makes of the same arguments.
+
+    example: (T, B, generator) -> (x, state, context). said: of "lengths", "mask", "reset". wrap: layer -> what is
+    called.
+    """
+
+    def __init__(
+        self, cell: torch.nn.Module, example: Callable[..., Any], T: int, B: int, *, said: tuple[str, ...] = (),
+        reverse: bool = False, wrap: Callable[[Any], Any] = lambda layer: layer, seeded: bool = True, seed: int = 0,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        self.cell, self.T, self.B, self.reverse, self.seed = cell, T, B, reverse, seed
+        self.x, self.state, self.context = example(T, B, generator)
+        lengths = torch.randint(1, T + 1, (B,), generator=generator)
+        mask, reset = (torch.rand(T, B, generator=generator) < p for p in (0.7, 0.3))
+        lengths[-1], mask[0, -1] = T, True  # a step at least
+        every = {"lengths": lengths, "mask": mask, "reset": reset}
+        self.said = loop.Said(**{name: every[name] for name in said})
+        if said:  # what stands where nothing happens is never looked at
+            nowhere = ~self.said.happens(T, B)
+            for leaf in leaves_of(self.x):
+                leaf[nowhere] = float("nan")
+        own: Any = torch.Generator() if seeded else None  # which a compiled call does not take
+        self.layer = elman.Recurrent(cell, reverse=reverse, generator=own, **options)
+        self.run = wrap(self.layer)
+        differentiable = [
+            leaf for leaf in leaves_of((self.x, self.state, self.context)) if leaf.is_floating_point()
+        ]
+        self.leaves = [*(leaf.requires_grad_() for leaf in differentiable), *cell.parameters()]
+
+    def ours(self) -> Any:
+        if self.layer.generator is not None:
+            self.layer.generator.manual_seed(self.seed)
+        steps = None if leaves_of(self.x) else self.T
+        return self.run(self.x, self.state, steps=steps, context=self.context, **self.said.given())
+
+    def theirs(self) -> Any:
+        """The loop, with the random numbers of `ours`, which has run before."""
+        return loop.sequences(
+            self.cell, self.x, self.state, self.context, (self.T, self.B), self.said, self.reverse,
+            lambda: self.cell.initial_state(1), self._replay(),
+        )  # fmt: skip
+
+    def _replay(self) -> Any:
+        if self.layer.generator is None:
+            return None
+        ports = self.layer.circuit.inputs_of(Kind.NOISE)
+        seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(self.seed)).item())
+        layout = Layout.of(self.T, self.B, torch.device("cpu"), **self.said.given())
+        drawn = []
+        for i, port in enumerate(ports):
+            if layout.packing is None:
+                rows = noise.draw(port, i, seed, 0, layout.steps, layout.pieces)
+            else:
+                rows = noise.draw_rows(port, i, seed, 0, layout.packing.rows)
+            drawn.append(layout.unpack(rows))
+        if not drawn:
+            return None
+        return lambda t, b: noise.Replay([v[t] if b is None else v[t, b : b + 1] for v in drawn])
+
+    def gradients(self, results: Any, create_graph: bool = False) -> list[Tensor]:
+        """Of a random projection of all results; no gradient is zeros."""
+        generator, total = torch.Generator().manual_seed(7), None
+        for value in leaves_of(results):
+            weight = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            if value.requires_grad:
+                total = (value * weight).sum() + (0 if total is None else total)
+        if total is None:
+            return [torch.zeros_like(leaf) for leaf in self.leaves]
+        found = torch.autograd.grad(total, self.leaves, allow_unused=True, create_graph=create_graph)
+        return [
+            torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, self.leaves, strict=True)
+        ]
+
+    def check(self, second: bool = False) -> None:
+        """AssertionError where layer and loop differ, in results or gradients; second: of second order, too."""
+        got = self.ours()
+        expected = self.theirs()
+        agree("result", leaves_of(got), leaves_of(expected), 1e-9)
+        first = [self.gradients(results, create_graph=second) for results in (got, expected)]
+        agree("gradient", *first, 1e-8)
+        if second:
+            agree("second derivative", *map(self.gradients, first), 1e-7)
+
+
+def agree(what: str, got: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    assert len(got) == len(expected), f"{len(got)} {what}s for {len(expected)}"
+    for i, (ours, theirs) in enumerate(zip(got, expected, strict=True)):
+        same = ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        same = same and torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
+        assert same, (
+            f"{what} {i}: {ours.flatten()[:4].tolist()}, the loop has {theirs.flatten()[:4].tolist()}"
+        )
+
+
+def threads(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
+    """Two threads run one layer at the same time, each its own batch, from its first call on."""
+    first = Call(cell, example, 5, 3, seed=1)
+    second = Call(cell, example, 4, 2, seed=2)
+    second.layer = second.run = first.layer
+    start, failed = threading.Barrier(2), []
+
+    def work(call: Call) -> None:
+        try:
+            start.wait()
+            for _ in range(2):
+                got = call.ours()
+                expected = call.theirs()
+                agree("result", leaves_of(got), leaves_of(expected), 1e-9)
+                agree("gradient", call.gradients(got), call.gradients(expected), 1e-8)
+        except BaseException as error:
+            failed.append(error)
+
+    each = [threading.Thread(target=work, args=(call,)) for call in (first, second)]
+    for thread in each:
+        thread.start()
+    for thread in each:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def compiled(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    try:
+        said = ("lengths", "reset")
+        wrap = lambda layer: torch.compile(layer, backend="aot_eager", fullgraph=True)  # noqa: E731
+        Call(cell, example, 4, 3, wrap=wrap, seeded=False).check()
+        Call(cell, example, 4, 3, wrap=wrap, seeded=False, said=said, seed=1).check()
+    finally:
+        torch._dynamo.reset()
+
+
+def way(T: int, B: int, second: bool = False, **options: Any) -> Callable[..., None]:
+    return lambda cell, example: Call(cell, example, T, B, **options).check(second)
+
+
+# name -> how; every cell runs all of them but those of `SHARES`, one cell in so many.
+WAYS: dict[str, Callable[..., None]] = {
+    "whole": way(6, 3),
+    "one step, one row": way(1, 1),
+    "reversed": way(6, 2, reverse=True),
+    "lengths": way(6, 4, said=("lengths",)),
+    "mask": way(5, 4, said=("mask",)),
+    "reset": way(6, 3, said=("reset",)),
+    "all, reversed": way(6, 4, said=("lengths", "mask", "reset"), reverse=True),
+    "reference": way(18, 2, engine="reference"),
+    "segments": way(7, 3, memory=elman.Segments(2)),
+    "segments, ragged and reversed": way(
+        6, 4, said=("lengths", "mask", "reset"), reverse=True, memory=elman.Segments(2)
+    ),
+    "second derivatives": way(3, 2, second=True),
+    "two threads": threads,
+    "compiled": compiled,
+}
+SHARES = {"second derivatives": 3, "two threads": 2, "compiled": 10}
