@@ -19,7 +19,7 @@ from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
-from elman.trace.outside import LOCK, derived, locked
+from elman.trace.outside import LOCK, derived, locked, outside
 
 Tensor = torch.Tensor
 
@@ -136,8 +136,12 @@ class Program:
         program = self._adjoints.get(wants)
         if program is None:
             with LOCK:
-                program = self._adjoints.get(wants) or Program(adjoint(self.circuit, wants), is_adjoint=True)
-                self._adjoints[wants] = program
+                program = self._adjoints.get(wants)
+                if program is None:
+                    program = Program(adjoint(self.circuit, wants), is_adjoint=True)
+                    with outside():
+                        _expect_linear(program, self.circuit.name)
+                    self._adjoints[wants] = program
         return program
 
     # --- running without gradients ------------------------------------------------------------------------------------
@@ -215,6 +219,44 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
         tuple(i for i, flows in enumerate(program._carrying(wants)) if not flows),
         tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
     )  # fmt: skip
+
+
+_SCALE = 2.0**13  # a power of two: what is linear scales with it to the last bit
+
+
+def _expect_linear(program: Program, name: str) -> None:
+    """Refuse an adjoint that is not linear in the gradients that come in, before it is differentiated.
+
+    A custom backward may clip them. Then a step's gradient is not the sum of what each of its results brings, of which
+    second derivatives are made. One step on random numbers tells; where they are none that it works on, nothing does.
+    """
+    if any(port.device.type == "meta" for port in program.inputs):
+        return
+    generator = torch.Generator().manual_seed(0)
+    found: list[tuple[Tensor, ...]] = []
+    tensors: list[Tensor] = []
+    for port in program.inputs:
+        lead = ([1] if port.kind is Kind.SEQUENCE else []) + ([2] if port.rows else [])
+        size = (*lead, *port.shape)
+        if port.dtype.is_floating_point or port.dtype.is_complex:
+            tensors.append(torch.randn(size, generator=generator, dtype=port.dtype).to(port.device))
+        else:
+            tensors.append(torch.zeros(size, dtype=port.dtype, device=port.device))
+    with torch.no_grad():
+        for scale in (1.0, _SCALE):
+            given = [
+                t * scale if port.kind is Kind.STATE or port.cotangent_of is not None else t
+                for port, t in zip(program.inputs, tensors, strict=True)
+            ]
+            found.append(program.run(Call(1, 2, 0, "reference"), given))
+    for once, scaled in zip(*found, strict=True):
+        finite = bool(once.isfinite().all() and scaled.isfinite().all())
+        if finite and not torch.allclose(scaled, once * _SCALE, rtol=1e-3, atol=0):
+            raise NotSupported(
+                what="the backward pass of the cell is not linear in the gradient that comes in (it may clip it)",
+                where=name, expected="for derivatives of the gradient, one that scales with what it is given",
+                mend="leave create_graph=True away, or clip the gradient after backward()",
+            )  # fmt: skip
 
 
 def sharing(circuit: Circuit) -> tuple[bool, ...]:

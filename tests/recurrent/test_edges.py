@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import elman
 from elman import cells
-from elman.errors import InputError, InputTypeError, StateError, TraceError
+from elman.errors import InputError, InputTypeError, NotSupported, StateError, TraceError
 from tests import eager, zoo
 from tests.cases import CASES
 from tests.recurrent import compare
@@ -530,6 +530,16 @@ def test_gradients_add_up_over_calls() -> None:
     rnn(x)[0].sum().backward()
     for name, p in rnn.named_parameters():
         torch.testing.assert_close(p.grad, 2 * once[name], **EXACT)
+
+
+def test_second_derivatives_of_a_backward_that_is_not_linear() -> None:
+    """Made of parts they would be others than the loop's: a clipped sum is not the sum of what is clipped."""
+    inputs, rnn = Inputs.of(CASES["clipped_rnn"], 3, 2), layer("clipped_rnn")
+    outputs, _ = rnn(inputs.x, inputs.state)
+    first = torch.autograd.grad(outputs.sum(), inputs.x, retain_graph=True)[0]
+    assert first.isfinite().all()
+    with pytest.raises(NotSupported, match="not linear in the gradient"):
+        torch.autograd.grad(outputs.sum(), inputs.x, create_graph=True)
 
 
 # --- what does not fit ----------------------------------------------------------------------------------------------
