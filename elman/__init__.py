@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from elman.errors import ElmanError
     from elman.forcing import force
     from elman.plan import cost, explain, pair, plan
-    from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool
+    from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool, truncated
     from elman.trace import trace, verify
     from elman.unfold import unfold
 
@@ -44,6 +44,7 @@ __all__ = [
     "plan",
     "pool",
     "trace",
+    "truncated",
     "unfold",
     "verify",
 ]
@@ -66,6 +67,7 @@ _HOMES = {
     "plan": "plan",
     "pool": "recurrent",
     "trace": "trace",
+    "truncated": "recurrent",
     "unfold": "unfold",
     "verify": "trace",
 }

@@ -70,6 +70,7 @@ PUBLIC = (
     "plan",
     "pool",
     "trace",
+    "truncated",
     "unfold",
     "verify",
 )

@@ -1,8 +1,8 @@
 """recurrent: any cell as a module over whole sequences.
 
 `layer` is the module, `layers` puts several side by side or on top of each other, `pooling` makes one vector of a
-sequence. `arguments` sorts out what a call is given, `order` which dimension is time; `prepare` finds the program for
-it, `compiled` is the way under torch.compile.
+sequence, `truncated` runs a layer over a stream. `arguments` sorts out what a call is given, `order` which dimension is
+time; `prepare` finds the program for it, `compiled` is the way under torch.compile.
 """
 
 from elman.recurrent.bidirectional import Bidirectional
@@ -10,5 +10,17 @@ from elman.recurrent.dropout import LockedDropout
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.pooling import last, pool
 from elman.recurrent.stack import Compound, Stack
+from elman.recurrent.truncated import Truncated, Window, truncated
 
-__all__ = ["Bidirectional", "Compound", "LockedDropout", "Recurrent", "Stack", "last", "pool"]
+__all__ = [
+    "Bidirectional",
+    "Compound",
+    "LockedDropout",
+    "Recurrent",
+    "Stack",
+    "Truncated",
+    "Window",
+    "last",
+    "pool",
+    "truncated",
+]
