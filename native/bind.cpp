@@ -210,6 +210,12 @@ void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int 
 
 // --- a program --------------------------------------------------------------------------------------------------------------
 
+// Whether a signal that has come (Ctrl-C) raises an error, which is then set. Asked without Python's lock.
+bool signalled() {
+    nb::gil_scoped_acquire lock;
+    return PyErr_CheckSignals() != 0;
+}
+
 class Interpreter {
 public:
     // ops: for each operation code, wait, split, four sizes, k, and for each of six operands buffer, offset, four strides.
@@ -247,6 +253,7 @@ public:
         for (int64_t i = 0; i < emits_; i++) *at++ = {address(PyTuple_GET_ITEM(out.ptr(), i)), 0};
         for (int64_t i = 0; i < states; i++) *at++ = {address(PyList_GET_ITEM(finals.ptr(), i)), 0};
         Call call = {};
+        call.stop = signalled;
         call.steps = steps, call.batch = batch, call.reverse = reverse, call.threads = threads, call.poison = poisoned;
         call.constants = found.data();
         call.sequences = call.constants + constants_;
@@ -269,6 +276,7 @@ public:
             failure = (wide_ ? kernels_.run64 : kernels_.run32)(program_, call, block.data.get());
             workspaces().give_back(std::move(block));
         }
+        if (failure.stopped) throw nb::python_error();
         if (failure.happened) return nb::make_tuple(failure.index, failure.size, failure.behind);
         return nb::none();
     }
