@@ -28,10 +28,10 @@ LIBRARIES = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)
 # Python and PyTorch keep much until they end: nothing of that is a leak of ours.
 OPTIONS = {
     "address": {
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1",
+        "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     },
-    "thread": {"TSAN_OPTIONS": f"halt_on_error=1:exitcode=66:suppressions={SUPPRESSIONS}"},
+    "thread": {"TSAN_OPTIONS": f"halt_on_error=1:die_after_fork=0:suppressions={SUPPRESSIONS}"},
 }
 TESTS = {"address": ["tests/engines", "tests/recurrent/test_sequences.py"], "thread": ["tests/engines"]}
 SHORT = {
@@ -139,8 +139,8 @@ def native_tests(kind: str, short: bool) -> list[str]:
     return failed
 
 
-def run(kind: str, module: Path, arguments: list[str]) -> int:
-    """Run tests with a module in place of the installed one."""
+def run(kind: str, module: Path, arguments: list[str]) -> bool:
+    """Run tests with a module in place of the installed one: whether something is wrong."""
     names = (*LIBRARIES[kind], "libstdc++.so.6")  # the last: exceptions are thrown through the sanitizer
     found = [
         subprocess.run(["g++", f"-print-file-name={n}"], capture_output=True, text=True, check=True).stdout
@@ -155,9 +155,20 @@ def run(kind: str, module: Path, arguments: list[str]) -> int:
     }  # fmt: skip
     # ThreadSanitizer wants to know where memory will lie.
     fixed = ["setarch", platform.machine(), "-R"] if kind == "thread" and shutil.which("setarch") else []
-    command = [*fixed, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    # A sanitizer ends the process when it has spoken: pytest must not have caught what it said.
+    command = [
+        *fixed,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--capture=sys",
+        *arguments,
+    ]
     print(f"sanitize: {KINDS[kind]}: pytest {' '.join(arguments)}", flush=True)
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return bool(subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode)
 
 
 if __name__ == "__main__":
