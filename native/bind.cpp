@@ -4,6 +4,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -88,6 +92,10 @@ public:
         free_.push_back(std::move(block));
     }
 
+    // While the process forks nobody has the lock: in the child a thread that had it would be gone, and never give it back.
+    void lock() { mutex_.lock(); }
+    void unlock() { mutex_.unlock(); }
+
 private:
     std::mutex mutex_;
     std::vector<Block> free_;
@@ -97,6 +105,12 @@ Workspaces& workspaces() {
     static Workspaces& made = *new Workspaces;
     return made;
 }
+
+#if defined(__unix__) || defined(__APPLE__)
+const int guarded = pthread_atfork([] { workspaces().lock(); }, [] { workspaces().unlock(); }, [] { workspaces().unlock(); });
+#else
+const int guarded = 0;
+#endif
 
 // --- tensors ----------------------------------------------------------------------------------------------------------------
 
@@ -365,6 +379,7 @@ nb::object cut_pieces(int64_t steps, int64_t batch, const nb::object& lengths, c
 
 NB_MODULE(_native, m) {
     using namespace elman;
+    (void)guarded;
     nb::set_leak_warnings(false);  // programs live as long as the process: they are cached
     m.doc() = "The native engine: runs loop programs on the CPU. See elman/engines/native/ for what makes them.";
     m.attr("CODES") = numbered(CODE_NAMES);
