@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from elman.errors import ElmanError
     from elman.forcing import force
     from elman.plan import cost, explain, pair, plan
-    from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool
+    from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool, truncated
     from elman.segments import Segments
     from elman.trace import trace
     from elman.unfold import unfold
@@ -47,6 +47,7 @@ __all__ = [
     "plan",
     "pool",
     "trace",
+    "truncated",
     "unfold",
     "verify",
 ]
@@ -70,6 +71,7 @@ _HOMES = {
     "plan": "plan",
     "pool": "recurrent",
     "trace": "trace",
+    "truncated": "recurrent",
     "unfold": "unfold",
     "verify": "verify",
 }

@@ -4,6 +4,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -88,6 +92,10 @@ public:
         free_.push_back(std::move(block));
     }
 
+    // While the process forks nobody has the lock: in the child a thread that had it would be gone, and never give it back.
+    void lock() { mutex_.lock(); }
+    void unlock() { mutex_.unlock(); }
+
 private:
     std::mutex mutex_;
     std::vector<Block> free_;
@@ -97,6 +105,12 @@ Workspaces& workspaces() {
     static Workspaces& made = *new Workspaces;
     return made;
 }
+
+#if defined(__unix__) || defined(__APPLE__)
+const int guarded = pthread_atfork([] { workspaces().lock(); }, [] { workspaces().unlock(); }, [] { workspaces().unlock(); });
+#else
+const int guarded = 0;
+#endif
 
 // --- tensors ----------------------------------------------------------------------------------------------------------------
 
@@ -210,6 +224,12 @@ void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int 
 
 // --- a program --------------------------------------------------------------------------------------------------------------
 
+// Whether a signal that has come (Ctrl-C) raises an error, which is then set. Asked without Python's lock.
+bool signalled() {
+    nb::gil_scoped_acquire lock;
+    return PyErr_CheckSignals() != 0;
+}
+
 class Interpreter {
 public:
     // ops: for each operation code, wait, split, four sizes, k, and for each of six operands buffer, offset, four strides.
@@ -247,6 +267,7 @@ public:
         for (int64_t i = 0; i < emits_; i++) *at++ = {address(PyTuple_GET_ITEM(out.ptr(), i)), 0};
         for (int64_t i = 0; i < states; i++) *at++ = {address(PyList_GET_ITEM(finals.ptr(), i)), 0};
         Call call = {};
+        call.stop = signalled;
         call.steps = steps, call.batch = batch, call.reverse = reverse, call.threads = threads, call.poison = poisoned;
         call.constants = found.data();
         call.sequences = call.constants + constants_;
@@ -269,6 +290,7 @@ public:
             failure = (wide_ ? kernels_.run64 : kernels_.run32)(program_, call, block.data.get());
             workspaces().give_back(std::move(block));
         }
+        if (failure.stopped) throw nb::python_error();
         if (failure.happened) return nb::make_tuple(failure.index, failure.size, failure.behind);
         return nb::none();
     }
@@ -357,6 +379,7 @@ nb::object cut_pieces(int64_t steps, int64_t batch, const nb::object& lengths, c
 
 NB_MODULE(_native, m) {
     using namespace elman;
+    (void)guarded;
     nb::set_leak_warnings(false);  // programs live as long as the process: they are cached
     m.doc() = "The native engine: runs loop programs on the CPU. See elman/engines/native/ for what makes them.";
     m.attr("CODES") = numbered(CODE_NAMES);

@@ -177,6 +177,8 @@ static int resting = 0, rest = 0;
 constexpr int LONGEST_REST = 256;
 constexpr int64_t PATIENCE = 2000;   // looks at the meeting before giving way to others
 constexpr int64_t LATE = 500000;     // nanoseconds after that: waking a thread takes a tenth, a turn of another process more
+constexpr int64_t GLANCE = 1 << 22;  // work between two looks at the clock
+constexpr int64_t PAUSE = 250000000; // nanoseconds from one question whether to stop to the next
 
 template <class T>
 struct Loop {
@@ -188,6 +190,8 @@ struct Loop {
     Meeting meeting = {};
     Failure failure = {};  // of the thread that was the first to say so
     bool said = false;
+    bool stopped = false;
+    bool asking = false;  // who called asks whether to stop, and may have to wait for the answer
 
     void meet(int parts) {
         if (parts == 1) return;
@@ -203,6 +207,7 @@ struct Loop {
             if (looks < PATIENCE) continue;
             if (looks == PATIENCE) since = nanoseconds();
             give_way();
+            if (__atomic_load_n(&asking, __ATOMIC_RELAXED)) since = nanoseconds();
             if (nanoseconds() - since > LATE) __atomic_store_n(&meeting.late, true, __ATOMIC_RELAXED);
         }
     }
@@ -211,10 +216,26 @@ struct Loop {
         const bool columns = by_columns(p, c);
         Share rows = columns ? Share{0, c.batch} : share_rows(c, thread, threads);
         if (rows.first >= rows.stop) return;
-        run_rows(rows, workspace + (columns ? 0 : thread) * arena, columns ? thread : 0, columns ? threads : 1);
+        run_rows(rows, workspace + (columns ? 0 : thread) * arena, columns ? thread : 0, columns ? threads : 1, thread == 0);
     }
 
-    void run_rows(Share rows, char* memory, int part, int parts) {
+    // Whether the loop is left before its end. Who called asks, and the others hear of it.
+    bool leaves(bool called, int64_t rows, int64_t& work_left, int64_t& asked) {
+        if (called && c.stop && (work_left -= p.work * rows + 1) < 0) {
+            work_left = GLANCE;
+            const int64_t now = nanoseconds();
+            if (!asked) asked = now;
+            if (now - asked > PAUSE) {
+                __atomic_store_n(&asking, true, __ATOMIC_RELAXED);
+                if (c.stop()) __atomic_store_n(&stopped, true, __ATOMIC_RELAXED);
+                __atomic_store_n(&asking, false, __ATOMIC_RELAXED);
+                asked = nanoseconds();
+            }
+        }
+        return __atomic_load_n(&stopped, __ATOMIC_RELAXED);
+    }
+
+    void run_rows(Share rows, char* memory, int part, int parts, bool called) {
         const int64_t mine = rows.stop - rows.first, block = block_rows(p);
         char* base[MOST_BUFFERS];
         int64_t stride[MOST_BUFFERS];
@@ -235,6 +256,7 @@ struct Loop {
         Frame f = {base, stride, 0, part, parts, {}};
         int64_t settled = 0;    // rows for which the others have been placed
         int64_t before = 0, before_offset = 0;  // rows of this thread at the step before, and where its rows lie
+        int64_t work_left = GLANCE, asked = 0;
         for (int64_t s = 0; s < c.steps; s++) {
             const int64_t t = c.reverse ? c.steps - 1 - s : s;
             const int64_t offset = c.offsets ? c.offsets[t] : t * c.batch;
@@ -244,13 +266,15 @@ struct Loop {
                 if (c.reverse) continue;
                 break;
             }
+            const bool leaving = leaves(called, now, work_left, asked);
+            if (leaving && parts == 1) break;
             for (int64_t i = 0; i < p.state_count; i++) locate(i, rows.first, before, before_offset, now, current, spare, other);
             const int64_t blocks = (now + block - 1) / block;
             for (int64_t b = 0, row = 0; b < blocks; b++) {
                 f.rows = (now - row) / (blocks - b) + ((now - row) % (blocks - b) != 0);
                 if (f.rows != settled) settle(f, scratch), settled = f.rows;
                 for (int64_t i = 0; i < movings; i++) place(f, moving[i], rows.first, row, t, offset, current, spare);
-                if (parts > 1 && f.failure.happened) __atomic_store_n(&meeting.failed, true, __ATOMIC_RELAXED);
+                if (parts > 1 && (f.failure.happened || leaving)) __atomic_store_n(&meeting.failed, true, __ATOMIC_RELAXED);
                 meet(parts);
                 if (parts > 1 && (meeting.over || (meeting.alone && part))) return say(f);
                 if (parts > 1 && meeting.alone) parts = f.parts = 1;
@@ -406,13 +430,16 @@ static Failure run(const Program& p, const Call& c, char* workspace) {
         threads = 1;
     }
     if (threads <= 1)
-        loop.run_rows({0, c.batch}, loop.workspace, 0, 1);
+        loop.run_rows({0, c.batch}, loop.workspace, 0, 1, true);
     else
         run_team(threads, [](void* argument, int thread, int all) { static_cast<Loop<T>*>(argument)->work(thread, all); }, &loop);
     if (columns && threads > 1) {
-        rest = !loop.meeting.late ? 0 : rest ? (2 * rest < LONGEST_REST ? 2 * rest : LONGEST_REST) : 1;
-        __atomic_store_n(&resting, rest, __ATOMIC_RELAXED);
+        const int last = __atomic_load_n(&rest, __ATOMIC_RELAXED);
+        const int next = !loop.meeting.late ? 0 : last ? (2 * last < LONGEST_REST ? 2 * last : LONGEST_REST) : 1;
+        __atomic_store_n(&rest, next, __ATOMIC_RELAXED);
+        __atomic_store_n(&resting, next, __ATOMIC_RELAXED);
     }
+    loop.failure.stopped = loop.stopped;
     return loop.failure;
 }
 

@@ -136,6 +136,7 @@ struct Call {
     const Pointer* finals;
     int threads;
     bool poison;             // fill scratch with NaN first
+    bool (*stop)();          // asked now and then by the thread that called: whether to leave the loop; null: never
 };
 
 // --- products outside the loop ------------------------------------------------------------------------------------------
@@ -171,6 +172,7 @@ struct Failure {
     bool happened;
     bool behind;  // whether the index might have counted from behind
     int64_t index, size;
+    bool stopped;  // nothing failed: Call::stop said so
 };
 
 // What an instruction set offers.

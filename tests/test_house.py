@@ -72,6 +72,7 @@ PUBLIC = (
     "plan",
     "pool",
     "trace",
+    "truncated",
     "unfold",
     "verify",
 )

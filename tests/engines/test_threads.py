@@ -1,0 +1,142 @@
+"""The native engine among the threads, forks and signals of a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import elman
+from elman.engines.native import why_not_built
+
+pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
+
+Tensor = torch.Tensor
+WAIT = 240
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], timeout=WAIT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("batch", "hidden"), [(8, 68), (1, 300)], ids=["rows", "columns"]
+)  # what is shared out
+def test_two_recurrences_at_once(batch: int, hidden: int, threads: int) -> None:
+    """Two Python threads, each with a layer of its own and the one that they share: the bits of each alone."""
+    shared = elman.Recurrent(elman.cells.LSTM(3, hidden), engine="native")
+    own = [elman.Recurrent(cell(3, hidden), engine="native") for cell in (elman.cells.GRU, elman.cells.Elman)]
+    x, lengths = torch.randn(40, batch, 3), torch.arange(batch) * 4 + 9
+    start = threading.Barrier(2)
+
+    def step(layer: torch.nn.Module) -> list[Tensor]:
+        outputs, _ = layer(x, lengths=lengths) if batch > 1 else layer(x)
+        return [outputs, *torch.autograd.grad(outputs.square().sum(), list(layer.parameters()))]
+
+    def work(which: int) -> list[list[Tensor]]:
+        start.wait(WAIT)
+        return [step(layer) for _ in range(12) for layer in (own[which], shared)]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        alone = [[step(layer) for layer in (mine, shared)] for mine in own]
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(work, (0, 1), timeout=WAIT))
+    finally:
+        torch.set_num_threads(before)
+    for expected, found in zip(alone, together, strict=True):
+        for i, tensors in enumerate(found):
+            for one, other in zip(tensors, expected[i % 2], strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_training_step_in_a_forked_child() -> None:
+    """After parallel work in the parent, and while another of its threads is in the middle of a loop."""
+    done = run("""
+import os, sys, threading, warnings, torch, elman
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python: a fork beside threads
+torch.set_num_threads(2)
+rnn = elman.Recurrent(elman.cells.GRU(3, 130), engine="native")
+x = torch.randn(60, 8, 3)
+
+def step():
+    outputs, _ = rnn(x)
+    return [outputs, *torch.autograd.grad(outputs.square().sum(), list(rnn.parameters()))]
+
+expected, ended = step(), threading.Event()
+def busy():
+    with torch.no_grad():
+        while not ended.is_set():
+            rnn(x)
+threading.Thread(target=busy).start()
+wrong = 0
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # PyTorch's own threads are gone, and it would wait for them
+        os._exit(0 if all(torch.allclose(a, b, atol=1e-5) for a, b in zip(step(), expected)) else 3)
+    wrong += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+ended.set()
+sys.exit(wrong)
+""")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupt_ends_a_loop() -> None:
+    """Ctrl-C in a loop of minutes, on one thread, with columns and with rows shared out: a handler that returns changes
+    nothing, KeyboardInterrupt ends it, and the layer is as good as before."""
+    done = run("""
+import os, signal, threading, time, torch, elman
+torch.set_grad_enabled(False)
+came = []
+
+def handler(*_):
+    came.append(time.perf_counter())
+    if len(came) > 1:
+        raise KeyboardInterrupt
+
+class Still(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.W = torch.nn.Linear(512, 512)
+
+    def forward(self, x, h):
+        return None, torch.tanh(self.W(h))
+
+signal.signal(signal.SIGINT, handler)
+rnn = elman.Recurrent(Still(), engine="native")
+for batch, threads in ((1, 1), (1, 2), (2, 2)):
+    torch.set_num_threads(threads)
+    came.clear()
+    h = torch.randn(batch, 512)
+    expected = rnn(None, h, steps=50)[1]
+    began = time.perf_counter()
+    rnn(None, h, steps=1000)
+    each = (time.perf_counter() - began) / 1000
+    steps = int(60 / each)
+    for seconds in (0.5, 1.5):
+        threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    began = time.perf_counter()
+    try:
+        rnn(None, h, steps=steps)
+    except KeyboardInterrupt:
+        took = time.perf_counter() - began
+    else:
+        raise AssertionError("it ran to its end")
+    assert len(came) == 2
+    assert took < steps * each / 2, (took, steps, each)
+    for _ in range(3):
+        assert torch.equal(rnn(None, h, steps=50)[1], expected)
+    print(batch, threads, round(took, 2), [round(at - began, 2) for at in came])
+""")
+    assert done.returncode == 0, done.stderr
