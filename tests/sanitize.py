@@ -1,7 +1,7 @@
 """The native engine's tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (docs/native.md).
 
     python -m tests.sanitize                  # or: make sanitize. Everything: half an hour on two cores
-    python -m tests.sanitize --short          # as CI: one instruction set, fewer tests
+    python -m tests.sanitize --short          # five minutes: one instruction set, fewer tests
     python -m tests.sanitize thread -k fork   # one of the sanitizers; what else is said is pytest's
 
 The compiled part is built anew for each, into build/sanitize, and stands in for the installed one in processes of their
