@@ -40,7 +40,7 @@ GUIDES = [
     "write_a_task",
     "other_cells",
 ]
-INSIDE = ["pipeline", "native", "results", "versions"]
+INSIDE = ["pipeline", "gradients", "native", "results", "versions"]
 
 # Code, displayed equations, equations in a line; the first that begins wins, so a dollar in code stays a dollar.
 SPANS = re.compile(
