@@ -23,8 +23,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elman.errors import InputError, NotSupported
 from elman.plan import Explanation
-from elman.recurrent import Bidirectional, Compound, Recurrent, Stack
-from elman.recurrent.joined import Budget
+from elman.recurrent import Bidirectional, Budget, Compound, Recurrent, Stack
 from elman.recurrent.order import turned
 from elman.segments.segment import Memory
 
@@ -155,7 +154,7 @@ class _Layers(Budget, torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
         if not given and not self._fits(input, hx):
             data = input.data if isinstance(input, PackedSequence) else input
             recorded = torch.compiler.is_compiling() or not isinstance(data, Tensor) or _watched(data)
-            if (self.engine == "auto" and self.memory is None) or recorded:
+            if (self.engine == "auto" and not self.memory_number) or recorded:
                 return super().forward(input, hx)
         x, first, alone = input, False, False
         if not isinstance(x, PackedSequence):
@@ -244,7 +243,8 @@ class _Layers(Budget, torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
         stack, steps = self._elman
         for step, ending in steps:
             step.take(self, ending)
-        stack.training, stack.dropout, stack.memory = self.training, self.dropout, self.memory
+        stack.training, stack.dropout = self.training, self.dropout
+        stack._memory, stack.memory_number = self._memory, self.memory_number
         return stack
 
     def as_layer(self) -> Stack:

@@ -167,7 +167,7 @@ class Run:
         else:
             whole[s.first : s.stop] = value
 
-    def _room(self, shape: Sequence[int], rows: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
+    def _room(self, shape: Sequence[int], rows: bool, dtype: torch.dtype) -> Tensor:
         if rows:
             return self.layout.room(shape, dtype)
         return torch.empty((self.call.steps, *shape), dtype=dtype, device=self.layout.device)
@@ -247,7 +247,7 @@ class Run:
         if out.kind is Kind.SEQUENCE:
             if so_far is None:
                 shape = value.shape[self._leading(rows) :]
-                so_far = self._room(shape, rows, value, value.dtype)
+                so_far = self._room(shape, rows, value.dtype)
             self._put(so_far, value, rows, s)
             return so_far
         if not rows:
@@ -382,7 +382,7 @@ class Run:
             gradients[i].add(value, s.rows if port.rows else None)
         elif port.kind is Kind.SEQUENCE:
             if gradients[i] is None:
-                gradients[i] = self._room(port.shape, port.rows, value, value.dtype)
+                gradients[i] = self._room(port.shape, port.rows, value.dtype)
             self._put(gradients[i], value, port.rows, s)
         else:
             if self.fed[i] is not None:

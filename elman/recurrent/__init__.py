@@ -1,14 +1,14 @@
 """recurrent: any cell as a module over whole sequences.
 
-`layer` is the module, `bidirectional` and `stack` put several side by side or on top of each other, `joined` runs a
-stack under a budget as one, `truncated` a layer over a stream, `pooling` makes one vector of a sequence. `arguments`
-sorts out what a call is given, `order` which dimension is time; `programs` finds the program for it, `compiled` is the
-way under torch.compile.
+`layer` is the module, `bidirectional` and `stack` put several side by side or on top of each other, `budget` says what
+memory they have, `joined` runs a stack under a budget as one, `truncated` a layer over a stream, `pooling` makes one
+vector of a sequence. `arguments` sorts out what a call is given, `order` which dimension is time; `programs` finds the
+program for it, `compiled` is the way under torch.compile.
 """
 
 from elman.recurrent.bidirectional import Bidirectional
+from elman.recurrent.budget import Budget, set_memory
 from elman.recurrent.dropout import LockedDropout
-from elman.recurrent.joined import Budget, set_memory
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.pooling import last, pool
 from elman.recurrent.stack import Compound, Stack

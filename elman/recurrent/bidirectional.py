@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 from elman.errors import AmbiguityWarning, ElmanError, InputError, InputTypeError
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import over_sequences, selection
+from elman.recurrent.budget import Budget, granted
 from elman.recurrent.compiled import refuse_compiled
-from elman.recurrent.joined import Budget, first_of, rows_of, share_both
+from elman.recurrent.joined import first_of, rows_of, shares
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
@@ -86,17 +87,23 @@ class Bidirectional(Budget, torch.nn.Module):
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, context: Any
     ) -> tuple[Any, tuple[Any, Any]]:
         happens = selection(lengths, mask, reset)
-        if self.memory is not None and torch.compiler.is_compiling():
-            refuse_compiled(
-                "memory= of several layers", "give each direction its own, or do not compile the layer"
-            )
-        if self.memory is not None and (first := first_of(x)) is not None:
-            self._share_out(first, rows_of(x), context)
         if each_by_itself(x, happens):
             given = happens.given
-            return self._both(
-                lambda layer, start, **more: layer(x, start, **given, **more), state, context, 2
-            )
+
+            def both() -> tuple[Any, tuple[Any, Any]]:
+                return self._both(
+                    lambda layer, start, **more: layer(x, start, **given, **more), state, context, 2
+                )
+
+            if torch.compiler.is_compiling():
+                if self.memory_number:
+                    mend = "give each direction its own, or do not compile the layer"
+                    refuse_compiled("memory= of several layers", mend)
+                return both()
+            if self.memory is None or (first := first_of(x)) is None:
+                return both()
+            with granted(self._shares(first, rows_of(x), context)):
+                return both()
         if not self.order_is_said:
             warn_if_unclear(self, x)
         return over_sequences(self.run, x, state, happens, context=context)
@@ -113,11 +120,16 @@ class Bidirectional(Budget, torch.nn.Module):
     ) -> tuple[Any, tuple[Any, Any]]:
         """The same on sequences that a layout has packed."""
         leading = len(layout.inner)
-        if self.memory is not None and layout.steps:
-            self._share_out(pytree.tree_map(layout.first, x), layout.rows, context)
-        return self._both(
-            lambda layer, start, **more: layer.run(layout, x, start, **more), state, context, leading
-        )
+
+        def both() -> tuple[Any, tuple[Any, Any]]:
+            return self._both(
+                lambda layer, start, **more: layer.run(layout, x, start, **more), state, context, leading
+            )
+
+        if self.memory is None or not layout.steps:
+            return both()
+        with granted(self._shares(pytree.tree_map(layout.first, x), layout.rows, context)):
+            return both()
 
     def _both(
         self, call: Callable[..., Any], state: Any, context: Any, leading: int
@@ -136,9 +148,9 @@ class Bidirectional(Budget, torch.nn.Module):
             raise
         return _side_by_side(one, other, leading), directions(first, second)
 
-    def _share_out(self, first: Any, rows: int, context: Any) -> None:
+    def _shares(self, first: Any, rows: int, context: Any) -> dict[Any, Memory]:
         layers = [self.forward_layer, self.backward_layer]
-        share_both(layers, self.memory, first, rows, contexts_of(layers, context))
+        return shares(layers, self.memory, first, rows, contexts_of(layers, context), chained=False)
 
     def takes_context(self) -> bool:
         """Whether one of the cells takes a context."""

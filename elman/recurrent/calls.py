@@ -32,6 +32,7 @@ from elman.recurrent.arguments import (
 from elman.recurrent.bound import Arguments, BoundCall
 from elman.recurrent.programs import Binding, Programs, Shapes, check_teacher
 from elman.segments import Layout
+from elman.segments.segment import Memory
 from elman.trace.call import call_cell, in_order, understand
 from elman.trace.mistakes import of_step
 
@@ -40,11 +41,12 @@ _PATIENCE = 16  # steps in a row that may differ from one another before the cel
 
 
 class Calls:
-    """latest: what the latest call was bound to."""
+    """latest: what the latest call was bound to. budget: what memory it had."""
 
     def __init__(self) -> None:
         self.programs = Programs()
         self.latest: Binding | None = None
+        self.budget: Memory = None
         self._bound = Recent(8)
         self._recent: BoundCall | None = None  # the latest of them
         self._misses = 0  # steps in a row that were like none before
@@ -119,6 +121,7 @@ class Calls:
             starts = self._starts(layer, layout, args, args.states)
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
+        self.budget = call.memory
         in_place = call.memory is not None and not args.packed and peek_interpreter_stack() is None
         if in_place:
             call = call._replace(layout=layout)

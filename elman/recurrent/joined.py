@@ -18,10 +18,11 @@ from torch.utils import _pytree as pytree
 from elman.circuit.structure import flatten, specs
 from elman.errors import InputError, NotSupported
 from elman.plan.work import told
+from elman.recurrent.budget import granted
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.several import states_of
 from elman.recurrent.stacked import StackCell
-from elman.segments.segment import Memory, Segments, read_memory
+from elman.segments.segment import Memory, Segments
 from elman.trace.call import call_cell, understand
 from elman.trace.initial import Zeros, own_state
 
@@ -29,30 +30,6 @@ if TYPE_CHECKING:
     from elman.recurrent.stack import Stack
 
 Tensor = torch.Tensor
-
-
-class Budget:
-    """What layers of layers have of a budget: `memory`, as of `Recurrent`."""
-
-    _memory: Memory = None
-
-    @property
-    def memory(self) -> Memory:
-        """The budget of a call in bytes, the length of its segments, or None."""
-        return self._memory
-
-    @memory.setter
-    def memory(self, memory: str | Memory) -> None:
-        object.__setattr__(self, "_memory", read_memory(memory))
-
-
-def set_memory(model: nn.Module, memory: str | Memory) -> None:
-    """Give the recurrences of a model a budget each: those that are not parts of others."""
-    if isinstance(model, (Budget, Recurrent)):
-        model.memory = memory  # type: ignore[assignment]
-        return
-    for part in model.children():
-        set_memory(part, memory)
 
 
 class JoinedCell(StackCell):
@@ -198,38 +175,35 @@ def batch_in(x: Any) -> int:
     return next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)).shape[1]
 
 
-def share_out(
-    layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]
-) -> None:
-    """Give each of several layers, of which each reads what the one before it makes, its part of a budget.
+def shares(
+    layers: Sequence[Any],
+    memory: Memory,
+    x: Any,
+    rows: int,
+    contexts: Sequence[dict[str, Any]],
+    chained: bool,
+) -> dict[Any, Memory]:
+    """What each of several layers has of a budget, beside what they hand on to one another as a whole.
 
-    x: a first step. rows: of all steps. Raises InputError where what they hand on leaves nothing of the budget.
+    x: a first step. rows: of all steps. chained: whether each reads what the one before it makes; else their outputs
+    are there beside the one that all of them become. Raises InputError where that leaves nothing of the budget.
     """
-    between = 0
-    if not isinstance(memory, Segments):
-        with torch.no_grad():
-            x = _one(x)
-            for layer, context in zip(layers[:-1], contexts, strict=False):
-                layer.memory = None
-                x, _ = layer(x, **{name: _row(value) for name, value in context.items()})
-                between += _bytes(x) * rows
-    for layer in layers:
-        layer.memory = share(memory, between, len(layers), "memory=")
-
-
-def share_both(
-    layers: Sequence[Any], memory: Memory, x: Any, rows: int, contexts: Sequence[dict[str, Any]]
-) -> None:
-    """The same for two directions, whose outputs are there beside the one that both become."""
-    between = 0
-    if not isinstance(memory, Segments):
-        with torch.no_grad():
-            for layer, context in zip(layers, contexts, strict=True):
-                layer.memory = None
-                made, _ = layer(_one(x), **{name: _row(value) for name, value in context.items()})
-                between += _bytes(made) * rows
-    for layer in layers:
-        layer.memory = share(memory, between, len(layers), "memory=")
+    if memory is None or isinstance(memory, Segments):
+        return dict.fromkeys(layers, memory)
+    between, given = 0, _one(x)
+    with torch.no_grad(), granted(dict.fromkeys(layers)):
+        for layer, context in zip(layers[: len(layers) - chained], contexts, strict=False):
+            made, _ = layer(given, **{name: _row(value) for name, value in context.items()})
+            between += _bytes(made) * rows
+            given = made if chained else given
+    left = (memory - between) // len(layers)
+    if left <= 0:
+        raise InputError(
+            what="the budget is too small for what these layers hand on to one another", where="memory=",
+            got=told(memory), expected=f"more than {told(between)}",
+            mend="a stack whose layers all read forward hands nothing on as a whole",
+        )  # fmt: skip
+    return dict.fromkeys(layers, left)
 
 
 def _one(x: Any) -> Any:
@@ -253,17 +227,3 @@ def rows_of(x: Any) -> int:
         return len(x.data)
     leaf = next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
     return leaf.shape[0] * leaf.shape[1]
-
-
-def share(memory: Memory, between: int, parts: int, where: str) -> Memory:
-    """What each of several layers has of a budget, beside the bytes that they hand on to one another."""
-    if memory is None or isinstance(memory, Segments):
-        return memory
-    left = (memory - between) // max(parts, 1)
-    if left <= 0:
-        raise InputError(
-            what="the budget is too small for what these layers hand on to one another", where=where, got=told(memory),
-            expected=f"more than {told(between)}",
-            mend="a stack whose layers all read forward hands nothing on as a whole",
-        )  # fmt: skip
-    return left

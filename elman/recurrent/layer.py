@@ -14,6 +14,7 @@ from elman.errors import InputError, NotYet, expect
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import EVERY, is_recorded, not_recorded, selection, unwrap
 from elman.recurrent.bound import Arguments
+from elman.recurrent.budget import Budget
 from elman.recurrent.calls import Calls
 from elman.recurrent.compiled import register, run_compiled
 from elman.recurrent.exported import run_exported
@@ -21,13 +22,13 @@ from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
 from elman.recurrent.several import has_third
 from elman.segments import Layout
-from elman.segments.segment import Memory, as_number, read_memory
+from elman.segments.segment import Memory
 from elman.trace.mistakes import check_cell
 
 Tensor = torch.Tensor
 
 
-class Recurrent(torch.nn.Module):
+class Recurrent(Budget, torch.nn.Module):
     """A module over whole sequences, made of one step: h(t) = f(h(t-1), x(t); θ).
 
         rnn = elman.Recurrent(cell)
@@ -57,8 +58,6 @@ class Recurrent(torch.nn.Module):
     """
 
     batch_first = False
-    _memory: Memory = None
-    memory_number = 0  # the same for compiled graphs
     order_is_said = False  # whether nobody needs to be warned where T = B
     generator: torch.Generator | None = None
 
@@ -78,16 +77,6 @@ class Recurrent(torch.nn.Module):
             expect(generator, torch.Generator, "random numbers come from a torch.Generator", "generator=")
         self.generator = generator
         self._forget()
-
-    @property
-    def memory(self) -> Memory:
-        """The budget of a call in bytes, the length of its segments, or None."""
-        return self._memory
-
-    @memory.setter
-    def memory(self, memory: str | Memory) -> None:
-        self._memory = read_memory(memory)
-        self.memory_number = as_number(self._memory)
 
     def _forget(self) -> None:
         self._calls = Calls()
@@ -233,8 +222,9 @@ class Recurrent(torch.nn.Module):
         plans = {"forward": training.forward, "backward": training.backward}
         loops = {what: plan.loop for what, plan in plans.items() if plan.loop is not None}
         engines = report(self.engine, loops, program.inputs[0].device) if loops else None
-        _, schedule = program.carrying_on.schedules.latest if self.memory is not None else (None, None)
-        memory = None if schedule is None else schedule.said(self.memory)
+        budget, memory = self._calls.budget, None
+        if budget is not None:
+            memory = program.carrying_on.schedules.latest[1].said(budget)
         return Explanation(tuple(plans.values()), engines, memory=memory)
 
     def _of_latest_call(self) -> Binding:

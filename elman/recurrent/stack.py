@@ -10,11 +10,12 @@ from torch.utils import _pytree as pytree
 
 from elman.errors import ElmanError, InputError, InputTypeError, expect
 from elman.plan.explain import Explanation
-from elman.recurrent.arguments import over_sequences, selection
+from elman.recurrent.arguments import StepSelection, over_sequences, selection
 from elman.recurrent.bidirectional import Bidirectional
+from elman.recurrent.budget import Budget, granted
 from elman.recurrent.compiled import refuse_compiled
 from elman.recurrent.dropout import locked as left_out
-from elman.recurrent.joined import Budget, batch_in, first_of, joined, rows_of, share_out, start
+from elman.recurrent.joined import batch_in, first_of, joined, rows_of, shares, start
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
@@ -149,22 +150,31 @@ class Stack(Budget, torch.nn.Module):
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, teacher: Any, teacher_weight: Any, context: Any
     ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
         happens = selection(lengths, mask, reset)
-        if self.memory is not None and torch.compiler.is_compiling():
-            refuse_compiled(
-                "memory= of several layers", "give each layer its own, or do not compile the stack"
-            )
-        alone = each_by_itself(x, happens)
-        if not alone and not self.order_is_said:
+        if torch.compiler.is_compiling():
+            if self.memory_number:
+                mend = "give each layer its own, or do not compile the stack"
+                refuse_compiled("memory= of several layers", mend)
+            return self._over(x, state, happens, teacher, teacher_weight, context)
+        if not self.order_is_said and not each_by_itself(x, happens):
             warn_if_unclear(self, x)
-        if self.memory is not None and (first := first_of(x)) is not None:
-            if (one := joined(self)) is not None:
-                begin, told = start(self, one, first, batch_in(x), state, context, reset is not None)
-                outputs, finals = one(
-                    x, begin, **happens.given, teacher=teacher, teacher_weight=teacher_weight, context=told
-                )
-                return outputs, layer_states(finals)
-            self._share_out(first, rows_of(x), context)
-        if not alone:
+        if self.memory is None or (first := first_of(x)) is None:
+            return self._over(x, state, happens, teacher, teacher_weight, context)
+        if (one := joined(self)) is None:
+            # What `run` is to run, it shares out itself.
+            alone = each_by_itself(x, happens)
+            with granted(self._shares(first, rows_of(x), context) if alone else {}):
+                return self._over(x, state, happens, teacher, teacher_weight, context)
+        begin, told = start(self, one, first, batch_in(x), state, context, reset is not None)
+        outputs, finals = one(
+            x, begin, **happens.given, teacher=teacher, teacher_weight=teacher_weight, context=told
+        )
+        return outputs, layer_states(finals)
+
+    def _over(
+        self, x: Any, state: Any, happens: StepSelection, teacher: Any, teacher_weight: Any, context: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """One layer after another, over users' sequences."""
+        if not each_by_itself(x, happens):
             return over_sequences(
                 self.run, x, state, happens, teacher=teacher, weight=teacher_weight, context=context
             )
@@ -177,22 +187,23 @@ class Stack(Budget, torch.nn.Module):
         self, layout: Layout, x: Any, state: Any = None, teacher: Any = None, weight: Any = None, context: Any = None
     ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
         """The same on sequences that a layout has packed."""
-        if self.memory is not None and layout.steps:
-            first = pytree.tree_map(layout.first, x)
-            if (one := joined(self)) is not None:
-                begin, told = start(self, one, first, layout.batch, state, context, layout.cuts)
-                outputs, finals = one.run(layout, x, begin, teacher, weight, told)
-                return outputs, layer_states(finals)
-            self._share_out(first, layout.rows, context)
         taught = {"teacher": teacher, "weight": weight}
-        return self._each(
-            lambda layer, x, start, **more: layer.run(layout, x, start, **more),
-            x,
-            state,
-            taught,
-            context,
-            layout,
-        )
+
+        def each() -> tuple[Any, tuple[Any, ...]]:
+            return self._each(
+                lambda layer, x, start, **more: layer.run(layout, x, start, **more),
+                x, state, taught, context, layout,
+            )  # fmt: skip
+
+        if self.memory is None or not layout.steps:
+            return each()
+        first = pytree.tree_map(layout.first, x)
+        if (one := joined(self)) is None:
+            with granted(self._shares(first, layout.rows, context)):
+                return each()
+        begin, told = start(self, one, first, layout.batch, state, context, layout.cuts)
+        outputs, finals = one.run(layout, x, begin, teacher, weight, told)
+        return outputs, layer_states(finals)
 
     def step(
         self, x: Any, state: Any = None, *, reset: Tensor | None = None, context: Any = None
@@ -242,9 +253,9 @@ class Stack(Budget, torch.nn.Module):
             finals.append(final)
         return x, layer_states(finals)
 
-    def _share_out(self, first: Any, rows: int, context: Any) -> None:
+    def _shares(self, first: Any, rows: int, context: Any) -> dict[Any, Memory]:
         layers = [self.part(i) for i in range(len(self))]
-        share_out(layers, self.memory, first, rows, contexts_of(layers, context))
+        return shares(layers, self.memory, first, rows, contexts_of(layers, context), chained=True)
 
     def _adds(self, index: int) -> bool:
         return bool(self.residual) and self.residual[index]

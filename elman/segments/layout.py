@@ -156,12 +156,10 @@ class Layout:
             part = value.flatten(0, 1)[s.start : s.end]
         else:
             rows = self._rows(s)
-            flat = value.is_contiguous()
-            part = (
-                value.flatten(0, 1).index_select(0, rows)
-                if flat
-                else value[rows // self.lead[1], rows % self.lead[1]]
-            )
+            if value.is_contiguous():
+                part = value.flatten(0, 1).index_select(0, rows)
+            else:  # flattened, it would be copied as a whole
+                part = value[rows // self.lead[1], rows % self.lead[1]]
         return part if self.packing is not None else part.unflatten(0, (s.stop - s.first, s.rows))
 
     def put(self, whole: Tensor, value: Tensor, s: Segment) -> None:

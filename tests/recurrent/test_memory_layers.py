@@ -115,6 +115,25 @@ def test_what_layers_hand_on_counts() -> None:
     assert caught.value.expected == "more than 32 kB"  # 100 · 4 · 10 numbers of 8 bytes
 
 
+@pytest.mark.parametrize("name", ["both", "both below", "nested"])
+def test_a_budget_leaves_nothing_behind(name: str) -> None:
+    """What layers have of it, they have for the call; a budget of their own stays theirs."""
+    layer = LAYERS[name]()
+    parts = [
+        p for p in layer.modules() if isinstance(p, (elman.Recurrent, elman.Stack, elman.Bidirectional))
+    ][1:]
+    parts[0].memory = Segments(5)
+    before = [part.memory for part in parts]
+    run(layer, "2 MB")
+    run(layer, "2 MB", **SAID["lengths"])
+    layer.memory = 1000
+    with pytest.raises(InputError, match="too small"):
+        layer(torch.zeros(100, 4, 5, dtype=torch.float64))
+    assert [part.memory for part in parts] == before
+    layer.memory = None
+    layer(torch.zeros(3000, 4, 5, dtype=torch.float64))  # more than a share of 2 MB
+
+
 def test_a_teacher_and_a_state() -> None:
     layer = elman.Stack(
         elman.Recurrent(cells.GRU(5, 5)), elman.Recurrent(cells.Jordan(5, 6, 3)), batch_first=False
