@@ -32,6 +32,7 @@ ROOMS = (
     "forcing",
     "unfold",
     "adjoint",
+    "vmapped",
     "segments",
     "plan",
     "engines",
