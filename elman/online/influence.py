@@ -34,14 +34,14 @@ class Pattern:
     """Where ∂s/∂θ is stored, and how the Jacobians of a step are found in fewer passes than there are units.
 
     n, P: units and parameters. colours: of each unit: units of one colour share no parameter in a step, so that one
-    backward pass serves them all (Curtis, Powell and Reid, 1974). columns: the same of units that reach none in common.
+    backward pass serves them all (Curtis, Powell and Reid, 1974). rows: the same, of units that nothing reaches in common.
     """
 
     n: int
     P: int
     blocks: tuple[Blocks, ...]
     colours: Tensor
-    columns: Tensor
+    rows: Tensor
     units: Tensor
 
     @property
@@ -95,7 +95,7 @@ def pattern(reach: Reach, parameters: int, onward: bool, units: Tensor | None = 
             )
         )
     to, from_ = through.nonzero().T
-    return Pattern(n, parameters, tuple(blocks), colours, _colours(from_, to, n), through)
+    return Pattern(n, parameters, tuple(blocks), colours, _colours(to, from_, n), through)
 
 
 def _blocks(

@@ -247,7 +247,7 @@ def _cost(rule: str, derivatives: Derivatives, shape: Shape | None, batch: int) 
     if shape is None:
         return Cost(rule, P + n, (P + batch * n) * 2 * size, n, 1)
     found = shape.pattern
-    C, again = int(found.colours.max()) + 1, int(found.columns.max()) + 1
+    C, again = int(found.colours.max()) + 1, int(found.rows.max()) + 1
     # ∂s/∂θ before and after, what a step adds to it, and the Jacobian with the passes that it is made of.
     numbers = 2 * found.numbers + C * P + (again + n) * n
     return Cost(rule, found.numbers, batch * numbers * size, found.products, C)

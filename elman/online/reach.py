@@ -35,14 +35,16 @@ class Reach:
     pairs: Tensor
 
 
-def reach(adjoint: Circuit, states: Sequence[InPort], parameters: Sequence[InPort]) -> Reach:
-    """adjoint: with the gradients of states and parameters among its outputs."""
+def reach(
+    adjoint: Circuit, entering: Mapping[str, str], states: Sequence[InPort], parameters: Sequence[InPort] = ()
+) -> Reach:
+    """adjoint: with the gradients of states and parameters among its outputs. entering: state -> the port where the
+    cotangent of what it is after the step comes in."""
     inputs = {port.name: _numbers(port, seed) for seed, port in enumerate(adjoint.inputs)}
-    back = {port.next.name: port.name for port in adjoint.inputs_of(Kind.STATE) if port.next is not None}
     gradients = {out.gradient_of: out.wire.name for out in adjoint.outputs}
-    units, pairs, number = [], [], 0
+    units, pairs, number = [], [torch.zeros(2, 0, dtype=torch.int64)], 0
     for state in states:
-        place = back.get(gradients.get(state.name, ""))
+        place = entering.get(state.name)
         for unit in range(math.prod(state.shape)):
             found: Mapping[str, Tensor] = {}
             if place is not None:
@@ -50,9 +52,11 @@ def reach(adjoint: Circuit, states: Sequence[InPort], parameters: Sequence[InPor
                 seeded.view(_ROWS, -1)[:, unit] = torch.nan
                 found = _run(adjoint.graph, {**inputs, place: seeded})
             units.append(torch.cat([_hit(found.get(gradients.get(s.name, "")), s, True) for s in states]))
-            mine = torch.cat([_hit(found.get(gradients.get(p.name, "")), p, False) for p in parameters])
-            which = mine.nonzero().squeeze(1)
-            pairs.append(torch.stack([torch.full_like(which, number), which]))
+            first = 0
+            for p in parameters:
+                which = _hit(found.get(gradients.get(p.name, "")), p, False).nonzero().squeeze(1) + first
+                pairs.append(torch.stack([torch.full_like(which, number), which]))
+                first += math.prod(p.shape)
             number += 1
     return Reach(torch.stack(units), torch.cat(pairs, 1))
 
@@ -112,27 +116,3 @@ def _handed_on(node: fx.Node, args: tuple[Any, ...], made: Any) -> Any:
     if natural or (operation.addresses and operation.lookup is None):
         return made
     return torch.full_like(made, torch.nan)
-
-
-def along(tangent: Circuit, states: Sequence[InPort]) -> Tensor:
-    """[n, n]: whether unit j reaches unit i, of a tangent that may lack a part of the step."""
-    inputs = {port.name: _numbers(port, seed) for seed, port in enumerate(tangent.inputs)}
-    ports = {port.tangent_of: port for port in tangent.inputs if port.tangent_of is not None}
-    for port in ports.values():
-        inputs[port.name] = torch.zeros_like(inputs[port.name])
-    columns = []
-    for state in states:
-        port = ports[state.name]
-        for unit in range(math.prod(state.shape)):
-            seeded = inputs[port.name].clone()
-            seeded.view(_ROWS, -1)[:, unit] = torch.nan
-            values = {**inputs, port.name: seeded}
-            found = values | _run(tangent.graph, values)
-            ends = {p.name: p.next for p in ports.values()}
-            columns.append(
-                torch.cat([
-                    _hit(None if (wire := ends[ports[s.name].name]) is None else found.get(wire.name), s, True)
-                    for s in states
-                ])
-            )  # fmt: skip
-    return torch.stack(columns, 1)

@@ -8,7 +8,6 @@ import torch
 
 from elman.execute import Call
 from elman.online.influence import Influence, Pattern, pattern
-from elman.online.reach import along
 from elman.online.step import Derivatives
 
 Tensor = torch.Tensor
@@ -16,20 +15,16 @@ _TINY = 1e-7  # the ε of Tallec and Ollivier's algorithm 1
 
 
 class Shape:
-    """Of a rule that carries ∂s/∂θ: where it is stored, and the tangent that it takes for the step's own.
-
-    onward: whether influence is followed from unit to unit.
-    """
+    """Of a rule that carries ∂s/∂θ: where it is stored, and the adjoint whose Jacobian carries it."""
 
     def __init__(self, derivatives: Derivatives, rule: str) -> None:
-        self.onward, self.tangent = rule != "snap-1", None
-        reach, units = derivatives.reach(), None
+        self.adjoint, units = derivatives.within, None
         if rule in ("e-prop", "rflo"):
-            self.tangent = derivatives.local()
-            units = along(self.tangent.circuit, derivatives.states)
+            self.adjoint = derivatives.local()
+            units = derivatives.reach_within(self.adjoint).units
             if rule == "rflo":
                 units &= torch.eye(len(units), dtype=torch.bool)
-        self.pattern: Pattern = pattern(reach, derivatives.P, self.onward, units)
+        self.pattern: Pattern = pattern(derivatives.reach(), derivatives.P, rule != "snap-1", units)
 
 
 class Carried:
@@ -55,7 +50,7 @@ class Carried:
         """Take the derivatives of the cell as it is now."""
         self.of, self.shape = derivatives, shape
         like, ones = derivatives.weights()[0], torch.nn.functional.one_hot
-        self._ways = ones(shape.pattern.columns).T.to(like).expand(self.batch, -1, -1)
+        self._rows = ones(shape.pattern.rows).T.to(like).contiguous()
         self._cotangents = ones(shape.pattern.colours).T.to(like).contiguous()
         self._units = shape.pattern.units.to(like)
 
@@ -82,9 +77,8 @@ class Carried:
         return self.influence.back(cotangents), torch.einsum("bn,bnp->p", cotangents, self._begun)
 
     def _forward(self, call: Call, values: dict[str, Tensor]) -> None:
-        shape, columns = self.shape, self.shape.pattern.columns
-        along = self.of.along(call, values, self._ways, shape.tangent)  # [B, C, n]
-        jacobian = along[:, columns].transpose(1, 2) * self._units
+        pulled = self.of.jacobian(call, values, self._rows, self.shape.adjoint)  # [B, C, n]
+        jacobian = pulled[:, self.shape.pattern.rows] * self._units
         self.influence.forward(jacobian, self.of.immediate(call, values, self._cotangents))
         if len(self.begins):
             self._begun = jacobian @ self._begun
@@ -111,7 +105,7 @@ class Unbiased:
         _add(self.of.weights(), (self.of.flat(_gradients(states)) * self.s).sum() * self.theta)
         signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s) * 2 - 1
         moved = self.of.along(call, values, self.s)
-        _, more = self.of.back(call, values, signs)
+        more = self.of.back(call, values, signs)
         a = (self.theta.norm() / (moved.norm() + _TINY)).sqrt() + _TINY
         b = (more.norm() / (signs.norm() + _TINY)).sqrt() + _TINY
         self.s, self.theta = a * moved + b * signs, self.theta / a + more / b

@@ -18,7 +18,8 @@ from elman.execute import Call, Program
 from elman.online.reach import Reach, reach
 from elman.recurrent.programs import Argument, Binding, Captured, Owned
 from elman.trace.call import store_of
-from elman.trace.outside import locked
+from elman.tangent import tangent
+from elman.trace.outside import LOCK, locked
 from elman.trace.unchanging import MARK, without_unchanging
 
 Tensor = torch.Tensor
@@ -40,12 +41,10 @@ class Derivatives:
             if p.kind is Kind.CONSTANT and p.differentiable and isinstance(s, Owned) and self._at(s).requires_grad
         ]  # fmt: skip
         self.n, self.P = (sum(math.prod(p.shape) for p in part) for part in (self.states, self.parameters))
-        names = frozenset(p.name for p in (*self.states, *self.parameters))
-        self._along = self.program.tangent(frozenset(p.name for p in self.states))
-        self._back = self.program.adjoint(names)
-        given = _given_noise(self.program.adjoint(frozenset(p.name for p in self.parameters)).circuit)
-        self._apart = Program(given, is_adjoint=True)
-        self._several: dict[tuple[int, bool], Program | None] = {}
+        states, weights = (frozenset(p.name for p in part) for part in (self.states, self.parameters))
+        self.within, self._back = self.program.adjoint(states), self.program.adjoint(weights)
+        self._apart = Program(_given_noise(self._back.circuit), is_adjoint=True)
+        self._along: Program | None = None
 
     @property
     def sizes(self) -> tuple[Any, ...]:
@@ -82,7 +81,19 @@ class Derivatives:
     @locked
     def reach(self) -> Reach:
         """What reaches what in a step."""
-        return reach(self._back.circuit, self.states, self.parameters)
+        program = self.program.adjoint(frozenset(p.name for p in (*self.states, *self.parameters)))
+        return reach(program.circuit, self._places(program), self.states, self.parameters)
+
+    @locked
+    def reach_within(self, program: Program) -> Reach:
+        """What of the state reaches what, in `within` or `local`."""
+        return reach(program.circuit, self._places(program), self.states)
+
+    def _places(self, program: Program) -> dict[str, str]:
+        """State -> the port of an adjoint where the cotangent of what it is after the step comes in."""
+        ended = {o.name: o.state for o in self.program.outputs if o.kind is Kind.STATE}
+        ports = [p for p in program.inputs if p.kind is Kind.STATE and p.cotangent_of in ended]
+        return {str(ended[str(p.cotangent_of)]): p.name for p in ports}
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """[…, n], of the tensors of a state `[…, widths]`."""
@@ -97,11 +108,31 @@ class Derivatives:
 
     # --- along ----------------------------------------------------------------------------------------------------------
 
+    def along(self, call: Call, values: dict[str, Tensor], way: Tensor) -> Tensor:
+        """∂s(t)/∂s(t-1) v, `[B, n]`: the transpose of what the cell's backward says, whatever it says forward."""
+        if self._along is None:
+            with LOCK:
+                names = frozenset(p.name for p in self.states)
+                self._along = Program(tangent(self.program.circuit, names, of_backward=True))
+        program, directions = (
+            self._along,
+            dict(zip((p.name for p in self.states), self._parts(way), strict=True)),
+        )
+        given = [
+            directions[p.tangent_of] if p.tangent_of is not None else values[p.name] for p in program.inputs
+        ]
+        results = program.run(call, given)
+        ended = {o.name: o.state for o in self.program.outputs if o.kind is Kind.STATE}
+        found = {ended.get(str(o.tangent_of)): r for o, r in zip(program.outputs, results, strict=True)}
+        return self.flat([found.get(p.name, torch.zeros_like(directions[p.name])) for p in self.states])
+
+    # --- back -----------------------------------------------------------------------------------------------------------
+
     def local(self) -> Program:
-        """The tangent without what passes through a product: what a unit has of itself."""
-        circuit = self._along.circuit
+        """The adjoint in the states without what passes through a product: what a unit has of itself."""
+        circuit = self.within.circuit
         graph = graphs.copy(circuit.graph)
-        ways = {p.name for p in circuit.inputs if p.tangent_of is not None}
+        ways = {p.name for p in circuit.inputs if p.kind is Kind.STATE or p.cotangent_of is not None}
         moved = {n for n in graph.nodes if n.op == "placeholder" and n.target in ways}
         for node in graph.nodes:
             if moved.intersection(node.all_input_nodes):
@@ -114,59 +145,38 @@ class Derivatives:
             replace(p, next=None) if p.next is not None and not p.next.is_input and p.next.name in gone else p
             for p in circuit.inputs
         )
-        return Program(replace(circuit, graph=graph, inputs=inputs, outputs=kept, record=None).check())
+        local = replace(circuit, graph=graph, inputs=inputs, outputs=kept, record=None)
+        return Program(local.check(), is_adjoint=True)
 
-    def along(
-        self, call: Call, values: dict[str, Tensor], ways: Tensor, program: Program | None = None
-    ) -> Tensor:
-        """∂s(t)/∂s(t-1) v. ways: `[B, n]`, or `[B, C, n]` for C directions of each row at once."""
-        program = program or self._along
-        directions = dict(zip((p.name for p in self.states), self._parts(ways), strict=True))
-        ports = {p.name: p.tangent_of for p in program.inputs if p.tangent_of is not None}
-        if ways.dim() == 2:
-            given = [directions[ports[p.name]] if p.name in ports else values[p.name] for p in program.inputs]
-            return self._ends(program, program.run(call, given), ways)
-        many = program.vmapped(ways.shape[1], frozenset(ports), False)
-        if isinstance(many, NotSupported):
-            columns = [self.along(call, values, ways[:, c], program) for c in range(ways.shape[1])]
-            return torch.stack(columns, 1)
-        given = [directions[ports[p.name]] if p.name in ports else values[p.name] for p in many.inputs]
-        return self._ends(many, many.run(call, given), ways)
-
-    def _ends(self, program: Program, results: Sequence[Tensor], ways: Tensor) -> Tensor:
-        of_final = {
-            o.name: o.state for o in self.program.outputs if o.kind is Kind.STATE and o.state is not None
-        }
-        found = {
-            of_final[str(out.tangent_of)]: value
-            for out, value in zip(program.outputs, results, strict=True)
-            if out.tangent_of in of_final
-        }
-        like = self._parts(ways)
-        return self.flat([
-            found[p.name] if p.name in found else torch.zeros_like(v)
-            for p, v in zip(self.states, like, strict=True)
-        ])  # fmt: skip
-
-    # --- back -----------------------------------------------------------------------------------------------------------
-
-    def back(self, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> tuple[Tensor, Tensor]:
-        """(∂s(t)/∂s(t-1)ᵀ g `[B, n]`, ∂s(t)/∂θᵀ g `[P]`, summed over the rows). cotangents: `[B, n]`."""
+    def back(self, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
+        """∂s(t)/∂θᵀ g, `[P]`, summed over the rows. cotangents: `[B, n]`."""
         program = self._back
         entering = self._entering(program, cotangents)
         given = [entering.get(p.name) if p.kind is Kind.STATE else values.get(p.name) for p in program.inputs]
+        return self._gradients(program, program.run(call, given), ())
+
+    def jacobian(self, call: Call, values: dict[str, Tensor], cotangents: Tensor, program: Program) -> Tensor:
+        """∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`. cotangents: `[C, n]`, the same for every row. program: `within` or `local`."""
+        C = len(cotangents)
+        ports = [p.name for p in program.inputs if p.kind is Kind.STATE]
+        many = program.vmapped(C, frozenset(ports), False)
+        if isinstance(many, NotSupported):
+            each = [self._pulled(program, call, values, g.expand(call.batch, -1)) for g in cotangents]
+            return torch.stack(each, 1)
+        return self._pulled(many, call, values, cotangents.expand(call.batch, -1, -1))
+
+    def _pulled(self, program: Program, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
+        entering = self._entering(program, cotangents)
+        given = [entering.get(p.name) if p.kind is Kind.STATE else values.get(p.name) for p in program.inputs]
         found = dict(zip((o.gradient_of for o in program.outputs), program.run(call, given), strict=True))
-        before = [found.get(p.name) for p in self.states]
-        like = self._parts(cotangents)
-        pulled = [torch.zeros_like(v) if b is None else b for b, v in zip(before, like, strict=True)]
-        return self.flat(pulled), self.joined([found.get(p.name) for p in self.parameters])
+        like = zip(self.states, self._parts(cotangents), strict=True)
+        return self.flat([found.get(p.name, torch.zeros_like(part)) for p, part in like])
 
     def _entering(self, program: Program, cotangents: Tensor) -> dict[str, Tensor]:
         """Port -> cotangent of a state after the step."""
-        ended = {o.state: o.name for o in self.program.outputs if o.kind is Kind.STATE}
-        ports = {p.cotangent_of: p.name for p in program.inputs if p.kind is Kind.STATE}
+        places = self._places(program)
         parts = zip(self.states, self._parts(cotangents), strict=True)
-        return {ports[ended[s.name]]: part for s, part in parts if ended[s.name] in ports}
+        return {places[s.name]: part for s, part in parts if s.name in places}
 
     def joined(self, gradients: Sequence[Tensor | None], lead: tuple[int, ...] = ()) -> Tensor:
         """[…, P], of a gradient for each parameter."""
