@@ -167,7 +167,14 @@ class Influence:
         """[P]: Mᵀ g, summed over the rows. cotangents: [B, n]."""
         found = cotangents.new_zeros(self.pattern.P)
         for block, value in zip(self.pattern.blocks, self.values, strict=True):
-            found[block.parameters] = torch.einsum("bgu,bguq->gq", cotangents[:, block.units], value)
+            mine, (G, u, q) = cotangents[:, block.units], block.shape
+            if G == 1:
+                pulled = mine.reshape(1, -1) @ value.view(-1, q)
+            elif u == 1:
+                pulled = (mine * value.squeeze(2)).sum(0)
+            else:
+                pulled = torch.einsum("bgu,bguq->gq", mine, value)
+            found[block.parameters] = pulled
         return found
 
     def restart(self, rows: Tensor) -> None:

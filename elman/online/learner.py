@@ -105,21 +105,28 @@ class Online:
         derivatives, kept, args = self._prepared(args, reset)
         call = Call(1, self._batch, self._seed, self.rnn.engine, first=self._t)
         values = derivatives.inputs(args.xs, args.states, args.contexts)
-        states = [s.detach().requires_grad_(s.is_floating_point()) for s in args.states]
         structure, drawn = args.structures[1], derivatives.numbers(call)
-        with torch.enable_grad():
+        # Where the loss sees the state after the step alone, nothing of the cell has to be recorded.
+        apart = derivatives.shown is not None and not any(t.requires_grad for t in (*args.xs, *args.contexts))
+        states = [s.detach().requires_grad_(s.is_floating_point() and not apart) for s in args.states]
+        with torch.set_grad_enabled(not apart):
             with noise.Replay([numbers[0] for numbers in drawn]) if drawn else contextlib.nullcontext():
                 returned = call_cell(cell, x_t, fill(structure, states), context, context is not None)
             output, state = understand(returned, structure, type(cell).__name__)
+        after = flatten(state, "state")[0]
+        if apart:
+            assert derivatives.shown is not None
+            after = [a.detach().requires_grad_(a.is_floating_point()) for a in after]
+            output = fill(flatten(output, "output")[1], [after[i] for i in derivatives.shown])
+        with torch.enable_grad():
             loss = loss_fn(output, target)
-            if not isinstance(loss, Tensor) or loss.dim() != 0:
-                raise InputTypeError(
-                    what="loss_fn returns one number", where="loss_fn",
-                    got=f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__,
-                    mend="take its mean or its sum",
-                )  # fmt: skip
-            after = flatten(state, "state")[0]
-            kept.learn(call, values, states, after, loss)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise InputTypeError(
+                what="loss_fn returns one number", where="loss_fn",
+                got=f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__,
+                mend="take its mean or its sum",
+            )  # fmt: skip
+        kept.learn(call, values, states, after, loss)
         self.state = fill(structure, [s.detach() for s in after])
         self._t += 1
         return loss.detach()

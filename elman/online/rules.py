@@ -65,16 +65,17 @@ class Carried:
         # What goes to the loss by way of the state after the step takes the influence on that; the rest, if there is
         # any, that on the state before.
         by_way = _cut_at([a for a in after if a.is_floating_point()], loss)
-        found = self._pulled(self.of.flat(_gradients(states)))
+        past = [s.grad for s in states]
+        if any(g is not None for g in past):
+            self._give(self.of.flat(_or_zeros(past, states)))
         self._forward(call, values)
-        for one, more in zip(found, self._pulled(self.of.flat(by_way)), strict=True):
-            one.add_(more)
-        _add(self.of.weights(), found[0])
-        _add(self.begins, found[1])
+        self._give(self.of.flat(by_way))
 
-    def _pulled(self, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-        """(`[P]`, `[P0]`): the gradients of what comes from the past."""
-        return self.influence.back(cotangents), torch.einsum("bn,bnp->p", cotangents, self._begun)
+    def _give(self, cotangents: Tensor) -> None:
+        """Add Mᵀ g to the gradients. cotangents: of the state that ∂s/∂θ is of now."""
+        _add(self.of.weights(), self.influence.back(cotangents))
+        if len(self.begins):
+            _add(self.begins, torch.einsum("bn,bnp->p", cotangents, self._begun))
 
     def _forward(self, call: Call, values: dict[str, Tensor]) -> None:
         pulled = self.of.jacobian(call, values, self._rows, self.shape.adjoint)  # [B, C, n]
@@ -101,10 +102,12 @@ class Unbiased:
         self, call: Call, values: dict[str, Tensor], states: Sequence[Tensor], after: Sequence[Tensor], loss: Tensor
     ) -> None:  # fmt: skip
         """As that of `Carried`."""
-        loss.backward()
-        _add(self.of.weights(), (self.of.flat(_gradients(states)) * self.s).sum() * self.theta)
-        signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s) * 2 - 1
+        by_way = self.of.flat(_cut_at([a for a in after if a.is_floating_point()], loss))
+        past = self.of.flat(_or_zeros([s.grad for s in states], states))
         moved = self.of.along(call, values, self.s)
+        gradient = ((past * self.s).sum() + (by_way * moved).sum()) * self.theta
+        _add(self.of.weights(), gradient + self.of.back(call, values, by_way))
+        signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s) * 2 - 1
         more = self.of.back(call, values, signs)
         a = (self.theta.norm() / (moved.norm() + _TINY)).sqrt() + _TINY
         b = (more.norm() / (signs.norm() + _TINY)).sqrt() + _TINY
@@ -114,8 +117,9 @@ class Unbiased:
         self.s[rows] = 0
 
 
-def _gradients(states: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(s) if s.grad is None else s.grad for s in states if s.is_floating_point()]
+def _or_zeros(gradients: Sequence[Tensor | None], states: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(gradients, states, strict=True)
+    return [torch.zeros_like(s) if g is None else g for g, s in pairs if s.is_floating_point()]
 
 
 def _cut_at(values: Sequence[Tensor], loss: Tensor) -> list[Tensor]:

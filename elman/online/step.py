@@ -41,6 +41,10 @@ class Derivatives:
             if p.kind is Kind.CONSTANT and p.differentiable and isinstance(s, Owned) and self._at(s).requires_grad
         ]  # fmt: skip
         self.n, self.P = (sum(math.prod(p.shape) for p in part) for part in (self.states, self.parameters))
+        # The outputs, by the number of the state that each of them is after the step; None if one is something else.
+        fed = {p.next: i for i, p in enumerate(p for p in ports if p.kind is Kind.STATE)}
+        wires = [o.wire for o in self.program.outputs if o.kind is Kind.SEQUENCE]
+        self.shown = [fed[w] for w in wires] if all(w in fed for w in wires) else None
         states, weights = (frozenset(p.name for p in part) for part in (self.states, self.parameters))
         self.within, self._back = self.program.adjoint(states), self.program.adjoint(weights)
         self._apart = Program(_given_noise(self._back.circuit), is_adjoint=True)
@@ -158,6 +162,8 @@ class Derivatives:
     def jacobian(self, call: Call, values: dict[str, Tensor], cotangents: Tensor, program: Program) -> Tensor:
         """∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`. cotangents: `[C, n]`, the same for every row. program: `within` or `local`."""
         C = len(cotangents)
+        if not program.outputs:  # nothing is left of it
+            return cotangents.new_zeros(call.batch, C, self.n)
         ports = [p.name for p in program.inputs if p.kind is Kind.STATE]
         many = program.vmapped(C, frozenset(ports), False)
         if isinstance(many, NotSupported):
