@@ -330,6 +330,15 @@ def _product(step: _Step, node: fx.Node) -> Tensor | None:
     return None
 
 
+def _products(step: _Step, node: fx.Node) -> Tensor | None:
+    """A product for each row is one for each row of each example."""
+    a, b = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
+    if a is None or b is None or _place(a) != 1 or _place(b) != 1:
+        return None
+    left, right = (step.of_each(n).flatten(0, 1) for n in node.args)  # type: ignore[arg-type]
+    return torch.bmm(left, right).unflatten(0, (-1, step.size))
+
+
 def _join(step: _Step, node: fx.Node) -> Tensor | None:
     """Side by side; torch.vmap's own rule asks how many rows there are."""
     parts: Any = node.args[0]
@@ -418,6 +427,7 @@ def _rank(node: fx.Node) -> int:
 
 _RULES: dict[Any, Callable[[_Step, fx.Node], Any]] = {
     aten.mm.default: _product,
+    aten.bmm.default: _products,
     aten.cat.default: _join,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _slice_backward,
