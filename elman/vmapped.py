@@ -53,7 +53,7 @@ def vmapped(
     inputs = tuple(_widened(port, size) if port.name in differ else port for port in circuit.inputs)
     added = {out.wire.name for out in circuit.outputs if out.name in summed}
     record = _Examples(circuit, size, differ, noise, frozenset(added))
-    if any(out.gradient_of is not None for out in circuit.outputs):
+    if any(out.gradient_of or out.tangent_of for out in circuit.outputs):
         graph = _mapped(circuit.graph, circuit.name, size, differ, added)  # its joint is another graph, not there yet
     else:
         joint = record.joint
@@ -94,6 +94,10 @@ class _Examples:
             )
 
         return step
+
+    @property
+    def dual(self) -> bool:
+        return self.of.recorded().dual
 
     @property
     def joint(self) -> Joint:

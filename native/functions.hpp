@@ -307,8 +307,9 @@ template <class T>
 INLINE Split<T> split(Vec<T> x) {
     typedef Constants<T> C;
     typedef typename VectorOf<T>::unsigned_bits Unsigned;
-    const Bits<T> b = bits_of<T>(x) + (C::ONE_BITS - C::SQRT_HALF_BITS);
-    const Bits<T> exponent = (Bits<T>)((Unsigned)b >> C::MANTISSA);
+    // Unsigned: what a NaN comes to does not fit.
+    const Unsigned sum = (Unsigned)bits_of<T>(x) + (Unsigned)(Bits<T>{} + (C::ONE_BITS - C::SQRT_HALF_BITS));
+    const Bits<T> b = (Bits<T>)sum, exponent = (Bits<T>)(sum >> C::MANTISSA);
     return {from_bits<T>(exponent + bits_of<T>(splat<T>(C::ROUND))) - (C::ROUND + C::BIAS),
             from_bits<T>((b & C::FRACTION) + C::SQRT_HALF_BITS)};
 }

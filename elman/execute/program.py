@@ -21,6 +21,7 @@ from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
+from elman.tangent import tangent
 from elman.trace.outside import LOCK, derived, locked, outside
 from elman.vmapped import differing, vmapped
 
@@ -75,6 +76,7 @@ class Program:
         self._stepping: dict[str | engines.Engine, bool] = {}
         self._adjoints: dict[frozenset[str], Program] = {}
         self._vmapped = Recent(8)
+        self._tangents: dict[frozenset[str], Program] = {}
         self.schedules = Recent(16)  # of calls under a budget: see `elman.execute.segmented`
         self.entries: dict[
             tuple[frozenset[str], bool], Any
@@ -94,6 +96,12 @@ class Program:
         """For each output, whether gradients flow through it."""
         if self._examples is not None:
             return self._examples.program.carrying
+        if (
+            self.circuit.recorded().dual
+        ):  # to say it exactly would take the trace of a backward that few ask for
+            return tuple(
+                self.circuit.wire(out.wire).meta["val"].dtype.is_floating_point for out in self.outputs
+            )
         joint = self.circuit.recorded().joint
         flowing = {Wire.input(port.name) for port in self.inputs if port.differentiable}
         flowing |= {Wire.result(name) for name in joint.cotangents}
@@ -174,6 +182,25 @@ class Program:
         given = {port.name for port in program.inputs if port.cotangent_of not in {None, *of.summed}}
         summed = {out.name for out in program.outputs if out.gradient_of not in self.differing}
         return program._for(of._replace(over=self.differing | given, summed=frozenset(summed)))
+
+    def tangent(self, changing: frozenset[str]) -> Program:
+        """The program of the tangent circuit. changing: the inputs that have a direction."""
+        program = self._tangents.get(changing)
+        if program is None:
+            with LOCK:
+                program = self._tangents.get(changing)
+                if program is None:
+                    program = self._tangents[changing] = self._tangent(changing)
+        return program
+
+    def _tangent(self, changing: frozenset[str]) -> Program:
+        of = self._examples
+        if of is None:
+            return Program(tangent(self.circuit, changing))
+        program = of.program.tangent(changing)
+        along = {port.name for port in program.inputs if port.tangent_of in self.differing}
+        summed = {out.name for out in program.outputs if out.tangent_of in of.summed}
+        return program._for(of._replace(over=self.differing | along, summed=frozenset(summed)))
 
     # --- several examples at once -------------------------------------------------------------------------------------
 
