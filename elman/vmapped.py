@@ -2,9 +2,9 @@
 
 Running it is running the circuit once for each example, with what they share shared:
 
-    vmapped(f)(θ, x(v), h(v)) = f(θ, x(v), h(v)) for v = 1 … V          [B, …] becomes [B, V, …], [H, I] becomes [V, H, I]
+    vmapped(f)(θ, x(v), h(v)) = f(θ, x(v), h(v)) for v = 1 … V      [B, …] becomes [B, V, …], [H, I] becomes [V, H, I]
 
-The examples' dimension stands behind the rows, which stay the first one: so time is folded into them as in any circuit.
+The examples' dimension stands behind the rows, which stay the first one: time is folded into them as in any circuit.
 A product with weights that all share has V times as many rows; one with weights of each example's own is a batch of
 products. What the operations of the step become is said by the batching rules of torch.vmap, on the graph that is
 there: no cell runs again. It commutes with the adjoint, but for the gradient of what is shared, which is a sum over the
@@ -54,7 +54,9 @@ def vmapped(
     added = {out.wire.name for out in circuit.outputs if out.name in summed}
     record = _Examples(circuit, size, differ, noise, frozenset(added))
     if any(out.gradient_of or out.tangent_of for out in circuit.outputs):
-        graph = _mapped(circuit.graph, circuit.name, size, differ, added)  # its joint is another graph, not there yet
+        graph = _mapped(
+            circuit.graph, circuit.name, size, differ, added
+        )  # its joint is another graph, not there yet
     else:
         joint = record.joint
         results = graphs.results_of(joint.graph)
@@ -229,7 +231,7 @@ class _Step:
         return value.expand(*value.shape[:place], self.size, *value.shape[place + 1 :])
 
     def lined_up(self, node: Any, rank: int) -> Tensor:
-        """A value of each example that is the same in all rows, for one of `rank` dimensions behind whose first it stands."""
+        """A value that has no rows, of each example, to go with one of `rank` dimensions whose first are rows."""
         value = self.values[node]
         return value.reshape(self.size, *[1] * (rank - _rank(node) - 1), *value.shape[1:])
 
@@ -367,7 +369,7 @@ def _layer_norm(step: _Step, node: fx.Node) -> Any:
 
 
 def _layer_norm_backward(step: _Step, node: fx.Node) -> Any:
-    gradient, x, shape, mean, inverse, scale, shift, mask = node.args
+    gradient, x, shape, mean, inverse, scale, _, mask = node.args
     place, rank = _place(x), _rank(x)  # type: ignore[arg-type]
     if place > rank - len(shape):  # type: ignore[arg-type]
         return None

@@ -17,7 +17,16 @@ from tests.circuits import circuit_of
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 V, T, B = 3, 4, 2
-CELLS = ["gru", "lstm", "layer_norm_rnn", "delayed_rnn", "attention_rnn", "lying_rnn", "token_rnn", "baddbmm_rnn"]
+CELLS = [
+    "gru",
+    "lstm",
+    "layer_norm_rnn",
+    "delayed_rnn",
+    "attention_rnn",
+    "lying_rnn",
+    "token_rnn",
+    "baddbmm_rnn",
+]
 
 
 def weights_of(rnn: elman.Recurrent, generator: torch.Generator) -> dict[str, Tensor]:
@@ -57,7 +66,9 @@ def test_examples_are_as_each_by_itself(name: str, over: str, engine: str) -> No
 
     def loss(weights: Any, given: Any, run: Any) -> Any:
         found = run(weights, given)
-        return sum(leaf.square().sum() for leaf in pytree.tree_leaves(found) if leaf.is_floating_point()), found
+        return sum(
+            leaf.square().sum() for leaf in pytree.tree_leaves(found) if leaf.is_floating_point()
+        ), found
 
     def ours(weights: Any, given: Any) -> Any:
         x, state, context = given
@@ -206,7 +217,10 @@ def test_each_example_draws_its_own_where_nothing_else_differs() -> None:
 
 
 def test_what_has_no_batching_rule_runs_one_example_after_the_other() -> None:
-    rnn, x = elman.Recurrent(CASES["weight_norm_rnn"].make().double()), torch.randn(V, T, B, 5, dtype=torch.float64)
+    rnn, x = (
+        elman.Recurrent(CASES["weight_norm_rnn"].make().double()),
+        torch.randn(V, T, B, 5, dtype=torch.float64),
+    )
     weights = {n: p.detach() for n, p in rnn.named_parameters()}
 
     def loss(w: dict[str, Tensor], x: Tensor) -> Tensor:

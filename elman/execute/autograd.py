@@ -223,7 +223,9 @@ def _of_a_batch(
     # Of what is no batch at this level, nothing would be left: it becomes a batch of size 0.
     many = [torch._remove_batch_dim(c, level, 0, 0) if c is not None and _is_batch(c) else c for c in given]
     torch._C._vmapmode_decrement_nesting()
-    if any(map(_is_batch, many)) or any(_is_batch(c) and not len(m) for c, m in zip(given, many, strict=True)):  # type: ignore[arg-type]
+    if any(map(_is_batch, many)) or any(
+        _is_batch(c) and not len(m) for c, m in zip(given, many, strict=True)
+    ):  # type: ignore[arg-type]
         raise NotSupported(
             what="a batch of batches of gradients is not available", where="elman.Recurrent",
             mend="use torch.func.jacrev and torch.func.vmap",
@@ -428,8 +430,12 @@ def _examples(
     if call.packing is None and program.rows_apart and all(p.rows for p in program.inputs if p.name in over):
         # More rows, [B, V] of them.
         more = [
-            None if t is None else whole.flatten(at - 1, at)
-            if port.rows and (whole := placed(port, t, dim, True)) is not None and (at := lead(port.kind, True))
+            None
+            if t is None
+            else whole.flatten(at - 1, at)
+            if port.rows
+            and (whole := placed(port, t, dim, True)) is not None
+            and (at := lead(port.kind, True))
             else t
             for port, t, dim in given
         ]
@@ -463,8 +469,8 @@ def _one_by_one(
 
 
 def _drawing_each(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same numbers, which differ between the examples of every vmap that wants random numbers of each its own: where
-    they did not, nothing would be left that differs."""
+    """The same numbers, differing between the examples of every vmap in which each draws its own: what is alike for all
+    would run once, and draw once."""
     given = list(tensors)
     place = next(i for i, t in enumerate(given) if t is not None)
     for one in get_interpreter_stack() or ():
