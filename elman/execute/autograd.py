@@ -224,8 +224,8 @@ def _of_a_batch(
     many = [torch._remove_batch_dim(c, level, 0, 0) if c is not None and _is_batch(c) else c for c in given]
     torch._C._vmapmode_decrement_nesting()
     if any(map(_is_batch, many)) or any(
-        _is_batch(c) and not len(m) for c, m in zip(given, many, strict=True)
-    ):  # type: ignore[arg-type]
+        _is_batch(c) and m is not None and m.shape[0] == 0 for c, m in zip(given, many, strict=True)
+    ):
         raise NotSupported(
             what="a batch of batches of gradients is not available", where="elman.Recurrent",
             mend="use torch.func.jacrev and torch.func.vmap",
