@@ -75,8 +75,8 @@ class Program:
         self._needed: dict[tuple[bool, ...], Training] = {}
         self._stepping: dict[str | engines.Engine, bool] = {}
         self._adjoints: dict[frozenset[str], Program] = {}
-        self._tangents: dict[frozenset[str], Program] = {}
         self._vmapped = Recent(8)
+        self._tangents: dict[frozenset[str], Program] = {}
         self.schedules = Recent(16)  # of calls under a budget: see `elman.execute.segmented`
         self.entries: dict[
             tuple[frozenset[str], bool], Any
@@ -99,7 +99,9 @@ class Program:
         if (
             self.circuit.recorded().dual
         ):  # to say it exactly would take the trace of a backward that few ask for
-            return tuple(self.circuit.wire(o.wire).meta["val"].dtype.is_floating_point for o in self.outputs)
+            return tuple(
+                self.circuit.wire(out.wire).meta["val"].dtype.is_floating_point for out in self.outputs
+            )
         joint = self.circuit.recorded().joint
         flowing = {Wire.input(port.name) for port in self.inputs if port.differentiable}
         flowing |= {Wire.result(name) for name in joint.cotangents}
@@ -168,25 +170,6 @@ class Program:
                     program = self._adjoints[wants] = self._adjoint(wants)
         return program
 
-    def tangent(self, changing: frozenset[str]) -> Program:
-        """The program of the tangent circuit. changing: the inputs that have a direction."""
-        program = self._tangents.get(changing)
-        if program is None:
-            with LOCK:
-                program = self._tangents.get(changing)
-                if program is None:
-                    program = self._tangents[changing] = self._tangent(changing)
-        return program
-
-    def _tangent(self, changing: frozenset[str]) -> Program:
-        if self._examples is None:
-            return Program(tangent(self.circuit, changing))
-        of = self._examples
-        program = of.program.tangent(changing)
-        along = {port.name for port in program.inputs if port.tangent_of in self.differing}
-        summed = {out.name for out in program.outputs if out.tangent_of in of.summed}
-        return program._for(of._replace(over=self.differing | along, summed=frozenset(summed)))
-
     def _adjoint(self, wants: frozenset[str]) -> Program:
         if self._examples is None:
             program = Program(adjoint(self.circuit, wants), is_adjoint=True)
@@ -199,6 +182,25 @@ class Program:
         given = {port.name for port in program.inputs if port.cotangent_of not in {None, *of.summed}}
         summed = {out.name for out in program.outputs if out.gradient_of not in self.differing}
         return program._for(of._replace(over=self.differing | given, summed=frozenset(summed)))
+
+    def tangent(self, changing: frozenset[str]) -> Program:
+        """The program of the tangent circuit. changing: the inputs that have a direction."""
+        program = self._tangents.get(changing)
+        if program is None:
+            with LOCK:
+                program = self._tangents.get(changing)
+                if program is None:
+                    program = self._tangents[changing] = self._tangent(changing)
+        return program
+
+    def _tangent(self, changing: frozenset[str]) -> Program:
+        of = self._examples
+        if of is None:
+            return Program(tangent(self.circuit, changing))
+        program = of.program.tangent(changing)
+        along = {port.name for port in program.inputs if port.tangent_of in self.differing}
+        summed = {out.name for out in program.outputs if out.tangent_of in of.summed}
+        return program._for(of._replace(over=self.differing | along, summed=frozenset(summed)))
 
     # --- several examples at once -------------------------------------------------------------------------------------
 

@@ -1,178 +1,24 @@
-"""A circuit for several examples at once: a circuit again, in which what differs between them has one more dimension.
-
-Running it is running the circuit once for each example, with what they share shared:
-
-    vmapped(f)(θ, x(v), h(v)) = f(θ, x(v), h(v)) for v = 1 … V          [B, …] becomes [B, V, …], [H, I] becomes [V, H, I]
-
-The examples' dimension stands behind the rows, which stay the first one: so time is folded into them as in any circuit.
-A product with weights that all share has V times as many rows; one with weights of each example's own is a batch of
-products. What the operations of the step become is said by the batching rules of torch.vmap, on the graph that is
-there: no cell runs again. It commutes with the adjoint, but for the gradient of what is shared, which is a sum over the
-examples: so a derivative of such a circuit is such a circuit of the derivative.
-"""
+"""One step run on several examples at once: the batching rules of its operations."""
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import fx
-from torch._C import _functorch
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.node import map_arg
 
 from elman.circuit import graphs
-from elman.circuit.form import ROWS, Circuit, InPort, Joint, Kind, StepFunction
-from elman.circuit.graphs import aten, insert
+from elman.circuit.graphs import aten
 from elman.circuit.operations import RowRule, operation_of
-from elman.circuit.rows import Mixed, factor, rows_of
-from elman.errors import CircuitError, NotSupported
-from elman.trace.joint import Fakes, mark_primal
-from elman.trace.merged import batch_slow
-from elman.trace.normal import normalise
-from elman.trace.outside import derived, outside
+from elman.circuit.rows import Mixed, rows_of
 
 Tensor = torch.Tensor
 
 
-def vmapped(
-    circuit: Circuit, size: int, over: Collection[str], noise: bool = False, summed: Collection[str] = ()
-) -> Circuit:
-    """The circuit for `size` examples. What comes out has the examples' dimension, `summed` outputs excepted.
-
-    over: names of the input ports that differ between the examples; `differing` says which differ with them. noise:
-        whether each example has its own random numbers. summed: outputs that come out added up over the examples.
-
-    Raises NotSupported for an operation that has no batching rule.
-    """
-    differ = differing(circuit, over, noise)
-    inputs = tuple(_widened(port, size) if port.name in differ else port for port in circuit.inputs)
-    added = {out.wire.name for out in circuit.outputs if out.name in summed}
-    record = _Examples(circuit, size, differ, noise, frozenset(added))
-    if any(out.gradient_of is not None or out.tangent_of is not None for out in circuit.outputs):
-        graph = _mapped(
-            circuit.graph, circuit.name, size, differ, added
-        )  # its joint is another graph, not there yet
-    else:
-        joint = record.joint
-        results = graphs.results_of(joint.graph)
-        graph = graphs.extract(joint.graph, {name: results[name] for name in joint.results})
-        values = [(p.name, graphs.placeholder(joint.graph, p.name).meta["val"]) for p in inputs]
-        graphs.with_placeholders(graph, values)
-    return replace(circuit, graph=graph, inputs=inputs, record=record).check()
-
-
-def differing(circuit: Circuit, over: Collection[str], noise: bool) -> frozenset[str]:
-    """The input ports that differ between examples where `over` do: every state, for whatever feeds its delay does, and
-    what goes out, or into a delay, as it came in."""
-    wires = [out.wire for out in circuit.outputs]
-    wires += [port.next for port in circuit.inputs_of(Kind.STATE) if port.next is not None]
-    states = {port.name for port in circuit.inputs_of(Kind.STATE)}
-    drawn = {port.name for port in circuit.inputs_of(Kind.NOISE)} if noise else set()
-    known = {port.name for port in circuit.inputs}
-    return frozenset((known & set(over)) | states | {wire.name for wire in wires if wire.is_input} | drawn)
-
-
-@dataclass(frozen=True, eq=False)
-class _Examples:
-    """The record of `vmapped`: its joint is the circuit's own, for several examples."""
-
-    of: Circuit
-    size: int
-    differ: frozenset[str]
-    noise: bool
-    summed: frozenset[str]
-
-    @property
-    def step(self) -> StepFunction:
-        def step(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-            raise CircuitError(
-                what="a higher derivative for several examples is the circuit's own one, for several examples",
-                where=self.of.name,
-            )
-
-        return step
-
-    @property
-    def dual(self) -> bool:
-        return self.of.recorded().dual
-
-    @property
-    def joint(self) -> Joint:
-        return self._joint
-
-    @derived
-    def _joint(self) -> Joint:
-        joint, size = self.of.recorded().joint, self.size
-        drawn = {port.name for port in joint.noise} if self.noise else set()
-        differ = self.differ | drawn
-        differ |= {placed for result, placed in joint.cotangents.items() if result not in self.summed}
-        shared = {g for port, g in joint.gradients.items() if g is not None and port not in differ}
-        graph = _mapped(joint.graph, self.of.name, size, differ, self.summed | shared)
-        mark_primal(graph, set(joint.cotangents.values()))
-        results = graphs.results_of(graph)
-        return replace(
-            joint,
-            graph=graph,
-            results={result: results[result].name for result in joint.results},
-            noise=tuple(_widened(port, size) if port.name in differ else port for port in joint.noise),
-        )
-
-
-def _widened(port: InPort, size: int) -> InPort:
-    return replace(port, shape=(size, *port.shape))
-
-
-def _example(fakes: Fakes, value: Any, size: int | None) -> Any:
-    """What goes in for every example of `size`, on fake tensors of its own; None: for all of them."""
-    if not isinstance(value, Tensor):
-        return fakes.batch
-    sizes: list[Any] = [factor(s) * fakes.batch if factor(s) else int(s) for s in value.shape]
-    if size is not None:
-        sizes.insert(0 if rows_of(value) is None else 1, size)
-    with fakes.mode:
-        return torch.empty(sizes, dtype=value.dtype, device=value.device)
-
-
-def _mapped(
-    graph: fx.Graph, name: str, size: int, differ: Collection[str], added: Collection[str]
-) -> fx.Graph:
-    """A step's graph for several examples, in normal form. added: results that are added up over the examples."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    fakes = Fakes()
-    values = [_example(fakes, n.meta["val"], size if n.target in differ else None) for n in places]
-
-    def examples(*inputs: Any) -> dict[str, Tensor]:
-        step = _Step(size, {node for node in places if node.target in differ})
-        return step.run(graph, dict(zip(places, inputs, strict=True)), added)
-
-    with outside(), torch.no_grad(), _no_fallback(), fakes.mode, enable_python_dispatcher():
-        try:
-            module = make_fx(examples, tracing_mode="real")(*values)
-        except (RuntimeError, NotImplementedError) as error:
-            raise NotSupported(
-                what="an operation of the step has no batching rule in torch.func.vmap", where=name,
-                got=str(error).splitlines()[0], mend="map over the examples in a loop",
-            ) from error  # fmt: skip
-        if fakes.env.replacements:
-            raise NotSupported(
-                what="a batching rule of torch.func.vmap asks for the number of rows", where=name,
-                mend="map over the examples in a loop",
-            )  # fmt: skip
-        new = _named(module.graph, [str(node.target) for node in places], fakes)
-        normalise(new)
-        if batch_slow(new):
-            normalise(new)
-    return graphs.renamed(new)
-
-
-class _Step:
+class Step:
     """One step, run on several examples: `several` are the nodes whose values have their dimension, at `_place`."""
 
     def __init__(self, size: int, several: set[fx.Node]) -> None:
@@ -231,7 +77,7 @@ class _Step:
         return value.expand(*value.shape[:place], self.size, *value.shape[place + 1 :])
 
     def lined_up(self, node: Any, rank: int) -> Tensor:
-        """A value of each example that is the same in all rows, for one of `rank` dimensions behind whose first it stands."""
+        """A value that has no rows, of each example, to go with one of `rank` dimensions whose first are rows."""
         value = self.values[node]
         return value.reshape(self.size, *[1] * (rank - _rank(node) - 1), *value.shape[1:])
 
@@ -267,7 +113,7 @@ def _place(node: fx.Node) -> Any:
 # --- rules that keep the examples' dimension where it is; where one has no answer, torch.vmap turns it to the front --
 
 
-def _elements(step: _Step, node: fx.Node) -> Tensor | None:
+def _elements(step: Step, node: fx.Node) -> Tensor | None:
     """Element by element: operands line up from the right, the examples' dimension too."""
     value, sources = node.meta["val"], node.all_input_nodes
     if not isinstance(value, Tensor) or any(not isinstance(n.meta["val"], Tensor) for n in sources):
@@ -286,7 +132,7 @@ def _elements(step: _Step, node: fx.Node) -> Tensor | None:
     return target(*map_arg(node.args, operands.__getitem__), **map_arg(node.kwargs, operands.__getitem__))
 
 
-def _along(step: _Step, node: fx.Node) -> Any:
+def _along(step: Step, node: fx.Node) -> Any:
     """Along dimensions of the features, or over the rows."""
     first: Any = node.args[0]
     target: Any = node.target
@@ -309,7 +155,7 @@ def _along(step: _Step, node: fx.Node) -> Any:
     return made.movedim(place if kept else place - sum(d < place for d in listed), _place(node))
 
 
-def _reshape(step: _Step, node: fx.Node) -> Tensor | None:
+def _reshape(step: Step, node: fx.Node) -> Tensor | None:
     """Of the features alone: the rows stay in front, and the examples behind them."""
     source: Any = node.args[0]
     before, after = rows_of(source.meta["val"]), rows_of(node.meta["val"])
@@ -320,7 +166,7 @@ def _reshape(step: _Step, node: fx.Node) -> Tensor | None:
     return value.reshape([*([-1] * place), step.size, *sizes])
 
 
-def _product(step: _Step, node: fx.Node) -> Tensor | None:
+def _product(step: Step, node: fx.Node) -> Tensor | None:
     """A product with a matrix that all examples share is one product of V times as many rows, or columns."""
     left, right = node.args
     assert isinstance(left, fx.Node)
@@ -336,18 +182,29 @@ def _product(step: _Step, node: fx.Node) -> Tensor | None:
     return None
 
 
-def _join(step: _Step, node: fx.Node) -> Tensor | None:
+def _products(step: Step, node: fx.Node) -> Tensor | None:
+    """A product for each row is one for each row of each example."""
+    a, b = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
+    if a is None or b is None or _place(a) != 1 or _place(b) != 1:
+        return None
+    left, right = (step.of_each(n).flatten(0, 1) for n in node.args)  # type: ignore[arg-type]
+    return torch.bmm(left, right).unflatten(0, (-1, step.size))
+
+
+def _join(step: Step, node: fx.Node) -> Tensor | None:
     """Side by side; torch.vmap's own rule asks how many rows there are."""
     parts: Any = node.args[0]
-    dim, place = int(node.args[1] if len(node.args) > 1 else 0) % _rank(node), _place(node)  # type: ignore[arg-type]
+    along: Any = node.args[1] if len(node.args) > 1 else 0
+    dim, place = along % _rank(node), _place(node)
     if any(_place(part) != place for part in parts) or dim == place - 1:
         return None
     return torch.cat([step.of_each(part) for part in parts], dim + (dim >= place))
 
 
-def _layer_norm(step: _Step, node: fx.Node) -> Any:
+def _layer_norm(step: Step, node: fx.Node) -> Any:
     """Scale and shift apart where they are each example's own; torch.vmap's own rule asks how many rows there are."""
-    x, shape, scale, shift, epsilon = node.args
+    args: Any = node.args
+    x, shape, scale, shift, epsilon = args
     if _place(x) > _rank(x) - len(shape):  # type: ignore[arg-type]
         return None
     own = [step.lined_up(w, _rank(x)) if w in step.several else None for w in (scale, shift)]
@@ -359,8 +216,8 @@ def _layer_norm(step: _Step, node: fx.Node) -> Any:
     return out if own[1] is None else out + own[1], mean, inverse
 
 
-def _layer_norm_backward(step: _Step, node: fx.Node) -> Any:
-    gradient, x, shape, mean, inverse, scale, shift, mask = node.args
+def _layer_norm_backward(step: Step, node: fx.Node) -> Any:
+    gradient, x, shape, mean, inverse, scale, _, mask = node.args
     place, rank = _place(x), _rank(x)  # type: ignore[arg-type]
     if place > rank - len(shape):  # type: ignore[arg-type]
         return None
@@ -381,7 +238,7 @@ def _layer_norm_backward(step: _Step, node: fx.Node) -> Any:
     return None, d_scale, g.sum(over) if mask[2] else None  # type: ignore[index]
 
 
-def _slice_backward(step: _Step, node: fx.Node) -> Tensor:
+def _slice_backward(step: Step, node: fx.Node) -> Tensor:
     """Of slice and select: zeros but for a part."""
     gradient, _, dim, *rest = node.args
     place = _place(node)
@@ -395,7 +252,7 @@ def _slice_backward(step: _Step, node: fx.Node) -> Tensor:
     return target(g, sizes, dim + (dim >= place), *rest)
 
 
-def _embedding(step: _Step, node: fx.Node) -> Tensor | None:
+def _embedding(step: Step, node: fx.Node) -> Tensor | None:
     table, index = node.args[:2]
     assert isinstance(table, fx.Node)
     assert isinstance(index, fx.Node)
@@ -409,8 +266,9 @@ def _embedding(step: _Step, node: fx.Node) -> Tensor | None:
     return aten.index.Tensor(step.values[table], [step.counted(numbers), numbers])
 
 
-def _embedding_backward(step: _Step, node: fx.Node) -> Tensor | None:
-    gradient, index, number, padding, by_frequency = node.args
+def _embedding_backward(step: Step, node: fx.Node) -> Tensor | None:
+    args: Any = node.args
+    gradient, index, number, padding, by_frequency = args
     if padding != -1 or by_frequency or _rank(index) != 1 or _place(index) != 1:  # type: ignore[arg-type]
         return None
     g, numbers = step.of_each(gradient), step.of_each(index)  # type: ignore[arg-type]
@@ -422,8 +280,9 @@ def _rank(node: fx.Node) -> int:
     return int(node.meta["val"].dim())
 
 
-_RULES: dict[Any, Callable[[_Step, fx.Node], Any]] = {
+_RULES: dict[Any, Callable[[Step, fx.Node], Any]] = {
     aten.mm.default: _product,
+    aten.bmm.default: _products,
     aten.cat.default: _join,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _slice_backward,
@@ -433,7 +292,7 @@ _RULES: dict[Any, Callable[[_Step, fx.Node], Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
 }
-_RULES_OF_ROWS = {
+_RULES_OF_ROWS: dict[RowRule | None, Callable[[Step, fx.Node], Any]] = {
     RowRule.ELEMENTS: _elements,
     RowRule.ALONG: _along,
     RowRule.SUM: _along,
@@ -443,46 +302,10 @@ _RULES_OF_ROWS = {
 _SIMPLER: dict[Any, Callable[..., Any]] = {aten.fill.Scalar: torch.full_like}
 
 
-def _rule(node: fx.Node) -> Callable[[_Step, fx.Node], Any] | None:
+def _rule(node: fx.Node) -> Callable[[Step, fx.Node], Any] | None:
     target: Any = node.target
     if target in _RULES:
         return _RULES[target]
     if operation_of(node).counts or any("size" in a.name for a in target._schema.arguments):
         return None
     return _elements if torch.Tag.pointwise in target.tags else _RULES_OF_ROWS.get(operation_of(node).rows)
-
-
-@contextlib.contextmanager
-def _no_fallback() -> Iterator[None]:
-    """Where torch.vmap has no batching rule it would write a loop over the examples into the step."""
-    before = _functorch._is_vmap_fallback_enabled()
-    _functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    finally:
-        _functorch._set_vmap_fallback_enabled(before)
-
-
-def _named(graph: fx.Graph, names: list[str], fakes: Fakes) -> fx.Graph:
-    """A recorded graph with the names of the ports, and sizes as multiples of `rows`."""
-    new = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    for node, name in zip(places, names, strict=True):
-        copies[node] = graphs.add_placeholder(new, name, node.meta["val"])
-    size = next((n for n in new.nodes if n.target == ROWS), None)
-    if size is None:
-        size = graphs.add_placeholder(new, ROWS, fakes.batch)
-    for node in graph.nodes:
-        if node.op == "output":
-            new.output({name: copies[value] for name, value in node.args[0].items()})
-        elif node.op == "call_function":
-            value = node.meta.get("val")
-            if isinstance(value, torch.SymInt) and (k := factor(value)):
-                copies[node] = size if k == 1 else insert(new, operator.mul, size, k)
-                continue
-            copies[node] = new.node_copy(node, copies.__getitem__)
-            copies[node].meta = {"val": value}
-    if not size.users:
-        new.erase_node(size)
-    return new
