@@ -14,13 +14,13 @@ examples: so a derivative of such a circuit is such a circuit of the derivative.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import operator
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch._C._functorch as _functorch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
@@ -174,12 +174,13 @@ def _mapped(
 @contextlib.contextmanager
 def _no_fallback() -> Iterator[None]:
     """Where torch.vmap has no batching rule it would write a loop over the examples into the step."""
-    before = _functorch._is_vmap_fallback_enabled()
-    _functorch._set_vmap_fallback_enabled(False)
+    functorch: Any = importlib.import_module("torch._C._functorch")
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
     try:
         yield
     finally:
-        _functorch._set_vmap_fallback_enabled(before)
+        functorch._set_vmap_fallback_enabled(before)
 
 
 def _named(graph: fx.Graph, names: list[str], fakes: Fakes) -> fx.Graph:

@@ -143,7 +143,8 @@ def _along(step: Step, node: fx.Node) -> Any:
         return None
     if any((_rank(n), _place(n)) != (rank, place) for n in node.all_input_nodes):
         return None
-    listed = [d % rank for d in listed]
+    along: list[Any] = [*listed]
+    listed = [d % rank for d in along]
     given["dim"] = [d + (d >= place) for d in listed]
     if not isinstance(dims, (list, tuple)):
         (given["dim"],) = given["dim"]
