@@ -29,8 +29,8 @@ EACH = ["gru", "lstm", "jordan", "layer_norm_rnn", "ind_rnn", "noisy_rnn", "toke
 MORE = [
     "elman", "leaky", "dict_output_rnn", "learned_start_rnn", "delayed_rnn", "kinked_rnn", "context_rnn", "nodes_rnn",
     "fast_weights_rnn", "layer_norm_lstm", "columns_rnn", "attention_rnn", "named_tuple_lstm", "dropout_rnn",
-    "counting_rnn", "slots_rnn", "cat_rnn", "tied_rnn", "dale_rnn", "weight_norm_rnn", "convolutional_rnn", "linear_rnn",
-    "competing_rnn", "addressing_rnn", "straight_through_rnn", "detached_rnn",
+    "counting_rnn", "slots_rnn", "cat_rnn", "tied_rnn", "dale_rnn", "weight_norm_rnn", "convolutional_rnn",
+    "linear_rnn", "competing_rnn", "addressing_rnn", "straight_through_rnn", "detached_rnn",
 ]  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_a_diagonal_recurrence_is_cheap() -> None:
     assert "rtrl" in str(whole)
 
 
-# --- approximations ----------------------------------------------------------------------------------------------------
+# --- approximations -------------------------------------------------------------------------------------------------
 
 
 def derivatives(cell: nn.Module, x: Tensor, s: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -326,7 +326,7 @@ def test_uoro_is_right_on_average() -> None:
     assert (found.mean(0) - right).norm() < 3 * error.norm()
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_does_not_go() -> None:

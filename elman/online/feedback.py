@@ -10,9 +10,9 @@ Tensor = torch.Tensor
 
 
 class RandomFeedback(torch.nn.Linear):
-    """y = V h + c, through which errors come back by a fixed random matrix B instead of Vᵀ (feedback alignment: Lillicrap
-    et al. 2016, "Random synaptic feedback weights support error backpropagation for deep learning"). V and c learn as
-    ever.
+    """y = V h + c, through which errors come back by a fixed random matrix B instead of Vᵀ (feedback alignment:
+    Lillicrap et al. 2016, "Random synaptic feedback weights support error backpropagation for deep learning"). V and c
+    learn as ever.
 
     h: `[…, in_features]`. Returns `[…, out_features]`. B is the buffer `feedback` `[out_features, in_features]`.
     """

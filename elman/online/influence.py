@@ -26,7 +26,8 @@ class Blocks:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return (*self.units.shape, self.parameters.shape[1])
+        G, u = self.units.shape
+        return G, u, self.parameters.shape[1]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Pattern:
     """Where ∂s/∂θ is stored, and how the Jacobians of a step are found in fewer passes than there are units.
 
     n, P: units and parameters. colours: of each unit: units of one colour share no parameter in a step, so that one
-    backward pass serves them all (Curtis, Powell and Reid, 1974). rows: the same, of units that nothing reaches in common.
+    backward pass serves them all (Curtis, Powell and Reid, 1974). rows: the same, of units that no unit reaches in
+    common. units: [n, n], whether unit j reaches unit i.
     """
 
     n: int

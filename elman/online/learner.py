@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +54,13 @@ class Online:
             optimizer.step()
             optimizer.zero_grad()
 
-    `loss_fn(o, target)` takes the output of the step, `[B, …]`, and returns a number; modules in it learn with the rest.
-    While the weights stay, the gradients of T steps add up to those of back-propagation through time over the sum of
-    their losses ("rtrl", exactly), or to an approximation:
+    `loss_fn(o, target)` takes the output of the step, `[B, …]`, and returns a number; modules in it learn with the
+    rest. While the weights stay, the gradients of T steps add up to those of back-propagation through time over the sum
+    of their losses ("rtrl", exactly), or to an approximation:
 
     "rtrl"    exact, for any cell: Williams and Zipser (1989), "A learning algorithm for continually running fully
-              recurrent neural networks". ∂s/∂θ is stored in blocks: what a parameter never reaches has no place, and where
-              units are independent of each other, as in a diagonal recurrence, each has its own parameters alone.
+              recurrent neural networks". ∂s/∂θ is stored in blocks: what a parameter never reaches has no place, and
+              where units are independent of each other, as in a diagonal recurrence, each has its own parameters alone.
     "snap-1"  keeps of ∂s/∂θ what a parameter reaches in one step: Menick et al. (2020), "A practical sparse
               approximation for real time recurrent learning". Influence that takes a way over other units is lost.
     "e-prop"  J is what a unit has of itself without a product of weights, across the parts of its state: Bellec et al.
@@ -132,7 +132,7 @@ class Online:
         return loss.detach()
 
     def reset(self, rows: Any = None) -> None:
-        """Begin anew with the next step, from the cell's own initial state: everywhere, or in `rows`, `[B]` of bools."""
+        """Begin anew with the next step, from the cell's own initial state, everywhere or in `rows`, `[B]` of bools."""
         if self._kept is None or rows is None:
             self.state, self._kept, self._pending = None, None, None
             return
@@ -160,8 +160,9 @@ class Online:
                     mend="call reset(), or make a new Online",
                 )  # fmt: skip
             self._binding, self._derivatives, self._known = binding, derivatives, None
-            if isinstance(self._kept, Carried):
-                self._kept.follow(derivatives, self._shape(derivatives))
+            shape = self._shape(derivatives)
+            if isinstance(self._kept, Carried) and shape is not None:
+                self._kept.follow(derivatives, shape)
             elif self._kept is not None:
                 self._kept.of = derivatives
         assert self._derivatives is not None
@@ -223,7 +224,7 @@ class Online:
             )  # fmt: skip
         return Unbiased(derivatives, batch, self.generator)
 
-    def _start(self, derivatives: Derivatives, args: Arguments) -> tuple[list[Tensor], Tensor] | None:
+    def _start(self, derivatives: Derivatives, args: Arguments) -> tuple[Sequence[Tensor], Tensor] | None:
         """The weights that the cell's initial state is made of, and their influence on it, `[n, P0]`."""
         own = getattr(self.rnn.cell, "initial_state", None)
         weights = [p for p in self.rnn.cell.parameters() if p.requires_grad]

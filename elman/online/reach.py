@@ -91,7 +91,7 @@ def _run(graph: fx.Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: values[node] for name, node in graphs.results_of(graph).items()}
 
 
-# Every number of the result is made of all that stand in its line or window, or is one of the operand's: NaN goes its way.
+# Every number of the result is made of all that stand in its line or window, so that a NaN goes its way.
 _BY_ITSELF = {
     "convolution", "convolution_backward", "native_layer_norm_backward", "_softmax_backward_data",
     "_log_softmax_backward_data", "sum", "mean", "cumsum",

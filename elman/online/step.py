@@ -17,8 +17,8 @@ from elman.errors import NotSupported
 from elman.execute import Call, Program
 from elman.online.reach import Reach, reach
 from elman.recurrent.programs import Argument, Binding, Captured, Owned
-from elman.trace.call import store_of
 from elman.tangent import tangent
+from elman.trace.call import store_of
 from elman.trace.outside import LOCK, locked
 from elman.trace.unchanging import MARK, without_unchanging
 
@@ -110,7 +110,7 @@ class Derivatives:
         pieces = zip(self.states, flat.split(sizes, -1), strict=True)
         return [piece.unflatten(-1, p.shape) if p.shape else piece.squeeze(-1) for p, piece in pieces]
 
-    # --- along ----------------------------------------------------------------------------------------------------------
+    # --- along --------------------------------------------------------------------------------------------------------
 
     def along(self, call: Call, values: dict[str, Tensor], way: Tensor) -> Tensor:
         """∂s(t)/∂s(t-1) v, `[B, n]`: the transpose of what the cell's backward says, whatever it says forward."""
@@ -130,7 +130,7 @@ class Derivatives:
         found = {ended.get(str(o.tangent_of)): r for o, r in zip(program.outputs, results, strict=True)}
         return self.flat([found.get(p.name, torch.zeros_like(directions[p.name])) for p in self.states])
 
-    # --- back -----------------------------------------------------------------------------------------------------------
+    # --- back ---------------------------------------------------------------------------------------------------------
 
     def local(self) -> Program:
         """The adjoint in the states without what passes through a product: what a unit has of itself."""
