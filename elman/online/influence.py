@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -45,6 +45,12 @@ class Pattern:
     colours: Tensor
     rows: Tensor
     units: Tensor
+
+    def to(self, device: torch.device) -> Pattern:
+        """The same, where the numbers will lie."""
+        blocks = (Blocks(*(getattr(b, f.name).to(device) for f in fields(b))) for b in self.blocks)
+        where = (t.to(device) for t in (self.colours, self.rows, self.units))
+        return Pattern(self.n, self.P, tuple(blocks), *where)
 
     @property
     def numbers(self) -> int:

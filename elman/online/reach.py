@@ -65,15 +65,15 @@ def _numbers(port: InPort, seed: int) -> Tensor:
     """Cotangents of zero, and numbers that are not."""
     size = [*([_ROWS] if port.rows else []), *port.shape]
     if port.cotangent_of is not None or port.kind is Kind.STATE or not port.dtype.is_floating_point:
-        return torch.zeros(size, dtype=port.dtype)
-    return (torch.rand(size, generator=torch.Generator().manual_seed(seed)) + 0.5).to(port.dtype)
+        return torch.zeros(size, dtype=port.dtype, device=port.device)
+    return (torch.rand(size, generator=torch.Generator().manual_seed(seed)) + 0.5).to(port.device, port.dtype)
 
 
 def _hit(gradient: Tensor | None, port: InPort, rows: bool) -> Tensor:
     """[the numbers of a port], where a NaN has come."""
     if gradient is None:
         return torch.zeros(math.prod(port.shape), dtype=torch.bool)
-    hit = gradient.isnan()
+    hit = gradient.isnan().cpu()
     return hit.view(_ROWS, -1).any(0) if rows else hit.reshape(-1)
 
 

@@ -24,7 +24,8 @@ class Shape:
             units = derivatives.reach_within(self.adjoint).units
             if rule == "rflo":
                 units &= torch.eye(len(units), dtype=torch.bool)
-        self.pattern: Pattern = pattern(derivatives.reach(), derivatives.P, rule != "snap-1", units)
+        found = pattern(derivatives.reach(), derivatives.P, rule != "snap-1", units)
+        self.pattern: Pattern = found.to(derivatives.weights()[0].device)
 
 
 class Carried:
@@ -85,6 +86,7 @@ class Carried:
             self._begun = jacobian @ self._begun
 
     def restart(self, rows: Tensor) -> None:
+        rows = rows.to(self._begun.device)
         self.influence.restart(rows)
         if len(self.begins):
             self._begun = torch.where(rows[:, None, None], self._start, self._begun)
@@ -114,7 +116,7 @@ class Unbiased:
         self.s, self.theta = a * moved + b * signs, self.theta / a + more / b
 
     def restart(self, rows: Tensor) -> None:
-        self.s[rows] = 0
+        self.s[rows.to(self.s.device)] = 0
 
 
 def _or_zeros(gradients: Sequence[Tensor | None], states: Sequence[Tensor]) -> list[Tensor]:
