@@ -1,0 +1,2 @@
+def mutants():
+    return []
