@@ -16,7 +16,7 @@ _WIDER = {
     "rows": "circuit/test_form.py plan/test_laws.py plan/test_structure.py",
     "addresses": "plan/test_cost.py plan/test_explain.py plan/test_structure.py",
     "contracts": "plan/test_cost.py plan/test_explain.py",
-    "recomputed": "plan/test_structure.py plan/test_cost.py",
+    "recomputed": "plan/test_structure.py -k computed_again",
     "broadcasts": "trace/test_normal.py plan/test_structure.py",
     "lookup": "engines/test_lookups.py",
     "native": "engines/test_native_operations.py engines/test_special_values.py engines/test_native.py",
@@ -89,8 +89,7 @@ def _fault(name: str, field: str, value: Any, breaks: str, which: str = "") -> M
     )
     label = f"table {name}.{field}" + (f" {which}" if which else "")
     first = f"circuit/test_table.py -k 'of-{name}- or says_in_what or only_addresses'"
-    native = field == "native"
-    tests = (_WIDER[field],) if native else (first, *_TABLE[1:], *filter(None, [_WIDER.get(field)]))
+    tests = (_WIDER[field],) if field in ("native", "recomputed") else (first, *_TABLE[1:], *filter(None, [_WIDER.get(field)]))
     return Mutant(label, "the table of operations", _FILE, appended(more), f"{name} {breaks}", tests)
 
 
