@@ -57,11 +57,13 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say which there are, and run none")
     parser.add_argument("--explained", action="store_true", help="run those whose survival is explained, too")
     parser.add_argument("--without", nargs="*", default=[], help="leave out those with one of these words")
+    parser.add_argument("--after", default="", help="go on behind the mutant of this name")
     given = parser.parse_args()
     _import_what_takes_long()
     from tests.mutants.explained import reason
 
     chosen = [m for m in _every() if (not given.words or _has(m, given.words)) and not _has(m, given.without)]
+    chosen = chosen[[m.name for m in chosen].index(given.after) + 1 if given.after else 0 :]
     counts, killers, killed = Counter[tuple[str, str]](), Counter[str](), dict[str, str]()
     began = time.monotonic()
     with _copy() as copy:

@@ -151,7 +151,7 @@ def left_out(code: Code, node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
             | ast.Return(value=ast.Tuple(elts=[ast.Constant(), *elements]))
         ):
             for element in elements:
-                if not (isinstance(element, ast.Name) and element.id == "path"):
+                if not isinstance(element, ast.Constant) and code.of(element) != "path":
                     yield "left out", element, "*()" if isinstance(element, ast.Starred) else "None"
         case ast.BoolOp(op=ast.And(), values=values):
             for value in values:

@@ -11,11 +11,6 @@ _FILE = "elman/circuit/operations.py"
 _TABLE = ("circuit/test_table.py", "circuit/test_rows.py circuit/test_operations.py plan/test_linear.py")
 # Where the laws of the table say nothing: what is computed from a field.
 _WIDER = {
-    "linear": "plan/test_laws.py plan/test_structure.py",
-    "nonlinear": "plan/test_laws.py",
-    "rows": "circuit/test_form.py plan/test_laws.py plan/test_structure.py",
-    "addresses": "plan/test_cost.py plan/test_explain.py plan/test_structure.py",
-    "contracts": "plan/test_cost.py plan/test_explain.py",
     "recomputed": "plan/test_structure.py -k computed_again",
     "broadcasts": "trace/test_normal.py plan/test_structure.py",
     "lookup": "engines/test_lookups.py",
@@ -88,7 +83,7 @@ def _fault(name: str, field: str, value: Any, breaks: str, which: str = "") -> M
         f'OPERATIONS["{name}"] = dataclasses.replace(OPERATIONS["{name}"], {field}={_source(value)})'
     )
     label = f"table {name}.{field}" + (f" {which}" if which else "")
-    first = f"circuit/test_table.py -k 'of-{name}- or says_in_what or only_addresses'"
+    first = f"circuit/test_table.py -k 'of-{name}- or says_in_what or only_addresses or overloads'"
     tests = (_WIDER[field],) if field in ("native", "recomputed") else (first, *_TABLE[1:], *filter(None, [_WIDER.get(field)]))
     return Mutant(label, "the table of operations", _FILE, appended(more), f"{name} {breaks}", tests)
 
