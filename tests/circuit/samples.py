@@ -1,4 +1,4 @@
-"""Every row of the table of operations in calls of its own: B is the batch, `said` the verdict on what it does to rows."""
+"""Every row of the table of operations in calls of its own; B is the batch."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ SAMPLES = [
         sample
         for mask, said in (([True, False, False], ROWWISE), ([False, True, True], SUMMED))
         for sample in of(
-            "convolution_backward", ((B, 3, 4), (B, 2, 5), (3, 2, 2)), [3], [1], [0], [1], False, [0], 1, mask, said=said)
+            "convolution_backward", ((B, 3, 4), (B, 2, 5), (3, 2, 2)), [3], [1], [0], [1], False, [0], 1, mask,
+                said=said)
     ),
     # Where numbers are.
     *of("reshape view _unsafe_view", ((B, 6),), [-1, 2, 3]),
@@ -104,18 +105,21 @@ SAMPLES = [
     *of("split_with_sizes", (X,), [1, 2], 1),
     *by("split_with_sizes", (X,), lambda make, f, x: make(f, x, [rows(make, x)], 0), LINES),
     *of("unbind", (X,), 1, overload="int"),
-    *of("diagonal diag_embed", ((B, 3, 3),), 0, 1, 2, said=UNKNOWN), *of("tril triu", ((B, 3, 3),), said=UNKNOWN), *of("clone", (X,)), *of("unfold", (X,), 1, 2, 1, said=UNKNOWN),
+    *of("diagonal diag_embed", ((B, 3, 3),), 0, 1, 2, said=UNKNOWN), *of("tril triu", ((B, 3, 3),), said=UNKNOWN),
+        *of("clone", (X,)), *of("unfold", (X,), 1, 2, 1, said=UNKNOWN),
     *of("flip", (X,), [1]), *of("flip", (X,), [0], said=LINES),
     *of("roll", (X,), [1], [1]), *of("roll", (X,), [1], [0], said=LINES),
     *by("cat", ((B, 3), (B, 2)), lambda make, f, a, b: make(f, [a, b], 1)),
     *by("cat", ((B, 3), (B, 3)), lambda make, f, a, b: make(f, [a, b], 0), "along the batch"),
-    *of("constant_pad_nd", (X,), [1, 2]), *of("constant_pad_nd", (X,), [0, 0, 1, -1], said="padding runs along the batch"),
+    *of("constant_pad_nd", (X,), [1, 2]), *of("constant_pad_nd", (X,), [0, 0, 1, -1],
+        said="padding runs along the batch"),
     *of("slice_scatter", (X, (B, 2)), 1, 0, 2), *of("slice_scatter", (X, Y), 0, 0, END, said=LINES),
     *of("select_scatter", (X, (B,)), 1, 0), *of("select_scatter", (X, W), 0, 0, said=LINES),
     *by("slice_backward", ((B, 2),), lambda make, f, g: make(f, g, [rows(make, g), 3], 1, 0, 2, 1)),
     *by("slice_backward", (X,), lambda make, f, g: make(f, g, [rows(make, g), 3], 0, 0, END, 1), LINES),
     *by("select_backward", ((B,),), lambda make, f, g: make(f, g, [rows(make, g), 3], 1, 0)),
-    *of("detach alias", (X,)), *of("lift_fresh_copy", (X,)), *of("_to_copy", (X,), dtype=torch.float64), *of("copy", (X, Y)),
+    *of("detach alias", (X,)), *of("lift_fresh_copy", (X,)), *of("_to_copy", (X,), dtype=torch.float64), *of("copy",
+        (X, Y)),
     # What indices choose.
     *by("gather", (X, (B, 2)), lambda make, f, x, i: make(f, x, 1, i), types=RW),
     *by("gather", (X, X), lambda make, f, x, i: make(f, x, 0, i), "along the batch", types=RW),
@@ -123,7 +127,8 @@ SAMPLES = [
         sample
         for names, overload in (("scatter", "src"), ("scatter_add", "default"))
         for dim, said, shape in ((1, ROWWISE, (B, 2)), (0, "along the batch", X))
-        for sample in by(names, (X, shape, shape), lambda make, f, x, i, v, dim=dim: make(f, x, dim, i, v), said, overload, (REAL, WHOLE))
+        for sample in by(names, (X, shape, shape), lambda make, f, x, i, v, dim=dim: make(f, x, dim, i, v), said,
+            overload, (REAL, WHOLE))
     ),
     *by("index _unsafe_index", (X, (2,)), lambda make, f, x, i: make(f, x, [None, i]), overload="Tensor", types=RW),
     *by("index _unsafe_index", ((5, 3), (B,)), lambda make, f, x, i: make(f, x, [i]), overload="Tensor", types=RW),
@@ -132,7 +137,8 @@ SAMPLES = [
     *by("index_select", (X, (2,)), lambda make, f, x, i: make(f, x, 0, i), LINES, types=RW),
     *by("index_add", (X, (2,), (B, 2)), lambda make, f, x, i, v: make(f, x, 1, i, v), types=RW),
     *by("index_add", (X, (B,), X), lambda make, f, x, i, v: make(f, x, 0, i, v), "writes along the batch", types=RW),
-    *by("index_put _unsafe_index_put", ((5, 3), (2,), (2, 3)), lambda make, f, x, i, v: make(f, x, [i], v, True), types=RW),
+    *by("index_put _unsafe_index_put", ((5, 3), (2,), (2, 3)), lambda make, f, x, i, v: make(f, x, [i], v, True),
+        types=RW),
     *by("index_put _unsafe_index_put", (X, (B,)), lambda make, f, v, i: make(
         f, make(aten.zeros.default, [5, 3], dtype=torch.float64), [i], v, True), SUMMED, types=RW),
     *by("index_put _unsafe_index_put", (X, (B,)), lambda make, f, v, i: make(
@@ -147,11 +153,13 @@ SAMPLES = [
     *by("new_full", (X,), lambda make, f, x: make(f, x, [rows(make, x), 2], 0.5)),
     *of("full_like", (X,), 0.5), *of("fill", (X,), 0.5, overload="Scalar"),
     # Element by element.
-    *of("add sub mul div fmod remainder rsub", (X, Y), overload="Tensor"), *of("maximum minimum atan2 floor_divide", (X, Y)),
+    *of("add sub mul div fmod remainder rsub", (X, Y), overload="Tensor"), *of("maximum minimum atan2 floor_divide",
+        (X, Y)),
     *of("add sub mul div", ((B, 3), (3,)), overload="Tensor"),
-    *of("where", (X, X, Y), overload="self", types=(TRUE,)), *of("masked_fill", (X, X), 0.0, overload="Scalar", types=(REAL, TRUE)),
-    *of("neg abs sign sgn exp expm1 log log1p tanh sigmoid sqrt rsqrt reciprocal relu round floor ceil trunc erf sin cos atan"
-        " square hardswish log_sigmoid_forward", (X,)),
+    *of("where", (X, X, Y), overload="self", types=(TRUE,)), *of("masked_fill", (X, X), 0.0, overload="Scalar",
+        types=(REAL, TRUE)),
+    *of("neg abs sign sgn exp expm1 log log1p tanh sigmoid sqrt rsqrt reciprocal relu round floor ceil"
+        " trunc erf sin cos atan square hardswish log_sigmoid_forward", (X,)),
     *of("lt le gt ge eq ne", (X, Y), overload="Tensor"), *of("_prelu_kernel", (X, W)),
     *of("native_dropout", (X,), 0.5, True, fixed=False),
     *of("softplus_backward", (X, Y), 1.0, 1.0), *of("hardsigmoid_backward hardswish_backward mish_backward", (X, Y)),
@@ -163,9 +171,11 @@ SAMPLES = [
         sample
         for dim, said in ((1, ROWWISE), (0, LINES))
         for sample in (
-            *of("mean", (X,), [dim], said=said, overload="dim"), *of("var_mean var", (X,), [dim], said=said, overload="correction"),
+            *of("mean", (X,), [dim], said=said, overload="dim"), *of("var_mean var", (X,), [dim], said=said,
+                overload="correction"),
             *of("cumsum cumprod cummax cummin sort argmax argmin", (X,), dim, said=said),
-            *of("amax amin logsumexp", (X,), [dim], said=said), *of("max min any all", (X,), dim, said=said, overload="dim"),
+            *of("amax amin logsumexp", (X,), [dim], said=said), *of("max min any all", (X,), dim, said=said,
+                overload="dim"),
             *of("topk", (X,), 2, dim, said=said), *of("kthvalue", (X,), 1, dim, said=said),
             *of("prod", (X,), dim, said=said, overload="dim_int"), *of("linalg_vector_norm", (X,), 2, [dim], said=said),
             *of("_softmax _log_softmax", (X,), dim, False, said=said),
@@ -175,18 +185,23 @@ SAMPLES = [
     *of("sum", (X,), [1], overload="dim_IntList"), *of("sum", (X,), [0], overload="dim_IntList", said=SUMMED),
     *of("trace", ((3, 3),)),
     *by("native_layer_norm", (X, W, W), lambda make, f, x, w, b: make(f, x, [3], w, b, 1e-5)),
-    *by("native_layer_norm", ((2, B),), lambda make, f, x: make(f, x, [rows(make, x, 1)], None, None, 1e-5), "along the batch"),
+    *by("native_layer_norm", ((2, B),), lambda make, f, x: make(f, x, [rows(make, x, 1)], None, None, 1e-5),
+        "along the batch"),
     *(
         sample
         for mask, said in (([True, False, False], ROWWISE), ([False, True, True], SUMMED))
-        for sample in by("native_layer_norm_backward", (X, Y, (B, 1), (B, 1), W, W), lambda make, f, g, x, m, s, w, b, mask=mask: make(
+        for sample in by("native_layer_norm_backward", (X, Y, (B, 1), (B, 1), W, W), lambda make, f, g, x, m, s, w, b,
+            mask=mask: make(
             f, g, x, [3], m, s, w, b, mask), said)
     ),
     # The Fourier transform, complex numbers, systems of equations.
-    *of("_fft_r2c", ((B, 4),), [1], 0, True, said=UNKNOWN), *of("_fft_c2c", ((B, 4),), [1], 0, True, types=(COMPLEX,), said=UNKNOWN),
+    *of("_fft_r2c", ((B, 4),), [1], 0, True, said=UNKNOWN), *of("_fft_c2c", ((B, 4),), [1], 0, True, types=(COMPLEX,),
+        said=UNKNOWN),
     *of("_fft_c2r", ((B, 3),), [1], 0, 4, types=(COMPLEX,), said=UNKNOWN),
-    *of("view_as_real real imag conj _conj", (X,), types=(COMPLEX,), said=ANY), *of("view_as_complex", ((B, 3, 2),), said=UNKNOWN),
+    *of("view_as_real real imag conj _conj", (X,), types=(COMPLEX,), said=ANY), *of("view_as_complex", ((B, 3, 2),),
+        said=UNKNOWN),
     *of("complex", (X, Y)),
-    *of("linalg_lu_solve", ((3, 3), (3,), (3, 2)), types=(REAL, SHORT)), *of("linalg_solve_triangular", ((3, 3), (3, 2)), upper=True),
+    *of("linalg_lu_solve", ((3, 3), (3,), (3, 2)), types=(REAL, SHORT)), *of("linalg_solve_triangular", ((3, 3), (3,
+        2)), upper=True),
     *of("triangular_solve", ((3, 2), (3, 3))), *of("cholesky_solve", ((3, 2), (3, 3))),
 ]  # fmt: skip

@@ -257,7 +257,7 @@ def _become(copy: Path, args: list[str], told: Path) -> int:
 
 
 def _broke(status: int, copy: Path, told: Path) -> int:
-    """Where pytest could not begin: because the package cannot be imported with the fault, or its arguments are wrong."""
+    """Where pytest could not begin: the package cannot be imported with the fault, or its arguments are wrong."""
     said = (copy / "said").read_text()
     if "conftest" in said and "Error" in said:
         told.write_text("tests/conftest.py: the package cannot be imported")

@@ -1,7 +1,4 @@
-"""Faults by hand: each a slip that somebody could make, and the tests that are to notice.
-
-Tests are named as pytest's arguments within tests/, as few as will do: every mutant should be dead within seconds.
-"""
+"""Faults by hand: slips that somebody could make, and as few tests as will do to notice each."""
 
 from __future__ import annotations
 
@@ -177,7 +174,7 @@ SLIPS = (
         "circuit/test_form.py -k 'stacked or nodes or heads or frames or columns'",
     ),
     Slip(
-        "trace/parts.py", "(1 / math.sqrt(query.shape[-1]) if scale is None else scale)", "(1.0 if scale is None else scale)",
+        "trace/parts.py", "1 / math.sqrt(query.shape[-1]) if scale is None", "1.0 if scale is None",
         "attention does not divide by the root of its width", "recurrent/test_attention.py",
     ),
     # --- adjoint ---
@@ -187,8 +184,7 @@ SLIPS = (
     ),
     Slip(
         "adjoint.py", "    while name in taken:\n", "    while False:\n",
-        "an input named as a cotangent is taken for it",
-        "plan/test_borders.py",
+        "an input named as a cotangent is taken for it", "plan/test_borders.py",
     ),
     Slip(
         "adjoint.py", "gradient_of[name] = gradient_of[name] + total if name in gradient_of else total",
@@ -249,8 +245,7 @@ SLIPS = (
     ),
     Slip(
         "plan/sink.py", "or (\n            node is not root and len(users) < len(node.users)\n        )", "",
-        "what leaves the stage before is moved into the loop",
-        "plan/test_borders.py",
+        "what leaves the stage before is moved into the loop", "plan/test_borders.py",
     ),
     Slip(
         "plan/sink.py", "len(fresh) > 1", "len(fresh) > 9", "sinking takes more sequences than it spares",
@@ -258,8 +253,7 @@ SLIPS = (
     ),
     Slip(
         "plan/builders.py", "        if not carries(value) or rows_of(value) == Rows(0, 1):\n", "        if True:\n",
-        "a constant whose rows lie elsewhere goes into the loop as it is",
-        "plan/test_borders.py",
+        "a constant whose rows lie elsewhere goes into the loop as it is", "plan/test_borders.py",
     ),
     Slip(
         "plan/stages.py", "start = after.start_of(state) if state is not None else None", "start = None",
@@ -267,8 +261,7 @@ SLIPS = (
     ),
     Slip(
         "plan/stages.py", "after.call(times, after.from_once(node), rows, after.timeline())", "after.from_once(node)",
-        "a sum of what is the same at every step is that of one step",
-        "plan/test_borders.py",
+        "a sum of what is the same at every step is that of one step", "plan/test_borders.py",
     ),
     # --- engines ---
     Slip(
@@ -364,13 +357,11 @@ SLIPS = (
     ),
     Slip(
         "recurrent/bound.py", "reason := self._cut if layout.cuts else self._whole", "reason := self._whole",
-        "a state that cannot be cut is",
-        "recurrent/test_edges.py recurrent/test_sequences.py recurrent/test_bound.py",
+        "a state that cannot be cut is", "recurrent/test_edges.py recurrent/test_sequences.py recurrent/test_bound.py",
     ),
     Slip(
         "recurrent/bound.py", "tensor.dtype is dtype and tensor.device == device", "tensor.device == device",
-        "a call in another dtype takes the program of the one before",
-        "recurrent/test_bound.py -k dtype",
+        "a call in another dtype takes the program of the one before", "recurrent/test_bound.py -k dtype",
     ),
     Slip(
         "recurrent/programs.py", "if circuit.signature is not None and not circuit.signature.captured:",
@@ -452,4 +443,6 @@ SLIPS = (
 def mutants() -> Iterator[Mutant]:
     for slip in SLIPS:
         change = replaced(slip.old, slip.new)
-        yield Mutant(f"{slip.file}: {slip.breaks}", "by hand", f"elman/{slip.file}", change, slip.breaks, (slip.tests,))
+        yield Mutant(
+            f"{slip.file}: {slip.breaks}", "by hand", f"elman/{slip.file}", change, slip.breaks, (slip.tests,)
+        )

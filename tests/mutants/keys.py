@@ -10,7 +10,10 @@ from tests.mutants import Mutant, appended
 from tests.mutants.kinds import applied, faults, left_out
 
 ELMAN = Path(__file__).resolve().parents[2] / "elman"
-_TRACE = ("recurrent/test_trace_key.py trace/test_sees.py", "recurrent/test_bound.py -k 'watch or change or one_and_one'")
+_TRACE = (
+    "recurrent/test_trace_key.py trace/test_sees.py",
+    "recurrent/test_bound.py -k 'watch or change or one_and_one'",
+)
 _BOUND = ("recurrent/test_bound.py", "recurrent/test_trace_key.py")
 _NATIVE = ("engines/test_native_operations.py", "engines/test_native.py -k cases")
 # (file, functions, groups of tests): everything there that is compared; without functions, all that is noted.
@@ -19,14 +22,18 @@ PLACES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("trace/watch.py", ("Watched.unchanged.unchanged", "Watched._same"), _TRACE),
     ("trace/fingerprint.py", ("Seen.holds", "by_path"), _TRACE),
     ("recurrent/programs.py", ("Programs.initial", "Programs.seen"), _TRACE),
-    ("recurrent/bound.py", ("Arguments.of", "BoundCall.holds", "BoundCall.serves", "BoundCall.starts_like", "BoundCall.fits"),
-     _BOUND),
+    ("recurrent/bound.py", ("Arguments.of", "BoundCall.holds", "BoundCall.serves", "BoundCall.starts_like",
+     "BoundCall.fits"), _BOUND),
     ("execute/segmented.py", ("run_of",), ("recurrent/test_memory.py",)),
     ("engines/native/builder.py", ("Builder.number", "Builder.in_order", "Builder._pack"), _NATIVE),
 )  # fmt: skip
 # Named tuples that are parts of keys: each field, no longer compared.
 FIELDS = (
-    ("recurrent/programs.py", "Shapes", ("recurrent/test_bound.py", "recurrent/test_trace_key.py test_forcing.py")),
+    (
+        "recurrent/programs.py",
+        "Shapes",
+        ("recurrent/test_bound.py", "recurrent/test_trace_key.py test_forcing.py"),
+    ),
     ("circuit/structure.py", "TensorSpec", _BOUND),
 )
 # What a program keeps, under one key whatever was asked for.
@@ -45,7 +52,11 @@ CACHED = (
     ("execute/executable.py", "_executable", ("plan/test_laws.py", "test_adjoint.py")),
     ("circuit/operations.py", "_unlisted", ("circuit/test_operations.py",)),
     ("circuit/rows.py", "_factor", ("circuit/test_rows.py",)),
-    ("segments/layout.py", "Layout.whole", ("recurrent/test_bound.py", "recurrent/test_edges.py recurrent/test_sequences.py")),
+    (
+        "segments/layout.py",
+        "Layout.whole",
+        ("recurrent/test_bound.py", "recurrent/test_edges.py recurrent/test_sequences.py"),
+    ),
 )
 _UNSEEN = """
 def _unseen(one):

@@ -36,7 +36,9 @@ def _short(text: str) -> str:
     return text if len(text) < 60 else f"{text[:57]}…"
 
 
-def faults(text: str, kinds: Callable[[Code], Iterator[tuple[str, ast.AST, str]]] | None = None) -> list[Fault]:
+def faults(
+    text: str, kinds: Callable[[Code], Iterator[tuple[str, ast.AST, str]]] | None = None
+) -> list[Fault]:
     """All that `kinds` (every standard one) can do to a file, in order."""
     code, counts, found = Code(text), Counter[str](), []
     for where, node in code.walk(code.tree, ""):
@@ -48,7 +50,9 @@ def faults(text: str, kinds: Callable[[Code], Iterator[tuple[str, ast.AST, str]]
     return found
 
 
-def applied(name: str, kinds: Callable[..., Iterator[tuple[str, ast.AST, str]]] | None = None) -> Callable[[str], str]:
+def applied(
+    name: str, kinds: Callable[..., Iterator[tuple[str, ast.AST, str]]] | None = None
+) -> Callable[[str], str]:
     """The change of the fault of a name."""
 
     def change(text: str) -> str:
@@ -81,12 +85,14 @@ class Code:
         return self.text[start:end]
 
     def walk(self, node: ast.AST, where: str) -> Iterator[tuple[str, ast.AST]]:
-        """Every node that computes, with the name of the function it stands in: no words, types, refusals or decorators."""
+        """Every node that computes, and the function it stands in: no words, types, refusals or decorators."""
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "decorator_list", "bases", "type_params"):
                 continue
             for child in value if isinstance(value, list) else [value]:
-                if not isinstance(child, ast.AST) or isinstance(child, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import)):
+                if not isinstance(child, ast.AST) or isinstance(
+                    child, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import)
+                ):
                     continue
                 if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
                     continue
@@ -122,7 +128,9 @@ def standard(code: Code, node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
             yield "term", node, f"({code.of(left)})"
         case ast.BinOp(left=left, op=ast.Add(), right=right) if not isinstance(left, _TEXTS):
             yield "term", node, f"({code.of(left)})"
-        case ast.If(test=test) | ast.IfExp(test=test) if not isinstance(test, (ast.Compare, ast.BoolOp, ast.UnaryOp)):
+        case ast.If(test=test) | ast.IfExp(test=test) if not isinstance(
+            test, (ast.Compare, ast.BoolOp, ast.UnaryOp)
+        ):
             yield "negated", test, f"not ({code.of(test)})"
         case ast.Expr(value=ast.Call()) | ast.AugAssign():
             yield "statement", node, "pass"
@@ -135,7 +143,11 @@ def verdicts(code: Code, node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
             for part in ast.walk(value):
                 if isinstance(part, ast.Name) and part.id in ("ROWWISE", "SUMMED"):
                     yield "turned", part, '_mixing("")' if part.id == "ROWWISE" else "ROWWISE"
-                if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id == "_mixing":
+                if (
+                    isinstance(part, ast.Call)
+                    and isinstance(part.func, ast.Name)
+                    and part.func.id == "_mixing"
+                ):
                     yield "turned", part, "ROWWISE"
     for kind, part, new in standard(code, node):
         if kind == "negated":
@@ -146,7 +158,10 @@ def left_out(code: Code, node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
     """What is compared or kept, one thing less: parts of keys, conditions, statements that note something."""
     match node:
         case (
-            ast.Call(func=ast.Attribute(attr="append", value=ast.Attribute(attr="found")), args=[ast.Tuple(elts=elements)])
+            ast.Call(
+                func=ast.Attribute(attr="append", value=ast.Attribute(attr="found")),
+                args=[ast.Tuple(elts=elements)],
+            )
             | ast.Assign(targets=[ast.Name(id="key" | "specs")], value=ast.Tuple(elts=elements))
             | ast.Return(value=ast.Tuple(elts=[ast.Constant(), *elements]))
         ):

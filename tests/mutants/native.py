@@ -1,7 +1,7 @@
 """Faults of the native engine: each function a little wrong, or in one case; each kernel wrong in one line.
 
-Compiling takes minutes, so all of them are compiled once, into a module that is built of a changed copy of native/: every
-fault stands behind a switch, and the environment says which one is on. The sources themselves know nothing of it.
+Compiling takes minutes, so all of them are compiled once, into a module that is built of a changed copy of native/.
+Every fault stands behind a switch there, and the environment says which one is on. The sources know nothing of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from tests.mutants.native_lines import LINES
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutants"
-_OPERATIONS = ("engines/test_special_values.py", "engines/test_native_operations.py", "engines/test_native.py")
+_OPERATIONS = (
+    "engines/test_special_values.py",
+    "engines/test_native_operations.py",
+    "engines/test_native.py",
+)
 _TRUTHS = ("engines/test_native_operations.py", "engines/test_special_values.py")
 
 # In front of everything: `FAULT("name")` is whether that fault is on.
@@ -63,10 +67,13 @@ INLINE float turned(bool fault, float found) { return found + float(fault); }
 INLINE double turned(bool fault, double found) { return found + double(fault); }
 
 #define ELMAN_FUNCTION("""
-_WRAPPED = 'off<T>(FAULT(#name " a little"), FAULT(#name " at NaN"), FAULT(#name " far out"), a, (expression))'
+_WRAPPED = (
+    'off<T>(FAULT(#name " a little"), FAULT(#name " at NaN"), FAULT(#name " far out"), a, (expression))'
+)
 _MACROS = (
     ("ELMAN_ONE(name, expression) ELMAN_FUNCTION(name, (Vec<T> a), expression)", "(Vec<T> a), expression)"),
-    ("ELMAN_TWO(name, expression) ELMAN_FUNCTION(name, (Vec<T> a, Vec<T> b), expression)", "(Vec<T> a, Vec<T> b), expression)"),
+    ("ELMAN_TWO(name, expression) ELMAN_FUNCTION(name, (Vec<T> a, Vec<T> b), expression)",
+     "(Vec<T> a, Vec<T> b), expression)"),
     ("ELMAN_THREE(name, expression) ELMAN_FUNCTION(name, (Vec<T> a, Vec<T> b, Vec<T> c), expression)",
      "(Vec<T> a, Vec<T> b, Vec<T> c), expression)"),
 )  # fmt: skip
@@ -105,7 +112,9 @@ def build() -> Path:
     """The module, built where its sources have changed since: some minutes."""
     from tests.sanitize import tools
 
-    sources = {p.name: p.read_text("utf-8") for p in (ROOT / "native").iterdir() if p.suffix in (".hpp", ".cpp")}
+    sources = {
+        p.name: p.read_text("utf-8") for p in (ROOT / "native").iterdir() if p.suffix in (".hpp", ".cpp")
+    }
     made = {f"native/{name}": text for name, text in with_faults(sources).items()}
     # One instruction set is enough, and it need not be fast.
     made["CMakeLists.txt"] = replaced("-O3", "-O1")((ROOT / "CMakeLists.txt").read_text("utf-8"))
@@ -142,7 +151,11 @@ def with_faults(sources: dict[str, str]) -> dict[str, str]:
     change("bind.cpp", "\nnamespace nb = nanobind;\n", _SWITCH_SET)
     for head, tail in _MACROS:
         change("pointwise.hpp", head, head.removesuffix(tail) + tail.replace("expression", f"({_WRAPPED})"))
-    change("pointwise.hpp", "(void)b; return expression;", '(void)b; return turned(FAULT(#name " turned"), expression);')
+    change(
+        "pointwise.hpp",
+        "(void)b; return expression;",
+        '(void)b; return turned(FAULT(#name " turned"), expression);',
+    )
     made["pointwise.hpp"] = made["pointwise.hpp"].replace("#define ELMAN_FUNCTION(", _OFF.lstrip("\n"), 1)
     for line in LINES:
         change(line.file, line.old, line.new.replace("FAULT()", f'FAULT("{line.name}")'))

@@ -58,7 +58,7 @@ def mutants() -> Iterator[Mutant]:
 
 
 def _turned(row: Any) -> tuple[Any, str]:
-    """Another rule: the dangerous one, which says that rows never meet, or where that is right, that they are added up."""
+    """Another rule: the dangerous one, that rows never meet; or where that is right, that they are added up."""
     from elman.circuit.operations import RowRule
 
     if row.rows in (RowRule.ELEMENTS, RowRule.TURNS, RowRule.EXPAND):
@@ -84,7 +84,11 @@ def _fault(name: str, field: str, value: Any, breaks: str, which: str = "") -> M
     )
     label = f"table {name}.{field}" + (f" {which}" if which else "")
     first = f"circuit/test_table.py -k 'of-{name}- or says_in_what or only_addresses or overloads'"
-    tests = (_WIDER[field],) if field in ("native", "recomputed") else (first, *_TABLE[1:], *filter(None, [_WIDER.get(field)]))
+    tests = (
+        (_WIDER[field],)
+        if field in ("native", "recomputed")
+        else (first, *_TABLE[1:], *filter(None, [_WIDER.get(field)]))
+    )
     return Mutant(label, "the table of operations", _FILE, appended(more), f"{name} {breaks}", tests)
 
 
