@@ -11,7 +11,7 @@ from tests.mutants.kinds import applied, faults, left_out
 
 ELMAN = Path(__file__).resolve().parents[2] / "elman"
 _TRACE = (
-    "recurrent/test_trace_key.py trace/test_sees.py",
+    "recurrent/test_keys.py recurrent/test_trace_key.py trace/test_sees.py",
     "recurrent/test_bound.py -k 'watch or change or one_and_one'",
 )
 _BOUND = ("recurrent/test_bound.py", "recurrent/test_trace_key.py")

@@ -83,7 +83,9 @@ def _fault(name: str, field: str, value: Any, breaks: str, which: str = "") -> M
         f'OPERATIONS["{name}"] = dataclasses.replace(OPERATIONS["{name}"], {field}={_source(value)})'
     )
     label = f"table {name}.{field}" + (f" {which}" if which else "")
-    first = f"circuit/test_table.py -k 'of-{name}- or says_in_what or only_addresses or overloads'"
+    first = (
+        f"circuit/test_table.py -k 'of-{name}- or says_in_what or only_addresses or overloads or broadcasts'"
+    )
     tests = (
         (_WIDER[field],)
         if field in ("native", "recomputed")
