@@ -92,4 +92,3 @@ def test_which_of_several_it_is() -> None:
     first = agrees(rnn, x, h)
     rnn.cell.chosen = rnn.cell.scales[1]
     assert not torch.allclose(agrees(rnn, x, h), first)
-'''
