@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ COPIED = (
 )
 LONG = 200  # seconds, after which a fault counts as noticed: nobody would wait for such tests
 _HUNG = "no end"
+_FIRST = 12  # tests that are tried first
 _FAILED = 1  # pytest's exit status, where tests have failed
 _NOT_RUN = 70  # one that pytest does not have
 
@@ -57,14 +59,21 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say which there are, and run none")
     parser.add_argument("--explained", action="store_true", help="run those whose survival is explained, too")
     parser.add_argument("--without", nargs="*", default=[], help="leave out those with one of these words")
+    parser.add_argument(
+        "--one-in", type=int, default=1, metavar="N", help="a part of them, the same every time: one in N"
+    )
     parser.add_argument("--after", default="", help="go on behind the mutant of this name")
     given = parser.parse_args()
     _import_what_takes_long()
     from tests.mutants.explained import reason
 
     chosen = [m for m in _every() if (not given.words or _has(m, given.words)) and not _has(m, given.without)]
+    chosen = [m for m in chosen if zlib.crc32(m.name.encode()) % given.one_in == 0]
     chosen = chosen[[m.name for m in chosen].index(given.after) + 1 if given.after else 0 :]
     counts, killers, killed = Counter[tuple[str, str]](), Counter[str](), dict[str, str]()
+    first: dict[
+        str, dict[str, None]
+    ] = {}  # of mutants with the same tests: those that noticed, the latest last
     began = time.monotonic()
     with _copy() as copy:
         more = ["--conformance"] if given.conformance else []
@@ -73,7 +82,7 @@ def main() -> None:
             if given.list or (why and not given.explained and mutant.name not in given.words):
                 made = Outcome("explained" if why else "there", why or mutant.breaks, 0.0)
             else:
-                made = _run(mutant, copy, more)
+                made = _run(mutant, copy, more, first.setdefault(mutant.tests, {}))
                 if why and made.word == "survived":
                     made = made._replace(word="explained", by=why)
             counts[mutant.kind, made.word] += 1
@@ -144,13 +153,15 @@ def _copy() -> Iterator[Path]:
         yield copy
 
 
-def _run(mutant: Mutant, copy: Path, more: list[str]) -> Outcome:
+def _run(mutant: Mutant, copy: Path, more: list[str], first: dict[str, None]) -> Outcome:
+    """first: tests that have noticed a fault before, and are tried before the others."""
     began = time.monotonic()
+    groups = [[*first][: -_FIRST - 1 : -1], *map(_arguments, mutant.tests)]
     try:
         with _broken(mutant, copy):
-            for group in mutant.tests:
-                status, by = _pytest(copy, [*_arguments(group), *more], mutant.switch)
-                if status != 0:
+            for group in filter(None, groups):
+                status, by = _pytest(copy, [*group, *more], mutant.switch)
+                if status == _FAILED or (status != 0 and group is not groups[0]):
                     break
     except Stale as stale:
         return Outcome("stale", str(stale), 0.0)
@@ -158,6 +169,9 @@ def _run(mutant: Mutant, copy: Path, more: list[str]) -> Outcome:
         word = "survived"
     elif status == _FAILED or by == _HUNG:
         word = "killed"
+        if "::" in by:
+            first.pop(by, None)
+            first[by] = None
     else:
         word, by = "flawed", by or f"pytest ended with {status}: {(copy / 'said').read_text()[-500:]}"
     return Outcome(word, by, time.monotonic() - began)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import math
 import types
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -74,21 +76,47 @@ def test_values_of_classes_of_ones_own(one: Any, other: Any) -> None:
     assert torch.equal(agrees(rnn, x, h), first)
 
 
+class Using(nn.Module):
+    """Makes something of a class, or calls something in a module, that it keeps."""
+
+    hidden_size = H
+
+    def __init__(self, used: Any) -> None:
+        super().__init__()
+        self.used = used
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        if isinstance(self.used, type):
+            return self.used()(x + h)
+        return torch.tanh(x + float(self.used.remainder(5.0, 3.0)) * h)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(nn.Tanh, nn.Hardtanh), (math, numpy)], ids=["classes", "modules"]
+)
+def test_which_class_or_module_of_a_library_it_is(one: Any, other: Any) -> None:
+    rnn, x, h = elman.Recurrent(Using(one)), torch.randn(T, B, H).double(), torch.randn(B, H).double()
+    first = agrees(rnn, x, h)
+    rnn.cell.used = other
+    assert not torch.allclose(agrees(rnn, x, h), first)
+
+
 class Choosing(nn.Module):
     hidden_size = H
 
     def __init__(self) -> None:
         super().__init__()
         self.scales = [types.SimpleNamespace(of=0.5), types.SimpleNamespace(of=2.0)]
-        self.chosen = self.scales[0]
+        self.chosen = [[self.scales[0]]]  # found after them
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return torch.tanh(x + self.chosen.of * h + sum(scale.of for scale in self.scales))
+        total = sum(scale.of for scale in self.scales)
+        return torch.tanh(x + self.chosen[0][0].of * h + total)
 
 
 def test_which_of_several_it_is() -> None:
     """What was met before, by another path, is met again: by which one counts."""
     rnn, x, h = elman.Recurrent(Choosing()), torch.randn(T, B, H).double(), torch.randn(B, H).double()
     first = agrees(rnn, x, h)
-    rnn.cell.chosen = rnn.cell.scales[1]
+    rnn.cell.chosen[0][0] = rnn.cell.scales[1]
     assert not torch.allclose(agrees(rnn, x, h), first)
