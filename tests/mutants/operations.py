@@ -15,7 +15,7 @@ _WIDER = {
     "broadcasts": "trace/test_normal.py plan/test_structure.py",
     "lookup": "engines/test_lookups.py",
     "native": "engines/test_native_operations.py engines/test_special_values.py engines/test_native.py",
-    "apart": "trace/test_normal.py circuit/test_form.py recurrent/test_cases.py",
+    "apart": "trace/test_normal.py -k taken_apart",
 }
 
 
@@ -88,7 +88,7 @@ def _fault(name: str, field: str, value: Any, breaks: str, which: str = "") -> M
     )
     tests = (
         (_WIDER[field],)
-        if field in ("native", "recomputed")
+        if field in ("native", "recomputed", "apart")
         else (first, *_TABLE[1:], *filter(None, [_WIDER.get(field)]))
     )
     return Mutant(label, "the table of operations", _FILE, appended(more), f"{name} {breaks}", tests)
