@@ -15,6 +15,8 @@ EXPLAINED: dict[str, str] = {
     "a name that begins so",
     r"recurrent/programs\.py: a cell computes with a tensor that another one has caught": "guarded: a tensor that is "
     "caught counts by identity in the trace key, so that no other cell has this key",
+    r"table addmm\.recomputed": "unreachable: where it is decided what is kept, addmm is a product and a sum",
+    r"table arange\.counts": "guarded: its size goes in where a number is expected, which is looked for as well",
     r"table empty\.linear gained": "equivalent: it has no operand that could be a sum",
     r"table (unbind|select_backward)\.rows": "unreachable: PyTorch cannot trace it along a batch of any size",
 }
