@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from elman.plan import cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool, truncated
     from elman.segments import Segments
+    from elman.tangent import tangent
     from elman.trace import trace
     from elman.unfold import unfold
     from elman.verify import verify
@@ -48,6 +49,7 @@ __all__ = [
     "pool",
     "trace",
     "truncated",
+    "tangent",
     "unfold",
     "verify",
 ]
@@ -72,6 +74,7 @@ _HOMES = {
     "pool": "recurrent",
     "trace": "trace",
     "truncated": "recurrent",
+    "tangent": "tangent",
     "unfold": "unfold",
     "verify": "verify",
 }

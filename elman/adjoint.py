@@ -46,7 +46,7 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     )
     joint = circuit.recorded().joint
     inputs = (*circuit.inputs, *_unknown(circuit, joint))
-    _check_names(circuit, wrt)
+    check_names(circuit, [port.name for port in circuit.inputs if port.differentiable], wrt, "gradient")
     wiring = _wire(circuit, joint, inputs)
     wanted = {p.name for p in inputs if p.differentiable and (wrt is None or p.name in wrt)}
     named = graphs.results_of(joint.graph)
@@ -83,7 +83,7 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     graphs.drop_dead(graph)
 
     step = _step(circuit, joint, wiring, sorted(asked))
-    all_inputs = tuple(p for p in (*map(_seen_from_behind, inputs), *ports) if p.name in used)
+    all_inputs = tuple(p for p in (*map(seen_from_behind, inputs), *ports) if p.name in used)
 
     signature = _with_captured(circuit, joint)
     met = signature.captured if signature is not None else {}
@@ -94,12 +94,19 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
         outputs=tuple(outputs),
         reverse=not circuit.reverse,
         signature=signature,
-        record=Recording(step, all_inputs, f"the adjoint of {circuit.name}", twice=True, met=met),
+        record=Recording(
+            step,
+            all_inputs,
+            f"the adjoint of {circuit.name}",
+            twice=True,
+            met=met,
+            dual=circuit.recorded().dual,
+        ),
     ).check()
 
 
-def _check_names(circuit: Circuit, wrt: Collection[str] | None) -> None:
-    known = [port.name for port in circuit.inputs if port.differentiable]
+def check_names(circuit: Circuit, known: Collection[str], wrt: Collection[str] | None, what: str) -> None:
+    """Refuse names that are not `known` ones: of the inputs of a circuit that have a gradient, or a direction."""
     if isinstance(wrt, str):
         raise InputTypeError(
             what="wrt is a collection of names", where="wrt=", got=repr(wrt), mend=f"write [{wrt!r}]"
@@ -107,7 +114,7 @@ def _check_names(circuit: Circuit, wrt: Collection[str] | None) -> None:
     for name in wrt or ():
         if name not in known:
             raise InputError(
-                what=f"{circuit.name} has no input '{name}' that a gradient goes to",
+                what=f"{circuit.name} has no input '{name}' that has a {what}",
                 where="wrt=",
                 expected=f"some of {', '.join(known)}",
             )
@@ -310,9 +317,9 @@ def _sum(inputs: dict[str, Tensor], entries: list[_Entry]) -> Tensor:
     return functools.reduce(torch.add, [inputs[entry.port.name] for entry in entries])
 
 
-def _seen_from_behind(port: InPort) -> InPort:
+def seen_from_behind(port: InPort) -> InPort:
     """A circuit's input as the adjoint sees it: a state has become the sequence h(t-1), and roles are the circuit's."""
-    port = replace(port, cotangent_of=None, kept=None, teaches=None)
+    port = replace(port, cotangent_of=None, kept=None, teaches=None, tangent_of=None)
     if port.kind is not Kind.STATE:
         return port
     return replace(port, kind=Kind.SEQUENCE, next=None, path=f"{port.path} before each step")

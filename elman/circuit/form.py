@@ -69,6 +69,7 @@ class InPort:
     cotangent_of: in an adjoint, the output port of the circuit dL/d(which) comes in here.
     kept: in the backward part of a pair, the node whose value comes in here instead of being computed again.
     teaches: the output port that this is the teacher of.
+    tangent_of: in a tangent, the input port of the circuit whose direction comes in here.
     """
 
     name: str
@@ -85,15 +86,17 @@ class InPort:
     cotangent_of: str | None = None
     kept: str | None = None
     teaches: str | None = None
+    tangent_of: str | None = None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether it holds real or complex numbers, which can change a little."""
+        return self.kind is not Kind.NOISE and (self.dtype.is_floating_point or self.dtype.is_complex)
 
     @property
     def differentiable(self) -> bool:
         """Whether a gradient can flow to this port at all."""
-        return (
-            self.kind is not Kind.NOISE
-            and not self.frozen
-            and (self.dtype.is_floating_point or self.dtype.is_complex)
-        )
+        return self.smooth and not self.frozen
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class OutPort:
         SEQUENCE its values before each step.
     gradient_of: in an adjoint, the input port of the circuit dL/d(which) comes out here.
     kept: in the forward part of a pair, the node whose value is kept (a residual) for the backward part.
+    tangent_of: in a tangent, the output port of the circuit whose direction comes out here.
     """
 
     name: str
@@ -113,6 +117,7 @@ class OutPort:
     state: str | None = None
     gradient_of: str | None = None
     kept: str | None = None
+    tangent_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,12 +150,15 @@ class Record(Protocol):
     step: the same step as a function of real tensors under its own autograd; what higher derivatives and the
         self-check run. It may ignore noise ports (it draws for itself).
     joint: the step with its own backward.
+    dual: whether the step computes with dual numbers, of which PyTorch has only one level.
     """
 
     @property
     def step(self) -> StepFunction: ...
     @property
     def joint(self) -> Joint: ...
+    @property
+    def dual(self) -> bool: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,8 @@
 
 First derivatives run the plan that was cut for training: the forward pass keeps what a minimum cut says. When the
 gradient itself is to be differentiated, the backward pass is built out of `apply` again: the sequences h(t-1) come
-from the circuit with its states exposed, the gradient from the adjoint circuit, and both are differentiable.
+from the circuit with its states exposed, the gradient from the adjoint circuit, and both are differentiable. Forward
+mode does the same with the tangent circuit.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from torch._C._functorch import (
 from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_ports
-from elman.circuit.form import Kind
+from elman.circuit.form import InPort, Kind, OutPort
 from elman.errors import NotSupported
 from elman.execute.executable import Call
 from elman.execute.program import Program
 from elman.execute.segmented import Run, Stored, run_of
+from elman.segments import Layout
 
 Tensor = torch.Tensor
 
@@ -39,10 +41,8 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
         if call.level is None:
             call = call._replace(level=_vmaps())
         return _Transformed.apply(program, call, *tensors)
-    if forward_ad._current_level >= 0 and any(
-        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    ):
-        raise _no_forward_mode()
+    if forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
+        return _dual(program, call, tensors)
     if call.memory is not None:
         return _under_budget(program, call, tensors)
     if wants_gradient(tensors):
@@ -71,6 +71,80 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
             if tensor is not None and tensor.requires_grad:
                 return True
     return False
+
+
+def _derived(cotangents: Sequence[Tensor | None]) -> bool:
+    """Whether a gradient is itself to be differentiated, or carries a direction."""
+    if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+        return True
+    return forward_ad._current_level >= 0 and any(map(_is_dual, cotangents))
+
+
+def _is_dual(tensor: Tensor | None) -> bool:
+    return tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _dual(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """The door of dual numbers, which is that of transforms; sequences that lie as users have them are packed first."""
+    layout = call.layout
+    if layout is None or layout.lead == layout.inner:
+        return _Transformed.apply(program, call._replace(layout=None), *tensors)
+    packed = _packed(layout, program.inputs, tensors)
+    outputs = _Transformed.apply(program, call._replace(layout=None), *packed)
+    return [cast("Tensor", o) for o in _unpacked(layout, program.outputs, outputs)]
+
+
+def _packed(
+    layout: Layout, ports: Sequence[InPort | OutPort], tensors: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """With sequences, which lie as users have them, packed."""
+    return [
+        t if t is None or port.kind is not Kind.SEQUENCE else layout.pack(t)
+        for port, t in zip(ports, tensors, strict=True)
+    ]
+
+
+def _unpacked(
+    layout: Layout, ports: Sequence[InPort | OutPort], tensors: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The inverse of `_packed`."""
+    flat = len(layout.lead) == 1
+    return [
+        t if t is None or port.kind is not Kind.SEQUENCE
+        else t.flatten(0, 1) if flat
+        else cast("Tensor", layout.unpack(t))
+        for port, t in zip(ports, tensors, strict=True)
+    ]  # fmt: skip
+
+
+def _tangents(
+    program: Program, call: Call, tensors: Sequence[Tensor | None], directions: Sequence[Tensor | None],
+    exposed: Sequence[Tensor],
+) -> list[Tensor | None]:  # fmt: skip
+    """The directions of the outputs where the inputs change along `directions`; None for those that do not change.
+
+    exposed: the outputs of the call, states exposed.
+    """
+    names = [port.name for port in program.inputs]
+    changing = {name: d for name, d in zip(names, directions, strict=True) if d is not None}
+    tangent = program.tangent(frozenset(changing))
+    values = {**dict(zip(names, tensors, strict=True)), **_states_before(program, exposed)}
+    given = [
+        changing.get(port.tangent_of) if port.tangent_of is not None else values[port.name]
+        for port in tangent.inputs
+    ]
+    ports = [str(out.tangent_of) for out in tangent.outputs]
+    found = dict(zip(ports, apply(tangent, call, given), strict=True))
+    return [found.get(out.name) for out in program.outputs]
+
+
+def _states_before(program: Program, exposed: Sequence[Tensor]) -> dict[str, Tensor]:
+    """State -> its sequence h(t-1), of the outputs of a call whose states are exposed."""
+    return {
+        out.state: value
+        for out, value in zip(program.exposed.outputs, exposed, strict=True)
+        if out.kind is Kind.SEQUENCE and out.state is not None
+    }
 
 
 class _Eager(torch.autograd.Function):
@@ -103,7 +177,7 @@ class _Eager(torch.autograd.Function):
         given = _arriving(program, cotangents)
         if given is None:
             return (None,) * (len(program.inputs) + 2)
-        if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+        if _derived(given):
             tensors = saved[: len(program.inputs)]
             gradients = _differentiable(program, ctx.call, training.wants, tensors, given)
             return (None, None, *(gradients.get(port.name) for port in program.inputs))
@@ -151,7 +225,7 @@ class _Segmented(torch.autograd.Function):
         given = _arriving(program, cotangents)
         if given is None:
             return (None,) * (count + 4)
-        if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+        if _derived(given):
             return (*_NOT_TENSORS, *_differentiable_in_place(program, ctx.call, ctx.wants, tensors, given))
         states = [next(rest) for _ in run.states]
         kept = {turn: tuple(next(rest) for _ in range(size)) for turn, size in ctx.kept.items()}
@@ -169,23 +243,16 @@ def _differentiable_in_place(
 ) -> list[Tensor | None]:  # fmt: skip
     """The gradient as a differentiable function where sequences lie as users have them: they are packed for it."""
     layout = call.layout
-    if layout is None or layout.lead == layout.inner:
-        gradients = _differentiable(program, call._replace(layout=None), wants, tensors, cotangents)
-        return [gradients.get(port.name) for port in program.inputs]
-
-    def packed(value: Tensor | None, kind: Kind) -> Tensor | None:
-        return value if value is None or kind is not Kind.SEQUENCE else layout.pack(value)
-
-    tensors = [packed(t, port.kind) for port, t in zip(program.inputs, tensors, strict=True)]
-    cotangents = [packed(c, out.kind) for out, c in zip(program.outputs, cotangents, strict=True)]
-    gradients = _differentiable(program, call._replace(layout=None), wants, tensors, cotangents)
-
-    def unpacked(value: Tensor | None, kind: Kind) -> Tensor | None:
-        if value is None or kind is not Kind.SEQUENCE:
-            return value
-        return value.flatten(0, 1) if len(layout.lead) == 1 else cast("Tensor", layout.unpack(value))
-
-    return [unpacked(gradients.get(port.name), port.kind) for port in program.inputs]
+    if layout is not None:
+        call = call._replace(layout=None)
+        if layout.lead == layout.inner:
+            layout = None
+    if layout is not None:
+        tensors = _packed(layout, program.inputs, tensors)
+        cotangents = _packed(layout, program.outputs, cotangents)
+    found = _differentiable(program, call, wants, tensors, cotangents)
+    gradients = [found.get(port.name) for port in program.inputs]
+    return gradients if layout is None else _unpacked(layout, program.inputs, gradients)
 
 
 def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
@@ -215,12 +282,8 @@ def _differentiable(
     values: dict[str, Tensor | None] = {
         port.name: tensor for port, tensor in zip(program.inputs, tensors, strict=True)
     }
-    states = [port.name for port in program.inputs if port.kind is Kind.STATE]
-    if states:
-        exposed = program.exposed
-        for port, value in zip(exposed.outputs, apply(exposed, call, tensors), strict=True):
-            if port.kind is Kind.SEQUENCE and port.state is not None:
-                values[port.state] = value
+    if any(port.kind is Kind.STATE for port in program.inputs):
+        values |= _states_before(program, apply(program.exposed, call, tensors))
     ports_of = cotangent_ports(adjoint.circuit)
     values |= {
         ports_of[port.name]: c
@@ -232,7 +295,7 @@ def _differentiable(
 
 
 class _Transformed(torch.autograd.Function):
-    """The door of torch.func: grad and vjp to any order; vmap one example at a time; no forward mode."""
+    """The door of dual numbers, and of torch.func: grad, vjp and jvp to any order; vmap one example at a time."""
 
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -247,9 +310,12 @@ class _Transformed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.program, ctx.call = program, call
         ctx.save_for_backward(*tensors)
-        ctx.mark_non_differentiable(
-            *[o for o, flows in zip(output, program.carrying, strict=True) if not flows]
-        )
+        ctx.save_for_forward(*tensors)
+        if any(
+            ctx.needs_input_grad
+        ):  # else what carries a gradient is asked for in vain, and may want a trace
+            silent = [o for o, flows in zip(output, program.carrying, strict=True) if not flows]
+            ctx.mark_non_differentiable(*silent)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -265,8 +331,11 @@ class _Transformed(torch.autograd.Function):
         return (None, None, *(gradients.get(port.name) for port in program.inputs))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise _no_forward_mode()
+    def jvp(ctx: Any, *directions: Any) -> Any:
+        program, call, tensors = ctx.program, ctx.call, ctx.saved_tensors
+        tensors = [None if t is None else forward_ad.unpack_dual(t).primal for t in tensors]
+        exposed = apply(program.exposed, call, tensors)
+        return tuple(_tangents(program, call, tensors, directions[2:], exposed))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -300,12 +369,4 @@ def _no_batch_of_gradients() -> NotSupported:
         what="a batch of gradients at once (is_grads_batched=True, jacobian(vectorize=True)) is not available",
         where="elman.Recurrent",
         mend="use torch.func.jacrev, or leave vectorize=False",
-    )
-
-
-def _no_forward_mode() -> NotSupported:
-    return NotSupported(
-        what="forward-mode derivatives (torch.func.jvp, jacfwd, dual tensors) are not available yet",
-        where="elman.Recurrent",
-        mend="use reverse mode: torch.func.grad, vjp, jacrev, or loss.backward()",
     )

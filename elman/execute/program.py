@@ -19,6 +19,7 @@ from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
+from elman.tangent import tangent
 from elman.trace.outside import LOCK, derived, locked, outside
 
 Tensor = torch.Tensor
@@ -58,6 +59,7 @@ class Program:
         self._needed: dict[tuple[bool, ...], Training] = {}
         self._stepping: dict[str | engines.Engine, bool] = {}
         self._adjoints: dict[frozenset[str], Program] = {}
+        self._tangents: dict[frozenset[str], Program] = {}
         self.schedules = Recent(16)  # of calls under a budget: see `elman.execute.segmented`
         self.entries: dict[
             tuple[frozenset[str], bool], Any
@@ -75,6 +77,12 @@ class Program:
     @derived
     def carrying(self) -> tuple[bool, ...]:
         """For each output, whether gradients flow through it."""
+        if (
+            self.circuit.recorded().dual
+        ):  # to say it exactly would take the trace of a backward that few ask for
+            return tuple(
+                self.circuit.wire(out.wire).meta["val"].dtype.is_floating_point for out in self.outputs
+            )
         joint = self.circuit.recorded().joint
         flowing = {Wire.input(port.name) for port in self.inputs if port.differentiable}
         flowing |= {Wire.result(name) for name in joint.cotangents}
@@ -142,6 +150,16 @@ class Program:
                     with outside():
                         _expect_linear(program, self.circuit.name)
                     self._adjoints[wants] = program
+        return program
+
+    def tangent(self, changing: frozenset[str]) -> Program:
+        """The program of the tangent circuit. changing: the inputs that have a direction."""
+        program = self._tangents.get(changing)
+        if program is None:
+            with LOCK:
+                program = self._tangents.get(changing)
+                if program is None:
+                    program = self._tangents[changing] = Program(tangent(self.circuit, changing))
         return program
 
     # --- running without gradients ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from elman.errors import InputError
+from elman.errors import InputError, NotSupported
 
 GROUPS = 1000  # at most
 # Of cutoffs that are chosen: the least of the first, groups, the cost of one more.
@@ -164,6 +164,13 @@ class _Loss(torch.autograd.Function):
         as_it_is = cotangent.device.type == "cpu" and cotangent.item() == 1
         found = [next(made) if wanted else None for wanted in ctx.wants]
         return (*[one if one is None or as_it_is else one * cotangent for one in found], None, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *directions: Any) -> Any:
+        raise NotSupported(
+            what="the loss of a language model has no derivative forward", where="loss",
+            mend="differentiate torch.nn.functional.cross_entropy of what the model returns",
+        )  # fmt: skip
 
 
 def _nats(

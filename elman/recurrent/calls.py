@@ -14,6 +14,7 @@ import torch
 from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
 from elman.caches import Recent
 from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, specs
@@ -179,6 +180,7 @@ class Calls:
         if (
             args.contexts or not args.xs or torch.is_grad_enabled() or is_recorded()
             or torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
+            or forward_ad._current_level >= 0
         ):  # fmt: skip
             return self._by_cell(layer, args)
         bound = self._recent

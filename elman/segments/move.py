@@ -56,3 +56,9 @@ class _Moved(torch.autograd.Function):
         (cotangent,) = cotangents
         index, inverse, (here, back) = ctx.way
         return _moved(cotangent, inverse, index, back, here), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *directions: Tensor | None) -> Tensor:
+        direction = directions[0]
+        assert direction is not None
+        return _moved(direction, *ctx.way[:2], *ctx.way[2])

@@ -33,6 +33,7 @@ from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.outside import derived, outside
 from elman.trace.parts import InParts
+from elman.trace.unchanging import MARK, without_unchanging
 from elman.trace.writes import is_write, without_plain_writes
 
 aten = torch.ops.aten
@@ -85,7 +86,7 @@ class Fakes:
 class Recording:
     """A circuit's record: a step that runs, and its joint, traced when it is first asked for (see `trace_joint`).
 
-    traced: the joint, where it is there already.
+    traced: the joint, where it is there already. dual: the step computes with dual numbers.
     """
 
     step: StepFunction
@@ -94,6 +95,7 @@ class Recording:
     twice: bool = False
     met: Mapping[str, torch.Tensor] | None = None
     traced: Joint | None = None
+    dual: bool = False
 
     @property
     def joint(self) -> Joint:
@@ -104,7 +106,9 @@ class Recording:
         if self.traced is not None:
             return self.traced
         with outside():
-            return trace_joint(self.step, self.ports, self.name, twice=self.twice, met=self.met)
+            return trace_joint(
+                self.step, self.ports, self.name, twice=self.twice, met=self.met, forward=self.dual
+            )  # fmt: skip
 
 
 def trace_joint(
@@ -115,6 +119,8 @@ def trace_joint(
     twice: bool = False,
     met: Mapping[str, torch.Tensor] | None = None,
     asking: bool = False,
+    backward: bool = True,
+    forward: bool = False,
 ) -> Joint:
     """Trace a step and its backward into one graph in normal form.
 
@@ -124,12 +130,15 @@ def trace_joint(
     met: ports among them that hold a tensor which the step finds for itself, and will find again.
     inspect: looks at the step's results on fake tensors, and may refuse them.
     asking: refuse what asks for what no key can say; who compares circuit and cell does that for less.
+    backward: whether the backward is wanted. forward: the step is a tangent's.
     Raises TraceError for a step that cannot be a circuit.
     """
     # To note every operation's line, and to run the step once unrecorded, takes half a trace; errors alone need it.
     with contextlib.suppress(TraceError):
-        return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, lines=False)
-    return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, lines=True)
+        return _trace_joint(
+            step, ports, name, inspect, twice, met or {}, asking, backward, forward, lines=False
+        )
+    return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, backward, forward, lines=True)
 
 
 def _trace_joint(
@@ -140,6 +149,8 @@ def _trace_joint(
     twice: bool,
     met: Mapping[str, torch.Tensor],
     asking: bool,
+    backward: bool,
+    forward: bool,
     lines: bool,
 ) -> Joint:
     given = [port for port in ports if port.kind is not Kind.NOISE]
@@ -169,7 +180,7 @@ def _trace_joint(
                 inspect(dry)
     results: list[str] = []
     cotangents: dict[str, torch.Tensor] = {}
-    wants = [port.name for port in given if port.differentiable]
+    wants = [port.name for port in given if port.differentiable and backward]
     gradients_found: list[bool] = []
     leads: dict[str, frozenset[str]] = {}
 
@@ -183,7 +194,7 @@ def _trace_joint(
         if inspect is not None:
             inspect(outputs)
         results.extend(outputs)
-        flowing = {result: value for result, value in outputs.items() if value.requires_grad}
+        flowing = {r: value for r, value in outputs.items() if value.requires_grad and backward}
         cotangents.update(
             (result, _recorded_input(f"ct_{result}", value)) for result, value in flowing.items()
         )
@@ -216,6 +227,7 @@ def _trace_joint(
     flowing_to = [port for port, found in zip(wants, gradients_found, strict=True) if found]
     joint_results = dict(zip([*results, *map(_gradient, flowing_to)], keys, strict=True))
     _rename_results(graph, {key: new for new, key in joint_results.items()})
+    gone = without_unchanging(graph) if forward else set()
     drawn = noise.lift(graph, where)
     normalise(graph)
     if batch_slow(graph):
@@ -225,12 +237,13 @@ def _trace_joint(
     final = graphs.results_of(graph)
     if not twice:
         refuse.mixing(graphs.extract(graph, {result: final[result] for result in results}), where)
+    results = [result for result in results if result not in gone]
     return Joint(
         graph,
         {result: final[result].name for result in results},
-        placed,
-        {port: _gradient(port) if port in flowing_to else None for port in wants},
-        leads,
+        {result: port for result, port in placed.items() if result not in gone},
+        {port: _gradient(port) if _gradient(port) in final else None for port in wants},
+        {result: sources for result, sources in leads.items() if result not in gone},
         tuple(drawn),
         tuple(captured),
     )
@@ -347,7 +360,9 @@ def _named(
                 copies[node] = multiples[k]
                 continue
             copies[node] = new.node_copy(node, lambda n: copies[n])
-            copies[node].meta = {key: node.meta[key] for key in ("val", "stack_trace") if key in node.meta}
+            copies[node].meta = {
+                key: node.meta[key] for key in ("val", "stack_trace", MARK) if key in node.meta
+            }
             refuse.operation(copies[node], where)
     return new, captured
 

@@ -15,6 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_st
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._guards import tracing
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -68,6 +69,8 @@ def outside() -> Iterator[None]:
             stack.enter_context(saved_tensors_hooks(_same, _same))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        # Dual numbers of a user's are none of the trace's, and those of a tangent's step are pushed by that alone.
+        stack.enter_context(_set_fwd_grad_enabled(False))
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, jacrev, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import elman
@@ -459,35 +458,6 @@ def test_gradients_per_sample(name: str) -> None:
         rnn(x[:, i : i + 1], state)[0].square().sum().backward()
         for n, p in rnn.named_parameters():
             torch.testing.assert_close(got[n][i], p.grad, **EXACT)
-
-
-def test_forward_mode_is_refused() -> None:
-    rnn, x, h = layer("gru"), random(3, 2, 5), random(2, 7)
-    with pytest.raises(elman.ElmanError, match="forward-mode"):
-        jvp(lambda x: rnn(x, h)[0], (x,), (torch.ones_like(x),))
-    with pytest.raises(elman.ElmanError, match="forward-mode"):
-        jacfwd(lambda x: rnn(x, h)[0])(x)
-    with pytest.raises(elman.ElmanError, match="forward-mode"):
-        jvp(lambda h: rnn(x, h)[1], (h,), (torch.ones_like(h),))
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(elman.ElmanError, match="forward-mode"):
-            rnn(dual, h)
-        with torch.no_grad(), pytest.raises(elman.ElmanError, match="forward-mode"):
-            rnn(dual, h)
-        rnn(x, h)  # nothing dual in it
-    weights = {n: p.detach() for n, p in rnn.named_parameters()}
-    with pytest.raises(elman.ElmanError, match="forward-mode"):
-        jvp(lambda w: functional_call(rnn, w, (x, h))[0], (weights,), (weights,))
-
-
-def test_forward_over_reverse_is_refused() -> None:
-    rnn, x, h = layer("gru"), random(3, 2, 5), random(2, 7)
-    gradient = grad(lambda x: rnn(x, h)[0].square().sum())
-    with pytest.raises(elman.ElmanError, match="forward-mode"):
-        jvp(gradient, (x,), (torch.ones_like(x),))
-    with pytest.raises(elman.ElmanError, match="forward-mode"):
-        torch.func.hessian(lambda x: rnn(x, h)[0].square().sum())(x)
 
 
 def test_batched_gradients_of_autograd() -> None:

@@ -1,0 +1,416 @@
+"""The tangent circuit: laws, and forward mode through `elman.Recurrent` against the loop over the same cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp
+from torch.utils import _pytree as pytree
+
+import elman
+from elman.adjoint import cotangent_ports
+from elman.circuit import graphs
+from elman.circuit.form import Circuit
+from elman.errors import InputError, InputTypeError, NotSupported
+from tests.cases import CASES
+from tests.pairwise import with_more
+from tests.recurrent import compare, ragged
+from tests.recurrent.along import directions, pushed
+from tests.recurrent.compare import Inputs
+
+Tensor = torch.Tensor
+EACH = [
+    "elman",
+    "lstm",
+    "dict_output_rnn",
+    "layer_norm_lstm",
+    "columns_rnn",
+    "attention_rnn",
+    "token_rnn",
+    "noisy_rnn",
+]
+MORE = [
+    name for name, case in CASES.items()
+    if name not in (*EACH, "straight_through_rnn", "lying_rnn", "spiking_rnn", "clipped_rnn", "flattened_first_rnn")
+    and case.twice
+]  # fmt: skip
+
+
+def layer(name: str, **options: Any) -> elman.Recurrent:
+    return elman.Recurrent(CASES[name].make().double(), **options)
+
+
+def agree(rnn: elman.Recurrent, inputs: Inputs, where: Any = compare, **said: Any) -> None:
+    way = directions(rnn, inputs)
+    for name in ("teacher", "teacher_weight"):
+        if isinstance(said.get(name), Tensor) and said[name].is_floating_point():
+            way[name] = torch.randn_like(said[name])
+    got, expected = (pushed(run, rnn, inputs, way, **said) for run in (where.ours, where.theirs))
+    compare.assert_equal(got, expected)
+    assert any(value is not None and value.any() for value in got.values())
+
+
+# --- against the loop ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", with_more(EACH, MORE))
+def test_directions_are_those_of_the_loop(name: str) -> None:
+    agree(layer(name), Inputs.of(CASES[name], 4, 3))
+
+
+@pytest.mark.parametrize("cut", [("lengths",), ("reset",), ("lengths", "mask", "reset")], ids=" ".join)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize(
+    "name", with_more(["gru"], ["lstm", "context_rnn", "learned_start_rnn", "dropout_rnn"])
+)
+def test_ragged_and_cut(name: str, reverse: bool, cut: tuple[str, ...]) -> None:
+    told = ragged.said(6, 4)
+    agree(
+        layer(name, reverse=reverse), Inputs.of(CASES[name], 6, 4), ragged, **{key: told[key] for key in cut}
+    )
+
+
+def test_a_teacher_and_its_weight_have_directions() -> None:
+    inputs = Inputs.of(CASES["jordan"], 5, 3)
+    teacher = torch.randn(5, 3, 4, dtype=torch.float64)
+    agree(layer("jordan"), inputs, ragged, teacher=teacher)
+    agree(
+        layer("jordan"), inputs, ragged, teacher=teacher, teacher_weight=torch.rand(5, 3, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_what_changes_alone(engine: str) -> None:
+    """Whatever has no direction is as if it had one of zeros; states change only with what leads to them."""
+    rnn, inputs = layer("gru", engine=engine), Inputs.of(CASES["gru"], 4, 3)
+    for among in (("x",), ("state",), ("U",), ("c", "x"), ("W", "state")):
+        way = directions(rnn, inputs, among)
+        compare.assert_equal(*(pushed(run, rnn, inputs, way) for run in (compare.ours, compare.theirs)))
+
+
+@pytest.mark.parametrize("memory", [elman.Segments(2), "1 MB"], ids=str)
+def test_under_a_budget(memory: Any) -> None:
+    rnn, inputs, told = layer("gru"), Inputs.of(CASES["gru"], 6, 4), ragged.said(6, 4)
+    for said in ({}, {"lengths": told["lengths"]}):
+        way, found = directions(rnn, inputs), []
+        for rnn.memory in (None, memory):
+            found.append(pushed(ragged.ours, rnn, inputs, way, **said))
+        compare.assert_equal(*found)
+
+
+def test_a_step_has_directions() -> None:
+    rnn = layer("lstm")
+    x, h = torch.randn(3, 5).double(), tuple(torch.randn(3, 7).double() for _ in range(2))
+    for guard in (torch.enable_grad(), torch.no_grad()):
+        with guard:
+            for _ in range(2):
+                got, expected = (
+                    jvp(lambda x, run=run: run(x, h), (x,), (torch.ones_like(x),))
+                    for run in (rnn.step, lambda x, h: (rnn.cell(x, h)[0], rnn.cell(x, h)))
+                )
+                for mine, theirs in zip(*map(pytree.tree_leaves, (got, expected)), strict=True):
+                    torch.testing.assert_close(mine, theirs)
+                with forward_ad.dual_level():
+                    o, _ = rnn.step(forward_ad.make_dual(x, torch.ones_like(x)), h)
+                    along = forward_ad.unpack_dual(o).tangent
+                torch.testing.assert_close(along, expected[1][0])
+
+
+# --- transforms of transforms ---------------------------------------------------------------------------------------
+
+
+def both(name: str, **options: Any) -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]:
+    """(ours, the loop, arguments): a loss of (x, state, weights)."""
+    rnn, inputs = layer(name, **options), Inputs.of(CASES[name], 3, 2)
+    weights = {name: value.detach() for name, value in rnn.cell.named_parameters()}
+    x, state = pytree.tree_map(torch.Tensor.detach, (inputs.x, inputs.state))
+
+    def run(which: Callable[..., Any]) -> Callable[..., Any]:
+        def loss(x: Any, state: Any, weights: dict[str, Tensor]) -> Any:
+            with torch.nn.utils.stateless._reparametrize_module(rnn.cell, weights):
+                outputs, final = which(rnn, replace(inputs, x=x, state=state))
+            return sum((leaf**2).sum() for leaf in pytree.tree_leaves((outputs, final)))
+
+        return loss
+
+    return run(compare.ours), run(compare.theirs), (x, state, weights)
+
+
+def same(got: Any, expected: Any) -> None:
+    for mine, theirs in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "jacfwd": lambda f: jacfwd(f, argnums=2),
+    "hessian": lambda f: hessian(f, argnums=0),
+    "mixed": lambda f: jacfwd(jacrev(f, argnums=2), argnums=1),
+    "reverse over forward": lambda f: jacrev(jacfwd(f, argnums=1), argnums=0),
+    "forward over forward": lambda f: jacfwd(jacfwd(f, argnums=1), argnums=1),
+    "Hessian-vector product": lambda f: (
+        lambda *args: jvp(lambda x: grad(f)(x, *args[1:]), args[:1], (torch.ones_like(args[0]),))
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["reference", "native"])
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+def test_transforms(transform: str, engine: str) -> None:
+    ours, theirs, args = both("elman", engine=engine)
+    same(TRANSFORMS[transform](ours)(*args), TRANSFORMS[transform](theirs)(*args))
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("name", ["lstm", "layer_norm_rnn", "jordan"])
+def test_transforms_of_more_cells(name: str, transform: str) -> None:
+    ours, theirs, args = both(name)
+    same(TRANSFORMS[transform](ours)(*args), TRANSFORMS[transform](theirs)(*args))
+
+
+def test_dual_numbers_and_backward() -> None:
+    """Reverse over forward and forward over reverse, by PyTorch's own dual numbers."""
+    rnn, inputs = layer("gru"), Inputs.of(CASES["gru"], 4, 3)
+    way, weights = directions(rnn, inputs), compare.wanted_of(rnn, inputs)
+    over = [
+        compare.gradients(pushed(run, rnn, inputs, way), weights) for run in (compare.ours, compare.theirs)
+    ]
+    compare.assert_equal(*over)
+    found = []
+    for run in (compare.ours, compare.theirs):
+        with forward_ad.dual_level():
+            x = forward_ad.make_dual(inputs.x.detach().requires_grad_(), way["x"])
+            outputs, _ = run(rnn, replace(inputs, x=x))
+            (gradient,) = torch.autograd.grad(outputs.pow(2).sum(), x)
+            found.append(forward_ad.unpack_dual(gradient).tangent)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("memory", [None, elman.Segments(2)], ids=str)
+def test_a_direction_of_a_cotangent(memory: Any) -> None:
+    """What comes back along it is the gradient, which is linear in the cotangent."""
+    rnn, inputs = layer("gru", memory=memory), Inputs.of(CASES["gru"], 4, 3)
+    outputs, _ = compare.ours(rnn, inputs)
+    g, way = torch.randn_like(outputs), torch.randn_like(outputs)
+    (expected,) = torch.autograd.grad(outputs, inputs.x, way, retain_graph=True)
+    with forward_ad.dual_level():
+        (found,) = torch.autograd.grad(outputs, inputs.x, forward_ad.make_dual(g, way))
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(ports: Any, seed: int, rows: int = 3) -> dict[str, Tensor]:
+    """Random numbers for one step of every port."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        port.name: torch.randn([*([rows] if port.rows else []), *port.shape], generator=generator, dtype=port.dtype)
+        for port in ports
+    }  # fmt: skip
+
+
+def step(circuit: Circuit, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output port -> what comes out of one step."""
+    found = graphs.run(circuit.graph, values, 3)
+    return {
+        out.name: values[out.wire.name] if out.wire.is_input else found[out.wire.name]
+        for out in circuit.outputs
+    }
+
+
+def circuit_of(name: str) -> Circuit:
+    inputs = Inputs.of(CASES[name], 1, 2)
+    x = pytree.tree_map(lambda leaf: leaf[0].detach(), inputs.x)
+    return elman.trace(CASES[name].make().double(), x, pytree.tree_map(torch.Tensor.detach, inputs.state))
+
+
+@pytest.mark.parametrize(
+    "name", with_more(["gru", "columns_rnn"], ["lstm", "layer_norm_rnn", "jordan", "kinked_rnn"])
+)
+def test_tangent_and_adjoint_are_transposes(name: str) -> None:
+    """⟨g, f' v⟩ = ⟨f'ᵀ g, v⟩ for every step."""
+    circuit = circuit_of(name)
+    along, back = elman.tangent(circuit), elman.adjoint(circuit)
+    values = numbers({p.name: p for p in (*along.inputs, *back.inputs)}.values(), 0)
+    pushed = step(along, values)
+    pulled = graphs.run(back.graph, {p.name: values[p.name] for p in back.inputs}, 3)
+    of_output = cotangent_ports(back)
+    left = sum(
+        (values[of_output[str(out.tangent_of)]] * pushed[out.name]).sum()
+        for out in along.outputs
+        if out.tangent_of in of_output
+    )
+    right = sum(
+        (pulled[f"d_{port.tangent_of}"] * values[port.name]).sum()
+        for port in along.inputs
+        if f"d_{port.tangent_of}" in pulled and port.tangent_of is not None
+    )
+    torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+def test_tangent_of_the_adjoint_is_adjoint_of_the_tangent() -> None:
+    """Along v, the gradient of ⟨g, f⟩ changes by the gradient of ⟨g, f' v⟩."""
+    circuit = circuit_of("gru")
+    inputs = [port.name for port in circuit.inputs]
+    first, second = (
+        elman.tangent(elman.adjoint(circuit), wrt=inputs),
+        elman.adjoint(elman.tangent(circuit), wrt=inputs),
+    )
+    values = numbers({p.name: p for p in first.inputs}.values(), 1)
+    cotangents = cotangent_ports(elman.adjoint(circuit))
+    for port in first.inputs:
+        if port.tangent_of in cotangents.values():  # the cotangents themselves stay
+            values[port.name] = torch.zeros_like(values[port.name])
+    shared = {**values}
+    for out, port in cotangent_ports(second).items():
+        shared[port] = values[cotangents[out.removeprefix("t_")]]
+    one = step(first, values)
+    other = graphs.run(second.graph, {port.name: shared[port.name] for port in second.inputs}, 3)
+    compared = {name: (one[f"t_d_{name}"], other[f"d_{name}"]) for name in inputs if f"d_{name}" in other}
+    assert {"U", "W", "x", "h"} <= compared.keys()
+    for mine, theirs in compared.values():
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_it_is_linear_in_its_direction() -> None:
+    along = elman.tangent(circuit_of("lstm"))
+    values = numbers(along.inputs, 2)
+    ways = {port.name for port in along.inputs if port.tangent_of is not None}
+    others = {name: torch.randn_like(value) for name, value in values.items() if name in ways}
+    a, b = step(along, values), step(along, values | others)
+    mixed = {name: 2.0 * values[name] - 3.0 * others[name] for name in ways}
+    for name, value in step(along, values | mixed).items():
+        torch.testing.assert_close(value, 2.0 * a[name] - 3.0 * b[name], rtol=1e-12, atol=1e-12)
+
+
+def test_ports_are_dual_to_those_of_the_adjoint() -> None:
+    circuit = circuit_of("elman")
+    along, back = elman.tangent(circuit), elman.adjoint(circuit)
+    ways = {port.tangent_of: port.kind.value for port in along.inputs if port.tangent_of is not None}
+    assert ways == {"U": "constant", "W": "constant", "b": "constant", "x": "sequence", "h": "state"}
+    assert {out.gradient_of: out.kind.value.replace("sum", "constant") for out in back.outputs} == ways
+    assert {out.tangent_of for out in along.outputs} == {out.name for out in circuit.outputs}
+    assert not along.reverse
+    assert back.reverse
+
+
+# --- what a cell says itself ------------------------------------------------------------------------------------------
+
+
+class Doubting(torch.autograd.Function):
+    """tanh, whose derivative forward is half of what it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.tanh(x)
+        ctx.save_for_forward(y)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return cotangents[0] * (1 - y * y)
+
+    @staticmethod
+    def jvp(ctx: Any, *ways: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return 0.5 * ways[0] * (1 - y * y)
+
+
+class Doubter(nn.Module):
+    hidden_size = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.U, self.W = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return 0.3 * h + Doubting.apply(self.U(x) + self.W(h) * torch.ones(4).to(h.dtype))
+
+
+def test_a_function_keeps_its_own_derivative() -> None:
+    torch.manual_seed(0)
+    rnn = elman.Recurrent(Doubter().double())
+    x, h = torch.randn(4, 2, 3).double().requires_grad_(), torch.randn(2, 4).double()
+    inputs = Inputs(4, 2, x, h, None, None)
+    way = directions(rnn, inputs)
+    compare.assert_equal(*(pushed(run, rnn, inputs, way) for run in (compare.ours, compare.theirs)))
+
+
+def test_one_without_is_said_by_name() -> None:
+    rnn, inputs = layer("lying_rnn"), Inputs.of(CASES["lying_rnn"], 3, 2)
+    with pytest.raises(NotSupported, match=r"Lie does not say its derivative forward"):
+        pushed(compare.ours, rnn, inputs, directions(rnn, inputs))
+
+
+def test_names_are_checked() -> None:
+    circuit = circuit_of("elman")
+    with pytest.raises(InputError, match=r"no input 'y' that has a direction"):
+        elman.tangent(circuit, wrt=["y"])
+    with pytest.raises(InputTypeError):
+        elman.tangent(circuit, wrt="x")
+
+
+def test_names_of_users_stay_apart() -> None:
+    """A cell with parameters and states that are called like directions."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.W, self.t_W = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3, 3))
+
+        def initial_state(self, batch: int) -> dict[str, Tensor]:
+            return {"t_h": torch.zeros(batch, 3), "h": torch.ones(batch, 3)}
+
+        def forward(self, x: Tensor, s: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"t_h": torch.tanh(s["h"] @ self.W + x), "h": torch.sin(s["t_h"] @ self.t_W)}
+
+    torch.manual_seed(0)
+    rnn = elman.Recurrent(Named())
+    x = torch.randn(4, 2, 3)
+
+    def loop(x: Tensor) -> Any:
+        state, outputs = rnn.cell.initial_state(2), []
+        for x_t in x:
+            state = rnn.cell(x_t, state)
+            outputs.append(state["t_h"])
+        return torch.stack(outputs), state
+
+    same_way = (torch.ones_like(x),)
+    got, expected = jvp(rnn, (x,), same_way), jvp(loop, (x,), same_way)
+    for mine, theirs in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_buffer_may_change() -> None:
+    class Scaled(nn.Module):
+        hidden_size = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.tensor([0.5, 1.0, 2.0]))
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(self.scale * h + x)
+
+    rnn, x = elman.Recurrent(Scaled()), torch.randn(4, 2, 3)
+
+    def call(scale: Tensor) -> Tensor:
+        return functional_call(rnn, {"cell.scale": scale}, (x,))[0]
+
+    def loop(scale: Tensor) -> Tensor:
+        h, outputs = torch.zeros(2, 3), []
+        for x_t in x:
+            outputs.append(h := torch.tanh(scale * h + x_t))
+        return torch.stack(outputs)
+
+    scale = torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close(jacfwd(call)(scale), jacfwd(loop)(scale))
