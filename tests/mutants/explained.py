@@ -16,6 +16,7 @@ EXPLAINED: dict[str, str] = {
     r"recurrent/programs\.py: a cell computes with a tensor that another one has caught": "guarded: a tensor that is "
     "caught counts by identity in the trace key, so that no other cell has this key",
     r"trace/walk\.py Walk\._inside left out 2": "guarded: what a step reads of a module counts by itself",
+    r"circuit/verdict\.py _product_of turned 4": "unreachable: PyTorch pairs no dimension of any size with a fixed one",
     r"table addmm\.recomputed": "unreachable: where it is decided what is kept, addmm is a product and a sum",
     r"table arange\.counts": "guarded: its size goes in where a number is expected, which is looked for as well",
     r"table empty\.linear gained": "equivalent: it has no operand that could be a sum",
