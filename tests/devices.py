@@ -109,7 +109,7 @@ def _same(case: Case, device: torch.device, said: dict[str, Tensor] | None = Non
     rnn = elman.Recurrent(case.make().double().to(device), **options)
     there = {name: value.to(device) for name, value in said.items()}
     for got, expected in zip(_results(rnn, _moved(inputs, device), ragged.ours, **there), right, strict=True):
-        compare.assert_equal(got, expected, 1e-8)
+        compare.assert_equal(got, expected, 1e-6)  # some kernels of PyTorch's compute in float32 inside
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _directions(case: Case, device: torch.device) -> None:
     expected = along.pushed(ragged.theirs, here, inputs, way)
     moved = {name: None if value is None else value.to(device) for name, value in way.items()}
     got = along.pushed(ragged.ours, there, _moved(inputs, device), moved)
-    compare.assert_equal(_home(got), _home(expected), 1e-8)
+    compare.assert_equal(_home(got), _home(expected), 1e-6)
 
 
 def _noise(device: torch.device) -> None:
