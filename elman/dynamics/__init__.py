@@ -1,0 +1,1 @@
+from elman.dynamics.flow import jacobian, trajectory
