@@ -65,12 +65,12 @@ class Lyapunov:
 
     def __str__(self) -> str:
         pairs = zip(self.exponents.tolist(), self.error.tolist(), strict=True)
-        shown = [f"{exponent:+.4f} ± {error:.4f}" for exponent, error in pairs]
+        shown = [f"{exponent:+.4g} ± {error:.1g}" for exponent, error in pairs]
         if len(shown) > 8:
             shown = [*shown[:4], "…", *shown[-2:]]
         return (
             f"Lyapunov exponents, nats per step, over {self.steps} steps × {len(self.each)}: {', '.join(shown)}\n"
-            f"dimension (Kaplan-Yorke) {self.dimension:.3f}, entropy {self.entropy:.4f}"
+            f"dimension (Kaplan-Yorke) {self.dimension:.3f}, entropy {self.entropy:.4g}"
         )
 
 
@@ -88,7 +88,7 @@ def lyapunov(
         cell, which runs for `steps` from `state` `[B, …]`. The B sequences each give their exponents.
     k: how many; by default all n, the width of the flattened state.
     every: steps between two QRs. By default a few, found on the way: as many as directions may part in without the
-        slowest being lost in the rounding of the fastest, exp(spread) < eps^-3/4, at most 64; a stretch over which
+        slowest being lost in the rounding of the fastest, exp(spread) < eps^-0.85, at most 64; a stretch over which
         they part by more is run again, in parts.
     warm: steps that do not count, in which state and directions find the attractor; by default a tenth.
     dtype: of a copy of the layer, to compute with: torch.float64 for exponents that lie far apart.
@@ -152,7 +152,7 @@ class _Pace:
 
     def __init__(self, every: int | None, dtype: torch.dtype, most: int):
         limits = torch.finfo(dtype)
-        self.spread, self.range = -0.75 * math.log(limits.eps), 0.5 * math.log(limits.max)
+        self.spread, self.range = -0.85 * math.log(limits.eps), 0.5 * math.log(limits.max)
         self.most = min(_LONGEST, most) if every is None else every
         self.length = 1 if every is None else every
         self.fixed = every is not None
@@ -163,10 +163,11 @@ class _Pace:
             return True
         low, high = (float(v) for v in torch.aminmax(log))
         strain = max((high - low) / self.spread, max(abs(low), abs(high)) / self.range)
-        if not math.isfinite(strain) or strain > 1:
-            self.length = max(1, length // 2)
+        if not strain <= 1:
+            self.length = max(1, int(0.9 * length / strain) if strain > 1 else length // 2)
             return length == 1
-        self.length = max(1, min(self.most, 2 * length, int(0.8 * length / max(strain, 1e-9))))
+        if 0.95 * length > strain * (length + 1):
+            self.length = min(self.most, 2 * length, int(0.95 * length / max(strain, 1e-9)))
         return True
 
 

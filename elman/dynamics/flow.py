@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -139,6 +138,11 @@ class Flow:
         still, linear = _parts(program, frozenset(port.name for port in smooth))
         return cls(binding, program.exposed, still, linear, values, smooth, steps, batch, engine)
 
+    def repeated(self, count: int) -> Flow:
+        """The same of `count` rows for each."""
+        values = {p.name: _repeated(p, self.values[p.name], count) for p in self.program.inputs}
+        return replace(self, values=values, batch=self.batch * count)
+
     # --- the state as a row ---------------------------------------------------------------------------------------
 
     @property
@@ -195,10 +199,24 @@ class Flow:
         return self._directions(self.linear, final, directions)
 
     def pushed_along(self, around: Values, directions: Tensor) -> Tensor:
-        """What directions `[K, B, n]` are before each of those steps, `[S, K, B, n]`."""
-        made = self._push(self.linear.exposed, around, directions, slice(None))
+        """The same after each of the steps, `[S, K, B, n]`."""
+        program = self.linear.exposed
+        made = self._push(program, around, directions, slice(None))
+        final = {out.state: value.unsqueeze(0) for out, value in made if out.kind is Kind.STATE}
         before = {out.state: value for out, value in made if out.kind is Kind.SEQUENCE}
-        return self._directions(self.linear.exposed, before, directions)
+        after = {state: torch.cat([before[state][1:], value]) for state, value in final.items()}
+        return self._directions(program, after, directions)
+
+    def side_by_side(self, around: Values, firsts: list[int], steps: int) -> Values:
+        """Stretches of as many steps, beginning at each of `firsts`, as rows: those of the first, of the second, …"""
+        states = [port.name for port in self.states]
+        ports = [port for port in self.linear.inputs if port.tangent_of is None and port.name not in states]
+        values = {p.name: _repeated(p, around[p.name], len(firsts)) for p in ports if p.kind is Kind.CONSTANT}
+        sequences = states + [port.name for port in ports if port.kind is Kind.SEQUENCE]
+        return values | {
+            name: torch.cat([around[name][first : first + steps] for first in firsts], 1)
+            for name in sequences
+        }
 
     def _push(
         self, program: Program, around: Values, directions: Tensor, stretch: slice
@@ -301,7 +319,3 @@ def trajectory(
     before, final = flow.run(0, flow.steps, {})
     whole = [torch.cat([before[name][1:], final[name].unsqueeze(0)]) for name in names]
     return fill(flow.binding.state, whole)
-
-
-def flattened(states: Any, where: str) -> Sequence[Tensor]:
-    return flatten(states, where)[0]
