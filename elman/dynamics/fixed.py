@@ -23,13 +23,14 @@ class FixedPoints:
     """Points, fixed ones first, each with the least residual of those that were merged.
 
     points: `[P, n]`, flattened states. residual: `[P]`, ‖F(h, x) - h‖. eigenvalues: `[P, n]`, complex, of ∂F/∂h there,
-    from the largest in size. stable: `[P]`, all of them inside the unit circle. slow: `[P]`, a least residual that is
+    from the largest in size. modes: `[P, n]`, the direction of the largest, or the real part of it. stable: `[P]`, all of them inside the unit circle. slow: `[P]`, a least residual that is
     not zero. count: `[P]`, how many starts came there. lost: how many came to no point.
     """
 
     points: Tensor
     residual: Tensor
     eigenvalues: Tensor
+    modes: Tensor
     stable: Tensor
     slow: Tensor
     count: Tensor
@@ -104,11 +105,12 @@ def fixed_points(
     found = fixed | is_slow
     h, residual, is_slow = h[found], residual[found], is_slow[found]
     h, residual, is_slow, counts = _merged(h, residual, is_slow, merge * scale)
-    values = torch.linalg.eigvals(jacobian_of(flow.repeated(len(h)), h)) if len(h) else h.to(torch.complex128)
+    j = jacobian_of(flow.repeated(len(h)), h) if len(h) else h.new_zeros(0, flow.n, flow.n)
+    values, vectors = torch.linalg.eig(j)
     order = values.abs().argsort(dim=-1, descending=True)
-    values = values.gather(-1, order)
+    values, vectors = values.gather(-1, order), vectors.gather(-1, order.unsqueeze(1).expand_as(vectors))
     stable = (values.abs() < 1).all(-1)
-    return FixedPoints(h, residual, values, stable, is_slow, counts, int((~found).sum()))
+    return FixedPoints(h, residual, values, vectors[..., :1].real.squeeze(-1), stable, is_slow, counts, int((~found).sum()))
 
 
 def _opened(
