@@ -51,7 +51,7 @@ class Lyapunov:
 
     @property
     def entropy(self) -> float:
-        """The sum of the positive exponents, nats per step: Kolmogorov and Sinai's entropy where Pesin's identity holds."""
+        """The sum of the positive exponents, nats per step: by Pesin's identity, Kolmogorov and Sinai's entropy."""
         return float(self.exponents.clamp(min=0).sum())
 
     def draw(self) -> Any:
@@ -81,8 +81,8 @@ def lyapunov(
 ) -> Lyapunov:  # fmt: skip
     """The first k Lyapunov exponents of a layer along its trajectories, in nats per step.
 
-    Orthonormal directions Q are pushed along, and each stretch of steps ends with M Q = Q' R: the exponents are the mean
-    log |diag R| per step (Benettin et al. 1980; of recurrent networks Engelken, Wolf and Abbott 2023).
+    Orthonormal directions Q are pushed along, and each stretch of steps ends with M Q = Q' R: the exponents are the
+    mean log |diag R| per step (Benettin et al. 1980; of recurrent networks Engelken, Wolf and Abbott 2023).
 
     rnn: a `Recurrent`, or a `Stack` that reads forward. x: `[T, B, …]`, in the layer's order; None for an autonomous
         cell, which runs for `steps` from `state` `[B, …]`. The B sequences each give their exponents.
@@ -135,7 +135,9 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int) -> tuple[Tensor, T
             )  # fmt: skip
         around, at = flow.around(first, before), 0
         while at < steps:
-            left = (warm if first + at < warm else flow.steps) - first - at  # warm-up ends where a stretch does
+            left = (
+                (warm if first + at < warm else flow.steps) - first - at
+            )  # warm-up ends where a stretch does
             length = min(pace.length, steps - at, left)
             pushed = flow.pushed(around, q.permute(2, 0, 1), slice(at, at + length)).permute(1, 2, 0)
             new, r = torch.linalg.qr(pushed)

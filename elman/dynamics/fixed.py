@@ -14,7 +14,11 @@ from elman.dynamics.flow import Flow, jacobian_of, stepped, trajectory
 from elman.errors import ElmanError, InputError
 
 Tensor = torch.Tensor
-_RATES = 10.0 ** torch.arange(-4, 1, dtype=torch.float64)  # of damping, tried together as rows, around the last one
+_RATES = 10.0 ** torch.arange(
+    -4, 1, dtype=torch.float64
+)  # of damping, tried together as rows, around the last one
+_NEAR = 0.1  # of a step, at which its bend is measured
+_VAGUE = 30.0  # how much further apart slow points may lie and be one: a valley has no sharp end
 _ROOM = 2**24  # numbers of the matrices that are there at a time
 
 
@@ -23,8 +27,9 @@ class FixedPoints:
     """Points, fixed ones first, each with the least residual of those that were merged.
 
     points: `[P, n]`, flattened states. residual: `[P]`, ‖F(h, x) - h‖. eigenvalues: `[P, n]`, complex, of ∂F/∂h there,
-    from the largest in size. modes: `[P, n]`, the direction of the largest, or the real part of it. stable: `[P]`, all of them inside the unit circle. slow: `[P]`, a least residual that is
-    not zero. count: `[P]`, how many starts came there. lost: how many came to no point.
+    from the largest in size. modes: `[P, n]`, the direction of the largest, or the real part of it. stable: `[P]`,
+    whether all of them lie inside the unit circle. slow: `[P]`, whether the residual is small and not zero. count:
+    `[P]`, how many starts came there. lost: how many came to no point.
     """
 
     points: Tensor
@@ -47,7 +52,10 @@ class FixedPoints:
     def kinds(self) -> list[str]:
         """Of each point: "stable", "saddle", "unstable" in every direction; with "slow" before it where it is one."""
         n = self.points.shape[1]
-        words = ["stable" if s else "unstable" if u == n else "saddle" for s, u in zip(self.stable, self.unstable, strict=True)]  # fmt: skip
+        words = [
+            "stable" if stable else "unstable" if ways == n else "saddle"
+            for stable, ways in zip(self.stable.tolist(), self.unstable.tolist(), strict=True)
+        ]
         return [f"slow {word}" if slow else word for word, slow in zip(words, self.slow, strict=True)]
 
     def draw(self, trajectories: Any = None) -> Any:
@@ -63,7 +71,9 @@ class FixedPoints:
         return self.draw()._repr_svg_()
 
     def __str__(self) -> str:
-        lines = [f"{'':>4}  {'kind':14}{'residual':>9}{'largest |eigenvalue|':>22}{'unstable':>10}{'starts':>8}"]
+        lines = [
+            f"{'':>4}  {'kind':14}{'residual':>9}{'largest |eigenvalue|':>22}{'unstable':>10}{'starts':>8}"
+        ]
         rows = zip(
             self.kinds(), self.residual.tolist(), self.eigenvalues[:, 0].abs().tolist(), self.unstable.tolist(),
             self.count.tolist(), strict=True,
@@ -84,14 +94,16 @@ def fixed_points(
     Newton's method with Levenberg and Marquardt's damping, all starts at once as rows of one call: a step d solves
     (AᵀA + μ) d = -Aᵀ(F(h) - h), A = ∂F/∂h - 1, where μ falls with the residual, and rises where that would not fall.
 
-    rnn: a `Recurrent`, or a `Stack` that reads forward. x: the input that is held, `[…]` without time or rows, nested or
-        not; None for an autonomous cell. context: likewise.
+    rnn: a `Recurrent`, or a `Stack` that reads forward. x: the input that is held, `[…]` without time or rows, nested
+        or not; None for an autonomous cell. context: likewise.
     starts: states in the cell's structure, `[…, N, *width]`: leading dimensions are all rows, so that the states of a
         `trajectory` `[T, B, …]` will do. count: how many of them are taken, at random (torch's generator) and more
         than once if they are fewer; by default all. noise: the standard deviation of what is added to each.
-    tolerance: the residual below which a point is fixed. slow: that below which a minimum is a slow point; above it, it
-        is none. merge: points closer than that, in units of the mean length of the starts, are one.
-    iterations: at most so many. dtype: of a copy of the layer to search with; None for the layer's own.
+    tolerance: the residual below which a point is fixed. slow: that below which one is a slow point: a minimum, or as
+        far as so many iterations came.
+    merge: points closer than that, in units of the mean length of the starts, are one; 30 times as far where one of
+        them is slow.
+    iterations: of the search, at most. dtype: of a copy of the layer to search with; None for the layer's own.
 
     Raises InputError for starts that do not fit, and what `jacobian` raises.
     """
@@ -99,9 +111,9 @@ def fixed_points(
     scale = float(h.square().sum(-1).mean().sqrt())
     rows = max(1, _ROOM // (len(_RATES) * flow.n**2))
     parts = [_searched(flow, part, tolerance, iterations) for part in h.split(rows)]
-    h, residual, settled = (torch.cat(part) for part in zip(*parts, strict=True))
+    h, residual = (torch.cat(part) for part in zip(*parts, strict=True))
     fixed = residual < tolerance
-    is_slow = ~fixed & settled & (residual < slow)
+    is_slow = ~fixed & (residual < slow)
     found = fixed | is_slow
     h, residual, is_slow = h[found], residual[found], is_slow[found]
     h, residual, is_slow, counts = _merged(h, residual, is_slow, merge * scale)
@@ -110,7 +122,9 @@ def fixed_points(
     order = values.abs().argsort(dim=-1, descending=True)
     values, vectors = values.gather(-1, order), vectors.gather(-1, order.unsqueeze(1).expand_as(vectors))
     stable = (values.abs() < 1).all(-1)
-    return FixedPoints(h, residual, values, vectors[..., :1].real.squeeze(-1), stable, is_slow, counts, int((~found).sum()))
+    return FixedPoints(
+        h, residual, values, vectors[..., :1].real.squeeze(-1), stable, is_slow, counts, int((~found).sum())
+    )
 
 
 def _opened(
@@ -143,7 +157,9 @@ def _leading(rnn: Any, held: Any, tensors: list[Tensor], structure: Any) -> int:
     """How many dimensions of the starts are rows: those before the widths of the state that the cell starts from."""
     lead = tensors[0].dim() - 1
     if held is not None:
-        with contextlib.suppress(ElmanError):  # it does not say where it starts: the last dimension is the width
+        with contextlib.suppress(
+            ElmanError
+        ):  # it does not say where it starts: the last dimension is the width
             own = trajectory(rnn, held)
             lead = tensors[0].dim() - flatten(own, "state")[0][0].dim() + 2
     if lead < 1:
@@ -154,8 +170,8 @@ def _leading(rnn: Any, held: Any, tensors: list[Tensor], structure: Any) -> int:
     return lead
 
 
-def _searched(flow: Flow, h: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(where each start came, its residual, whether that is a minimum)."""
+def _searched(flow: Flow, h: Tensor, tolerance: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """(where each start came, its residual)."""
     h = h.clone()
     gap = stepped(flow.repeated(len(h)), h) - h
     residual = gap.norm(dim=-1)
@@ -172,11 +188,14 @@ def _searched(flow: Flow, h: Tensor, tolerance: float, iterations: int) -> tuple
         gram, slope = a.mT @ a, (a.mT @ off.unsqueeze(-1)).squeeze(-1)
         # Every row tries several dampings at once, which are more rows.
         tried = damping[going, None] * rates * 10
-        steps = torch.linalg.solve(
-            gram.unsqueeze(1) + tried[..., None, None] * eye, -slope[:, None, :, None].expand(-1, len(rates), -1, 1)
-        ).squeeze(-1)  # fmt: skip
-        there = here.unsqueeze(1) + steps
-        gaps = stepped(flow.repeated(len(there) * len(rates)), there.flatten(0, 1)).view_as(there) - there
+        lu = torch.linalg.lu_factor(gram.unsqueeze(1) + tried[..., None, None] * eye)
+        steps = torch.linalg.lu_solve(*lu, -slope[:, None, :, None].expand(-1, len(rates), -1, 1)).squeeze(-1)
+        # How the gap bends along each step: second order follows a curved valley, along which slow points lie.
+        bent = (_gaps(flow, here.unsqueeze(1) + _NEAR * steps) - off.unsqueeze(1)) / _NEAR - steps @ a.mT
+        turn = torch.linalg.lu_solve(*lu, -(a.mT.unsqueeze(1) @ (bent / _NEAR).unsqueeze(-1))).squeeze(-1)
+        small = turn.norm(dim=-1) < 0.75 * steps.norm(dim=-1)
+        there = here.unsqueeze(1) + steps + torch.where(small.unsqueeze(-1), turn, 0)
+        gaps = _gaps(flow, there)
         norms = gaps.norm(dim=-1).nan_to_num(nan=torch.inf)
         best = norms.argmin(-1)
         rows = torch.arange(len(going), device=h.device)
@@ -189,7 +208,13 @@ def _searched(flow: Flow, h: Tensor, tolerance: float, iterations: int) -> tuple
         moved = going[better]
         h[moved], gap[moved] = there[rows, best][better], gaps[rows, best][better]
         residual[moved] = norms[rows, best][better]
-    return h, residual, settled
+    return h, residual
+
+
+def _gaps(flow: Flow, states: Tensor) -> Tensor:
+    """F(h) - h of states `[N, R, n]`."""
+    rows = states.flatten(0, 1)
+    return (stepped(flow.repeated(len(rows)), rows) - rows).view_as(states)
 
 
 def _merged(h: Tensor, residual: Tensor, slow: Tensor, merge: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -198,7 +223,7 @@ def _merged(h: Tensor, residual: Tensor, slow: Tensor, merge: float) -> tuple[Te
         return h, residual, slow, residual.long()
     order = (residual + slow).argsort()
     h, residual, slow = h[order], residual[order], slow[order]
-    near = torch.cdist(h, h) <= merge
+    near = torch.cdist(h, h) <= merge * torch.where(slow[:, None] | slow, _VAGUE, 1.0)
     owner = torch.full((len(h),), -1, device=h.device)
     for i in range(len(h)):
         if owner[i] < 0:

@@ -1,7 +1,7 @@
 """A layer as a map of its state: s(t) = F(s(t-1), x(t)), the state flattened to a row of n numbers.
 
-Everything here is planned calls: the circuit with its states exposed gives s(t-1) of every step, its tangent what becomes
-of directions. Directions are more rows, K of them at B rows K·B; what no direction changes is computed on B.
+Everything here is planned calls: the circuit with its states exposed gives s(t-1) of every step, its tangent what
+becomes of directions. Directions are more rows, K of them at B rows K·B; what no direction changes is computed on B.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Flow:
         given, _ = flatten(state, "state")
         if any(v.dim() < 2 for v in xs) or not (xs or given):
             raise InputError(
-                what="there is no sequence, and no state, that says how many rows there are", where=f"{where}(x, state)",
+                what="neither a sequence nor a state says how many rows there are", where=f"{where}(x, state)",
                 expected="x [T, B, …] or, of an autonomous system, a state [B, …] and steps=",
             )  # fmt: skip
         steps = len(xs[0]) if xs and steps is None else steps
@@ -159,7 +159,9 @@ class Flow:
         """States `[…, B, *shape]` as `[…, B, n]`."""
         parts = [values[port.name] for port in self.states]
         lead = parts[0].dim() - len(self.states[0].shape)
-        return torch.cat([part.flatten(lead) if part.dim() > lead else part.unsqueeze(-1) for part in parts], -1)
+        return torch.cat(
+            [part.flatten(lead) if part.dim() > lead else part.unsqueeze(-1) for part in parts], -1
+        )
 
     def unflat(self, rows: Tensor) -> Values:
         """The inverse: `[…, B, n]` as a state of each port."""
@@ -246,7 +248,9 @@ class Flow:
         found = {state: made[name] for state, name in ports.items() if state is not None and name in made}
         for port in self.states:
             if port.name not in found:
-                some, width = next((v, len(p.shape)) for p in self.states for n, v in found.items() if n == p.name)
+                some, width = next(
+                    (v, len(p.shape)) for p in self.states for n, v in found.items() if n == p.name
+                )
                 found[port.name] = like.new_zeros(*some.shape[: some.dim() - width], *port.shape)
         return self.flat(found).unflatten(-2, like.shape[:2])
 
@@ -266,7 +270,7 @@ def _repeated(port: InPort, value: Tensor, count: int) -> Tensor:
     return value.unsqueeze(axis).expand(size).flatten(axis, axis + 1)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -310,7 +314,7 @@ def _at(flow: Flow, states: Tensor) -> Values:
 def trajectory(
     rnn: Any, x: Any = None, state: Any = None, *, steps: int | None = None, context: Any = None
 ) -> Any:
-    """s(1), …, s(T) of every row, in the cell's structure, `[T, B, …]`, where `rnn(x)` gives outputs and the last alone.
+    """s(1), …, s(T) of every row, `[T, B, …]` in the cell's structure; `rnn(x)` itself gives the last one alone.
 
     x: `[T, B, …]`; None, with `steps`, for an autonomous cell. state: s(0); by default where the cell starts.
     """

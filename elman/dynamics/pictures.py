@@ -1,4 +1,4 @@
-"""Pictures of dynamics: phase portrait, spectrum, gradient flow. SVG whose text is text, for light and dark surroundings."""
+"""Pictures of dynamics: phase portrait, spectrum, gradient flow; SVG, for light and dark surroundings."""
 
 from __future__ import annotations
 
@@ -77,21 +77,19 @@ class _Panel:
     def y(self, value: float) -> float:
         return self.top + self.high * (1 - self.up.share(value))
 
-    def frame(self, x: str, y: str, whole: bool = False) -> None:
-        """Both axes with ticks and names; y stands over its axis. whole: ticks of x at whole numbers only."""
+    def frame(self, x: str, y: str) -> None:
+        """Both axes with ticks and names; y stands over its axis."""
         bottom, right = self.top + self.high, self.left + self.wide
         self.parts.append(
             f'<path class="line" d="M{self.left:.1f} {self.top:.1f}V{bottom:.1f}H{right:.1f}" fill="none" '
             f'stroke="{INK}" stroke-opacity="0.55"/>'
         )
         for tick in self.along.ticks:
-            if whole and tick != int(tick):
-                continue
             self._line([(self.x(tick), bottom), (self.x(tick), bottom + 4)], None, 1, opacity=0.55)
-            self.text(self.x(tick), bottom + 17, short(tick), "middle")
+            self.text(self.x(tick), bottom + 17, _said(tick), "middle")
         for tick in self.up.ticks:
             self._line([(self.left - 4, self.y(tick)), (self.left, self.y(tick))], None, 1, opacity=0.55)
-            self.text(self.left - 8, self.y(tick) + 4, short(tick), "end")
+            self.text(self.left - 8, self.y(tick) + 4, _said(tick), "end")
         self.text(right, bottom + 37, x, "end", TEXT)
         self.text(self.left - 4, self.top - 14, y, "start", TEXT)
 
@@ -104,11 +102,15 @@ class _Panel:
             f'fill="{fill}">{escape(words)}</text>'
         )
 
-    def line(self, points: Places, color: int | None, wide: float = 1.8, dash: str = "", opacity: float = 1.0) -> None:  # fmt: skip
+    def line(
+        self, points: Places, color: int | None, wide: float = 1.8, dash: str = "", opacity: float = 1.0
+    ) -> None:
         """A line through points of the axes."""
         self._line([(self.x(a), self.y(b)) for a, b in points], color, wide, dash, opacity)
 
-    def _line(self, places: Places, color: int | None, wide: float, dash: str = "", opacity: float = 1.0) -> None:  # fmt: skip
+    def _line(
+        self, places: Places, color: int | None, wide: float, dash: str = "", opacity: float = 1.0
+    ) -> None:
         d = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
         kind, stroke = ("line", INK) if color is None else (f"line p{color}", COLORS[color])
         more = f' stroke-dasharray="{dash}"' if dash else ""
@@ -125,7 +127,7 @@ class _Panel:
         )
 
     def mark(self, x: float, y: float, kind: str, size: float = 5.0, tip: str = "") -> None:
-        """The sign of a point by its kind, at a place of the picture: full where neighbours come, hollow where they go."""
+        """The sign of a kind of point at a place of the picture: full where neighbours come, hollow where they go."""
         color = _KINDS[kind]
         told = f"<title>{escape(tip)}</title>" if tip else ""
         if kind == "slow":
@@ -144,13 +146,22 @@ class _Panel:
         self.parts.append(shape)
 
 
+def _said(tick: float) -> str:
+    """A number at an axis; powers of ten far from 1 as such."""
+    power = round(math.log10(tick)) if tick > 0 else 0
+    if abs(power) >= 3 and math.isclose(tick, 10.0**power, rel_tol=1e-9):
+        return "10" + str(power).translate(_RAISED)
+    return short(tick).replace("-", "−")
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _KINDS = {"stable": 0, "saddle": 1, "unstable": 3, "slow": 2}  # kind of a point -> number of its colour
 
 
 def _picture(panels: Sequence[_Panel], wide: float, high: float, title: str, told: str) -> Picture:
     svg = "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="elman-picture" viewBox="0 0 {wide:g} {high:g}" width="{wide:g}" '
-        f'height="{high:g}" role="img" aria-label={quoteattr(f"{title}: {told}")} font-family={quoteattr(FONTS)}>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="elman-picture" viewBox="0 0 {wide:.0f} {high:.0f}" '
+        f'width="{wide:.0f}" height="{high:.0f}" role="img" aria-label={quoteattr(f"{title}: {told}")} font-family={quoteattr(FONTS)}>',
         f"<title>{escape(title)}</title>", f"<desc>{escape(told)}</desc>", f"<style>{style()}</style>",
         f'<rect class="paper" width="100%" height="100%" rx="6" fill="{PAPER}"/>',
         *(part for panel in panels for part in panel.parts), "</svg>",
@@ -187,11 +198,11 @@ def portrait(found: FixedPoints, trajectories: Any = None) -> Picture:
         f"{word} principal direction" + (f", {shares[i]:.0%} of the variance" if i < len(shares) else "")
         for i, word in enumerate(("first", "second"))
     ]
-    panel.frame(*names)
+    panel.frame(names[0], names[1])
     if lines is not None:
         for b in range(min(_LINES, lines.shape[1])):
             path = (lines[:, b] - middle) @ ways.T
-            panel.line(_thin(path.tolist()), None, 0.8, opacity=0.28)
+            panel.line(_thin(path.tolist()), None, 0.8, opacity=0.22)
     kinds = [kind.split()[0] if kind.startswith("slow") else kind for kind in found.kinds()]
     for i, kind in enumerate(kinds):  # strokes lie under all signs
         length = float(modes[i].norm())
@@ -347,7 +358,8 @@ def flow(found: GradientFlow) -> Picture:
     )
     panel.line([(0, 1), (ks[-1], 1)], None, 1, "3 4", 0.5)
     panel.band([(k, low[k - 1]) for k in good], [(k, high[k - 1]) for k in good], 0)
-    panel.line([(0, 1.0), *((k, mean[k - 1]) for k in good)] if found.norm != "frobenius" else [(k, mean[k - 1]) for k in good], 0, 2)  # fmt: skip
+    start = [(0, 1.0)] if found.norm != "frobenius" else []  # the norm of the identity
+    panel.line([*start, *((k, mean[k - 1]) for k in good)], 0, 2)
     rate = found.rate
     if math.isfinite(rate):
         half = [k for k in good if k > ks[-1] / 2]
@@ -356,10 +368,8 @@ def flow(found: GradientFlow) -> Picture:
         fit = [(k, math.exp(level + rate * (k - middle))) for k in (half[0], half[-1])] if half else []
         fit = [(k, min(max(v, panel.up.low), panel.up.high)) for k, v in fit]
         panel.line(fit, 1, 1.8, "6 4")
-        word = "vanishes" if rate < 0 else "grows"
-        panel.text(
-            panel.left + panel.wide, panel.top - 14, f"{word}, {rate:+.3g} nats a step", "end", SMALL, 1
-        )
+        said = f"{'vanishes' if rate < 0 else 'grows'}, {rate:+.3g} nats a step".replace("-", "−")
+        panel.text(panel.left + panel.wide, panel.top - 14, said, "end", SMALL, 1)
     panel.frame("k, steps back", "‖∂s(t)/∂s(t-k)‖" + {"rms": ", rms"}.get(found.norm, f", {found.norm}"))
     told = f"from {mean[0]:.3g} at k = 1 to {mean[-1]:.3g} at k = {ks[-1]}"
     return _picture([panel], 512, 356, "what is left of a state k steps later", told)

@@ -55,7 +55,9 @@ class GradientFlow:
     def __str__(self) -> str:
         ks = sorted({min(k, self.norms.shape[1]) for k in (1, 2, 5, 10, 20, 50, 100, 200, 500)})
         shown = ", ".join(f"k={k} {self.mean[k - 1]:.3g}" for k in ks)
-        return f"‖∂s(t)/∂s(t-k)‖ ({self.norm}), {len(self.norms)} places: {shown}; {self.rate:+.3g} nats a step"
+        return (
+            f"‖∂s(t)/∂s(t-k)‖ ({self.norm}), {len(self.norms)} places: {shown}; {self.rate:+.3g} nats a step"
+        )
 
 
 @torch.no_grad()
