@@ -161,7 +161,8 @@ _KINDS = {"stable": 0, "saddle": 1, "unstable": 3, "slow": 2}  # kind of a point
 def _picture(panels: Sequence[_Panel], wide: float, high: float, title: str, told: str) -> Picture:
     svg = "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" class="elman-picture" viewBox="0 0 {wide:.0f} {high:.0f}" '
-        f'width="{wide:.0f}" height="{high:.0f}" role="img" aria-label={quoteattr(f"{title}: {told}")} font-family={quoteattr(FONTS)}>',
+        f'width="{wide:.0f}" height="{high:.0f}" role="img" aria-label={quoteattr(f"{title}: {told}")} '
+        f'font-family={quoteattr(FONTS)}>',
         f"<title>{escape(title)}</title>", f"<desc>{escape(told)}</desc>", f"<style>{style()}</style>",
         f'<rect class="paper" width="100%" height="100%" rx="6" fill="{PAPER}"/>',
         *(part for panel in panels for part in panel.parts), "</svg>",
