@@ -63,6 +63,9 @@ def main(
     memory: Annotated[
         bool, typer.Option("--memory", help="only this: a long sequence under a budget; --steps 1000000")
     ] = False,
+    tangent: Annotated[
+        bool, typer.Option("--tangent", help="only this: vmap over inputs, weights and gradients of a GRU")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
     ] = False,
@@ -91,7 +94,9 @@ def main(
         report.language()
     if memory:
         report.memory(steps)
-    if not (against or beside or alone or ragged or others or language or memory):
+    if tangent:
+        report.examples(seconds)
+    if not (tangent or against or beside or alone or ragged or others or language or memory):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)
         if compiled:

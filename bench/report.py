@@ -11,7 +11,19 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import busy, language, machine, measure, memory, others, overhead, ragged, tables, targets
+from bench import (
+    busy,
+    examples,
+    language,
+    machine,
+    measure,
+    memory,
+    others,
+    overhead,
+    ragged,
+    tables,
+    targets,
+)
 from bench.agree import Disagreement
 from bench.contestants import ENTRIES
 from bench.form import COMPILED, LOOP, OURS, TORCH, Shape
@@ -136,6 +148,15 @@ class Report:
         self.console.print(
             tables.of_times("one step, B = 1, H = 128, no gradient, us", self.made["step"], 1e6, 0)
         )
+
+    def examples(self, seconds: float) -> None:
+        """Several examples at once, by vmap."""
+        with self.console.status("several examples at once"):
+            found = list(examples.lines(seconds))
+        pairs = [(examples.LOOP, examples.OURS), (examples.ONE_BY_ONE, examples.OURS)]
+        words = f"GRU, T = {examples.T}, B{examples.B} H{examples.H}, {examples.V} examples, ms"
+        self.console.print(tables.of_lines(words, found, pairs))
+        self.made["examples"] = [{"what": line.words, "seconds": line.seconds} for line in found]
 
     def memory(self, steps: int) -> None:
         """One sequence under a budget, each way in a process of its own."""

@@ -33,6 +33,7 @@ ROOMS = (
     "unfold",
     "adjoint",
     "tangent",
+    "vmapped",
     "segments",
     "plan",
     "engines",

@@ -8,17 +8,21 @@ mode does the same with the tangent circuit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._C._functorch import (
+    CVmapInterpreterPtr,
+    RandomnessType,
     TransformType,
+    _add_batch_dim,
     get_interpreter_stack,
     is_legacy_batchedtensor,
     peek_interpreter_stack,
 )
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_ports
@@ -40,6 +44,8 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     if peek_interpreter_stack() is not None:
         if call.level is None:
             call = call._replace(level=_vmaps())
+            if program.has_noise:
+                tensors = _drawing_each(tensors)
         return _Transformed.apply(program, call, *tensors)
     if forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
         return _dual(program, call, tensors)
@@ -74,10 +80,14 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def _derived(cotangents: Sequence[Tensor | None]) -> bool:
-    """Whether a gradient is itself to be differentiated, or carries a direction."""
-    if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
+    """Whether a gradient is itself to be differentiated, carries a direction, or is a batch of them."""
+    if torch.is_grad_enabled() or peek_interpreter_stack() is not None or any(map(_is_batch, cotangents)):
         return True
     return forward_ad._current_level >= 0 and any(map(_is_dual, cotangents))
+
+
+def _is_batch(tensor: Tensor | None) -> bool:
+    return tensor is not None and is_legacy_batchedtensor(tensor)
 
 
 def _is_dual(tensor: Tensor | None) -> bool:
@@ -179,8 +189,12 @@ class _Eager(torch.autograd.Function):
             return (None,) * (len(program.inputs) + 2)
         if _derived(given):
             tensors = saved[: len(program.inputs)]
-            gradients = _differentiable(program, ctx.call, training.wants, tensors, given)
-            return (None, None, *(gradients.get(port.name) for port in program.inputs))
+
+            def gradients_of(given: Sequence[Tensor | None]) -> list[Tensor | None]:
+                found = _differentiable(program, ctx.call, training.wants, tensors, given)
+                return [found.get(port.name) for port in program.inputs]
+
+            return (None, None, *_of_a_batch(gradients_of, given))
         values = (*saved, *given, None)
         gradients = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
         return (None, None, *[gradients[place] for place in training.gives])
@@ -195,9 +209,43 @@ def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence
     for cotangent in given:
         if cotangent is not None:
             used = True
-            if is_legacy_batchedtensor(cotangent):
-                raise _no_batch_of_gradients()
     return given if used else None
+
+
+def _of_a_batch(
+    gradients: Callable[[Sequence[Tensor | None]], list[Tensor | None]], given: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of cotangents that may be a batch of them, as `is_grads_batched=True` gives them: for those PyTorch
+    has a vmap of its own, older than that of torch.func."""
+    if not any(map(_is_batch, given)):
+        return gradients(given)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    # Of what is no batch at this level, nothing would be left: it becomes a batch of size 0.
+    many = [torch._remove_batch_dim(c, level, 0, 0) if c is not None and _is_batch(c) else c for c in given]
+    torch._C._vmapmode_decrement_nesting()
+    if any(map(_is_batch, many)) or any(
+        _is_batch(c) and m is not None and m.shape[0] == 0 for c, m in zip(given, many, strict=True)
+    ):
+        raise NotSupported(
+            what="a batch of batches of gradients is not available", where="elman.Recurrent",
+            mend="use torch.func.jacrev and torch.func.vmap",
+        )  # fmt: skip
+    there: list[bool] = []
+
+    def one(*given: Tensor | None) -> list[Tensor]:
+        found = gradients(given)
+        there[:] = [g is not None for g in found]
+        return [g for g in found if g is not None]
+
+    dims = tuple(0 if _is_batch(c) else None for c in given)
+    while torch._C._vmapmode_decrement_nesting():
+        pass  # with it on, nothing may draw random numbers, nor what is traced meanwhile
+    try:
+        made = iter(torch.func.vmap(one, dims)(*many))
+    finally:
+        while torch._C._vmapmode_increment_nesting() < level:
+            pass
+    return [torch._add_batch_dim(next(made), 0, level) if has else None for has in there]
 
 
 class _Segmented(torch.autograd.Function):
@@ -226,7 +274,11 @@ class _Segmented(torch.autograd.Function):
         if given is None:
             return (None,) * (count + 4)
         if _derived(given):
-            return (*_NOT_TENSORS, *_differentiable_in_place(program, ctx.call, ctx.wants, tensors, given))
+
+            def gradients_of(given: Sequence[Tensor | None]) -> list[Tensor | None]:
+                return _differentiable_in_place(program, ctx.call, ctx.wants, tensors, given)
+
+            return (*_NOT_TENSORS, *_of_a_batch(gradients_of, given))
         states = [next(rest) for _ in run.states]
         kept = {turn: tuple(next(rest) for _ in range(size)) for turn, size in ctx.kept.items()}
         gradients = run.backward(tensors, Stored(states, ctx.places, kept), given)
@@ -278,6 +330,8 @@ def _differentiable(
     cotangents: Sequence[Tensor | None],
 ) -> dict[str, Tensor]:  # fmt: skip
     """The gradient as a differentiable function of inputs and cotangents."""
+    if call.level is None:
+        call = call._replace(level=0)  # its seed was drawn outside of any vmap
     adjoint = program.adjoint(wants)
     values: dict[str, Tensor | None] = {
         port.name: tensor for port, tensor in zip(program.inputs, tensors, strict=True)
@@ -341,32 +395,94 @@ class _Transformed(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         program, call, *tensors = args
         # A vmap that began after the seed was drawn (jacrev's, over cotangents) is no matter of the noise.
-        drawn_inside = call.level > _vmaps()
-        if program.has_noise and drawn_inside and info.randomness == "error":
+        drawn_inside = program.has_noise and call.level > _vmaps()
+        if drawn_inside and info.randomness == "error":
             raise NotSupported(
                 what="this cell draws random numbers inside torch.func.vmap", where=program.circuit.name,
                 mend='say vmap(…, randomness="different") or "same"',
             )  # fmt: skip
-        results = []
-        for i in range(info.batch_size):
-            one = [
-                t if t is None or dim is None else t.select(dim, i)
-                for t, dim in zip(tensors, in_dims[2:], strict=True)
-            ]
-            seed = call.seed + (i if drawn_inside and info.randomness == "different" else 0)
-            results.append(apply(program, call._replace(seed=seed), one))
-        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
-        return stacked, (0,) * len(stacked)
+        noise = drawn_inside and info.randomness == "different"
+        return _examples(program, call, tensors, in_dims[2:], info.batch_size, noise)
+
+
+def _examples(
+    program: Program, call: Call, tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int, noise: bool
+) -> tuple[Sequence[Tensor], Sequence[int]]:  # fmt: skip
+    """The outputs for several examples, and where their dimension stands in each. dims: where it stands in each tensor,
+    None in what all examples share. noise: whether each draws its own random numbers."""
+    if call.memory is not None:  # a budget is that of one example
+        return _one_by_one(program, call, tensors, dims, size, noise)
+
+    def lead(kind: Kind, rows: bool) -> int:
+        """How many dimensions stand in front of the features: time, unless it lies in the rows, and rows."""
+        return (kind is Kind.SEQUENCE and not (rows and call.packing is not None)) + rows
+
+    def placed(port: InPort, tensor: Tensor | None, dim: int | None, differs: bool) -> Tensor | None:
+        if tensor is None or not differs:
+            return tensor
+        place = lead(port.kind, port.rows)
+        if dim is not None:
+            return tensor.movedim(dim, place)
+        return tensor.unsqueeze(place).expand(*tensor.shape[:place], size, *tensor.shape[place:])
+
+    given = list(zip(program.inputs, tensors, dims, strict=True))
+    over = frozenset(port.name for port, _, dim in given if dim is not None)
+    if call.packing is None and program.rows_apart and all(p.rows for p in program.inputs if p.name in over):
+        # More rows, [B, V] of them.
+        more = [
+            None
+            if t is None
+            else whole.flatten(at - 1, at)
+            if port.rows
+            and (whole := placed(port, t, dim, True)) is not None
+            and (at := lead(port.kind, True))
+            else t
+            for port, t, dim in given
+        ]
+        results = apply(program, call._replace(batch=call.batch * size), more)
+        at_rows = [lead(out.kind, True) - 1 for out in program.outputs]
+        parted = [r.unflatten(d, (call.batch, size)) for r, d in zip(results, at_rows, strict=True)]
+        return tuple(parted), tuple(d + 1 for d in at_rows)
+    several = program.vmapped(size, over, noise)
+    if isinstance(several, NotSupported):
+        if noise:  # a loop over the examples would draw other numbers than the derivative, if that is no loop
+            raise several
+        return _one_by_one(program, call, tensors, dims, size, noise)
+    differing = several.differing
+    results = apply(several, call, [placed(port, t, dim, port.name in differing) for port, t, dim in given])
+    places = [lead(out.kind, rows) for out, rows in zip(program.outputs, program.rowed, strict=True)]
+    return tuple(results), tuple(places)
+
+
+def _one_by_one(
+    program: Program, call: Call, tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int, noise: bool
+) -> tuple[Sequence[Tensor], Sequence[int]]:  # fmt: skip
+    """The slow, obvious way."""
+    results = []
+    for i in range(size):
+        one = [
+            t if t is None or dim is None else t.select(dim, i) for t, dim in zip(tensors, dims, strict=True)
+        ]
+        results.append(apply(program, call._replace(seed=call.seed + i * noise), one))
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _drawing_each(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same numbers, differing between the examples of every vmap in which each draws its own: what is alike for all
+    would run once, and draw once."""
+    given = list(tensors)
+    place = next(i for i, t in enumerate(given) if t is not None)
+    for one in get_interpreter_stack() or ():
+        if one.key() == TransformType.Vmap:
+            vmap = CVmapInterpreterPtr(one)
+            if vmap.randomness() == RandomnessType.Different:
+                with temporarily_clear_interpreter_stack():
+                    zeros = torch.zeros(vmap.batchSize(), dtype=torch.bool)
+                given[place] = given[place] + _add_batch_dim(zeros, 0, one.level())  # type: ignore[operator]
+    return given
 
 
 def _vmaps() -> int:
     """How many vmaps are going on around the one that asks."""
     return sum(one.key() == TransformType.Vmap for one in get_interpreter_stack() or ())
-
-
-def _no_batch_of_gradients() -> NotSupported:
-    return NotSupported(
-        what="a batch of gradients at once (is_grads_batched=True, jacobian(vectorize=True)) is not available",
-        where="elman.Recurrent",
-        mend="use torch.func.jacrev, or leave vectorize=False",
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
@@ -14,6 +14,8 @@ from elman.adjoint import adjoint, carrying_on, cotangent_ports, expose
 from elman.caches import Recent
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
+from elman.circuit.rows import carries
+from elman.circuit.verdict import ROWWISE, verdict
 from elman.errors import NotSupported
 from elman.execute.executable import Call, Executable
 from elman.plan import Plan, plan
@@ -21,6 +23,7 @@ from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
 from elman.tangent import tangent
 from elman.trace.outside import LOCK, derived, locked, outside
+from elman.vmapped import differing, vmapped
 
 Tensor = torch.Tensor
 
@@ -45,20 +48,34 @@ class Training:
     gives: tuple[int, ...]
 
 
+class Examples(NamedTuple):
+    """What a program for several examples is made of: see `elman.vmapped`."""
+
+    program: Program
+    size: int
+    over: frozenset[str]
+    noise: bool
+    summed: frozenset[str] = frozenset()
+
+
 class Program:
     """A circuit and its plans. Tensors are listed in the order of `inputs` and `outputs`.
 
-    bare: outputs come as they are, which may share memory: for whoever puts them elsewhere.
+    bare: outputs come as they are, which may share memory: for whoever puts them elsewhere. examples: where it is the
+    program of another one for several examples.
     """
 
-    def __init__(self, circuit: Circuit, is_adjoint: bool = False, bare: bool = False):
-        self.circuit, self._is_adjoint, self._bare = circuit, is_adjoint, bare
+    def __init__(
+        self, circuit: Circuit, is_adjoint: bool = False, bare: bool = False, examples: Examples | None = None
+    ):
+        self.circuit, self._is_adjoint, self._bare, self._examples = circuit, is_adjoint, bare, examples
         self.inputs: tuple[InPort, ...] = tuple(p for p in circuit.inputs if p.kind is not Kind.NOISE)
         self.outputs: tuple[OutPort, ...] = circuit.outputs
         self._training: dict[frozenset[str], Training] = {}
         self._needed: dict[tuple[bool, ...], Training] = {}
         self._stepping: dict[str | engines.Engine, bool] = {}
         self._adjoints: dict[frozenset[str], Program] = {}
+        self._vmapped = Recent(8)
         self._tangents: dict[frozenset[str], Program] = {}
         self.schedules = Recent(16)  # of calls under a budget: see `elman.execute.segmented`
         self.entries: dict[
@@ -77,6 +94,8 @@ class Program:
     @derived
     def carrying(self) -> tuple[bool, ...]:
         """For each output, whether gradients flow through it."""
+        if self._examples is not None:
+            return self._examples.program.carrying
         if (
             self.circuit.recorded().dual
         ):  # to say it exactly would take the trace of a backward that few ask for
@@ -137,6 +156,8 @@ class Program:
     @derived
     def exposed(self) -> Program:
         """The same with h(t-1) of every state as outputs, for derivatives of the gradient."""
+        if self._examples is not None:
+            return self._examples.program.exposed._for(self._examples)
         return Program(expose(self.circuit))
 
     def adjoint(self, wants: frozenset[str]) -> Program:
@@ -146,11 +167,21 @@ class Program:
             with LOCK:
                 program = self._adjoints.get(wants)
                 if program is None:
-                    program = Program(adjoint(self.circuit, wants), is_adjoint=True)
-                    with outside():
-                        _expect_linear(program, self.circuit.name)
-                    self._adjoints[wants] = program
+                    program = self._adjoints[wants] = self._adjoint(wants)
         return program
+
+    def _adjoint(self, wants: frozenset[str]) -> Program:
+        if self._examples is None:
+            program = Program(adjoint(self.circuit, wants), is_adjoint=True)
+            with outside():
+                _expect_linear(program, self.circuit.name)
+            return program
+        # The gradient of what all examples share is a sum over them, and the cotangent of such a sum is shared.
+        of = self._examples
+        program = of.program.adjoint(wants)
+        given = {port.name for port in program.inputs if port.cotangent_of not in {None, *of.summed}}
+        summed = {out.name for out in program.outputs if out.gradient_of not in self.differing}
+        return program._for(of._replace(over=self.differing | given, summed=frozenset(summed)))
 
     def tangent(self, changing: frozenset[str]) -> Program:
         """The program of the tangent circuit. changing: the inputs that have a direction."""
@@ -159,8 +190,60 @@ class Program:
             with LOCK:
                 program = self._tangents.get(changing)
                 if program is None:
-                    program = self._tangents[changing] = Program(tangent(self.circuit, changing))
+                    program = self._tangents[changing] = self._tangent(changing)
         return program
+
+    def _tangent(self, changing: frozenset[str]) -> Program:
+        of = self._examples
+        if of is None:
+            return Program(tangent(self.circuit, changing))
+        program = of.program.tangent(changing)
+        along = {port.name for port in program.inputs if port.tangent_of in self.differing}
+        summed = {out.name for out in program.outputs if out.tangent_of in of.summed}
+        return program._for(of._replace(over=self.differing | along, summed=frozenset(summed)))
+
+    # --- several examples at once -------------------------------------------------------------------------------------
+
+    @derived
+    def differing(self) -> frozenset[str]:
+        """The inputs that differ between examples, where it is a program for several."""
+        of = self._examples
+        return frozenset() if of is None else differing(of.program.circuit, of.over, of.noise)
+
+    @derived
+    def rowed(self) -> tuple[bool, ...]:
+        """For each output, whether it has rows."""
+        return tuple(carries(self.circuit.wire(out.wire).meta["val"]) for out in self.outputs)
+
+    @derived
+    def rows_apart(self) -> bool:
+        """Whether what comes out for a row is made of what goes in for it alone, and without random numbers: whether
+        examples may be rows."""
+        nodes = [node for node in self.circuit.graph.nodes if node.op == "call_function"]
+        return not self.has_noise and all(self.rowed) and all(verdict(node) == ROWWISE for node in nodes)
+
+    def vmapped(self, size: int, over: frozenset[str], noise: bool) -> Program | NotSupported:
+        """The program for several examples, of which the inputs `over` are one each; or why there is none.
+
+        noise: whether each example draws its own random numbers.
+        """
+        key = size, over, noise
+        program = self._vmapped.get(key)
+        if program is None:
+            with LOCK:
+                program = self._vmapped.get(key)
+                if program is None:
+                    try:
+                        program = self._for(Examples(self, size, over, noise))
+                    except NotSupported as reason:
+                        program = reason.with_traceback(None)
+                    self._vmapped.keep(key, program)
+        return program
+
+    def _for(self, examples: Examples) -> Program:
+        of = examples._replace(program=self)
+        circuit = vmapped(self.circuit, of.size, of.over, of.noise, of.summed)
+        return Program(circuit, self._is_adjoint, examples=of)
 
     # --- running without gradients ------------------------------------------------------------------------------------
 

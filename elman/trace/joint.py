@@ -233,7 +233,7 @@ def _trace_joint(
     if batch_slow(graph):
         normalise(graph)
     graph = graphs.renamed(graph)
-    _mark_primal(graph, set(placed.values()))
+    mark_primal(graph, set(placed.values()))
     final = graphs.results_of(graph)
     if not twice:
         refuse.mixing(graphs.extract(graph, {result: final[result] for result in results}), where)
@@ -391,7 +391,7 @@ def _rename_results(graph: fx.Graph, names: Mapping[str, str]) -> None:
     out.args = ({names[key]: value for key, value in out.args[0].items()},)  # type: ignore[union-attr]
 
 
-def _mark_primal(graph: fx.Graph, cotangents: set[str]) -> None:
+def mark_primal(graph: fx.Graph, cotangents: set[str]) -> None:
     """meta["primal"]: the value belongs to the step itself, not to its backward."""
     for node in graph.nodes:
         if node.op == "placeholder":

@@ -30,10 +30,10 @@ def batch_slow(graph: fx.Graph) -> bool:
         return False
     for node in list(graph.nodes):
         source = node.args[0] if node.target is aten.reshape.default else None
-        if source is None or ANY in (order[source], order[node]) or (order[source], order[node]) == (1, 1):
+        if source is None or order[node] == ANY or (order[source] in (ANY, 1) and order[node] == 1):
             continue
         with graph.inserting_before(node):
-            value = _as_written(graph, source, order[source])
+            value = _as_written(graph, source, order[source] or 1)
             value = _in_order(graph, value, node, order[node])
         order[value] = order[node]
         node.replace_all_uses_with(value)
@@ -57,14 +57,24 @@ def _orders(graph: fx.Graph) -> dict[fx.Node, int] | None:
         if len(found) > 1:
             return None
         mine = found.pop() if found else ANY
-        if mine != ANY and node.target is aten.reshape.default:
-            mine = _reshaped(node, mine)
+        if node.target is aten.reshape.default and (mine != ANY or _merges(node)):
+            mine = _reshaped(node, mine or 1)
         elif mine > 1 and verdict(node) != ROWWISE:
             mine = -1
         if mine < 0:
             return None
         order[node] = mine
     return order
+
+
+def _merges(node: fx.Node) -> bool:
+    """Whether other dimensions are merged with the rows: then the rows of a value differ that was the same in all."""
+    return rows.carries(node.args[0].meta["val"]) and _factor(node) != _factor(node.args[0])  # type: ignore[union-attr, arg-type]
+
+
+def _factor(node: fx.Node) -> int:
+    where = rows.rows_of(node.meta["val"])
+    return 0 if where is None else where.factor
 
 
 def _reshaped(node: fx.Node, order: int) -> int:

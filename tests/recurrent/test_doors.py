@@ -460,13 +460,6 @@ def test_gradients_per_sample(name: str) -> None:
             torch.testing.assert_close(got[n][i], p.grad, **EXACT)
 
 
-def test_batched_gradients_of_autograd() -> None:
-    """torch.autograd.functional.jacobian(vectorize=True) runs the backward pass under an old kind of vmap: refused."""
-    rnn, x, h = layer("gru"), random(2, 1, 5), random(1, 7)
-    with pytest.raises(elman.ElmanError, match="vectorize=False"):
-        torch.autograd.functional.jacobian(lambda x: rnn(x, h)[0], x, vectorize=True)
-
-
 def test_a_backward_pass_under_vmap() -> None:
     rnn, x, h = layer("gru"), random(2, 1, 5, requires_grad=True), random(1, 7)
     outputs, _ = rnn(x, h)
