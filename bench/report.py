@@ -22,6 +22,7 @@ from bench import (
     overhead,
     ragged,
     tables,
+    tangents,
     targets,
 )
 from bench.agree import Disagreement
@@ -157,6 +158,14 @@ class Report:
         words = f"GRU, T = {examples.T}, B{examples.B} H{examples.H}, {examples.V} examples, ms"
         self.console.print(tables.of_lines(words, found, pairs))
         self.made["examples"] = [{"what": line.words, "seconds": line.seconds} for line in found]
+
+    def tangents(self, seconds: float) -> None:
+        """Lyapunov exponents."""
+        with self.console.status("Lyapunov exponents"):
+            found = list(tangents.lines(seconds))
+        words = f"Lyapunov exponents, T = {tangents.T}, B1 H{tangents.N}, ms"
+        self.console.print(tables.of_lines(words, found, [(tangents.LOOP, tangents.OURS)]))
+        self.made["tangents"] = [{"what": line.words, "seconds": line.seconds} for line in found]
 
     def memory(self, steps: int) -> None:
         """One sequence under a budget, each way in a process of its own."""

@@ -283,7 +283,8 @@ def jacobian(rnn: Any, x_t: Any, state: Any, *, context: Any = None) -> Tensor:
 
     Raises NotSupported for reversed layers, cells that draw random numbers, and complex states.
     """
-    x = None if x_t is None else pytree.tree_map(lambda v: v.unsqueeze(1 if rnn.batch_first else 0), x_t)
+    time = 1 if getattr(rnn, "batch_first", False) else 0
+    x = None if x_t is None else pytree.tree_map(lambda v: v.unsqueeze(time), x_t)
     flow = Flow.of(rnn, x, state, steps=1, context=context, where="jacobian")
     return jacobian_of(flow, flow.start)
 
