@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 Places = Sequence[tuple[float, float]]
 SMALL, TEXT = 12.0, 13.0
-_LINES = 60  # trajectories of a portrait, at most
+_LINES = 32  # trajectories of a portrait, at most
 _POINTS = 400  # of a line
 
 
@@ -86,10 +86,10 @@ class _Panel:
         )
         for tick in self.along.ticks:
             self._line([(self.x(tick), bottom), (self.x(tick), bottom + 4)], None, 1, opacity=0.55)
-            self.text(self.x(tick), bottom + 17, _said(tick), "middle")
+            self.text(self.x(tick), bottom + 17, short(tick).replace("-", "−"), "middle")
         for tick in self.up.ticks:
             self._line([(self.left - 4, self.y(tick)), (self.left, self.y(tick))], None, 1, opacity=0.55)
-            self.text(self.left - 8, self.y(tick) + 4, _said(tick), "end")
+            self.text(self.left - 8, self.y(tick) + 4, _said(tick, self.up.log), "end")
         self.text(right, bottom + 37, x, "end", TEXT)
         self.text(self.left - 4, self.top - 14, y, "start", TEXT)
 
@@ -146,9 +146,9 @@ class _Panel:
         self.parts.append(shape)
 
 
-def _said(tick: float) -> str:
-    """A number at an axis; powers of ten far from 1 as such."""
-    power = round(math.log10(tick)) if tick > 0 else 0
+def _said(tick: float, log: bool) -> str:
+    """A number at an axis; on a logarithmic one, powers of ten far from 1 as such."""
+    power = round(math.log10(tick)) if log else 0
     if abs(power) >= 3 and math.isclose(tick, 10.0**power, rel_tol=1e-9):
         return "10" + str(power).translate(_RAISED)
     return short(tick).replace("-", "−")
