@@ -66,6 +66,9 @@ def main(
     tangent: Annotated[
         bool, typer.Option("--tangent", help="only this: vmap of a GRU, Lyapunov exponents")
     ] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="only this: learning on a stream, rule by rule; --steps 100000")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
     ] = False,
@@ -97,7 +100,9 @@ def main(
     if tangent:
         report.examples(seconds)
         report.tangents(seconds)
-    if not (tangent or against or beside or alone or ragged or others or language or memory):
+    if online:
+        report.online(steps)
+    if not (online or tangent or against or beside or alone or ragged or others or language or memory):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)
         if compiled:

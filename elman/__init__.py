@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from elman.draw import draw
     from elman.errors import ElmanError
     from elman.forcing import force
+    from elman.online import Online
     from elman.plan import cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool, truncated
     from elman.segments import Segments
@@ -31,6 +32,7 @@ __all__ = [
     "Bidirectional",
     "Circuit",
     "ElmanError",
+    "Online",
     "Recurrent",
     "Segments",
     "Stack",
@@ -60,6 +62,7 @@ _HOMES = {
     "Bidirectional": "recurrent",
     "Circuit": "circuit",
     "ElmanError": "errors",
+    "Online": "online",
     "Recurrent": "recurrent",
     "Segments": "segments",
     "Stack": "recurrent",
