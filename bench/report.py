@@ -23,6 +23,7 @@ from bench import (
     overhead,
     ragged,
     tables,
+    tangents,
     targets,
 )
 from bench.agree import Disagreement
@@ -158,6 +159,14 @@ class Report:
         words = f"GRU, T = {examples.T}, B{examples.B} H{examples.H}, {examples.V} examples, ms"
         self.console.print(tables.of_lines(words, found, pairs))
         self.made["examples"] = [{"what": line.words, "seconds": line.seconds} for line in found]
+
+    def tangents(self, seconds: float) -> None:
+        """Lyapunov exponents."""
+        with self.console.status("Lyapunov exponents"):
+            found = list(tangents.lines(seconds))
+        words = f"Lyapunov exponents, T = {tangents.T}, B1 H{tangents.N}, ms"
+        self.console.print(tables.of_lines(words, found, [(tangents.LOOP, tangents.OURS)]))
+        self.made["tangents"] = [{"what": line.words, "seconds": line.seconds} for line in found]
 
     def online(self, steps: int) -> None:
         """Rules that carry the gradient forward, and truncated back-propagation, over one stream."""

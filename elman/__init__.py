@@ -10,7 +10,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elman import cells, models, nn
+    from elman import cells, dynamics, models, nn
     from elman.adjoint import adjoint
     from elman.caches import caches
     from elman.circuit import Circuit
@@ -41,6 +41,7 @@ __all__ = [
     "cells",
     "cost",
     "draw",
+    "dynamics",
     "explain",
     "force",
     "last",
