@@ -172,6 +172,7 @@ def test_half_of_a_batch_is_real_and_none_is_changed() -> None:
 # --- the estimator ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.conformance
 def test_unseen_words_come_back(words: Autoencoder) -> None:
     assert words.score(WORDS) >= 0.9
     assert words.encode(["ab", "abc"]).shape == (2, 24)
@@ -210,6 +211,7 @@ def test_symbols_may_be_words() -> None:
     assert model.reconstruct(sequences[:4]) == sequences[:4]
 
 
+@pytest.mark.conformance
 def test_rolls_come_back() -> None:
     draw = np.random.default_rng(0)
     rolls = [(draw.random((n, 4)) > 0.6).astype(np.float32) for n in (1, 2, 3) * 12]

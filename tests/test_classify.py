@@ -327,6 +327,7 @@ LONG = {  # for `make conformance`: each fits several times
 }  # fmt: skip
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore"

@@ -97,6 +97,7 @@ def exported() -> dict[str, tuple[Model, bool]]:
     return {name: (model.double().eval(), padded) for name, (model, padded) in found.items()}
 
 
+@pytest.mark.conformance
 def test_files_need_no_elman(tmp_path: Path) -> None:
     """Exported with T and B left open, saved, and loaded where elman cannot be imported: the same numbers."""
     paths = []

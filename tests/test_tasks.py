@@ -169,8 +169,9 @@ def job(task: str, folder: Path, *more: str) -> jobs.Job:
 # --- a run survives ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.conformance  # a language model is killed in test_survival.py
 @pytest.mark.slow
-@mostly("tag")  # a language model: test_survival.py
+@mostly("tag")
 def test_killed_it_ends_with_the_same_bits_and_goes_on_when_it_has_ended(task: str, tmp_path: Path) -> None:
     how = (
         "--dropout",
@@ -259,7 +260,7 @@ def test_a_run_that_diverges_says_where(task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@mostly("classify")
+@mostly()  # a language model: test_processes.py
 def test_two_processes_take_the_steps_of_one(task: str, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
     how = ("--steps", "20", "--weight-decay", "0.3")
@@ -301,7 +302,7 @@ def test_the_seed_makes_the_run(task: str, tmp_path: Path) -> None:
     assert one == two != three
 
 
-@mostly("toy", "tag")
+@mostly("toy")
 def test_any_cell_will_do(task: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\nclass Mine(torch.nn.GRUCell): pass\n")
     how = ("--steps", "3", "--layers", "2", "--norm", "--residual", "--cell")

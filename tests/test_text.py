@@ -399,6 +399,7 @@ print(data.tokenise(text, tokenizer, Path(sys.argv[2]))[:].sum().item())
 """
 
 
+@pytest.mark.conformance
 def test_two_processes_may_work_out_the_same_thing_at_once(path: Path, tmp_path: Path) -> None:
     path.write_text(TEXT * 100, "utf-8")
     folder, pipe = tmp_path / "cache", subprocess.PIPE

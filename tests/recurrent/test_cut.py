@@ -27,7 +27,7 @@ def batches(
     return steps, batch, *(draw(st.none() | kind) for kind in (lengths, bools, bools))
 
 
-@settings(max_examples=300)
+@settings(max_examples=60)
 @given(batches())
 @pytest.mark.skipif(why_not_built() is not None, reason="the compiled part is not there")
 def test_the_compiled_cut_is_the_plain_one(batch: tuple) -> None:

@@ -198,6 +198,7 @@ def test_a_compiled_model_trains_as_the_plain_one(compiler: None) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-10)
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_inductor(compiler: None) -> None:
     torch.manual_seed(0)
