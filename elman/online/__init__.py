@@ -7,6 +7,6 @@ the state (Williams and Zipser 1989):
 """
 
 from elman.online.feedback import RandomFeedback
-from elman.online.learner import Cost, Online, cost
+from elman.online.learner import RULES, Cost, Online, cost
 
-__all__ = ["Cost", "Online", "RandomFeedback", "cost"]
+__all__ = ["RULES", "Cost", "Online", "RandomFeedback", "cost"]
