@@ -90,12 +90,18 @@ class _Abs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
         return x.abs()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return gradients[0] * x.sign()
+
+    @staticmethod
+    def jvp(ctx: Any, *directions: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return directions[0] * x.sign()
 
 
 def _sgn(input: Tensor) -> Tensor:
@@ -108,6 +114,76 @@ def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
 
 def _abs(input: Tensor) -> Tensor:
     return _Abs.apply(input) if input.is_floating_point() else torch.abs(input)
+
+
+def _softsign(input: Tensor) -> Tensor:
+    return input / (_abs(input) + 1)
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    if inplace:
+        return F.hardsigmoid(input, True)
+    between = (input > -3) & (input < 3)
+    return (torch.where(between, input, input.detach().clamp(-3, 3)) + 3) / 6
+
+
+def _l1_loss(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", weight: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    if weight is not None or size_average is not None or reduce is not None or reduction == "mean":
+        return F.l1_loss(input, target, size_average, reduce, reduction, weight)
+    apart = _abs(input - target)
+    return apart if reduction == "none" else apart.sum()
+
+
+def _length(x: Tensor, p: float, dim: Any = None, keepdim: bool = False) -> Tensor:
+    """(Σ |x|ᵖ)^(1/p); as in PyTorch, its derivative at 0 is 0."""
+    size = _abs(x)
+    if math.isinf(p):
+        return size.amax(() if dim is None else dim, keepdim)
+    if p == 1:
+        return size.sum(dim, keepdim)
+    total = size.pow(p).sum(dim, keepdim)
+    nothing = total == 0
+    return torch.where(nothing, 0.0, torch.where(nothing, 1.0, total).pow(1 / p))
+
+
+def _norm(function: Any) -> Any:
+    """A norm, that of vectors by `_length`. All take x, p, dim, keepdim in this order."""
+
+    def norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        named = {"p" if key == "ord" else key: value for key, value in kwargs.items() if value is not None}
+        named |= dict(zip(("p", "dim", "keepdim", "out", "dtype"), args, strict=False))
+        vectors = isinstance(named.get("dim"), int) or x.dim() == 1 or function is not torch.linalg.norm
+        if named.keys() <= {"p", "dim", "keepdim"} and vectors and _has_length(x, named.get("p")):
+            return _length(x, **named)
+        return function(x, *args, **kwargs)
+
+    return norm
+
+
+def _has_length(x: Tensor, p: Any) -> bool:
+    """Whether PyTorch's derivatives of the norm cannot be traced: those of p = 2 can."""
+    return x.is_floating_point() and isinstance(p, (int, float)) and p >= 1 and p != 2
+
+
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
+    if out is not None or not _has_length(input, p):
+        return F.normalize(input, p, dim, eps, out)
+    return input / _length(input, p, dim, keepdim=True).clamp_min(eps)
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, *args: Any, **kwargs: Any) -> Tensor:
+    if math.isinf(p) or p < 1:  # where several are largest, PyTorch's derivative here is not that of its norm
+        return torch.cdist(x1, x2, p, *args, **kwargs)
+    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    return torch.linalg.vector_norm(apart, p, -1) if p == 2 else _length(apart, p, -1)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """PyTorch's own second derivative by v is wrong (2.13), without an error."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _softsign(input: Tensor) -> Tensor:
@@ -148,8 +224,30 @@ def _batch_norm(
     if training or running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     channels = [-1, *[1] * (input.dim() - 2)]
-    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
-    out = (input - running_mean.view(channels)) * scale.view(channels)
+    mean, variance = running_mean.view(channels), running_var.view(channels)
+    return _normed(input, mean, variance, weight, bias, eps)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None or running_var is not None or input.dim() < 3:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+    variance, mean = torch.var_mean(input, tuple(range(2, input.dim())), correction=0, keepdim=True)
+    return _normed(input, mean, variance, weight, bias, eps)
+
+
+def _normed(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """x [B, C, …]; weight and bias [C]."""
+    channels = [-1, *[1] * (x.dim() - 2)]
+    out = (x - mean) * (variance + eps).rsqrt()
+    out = out if weight is None else out * weight.view(channels)
     return out if bias is None else out + bias.view(channels)
 
 
@@ -159,11 +257,20 @@ _PARTS: dict[Any, Any] = {
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
     torch.linalg.multi_dot: _multi_dot,
     F.one_hot: _one_hot,
+    **dict.fromkeys((torch.norm, Tensor.norm), _norm(torch.norm)),
+    torch.linalg.norm: _norm(torch.linalg.norm),
+    torch.linalg.vector_norm: _norm(torch.linalg.vector_norm),
+    F.normalize: _normalize,
 }
 _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__, torch.absolute, Tensor.absolute), _abs),
+    F.hardsigmoid: _hardsigmoid,
+    F.l1_loss: _l1_loss,
+    torch.cdist: _cdist,
+    torch._weight_norm: _weight_norm,
     F.softsign: _softsign,
     F.glu: _glu,
     F.embedding: _embedding,
     F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
 }
