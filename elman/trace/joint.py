@@ -336,7 +336,13 @@ def _named(
             if value.requires_grad:
                 raise refuse.captured_gradient(where(node), value)
             known = next(
-                (n for same in (_is_one, _is_alike) for n, old in met.items() if n in names and same(old, value)), None
+                (
+                    n
+                    for same in (_is_one, _is_alike)
+                    for n, old in met.items()
+                    if n in names and same(old, value)
+                ),
+                None,
             )
             if known is not None:
                 copies[node] = graphs.placeholder(new, known)

@@ -12,7 +12,7 @@ import functools
 import math
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,24 +84,27 @@ def _with_ours(function: types.FunctionType) -> types.FunctionType:
     return made
 
 
-class _Abs(torch.autograd.Function):
-    """|x|, its derivative sign(x); that of sgn(x), which autograd takes, is a tensor of the batch's size."""
+class _Straight(torch.autograd.Function):
+    """A function whose graph is made of straight lines, by its value and its slope; its second derivative is zero."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
-        return x.abs()
+        ctx.slope = slope
+        return value(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return gradients[0] * x.sign()
+        return gradients[0] * ctx.slope(x), None, None
 
     @staticmethod
-    def jvp(ctx: Any, *directions: Tensor) -> Tensor:
+    def jvp(ctx: Any, *directions: Any) -> Tensor:
         (x,) = ctx.saved_tensors
-        return directions[0] * x.sign()
+        return directions[0] * ctx.slope(x)
 
 
 def _sgn(input: Tensor) -> Tensor:
@@ -113,7 +116,8 @@ def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _abs(input: Tensor) -> Tensor:
-    return _Abs.apply(input) if input.is_floating_point() else torch.abs(input)
+    """Its slope for autograd is that of sgn(x), whose own is a tensor of the batch's size."""
+    return _Straight.apply(input, torch.abs, torch.sign) if input.is_floating_point() else torch.abs(input)
 
 
 def _softsign(input: Tensor) -> Tensor:
@@ -123,8 +127,12 @@ def _softsign(input: Tensor) -> Tensor:
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     if inplace:
         return F.hardsigmoid(input, True)
-    between = (input > -3) & (input < 3)
-    return (torch.where(between, input, input.detach().clamp(-3, 3)) + 3) / 6
+    return _Straight.apply(input, F.hardsigmoid, _slope_of_hardsigmoid)
+
+
+def _slope_of_hardsigmoid(x: Tensor) -> Tensor:
+    """1/6 in float32, which PyTorch takes in float64 as well."""
+    return torch.where((x > -3) & (x < 3), 0.1666666716337204, 0.0).to(x.dtype)
 
 
 def _l1_loss(
