@@ -120,10 +120,6 @@ def _abs(input: Tensor) -> Tensor:
     return _Straight.apply(input, torch.abs, torch.sign) if input.is_floating_point() else torch.abs(input)
 
 
-def _softsign(input: Tensor) -> Tensor:
-    return input / (_abs(input) + 1)
-
-
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     if inplace:
         return F.hardsigmoid(input, True)
@@ -137,10 +133,10 @@ def _slope_of_hardsigmoid(x: Tensor) -> Tensor:
 
 def _l1_loss(
     input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
-    reduction: str = "mean", weight: Tensor | None = None,
+    reduction: str = "mean", **more: Any,
 ) -> Tensor:  # fmt: skip
-    if weight is not None or size_average is not None or reduce is not None or reduction == "mean":
-        return F.l1_loss(input, target, size_average, reduce, reduction, weight)
+    if more or size_average is not None or reduce is not None or reduction == "mean":
+        return F.l1_loss(input, target, size_average, reduce, reduction, **more)
     apart = _abs(input - target)
     return apart if reduction == "none" else apart.sum()
 
