@@ -15,14 +15,14 @@ READY := .venv/.ready
 WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist worksteal)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance fuzz sanitize versions lint types format bench reproduce docs notebooks freeze clean
+.PHONY: help setup demo test conformance fuzz sanitize mutants versions lint types format bench reproduce docs notebooks freeze clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 # Tests start processes, and each would compile the package for itself where nothing compiled may be kept.
-test conformance sanitize: export PYTHONDONTWRITEBYTECODE =
+test conformance sanitize mutants: export PYTHONDONTWRITEBYTECODE =
 
 setup: $(READY)  ## make .venv with elman (editable) and everything that development needs
 
@@ -40,6 +40,9 @@ fuzz: setup  ## run random cells every way against a plain loop: make fuzz ARGS=
 
 sanitize: setup  ## run the native engine's tests under sanitizers: address, undefined, thread; in minutes: ARGS=--short
 	@$(BIN)/python -m tests.sanitize $(ARGS)
+
+mutants: setup  ## break a copy of the package on purpose, fault by fault, and see which test notices: ARGS=plan, ARGS=--list
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 versions:  ## run the tests with other versions: make versions PYTHON=python3.13 TORCH=2.14.1
 	@.ci/versions $(PYTHON) $(TORCH) $(ARGS)

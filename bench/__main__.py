@@ -64,7 +64,10 @@ def main(
         bool, typer.Option("--memory", help="only this: a long sequence under a budget; --steps 1000000")
     ] = False,
     tangent: Annotated[
-        bool, typer.Option("--tangent", help="only this: vmap over inputs, weights and gradients of a GRU")
+        bool, typer.Option("--tangent", help="only this: vmap of a GRU, Lyapunov exponents")
+    ] = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="only this: learning on a stream, rule by rule; --steps 100000")
     ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
@@ -96,7 +99,10 @@ def main(
         report.memory(steps)
     if tangent:
         report.examples(seconds)
-    if not (tangent or against or beside or alone or ragged or others or language or memory):
+        report.tangents(seconds)
+    if online:
+        report.online(steps)
+    if not (online or tangent or against or beside or alone or ragged or others or language or memory):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)
         if compiled:

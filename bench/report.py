@@ -18,10 +18,12 @@ from bench import (
     machine,
     measure,
     memory,
+    online,
     others,
     overhead,
     ragged,
     tables,
+    tangents,
     targets,
 )
 from bench.agree import Disagreement
@@ -157,6 +159,22 @@ class Report:
         words = f"GRU, T = {examples.T}, B{examples.B} H{examples.H}, {examples.V} examples, ms"
         self.console.print(tables.of_lines(words, found, pairs))
         self.made["examples"] = [{"what": line.words, "seconds": line.seconds} for line in found]
+
+    def tangents(self, seconds: float) -> None:
+        """Lyapunov exponents."""
+        with self.console.status("Lyapunov exponents"):
+            found = list(tangents.lines(seconds))
+        words = f"Lyapunov exponents, T = {tangents.T}, B1 H{tangents.N}, ms"
+        self.console.print(tables.of_lines(words, found, [(tangents.LOOP, tangents.OURS)]))
+        self.made["tangents"] = [{"what": line.words, "seconds": line.seconds} for line in found]
+
+    def online(self, steps: int) -> None:
+        """Rules that carry the gradient forward, and truncated back-propagation, over one stream."""
+        with self.console.status(f"{steps:,} steps, nine ways"):
+            found = list(online.runs(steps))
+        self.made["online"] = [run.__dict__ for run in found]
+        words = f"GRU, B {online.B}, H {online.H}: what came in {online.LAG} steps ago, {steps:,} steps"
+        self.console.print(tables.of_online(words, found))
 
     def memory(self, steps: int) -> None:
         """One sequence under a budget, each way in a process of its own."""

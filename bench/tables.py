@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from bench import busy, measure, memory, ragged, targets
+from bench import busy, measure, memory, online, ragged, targets
 from bench.bound import BOUND
 from bench.form import OURS
 
@@ -116,6 +116,15 @@ def of_memory(title: str, runs: Sequence[memory.Run]) -> Table:
     for run in runs:
         ratio = "" if run is ours else f"{run.microseconds / ours.microseconds:.2f}"
         made.add_row(run.way, f"{run.steps:,}", f"{run.microseconds:.1f}", ratio, f"{run.bytes / 1e6:.1f}")
+    return made
+
+
+def of_online(title: str, runs: Sequence[online.Run]) -> Table:
+    made = _table(title)
+    for name in ("", "error", "kB held", "us a step"):
+        made.add_column(name, justify="left" if not name else "right")
+    for run in runs:
+        made.add_row(run.way, f"{run.error:.4f}", f"{run.bytes / 1e3:.1f}", f"{run.microseconds:.0f}")
     return made
 
 

@@ -29,6 +29,7 @@ LECTURE = DOCS / "lecture"
 GUIDES = [
     "write_a_cell",
     "drawing",
+    "dynamics",
     "sequences",
     "memory",
     "drop_ins",
@@ -120,7 +121,9 @@ def reference() -> str:
         "V classes; tensors over time are `[T, B, …]`."
     )
     out = ["# Reference", "", said, ""]
-    groups = {"elman": elman, "elman.cells": elman.cells, "elman.nn": elman.nn, "elman.models": elman.models}
+    groups = {"elman": elman} | {
+        f"elman.{name}": getattr(elman, name) for name in ("cells", "nn", "models", "dynamics")
+    }
     for title, room in groups.items():
         out += [f"## {title}", ""]
         for name in sorted(getattr(room, "__all__", None) or [n for n in vars(room) if n[0].isupper()]):

@@ -10,13 +10,14 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elman import cells, models, nn
+    from elman import cells, dynamics, models, nn
     from elman.adjoint import adjoint
     from elman.caches import caches
     from elman.circuit import Circuit
     from elman.draw import draw
     from elman.errors import ElmanError
     from elman.forcing import force
+    from elman.online import Online
     from elman.plan import cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool, truncated
     from elman.segments import Segments
@@ -31,6 +32,7 @@ __all__ = [
     "Bidirectional",
     "Circuit",
     "ElmanError",
+    "Online",
     "Recurrent",
     "Segments",
     "Stack",
@@ -39,6 +41,7 @@ __all__ = [
     "cells",
     "cost",
     "draw",
+    "dynamics",
     "explain",
     "force",
     "last",
@@ -59,6 +62,7 @@ _HOMES = {
     "Bidirectional": "recurrent",
     "Circuit": "circuit",
     "ElmanError": "errors",
+    "Online": "online",
     "Recurrent": "recurrent",
     "Segments": "segments",
     "Stack": "recurrent",

@@ -32,11 +32,12 @@ from elman.trace.unchanging import WithZeros
 Tensor = torch.Tensor
 
 
-def tangent(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
+def tangent(circuit: Circuit, wrt: Collection[str] | None = None, of_backward: bool = False) -> Circuit:
     """The circuit of the directional derivative of a circuit's outputs.
 
     wrt: names of the input ports that change; by default all that hold real or complex numbers. Directions of states
-        are worked out wherever the recurrence needs them.
+        are worked out wherever the recurrence needs them. of_backward: take the transpose of what the cell's backward
+        says, also where a Function says another derivative forward, or none.
 
     Derivatives that a `torch.autograd.Function` of the cell says itself (`jvp`) are kept. The tangent has an adjoint,
     and a tangent, of its own, and the adjoint has one: second derivatives, and so on. Raises InputError for a name that
@@ -52,9 +53,9 @@ def tangent(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     wanted = set(able) if wrt is None else {*wrt}
     states = {name for name, port in able.items() if port.kind is Kind.STATE}
     with outside():
-        step, joint = _traced(circuit, wanted | states)
+        step, joint = _traced(circuit, wanted | states, of_backward)
         if not (reached := _reached(circuit, step, joint, wanted)) >= states:
-            step, joint = _traced(circuit, wanted | reached)
+            step, joint = _traced(circuit, wanted | reached, of_backward)
     return _closed(circuit, step, joint)
 
 
@@ -71,7 +72,7 @@ class _Step:
         return (*self.given, *self.directions.values())
 
 
-def _traced(circuit: Circuit, changing: Collection[str]) -> tuple[_Step, Joint]:
+def _traced(circuit: Circuit, changing: Collection[str], of_backward: bool) -> tuple[_Step, Joint]:
     """The linearised step for the inputs that change; recorded without its own backward, which few ask for."""
     taken = {port.name for port in circuit.inputs}
     directions = {
@@ -83,7 +84,9 @@ def _traced(circuit: Circuit, changing: Collection[str]) -> tuple[_Step, Joint]:
         if port.name in changing
     }  # fmt: skip
     given = tuple(seen_from_behind(port) for port in circuit.inputs if port.kind is not Kind.NOISE)
-    ways = [_along] if circuit.recorded().dual else [_along, _by_dual_numbers]
+    ways = (
+        [_transposed] if of_backward else [_along] if circuit.recorded().dual else [_along, _by_dual_numbers]
+    )
     name = f"the tangent of {circuit.name}"
     met = circuit.signature.captured if circuit.signature is not None else {}
     first: TraceError | None = None
@@ -140,15 +143,35 @@ def _along(
     backward does not, in a Function with a `jvp` and in what `no_grad` hides; and where an operation's backward has no
     derivative. dual: where it is taken already, and cannot be once more.
     """
+    with _Hidden() as hidden:
+        wanting, results = _recorded(step, values, directions)
+    if not dual and (hidden.found or _says_itself(results.values())):
+        return _by_dual_numbers(step, values, directions)
+    return _twice_back(wanting, results, directions)
+
+
+def _transposed(
+    step: StepFunction, values: dict[str, Tensor], directions: dict[str, Tensor], dual: bool
+) -> dict[str, Tensor]:
+    """The same, whatever is said forward."""
+    return _twice_back(*_recorded(step, values, directions), directions)
+
+
+def _recorded(
+    step: StepFunction, values: dict[str, Tensor], directions: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(what changes, results that change with it), under autograd."""
     wanting = {
         name: v if v.requires_grad else v.detach().requires_grad_()
         for name, v in values.items()
         if name in directions
     }
-    with _Hidden() as hidden:
-        results = {r: v for r, v in step({**values, **wanting}).items() if v.requires_grad}
-    if not dual and (hidden.found or _says_itself(results.values())):
-        return _by_dual_numbers(step, values, directions)
+    return wanting, {r: v for r, v in step({**values, **wanting}).items() if v.requires_grad}
+
+
+def _twice_back(
+    wanting: dict[str, Tensor], results: dict[str, Tensor], directions: dict[str, Tensor]
+) -> dict[str, Tensor]:
     if not results:
         return {}
     cotangents = [torch.zeros_like(value).requires_grad_() for value in results.values()]

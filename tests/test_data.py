@@ -197,6 +197,11 @@ def test_windows_are_contiguous_until_they_begin_afresh(
         before = y[-1]
 
 
+def test_lanes_that_hold_whole_windows_are_read_to_their_end() -> None:
+    stream = data.windows(torch.arange(4 * 21 + 1), window=7, batch=4)
+    assert [next(stream).fresh for _ in range(4)] == [True, False, False, True]
+
+
 def test_no_symbol_is_always_left_over() -> None:
     tokens = torch.arange(2 * 10 + 9)
     stream = data.windows(tokens, window=10, batch=2)

@@ -113,6 +113,38 @@ def pair(circuit: Circuit, wrt: Iterable[str] | None = None, policy: str = "cut"
     return Pair(forward, backward, {_port(name): name for name in kept}, int(size)).check()
 
 
+def parted(tangent: Circuit) -> tuple[Circuit, Circuit]:
+    """A tangent as two circuits: what no direction changes, and the linear rest, which takes it in.
+
+    For many directions at the same place the first runs once, and its rows are repeated for the second: what comes out
+    of it as `kept`, with its rows first, is a SEQUENCE that comes in there.
+    """
+    ports = [port.name for port in tangent.inputs if port.tangent_of is not None]
+    moving = set()
+    for node in tangent.graph.nodes:  # in the order in which they are computed
+        if str(node.target) in ports if node.op == "placeholder" else moving & {*node.all_input_nodes}:
+            moving.add(node)
+    time = regions(tangent, tangent.graph).time
+    met = [
+        node for node in tangent.graph.nodes
+        if node.op == "call_function" and node in time and node not in moving and _bytes(node) < _FOREVER
+        and moving & {*node.users}
+    ]  # fmt: skip
+    graph = graphs.extract(tangent.graph, {_port(node.name): node for node in met})
+    _pack(graph, [_port(node.name) for node in met])
+    still = tuple(port for port in tangent.inputs if port.tangent_of is None)
+    graphs.with_placeholders(
+        graph, [(p.name, graphs.placeholder(tangent.graph, p.name).meta["val"]) for p in still]
+    )
+    outs = tuple(
+        OutPort(_port(n.name), Kind.SEQUENCE, Wire.result(_port(n.name)), f"{n.name}, kept", kept=n.name) for n in met
+    )  # fmt: skip
+    first = replace(
+        tangent, name=f"around {tangent.name}", graph=graph, inputs=still, outputs=outs, record=None
+    )
+    return first.check(), _with_kept(tangent, [node.name for node in met], set())
+
+
 def _port(value: str) -> str:
     """The name of the output port of what is kept."""
     return f"kept {value}"

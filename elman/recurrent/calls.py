@@ -237,6 +237,13 @@ class Calls:
                 return None
         return BoundCall(layer, binding, args, unchanged)
 
+    def binding_of_step(self, layer: Any, args: Arguments) -> Binding:
+        """The program of a cell for arguments of one step, with a state."""
+        state, states = args.structures[1], args.states
+        return self.programs.find(
+            layer.cell, _shapes(False, args, state, states), args.xs, states, args.contexts
+        )
+
     def start_of_step(self, layer: Any, args: Arguments, batch: int | None = None) -> Any:
         """The state that the cell starts from, at one step."""
         if batch is None:

@@ -63,6 +63,17 @@ def _shape_of(node: fx.Node) -> list[Any]:
     return [-1 if i in moving else int(size) for i, size in enumerate(sizes)]
 
 
+def _new(graph: fx.Graph, node: fx.Node) -> Any:
+    """Numbers that take no more than their dtype from a value with rows, and have no rows, are a constant."""
+    value = _val(node)
+    number = {aten.new_zeros.default: 0, aten.new_ones.default: 1}.get(node.target, node.args[-1])  # type: ignore[arg-type]
+    if isinstance(number, fx.Node) or any(factor(size) for size in value.shape):
+        return None
+    sizes = [int(size) for size in value.shape]
+    more = {"dtype": value.dtype, "device": value.device}
+    return insert(graph, aten.full.default, sizes, number, like=node, val=value, **more)
+
+
 def _reshape(graph: fx.Graph, node: fx.Node) -> Any:
     shape = _shape_of(node)
     if not shape and _rank(node):
@@ -337,6 +348,9 @@ _HANDLERS: dict[Any, Handler] = {
     aten.native_layer_norm_backward.default: _parameters_apart,
     aten.convolution_backward.default: _parameters_apart,
     aten.view_as_complex.default: _view_as_complex,
+    aten.new_zeros.default: _new,
+    aten.new_ones.default: _new,
+    aten.new_full.default: _new,
 }
 
 

@@ -1,9 +1,9 @@
 """Operations as what they are made of, while a step is traced.
 
 PyTorch computes `scaled_dot_product_attention` by kernels of which a graph shows nothing, some of them with a name that
-says "random" and without second derivatives. The second derivatives of a few operations ask how large the batch is,
-which nobody knows here; one_hot looks at its numbers, which are not there. A formula says the same, and has derivatives
-of any order.
+says "random" and without second derivatives. The second derivatives of some operations are missing, wrong, or ask
+how large the batch is, which nobody knows here; one_hot looks at its numbers, which are not there. A formula says the
+same, and has derivatives of any order.
 """
 
 from __future__ import annotations
@@ -255,7 +255,46 @@ def _normed(
     return out if bias is None else out + bias.view(channels)
 
 
+def gru_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """One step of torch.nn.GRUCell."""
+    a_r, a_z, a_n = F.linear(input, w_ih, b_ih).chunk(3, -1)
+    b_r, b_z, b_n = F.linear(hx, w_hh, b_hh).chunk(3, -1)
+    n = torch.tanh(a_n + torch.sigmoid(a_r + b_r) * b_n)
+    return torch.sigmoid(a_z + b_z) * (hx - n) + n
+
+
+def lstm_cell(
+    input: Tensor, hx: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One step of torch.nn.LSTMCell."""
+    h, c = hx
+    i, f, g, o = (F.linear(input, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def logsigmoid(input: Tensor) -> Tensor:
+    """log σ(x)."""
+    return -torch.logaddexp(torch.zeros_like(input), -input)
+
+
+def _elsewhere(function: Any, parts: Any) -> Any:
+    """The function on CPUs; what it is made of on other devices, where PyTorch has kernels that a trace cannot look
+    into, or whose results have other shapes."""
+
+    def chosen(input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (function if input.device.type == "cpu" else parts)(input, *args, **kwargs)
+
+    return chosen
+
+
 _PARTS: dict[Any, Any] = {
+    torch.gru_cell: _elsewhere(torch.gru_cell, gru_cell),
+    torch.lstm_cell: _elsewhere(torch.lstm_cell, lstm_cell),
+    F.logsigmoid: _elsewhere(F.logsigmoid, logsigmoid),
     F.scaled_dot_product_attention: attend,
     F.multi_head_attention_forward: _with_ours(F.multi_head_attention_forward),  # type: ignore[arg-type]
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),

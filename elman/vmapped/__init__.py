@@ -14,7 +14,6 @@ examples: so a derivative of such a circuit is such a circuit of the derivative.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import operator
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -174,7 +173,7 @@ def _mapped(
 @contextlib.contextmanager
 def _no_fallback() -> Iterator[None]:
     """Where torch.vmap has no batching rule it would write a loop over the examples into the step."""
-    functorch: Any = importlib.import_module("torch._C._functorch")
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     before = functorch._is_vmap_fallback_enabled()
     functorch._set_vmap_fallback_enabled(False)
     try:

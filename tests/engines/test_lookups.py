@@ -23,6 +23,7 @@ State = tuple[Tensor, Tensor]
 LOOKUPS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], int, bool]] = {
     "embedding": (lambda h, k, table: F.embedding(k, table), V, False),
     "table[k]": (lambda h, k, table: table.detach()[k], V, True),
+    "index_select": (lambda h, k, table: table.detach().index_select(0, k), V, False),
     "gather": (lambda h, k, table: h.gather(1, k.unsqueeze(1).expand(-1, H)), H, False),
     "gather of whole numbers": (lambda h, k, table: h.long().gather(1, k.unsqueeze(1)) + 0 * h, H, False),
     "scatter": (lambda h, k, table: torch.zeros_like(h).scatter(1, k.unsqueeze(1), h[:, :1]), H, False),
@@ -178,3 +179,28 @@ def test_division_by_zero() -> None:
             rnn(x, (x[0], fine))  # at a first call with such numbers the step itself is told to fail
             with pytest.raises(InputError, match="divided by zero"):
                 rnn(x, (x[0], n))
+
+
+class Placing(nn.Module):
+    """Writes at places that a buffer says."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.hidden_size, self.name = H, name
+        self.register_buffer("places", torch.tensor([4, 1]))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.name == "index_add":
+            return torch.tanh(h.index_add(1, self.places, x))
+        return torch.tanh(torch.ops.aten.index_put.default(h, [None, self.places], x))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["index_add", "index_put"])
+def test_places_that_have_changed_since_the_trace(name: str, engine: str) -> None:
+    cell = Placing(name)
+    rnn, x = elman.Recurrent(cell, engine=engine), torch.ones(2, B, 2)
+    rnn(x, torch.zeros(B, H))
+    cell.places[1] = H
+    with pytest.raises(InputError, match="out of range"):
+        rnn(x, torch.zeros(B, H))

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Kind, op_name
@@ -18,6 +19,7 @@ from elman.plan.cost import bytes_kept
 from elman.plan.cut import pair
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, operations, shift
 from elman.plan.rewrite import _read_in_place
+from elman.trace import trace
 from tests.cases import CASES
 from tests.circuits import circuit_of, pair_of, plan_of, training_of
 
@@ -360,3 +362,30 @@ def test_neither_steps_nor_batch_occur_in_a_plan(name: str) -> None:
             names = {str(node.target) for node in graph.nodes if node.op == "placeholder"}
             if made.loop is not None and graph is made.loop.graph:
                 assert TIMELINE not in names
+
+
+class Again(nn.Module):
+    """h + sin(z), z a product of h: the backward pass reads z, which h says, if it is computed again."""
+
+    def __init__(self, product: str) -> None:
+        super().__init__()
+        self.hidden_size, self.product = 7, product
+        shapes = {"mm": (7, 7), "bmm": (3, 7, 7), "addmm": (7, 7), "convolution": (1, 1, 3)}
+        self.w, self.b = nn.Parameter(torch.randn(shapes[product])), nn.Parameter(torch.randn(7))
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        if self.product == "convolution":
+            z = F.conv1d(h.unsqueeze(1), self.w, padding=1).squeeze(1)
+        elif self.product == "bmm":
+            z = torch.bmm(h.expand(3, -1, -1), self.w).sum(0)
+        else:
+            z = h @ self.w if self.product == "mm" else torch.addmm(self.b, h, self.w)
+        return h + torch.sin(z) + x
+
+
+@pytest.mark.parametrize("product", ["mm", "addmm", "bmm", "convolution"])
+def test_a_product_is_kept_rather_than_computed_again(product: str) -> None:
+    circuit = trace(Again(product).double(), torch.zeros(2, 7).double(), torch.zeros(2, 7).double())
+    both = pair(circuit)
+    assert both.bytes_per_row >= 2 * WIDTH
+    assert products(plan(both.backward).before) == 0

@@ -103,7 +103,7 @@ def projection(values: Named, seed: int = 7) -> Tensor | None:
         if value is None or not value.requires_grad:
             continue
         generator = torch.Generator().manual_seed(seed + 1000 * number)
-        weight = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+        weight = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
         part = (value * weight).sum()
         total = part if total is None else total + part
     return total

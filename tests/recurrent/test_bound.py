@@ -473,6 +473,25 @@ def test_dtype_shape_and_structure(matched: list[bool]) -> None:
     right(rnn, x, h.t().contiguous().t())
 
 
+class Bare(nn.Module):
+    """Nothing of its own that has a dtype."""
+
+    hidden_size = H
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + 0.5 * h)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_cell_without_tensors_runs_in_the_dtype_of_the_call(engine: str) -> None:
+    rnn, x, h = elman.Recurrent(Bare(), engine=engine), torch.randn(T, B, H), torch.randn(B, H)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        out, final = rnn(x.to(dtype), h.to(dtype))
+        expected, last = eager.unroll(rnn.cell, x.to(dtype), h.to(dtype))
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(final, last)
+
+
 def test_without_a_state(matched: list[bool]) -> None:
     for kind in (cells.Elman, cells.LSTM):
         rnn, (x, _) = elman.Recurrent(kind(I, H).double()), data()

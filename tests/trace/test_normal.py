@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import elman
+from elman.circuit.form import op_name
+from elman.trace import trace
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
 
@@ -80,3 +86,66 @@ def test_a_view_as_complex_numbers_of_what_lies_apart() -> None:
     got, expected = compare.both(rnn, Inputs(5, 3, x.requires_grad_(), h.requires_grad_(), None, None))
     compare.assert_equal(got.values, expected.values)
     compare.assert_equal(got.gradients, expected.gradients)
+
+
+# --- what is taken apart while tracing --------------------------------------------------------------------------------
+
+
+Step = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Of x and h [B, 4], and a weight [4, 4].
+APART: dict[str, Step] = {
+    "mv": lambda x, h, w: h * torch.mv(w, w[0]),
+    "addmv": lambda x, h, w: h * torch.addmv(w[1], w, w[0]),
+    "dot": lambda x, h, w: h * torch.dot(w[0], w[1]),
+    "addr": lambda x, h, w: h @ torch.addr(w, w[0], w[1]),
+    "nll_loss": lambda x, h, w: h + F.nll_loss(h, x.argmax(1), reduction="none").unsqueeze(1),
+    "mse_loss": lambda x, h, w: F.mse_loss(h, x, reduction="none"),
+    "smooth_l1_loss": lambda x, h, w: F.smooth_l1_loss(h, x, reduction="none"),
+    "huber_loss": lambda x, h, w: F.huber_loss(h, x, reduction="none"),
+    "binary_cross_entropy": lambda x, h, w: F.binary_cross_entropy(
+        h.sigmoid(), x.sigmoid(), reduction="none"
+    ),
+    "glu": lambda x, h, w: F.glu(torch.cat([h, x], 1)),
+    "logaddexp": lambda x, h, w: torch.logaddexp(h, x),
+    "std": lambda x, h, w: h / h.std(1, keepdim=True),
+    "norm": lambda x, h, w: h / torch.ops.aten.norm.ScalarOpt_dim(h, 2, [1], True),
+}
+
+
+class Apart(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.hidden_size, self.name, self.w = 4, name, nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(APART[self.name](x, h, self.w))
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_is_taken_apart_is_not_met(name: str) -> None:
+    circuit = trace(Apart(name).double(), torch.zeros(2, 4).double(), torch.zeros(2, 4).double())
+    met = {op_name(node) for graph in (circuit.graph, circuit.recorded().joint.graph) for node in graph.nodes}
+    assert not any(one.startswith(name) for one in met), met
+
+
+class Made(nn.Module):
+    """Numbers made in the likeness of what has rows, without any themselves."""
+
+    hidden_size = 4
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        h = torch.maximum(x.sigmoid().log(), h.new_full((), -0.5)) + h * x.new_ones(4)
+        return torch.tanh(
+            h + x.new_zeros(1, 4).cos() * F.binary_cross_entropy(h.sigmoid(), x.sigmoid(), reduction="none")
+        )
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_what_is_made_without_rows_is_a_constant(engine: str) -> None:
+    rnn = elman.Recurrent(Made(), engine=engine)
+    x = torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    got, expected = compare.both(rnn, Inputs(5, 3, x, state, None, None))
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)
+    assert not any(op_name(node).startswith("new_") for node in rnn.circuit.graph.nodes)

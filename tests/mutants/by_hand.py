@@ -1,14 +1,14 @@
-"""The faults of `tests/mutants.py`: each a slip that somebody could make, and the tests that are to notice.
-
-Tests are named as pytest's arguments within tests/, as few as will do: every mutant should be dead within seconds.
-"""
+"""Faults by hand: slips that somebody could make, and as few tests as will do to notice each."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from tests.mutants import Mutant, replaced
 
-class Mutant(NamedTuple):
+
+class Slip(NamedTuple):
     """file: in elman/. old: a text that is there once. breaks: what is wrong then. tests: pytest's arguments."""
 
     file: str
@@ -18,426 +18,431 @@ class Mutant(NamedTuple):
     tests: str
 
 
-MUTANTS = (
+SLIPS = (
     # --- memory ---
-    Mutant(
+    Slip(
         "execute/segmented.py", "                into[self.states.index(i)][: s.rows] = 0\n", "                pass\n",
         "the gradient of a final state goes on through a state that no gradient flows back through",
         "recurrent/test_memory.py -k cut_rnn",
     ),
-    Mutant(
+    Slip(
         "execute/segmented.py", "first=call.first + s.first", "first=call.first",
         "every segment draws the noise of the first one", "recurrent/test_memory.py -k noise",
     ),
-    Mutant(
+    Slip(
         "segments/timeline.py", "self.device, None, (s.first, s.start))", "self.device, None)",
         "every segment of a ragged call draws the noise of the first one", "recurrent/test_memory.py -k noise",
     ),
-    Mutant(
+    Slip(
         "execute/segmented.py", "            part.copy_(values[slot])", "            pass",
         "a segment does not begin with what the one before it ended with", "recurrent/test_memory.py -k budgets",
     ),
-    Mutant(
+    Slip(
         "execute/segmented.py", "cuts.count - 1 - turn if self.reverse else turn", "turn",
         "a reversed call runs its segments from the first to the last", "recurrent/test_memory.py -k budgets",
     ),
-    Mutant(
+    Slip(
         "execute/segmented.py", "part[:goes_on] = 0", "pass",
         "rows that go on get the gradient of their final state in every segment",
         "recurrent/test_memory.py -k teacher",
     ),
-    Mutant(
+    Slip(
         "execute/segmented.py", "value = value - rest", "value = value", "what rounding loses of a sum is lost",
         "recurrent/test_memory.py -k sums",
     ),
-    Mutant(
+    Slip(
         "execute/segmented.py", ".nan_to_num_(0.0, 0.0, 0.0)", "", "an infinite sum becomes none",
         "recurrent/test_memory.py -k infinity",
     ),
-    Mutant(
+    Slip(
         "adjoint.py", "(port.name, port.next) not in have", "port.name not in {state for state, _ in have}",
         "a segment hands on the final state, not what the teacher says", "recurrent/test_memory.py -k teacher",
     ),
-    Mutant(
+    Slip(
         "plan/memory.py", "min(max(end, 1), count - 1)", "1", "states are stored where they spare the fewest steps",
         "plan/test_memory.py -k needed",
     ),
-    Mutant(
+    Slip(
         "plan/memory.py", "needs.residuals * rows + peak(needs.backward)", "peak(needs.backward)",
         "what the backward pass reads is not counted", "recurrent/test_memory.py -k counted",
     ),
-    Mutant(
+    Slip(
         "plan/footprint.py", "for name in loop.sequences if name in given]", "for name in ()]",
         "sequences that are put in order for a loop are not counted", "recurrent/test_memory.py -k counted",
     ),
-    Mutant(
+    Slip(
         "segments/layout.py", "return self._move.rows[s.start : s.end]", "return self._move.rows[: s.end - s.start]",
         "every segment reads the rows of the first one", "recurrent/test_memory.py -k budgets",
     ),
-    Mutant(
+    Slip(
         "recurrent/joined.py", "[*one.cell.cells] != cells", "len(one.cell.cells) != len(cells)",
         "a stack goes on with a cell that was replaced", "recurrent/test_memory_layers.py -k follows",
     ),
-    Mutant(
+    Slip(
         "models/bounded.py", "h = h * context[\"last\"]", "pass",
         "a language model under a budget leaves out nothing before its readout",
         "recurrent/test_memory_layers.py -k dropout",
     ),
     # --- circuit ---
-    Mutant(
+    Slip(
         "circuit/verdict.py", "if mine is not None and mine.dim in _dims(_argument(node, argument), _rank(source)):",
         "if mine is not None and mine.dim - 1 in _dims(_argument(node, argument), _rank(source)):",
         "what runs along the batch counts as row by row", "circuit/test_rows.py",
     ),
-    Mutant(
+    Slip(
         "circuit/verdict.py", "math.prod(before.shape[: mine.dim]) != math.prod(after.shape[: theirs.dim])", "False",
         "a reshape that moves the batch counts as row by row", "circuit/test_rows.py",
     ),
-    Mutant(
+    Slip(
         "circuit/verdict.py", 'if mine is not None and mine.dim == dim:\n        return _mixing("the concatenation',
         'if mine is not None and mine.dim == dim + 1:\n        return _mixing("the concatenation',
         "a concatenation along the batch counts as row by row", "circuit/test_rows.py trace/test_refused.py",
     ),
-    Mutant(
+    Slip(
         "circuit/linear.py", "        if len(linear) != 1:\n", "        if not linear:\n",
         "a product of two sums counts as a sum", "plan/test_linear.py",
     ),
-    Mutant(
+    Slip(
         "circuit/linear.py", "return all(n not in summed and (constant(n) or is_zero(n)) for n in others)",
         "return True", "what changes from step to step counts as constant beside a sum", "plan/test_linear.py",
     ),
-    Mutant(
+    Slip(
         "circuit/operations.py", '_unary("exp"),', '_unary("exp", linear=(0,)),', "the exponential counts as linear",
         "plan/test_linear.py",
     ),
-    Mutant(
+    Slip(
         "circuit/operations.py", 'Operation("mm", RowRule.PRODUCT, bilinear=True, contracts=0, recomputed=False)',
         'Operation("mm", RowRule.PRODUCT, bilinear=True, contracts=0)',
         "products are computed again in the backward pass", "plan/test_structure.py -k kept",
     ),
-    Mutant(
+    Slip(
         "circuit/structure.py", "made = dict(zip(structure[2], parts, strict=True))",
         "made = dict(zip(sorted(structure[2]), parts, strict=True))", "dicts come out in another order",
         "recurrent/test_cases.py -k dict",
     ),
-    Mutant(
+    Slip(
         "circuit/rows.py", "    return int(ratio)\n", "    return 1\n",
         "rows merged with another dimension count as rows alone", "plan/test_laws.py -k merged",
     ),
-    Mutant(
+    Slip(
         "circuit/graphs.py", 'return ("float", value.hex())', 'return ("float", value)',
         "0.0 and -0.0 are one number", "circuit/test_graphs.py",
     ),
-    Mutant(
+    Slip(
         "circuit/graphs.py", "_freeze(tuple(sorted(node.kwargs.items())))", "None",
         "calls that differ in a keyword are merged", "circuit/test_graphs.py",
     ),
     # --- trace ---
-    Mutant(
+    Slip(
         "trace/joint.py", "(result, _leads_to(value, leaves))", "(result, frozenset(leaves))",
         "outputs want gradients where no way leads to what wants one", "recurrent/test_requires_grad.py",
     ),
-    Mutant(
+    Slip(
         "trace/normal.py", "    if alpha != 1:\n", "    if alpha == 0:\n", "addmm loses its alpha",
         "trace/test_normal.py",
     ),
-    Mutant(
+    Slip(
         "trace/normal.py", "or any(a[1] != b[0] for a, b in zip(bounds, bounds[1:], strict=False))", "",
         "gradients of slices with a gap between them are put side by side", "trace/test_normal.py",
     ),
-    Mutant(
+    Slip(
         "trace/normal.py",
         "low, high, source = low + int(source.args[2]), high + int(source.args[2]), source.args[0]",
         "low, high, source = low, high, source.args[0]", "a slice of a slice begins at the wrong place",
         "trace/test_normal.py",
     ),
-    Mutant(
+    Slip(
         "trace/selfcheck.py", "    if not same:\n        raise TraceError(",
         "    if False:\n        raise TraceError(", "the self-check finds nothing", "trace/test_refused.py",
     ),
-    Mutant(
+    Slip(
         "trace/selfcheck.py", "alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1, generator)",
         "alone = together", "a branch that only B = 1 takes is not seen", "trace/test_refused.py trace/test_sees.py",
     ),
-    Mutant(
+    Slip(
         "trace/watch.py", "if tensor.requires_grad is not flows:", "if tensor is None:",
         "freezing a weight does not trace anew", "recurrent/test_trace_key.py trace/test_sees.py",
     ),
-    Mutant(
+    Slip(
         "trace/initial.py", "if not _equal(alone, call(fitting[0])):", "if False:",
         "a cell that starts from something else starts from zeros", "recurrent/test_edges.py -k start",
     ),
-    Mutant(
+    Slip(
         "trace/merged.py", "parts = [*shape[: where.dim], order, -1, where.factor // order, *shape[where.dim + 1 :]]",
         "parts = [*shape[: where.dim], where.factor // order, -1, order, *shape[where.dim + 1 :]]",
         "rows that others come before are put into the wrong order",
         "circuit/test_form.py -k 'stacked or nodes or heads or frames or columns'",
     ),
-    Mutant(
-        "trace/parts.py", "return torch.mm(input, weight.t()) + bias", "return torch.mm(input, weight.t()) - bias",
-        "a linear layer subtracts its bias", "circuit/test_form.py -k gru",
+    Slip(
+        "trace/parts.py", "1 / math.sqrt(query.shape[-1]) if scale is None", "1.0 if scale is None",
+        "attention does not divide by the root of its width", "recurrent/test_attention.py",
     ),
     # --- adjoint ---
-    Mutant(
+    Slip(
         "adjoint.py", "reverse=not circuit.reverse,", "reverse=circuit.reverse,",
         "the adjoint runs in the direction of its circuit", "test_adjoint.py",
     ),
-    Mutant(
+    Slip(
         "adjoint.py", "    while name in taken:\n", "    while False:\n",
-        "an input named as a cotangent is taken for it", "test_names.py test_adjoint.py",
+        "an input named as a cotangent is taken for it", "plan/test_borders.py",
     ),
-    Mutant(
+    Slip(
         "adjoint.py", "gradient_of[name] = gradient_of[name] + total if name in gradient_of else total",
         "gradient_of[name] = total", "second derivatives forget a way by which a gradient comes",
-        "test_adjoint.py recurrent/test_cases.py -k second",
+        "plan/test_borders.py",
     ),
-    Mutant(
+    Slip(
         "adjoint.py", "if final is not None and final.wire == port.next:", "if final is not None:",
         "a final state that is not what feeds its delay gets the wrong cotangent", "test_forcing.py test_adjoint.py",
     ),
     # --- unfold ---
-    Mutant(
+    Slip(
         "unfold.py", "order = range(steps - 1, -1, -1) if circuit.reverse else range(steps)", "order = range(steps)",
         "a reversed circuit unfolds forward", "test_unfold.py plan/test_laws.py",
     ),
     # --- forcing ---
-    Mutant(
+    Slip(
         "forcing.py", "w * taught + (1 - w) * own", "w * own + (1 - w) * taught",
         "a weighed teacher is weighed the wrong way round", "recurrent/test_sequences.py -k weighed",
     ),
     # --- noise ---
-    Mutant(
+    Slip(
         "noise.py", "generator.manual_seed(_mix(seed, index, block))", "generator.manual_seed(_mix(seed, 0, block))",
         "two draws of a step are the same numbers", "test_noise.py",
     ),
-    Mutant(
+    Slip(
         "noise.py", "return drawn[start - first * length : stop - first * length]", "return drawn[: stop - start]",
         "noise depends on where a sequence is cut", "test_noise.py",
     ),
     # --- plan ---
-    Mutant(
+    Slip(
         "plan/rewrite.py", "                at += width\n            total = products[0]",
         "            total = products[0]", "all parts of a concatenation meet the same rows of the weight",
         "plan/test_laws.py -k 'cat_rnn'",
     ),
-    Mutant(
+    Slip(
         "plan/rewrite.py", "            start = sum(map(_width, others[:at]))", "            start = 0",
         "a part of the loop's concatenation is read at its beginning", "plan/test_structure.py -k parts",
     ),
-    Mutant(
+    Slip(
         "plan/rewrite.py", "        if list(graph.nodes) != before:  # whoever changes anything adds a node\n",
         "        if False:\n", "stages are those of the graph before it was rewritten",
         "plan/test_structure.py plan/test_laws.py",
     ),
-    Mutant(
+    Slip(
         "plan/regions.py", "    kept = cycles | set(reasons)\n", "    kept = set(cycles)\n",
         "what cannot be hoisted is", "plan/test_structure.py plan/test_laws.py",
     ),
-    Mutant(
+    Slip(
         "plan/cut.py", "        where.factor\n        * math.prod", "        1\n        * math.prod",
         "what is merged with rows counts for less than it takes",
         "plan/test_structure.py -k 'dearer and (nodes or merged)'",
     ),
-    Mutant(
+    Slip(
         "plan/cut.py", "replace(port, kept=port.name) if port.name in states else port", "port",
         "a circuit does not know that it is given the sequence of a state",
         "plan/test_structure.py -k 'dearer and elman'",
     ),
-    Mutant(
+    Slip(
         "plan/sink.py", "or (\n            node is not root and len(users) < len(node.users)\n        )", "",
-        "what leaves the stage before is moved into the loop",
-        "engines/test_adding.py engines/test_entrances.py plan/test_structure.py "
-        "recurrent/test_cases.py -k 'not second'",
+        "what leaves the stage before is moved into the loop", "plan/test_borders.py",
     ),
-    Mutant(
+    Slip(
         "plan/sink.py", "len(fresh) > 1", "len(fresh) > 9", "sinking takes more sequences than it spares",
-        "plan/test_structure.py plan/test_explain.py",
+        "plan/test_borders.py",
     ),
-    Mutant(
+    Slip(
         "plan/builders.py", "        if not carries(value) or rows_of(value) == Rows(0, 1):\n", "        if True:\n",
-        "a constant whose rows lie elsewhere goes into the loop as it is", "plan/test_laws.py recurrent/test_cut.py",
+        "a constant whose rows lie elsewhere goes into the loop as it is", "plan/test_borders.py",
     ),
-    Mutant(
+    Slip(
         "plan/stages.py", "start = after.start_of(state) if state is not None else None", "start = None",
         "a final state off the loop forgets what it started from", "plan/test_laws.py recurrent/test_edges.py",
     ),
-    Mutant(
+    Slip(
         "plan/stages.py", "after.call(times, after.from_once(node), rows, after.timeline())", "after.from_once(node)",
-        "a sum of what is the same at every step is that of one step", "plan/test_laws.py test_adjoint.py",
+        "a sum of what is the same at every step is that of one step", "plan/test_borders.py",
     ),
     # --- engines ---
-    Mutant(
+    Slip(
         "engines/native/lower.py", '"fma" if plus else "fnma"', '"fma" if plus else "fms"',
         "a - b c comes out as b c - a", "engines/test_native.py -k cases",
     ),
-    Mutant(
+    Slip(
         "engines/native/lower.py", "                last[_root(view)] = i\n",
         "                last.setdefault(_root(view), i)\n", "scratch memory is given away while it is read",
         "engines/test_native.py -k cases",
     ),
-    Mutant(
+    Slip(
         "engines/native/lower.py", "part.target is target and len(part.users) == 1", "part.target is target",
         "a product that others read is fused away", "engines/test_native.py -k cases",
     ),
-    Mutant(
+    Slip(
         "engines/lookups.py", "yield index, source.shape[dim], True", "yield index, source.shape[dim] + 1, True",
         "an index just out of range is told with the wrong size", "engines/test_lookups.py",
     ),
-    Mutant(
+    Slip(
         "engines/reference.py", "final[size:running] = state[size:running]",
         "final[size:running] = state[:running - size]", "rows that end leave others' states",
         "engines/test_python.py plan/test_laws.py recurrent/test_sequences.py",
     ),
-    Mutant(
+    Slip(
         "engines/reference.py", "value[:rows] if name in loop.rowed else value", "value",
         "a constant per row keeps the rows that have ended", "plan/test_laws.py recurrent/test_sequences.py",
     ),
     # --- segments ---
-    Mutant(
+    Slip(
         "segments/pieces.py", "return starts if reverse else starts & ~self.fresh", "return starts",
         "a piece after a reset starts from its row's state", "recurrent/test_sequences.py",
     ),
-    Mutant(
+    Slip(
         "segments/layout.py", " and not pieces.fresh.any():\n            return cls.whole",
         ":\n            return cls.whole", "a reset at the first step of every row is forgotten",
         "recurrent/test_sequences.py recurrent/test_sequence_laws.py",
     ),
-    Mutant(
+    Slip(
         "segments/layout.py", "index = pieces.first if reverse else pieces.last", "index = pieces.last",
         "a reversed row's final state is that of its last piece", "recurrent/test_sequences.py",
     ),
-    Mutant(
+    Slip(
         "segments/timeline.py", "value.index_select(0, packing.after)", "value.index_select(0, packing.before)",
         "a reversed shift of rows of different lengths goes forward", "plan/test_laws.py recurrent/test_sequences.py",
     ),
-    Mutant(
+    Slip(
         "segments/timeline.py",
         "        lengths = self.packing.lengths.to(value.dtype)\n        return value * "
         "lengths.reshape(-1, *[1] * (value.dim() - 1))", "        return value * self.packing.steps",
         "a gradient that is the same at every step counts the steps of the longest row",
-        "plan/test_laws.py recurrent/test_sequences.py",
+        "recurrent/test_sequence_laws.py -k operations_on_time",
     ),
-    Mutant(
+    Slip(
         "segments/move.py", "return _moved(cotangent, inverse, index, back, here), None",
         "return _moved(cotangent, inverse, index, here, back), None",
         "gradients of moved rows have their holes at the wrong end",
         "recurrent/test_sequences.py recurrent/test_sequence_laws.py",
     ),
-    Mutant(
+    Slip(
         "segments/padded.py", "final = np.where(chosen < 0, most + np.arange(batch), chosen)",
         "final = np.where(chosen < 0, most, chosen)", "compiled: rows without a step end in the first row's state",
         "recurrent/test_compiled_pieces.py",
     ),
     # --- execute ---
-    Mutant(
+    Slip(
         "execute/autograd.py", "        if training.silent:\n", "        if False:\n",
         "outputs that nothing flows through want gradients", "recurrent/test_requires_grad.py",
     ),
-    Mutant(
+    Slip(
         "execute/autograd.py", 'seed = call.seed + (i if drawn_inside and info.randomness == "different" else 0)',
         "seed = call.seed", "every example of a vmap draws the same noise", "test_noise.py recurrent/test_doors.py",
     ),
-    Mutant(
+    Slip(
         "execute/autograd.py", "o.clone() if o.untyped_storage()._cdata in memory else o", "o",
         "an output written into spoils what checkpointing has kept",
         "recurrent/test_edges.py recurrent/test_doors.py test_nn_edges.py",
     ),
-    Mutant(
+    Slip(
         "execute/program.py", "            reached |= fed ", "            break\n            reached |= fed ",
         "a state that brings a gradient at the next step is not seen to", "recurrent/test_requires_grad.py",
     ),
-    Mutant(
+    Slip(
         "execute/program.py", 'tuple("copy" if shared else "own" for shared in sharing(self.circuit))',
         'tuple("own" for shared in sharing(self.circuit))', "an output lies in the memory of an input",
         "test_execute.py recurrent/test_edges.py test_nn_edges.py",
     ),
     # --- recurrent ---
-    Mutant(
+    Slip(
         "recurrent/order.py", 'for name in ("mask", "reset", "teacher", "teacher_weight"):',
         'for name in ("mask", "reset", "teacher"):', "a batch-first weight of the teacher is read time-major",
         "recurrent/test_order.py",
     ),
-    Mutant(
+    Slip(
         "recurrent/bound.py", "reason := self._cut if layout.cuts else self._whole", "reason := self._whole",
-        "a state that cannot be cut is",
-        "recurrent/test_edges.py recurrent/test_sequences.py recurrent/test_bound.py",
+        "a state that cannot be cut is", "recurrent/test_edges.py recurrent/test_sequences.py recurrent/test_bound.py",
     ),
-    Mutant(
+    Slip(
         "recurrent/bound.py", "tensor.dtype is dtype and tensor.device == device", "tensor.device == device",
-        "a call in another dtype takes the program of the one before", "recurrent/test_bound.py",
+        "a call in another dtype takes the program of the one before", "recurrent/test_bound.py -k dtype",
     ),
-    Mutant(
+    Slip(
         "recurrent/programs.py", "if circuit.signature is not None and not circuit.signature.captured:",
         "if circuit.signature is not None:", "a cell computes with a tensor that another one has caught",
         "recurrent/test_trace_key.py trace/test_sees.py",
     ),
-    Mutant(
+    Slip(
         "recurrent/pooling.py", "count > 0, torch.where(happens, outputs, -torch.inf).amax(0), 0",
         "count >= 0, torch.where(happens, outputs, -torch.inf).amax(0), 0",
         "the maximum over no steps is minus infinity", "recurrent/test_pooling.py",
     ),
     # --- training ---
-    Mutant(
+    Slip(
         "training/fit.py", 'if p.ndim <= 1], "weight_decay": 0.0}', 'if p.ndim <= 1], "weight_decay": weight_decay}',
         "biases decay", "test_training.py",
     ),
-    Mutant(
+    Slip(
         "training/fit.py", 'if key in ("step", "exp_avg", "exp_avg_sq")', 'if key in ("step", "exp_avg")',
         "a restored run has forgotten its second moments", "test_survival.py test_training.py",
     ),
-    Mutant(
+    Slip(
         "training/fit.py", "self.carried, self.batches.position = carried, tuple", "self.batches.position = tuple",
         "a restored run starts from a state of zeros", "test_survival.py test_training.py",
     ),
-    Mutant(
-        "models/evaluation.py", "model.train(training)", "model.train()",
-        "evaluating a model puts it into training mode", "test_training.py",
+    Slip(
+        "models/evaluating.py", "module.training = training", "module.training = True",
+        "evaluating a model puts it into training mode", "models/test_evaluating.py",
     ),
-    Mutant(
+    Slip(
         "models/evaluation.py", "if warm <= 0 else 0.0", "if warm < 0 else 0.0",
         "an estimate leaves out the first part that counts", "test_training.py",
     ),
-    Mutant(
+    Slip(
         "training/checkpoint.py", 'whole = _digest(tensors, metadata["facts"]) == metadata["digest"]', "whole = True",
         "a checkpoint whose numbers were changed is taken", "test_survival.py",
     ),
     # --- data ---
-    Mutant(
+    Slip(
         "data/windows.py", "if after + self.window <= length else (turn + 1, 0)",
         "if after + self.window < length else (turn + 1, 0)", "the last whole window of the lanes is left out",
         "test_data.py",
     ),
-    Mutant(
+    Slip(
         "data/windows.py", "fresh=t == 0", "fresh=False",
         "a new pass over the text goes on from the state at its end", "test_data.py",
     ),
-    Mutant(
+    Slip(
         "data/schema.py", "right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most",
         "right = isinstance(value, int) and least <= value <= most", "true counts as a number in a file",
         "test_strangers.py test_data.py",
     ),
-    Mutant(
+    Slip(
         "data/cache.py", "_name('tokenizer', kind, vocabulary, text.digest)",
         "_name('tokenizer', kind, vocabulary, '')", "a tokenizer of another text is taken from the cache",
         "test_text.py",
     ),
     # --- models ---
-    Mutant(
+    Slip(
         "models/readout.py", "g *= scale\n", "pass\n", "the gradient of the loss is that of the sum",
         "models/test_readout.py",
     ),
-    Mutant(
+    Slip(
         "models/readout.py", "sorted_dh[rows] += own", "pass", "what a group says of h is lost",
         "models/test_readout.py",
     ),
-    Mutant(
+    Slip(
         "models/surprisal.py", "self.word.add(rest, max(bits - part, 0.0), unknown)",
         "self.word.add(rest, bits, unknown)", "the blank in front of a byte pair counts to its word",
         "models/test_surprisal.py",
     ),
-    Mutant(
+    Slip(
         "models/sampler.py", "scores = torch.where(_above(scores, torch.ones_like(scores)) < self.top_k",
         "scores = torch.where(_above(scores, torch.ones_like(scores)) <= self.top_k", "top_k keeps one symbol more",
         "models/test_sampler.py",
     ),
 )  # fmt: skip
+
+
+def mutants() -> Iterator[Mutant]:
+    for slip in SLIPS:
+        change = replaced(slip.old, slip.new)
+        yield Mutant(
+            f"{slip.file}: {slip.breaks}", "by hand", f"elman/{slip.file}", change, slip.breaks, (slip.tests,)
+        )

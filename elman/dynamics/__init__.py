@@ -1,0 +1,23 @@
+"""dynamics: a recurrence as a dynamical system. Jacobians, fixed points, Lyapunov exponents, how gradients flow.
+
+`flow` opens a layer and pushes directions along it, by planned calls of its circuit and of its tangent; `fixed`,
+`exponents` and `reaching` ask it; `pictures` draws what they find.
+"""
+
+from elman.dynamics.exponents import Lyapunov, lyapunov
+from elman.dynamics.fixed import FixedPoints, fixed_points
+from elman.dynamics.flow import jacobian, trajectory
+from elman.dynamics.pictures import Picture
+from elman.dynamics.reaching import GradientFlow, gradient_flow
+
+__all__ = [
+    "FixedPoints",
+    "GradientFlow",
+    "Lyapunov",
+    "Picture",
+    "fixed_points",
+    "gradient_flow",
+    "jacobian",
+    "lyapunov",
+    "trajectory",
+]

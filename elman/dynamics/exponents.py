@@ -1,0 +1,194 @@
+"""Lyapunov exponents: how fast neighbours part, direction by direction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elman.dynamics.flow import Flow, Values
+from elman.errors import InputError, StateError, expect
+
+Tensor = torch.Tensor
+_BLOCKS = 10  # of each sequence, whose spread is the error bar
+_ROOM = 2**22  # numbers of a stretch, or of a block of the trajectory, that are there at a time
+_LONGEST = 64  # steps of a stretch: longer ones save nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Lyapunov:
+    """Exponents in nats per step, from the largest.
+
+    exponents: `[k]`, the mean over sequences. error: `[k]`, its standard error, of blocks of time and sequences; nan
+    where there are fewer than two. each: `[B, k]`, of every sequence. history: `[P, k]`, the mean up to step
+    `at[p]`. steps: how many count, after the warm-up. every: how many of them lie between two QRs, on average.
+    n: the width of the state.
+    """
+
+    exponents: Tensor
+    error: Tensor
+    each: Tensor
+    history: Tensor
+    at: Tensor
+    steps: int
+    every: float
+    n: int
+
+    @property
+    def dimension(self) -> float:
+        """Kaplan and Yorke's: how many directions grow or shrink to a volume that stays, the last one in part.
+
+        n where even all together grow; nan where the k exponents are too few to say.
+        """
+        total = 0.0
+        for j, exponent in enumerate(self.exponents.tolist()):
+            if total + exponent < 0:
+                return j + total / -exponent
+            total += exponent
+        return float(self.n) if len(self.exponents) == self.n else math.nan
+
+    @property
+    def entropy(self) -> float:
+        """The sum of the positive exponents, nats per step: by Pesin's identity, Kolmogorov and Sinai's entropy."""
+        return float(self.exponents.clamp(min=0).sum())
+
+    def draw(self) -> Any:
+        """The spectrum, and how it settled: a picture (`.save`)."""
+        from elman.dynamics.pictures import spectrum
+
+        return spectrum(self)
+
+    def _repr_svg_(self) -> str:
+        return self.draw()._repr_svg_()
+
+    def __str__(self) -> str:
+        pairs = zip(self.exponents.tolist(), self.error.tolist(), strict=True)
+        shown = [f"{exponent:+.4g} ± {error:.1g}" for exponent, error in pairs]
+        if len(shown) > 8:
+            shown = [*shown[:4], "…", *shown[-2:]]
+        return (
+            f"Lyapunov exponents, nats per step, over {self.steps} steps × {len(self.each)}: {', '.join(shown)}\n"
+            f"dimension (Kaplan-Yorke) {self.dimension:.3f}, entropy {self.entropy:.4g}"
+        )
+
+
+@torch.no_grad()
+def lyapunov(
+    rnn: Any, x: Any = None, state: Any = None, k: int | None = None, *, steps: int | None = None,
+    every: int | None = None, warm: int | None = None, dtype: torch.dtype | None = None, context: Any = None,
+) -> Lyapunov:  # fmt: skip
+    """The first k Lyapunov exponents of a layer along its trajectories, in nats per step.
+
+    Orthonormal directions Q are pushed along, and each stretch of steps ends with M Q = Q' R: the exponents are the
+    mean log |diag R| per step (Benettin et al. 1980; of recurrent networks Engelken, Wolf and Abbott 2023).
+
+    rnn: a `Recurrent`, or a `Stack` that reads forward. x: `[T, B, …]`, in the layer's order; None for an autonomous
+        cell, which runs for `steps` from `state` `[B, …]`. The B sequences each give their exponents.
+    k: how many; by default all n, the width of the flattened state.
+    every: steps between two QRs. By default a few, found on the way: as many as directions may part in without the
+        slowest being lost in the rounding of the fastest, exp(spread) < eps^-0.85, at most 64; a stretch over which
+        they part by more is run again, in parts.
+    warm: steps that do not count, in which state and directions find the attractor; by default a tenth.
+    dtype: of a copy of the layer, to compute with: torch.float64 for exponents that lie far apart.
+
+    Raises InputError for a k, every or warm that does not fit, StateError where the trajectory diverges, and what
+    `jacobian` raises.
+    """
+    flow = Flow.of(rnn, x, state, steps=steps, context=context, dtype=dtype, where="lyapunov")
+    n, total = flow.n, flow.steps
+    k = n if k is None else k
+    warm = total // 10 if warm is None else warm
+    for name, value, least, most in (
+        ("k", k, 1, n), ("every", every, 1, total), ("warm", warm, 0, total - 1)
+    ):  # fmt: skip
+        if value is None:
+            continue
+        expect(value, int, "it is a whole number", f"lyapunov({name}=)")
+        if not least <= value <= most:
+            raise InputError(
+                what="it does not fit", where=f"lyapunov({name}=)", got=value, expected=f"{least} to {most}"
+            )
+    lengths, logs = _pushed(flow, k, every, warm)
+    return _summary(lengths, logs, warm, flow.n)
+
+
+def _pushed(flow: Flow, k: int, every: int | None, warm: int) -> tuple[Tensor, Tensor]:
+    """(steps of every stretch, [S]; log |diag R| of each, [S, B, k])."""
+    start = flow.start
+    generator = torch.Generator().manual_seed(0)
+    size = (flow.batch, flow.n, k)
+    drawn = torch.randn(size, generator=generator, dtype=torch.float64).to(start)
+    q = torch.linalg.qr(drawn).Q
+    pace = _Pace(every, start.dtype, max(1, _ROOM // (flow.batch * k * flow.n)))
+    block = max(_LONGEST, _ROOM // (flow.batch * flow.n))
+    states: Values = {}
+    lengths, logs = [], []
+    for first in range(0, flow.steps, block):
+        steps = min(block, flow.steps - first)
+        before, states = flow.run(first, steps, states)
+        if not all(bool(value.isfinite().all()) for value in states.values()):
+            raise StateError(
+                what="the trajectory diverges: its states are no numbers any more",
+                where=f"lyapunov, before step {first + steps}", mend="start elsewhere, or scale the weights",
+            )  # fmt: skip
+        around, at = flow.around(first, before), 0
+        while at < steps:
+            left = (
+                (warm if first + at < warm else flow.steps) - first - at
+            )  # warm-up ends where a stretch does
+            length = min(pace.length, steps - at, left)
+            pushed = flow.pushed(around, q.permute(2, 0, 1), slice(at, at + length)).permute(1, 2, 0)
+            new, r = torch.linalg.qr(pushed)
+            log = r.diagonal(dim1=-2, dim2=-1).abs().log()
+            if pace.holds(length, log):
+                q, at = new, at + length
+                lengths.append(length)
+                logs.append(log)
+    return torch.tensor(lengths), torch.stack(logs).double().cpu()
+
+
+class _Pace:
+    """How long the next stretch is."""
+
+    def __init__(self, every: int | None, dtype: torch.dtype, most: int):
+        limits = torch.finfo(dtype)
+        self.spread, self.range = -0.85 * math.log(limits.eps), 0.5 * math.log(limits.max)
+        self.most = min(_LONGEST, most) if every is None else every
+        self.length = 1 if every is None else every
+        self.fixed = every is not None
+
+    def holds(self, length: int, log: Tensor) -> bool:
+        """Whether a stretch with these log |diag R| was short enough; changes `length` for the next."""
+        if self.fixed:
+            return True
+        low, high = (float(v) for v in torch.aminmax(log))
+        strain = max((high - low) / self.spread, max(abs(low), abs(high)) / self.range)
+        if not strain <= 1:
+            self.length = max(1, int(0.9 * length / strain) if strain > 1 else length // 2)
+            return length == 1
+        if 0.95 * length > strain * (length + 1):
+            self.length = min(self.most, 2 * length, int(0.95 * length / max(strain, 1e-9)))
+        return True
+
+
+def _summary(lengths: Tensor, logs: Tensor, warm: int, n: int) -> Lyapunov:
+    ends = lengths.cumsum(0)
+    lengths, logs, ends = (part[ends > warm] for part in (lengths, logs, ends))
+    steps = int(lengths.sum())
+    sums = logs.cumsum(0)
+    each = sums[-1] / steps
+    order = each.mean(0).argsort(descending=True)
+    each = each[:, order]
+    edges = torch.linspace(0, len(lengths), 1 + min(_BLOCKS, len(lengths))).long()
+    parts = [
+        logs[a:b, :, order].sum(0) / lengths[a:b].sum() for a, b in zip(edges[:-1], edges[1:], strict=True)
+    ]
+    blocks = torch.stack(parts).flatten(0, 1)
+    seen = torch.linspace(0, len(lengths) - 1, min(200, len(lengths))).long()
+    history = sums[seen][:, :, order].mean(1) / lengths.cumsum(0)[seen, None]
+    return Lyapunov(
+        each.mean(0), blocks.std(0) / math.sqrt(len(blocks)), each, history, ends[seen] - warm, steps,
+        steps / len(lengths), n,
+    )  # fmt: skip

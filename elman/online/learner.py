@@ -1,0 +1,285 @@
+"""Online: one step, one gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elman import noise
+from elman.circuit.structure import fill, flatten
+from elman.errors import InputError, InputTypeError, NotSupported
+from elman.execute import Call
+from elman.online.rules import Carried, Shape, Unbiased
+from elman.online.step import Derivatives
+from elman.recurrent import Recurrent
+from elman.recurrent.arguments import batch_of, rows_of_reset
+from elman.recurrent.bound import Arguments
+from elman.recurrent.programs import Binding
+from elman.segments.segment import Segments, read_memory
+from elman.trace.call import call_cell, understand
+
+Tensor = torch.Tensor
+RULES = ("rtrl", "snap-1", "rflo", "e-prop", "uoro")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a rule takes. numbers: of the influence, for each row of a batch; bytes: of all that it holds, for a batch.
+    products: multiplications with the influence, for each row and step. backward: passes for the influence of one step.
+    """
+
+    rule: str
+    numbers: int
+    bytes: int
+    products: int
+    backward: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rule}: {self.bytes / 1e6:.3g} MB, {self.numbers:,} numbers a row, "
+            f"{self.products:,} products a row and step, {self.backward} backward passes a step"
+        )
+
+
+class Online:
+    """The gradient of a recurrence at every step, of all that lies before, with nothing kept of it but ∂s/∂θ.
+
+        online = elman.Online(rnn, rule="rtrl")
+        for x_t, y_t in stream:                          # x_t [B, …]
+            loss = online.step(x_t, y_t, loss_fn)        # adds to the .grad of rnn's parameters, and of the loss's own
+            optimizer.step()
+            optimizer.zero_grad()
+
+    `loss_fn(o, target)` takes the output of the step, `[B, …]`, and returns a number; modules in it learn with the
+    rest. While the weights stay, the gradients of T steps add up to those of back-propagation through time over the sum
+    of their losses ("rtrl", exactly), or to an approximation:
+
+    "rtrl"    exact, for any cell: Williams and Zipser (1989), "A learning algorithm for continually running fully
+              recurrent neural networks". ∂s/∂θ is stored in blocks: what a parameter never reaches has no place, and
+              where units are independent of each other, as in a diagonal recurrence, each has its own parameters alone.
+    "snap-1"  keeps of ∂s/∂θ what a parameter reaches in one step: Menick et al. (2020), "A practical sparse
+              approximation for real time recurrent learning". Influence that takes a way over other units is lost.
+    "e-prop"  J is what a unit has of itself without a product of weights, across the parts of its state: Bellec et al.
+              (2020), "A solution to the learning dilemma for recurrent networks of spiking neurons". Influence that
+              passes through recurrent weights is lost.
+    "rflo"    of that the diagonal, as the leak of a rate unit: Murray (2019), "Local online learning in recurrent
+              networks with random feedback", whose random feedback is a readout `elman.online.RandomFeedback`.
+    "uoro"    ∂s/∂θ as one product of two vectors, which is right on average: Tallec and Ollivier (2017), "Unbiased
+              online recurrent optimization". It costs what back-propagation does, and is noisy.
+
+    rnn: a `Recurrent` that reads forward. state: where it starts, as for a call. memory: the most that the rule may
+    hold, "64 MB" or a number of bytes: InputError where it does not fit. generator: of "uoro"'s random signs.
+
+    `state` is where it stands; `reset(rows)` begins anew. A state that the cell learns to start from has its influence
+    on all that follows. Weights may change between steps: then ∂s/∂θ is, as ever in such learning, that of the
+    weights that were there when each of its parts came about.
+    """
+
+    def __init__(
+        self, rnn: Recurrent, rule: str = "rtrl", *, state: Any = None, memory: str | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
+        _check(rnn, rule)
+        self.rnn, self.rule, self.state, self.generator = rnn, rule, state, generator
+        self.memory = _budget(memory)
+        self._binding: Binding | None = None
+        self._derivatives: Derivatives | None = None
+        self._known: Shape | None = None
+        self._kept: Carried | Unbiased | None = None
+        self._pending: Tensor | None = None  # rows that begin anew with the next step
+        self._batch, self._seed, self._t = 0, 0, 0
+
+    def step(
+        self, x_t: Any, target: Any, loss_fn: Callable[[Any, Any], Tensor], *, context: Any = None, reset: Any = None
+    ) -> Tensor:  # fmt: skip
+        """The loss at this step, `[]`; gradients are added to `.grad`.
+
+        x_t: `[B, …]`, nested as the cell takes it, None for an autonomous cell. target: whatever loss_fn wants. reset:
+        `[B]` of bools, the rows that begin anew with this step.
+        """
+        cell, args = self.rnn.cell, Arguments.of(1, x_t, self.state, context, step=True)
+        derivatives, kept, args = self._prepared(args, reset)
+        call = Call(1, self._batch, self._seed, self.rnn.engine, first=self._t)
+        values = derivatives.inputs(args.xs, args.states, args.contexts)
+        structure, drawn = args.structures[1], derivatives.numbers(call)
+        # Where the loss sees the state after the step alone, nothing of the cell has to be recorded.
+        apart = derivatives.shown is not None and not any(t.requires_grad for t in (*args.xs, *args.contexts))
+        states = [s.detach().requires_grad_(s.is_floating_point() and not apart) for s in args.states]
+        with torch.set_grad_enabled(not apart):
+            with noise.Replay([numbers[0] for numbers in drawn]) if drawn else contextlib.nullcontext():
+                returned = call_cell(cell, x_t, fill(structure, states), context, context is not None)
+            output, state = understand(returned, structure, type(cell).__name__)
+        after = flatten(state, "state")[0]
+        if apart:
+            assert derivatives.shown is not None
+            after = [a.detach().requires_grad_(a.is_floating_point()) for a in after]
+            output = fill(flatten(output, "output")[1], [after[i] for i in derivatives.shown])
+        with torch.enable_grad():
+            loss = loss_fn(output, target)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise InputTypeError(
+                what="loss_fn returns one number", where="loss_fn",
+                got=f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__,
+                mend="take its mean or its sum",
+            )  # fmt: skip
+        kept.learn(call, values, states, after, loss)
+        self.state = fill(structure, [s.detach() for s in after])
+        self._t += 1
+        return loss.detach()
+
+    def reset(self, rows: Any = None) -> None:
+        """Begin anew with the next step, from the cell's own initial state, everywhere or in `rows`, `[B]` of bools."""
+        if self._kept is None or rows is None:
+            self.state, self._kept, self._pending = None, None, None
+            return
+        rows = rows_of_reset(rows, self._batch)
+        self._pending = rows if self._pending is None else self._pending | rows
+
+    def cost(self, x_t: Any, *, context: Any = None) -> Cost:
+        """What the rule takes, before it has taken it. x_t: of one step, as for `step`."""
+        derivatives, args = self._found(Arguments.of(1, x_t, self.state, context, step=True))
+        return _cost(self.rule, derivatives, self._shape(derivatives), args.states[0].shape[0])
+
+    def _found(self, args: Arguments) -> tuple[Derivatives, Arguments]:
+        """The derivatives of the cell as it is now, and the arguments with a state."""
+        calls = self.rnn._calls
+        if not args.states:
+            state, structure = flatten(calls.start_of_step(self.rnn, args), "state")
+            args = args.starting([s.detach() for s in state], structure)
+        binding = calls.binding_of_step(self.rnn, args)
+        if self._binding is not binding:
+            derivatives = Derivatives(binding, self.rnn.cell)
+            before = self._derivatives
+            if before is not None and self._kept is not None and derivatives.sizes != before.sizes:
+                raise InputError(
+                    what="the cell has other parameters or another state than at the step before", where="rnn",
+                    mend="call reset(), or make a new Online",
+                )  # fmt: skip
+            self._binding, self._derivatives, self._known = binding, derivatives, None
+            shape = self._shape(derivatives)
+            if isinstance(self._kept, Carried) and shape is not None:
+                self._kept.follow(derivatives, shape)
+            elif self._kept is not None:
+                self._kept.of = derivatives
+        assert self._derivatives is not None
+        return self._derivatives, args
+
+    def _shape(self, derivatives: Derivatives) -> Shape | None:
+        if self.rule == "uoro":
+            return None
+        if self._known is None:
+            self._known = Shape(derivatives, self.rule)
+        return self._known
+
+    def _prepared(self, args: Arguments, reset: Any) -> tuple[Derivatives, Carried | Unbiased, Arguments]:
+        """What the step is bound to, and its arguments, with what it starts from; the first one finds out what reaches
+        what."""
+        begins = not args.states
+        batch = self._batch_of(args)
+        derivatives, args = self._found(args)
+        if self._kept is None:
+            self._batch, self._pending = batch, None
+            self._seed = int(torch.randint(2**62, (), generator=self.rnn.generator).item())
+            self._kept = self._fresh(derivatives, args, begins)
+        elif reset is not None or self._pending is not None:
+            rows = rows_of_reset([False] * batch if reset is None else reset, batch)
+            rows = rows if self._pending is None else rows | self._pending
+            args, self._pending = self.rnn._calls.restarted(self.rnn, args, rows), None
+            self._kept.restart(rows)
+        return derivatives, self._kept, args
+
+    def _batch_of(self, args: Arguments) -> int:
+        x, state, context, _ = args.structures
+        batch = batch_of(args.xs, x, args.contexts, context, None) if args.xs else None
+        if self._kept is not None and batch not in (None, self._batch):
+            raise InputError(
+                what="the batch has another size than at the step before, whose influence goes on", where="x_t",
+                got=batch, expected=self._batch, mend="keep rows that have ended, and reset them",
+            )  # fmt: skip
+        return batch_of(args.states, state, args.contexts, context, batch)
+
+    def _fresh(self, derivatives: Derivatives, args: Arguments, begins: bool) -> Carried | Unbiased:
+        batch, shape = args.states[0].shape[0], self._shape(derivatives)
+        cost = _cost(self.rule, derivatives, shape, batch)
+        if self.memory is not None and cost.bytes > self.memory:
+            raise InputError(
+                what="the influence does not fit into the budget", where="memory=", got=f"{self.memory} bytes",
+                expected=f"at least {cost.bytes} for {self.rule}",
+                mend="another rule takes less (snap-1, e-prop, uoro), or elman.truncated",
+            )  # fmt: skip
+        start = self._start(derivatives, args)
+        if shape is not None:
+            kept = Carried(derivatives, shape, batch, start)
+            if begins:
+                kept.restart(torch.ones(batch, dtype=torch.bool))
+            return kept
+        if start is not None:
+            raise NotSupported(
+                what="uoro does not know what a state that is learned has to do with it", where="rule=",
+                mend='use "rtrl" or "snap-1", or an initial state that does not learn',
+            )  # fmt: skip
+        return Unbiased(derivatives, batch, self.generator)
+
+    def _start(self, derivatives: Derivatives, args: Arguments) -> tuple[Sequence[Tensor], Tensor] | None:
+        """The weights that the cell's initial state is made of, and their influence on it, `[n, P0]`."""
+        own = getattr(self.rnn.cell, "initial_state", None)
+        weights = [p for p in self.rnn.cell.parameters() if p.requires_grad]
+        if not callable(own) or not weights:
+            return None
+        with torch.enable_grad():
+            state = [s for s in flatten(own(1), "state")[0] if s.is_floating_point()]
+            if not any(s.requires_grad for s in state):
+                return None
+            flat = derivatives.flat(state)[0]
+            rows = [torch.autograd.grad(one, weights, retain_graph=True, allow_unused=True) for one in flat]
+        begins = [w for i, w in enumerate(weights) if any(row[i] is not None for row in rows)]
+        places = [i for i, w in enumerate(weights) if any(row[i] is not None for row in rows)]
+        start = torch.stack([
+            torch.cat([(torch.zeros_like(weights[i]) if row[i] is None else row[i]).reshape(-1) for i in places])
+            for row in rows
+        ])  # fmt: skip
+        return begins, start
+
+
+def cost(rnn: Recurrent, x_t: Any, rule: str = "rtrl", *, state: Any = None, context: Any = None) -> Cost:
+    """What learning a recurrence while it runs would take (see `Online`), beforehand. x_t: of one step, `[B, …]`."""
+    return Online(rnn, rule, state=state).cost(x_t, context=context)
+
+
+def _cost(rule: str, derivatives: Derivatives, shape: Shape | None, batch: int) -> Cost:
+    n, P, size = derivatives.n, derivatives.P, derivatives.weights()[0].element_size()
+    if shape is None:
+        return Cost(rule, P + n, (P + batch * n) * 2 * size, n, 1)
+    found = shape.pattern
+    C, again = int(found.colours.max()) + 1, int(found.rows.max()) + 1
+    # ∂s/∂θ before and after, what a step adds to it, and the Jacobian with the passes that it is made of.
+    numbers = 2 * found.numbers + C * P + (again + n) * n
+    return Cost(rule, found.numbers, batch * numbers * size, found.products, C)
+
+
+def _check(rnn: object, rule: str) -> None:
+    if not isinstance(rnn, Recurrent):
+        raise InputTypeError(
+            what="what learns while it runs is a Recurrent", where="Online(rnn)", got=type(rnn).__name__,
+            mend="wrap a cell in elman.Recurrent; several layers become one cell whose state is theirs",
+        )  # fmt: skip
+    if rnn.reverse:
+        raise InputError(
+            what="what reads its sequence backward has to have seen its end", where="Online(rnn)",
+            mend="use a Recurrent without reverse=True",
+        )  # fmt: skip
+    if rule not in RULES:
+        raise InputError(what=f"there is no rule '{rule}'", where="rule=", expected=", ".join(RULES))
+
+
+def _budget(memory: str | int | None) -> int | None:
+    found = read_memory(memory)
+    if isinstance(found, Segments):
+        raise InputTypeError(
+            what="a rule has no segments", where="memory=", expected='"64 MB", or a number of bytes'
+        )
+    return found

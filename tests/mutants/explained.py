@@ -1,0 +1,29 @@
+"""Faults that no test notices, and why none could: by their names, or the beginning of them.
+
+Kinds: *equivalent* (the same numbers, plans and words), *slower* (the same numbers, with more work or memory, and no
+test of plans says how much), *unreachable* (what it changes does not occur), *guarded* (a later check catches it).
+"""
+
+from __future__ import annotations
+
+import re
+
+from tests.mutants import Mutant
+
+EXPLAINED: dict[str, str] = {
+    r"adjoint\.py: an input named as a cotangent is taken for it": "guarded: a trace gives no port "
+    "a name that begins so",
+    r"recurrent/programs\.py: a cell computes with a tensor that another one has caught": "guarded: a tensor that is "
+    "caught counts by identity in the trace key, so that no other cell has this key",
+    r"trace/walk\.py Walk\._inside left out 2": "guarded: what a step reads of a module counts by itself",
+    r"circuit/verdict\.py _product_of turned 4": "unreachable: PyTorch pairs no dimension of any size with a fixed one",
+    r"table addmm\.recomputed": "unreachable: where it is decided what is kept, addmm is a product and a sum",
+    r"table arange\.counts": "guarded: its size goes in where a number is expected, which is looked for as well",
+    r"table empty\.linear gained": "equivalent: it has no operand that could be a sum",
+    r"table (unbind|select_backward)\.rows": "unreachable: PyTorch cannot trace it along a batch of any size",
+}
+
+
+def reason(mutant: Mutant) -> str:
+    """Why a fault survives; empty where nobody has said so."""
+    return next((why for name, why in EXPLAINED.items() if re.fullmatch(name, mutant.name)), "")

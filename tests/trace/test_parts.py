@@ -1,0 +1,57 @@
+"""Operations of PyTorch as what they are made of while a step is traced: the same numbers and derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from elman.trace import parts
+
+Tensor = torch.Tensor
+
+
+def cell(gates: int, states: int) -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    weights = [
+        torch.randn(size).double().requires_grad_()
+        for size in ((gates * 4, 3), (gates * 4, 4), (gates * 4,), (gates * 4,))
+    ]
+    hx = [torch.randn(2, 4).double().requires_grad_() for _ in range(states)]
+    return torch.randn(2, 3).double().requires_grad_(), hx[0] if states == 1 else hx, *weights
+
+
+POINTS = torch.tensor([0.0, -0.0, 1e-9, -1e-9, 3.0, -3.0, 40.0, -40.0, 800.0, -800.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("made", "right", "given"),
+    [
+        (parts.gru_cell, torch.gru_cell, cell(3, 1)),
+        (parts.lstm_cell, torch.lstm_cell, cell(4, 2)),
+        (parts.logsigmoid, F.logsigmoid, (POINTS.clone().requires_grad_(),)),
+    ],
+    ids=["gru_cell", "lstm_cell", "logsigmoid"],
+)
+def test_other_devices_see_these(
+    made: Callable[..., Any], right: Callable[..., Any], given: tuple[Any, ...]
+) -> None:
+    """What stands for a kernel that CUDA alone has; CPUs compute with PyTorch's own function."""
+    leaves = [leaf for one in given for leaf in (one if isinstance(one, list) else [one])]
+    found = []
+    for function in (made, right):
+        values = function(*given)
+        values = values if isinstance(values, tuple) else (values,)
+        gradients = torch.autograd.grad(sum((v * v.detach().cos()).sum() for v in values), leaves)
+        found.append([*values, *gradients])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_they_are_taken_on_other_devices_alone() -> None:
+    assert parts._PARTS[torch.gru_cell](*cell(3, 1)).equal(torch.gru_cell(*cell(3, 1)))
+    meta = [t.to("meta") for t in cell(3, 1)]
+    assert parts._PARTS[torch.gru_cell](*meta).shape == (2, 4)
