@@ -198,6 +198,7 @@ _TABLE = (
     Case("clipped_rnn", zoo_gradients.ClippedRNN, X, H, honest=False),
     Case("cut_rnn", zoo_gradients.CutRNN, X, H, honest=False),
     # Operations.
+    # PyTorch has no second derivative of hardsigmoid; for ours see tests/test_second_derivatives.py.
     Case("hard_gru", zoo_operations.HardGRU, X, H, twice=False),
     Case("smooth_rnn", zoo_operations.SmoothRNN, X, H),
     Case("kinked_rnn", zoo_operations.KinkedRNN, X, H),

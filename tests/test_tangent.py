@@ -38,7 +38,7 @@ EACH = [
 MORE = [
     name for name, case in CASES.items()
     if name not in (*EACH, "straight_through_rnn", "lying_rnn", "spiking_rnn", "clipped_rnn", "flattened_first_rnn")
-    and case.twice
+    and (case.twice or name == "hard_gru")
 ]  # fmt: skip
 
 

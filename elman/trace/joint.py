@@ -335,7 +335,15 @@ def _named(
             value = getattr(module, str(node.target))
             if value.requires_grad:
                 raise refuse.captured_gradient(where(node), value)
-            known = next((n for n, tensor in met.items() if n in names and _is_one(tensor, value)), None)
+            known = next(
+                (
+                    n
+                    for same in (_is_one, _is_alike)
+                    for n, old in met.items()
+                    if n in names and same(old, value)
+                ),
+                None,
+            )
             if known is not None:
                 copies[node] = graphs.placeholder(new, known)
                 continue
@@ -373,10 +381,14 @@ def _gradient(port: str) -> str:
 
 
 def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are one: the same memory, or the same number, made anew at every trace."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.stride() != b.stride():
-        return False
-    return a.data_ptr() == b.data_ptr() or (a.dim() == 0 and bool(torch.equal(a, b)))
+    """Whether two tensors are the same memory."""
+    alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and a.stride() == b.stride()
+    return alike and a.data_ptr() == b.data_ptr()
+
+
+def _is_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same numbers: what a step writes down, it makes anew at every trace."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and bool(torch.equal(a, b))
 
 
 def _multiple(value: torch.SymInt) -> int:

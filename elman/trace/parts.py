@@ -1,9 +1,9 @@
 """Operations as what they are made of, while a step is traced.
 
 PyTorch computes `scaled_dot_product_attention` by kernels of which a graph shows nothing, some of them with a name that
-says "random" and without second derivatives. The second derivatives of a few operations ask how large the batch is,
-which nobody knows here; one_hot looks at its numbers, which are not there. A formula says the same, and has derivatives
-of any order.
+says "random" and without second derivatives. The second derivatives of some operations are missing, wrong, or ask
+how large the batch is, which nobody knows here; one_hot looks at its numbers, which are not there. A formula says the
+same, and has derivatives of any order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import math
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,18 +84,27 @@ def _with_ours(function: types.FunctionType) -> types.FunctionType:
     return made
 
 
-class _Abs(torch.autograd.Function):
-    """|x|, its derivative sign(x); that of sgn(x), which autograd takes, is a tensor of the batch's size."""
+class _Straight(torch.autograd.Function):
+    """A function whose graph is made of straight lines, by its value and its slope; its second derivative is zero."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(x)
-        return x.abs()
+        ctx.save_for_forward(x)
+        ctx.slope = slope
+        return value(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return gradients[0] * x.sign()
+        return gradients[0] * ctx.slope(x), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *directions: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return directions[0] * ctx.slope(x)
 
 
 def _sgn(input: Tensor) -> Tensor:
@@ -107,7 +116,78 @@ def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _abs(input: Tensor) -> Tensor:
-    return _Abs.apply(input) if input.is_floating_point() else torch.abs(input)
+    """Its slope for autograd is that of sgn(x), whose own is a tensor of the batch's size."""
+    return _Straight.apply(input, torch.abs, torch.sign) if input.is_floating_point() else torch.abs(input)
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    if inplace:
+        return F.hardsigmoid(input, True)
+    return _Straight.apply(input, F.hardsigmoid, _slope_of_hardsigmoid)
+
+
+def _slope_of_hardsigmoid(x: Tensor) -> Tensor:
+    """1/6 in float32, which PyTorch takes in float64 as well."""
+    return torch.where((x > -3) & (x < 3), 0.1666666716337204, 0.0).to(x.dtype)
+
+
+def _l1_loss(
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None,
+    reduction: str = "mean", **more: Any,
+) -> Tensor:  # fmt: skip
+    if more or size_average is not None or reduce is not None or reduction == "mean":
+        return F.l1_loss(input, target, size_average, reduce, reduction, **more)
+    apart = _abs(input - target)
+    return apart if reduction == "none" else apart.sum()
+
+
+def _length(x: Tensor, p: float, dim: Any = None, keepdim: bool = False) -> Tensor:
+    """(Σ |x|ᵖ)^(1/p); as in PyTorch, its derivative at 0 is 0."""
+    size = _abs(x)
+    if math.isinf(p):
+        return size.amax(() if dim is None else dim, keepdim)
+    if p == 1:
+        return size.sum(dim, keepdim)
+    total = size.pow(p).sum(dim, keepdim)
+    nothing = total == 0
+    return torch.where(nothing, 0.0, torch.where(nothing, 1.0, total).pow(1 / p))
+
+
+def _norm(function: Any) -> Any:
+    """A norm, that of vectors by `_length`. All take x, p, dim, keepdim in this order."""
+
+    def norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        named = {"p" if key == "ord" else key: value for key, value in kwargs.items() if value is not None}
+        named |= dict(zip(("p", "dim", "keepdim", "out", "dtype"), args, strict=False))
+        vectors = isinstance(named.get("dim"), int) or x.dim() == 1 or function is not torch.linalg.norm
+        if named.keys() <= {"p", "dim", "keepdim"} and vectors and _has_length(x, named.get("p")):
+            return _length(x, **named)
+        return function(x, *args, **kwargs)
+
+    return norm
+
+
+def _has_length(x: Tensor, p: Any) -> bool:
+    """Whether PyTorch's derivatives of the norm cannot be traced: those of p = 2 can."""
+    return x.is_floating_point() and isinstance(p, (int, float)) and p >= 1 and p != 2
+
+
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
+    if out is not None or not _has_length(input, p):
+        return F.normalize(input, p, dim, eps, out)
+    return input / _length(input, p, dim, keepdim=True).clamp_min(eps)
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, *args: Any, **kwargs: Any) -> Tensor:
+    if math.isinf(p) or p < 1:  # where several are largest, PyTorch's derivative here is not that of its norm
+        return torch.cdist(x1, x2, p, *args, **kwargs)
+    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    return torch.linalg.vector_norm(apart, p, -1) if p == 2 else _length(apart, p, -1)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """PyTorch's own second derivative by v is wrong (2.13), without an error."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _softsign(input: Tensor) -> Tensor:
@@ -148,8 +228,30 @@ def _batch_norm(
     if training or running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     channels = [-1, *[1] * (input.dim() - 2)]
-    scale = (running_var + eps).rsqrt() if weight is None else weight * (running_var + eps).rsqrt()
-    out = (input - running_mean.view(channels)) * scale.view(channels)
+    mean, variance = running_mean.view(channels), running_var.view(channels)
+    return _normed(input, mean, variance, weight, bias, eps)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None or running_var is not None or input.dim() < 3:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+    variance, mean = torch.var_mean(input, tuple(range(2, input.dim())), correction=0, keepdim=True)
+    return _normed(input, mean, variance, weight, bias, eps)
+
+
+def _normed(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """x [B, C, …]; weight and bias [C]."""
+    channels = [-1, *[1] * (x.dim() - 2)]
+    out = (x - mean) * (variance + eps).rsqrt()
+    out = out if weight is None else out * weight.view(channels)
     return out if bias is None else out + bias.view(channels)
 
 
@@ -198,11 +300,20 @@ _PARTS: dict[Any, Any] = {
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
     torch.linalg.multi_dot: _multi_dot,
     F.one_hot: _one_hot,
+    **dict.fromkeys((torch.norm, Tensor.norm), _norm(torch.norm)),
+    torch.linalg.norm: _norm(torch.linalg.norm),
+    torch.linalg.vector_norm: _norm(torch.linalg.vector_norm),
+    F.normalize: _normalize,
 }
 _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__, torch.absolute, Tensor.absolute), _abs),
+    F.hardsigmoid: _hardsigmoid,
+    F.l1_loss: _l1_loss,
+    torch.cdist: _cdist,
+    torch._weight_norm: _weight_norm,
     F.softsign: _softsign,
     F.glu: _glu,
     F.embedding: _embedding,
     F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
 }

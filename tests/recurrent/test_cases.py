@@ -137,9 +137,9 @@ def test_gradgradcheck(case: Case) -> None:
     assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
 
 
-@some("hard_gru", "convolutional_rnn")
+@some("convolutional_rnn")
 def test_second_derivatives_that_cannot_be_traced_are_refused(case: Case) -> None:
-    """PyTorch has none (hardsigmoid), or fixes the batch size in computing them (convolution).
+    """PyTorch fixes the batch size in computing them (convolution).
 
     What would be wrong is refused; first derivatives are right.
     """

@@ -1,0 +1,207 @@
+"""Second derivatives of single operations, in one-line cells, against PyTorch's double backward or central differences.
+
+Several operations stand in one cell, each with an output of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn import functional as F
+
+import elman
+from elman.trace.parts import InParts
+from tests import eager
+from tests.cases import CASES
+
+Tensor = torch.Tensor
+Operation = Callable[[Tensor, Tensor], Tensor]
+T, B, H = 2, 2, 4
+WEIGHT = torch.tensor([0.7, -1.2, 0.4, 1.1], dtype=torch.float64)
+
+
+def plain(*names: str, module: Any = F) -> dict[str, Operation]:
+    def operation(name: str) -> Operation:
+        return lambda a, u: getattr(module, name)(a)
+
+    return {name: operation(name) for name in names}
+
+
+def square(a: Tensor) -> Tensor:
+    return a.view(-1, 2, 2)
+
+
+# Of a = W h + U x and u = U x, [B, 4] both.
+GROUPS: dict[str, dict[str, Operation]] = {
+    "made of parts": {
+        "softsign": lambda a, u: F.softsign(a),
+        "glu": lambda a, u: F.glu(a * u),
+        "abs": lambda a, u: a.abs() * u,
+        "instance_norm": lambda a, u: F.instance_norm(square(a), weight=WEIGHT[:2]),
+        "normalize 1": lambda a, u: F.normalize(a, 1.0) * u,
+        "norm 1": lambda a, u: a.norm(1, dim=-1, keepdim=True) * u,
+        "norm 3": lambda a, u: a.norm(3, -1, True) * u,
+        "norm inf": lambda a, u: torch.linalg.norm(a, math.inf, dim=-1, keepdim=True) * u,
+        "vector_norm": lambda a, u: torch.linalg.vector_norm(a, 1.5, dim=-1),
+        "numbers written down": lambda a, u: a[:, [1, 0, 3, 2]] * u,
+        "l1_loss": lambda a, u: F.l1_loss(a, u, reduction="none") * u,
+    },
+    "straight": plain("relu", "relu6", "hardtanh", "hardshrink", "softshrink", "leaky_relu", "hardswish")
+    | {
+        "threshold": lambda a, u: F.threshold(a, 0.2, -1.0) * u,
+        "prelu": lambda a, u: F.prelu(a, WEIGHT),
+        "clamp": lambda a, u: torch.clamp(a, -u.abs(), u.abs()) * u,
+        "where": lambda a, u: torch.where(a > 0, a * u, u),
+    },
+    "smooth": plain("elu", "selu", "celu", "gelu", "mish", "silu", "softplus", "logsigmoid", "tanhshrink")
+    | plain("erf", "expm1", "atan", "sinc", "asinh", "exp2", "sinh", module=torch)
+    | {
+        "xlogy": lambda a, u: torch.xlogy(a, u.square() + 1),
+        "atan2": lambda a, u: torch.atan2(a, u.square() + 1),
+        "hypot": lambda a, u: torch.hypot(a, u + 2),
+        "digamma": lambda a, u: torch.digamma(a.square() + 1),
+        "lerp": lambda a, u: torch.lerp(a, u, torch.sigmoid(a)),
+        "fmod": lambda a, u: torch.fmod(a, u.square() + 1) * u,
+        "remainder": lambda a, u: torch.remainder(a, u.square() + 1) * u,
+    },
+    "norms": {
+        "layer_norm": lambda a, u: F.layer_norm(a, (H,), WEIGHT),
+        "group_norm": lambda a, u: F.group_norm(a, 2),
+        "rms_norm": lambda a, u: F.rms_norm(a, (H,)),
+        "normalize": lambda a, u: F.normalize(a, dim=-1),
+    },
+    "along": {
+        "softmax": lambda a, u: a.softmax(-1),
+        "log_softmax": lambda a, u: a.log_softmax(-1),
+        "logsumexp": lambda a, u: a.logsumexp(-1),
+        "max": lambda a, u: a.max(-1, keepdim=True)[0] * u,
+        "amin": lambda a, u: a.amin(-1, keepdim=True) * u,
+        "median": lambda a, u: a.median(-1, keepdim=True)[0] * u,
+        "prod": lambda a, u: a.prod(-1),
+        "cumprod": lambda a, u: a.cumprod(-1),
+        "var": lambda a, u: a.var(-1),
+        "std": lambda a, u: a.std(-1),
+        "sort": lambda a, u: a.sort(-1)[0] * u,
+        "topk": lambda a, u: a.topk(2, -1)[0].square(),
+        "gather": lambda a, u: a.gather(1, u.argsort(-1)) * u,
+    },
+    "losses": {
+        "smooth_l1_loss": lambda a, u: F.smooth_l1_loss(a, u, reduction="none"),
+        "huber_loss": lambda a, u: F.huber_loss(a, u, reduction="none"),
+        "mse_loss": lambda a, u: F.mse_loss(a, u, reduction="none") * u,
+        "with logits": lambda a, u: F.binary_cross_entropy_with_logits(a, u.sigmoid(), reduction="none"),
+        "cross_entropy": lambda a, u: F.cross_entropy(a, u.argmax(-1), reduction="none"),
+        "kl_div": lambda a, u: F.kl_div(a.log_softmax(-1), u.softmax(-1), reduction="none"),
+        "cosine_similarity": lambda a, u: F.cosine_similarity(a, u, -1),
+        "pairwise_distance": lambda a, u: F.pairwise_distance(a, u),
+    },
+}
+# PyTorch has no second derivative of these.
+ALONE: dict[str, Operation] = {
+    "hardsigmoid": lambda a, u: F.hardsigmoid(4 * a) * u,
+    "cdist": lambda a, u: torch.cdist(square(a), square(u) + 1),
+    "cdist 1": lambda a, u: torch.cdist(square(a), square(u), p=1.0).square(),
+}
+
+
+class Cell(nn.Module):
+    def __init__(self, operations: dict[str, Operation]) -> None:
+        super().__init__()
+        self.hidden_size = H
+        self.U, self.W, self.operations = nn.Linear(3, H), nn.Linear(H, H), operations
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        u = self.U(x)
+        a = self.W(h) + u
+        return {name: f(a, u) for name, f in self.operations.items()}, torch.tanh(a)
+
+
+def made(cell: nn.Module) -> tuple[nn.Module, Tensor, Tensor, list[Tensor]]:
+    """A cell, x, state, and the direction of second derivatives."""
+    cell = cell.double()
+    x, h = torch.randn(T, B, 3, dtype=torch.float64), torch.randn(B, H, dtype=torch.float64)
+    return (
+        cell,
+        x.requires_grad_(),
+        h.requires_grad_(),
+        [torch.randn_like(v) for v in (x, h, *cell.parameters())],
+    )
+
+
+def first(outputs: dict[str, Tensor] | Tensor, wants: list[Tensor], again: bool = False) -> list[Tensor]:
+    value = torch.zeros((), dtype=torch.float64)
+    for output in outputs.values() if isinstance(outputs, dict) else [outputs]:
+        value = value + (output.flatten() * torch.linspace(-1, 2, output.numel(), dtype=torch.float64)).sum()
+    return list(torch.autograd.grad(value, wants, create_graph=again, materialize_grads=True))
+
+
+def second(outputs: dict[str, Tensor] | Tensor, wants: list[Tensor], way: list[Tensor]) -> list[Tensor]:
+    along = torch.stack([(g * v).sum() for g, v in zip(first(outputs, wants, True), way, strict=True)]).sum()
+    return list(torch.autograd.grad(along, wants, materialize_grads=True))
+
+
+@pytest.mark.parametrize(
+    "group", ["made of parts", *(pytest.param(g, marks=pytest.mark.conformance) for g in list(GROUPS)[1:])]
+)
+def test_second_derivatives_are_those_of_the_loop(group: str) -> None:
+    cell, x, h, way = made(Cell(GROUPS[group]))
+    wants = [x, h, *cell.parameters()]
+    (got, _), (expected, _) = elman.Recurrent(cell)(x, h), eager.unroll(cell, x, h)
+    for ours, theirs in zip(second(got, wants, way), second(expected, wants, way), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["alone", "hard_gru", "weight_norm_rnn"])
+def test_second_derivatives_that_pytorch_does_not_have(name: str) -> None:
+    """Or has wrong ones (weight_norm): against central differences of the loop's first ones."""
+    cell, x, h, way = made(Cell(ALONE) if name == "alone" else CASES[name].make(3, H))
+    wants, step = [x, h, *cell.parameters()], 1e-6
+    found = second(elman.Recurrent(cell)(x, h)[0], wants, way)
+    beside = []
+    for far in (step, -2 * step):
+        with torch.no_grad():
+            for value, along in zip(wants, way, strict=True):
+                value += far * along
+        beside.append(first(eager.unroll(cell, x, h)[0], wants))
+    for ours, after, before in zip(found, *beside, strict=True):
+        torch.testing.assert_close(ours, (after - before) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+KINKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "hardsigmoid": F.hardsigmoid,
+    "abs": torch.abs,
+    "softsign": F.softsign,
+    "l1_loss": lambda x: F.l1_loss(x, torch.zeros_like(x), reduction="none"),
+    "norm 1": lambda x: x.norm(1, dim=-1),
+    "norm 3": lambda x: x.norm(3, dim=-1),
+    "norm inf": lambda x: x.norm(math.inf, dim=-1),
+    "cdist 1": lambda x: torch.cdist(x, x.detach()[:1], p=1.0),
+    "cdist 3": lambda x: torch.cdist(x, x.detach()[:1], p=3.0),
+    "normalize 1": lambda x: F.normalize(x, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_first_derivatives_at_kinks_stay_pytorchs(name: str) -> None:
+    """Of what is made of parts: value and gradient."""
+    x = torch.tensor([[0.0, 0.0], [3.0, -3.0], [-4.0, 4.0], [0.0, 2.0], [-0.0, -3.0]], dtype=torch.float64)
+
+    def found() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        value = KINKS[name](leaf)
+        return [
+            value.detach(),
+            *torch.autograd.grad(
+                value, leaf, torch.linspace(1, 2, value.numel(), dtype=x.dtype).view_as(value)
+            ),
+        ]
+
+    with InParts(ShapeEnv(), twice=True):
+        got = found()
+    torch.testing.assert_close(got, found(), rtol=1e-15, atol=0)
