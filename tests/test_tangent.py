@@ -390,6 +390,20 @@ def test_names_of_users_stay_apart() -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+def test_what_a_cell_ignores_changes_nothing() -> None:
+    class Deaf(nn.Module):
+        hidden_size = 3
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(0.5 * h + 0.1)
+
+    rnn, x = elman.Recurrent(Deaf()), torch.randn(4, 2, 3)
+    (outputs, final), (along, ended) = jvp(rnn, (x,), (torch.ones_like(x),))
+    assert not along.any()
+    assert not ended.any()
+    torch.testing.assert_close(outputs[-1], final)
+
+
 def test_a_buffer_may_change() -> None:
     class Scaled(nn.Module):
         hidden_size = 3

@@ -389,7 +389,12 @@ class _Transformed(torch.autograd.Function):
         program, call, tensors = ctx.program, ctx.call, ctx.saved_tensors
         tensors = [None if t is None else forward_ad.unpack_dual(t).primal for t in tensors]
         exposed = apply(program.exposed, call, tensors)
-        return tuple(_tangents(program, call, tensors, directions[2:], exposed))
+        found = _tangents(program, call, tensors, directions[2:], exposed)
+        # What does not change has a direction all the same, which functorch asks for.
+        return tuple(
+            torch.zeros_like(o) if t is None and (o.is_floating_point() or o.is_complex()) else t
+            for t, o in zip(found, exposed, strict=False)
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:

@@ -328,22 +328,16 @@ def _named(
     copies: dict[fx.Node, fx.Node] = {}
     captured: list[tuple[InPort, torch.Tensor]] = []
     inputs, taken = iter(names), set(names)
+    values = {n: getattr(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
+    known_as = _met_again(values, {name: old for name, old in met.items() if name in taken})
     for node in module.graph.nodes:
         if node.op == "placeholder":
             copies[node] = graphs.add_placeholder(new, next(inputs), node.meta["val"])
         elif node.op == "get_attr":
-            value = getattr(module, str(node.target))
+            value = values[node]
             if value.requires_grad:
                 raise refuse.captured_gradient(where(node), value)
-            known = next(
-                (
-                    n
-                    for same in (_is_one, _is_alike)
-                    for n, old in met.items()
-                    if n in names and same(old, value)
-                ),
-                None,
-            )
+            known = known_as.get(node)
             if known is not None:
                 copies[node] = graphs.placeholder(new, known)
                 continue
@@ -386,9 +380,23 @@ def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:
     return alike and a.data_ptr() == b.data_ptr()
 
 
+def _met_again(values: Mapping[fx.Node, torch.Tensor], met: Mapping[str, torch.Tensor]) -> dict[fx.Node, str]:
+    """Which of the tensors that a step found for itself before each one is. What lasts is found by where it lies; what
+    the step makes anew at every trace, by its numbers, among those that do not last."""
+    found = {n: name for n, v in values.items() for name, old in met.items() if _is_one(old, v)}
+    anew = {name: old for name, old in met.items() if name not in found.values()}
+    for node, value in values.items():
+        if node not in found:
+            name = next((name for name, old in anew.items() if _is_alike(old, value)), None)
+            if name is not None:
+                found[node] = name
+    return found
+
+
 def _is_alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are the same numbers: what a step writes down, it makes anew at every trace."""
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and bool(torch.equal(a, b))
+    like = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    return like and a.device.type != "meta" and bool(torch.equal(a, b))
 
 
 def _multiple(value: torch.SymInt) -> int:

@@ -21,6 +21,8 @@ OWN = {
     "noise.py": "random operations as arithmetic",
     "trace/normal.py": "the normal form of each",
     "engines/codegen.py": "the shorter ways to call some",
+    "vmapped/step.py": "what keeps the examples' dimension where it is",
+    "online/reach.py": "which hand on a NaN by themselves",
     # engines/native/: what each becomes in a program
 }
 
