@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import random
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -67,6 +68,13 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: a collection of garbage need not walk through all of PyTorch every time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _compiles_anew(request: pytest.FixtureRequest) -> None:
+    """PyTorch stops compiling a function that was compiled often, by whichever test: those of that name begin anew."""
+    if "compil" in request.node.nodeid and "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 @pytest.fixture(scope="session", autouse=True)

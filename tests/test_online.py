@@ -319,7 +319,7 @@ def test_uoro_is_right_on_average() -> None:
             online.step(x[t], torch.tensor(1.0), loss_fn)
         return torch.cat([g.flatten() for g in taken(cell)])
 
-    right, found = run("rtrl"), torch.stack([run("uoro", seed) for seed in range(150)])
+    right, found = run("rtrl"), torch.stack([run("uoro", seed) for seed in range(60)])
     error = found.std(0) / len(found) ** 0.5
     # Three standard errors, of which a few in a thousand are exceeded by chance.
     assert ((found.mean(0) - right).abs() <= 3 * error + 1e-12).double().mean() > 0.95

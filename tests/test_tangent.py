@@ -29,7 +29,7 @@ EACH = [
     "elman",
     "lstm",
     "dict_output_rnn",
-    "layer_norm_lstm",
+    "layer_norm_rnn",
     "columns_rnn",
     "attention_rnn",
     "token_rnn",
@@ -85,7 +85,7 @@ def test_a_teacher_and_its_weight_have_directions() -> None:
     )
 
 
-@pytest.mark.parametrize("engine", ["reference", "native"])
+@pytest.mark.parametrize("engine", with_more(["native"], ["reference"]))
 def test_what_changes_alone(engine: str) -> None:
     """Whatever has no direction is as if it had one of zeros; states change only with what leads to them."""
     rnn, inputs = layer("gru", engine=engine), Inputs.of(CASES["gru"], 4, 3)

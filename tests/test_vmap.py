@@ -49,6 +49,7 @@ def at(tree: Any, i: int) -> Any:
     return pytree.tree_map(lambda leaf: leaf[i], tree)
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize("over", ["inputs", "weights", "all"])
 @pytest.mark.parametrize("name", CELLS)
@@ -149,6 +150,7 @@ def test_training_an_ensemble() -> None:
     torch.testing.assert_close(*found, **EXACT)
 
 
+@pytest.mark.conformance
 def test_vmaps_in_vmaps_and_derivatives_of_derivatives() -> None:
     rnn = elman.Recurrent(CASES["gru"].make().double())
     x = torch.randn(2, V, 2, 1, 5, dtype=torch.float64)
