@@ -191,6 +191,7 @@ def test_class_weights() -> None:
         coding.weights("rare")
 
 
+@pytest.mark.conformance
 def test_rare_labels_are_found_where_they_weigh_more() -> None:
     rng = np.random.default_rng(0)
     y = np.array([0] * 180 + [1] * 20)
@@ -260,6 +261,7 @@ def test_it_is_fitted_kept_and_opened_again(
             Classifier.from_pretrained(tmp_path / "kept")
 
 
+@pytest.mark.conformance
 def test_numbers_are_standardised_and_lengths_may_differ() -> None:
     x, y = voices(120, 0)
     model = Classifier(hidden=16, layers=1, dropout=0.1, steps=120, lr=0.02).fit(x, y)

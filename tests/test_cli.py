@@ -178,6 +178,7 @@ def test_a_run_says_what_it_was_made_with(text: Path, tmp_path: Path) -> None:
     assert config["data"]["files"] == [str(text)]
 
 
+@pytest.mark.conformance
 def test_the_same_seed_trains_the_same_model(text: Path, tmp_path: Path) -> None:
     runs = [trained(text, tmp_path / name, "--seed", 3) for name in ("one", "two")]
     weights = [(run / "model.safetensors").read_bytes() for run in runs]

@@ -112,6 +112,7 @@ def test_few_draws_are_rejected() -> None:
     assert made.rejected < 0.2 * made.draws
 
 
+@pytest.mark.conformance
 def test_cells_of_every_kind_are_drawn() -> None:
     made = survey().programs
     used = Counter(line.rule for program in made for line in program.lines)

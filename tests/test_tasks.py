@@ -204,7 +204,7 @@ def test_killed_it_ends_with_the_same_bits_and_goes_on_when_it_has_ended(task: s
     assert "measured" in log(run)[-1]
 
 
-@every_task
+@mostly("lm", "autoencode")
 def test_a_folder_is_one_process_alone(task: str, tmp_path: Path) -> None:
     train(task, tmp_path, "run", "--steps", "2")
     with locked(tmp_path / "run"):
@@ -302,7 +302,7 @@ def test_the_seed_makes_the_run(task: str, tmp_path: Path) -> None:
     assert one == two != three
 
 
-@mostly("toy")
+@mostly()  # a language model: tests/models; each task: its own file
 def test_any_cell_will_do(task: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\nclass Mine(torch.nn.GRUCell): pass\n")
     how = ("--steps", "3", "--layers", "2", "--norm", "--residual", "--cell")

@@ -103,6 +103,7 @@ def test_a_compiled_teacher_with_a_weight(ragged: bool, numbers: bool) -> None:
         compare.assert_equal(compare.flat(mine, None), compare.flat(right, None))
 
 
+@pytest.mark.conformance
 def test_compiled_layers() -> None:
     GRU = elman.cells.GRU
     both = elman.Bidirectional(GRU(5, 4), GRU(5, 4))

@@ -127,6 +127,7 @@ def test_second_derivatives(reverse: bool) -> None:
             compare.assert_equal(mine, right)
 
 
+@pytest.mark.conformance
 def test_transforms_of_torch_func() -> None:
     rnn, x, told = layer("gru"), random(5, 3, 5), ragged.said(5, 3)
     parameters = {name: p.detach() for name, p in rnn.named_parameters()}
