@@ -11,6 +11,7 @@ A structure is nested tuples of plain values, so it can be compared, hashed, and
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -150,3 +151,15 @@ class _Context:
 
     def __hash__(self) -> int:
         return hash(type(self.value))
+
+
+def side_by_side(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """`[…, n]`, of tensors `[…, *shape]`: their numbers in order."""
+    lead = tensors[0].dim() - len(shapes[0])
+    return torch.cat([t.flatten(lead) if t.dim() > lead else t.unsqueeze(-1) for t in tensors], -1)
+
+
+def apart(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """The inverse of `side_by_side`."""
+    pieces = flat.split([math.prod(shape) for shape in shapes], -1)
+    return [piece.reshape(*flat.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]

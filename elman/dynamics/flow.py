@@ -16,15 +16,14 @@ from torch.utils import _pytree as pytree
 
 from elman.caches import cached
 from elman.circuit.form import InPort, Kind, OutPort
-from elman.circuit.structure import fill, flatten
+from elman.circuit.structure import apart, fill, flatten, side_by_side
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.execute import Call, Program
 from elman.plan.cut import parted
 from elman.recurrent import Recurrent, Stack
 from elman.recurrent.bound import Arguments
 from elman.recurrent.joined import joined, start
-from elman.recurrent.programs import Argument, Binding, Captured, Owned
-from elman.trace.call import store_of
+from elman.recurrent.programs import Binding
 
 Tensor = torch.Tensor
 Values = dict[str, Tensor]  # input port -> constant, sequence [T, B, …], or starting state [B, …]
@@ -105,15 +104,8 @@ class Flow:
             state = layer._calls.start_of_step(layer, Arguments.of(1, one_step, None, context), batch)
         layer(first, state, steps=None if xs else 1, context=context)
         binding = layer._of_latest_call()
-        arguments = {"x": xs, "state": flatten(state, "state")[0], "context": flatten(context, "context")[0]}
-        values: Values = {}
-        for port, source in zip(binding.program.inputs, binding.sources, strict=True):
-            if isinstance(source, Owned):
-                values[port.name] = store_of(rnn.cell, source.place)[source.place.key].detach()
-            elif isinstance(source, Captured):
-                values[port.name] = source.tensor.detach()
-            elif isinstance(source, Argument):
-                values[port.name] = arguments[source.name][source.index].detach()
+        states, contexts = flatten(state, "state")[0], flatten(context, "context")[0]
+        values = binding.values(rnn.cell, xs, states, contexts)
         return cls._checked(binding, values, steps, batch, rnn.engine, where)
 
     @classmethod
@@ -157,17 +149,12 @@ class Flow:
 
     def flat(self, values: Values) -> Tensor:
         """States `[…, B, *shape]` as `[…, B, n]`."""
-        parts = [values[port.name] for port in self.states]
-        lead = parts[0].dim() - len(self.states[0].shape)
-        return torch.cat(
-            [part.flatten(lead) if part.dim() > lead else part.unsqueeze(-1) for part in parts], -1
-        )
+        return side_by_side([values[port.name] for port in self.states], [port.shape for port in self.states])
 
     def unflat(self, rows: Tensor) -> Values:
         """The inverse: `[…, B, n]` as a state of each port."""
-        sizes = [math.prod(port.shape) for port in self.states]
-        parts = zip(self.states, rows.split(sizes, -1), strict=True)
-        return {port.name: part.reshape(*rows.shape[:-1], *port.shape) for port, part in parts}
+        parts = apart(rows, [port.shape for port in self.states])
+        return {port.name: part for port, part in zip(self.states, parts, strict=True)}
 
     # --- running --------------------------------------------------------------------------------------------------
 

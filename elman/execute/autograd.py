@@ -8,21 +8,12 @@ mode does the same with the tangent circuit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch._C._autograd import _top_saved_tensors_default_hooks
-from torch._C._functorch import (
-    CVmapInterpreterPtr,
-    RandomnessType,
-    TransformType,
-    _add_batch_dim,
-    get_interpreter_stack,
-    is_legacy_batchedtensor,
-    peek_interpreter_stack,
-)
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_ports
@@ -31,6 +22,7 @@ from elman.errors import NotSupported
 from elman.execute.executable import Call
 from elman.execute.program import Program
 from elman.execute.segmented import Run, Stored, run_of
+from elman.execute.vmaps import drawing_each, is_batch, of_a_batch, vmaps
 from elman.segments import Layout
 
 Tensor = torch.Tensor
@@ -43,9 +35,9 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     """
     if peek_interpreter_stack() is not None:
         if call.level is None:
-            call = call._replace(level=_vmaps())
+            call = call._replace(level=vmaps())
             if program.has_noise:
-                tensors = _drawing_each(tensors)
+                tensors = drawing_each(tensors)
         return _Transformed.apply(program, call, *tensors)
     if forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
         return _dual(program, call, tensors)
@@ -81,13 +73,9 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
 
 def _derived(cotangents: Sequence[Tensor | None]) -> bool:
     """Whether a gradient is itself to be differentiated, carries a direction, or is a batch of them."""
-    if torch.is_grad_enabled() or peek_interpreter_stack() is not None or any(map(_is_batch, cotangents)):
+    if torch.is_grad_enabled() or peek_interpreter_stack() is not None or any(map(is_batch, cotangents)):
         return True
     return forward_ad._current_level >= 0 and any(map(_is_dual, cotangents))
-
-
-def _is_batch(tensor: Tensor | None) -> bool:
-    return tensor is not None and is_legacy_batchedtensor(tensor)
 
 
 def _is_dual(tensor: Tensor | None) -> bool:
@@ -194,7 +182,7 @@ class _Eager(torch.autograd.Function):
                 found = _differentiable(program, ctx.call, training.wants, tensors, given)
                 return [found.get(port.name) for port in program.inputs]
 
-            return (None, None, *_of_a_batch(gradients_of, given))
+            return (None, None, *of_a_batch(gradients_of, given))
         values = (*saved, *given, None)
         gradients = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
         return (None, None, *[gradients[place] for place in training.gives])
@@ -205,47 +193,7 @@ def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence
     given = cotangents
     if not program.carries_all:
         given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
-    used = False
-    for cotangent in given:
-        if cotangent is not None:
-            used = True
-    return given if used else None
-
-
-def _of_a_batch(
-    gradients: Callable[[Sequence[Tensor | None]], list[Tensor | None]], given: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients of cotangents that may be a batch of them, as `is_grads_batched=True` gives them: for those PyTorch
-    has a vmap of its own, older than that of torch.func."""
-    if not any(map(_is_batch, given)):
-        return gradients(given)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    # Of what is no batch at this level, nothing would be left: it becomes a batch of size 0.
-    many = [torch._remove_batch_dim(c, level, 0, 0) if c is not None and _is_batch(c) else c for c in given]
-    torch._C._vmapmode_decrement_nesting()
-    if any(map(_is_batch, many)) or any(
-        _is_batch(c) and m is not None and m.shape[0] == 0 for c, m in zip(given, many, strict=True)
-    ):
-        raise NotSupported(
-            what="a batch of batches of gradients is not available", where="elman.Recurrent",
-            mend="use torch.func.jacrev and torch.func.vmap",
-        )  # fmt: skip
-    there: list[bool] = []
-
-    def one(*given: Tensor | None) -> list[Tensor]:
-        found = gradients(given)
-        there[:] = [g is not None for g in found]
-        return [g for g in found if g is not None]
-
-    dims = tuple(0 if _is_batch(c) else None for c in given)
-    while torch._C._vmapmode_decrement_nesting():
-        pass  # with it on, nothing may draw random numbers, nor what is traced meanwhile
-    try:
-        made = iter(torch.func.vmap(one, dims)(*many))
-    finally:
-        while torch._C._vmapmode_increment_nesting() < level:
-            pass
-    return [torch._add_batch_dim(next(made), 0, level) if has else None for has in there]
+    return given if any(c is not None for c in given) else None
 
 
 class _Segmented(torch.autograd.Function):
@@ -278,7 +226,7 @@ class _Segmented(torch.autograd.Function):
             def gradients_of(given: Sequence[Tensor | None]) -> list[Tensor | None]:
                 return _differentiable_in_place(program, ctx.call, ctx.wants, tensors, given)
 
-            return (*_NOT_TENSORS, *_of_a_batch(gradients_of, given))
+            return (*_NOT_TENSORS, *of_a_batch(gradients_of, given))
         states = [next(rest) for _ in run.states]
         kept = {turn: tuple(next(rest) for _ in range(size)) for turn, size in ctx.kept.items()}
         gradients = run.backward(tensors, Stored(states, ctx.places, kept), given)
@@ -349,7 +297,7 @@ def _differentiable(
 
 
 class _Transformed(torch.autograd.Function):
-    """The door of dual numbers, and of torch.func: grad, vjp and jvp to any order; vmap one example at a time."""
+    """The door of dual numbers, and of torch.func: grad, vjp, jvp and vmap to any order."""
 
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -400,7 +348,7 @@ class _Transformed(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         program, call, *tensors = args
         # A vmap that began after the seed was drawn (jacrev's, over cotangents) is no matter of the noise.
-        drawn_inside = program.has_noise and call.level > _vmaps()
+        drawn_inside = program.has_noise and call.level > vmaps()
         if drawn_inside and info.randomness == "error":
             raise NotSupported(
                 what="this cell draws random numbers inside torch.func.vmap", where=program.circuit.name,
@@ -471,23 +419,3 @@ def _one_by_one(
         results.append(apply(program, call._replace(seed=call.seed + i * noise), one))
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
-
-
-def _drawing_each(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same numbers, differing between the examples of every vmap in which each draws its own: what is alike for all
-    would run once, and draw once."""
-    given = list(tensors)
-    place = next(i for i, t in enumerate(given) if t is not None)
-    for one in get_interpreter_stack() or ():
-        if one.key() == TransformType.Vmap:
-            vmap = CVmapInterpreterPtr(one)
-            if vmap.randomness() == RandomnessType.Different:
-                with temporarily_clear_interpreter_stack():
-                    zeros = torch.zeros(vmap.batchSize(), dtype=torch.bool)
-                given[place] = given[place] + _add_batch_dim(zeros, 0, one.level())  # type: ignore[operator]
-    return given
-
-
-def _vmaps() -> int:
-    """How many vmaps are going on around the one that asks."""
-    return sum(one.key() == TransformType.Vmap for one in get_interpreter_stack() or ())

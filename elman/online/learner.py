@@ -236,13 +236,12 @@ class Online:
                 return None
             flat = derivatives.flat(state)[0]
             rows = [torch.autograd.grad(one, weights, retain_graph=True, allow_unused=True) for one in flat]
-        begins = [w for i, w in enumerate(weights) if any(row[i] is not None for row in rows)]
-        places = [i for i, w in enumerate(weights) if any(row[i] is not None for row in rows)]
+        places = [i for i in range(len(weights)) if any(row[i] is not None for row in rows)]
         start = torch.stack([
             torch.cat([(torch.zeros_like(weights[i]) if row[i] is None else row[i]).reshape(-1) for i in places])
             for row in rows
         ])  # fmt: skip
-        return begins, start
+        return [weights[i] for i in places], start
 
 
 def cost(rnn: Recurrent, x_t: Any, rule: str = "rtrl", *, state: Any = None, context: Any = None) -> Cost:

@@ -13,10 +13,11 @@ from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind
 from elman.circuit.operations import operation_of
+from elman.circuit.structure import apart, side_by_side
 from elman.errors import NotSupported
 from elman.execute import Call, Program
 from elman.online.reach import Reach, reach
-from elman.recurrent.programs import Argument, Binding, Captured, Owned
+from elman.recurrent.programs import Binding, Owned
 from elman.tangent import tangent
 from elman.trace.call import store_of
 from elman.trace.outside import LOCK, locked
@@ -33,11 +34,11 @@ class Derivatives:
     """
 
     def __init__(self, binding: Binding, cell: torch.nn.Module) -> None:
-        self.program, self.sources, self.cell = binding.program, binding.sources, cell
+        self.binding, self.program, self.cell = binding, binding.program, cell
         ports = self.program.inputs
         self.states = [p for p in ports if p.kind is Kind.STATE and p.smooth]
         self.parameters = [
-            p for p, s in zip(ports, self.sources, strict=True)
+            p for p, s in zip(ports, binding.sources, strict=True)
             if p.kind is Kind.CONSTANT and p.differentiable and isinstance(s, Owned) and self._at(s).requires_grad
         ]  # fmt: skip
         self.n, self.P = (sum(math.prod(p.shape) for p in part) for part in (self.states, self.parameters))
@@ -60,27 +61,16 @@ class Derivatives:
 
     def weights(self) -> list[Tensor]:
         """The parameters themselves, as they are now."""
-        of = dict(zip((p.name for p in self.program.inputs), self.sources, strict=True))
+        of = dict(zip((p.name for p in self.program.inputs), self.binding.sources, strict=True))
         return [self._at(of[p.name]) for p in self.parameters]  # type: ignore[arg-type]
 
     def inputs(
         self, xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """The tensors of a step by port; sequences are `[1, B, …]`."""
-        parts = {"x": xs, "state": states, "context": contexts}
-        found: dict[str, Tensor] = {}
-        for port, source in zip(self.program.inputs, self.sources, strict=True):
-            if isinstance(source, Owned):
-                value = self._at(source)
-            elif isinstance(source, Captured):
-                value = source.tensor
-            else:
-                assert isinstance(source, Argument)
-                value = parts[source.name][source.index]
-                if port.kind is not Kind.CONSTANT:
-                    value = value.unsqueeze(0)
-            found[port.name] = value.detach()
-        return found
+        found = self.binding.values(self.cell, xs, states, contexts)
+        timed = {p.name for p in self.program.inputs if p.kind is not Kind.CONSTANT}
+        return {name: value.unsqueeze(0) if name in timed else value for name, value in found.items()}
 
     @locked
     def reach(self) -> Reach:
@@ -101,14 +91,11 @@ class Derivatives:
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """[…, n], of the tensors of a state `[…, widths]`."""
-        lead = tensors[0].dim() - len(self.states[0].shape)
-        return torch.cat([t.flatten(lead) if t.dim() > lead else t.unsqueeze(-1) for t in tensors], -1)
+        return side_by_side(tensors, [p.shape for p in self.states])
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
         """The inverse of `flat`."""
-        sizes = [math.prod(p.shape) for p in self.states]
-        pieces = zip(self.states, flat.split(sizes, -1), strict=True)
-        return [piece.unflatten(-1, p.shape) if p.shape else piece.squeeze(-1) for p, piece in pieces]
+        return apart(flat, [p.shape for p in self.states])
 
     # --- along --------------------------------------------------------------------------------------------------------
 
@@ -118,10 +105,8 @@ class Derivatives:
             with LOCK:
                 names = frozenset(p.name for p in self.states)
                 self._along = Program(tangent(self.program.circuit, names, of_backward=True))
-        program, directions = (
-            self._along,
-            dict(zip((p.name for p in self.states), self._parts(way), strict=True)),
-        )
+        program = self._along
+        directions = dict(zip((p.name for p in self.states), self._parts(way), strict=True))
         given = [
             directions[p.tangent_of] if p.tangent_of is not None else values[p.name] for p in program.inputs
         ]
@@ -154,10 +139,8 @@ class Derivatives:
 
     def back(self, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
         """∂s(t)/∂θᵀ g, `[P]`, summed over the rows. cotangents: `[B, n]`."""
-        program = self._back
-        entering = self._entering(program, cotangents)
-        given = [entering.get(p.name) if p.kind is Kind.STATE else values.get(p.name) for p in program.inputs]
-        return self._gradients(program, program.run(call, given), ())
+        found = self._backward(self._back, call, values, cotangents)
+        return self.joined([found.get(p.name) for p in self.parameters])
 
     def jacobian(self, call: Call, values: dict[str, Tensor], cotangents: Tensor, program: Program) -> Tensor:
         """∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`. cotangents: `[C, n]`, the same for every row. program: `within` or `local`."""
@@ -172,11 +155,17 @@ class Derivatives:
         return self._pulled(many, call, values, cotangents.expand(call.batch, -1, -1))
 
     def _pulled(self, program: Program, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
-        entering = self._entering(program, cotangents)
-        given = [entering.get(p.name) if p.kind is Kind.STATE else values.get(p.name) for p in program.inputs]
-        found = dict(zip((o.gradient_of for o in program.outputs), program.run(call, given), strict=True))
+        found = self._backward(program, call, values, cotangents)
         like = zip(self.states, self._parts(cotangents), strict=True)
         return self.flat([found.get(p.name, torch.zeros_like(part)) for p, part in like])
+
+    def _backward(
+        self, program: Program, call: Call, values: dict[str, Tensor], cotangents: Tensor
+    ) -> dict[str | None, Tensor]:  # fmt: skip
+        """Input of the step -> its gradient, by an adjoint."""
+        entering = self._entering(program, cotangents)
+        given = [entering.get(p.name) if p.kind is Kind.STATE else values.get(p.name) for p in program.inputs]
+        return dict(zip((o.gradient_of for o in program.outputs), program.run(call, given), strict=True))
 
     def _entering(self, program: Program, cotangents: Tensor) -> dict[str, Tensor]:
         """Port -> cotangent of a state after the step."""
@@ -200,37 +189,28 @@ class Derivatives:
     def immediate(self, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
         """∂s(t)/∂θᵀ g of each row by itself, `[B, C, P]`. cotangents: `[C, n]`, the same for every row."""
         B, C = call.batch, len(cotangents)
-        program, V = self._apart, B * C
-        rowed = {p.name for p in program.inputs if p.rows}
+        program, one = self._apart, call._replace(batch=1)
         values = {**values, **self._drawn(call)}
         each = self._entering(program, cotangents.repeat(B, 1))
-        one = call._replace(batch=1)
-
-        def row(port: InPort, value: Tensor, rows: slice | None) -> Tensor:
-            """For rows of examples: those of `value` at the batch, C times each."""
-            at = 0 if port.kind is Kind.CONSTANT else 1
-            value = value.repeat_interleave(C, at)
-            return value.unsqueeze(at) if rows is None else value.narrow(at, rows.start, 1)
-
-        many = program.vmapped(V, frozenset(rowed), False)
-        if isinstance(many, NotSupported):
-            found = []
-            for v in range(V):
-                given = [
-                    each[p.name][v : v + 1] if p.name in each
-                    else row(p, values[p.name], slice(v, v + 1)) if p.name in rowed and p.name in values
-                    else values.get(p.name)
-                    for p in program.inputs
-                ]  # fmt: skip
-                found.append(self._gradients(program, program.run(one, given), ()))
-            return torch.stack(found).unflatten(0, (B, C))
-        given = [
-            each[p.name].unsqueeze(0) if p.name in each
-            else row(p, values[p.name], None) if p.name in rowed and p.name in values
-            else values.get(p.name)
+        rows = [
+            each[p.name] if p.name in each
+            else value if (value := values.get(p.name)) is None or not p.rows
+            else value.repeat_interleave(C, _rows_at(p))
             for p in program.inputs
         ]  # fmt: skip
-        return self._gradients(many, many.run(one, given), (V,)).unflatten(0, (B, C))
+        given = [(p, v) for p, v in zip(program.inputs, rows, strict=True)]
+        many = program.vmapped(B * C, frozenset(p.name for p in program.inputs if p.rows), False)
+        if isinstance(many, NotSupported):
+            found = torch.stack([
+                self._gradients(program, program.run(one, [
+                    v.narrow(_rows_at(p), i, 1) if p.rows and v is not None else v for p, v in given
+                ]), ())
+                for i in range(B * C)
+            ])  # fmt: skip
+        else:
+            together = [v.unsqueeze(_rows_at(p)) if p.rows and v is not None else v for p, v in given]
+            found = self._gradients(many, many.run(one, together), (B * C,))
+        return found.unflatten(0, (B, C))
 
     def _gradients(self, program: Program, results: Sequence[Tensor], lead: tuple[int, ...]) -> Tensor:
         found = dict(zip((o.gradient_of for o in program.outputs), results, strict=True))
@@ -249,6 +229,11 @@ class Derivatives:
         return [
             noise.draw(p, p.number, call.seed, call.first, call.first + 1, call.batch) for p in self._noises
         ]
+
+
+def _rows_at(port: InPort) -> int:
+    """The dimension in which the rows of a step stand."""
+    return 1 if port.kind is Kind.SEQUENCE else 0
 
 
 def _given_noise(circuit: Circuit) -> Circuit:

@@ -20,6 +20,7 @@ from elman.errors import InputError, InputTypeError, NotSupported, RetraceWarnin
 from elman.execute import Program
 from elman.forcing import WEIGHT, blend, force, teachers
 from elman.trace import trace
+from elman.trace.call import store_of
 from elman.trace.fingerprint import Seen, differs
 from elman.trace.initial import own_state, starting_state
 from elman.trace.outside import locked
@@ -82,6 +83,20 @@ class Binding:
     outputs: tuple[int, ...]
     state: Structure
     finals: tuple[int, ...]
+
+    def values(
+        self, cell: torch.nn.Module, xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor]
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The tensors of the program's inputs by port, without history; those of a teacher left out."""
+        given, found = {"x": xs, "state": states, "context": contexts}, {}
+        for port, source in zip(self.program.inputs, self.sources, strict=True):
+            if isinstance(source, Owned):
+                found[port.name] = store_of(cell, source.place)[source.place.key].detach()
+            elif isinstance(source, Captured):
+                found[port.name] = source.tensor.detach()
+            elif isinstance(source, Argument):
+                found[port.name] = given[source.name][source.index].detach()
+        return found
 
     def slots(self, name: str) -> list[int]:
         """The places among the inputs of what the argument of a name holds, in order."""
