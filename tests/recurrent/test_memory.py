@@ -27,7 +27,7 @@ from tests.recurrent.compare import Inputs
 Tensor = torch.Tensor
 ROOT = Path(__file__).resolve().parents[2]
 ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-MEMORY = [Segments(1), Segments(3), Segments(100), "1 MB", "40 kB"]
+MEMORY = [Segments(1), Segments(3), Segments(100), "1 MB", "60 kB"]
 
 
 @pytest.fixture
