@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from elman.circuit import Circuit
     from elman.draw import draw
     from elman.errors import ElmanError
+    from elman.export import export
     from elman.forcing import force
     from elman.online import Online
     from elman.plan import cost, explain, pair, plan
@@ -43,6 +44,7 @@ __all__ = [
     "draw",
     "dynamics",
     "explain",
+    "export",
     "force",
     "last",
     "models",
@@ -71,6 +73,7 @@ _HOMES = {
     "cost": "plan",
     "draw": "draw",
     "explain": "plan",
+    "export": "export",
     "force": "forcing",
     "last": "recurrent",
     "pair": "plan",

@@ -70,6 +70,7 @@ PUBLIC = (
     "draw",
     "dynamics",
     "explain",
+    "export",
     "force",
     "last",
     "models",
@@ -278,7 +279,7 @@ def test_names_are_imported_late_from_where_type_checkers_find_them() -> None:
     assert not hasattr(elman, "nothing")
 
 
-@pytest.mark.parametrize("name", ["adjoint", "draw", "plan", "trace", "unfold", "verify"])
+@pytest.mark.parametrize("name", ["adjoint", "draw", "export", "plan", "trace", "unfold", "verify"])
 def test_a_function_is_not_hidden_by_its_room(name: str) -> None:
     """elman.plan is the function; the room of the same name is imported as `from elman.plan import …`."""
     assert not isinstance(getattr(elman, name), types.ModuleType)

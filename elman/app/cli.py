@@ -13,9 +13,10 @@ import typer
 from typer.core import TyperCommand
 
 from elman.app.ending import Interrupted, ended
+from elman.app.exporting import HELP, Export
 from elman.app.last import plain, told
 from elman.app.options import command
-from elman.app.seeing import Cell, Trust, draw, explain, verify
+from elman.app.seeing import Cell, RunFolder, Trust, draw, explain, verify
 from elman.errors import InputError
 from elman.tasks import TASKS
 from elman.tasks.settings import COUNT
@@ -37,9 +38,6 @@ train = typer.Typer(help="Train a model and write a run folder.", no_args_is_hel
 app.add_typer(train, name="train")
 
 _MINUTES = 3.0  # of training when nothing is said
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, as --out wrote it.", show_default=False)
-]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -330,6 +328,7 @@ def report(
 app.command()(explain)
 app.command()(draw)
 app.command()(verify)
+app.command("export", cls=Export, help=HELP)(lambda: None)
 
 
 @app.command()

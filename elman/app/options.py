@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 
-def command(name: str, settings: dict[str, type], run: Callable[..., None], words: str) -> Any:
+def command(
+    name: str, settings: dict[str, type], run: Callable[..., None], words: str,
+    own: Sequence[inspect.Parameter] = (),
+) -> Any:  # fmt: skip
     """A command whose options are the fields of these dataclasses, nested ones opened up; it runs
 
         run(**{name: an instance of each})
 
-    words: what --help says.
+    words: what --help says. own: further parameters, which `run` is given as they are.
     """
-    options = [option for cls in settings.values() for option in _options(cls, None)]
+    options = [*own] + [option for cls in settings.values() for option in _options(cls, None)]
 
     def body(typer_context: typer.Context, **values: Any) -> None:
         sources = {name: typer_context.get_parameter_source(name) for name in values}
         given = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
-        run(**{name: _made(cls, values, given) for name, cls in settings.items()})
+        made = {name: _made(cls, values, given) for name, cls in settings.items()}
+        run(**made, **{one.name: values[one.name] for one in own})
 
     first = inspect.Parameter("typer_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     body.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]

@@ -9,6 +9,9 @@ import typer
 
 from elman.errors import InputError
 
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, as --out wrote it.", show_default=False)
+]
 Thing = Annotated[
     str,
     typer.Argument(
@@ -144,4 +147,4 @@ def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) 
     return layer
 
 
-__all__ = ["Cell", "Trust", "draw", "explain", "verify"]
+__all__ = ["Cell", "RunFolder", "Trust", "draw", "explain", "verify"]
