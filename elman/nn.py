@@ -156,6 +156,10 @@ class _Layers(Budget, torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
             recorded = torch.compiler.is_compiling() or not isinstance(data, Tensor) or _watched(data)
             if (self.engine == "auto" and not self.memory_number) or recorded:
                 return super().forward(input, hx)
+        return self.recur(input, hx, given)
+
+    def recur(self, input: Any, hx: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+        """The same by elman, whatever is going on. given: lengths, mask, reset."""
         x, first, alone = input, False, False
         if not isinstance(x, PackedSequence):
             first, alone = self.batch_first, x.dim() == 2

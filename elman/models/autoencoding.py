@@ -93,7 +93,7 @@ class AutoencoderNetwork(nn.Module):
         """x [T, B] or [T, B, I], lengths [B] -> z [B, H]."""
         e = self.read(self._noisy(self._standard(_turned(x, lengths))))
         _, states = self.encoder(e, lengths=lengths)
-        return self.dropout(last(states))
+        return self.dropout(last(states, self.encoder))
 
     def standardise(self, x: Sequence[Tensor]) -> None:
         """From now on, arrays of numbers are read by how far, in standard deviations, each channel is from its mean."""

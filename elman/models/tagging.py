@@ -85,7 +85,7 @@ class TagNetwork(nn.Module):
             share = torch.where(words > self.frequent, _ONCE, self.word_dropout)
             words = words.masked_fill(torch.rand_like(share) < share, 0)
         _, state = self.spelling(self.characters(spelled), lengths=sizes)
-        parts = [self.words(words), last(state)[of]]
+        parts = [self.words(words), last(state, self.spelling)[of]]
         if self.settings["width"]:
             parts.append(self.vectors[vectors])
         return torch.cat(parts, -1)

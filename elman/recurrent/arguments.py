@@ -113,7 +113,7 @@ def sizes(xs: Sequence[Tensor], structure: Structure, steps: int | None) -> tupl
             )  # fmt: skip
         if steps < 0:
             raise InputError(what="the number of steps is negative", where="steps=", got=steps)
-        return int(steps), None
+        return steps if isinstance(steps, torch.SymInt) else int(steps), None
     if steps is not None:
         raise InputError(
             what="the number of steps is given twice", where="steps=",

@@ -1,7 +1,7 @@
 """The way of a call under torch.export: PyTorch's own operations, so that the file needs no elman where it is loaded.
 
-The circuit's step, in ATen operations, goes into torch's own loop, `scan`; T and B may be symbolic. Steps that do not
-happen are run on zeros and thrown away. There has to be one step at least.
+The plan's stages are ATen operations, and its loop goes into torch's own, `scan`; T and B may be symbolic. Steps that
+do not happen are run on zeros and thrown away. There has to be one step at least.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from typing import Any
 
 import torch
 from torch._higher_order_ops.scan import scan_op
-from torch.fx import Interpreter, Node
+from torch.fx import Graph, Interpreter, Node
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import _pop_mode, _push_mode
 
-from elman.circuit.form import ROWS, Circuit, Kind, Wire
+from elman.circuit.form import ROWS, Kind
 from elman.circuit.structure import fill, flatten, specs
 from elman.errors import NotSupported
+from elman.plan.form import TIMELINE, Loop, Stage, final_of, shift
+from elman.plan.stepwise import stepwise
 from elman.recurrent.arguments import as_outputs, batch_of, sizes, weight_of
 from elman.recurrent.bound import Arguments, BoundCall
 from elman.recurrent.compiled import constant
 from elman.recurrent.programs import Binding, Shapes, check_teacher, indivisible
 from elman.segments import Layout
 from elman.segments.padded import check_happens
+from elman.segments.timeline import Timeline
 from elman.trace.initial import find_zeros
 from elman.trace.outside import is_plain, outside
 
@@ -65,7 +68,8 @@ def run_exported(
     tensors = BoundCall(layer, binding, args).tensors(
         args, args.states, Layout((steps, batch), batch, (steps, batch), device)
     )
-    results = _scan(binding, _own(binding, tensors, batch), _active(binding, happens, steps, batch), steps)
+    own, active = _own(binding, tensors, batch), _active(binding, happens, steps, batch)
+    results = _run(binding, own, active, steps, batch)
     outputs = fill(binding.output, [results[slot] for slot in binding.outputs])
     return outputs, fill(binding.state, [results[slot] for slot in binding.finals])
 
@@ -155,85 +159,133 @@ def _active(binding: Binding, happens: tuple[Any, Any, Any], steps: int, batch: 
     return before if mask is None else before & mask
 
 
-def _scan(
-    binding: Binding, tensors: dict[str, Tensor], active: Tensor | None, steps: int
+def _run(
+    binding: Binding, tensors: dict[str, Tensor], active: Tensor | None, steps: int, batch: int
 ) -> dict[int, Tensor]:
     """Place among the program's outputs -> sequence or final state."""
-    circuit = binding.program.circuit
-    if binding.program.has_noise:
+    program = binding.program
+    if program.has_noise:
         raise _refused("a cell that draws random numbers under torch.export", "call model.eval() before")
-    kinds = {kind: [p.name for p in circuit.inputs_of(kind)] for kind in Kind}
-    states, constants = kinds[Kind.STATE], kinds[Kind.CONSTANT]
-    # Where a teacher is, what the next step sees is not what the last one leaves: final states are carried beside.
-    starts = [binding.program.inputs[slot].name for slot in binding.slots("state")]
-    wires = [circuit.outputs[slot].wire for slot in binding.finals]
-    carried = [*(tensors[name] for name in states), *(tensors[name].clone() for name in starts)]
-    read = [tensors[name] for name in kinds[Kind.SEQUENCE]]
+    circuit = program.circuit
+    with _unrecorded():
+        plan = program.plan
+        if active is not None and any(node.target is shift for s in plan.stages() for node in s.graph.nodes):
+            plan = stepwise(circuit)  # the step before may not be the one that ran before
+    if active is not None:
+        tensors = tensors | {
+            port.name: tensors[port.name].masked_fill(~_wide(active, tensors[port.name]), 0)
+            for port in circuit.inputs_of(Kind.SEQUENCE) if port.rows
+        }  # fmt: skip
+    timeline = _Timeline(steps, batch, circuit.reverse, active)
+    timed = {port.name: port.rows for port in circuit.inputs_of(Kind.SEQUENCE)}
+    have = {
+        name: timeline.pack(value) if timed.get(name, False) else value for name, value in tensors.items()
+    }
+    have |= _stage(plan.once, have, batch, timeline)
+    have |= _stage(plan.before, have, steps * batch, timeline)
+    if plan.loop is not None:
+        have |= _scan(plan.loop, have, timeline)
+    have |= _stage(plan.after, have, steps * batch, timeline)
+    stepped = frozenset() if plan.loop is None else plan.loop.stepped
+    results = {}
+    for place, out in enumerate(circuit.outputs):
+        value = have[plan.outputs[out.name]]
+        if out.kind is Kind.SEQUENCE and plan.outputs[out.name] not in stepped:
+            value = timeline.unpack(value)
+            value = value if active is None else value.masked_fill(~_wide(active, value), 0)
+        results[place] = value.clone()
+    return results
+
+
+class _Timeline(Timeline):
+    """Every step of every row runs; of rows where only some of them happen, the others are thrown away."""
+
+    __slots__ = ("active",)
+
+    def __init__(self, steps: int, batch: int, reverse: bool, active: Tensor | None) -> None:
+        super().__init__(steps, batch, reverse)
+        self.active = active
+
+    def last(self, value: Tensor, initial: Tensor | None) -> Tensor:
+        if self.active is None:
+            return super().last(value, initial)
+        time = torch.arange(self.steps, device=value.device)[:, None]
+        ends = (
+            time.where(self.active, self.steps).amin(0)
+            if self.reverse
+            else time.where(self.active, -1).amax(0)
+        )
+        happens = self.active.any(0)
+        whole = self.unpack(value)
+        place = _wide(ends.where(happens, 0), value).expand(self.batch, *value.shape[1:])
+        found = whole.gather(0, place.unsqueeze(0)).squeeze(0)
+        start = torch.zeros_like(found) if initial is None else initial
+        return torch.where(_wide(happens, found), found, start)
+
+
+def _stage(stage: Stage, have: dict[str, Tensor], rows: int, timeline: Timeline) -> dict[str, Tensor]:
+    """Value -> tensor, of those that a stage makes."""
+    return _Results(stage.graph).of({**have, ROWS: rows, TIMELINE: timeline})
+
+
+def _scan(loop: Loop, have: dict[str, Tensor], timeline: _Timeline) -> dict[str, Tensor]:
+    """Value -> tensor, of those that a loop makes."""
+    states, active = [state.name for state in loop.states], timeline.active
+    read = [have[name] if name in loop.stepped else timeline.unpack(have[name]) for name in loop.sequences]
     if active is not None or not read:  # a loop over nothing has no steps
-        read.append(active if active is not None else torch.zeros(steps))
-    if circuit.reverse:
+        read.append(active if active is not None else torch.zeros(timeline.steps))
+    if timeline.reverse:
         read = [value.flip(0) for value in read]
+    fixed = [have[name] for name in loop.constants]
+    emits = list(dict.fromkeys(loop.emits))
 
     def step(*values: Tensor) -> list[Tensor]:
-        before, now, fixed = _split(values, len(carried), len(read))
-        inputs = dict(zip((*states, *constants), (*before[: len(states)], *fixed), strict=True))
-        inputs |= dict(zip(kinds[Kind.SEQUENCE], now, strict=active is None and bool(kinds[Kind.SEQUENCE])))
-        return _step(circuit, inputs, before, wires, None if active is None else now[-1])
+        before, now, constants = _split(values, len(states), len(read))
+        inputs = dict(zip((*states, *loop.constants), (*before, *constants), strict=True))
+        inputs |= dict(zip(loop.sequences, now, strict=False))
+        made = _Results(loop.graph).of(inputs | {ROWS: before[0].shape[0]})
+        nexts = [
+            torch.zeros_like(old) if state.next is None else made[state.next]
+            for state, old in zip(loop.states, before, strict=True)
+        ]
+        if active is not None:  # the state waits where a step does not happen
+            nexts = [
+                torch.where(_wide(now[-1], new), new, old) for new, old in zip(nexts, before, strict=True)
+            ]
+        return [_own_memory(value) for value in (*nexts, *(made[name] for name in emits))]
 
-    kept = [i for i, out in enumerate(circuit.outputs) if out.kind is Kind.SEQUENCE]
-    results = scan_op(step, carried, read, tuple(tensors[name] for name in constants))
-    _, finals, emitted = _split(results, len(states), len(starts))
-    sequences = [value.flip(0) if circuit.reverse else value for value in emitted]
-    return dict(zip((*binding.finals, *kept), (*finals, *sequences), strict=True))
+    results = scan_op(step, [_own_memory(have[name]) for name in states], read, tuple(fixed))
+    finals, emitted, _ = _split(results, len(states), len(emits))
+    found = {final_of(name): value for name, value in zip(states, finals, strict=True)}
+    for name, value in zip(emits, emitted, strict=True):
+        whole = value.flip(0) if timeline.reverse else value
+        found[name] = whole if name in loop.stepped else timeline.pack(whole)
+    return found
+
+
+def _own_memory(value: Tensor) -> Tensor:
+    """A scan wants its values in memory of their own, and states in the same order at every step."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _split(values: Sequence[Tensor], one: int, other: int) -> tuple[Sequence[Tensor], ...]:
     return values[:one], values[one : one + other], values[one + other :]
 
 
-def _step(
-    circuit: Circuit,
-    inputs: dict[str, Tensor],
-    before: Sequence[Tensor],
-    wires: list[Wire],
-    active: Tensor | None,
-) -> list[Tensor]:
-    """(next states, values of wires, outputs) of one step, each in memory of its own.
-
-    before: what the first two were at the step before, and stay where a row is not active.
-    """
-    if active is not None:
-        inputs = inputs | {
-            port.name: inputs[port.name].masked_fill(~_wide(active, inputs[port.name]), 0)
-            for port in circuit.inputs_of(Kind.SEQUENCE) if port.rows
-        }  # fmt: skip
-    results = _Results(circuit)
-    results.of(inputs | {ROWS: before[0].shape[0]})
-    nexts = [port.next for port in circuit.inputs_of(Kind.STATE)]
-    after = [
-        torch.zeros_like(old) if wire is None else results.env[circuit.wire(wire)]
-        for wire, old in zip((*nexts, *wires), before, strict=True)
-    ]
-    outputs = [results.env[circuit.wire(out.wire)] for out in circuit.outputs_of(Kind.SEQUENCE)]
-    if active is not None:
-        after = [torch.where(_wide(active, new), new, old) for new, old in zip(after, before, strict=True)]
-        outputs = [value.masked_fill(~_wide(active, value), 0) for value in outputs]
-    return [value.clone() for value in (*after, *outputs)]
-
-
 def _wide(active: Tensor, value: Tensor) -> Tensor:
-    return active.reshape(-1, *[1] * (value.dim() - 1))
+    """`[B]` or `[T, B]`, as wide as a value."""
+    return active.reshape(*active.shape, *[1] * (value.dim() - active.dim()))
 
 
 class _Results(Interpreter):
-    """Runs the step of a circuit and keeps every value."""
+    """Runs a graph on what its placeholders are called, and gives its results by name."""
 
-    def __init__(self, circuit: Circuit) -> None:
-        super().__init__(torch.nn.Module(), garbage_collect_values=False, graph=circuit.graph)
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(torch.nn.Module(), garbage_collect_values=False, graph=graph)
 
-    def of(self, inputs: dict[str, Any]) -> None:
+    def of(self, inputs: dict[str, Any]) -> dict[str, Any]:
         self.inputs = inputs
-        self.run(enable_io_processing=False)
+        return self.run(enable_io_processing=False)
 
     def run_node(self, n: Node) -> Any:
         return self.inputs[str(n.target)] if n.op == "placeholder" else super().run_node(n)

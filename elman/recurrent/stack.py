@@ -151,7 +151,7 @@ class Stack(Budget, torch.nn.Module):
     ) -> tuple[Any, tuple[Any, ...]]:  # fmt: skip
         happens = selection(lengths, mask, reset)
         if torch.compiler.is_compiling():
-            if self.memory_number:
+            if self.memory_number and not torch.compiler.is_exporting():
                 mend = "give each layer its own, or do not compile the stack"
                 refuse_compiled("memory= of several layers", mend)
             return self._over(x, state, happens, teacher, teacher_weight, context)
