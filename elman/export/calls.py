@@ -123,7 +123,11 @@ def _read(layer: Any) -> tuple[Widths | None, Widths | None]:
         (x, one), (_, other) = _read(layer.forward_layer), _read(layer.backward_layer)
         return x, one or other
     binding = _latest(layer)
-    signature, x, context = binding.program.circuit.signature, _specs(binding, "x"), _specs(binding, "context")
+    signature, x, context = (
+        binding.program.circuit.signature,
+        _specs(binding, "x"),
+        _specs(binding, "context"),
+    )
     assert signature is not None
     return (signature.x, x) if x else None, (signature.context, context) if context else None
 
@@ -145,7 +149,9 @@ def _directions(layer: Bidirectional) -> list[Recurrent]:
 def _latest(layer: Recurrent) -> Binding:
     if (binding := layer._calls.latest) is None:
         raise NotYet(
-            what="the shapes are not known yet", where="export(module)", mend="call the module once on an example"
+            what="the shapes are not known yet",
+            where="export(module)",
+            mend="call the module once on an example",
         )
     return binding
 

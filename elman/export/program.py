@@ -38,7 +38,9 @@ def exported(thing: Any, *, lengths: bool, state: bool) -> Exported:
         arguments = tuple(fill(plain(one.structure), one.tensors) for one in call.given)
         sizes = tuple(fill(plain(one.structure), [_open(one)] * len(one.tensors)) for one in call.given)
         words: list[str] = []
-        for name, result in zip(call.makes, call.run(*(fill(g.structure, g.tensors) for g in call.given)), strict=True):
+        for name, result in zip(
+            call.makes, call.run(*(fill(g.structure, g.tensors) for g in call.given)), strict=True
+        ):
             words += paths(flatten(result, name)[1], name)
         program = torch.export.export(called, arguments, dynamic_shapes=sizes)
     return Exported(program, module, call.given, tuple(words))

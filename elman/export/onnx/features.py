@@ -1,0 +1,223 @@
+"""Products, and what works along features, as nodes of ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from elman.errors import NotSupported
+from elman.export.onnx.nodes import Nodes, dims_of, dtype_of, rank_of, shape_of
+
+# --- products --------------------------------------------------------------------------------------------------------
+
+
+def product(w: Nodes, node: Node, x: Any, y: Any) -> str:
+    return w.add("MatMul", w.names[x], w.names[y])
+
+
+def added(w: Nodes, node: Node, bias: Any, x: Any, y: Any, beta: Any = 1, alpha: Any = 1) -> str:
+    """addmm: one node, whose bias is spread over the rows."""
+    return w.add("Gemm", w.names[x], w.names[y], w.names[bias], alpha=float(alpha), beta=float(beta))
+
+
+def added_batches(w: Nodes, node: Node, bias: Any, x: Any, y: Any, beta: Any = 1, alpha: Any = 1) -> str:
+    """baddbmm."""
+    dtype = dtype_of(node)
+    found, start = w.add("MatMul", w.names[x], w.names[y]), w.names[bias]
+    found = found if alpha == 1 else w.add("Mul", found, w.constant(alpha, dtype))
+    return w.add("Add", start if beta == 1 else w.add("Mul", start, w.constant(beta, dtype)), found)
+
+
+def linear(w: Nodes, node: Node, x: Any, weight: Any, bias: Any = None) -> str:
+    turned = w.add("Transpose", w.names[weight], perm=[1, 0])
+    if rank_of(x) == 2 and bias is not None:
+        return w.add("Gemm", w.names[x], turned, w.names[bias])
+    found = w.add("MatMul", w.names[x], turned)
+    return found if bias is None else w.add("Add", found, w.names[bias])
+
+
+def convolution(
+    w: Nodes, node: Node, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int,
+) -> str:  # fmt: skip
+    inputs = [w.names[x], w.names[weight], *([] if bias is None else [w.names[bias]])]
+    ends = list(padding)
+    how = {"strides": list(stride), "pads": ends + ends, "dilations": list(dilation), "group": groups}
+    if transposed:
+        return w.add("ConvTranspose", *inputs, output_padding=list(output_padding), **how)
+    return w.add("Conv", *inputs, **how)
+
+
+# --- along features --------------------------------------------------------------------------------------------------
+
+
+def reduced(kind: str, widened: bool = False) -> Any:
+    """A reduction: (x, dims, keepdim). widened: bools and whole numbers are added up in the dtype of the result."""
+
+    def rule(w: Nodes, node: Node, x: Any, dims: Any = None, keep: bool = False, *_: Any) -> str:
+        return reduction(
+            w, kind, w.tensor(x, dtype_of(node)) if widened else w.names[x], dims_of(dims, rank_of(x)), keep
+        )
+
+    return rule
+
+
+def reduction(w: Nodes, kind: str, x: str, dims: list[int], keep: bool) -> str:
+    return w.add(kind, x, w.ints(*dims), keepdims=int(keep)) if dims else x
+
+
+def whole(kind: str) -> Any:
+    """A reduction of all numbers."""
+
+    def rule(w: Nodes, node: Node, x: Any, *_: Any) -> str:
+        return reduction(w, kind, w.tensor(x, dtype_of(node)), dims_of(None, rank_of(x)), False)
+
+    return rule
+
+
+def extreme(largest: bool) -> Any:
+    """max.dim and min.dim: (values, where)."""
+
+    def rule(w: Nodes, node: Node, x: Any, dim: int, keep: bool = False) -> tuple[str, str]:
+        dim %= rank_of(x)
+        kinds = ("ReduceMax", "ArgMax") if largest else ("ReduceMin", "ArgMin")
+        return (
+            reduction(w, kinds[0], w.names[x], [dim], keep),
+            w.add(kinds[1], w.names[x], axis=dim, keepdims=int(keep)),
+        )
+
+    return rule
+
+
+def place(kind: str) -> Any:
+    """argmax and argmin."""
+
+    def rule(w: Nodes, node: Node, x: Any, dim: Any = None, keep: bool = False) -> str:
+        if dim is None:
+            flat = w.add("Reshape", w.names[x], w.ints(-1))
+            return w.add(kind, flat, axis=0, keepdims=0)
+        return w.add(kind, w.names[x], axis=dim % rank_of(x), keepdims=int(keep))
+
+    return rule
+
+
+def truth(kind: str) -> Any:
+    """any and all."""
+
+    def rule(w: Nodes, node: Node, x: Any, dims: Any = None, keep: bool = False) -> str:
+        numbers = w.cast(w.tensor(x, torch.bool), torch.bool, torch.int32)
+        found = reduction(w, kind, numbers, dims_of(dims, rank_of(x)), keep)
+        return w.cast(found, torch.int32, torch.bool)
+
+    return rule
+
+
+def running_sum(w: Nodes, node: Node, x: Any, dim: int, *_: Any) -> str:
+    return w.add("CumSum", w.tensor(x, dtype_of(node)), w.constant(dim % max(rank_of(x), 1), torch.int64))
+
+
+def multiplied(w: Nodes, node: Node, x: Any, dim: int, keep: bool = False, *_: Any) -> str:
+    return reduction(w, "ReduceProd", w.tensor(x, dtype_of(node)), [dim % rank_of(x)], keep)
+
+
+def logsumexp(w: Nodes, node: Node, x: Any, dims: Any, keep: bool = False) -> str:
+    found = dims_of(dims, rank_of(x))
+    top = reduction(w, "ReduceMax", w.names[x], found, True)
+    total = reduction(w, "ReduceSum", w.add("Exp", w.add("Sub", w.names[x], top)), found, True)
+    value = w.add("Add", w.add("Log", total), top)
+    return value if keep else w.add("Squeeze", value, w.ints(*found))
+
+
+def softmax(kind: str) -> Any:
+    def rule(w: Nodes, node: Node, x: Any, dim: int, *_: Any) -> str:
+        return w.add(kind, w.tensor(x, dtype_of(node)), axis=dim % max(rank_of(x), 1))
+
+    return rule
+
+
+def _spread(
+    w: Nodes, x: Any, dims: list[int], correction: Any, keep: bool, dtype: torch.dtype
+) -> tuple[str, str]:
+    """(variance, mean)."""
+    sizes = [shape_of(x)[dim] for dim in dims]
+    if not all(isinstance(size, int) for size in sizes):
+        raise NotSupported(what="a variance along an open size has no form in ONNX", where="var")
+    mean = reduction(w, "ReduceMean", w.names[x], dims, True)
+    far = w.add("Sub", w.names[x], mean)
+    squares = reduction(w, "ReduceSum", w.add("Mul", far, far), dims, keep)
+    count = 1
+    for size in sizes:
+        count *= size
+    found = w.add(
+        "Div", squares, w.constant(max(count - (1 if correction is None else correction), 0), dtype)
+    )
+    return found, mean if keep else w.add("Squeeze", mean, w.ints(*dims))
+
+
+def variance(w: Nodes, node: Node, x: Any, dims: Any = None, correction: Any = 1, keep: bool = False) -> str:
+    return _spread(w, x, dims_of(dims, rank_of(x)), correction, keep, dtype_of(node))[0]
+
+
+def variance_and_mean(
+    w: Nodes, node: Node, x: Any, dims: Any = None, correction: Any = 1, keep: bool = False
+) -> tuple[str, str]:
+    return _spread(w, x, dims_of(dims, rank_of(x)), correction, keep, dtype_of(x))
+
+
+def norm(w: Nodes, node: Node, x: Any, p: Any = 2, dims: Any = None, keep: bool = False, *_: Any) -> str:
+    found, dtype = dims_of(dims, rank_of(x)), dtype_of(node)
+    if p in (1, 2):
+        return reduction(w, f"ReduceL{p:.0f}", w.names[x], found, keep)
+    size = w.add("Abs", w.names[x])
+    if p in (torch.inf, -torch.inf):
+        return reduction(w, "ReduceMax" if p > 0 else "ReduceMin", size, found, keep)
+    total = reduction(w, "ReduceSum", w.add("Pow", size, w.constant(p, dtype)), found, keep)
+    return w.add("Pow", total, w.constant(1 / p, dtype))
+
+
+def normalised(
+    w: Nodes, node: Node, x: Any, widths: Any, weight: Any, bias: Any, epsilon: Any, *_: Any
+) -> Any:
+    """native_layer_norm and layer_norm: whole of its own operation where its numbers are of float32."""
+    value = node.meta["val"]
+    several = isinstance(value, (tuple, list))
+    dtype = dtype_of(x)
+    dims = list(range(rank_of(x) - len(widths), rank_of(x)))
+    if dtype == torch.float32:
+        scale = w.constant(torch.ones(list(widths)), dtype) if weight is None else w.names[weight]
+        shift = [] if bias is None else [w.names[bias]]
+        found = w.several(
+            "LayerNormalization",
+            (w.names[x], scale, *shift),
+            3 if several else 1,
+            axis=dims[0],
+            epsilon=float(epsilon),
+        )
+        return tuple(found) if several else found[0]
+    variance, mean = _spread(w, x, dims, 0, True, dtype)
+    deviation = w.add("Sqrt", w.add("Add", variance, w.constant(epsilon, dtype)))
+    found = w.add("Div", w.add("Sub", w.names[x], mean), deviation)
+    found = found if weight is None else w.add("Mul", found, w.names[weight])
+    found = found if bias is None else w.add("Add", found, w.names[bias])
+    return (found, mean, w.add("Reciprocal", deviation)) if several else found
+
+
+def weight_norm(w: Nodes, node: Node, v: Any, g: Any, dim: int = 0) -> tuple[str, str]:
+    """g v / |v|, the norm over all dimensions but one."""
+    others = [d for d in range(rank_of(v)) if d != dim % rank_of(v)]
+    length = reduction(w, "ReduceL2", w.names[v], others, True)
+    return w.add("Mul", w.names[v], w.add("Div", w.names[g], length)), length
+
+
+def top(
+    w: Nodes, node: Node, x: Any, k: Any, dim: int = -1, largest: bool = True, in_order: bool = True
+) -> list[str]:
+    how = {"axis": dim % rank_of(x), "largest": int(largest), "sorted": int(in_order)}
+    return w.several("TopK", (w.names[x], w.sizes([k])), 2, **how)
+
+
+def in_order(w: Nodes, node: Node, x: Any, dim: int = -1, descending: bool = False) -> list[str]:
+    how = {"axis": dim % rank_of(x), "largest": int(descending), "sorted": 1}
+    return w.several("TopK", (w.names[x], w.size(x, dim)), 2, **how)

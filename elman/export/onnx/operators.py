@@ -1,0 +1,228 @@
+"""What each operation becomes in ONNX: one table, from operations of ATen, or from one overload, to the rules that write them.
+
+A rule is called as rule(nodes, node, *arguments), the arguments in the order of the operation's schema, and returns the
+name of its result; of several results their names. A new operation is a line here, and a rule where none fits.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from elman.export.onnx import addressing as at
+from elman.export.onnx import features as along
+from elman.export.onnx import pointwise as each
+
+Rule = Callable[..., Any]
+
+RULES: dict[str, Rule] = {
+    # Products.
+    "mm": along.product,
+    "bmm": along.product,
+    "matmul": along.product,
+    "addmm": along.added,
+    "baddbmm": along.added_batches,
+    "linear": along.linear,
+    "convolution": along.convolution,
+    # Where numbers are.
+    "reshape": at.reshaped,
+    "view": at.reshaped,
+    "_unsafe_view": at.reshaped,
+    "flatten": at.like_result,
+    "unflatten": at.like_result,
+    "permute": at.permuted,
+    "transpose": at.swapped,
+    "t": at.swapped,
+    "numpy_T": at.swapped,
+    "movedim": at.movedim,
+    "squeeze": at.squeezed,
+    "unsqueeze": at.unsqueezed,
+    "expand": at.expanded,
+    "repeat": at.repeated,
+    "slice": at.sliced,
+    "select": at.selected,
+    "split_with_sizes": at.split,
+    "split": at.split,
+    "chunk": at.split,
+    "unbind": at.unbound,
+    "tril": at.triangle(0),
+    "triu": at.triangle(1),
+    "flip": at.flipped,
+    "roll": at.rolled,
+    "cat": at.joined,
+    "stack": at.stacked,
+    "constant_pad_nd": at.padded,
+    "slice_scatter": at.put_slice,
+    "select_scatter": at.put_place,
+    "clone": each.itself,
+    "detach": each.itself,
+    "alias": each.itself,
+    "contiguous": each.itself,
+    "dropout": each.left_out,
+    "lift_fresh_copy": each.itself,
+    "_to_copy": each.converted,
+    "to": each.converted,
+    "type_as": each.converted,
+    # What indices choose.
+    "gather": at.gathered,
+    "scatter": at.scattered("none"),
+    "scatter_add": at.scattered("add"),
+    "index": at.indexed,
+    "_unsafe_index": at.indexed,
+    "index_select": at.index_selected,
+    "index_add": at.index_added,
+    "index_put": at.index_put,
+    "_unsafe_index_put": at.index_put,
+    "embedding": at.embedded,
+    # Made out of nothing.
+    "zeros": at.full(0, 0),
+    "ones": at.full(0, 1),
+    "empty": at.full(0, 0),
+    "full": at.full(0),
+    "new_zeros": at.full(1, 0),
+    "new_ones": at.full(1, 1),
+    "new_empty": at.full(1, 0),
+    "new_full": at.full(1),
+    "zeros_like": at.full_like(0),
+    "ones_like": at.full_like(1),
+    "empty_like": at.full_like(0),
+    "full_like": at.full_like(),
+    "fill": at.full_like(),
+    "scalar_tensor": at.scalar,
+    "arange": at.counted,
+    "eye": at.eye,
+    # Arithmetic, element by element.
+    "add": each.binary("Add"),
+    "sub": each.binary("Sub"),
+    "rsub": each.turned,
+    "mul": each.binary("Mul"),
+    "div": each.divided,
+    "floor_divide": each.floor_divide,
+    "fmod": each.fmod,
+    "remainder": each.remainder,
+    "maximum": each.binary("Max"),
+    "minimum": each.binary("Min"),
+    "pow": each.power,
+    "where": each.chosen,
+    "masked_fill": each.masked,
+    "clamp": each.clamped,
+    "clamp_min": each.clamped,
+    "clamp_max": each.at_most,
+    "lerp": each.between,
+    "addcmul": each.added_product,
+    "addcdiv": each.added_quotient,
+    "neg": each.unary("Neg"),
+    "abs": each.unary("Abs"),
+    "sign": each.unary("Sign"),
+    "sgn": each.unary("Sign"),
+    "exp": each.unary("Exp"),
+    "expm1": each.expm1,
+    "log": each.unary("Log"),
+    "log1p": each.log1p,
+    "tanh": each.unary("Tanh"),
+    "sigmoid": each.unary("Sigmoid"),
+    "sqrt": each.unary("Sqrt"),
+    "rsqrt": each.rsqrt,
+    "reciprocal": each.unary("Reciprocal"),
+    "square": each.square,
+    "round.default": each.unary("Round"),
+    "floor": each.unary("Floor"),
+    "ceil": each.unary("Ceil"),
+    "trunc": each.truncated,
+    "erf": each.unary("Erf"),
+    "sin": each.unary("Sin"),
+    "cos": each.unary("Cos"),
+    "tan": each.unary("Tan"),
+    "atan": each.unary("Atan"),
+    "sinh": each.unary("Sinh"),
+    "cosh": each.unary("Cosh"),
+    "lt": each.compare("Less"),
+    "le": each.compare("LessOrEqual"),
+    "gt": each.compare("Greater"),
+    "ge": each.compare("GreaterOrEqual"),
+    "eq": each.compare("Equal"),
+    "ne": each.compare("Equal", negated=True),
+    "bitwise_and": each.logical("And", "BitwiseAnd"),
+    "bitwise_or": each.logical("Or", "BitwiseOr"),
+    "bitwise_xor": each.logical("Xor", "BitwiseXor"),
+    "logical_and": each.truths("And"),
+    "logical_or": each.truths("Or"),
+    "logical_xor": each.truths("Xor"),
+    "bitwise_not": each.negation,
+    "logical_not": each.not_true,
+    # Activations.
+    "relu": each.unary("Relu"),
+    "leaky_relu": each.leaky_relu,
+    "_prelu_kernel": each.prelu,
+    "elu": each.elu,
+    "gelu": each.gelu,
+    "silu": each.silu,
+    "mish": each.mish,
+    "softplus": each.softplus,
+    "log_sigmoid_forward": each.log_sigmoid,
+    "hardsigmoid": each.hardsigmoid,
+    "hardswish": each.hardswish,
+    "hardtanh": each.hardtanh,
+    # Along features.
+    "sum.default": along.whole("ReduceSum"),
+    "sum.dim_IntList": along.reduced("ReduceSum", widened=True),
+    "mean.default": along.whole("ReduceMean"),
+    "mean.dim": along.reduced("ReduceMean", widened=True),
+    "amax": along.reduced("ReduceMax"),
+    "amin": along.reduced("ReduceMin"),
+    "max.default": along.whole("ReduceMax"),
+    "max.dim": along.extreme(True),
+    "max.other": each.binary("Max"),
+    "min.default": along.whole("ReduceMin"),
+    "min.dim": along.extreme(False),
+    "min.other": each.binary("Min"),
+    "argmax": along.place("ArgMax"),
+    "argmin": along.place("ArgMin"),
+    "any": along.truth("ReduceMax"),
+    "all": along.truth("ReduceMin"),
+    "prod.default": along.whole("ReduceProd"),
+    "prod.dim_int": along.multiplied,
+    "cumsum": along.running_sum,
+    "logsumexp": along.logsumexp,
+    "softmax": along.softmax("Softmax"),
+    "log_softmax": along.softmax("LogSoftmax"),
+    "_softmax": along.softmax("Softmax"),
+    "_log_softmax": along.softmax("LogSoftmax"),
+    "var.correction": along.variance,
+    "var_mean.correction": along.variance_and_mean,
+    "linalg_vector_norm": along.norm,
+    "native_layer_norm": along.normalised,
+    "layer_norm": along.normalised,
+    "_weight_norm_interface": along.weight_norm,
+    "topk": along.top,
+    "sort.default": along.in_order,
+}
+
+# Of sizes, which are whole numbers `[1]`.
+SIZES: dict[Any, str] = {
+    operator.mul: "Mul",
+    operator.add: "Add",
+    operator.sub: "Sub",
+    operator.floordiv: "Div",
+    torch.sym_max: "Max",
+    torch.sym_min: "Min",
+}
+# What only makes sure of something, or asks: a file does not.
+SAID = {
+    "_assert_scalar",
+    "_assert_tensor_metadata",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+    "_check",
+}
+
+
+def rule_of(target: Any) -> Rule | None:
+    """The rule of what a node calls, None if there is none."""
+    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+        return None
+    name = target.overloadpacket.__name__
+    return RULES.get(f"{name}.{target._overloadname}") or RULES.get(name)
