@@ -20,6 +20,7 @@ from elman.models.tagging import TagNetwork
 from elman.nn import GRU, LSTM, RNN
 from elman.recurrent import Bidirectional, Recurrent, Stack
 from elman.recurrent.programs import Binding
+from elman.recurrent.states import Directions
 
 Tensor = torch.Tensor
 T, B = 5, 3  # of examples
@@ -137,7 +138,8 @@ def _started(layer: Any) -> Widths:
     if isinstance(layer, (Stack, Bidirectional)):
         each = [layer.part(i) for i in range(len(layer))] if isinstance(layer, Stack) else _directions(layer)
         parts = [_started(part) for part in each]
-        return ("tuple", *(part for part, _ in parts)), tuple(spec for _, specs in parts for spec in specs)
+        kind = ("tuple",) if isinstance(layer, Stack) else ("named", Directions)
+        return (*kind, *(part for part, _ in parts)), tuple(spec for _, specs in parts for spec in specs)
     binding = _latest(layer)
     return binding.state, _specs(binding, "state")
 
@@ -179,7 +181,7 @@ def _drop_in(layer: Any, lengths: bool, state: bool) -> Call:
         told = dict(zip(names, values, strict=True))
         return layer.recur(told.pop("input"), told.pop("hx", None), told)
 
-    return Call(run, tuple(given), ("output", "h_n"))
+    return Call(run, tuple(given), ("output", "final hx"))
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -212,12 +214,12 @@ def _classifier(model: SequenceClassifier, lengths: bool, state: bool) -> Call:
 
 def _tagger(model: TagNetwork, lengths: bool, state: bool) -> Call:
     words = torch.zeros(T, B, dtype=torch.int64)
-    spelled = torch.zeros(T + 2, B + 4, dtype=torch.int64)
+    spelled = torch.zeros(T + 2, T + 4, dtype=torch.int64)
     given = (
         Given("words", TENSOR, (words,), ("T", "B")),
         Given("vectors", TENSOR, (words,), ("T", "B")),
         Given("spelled", TENSOR, (spelled,), ("letters", "spellings")),
-        Given("sizes", TENSOR, (torch.full((B + 4,), T + 2),), ("spellings",)),
+        Given("sizes", TENSOR, (torch.full((T + 4,), T + 2),), ("spellings",)),
         Given("of", TENSOR, (words,), ("T", "B")),
         _lengths(),
     )

@@ -35,7 +35,8 @@ def exported(thing: Any, *, lengths: bool, state: bool) -> Exported:
     with evaluating(module), torch.no_grad():
         call = call_of(module, lengths=lengths, state=state)
         called = _Called(module, call)
-        arguments = tuple(fill(plain(one.structure), one.tensors) for one in call.given)
+        # Each of its own: one tensor in two places would be one argument to torch.export.
+        arguments = tuple(fill(plain(one.structure), [t.clone() for t in one.tensors]) for one in call.given)
         sizes = tuple(fill(plain(one.structure), [_open(one)] * len(one.tensors)) for one in call.given)
         words: list[str] = []
         for name, result in zip(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from elman.errors import NotSupported
+from elman.data.files import writing
 from elman.export.options import option
+from elman.export.program import exported
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,18 @@ class Options:
     """Of `.pt2`."""
 
     lengths: bool = option(False, "Take lengths [B] as well.")
+    state: bool = option(
+        False, "Take the state to start from as well; without it, a call starts where the cell says."
+    )
 
 
 def write(module: torch.nn.Module, path: Path, options: Options) -> list[Path]:
-    """Write it and return the paths."""
-    raise NotSupported(what="this target is not written yet", where=path)
+    """Write it and return the paths.
+
+    program = torch.export.load("rnn.pt2").module()
+    output, final_state = program(x)                # or program(x, lengths, context, state), those that there are
+    """
+    made = exported(module, lengths=options.lengths, state=options.state)
+    with writing(path) as file:
+        torch.export.save(made.program, file)
+    return [path]

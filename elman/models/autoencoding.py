@@ -232,5 +232,5 @@ def together(lengths: Sequence[int]) -> list[list[int]]:
 
 def _turned(x: Tensor, lengths: Tensor) -> Tensor:
     """Each sequence from its end to its beginning."""
-    steps = (lengths - 1 - torch.arange(len(x), device=x.device)[:, None]).clamp(min=0)
+    steps = (lengths - 1 - torch.arange(x.shape[0], device=x.device)[:, None]).clamp(min=0)
     return x[steps, torch.arange(x.shape[1], device=x.device)]

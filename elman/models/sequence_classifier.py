@@ -152,7 +152,9 @@ class SequenceClassifier(nn.Module):
             return pool(outputs, lengths, how)
         scores = self.attention(outputs)
         if lengths is not None:
-            steps = torch.arange(len(outputs), device=outputs.device)[:, None] < lengths.to(outputs.device)
+            steps = torch.arange(outputs.shape[0], device=outputs.device)[:, None] < lengths.to(
+                outputs.device
+            )
             scores = scores.masked_fill(~steps[:, :, None], -torch.inf)
         return (scores.softmax(0) * outputs).sum(0)
 

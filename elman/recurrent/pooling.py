@@ -15,6 +15,7 @@ from elman.recurrent.order import turned
 from elman.recurrent.stack import Stack
 from elman.recurrent.states import Directions, LayerStates
 from elman.segments.check import read_bools, read_lengths
+from elman.segments.padded import check_happens
 
 Tensor = torch.Tensor
 
@@ -85,12 +86,8 @@ def pool(
             got=f"{outputs.dtype} {list(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__,
             expected="a tensor of floats [T, B, …]",
         )  # fmt: skip
+    happens = _happens(lengths, mask, *outputs.shape[:2])
     steps, batch = outputs.shape[:2]
-    happens = torch.ones(steps, batch, dtype=torch.bool)
-    if lengths is not None:
-        happens &= torch.arange(steps)[:, None] < read_lengths(lengths, steps, batch)
-    if mask is not None:
-        happens &= read_bools(mask, "mask", steps, batch)
     happens = happens.to(outputs.device).reshape(steps, batch, *[1] * (outputs.dim() - 2))
     count = happens.sum(0)
     if how == "mean":
@@ -98,3 +95,20 @@ def pool(
     if not steps:
         return outputs.sum(0)
     return torch.where(count > 0, torch.where(happens, outputs, -torch.inf).amax(0), 0)
+
+
+def _happens(lengths: Any, mask: Any, steps: int, batch: int) -> Tensor:
+    """[T, B]: which steps happen."""
+    happens = torch.ones(steps, batch, dtype=torch.bool)
+    if isinstance(lengths, (list, tuple)):
+        lengths = torch.tensor(lengths)
+    if torch.compiler.is_compiling():  # values are not looked at then
+        check_happens(lengths, mask, None, steps, batch)
+    elif lengths is not None:
+        lengths = read_lengths(lengths, steps, batch)
+    if lengths is not None:
+        happens = happens & (torch.arange(steps, device=lengths.device)[:, None] < lengths).to(happens.device)
+    if mask is not None:
+        mask = mask if torch.compiler.is_compiling() else read_bools(mask, "mask", steps, batch)
+        happens = happens & mask.to(happens.device)
+    return happens

@@ -29,15 +29,21 @@ def translate(module: GraphModule, w: Nodes) -> list[Any]:
 
     Returns what its results are called. Raises NoRule.
     """
-    (results,) = next(node for node in reversed(module.graph.nodes) if node.op == "output").args
-    needed = _needed(node for node in results if isinstance(node, Node))  # type: ignore[union-attr]
+    results = results_of(module)
+    needed = _needed(results)
     for node in module.graph.nodes:
         if node in needed and node.op == "call_function":
             try:
                 w.names[node] = _written(module, node, w)
             except NotSupported as error:
                 raise NoRule(node, error) from error
-    return [w.names[node] for node in results]  # type: ignore[union-attr]
+    return [w.names[node] for node in results]
+
+
+def results_of(module: GraphModule) -> list[Node]:
+    """What a module's graph returns, without what is None."""
+    (results,) = next(node for node in reversed(module.graph.nodes) if node.op == "output").args
+    return [node for node in results if isinstance(node, Node)]  # type: ignore[union-attr]
 
 
 def _needed(results: Any) -> set[Node]:
@@ -83,10 +89,10 @@ def _scan(module: GraphModule, node: Node, w: Nodes) -> list[str]:
         inner.names[place] = inner.name("at_step")
     takes = [described(inner.names[place], place) for place in inside]
     found = translate(body, inner)
-    (results,) = next(one for one in reversed(body.graph.nodes) if one.op == "output").args
+    results = results_of(body)
     # What comes out of a body is a name of its own, made in it.
     names = [inner.add("Identity", name, wish="after_step") for name in found]
-    gives = [described(name, result) for name, result in zip(names, results, strict=True)]  # type: ignore[arg-type]
+    gives = [described(name, result) for name, result in zip(names, results, strict=True)]
     graph = helper.make_graph(inner.nodes, w.name("step"), takes, gives)
     given = [*states, *sequences]  # type: ignore[misc]
     return w.several(

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from elman.errors import NotSupported
 from elman.export.lines import line_of
-from elman.export.onnx.graph import NoRule, described, translate
+from elman.export.onnx.graph import NoRule, described, results_of, translate
 from elman.export.onnx.nodes import Nodes
 from elman.export.program import Exported
 
@@ -46,24 +46,19 @@ def _graph(made: Exported, program: torch.export.ExportedProgram) -> onnx.GraphP
         node = places[spec.arg.name]
         if spec.kind is InputKind.USER_INPUT:
             users.append(node)
-        elif isinstance(node.meta["val"], torch.Tensor) and _is_read(node):
+        elif isinstance(node.meta["val"], torch.Tensor) and node.users:
             w.names[node] = w.weight(w.name(_word(spec.target)), _tensor(program, spec.target))
     takes = _inputs(made, users, w)
     found = translate(module, w)
-    (results,) = next(node for node in reversed(program.graph.nodes) if node.op == "output").args
     words = _sizes(made, users)
     gives = []
-    for name, result, wish in zip(found, results, made.outputs, strict=True):  # type: ignore[arg-type]
+    for name, result, wish in zip(found, results_of(module), made.outputs, strict=True):
         w.nodes.append(helper.make_node("Identity", [name], [wish], name=wish))
         sizes = [words.get(str(size)) for size in result.meta["val"].shape]
         gives.append(described(wish, result, sizes))
     return helper.make_graph(
         w.nodes, type(made.module).__name__, takes, gives, initializer=list(w.weights.values())
     )
-
-
-def _is_read(node: Node) -> bool:
-    return any(user.op != "output" for user in node.users) or bool(node.users)
 
 
 def _word(target: str) -> str:

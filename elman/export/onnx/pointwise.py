@@ -117,7 +117,10 @@ def power(w: Nodes, node: Node, x: Any, y: Any) -> str:
 
 def chosen(w: Nodes, node: Node, condition: Any, x: Any, y: Any) -> str:
     dtype = dtype_of(node)
-    return w.add("Where", w.tensor(condition, torch.bool), w.tensor(x, dtype), w.tensor(y, dtype))
+    asked, a, b = w.tensor(condition, torch.bool), w.tensor(x, dtype), w.tensor(y, dtype)
+    if dtype == torch.bool:  # ONNX Runtime chooses between numbers alone
+        return w.add("Or", w.add("And", asked, a), w.add("And", w.add("Not", asked), b))
+    return w.add("Where", asked, a, b)
 
 
 def masked(w: Nodes, node: Node, x: Any, mask: Any, value: Any) -> str:
