@@ -33,8 +33,8 @@ class Given:
     """One argument of a file.
 
     name: the user's word. structure: how its tensors are nested. tensors: an example of each. axes: what the leading
-    dimensions of each are called; None for one whose size is fixed. default: what stands where it is left out, as of one
-    row, None if it may not be.
+    dimensions of each are called; None for one whose size is fixed. default: what stands where it is left out, of one
+    row; None if it may not be.
     """
 
     name: str

@@ -241,7 +241,7 @@ def _scan(loop: Loop, have: dict[str, Tensor], timeline: _Timeline) -> dict[str,
 
     def step(*values: Tensor) -> list[Tensor]:
         before, now, constants = _split(values, len(states), len(read))
-        inputs = dict(zip((*states, *loop.constants), (*before, *constants), strict=True))
+        inputs = dict(zip((*states, *loop.constants), (*before, *constants), strict=False))
         inputs |= dict(zip(loop.sequences, now, strict=False))
         made = _Results(loop.graph).of(inputs | {ROWS: before[0].shape[0]})
         nexts = [
@@ -254,7 +254,9 @@ def _scan(loop: Loop, have: dict[str, Tensor], timeline: _Timeline) -> dict[str,
             ]
         return [_own_memory(value) for value in (*nexts, *(made[name] for name in emits))]
 
-    results = scan_op(step, [_own_memory(have[name]) for name in states], read, tuple(fixed))
+    # B among what it reads: compiled ahead of time, a loop knows of no other sizes.
+    told = [*fixed, timeline.batch] if isinstance(timeline.batch, torch.SymInt) else fixed
+    results = scan_op(step, [_own_memory(have[name]) for name in states], read, tuple(told))
     finals, emitted, _ = _split(results, len(states), len(emits))
     found = {final_of(name): value for name, value in zip(states, finals, strict=True)}
     for name, value in zip(emits, emitted, strict=True):

@@ -23,6 +23,7 @@ OWN = {
     "engines/codegen.py": "the shorter ways to call some",
     "vmapped/step.py": "what keeps the examples' dimension where it is",
     "online/reach.py": "which hand on a NaN by themselves",
+    "export/onnx/operators.py": "what each becomes in ONNX",
     # engines/native/: what each becomes in a program
 }
 

@@ -11,14 +11,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.fx import Node
 
 from elman.errors import NotSupported
 from elman.export.options import option
-from elman.export.program import Exported, exported
+from elman.export.program import exported
 
 OPSET, IR = 18, 8  # ONNX Runtime 1.14 and later
 LARGE = 2**30  # bytes of weights; a file of protobuf ends at 2 GiB
@@ -37,8 +35,9 @@ class Options:
 def write(module: torch.nn.Module, path: Path, options: Options) -> list[Path]:
     """Write the graph, and where they are many the weights beside it; return the paths.
 
-    Its inputs are the arguments' tensors under the user's words: x, lengths if wanted, context if there is one, then the
-    state, which may be left out where the cell says what it starts from. Its outputs are outputs, then final states.
+    Its inputs are the arguments' tensors under the user's words: x, lengths if wanted, context if there is one, then
+    the state, which may be left out where the cell says what it starts from. Its outputs are outputs, then final
+    states.
     """
     try:
         import onnx

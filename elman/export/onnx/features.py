@@ -214,10 +214,10 @@ def weight_norm(w: Nodes, node: Node, v: Any, g: Any, dim: int = 0) -> tuple[str
 def top(
     w: Nodes, node: Node, x: Any, k: Any, dim: int = -1, largest: bool = True, in_order: bool = True
 ) -> list[str]:
-    how = {"axis": dim % rank_of(x), "largest": int(largest), "sorted": int(in_order)}
+    how: dict[str, Any] = {"axis": dim % rank_of(x), "largest": int(largest), "sorted": int(in_order)}
     return w.several("TopK", (w.names[x], w.sizes([k])), 2, **how)
 
 
 def in_order(w: Nodes, node: Node, x: Any, dim: int = -1, descending: bool = False) -> list[str]:
-    how = {"axis": dim % rank_of(x), "largest": int(descending), "sorted": 1}
+    how: dict[str, Any] = {"axis": dim % rank_of(x), "largest": int(descending), "sorted": 1}
     return w.several("TopK", (w.names[x], w.size(x, dim)), 2, **how)

@@ -78,12 +78,13 @@ def _written(module: GraphModule, node: Node, w: Nodes) -> Any:
 
 def _scan(module: GraphModule, node: Node, w: Nodes) -> list[str]:
     """torch's scan as ONNX's: what the body reads besides states and sequences, it sees from outside."""
-    body_node, states, sequences, constants = node.args
-    body: GraphModule = getattr(module, str(body_node.target))  # type: ignore[union-attr]
+    args: Any = node.args
+    body_node, states, sequences, constants = args
+    body: GraphModule = getattr(module, str(body_node.target))
     inner = Nodes(w)
     places = [p for p in body.graph.nodes if p.op == "placeholder"]
-    inside, outside = places[: len(states) + len(sequences)], places[len(states) + len(sequences) :]  # type: ignore[arg-type]
-    for place, given in zip(outside, constants, strict=True):  # type: ignore[arg-type]
+    inside, outside = places[: len(states) + len(sequences)], places[len(states) + len(sequences) :]
+    for place, given in zip(outside, constants, strict=True):
         inner.names[place] = w.names[given] if isinstance(given, Node) else w.sizes([given])
     for place in inside:
         inner.names[place] = inner.name("at_step")
@@ -94,10 +95,10 @@ def _scan(module: GraphModule, node: Node, w: Nodes) -> list[str]:
     names = [inner.add("Identity", name, wish="after_step") for name in found]
     gives = [described(name, result) for name, result in zip(names, results, strict=True)]
     graph = helper.make_graph(inner.nodes, w.name("step"), takes, gives)
-    given = [*states, *sequences]  # type: ignore[misc]
+    given = [*states, *sequences]
     return w.several(
         "Scan", [w.names[one] for one in given], len(names), body=graph, num_scan_inputs=len(sequences)
-    )  # type: ignore[arg-type]
+    )
 
 
 def described(name: str, node: Node, axes: Sequence[str | None] | None = None) -> onnx.ValueInfoProto:

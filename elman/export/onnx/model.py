@@ -18,7 +18,7 @@ from elman.export.program import Exported
 
 
 def model_of(made: Exported, opset: int, ir: int) -> onnx.ModelProto:
-    """The model. What ONNX has no form for is tried again as PyTorch takes it apart, and refused if that does not help."""
+    """The model. What ONNX has no form for is tried again as PyTorch takes it apart, and then refused."""
     try:
         graph = _graph(made, made.program)
     except NoRule:
@@ -47,7 +47,8 @@ def _graph(made: Exported, program: torch.export.ExportedProgram) -> onnx.GraphP
         if spec.kind is InputKind.USER_INPUT:
             users.append(node)
         elif isinstance(node.meta["val"], torch.Tensor) and node.users:
-            w.names[node] = w.weight(w.name(_word(spec.target)), _tensor(program, spec.target))
+            target = str(spec.target)
+            w.names[node] = w.weight(w.name(target.removeprefix("module.")), _tensor(program, target))
     takes = _inputs(made, users, w)
     found = translate(module, w)
     words = _sizes(made, users)
@@ -61,14 +62,10 @@ def _graph(made: Exported, program: torch.export.ExportedProgram) -> onnx.GraphP
     )
 
 
-def _word(target: str) -> str:
-    """The user's word for a parameter."""
-    return target.removeprefix("module.")
-
-
 def _tensor(program: torch.export.ExportedProgram, target: str) -> torch.Tensor:
     found: Any = program.state_dict.get(target)
-    return program.constants[target] if found is None else found
+    constant: Any = program.constants.get(target)
+    return constant if found is None else found
 
 
 def _inputs(made: Exported, users: list[Node], w: Nodes) -> list[onnx.ValueInfoProto]:

@@ -34,8 +34,8 @@ def kind_of(dtype: torch.dtype) -> int:
 class Nodes:
     """The nodes of a graph, or of the body of a loop in it.
 
-    nodes: of this graph alone. weights: initializers, by name, of the outermost one, which all see. A tensor is known by
-    its name; a size that is open is a tensor of one whole number, `[1]`, so that sizes can be put side by side.
+    nodes: of this graph alone. weights: initializers, by name, of the outermost one, which all see. A tensor is known
+    by its name; a size that is open is a tensor of one whole number, `[1]`, so that sizes can be put side by side.
     """
 
     def __init__(self, outer: Nodes | None = None) -> None:
@@ -164,4 +164,4 @@ def arguments(node: Node) -> list[Any]:
     """What an operation of ATen is called with, in the order of its schema, defaults filled in."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
-    return [given[argument.name] if argument.name in given else argument.default_value for argument in schema]
+    return [given.get(argument.name, argument.default_value) for argument in schema]
