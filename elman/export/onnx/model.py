@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import onnx
@@ -22,7 +23,8 @@ def model_of(made: Exported, opset: int, ir: int) -> onnx.ModelProto:
     try:
         graph = _graph(made, made.program)
     except NoRule:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # PyTorch's own
             program = made.program.run_decompositions()
         try:
             graph = _graph(made, program)
