@@ -1,0 +1,124 @@
+"""elman.export to .pt2: PyTorch alone runs it, at sizes that nobody exported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import elman
+from elman import cells, models
+from tests import pairwise
+from tests.cases import CASES
+from tests.export.running import close, drawn, tensors
+from tests.export.test_onnx import RANDOM, H, I, V, layers
+
+# What runs in a process that cannot have elman: programs, and calls of them with what has to come out.
+LOAD = """
+import sys
+class Nobody:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "elman":
+            raise ImportError("there is no elman here")
+sys.meta_path.insert(0, Nobody())
+import torch
+for path in sys.argv[1:]:
+    program = torch.export.load(path).module()
+    for given, right in torch.load(path + ".numbers"):
+        found = torch.utils._pytree.tree_leaves(program(*given))
+        for mine, its in zip(found, right, strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
+assert not any(name.partition(".")[0] == "elman" for name in sys.modules)
+print("ran", len(sys.argv) - 1)
+"""
+
+
+def expect_alone(paths: list[Path]) -> None:
+    """Run files, beside which stand the numbers that have to come out, where there is no elman."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", LOAD, *map(str, paths)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"ran {len(paths)}\n", done.stderr
+
+
+def noted(path: Path, calls: list[tuple[tuple[Any, ...], Any]]) -> Path:
+    torch.save([(given, tensors(results)) for given, results in calls], f"{path}.numbers")
+    return path
+
+
+def test_files_run_without_elman(tmp_path: Path) -> None:
+    """A layer that takes lengths and a state, and a language model, in a process of their own."""
+    both, paths = layers()["both ways"](), []
+    start = both(torch.zeros(2, 3, I))[1]
+    elman.export(both, tmp_path / "both.pt2", lengths=True, state=True)
+    calls = []
+    for T, B in ((1, 1), (9, 4)):
+        x, lengths = torch.randn(T, B, I), torch.randint(0, T + 1, (B,))
+        state = torch.utils._pytree.tree_map(lambda v, B=B: torch.randn(B, *v.shape[1:]), tuple(start))
+        with torch.no_grad():
+            calls.append(((x, lengths, state), both(x, state, lengths=lengths)))
+    paths.append(noted(tmp_path / "both.pt2", calls))
+    model = models.LanguageModel(V, "gru", hidden=H, embedding=I, layers=2).eval()
+    elman.export(model, tmp_path / "lm.pt2")
+    x = torch.randint(0, V, (6, 2))
+    with torch.no_grad():
+        paths.append(noted(tmp_path / "lm.pt2", [((x,), model(x))]))
+    expect_alone(paths)
+
+
+@pytest.mark.conformance
+def test_every_case_runs_without_elman(tmp_path: Path) -> None:
+    paths = []
+    for name, case in CASES.items():
+        if name in RANDOM:
+            continue
+        layer = elman.Recurrent(case.make().float().eval(), batch_first=False)
+        x, state, context = drawn(case, 4, 3)
+        layer(x, state, steps=case.steps(4), context=context)
+        path = tmp_path / f"{name}.pt2"
+        elman.export(layer, path, state=True)
+        calls = []
+        for T, B in ((1, 1), (7, 5), (100, 2)):
+            x, state, context = drawn(case, T, B, seed=T)
+            first = torch.ones(T, dtype=torch.bool) if x is None else x
+            plain = tuple(state) if name == "named_tuple_lstm" else state
+            with torch.no_grad():
+                results = layer(x, state, steps=case.steps(T), context=context)
+            given = (first, plain) if context is None else (first, context, plain)
+            calls.append((given, results))
+        paths.append(noted(path, calls))
+    expect_alone(paths)
+
+
+@pytest.mark.conformance
+def test_compiled_ahead_of_time(tmp_path: Path) -> None:
+    """AOTInductor makes one library of it, loop and all, with T and B open."""
+    layer = elman.Recurrent(cells.LSTM(I, H))
+    layer(torch.zeros(2, 3, I))
+    (path,) = elman.export(layer, tmp_path / "lstm.pt2")
+    made = torch._inductor.aoti_compile_and_package(
+        torch.export.load(path), package_path=str(tmp_path / "compiled.pt2")
+    )
+    run = torch._inductor.aoti_load_package(made)
+    for T, B in ((1, 1), (7, 5), (1000, 2)):
+        x = torch.randn(T, B, I)
+        with torch.no_grad():
+            close(tensors(run(x)), tensors(layer(x)), f"T {T} B {B}")
+
+
+@pytest.mark.parametrize("name", pairwise.with_more([], sorted(layers())))
+def test_layers_of_layers(name: str, tmp_path: Path) -> None:
+    layer = layers()[name]().eval()
+    x = torch.zeros(2, 3, I)
+    layer(x)
+    elman.export(layer, tmp_path / "a.pt2", lengths=True)
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    for T, B in ((1, 1), (9, 5)):
+        x, lengths = torch.randn(T, B, I), torch.randint(0, T + 1, (B,))
+        x = x.transpose(0, 1) if getattr(layer, "batch_first", False) else x
+        with torch.no_grad():
+            close(tensors(program(x, lengths)), tensors(layer(x, lengths=lengths)), name)
