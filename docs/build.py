@@ -33,6 +33,7 @@ GUIDES = [
     "sequences",
     "memory",
     "drop_ins",
+    "export",
     "language_models",
     "tag",
     "autoencode",

@@ -86,7 +86,7 @@ def _run(
     _, task, model = jobs.opened(folder, Opening(trust, cell, tell))
     with torch.no_grad():
         task.called(model)
-    own = {name: getattr(settings, name) for name in settings.given}
+    own = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name in settings.given}
     for written in export(model, path, **own):
         typer.echo(plain(str(written)))
 
