@@ -76,6 +76,7 @@ def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
         "log.jsonl",
         "checkpoints",
         "report.html",
+        "README.md",
         ".lock",
     }
     assert {path.name for path in run.iterdir()} == names

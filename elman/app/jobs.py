@@ -17,7 +17,7 @@ import torch
 
 from elman.app.screen import Watch
 from elman.errors import DataError, ElmanError, InputError
-from elman.report import write_report
+from elman.report import write_card, write_report
 from elman.tasks import task_in
 from elman.tasks.settings import KeepingSettings, TrainingSettings
 from elman.tasks.task import Opening, Prepared, Task, absolute
@@ -106,6 +106,8 @@ class Job:
                     self.measure(watch)
                 try:
                     write_report(run.folder, part=task.part)
+                    if self.figure is not None:
+                        write_card(run.folder, run.config, task.said(self.figure, held_out))
                 except DataError as error:  # the model is more than its report
                     watch.note(str(error))
             return None if trainer.finished else stop.number

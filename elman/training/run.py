@@ -154,7 +154,7 @@ class Run:
     def made(self) -> list[Path]:
         """What of ours stands in the folder besides `FILES`."""
         boards = (self.folder / "tensorboard").glob("events.out.tfevents.*")
-        return [*self.checkpoints.paths(), *boards, self.folder / "report.html"]
+        return [*self.checkpoints.paths(), *boards, self.folder / "report.html", self.folder / "README.md"]
 
     @classmethod
     def open(cls, folder: str | Path, *files: str) -> Run:
