@@ -1,0 +1,422 @@
+"""A step as flat memory and operations on it: what is written out in another language.
+
+    flat = Flat.of(single(module))
+
+One reading of the program that the native engine would run (`elman.engines.native.lower`): one row, everything in the
+loop, what is the same at every step worked out now. Statements in C and JavaScript: `statements.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elman.circuit import graphs
+from elman.circuit.form import Kind
+from elman.circuit.signature import identifier
+from elman.engines import codegen
+from elman.engines.native.builder import Op
+from elman.engines.native.extension import why_not_built
+from elman.engines.native.lower import Lowered, lower
+from elman.engines.native.values import INT, Buffer, Unsupported, View
+from elman.errors import NotSupported
+from elman.export.single import Single
+from elman.plan.stepwise import stepwise
+from elman.recurrent.programs import Argument
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an operand begins, and how far its elements are apart in each of the four dimensions of an operation.
+
+    memory: "x" and "ids", real and whole numbers that go in; "state"; "out"; "scratch"; "whole", whole numbers, those
+    of the state first; an array's name; or "", for the number `number` everywhere.
+    """
+
+    memory: str
+    offset: int = 0
+    strides: tuple[int, ...] = (0, 0, 0, 0)
+    number: float | int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation, as `elman.engines.native.builder.Op`. A product's last operand is an array [N, K]."""
+
+    code: str
+    size: tuple[int, ...]
+    places: tuple[Place | None, ...]
+    k: int = 0
+    number: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Array:
+    """What is the same at every step. row: elements in a row of a matrix, None for what is none."""
+
+    name: str
+    values: Tensor
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor that goes in, stays, or comes out: the user's word for it, the memory it lies in, where, and its sizes."""
+
+    path: str
+    memory: str
+    offset: int
+    sizes: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return math.prod(self.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class Flat:
+    """reals, ids, outs, state, scratch, wholes: how many numbers there are in each memory. wholes kept between steps come
+    first, `kept` of them. start: of the state, reals and kept whole numbers."""
+
+    name: str
+    inputs: tuple[Leaf, ...]
+    states: tuple[Leaf, ...]
+    outputs: tuple[Leaf, ...]
+    arrays: tuple[Array, ...]
+    steps: tuple[Step, ...]
+    reals: int
+    ids: int
+    outs: int
+    state: int
+    scratch: int
+    wholes: int
+    kept: int
+    start: tuple[list[float], list[int]]
+
+    @classmethod
+    def of(cls, step: Single) -> Flat:
+        """Raises NotSupported for a step with random numbers, without anything to compute, or with what the native
+        engine has no form for."""
+        missing = why_not_built()
+        name = step.binding.program.circuit.name
+        if missing is not None:
+            raise NotSupported(what=f"a step is lowered by the native engine, and {missing}", where="export()")
+        try:
+            return _Reading(step).flat()
+        except Unsupported as reason:
+            raise NotSupported(
+                what=f"the step cannot be written out: there is no form for {reason}", where=name,
+                mend="write that part of the step in other operations, or export to .onnx or .pt2",
+            ) from None  # fmt: skip
+
+    def array(self, name: str) -> Array:
+        return next(array for array in self.arrays if array.name == name)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Reading:
+    def __init__(self, step: Single) -> None:
+        binding = step.binding
+        self.step, self.circuit, self.sources = step, binding.program.circuit, binding.sources
+        if self.circuit.inputs_of(Kind.NOISE):
+            raise Unsupported("random numbers")
+        plan = stepwise(self.circuit)
+        if plan.loop is None:
+            raise Unsupported("a step in which nothing is computed")
+        self.plan, self.loop = plan, plan.loop
+        if self.loop.rowed or self.loop.stepped:
+            raise Unsupported("values without rows, or the same at every step of a row")
+        self.low: Lowered = lower(self.loop, 1, 1)
+        if self.low.real is not torch.float32:
+            raise NotSupported(
+                what="a step is written out in float32", where=self.circuit.name, got="float64", mend="module.float()"
+            )  # fmt: skip
+        self.values = self._constants(binding)
+        self.arrays: dict[Any, Array] = {}
+        self.names: set[str] = set()
+        self.memory: dict[tuple[str, int], tuple[str, int]] = {}  # kind and index of a buffer -> its memory, and where
+        self.counts = {"x": 0, "ids": 0, "state": 0, "out": 0, "scratch": 0, "whole": 0}
+
+    def _constants(self, binding: Any) -> dict[str, Tensor]:
+        """By name: the cell's tensors, and what depends on them alone."""
+        values = {
+            name: value.detach().cpu()
+            for name, value in binding.values(self.step.cell, self.step.xs, self.step.states, []).items()
+        }
+        stage = self.plan.once
+        made = codegen.function(stage.graph, stage.inputs(), stage.outputs())
+        with torch.no_grad():
+            results = made(*[values[name] for name in stage.inputs()])
+        return values | dict(zip(stage.outputs(), results, strict=True))
+
+    def flat(self) -> Flat:
+        inputs = self._inputs()
+        states, start = self._states()
+        outputs = self._outputs()
+        self.fixed = _evaluated(self.low.prepare, lambda b: self.values[self.loop.constants[b.index]])
+        self.packed = {
+            op.operands[0].buffer.root()[0]: op for op in self.low.prepare if op.code == "product" and op.operands[0]
+        }
+        kept = self.counts["whole"]
+        inplace = self._next()
+        self._share_out()
+        steps = [self._step(op) for op in self.low.ops]
+        steps += [
+            _copy(self.memory["next", i], self.memory["state", i], width)
+            for i, (emit, width, _) in enumerate(self.low.states)
+            if emit < 0 and i not in inplace
+        ]
+        steps += [
+            _copy(self.memory["emit", emit], self.memory["state", i], width)
+            for i, (emit, width, _) in enumerate(self.low.states)
+            if emit >= 0
+        ]
+        counts = self.counts
+        return Flat(
+            self.circuit.name, inputs, states, outputs, tuple(self.arrays.values()), tuple(steps),
+            counts["x"], counts["ids"], counts["out"], counts["state"], counts["scratch"], counts["whole"], kept, start,
+        )  # fmt: skip
+
+    # --- memory --------------------------------------------------------------------------------------------------------
+
+    def _take(self, memory: str, width: int) -> int:
+        self.counts[memory] += width
+        return self.counts[memory] - width
+
+    def _inputs(self) -> tuple[Leaf, ...]:
+        leaves = []
+        for port, source in zip(self.step.binding.program.inputs, self.sources, strict=True):
+            if not (isinstance(source, Argument) and source.name == "x"):
+                continue
+            memory = "x" if port.dtype.is_floating_point or port.dtype is torch.bool else "ids"
+            leaves.append(Leaf(port.path, memory, self._take(memory, math.prod(port.shape)), tuple(port.shape)))
+            if port.name in self.loop.sequences:
+                self.memory["sequence", self.loop.sequences.index(port.name)] = memory, leaves[-1].offset
+        return tuple(leaves)
+
+    def _states(self) -> tuple[tuple[Leaf, ...], tuple[list[float], list[int]]]:
+        places = {state.name: i for i, state in enumerate(self.loop.states)}
+        leaves, reals, wholes = [], [], []
+        values = iter(self.step.states)
+        for port, source in zip(self.step.binding.program.inputs, self.sources, strict=True):
+            if not (isinstance(source, Argument) and source.name == "state"):
+                continue
+            if port.name not in places:
+                raise Unsupported(f"the state {port.path}, which no step reads")
+            value = next(values).flatten()
+            memory = "whole" if port.dtype is torch.int64 else "state"
+            leaves.append(Leaf(port.path, memory, self._take(memory, math.prod(port.shape)), tuple(port.shape)))
+            self.memory["state", places[port.name]] = memory, leaves[-1].offset
+            (wholes if memory == "whole" else reals).extend(value.tolist())
+        return tuple(leaves), ([float(one) for one in reals], wholes)
+
+    def _outputs(self) -> tuple[Leaf, ...]:
+        """What the step emits, in the order of the output's tensors; what it hands through is copied."""
+        leaves = []
+        after = graphs.results_of(self.plan.after.graph)
+        for slot in self.step.binding.outputs:
+            port = self.circuit.outputs[slot]
+            value = self.circuit.wire(port.wire).meta["val"]
+            if not (value.dtype.is_floating_point or value.dtype is torch.bool):
+                raise Unsupported("an output of whole numbers")
+            name = self.plan.outputs[port.name]
+            made = str(after[name].target) if name in after and after[name].op == "placeholder" else name
+            if made not in self.loop.emits:
+                raise Unsupported(f"the output {port.path}, which is made outside of the step")
+            sizes = tuple(int(size) for size in value.shape[1:])
+            number = self.loop.emits.index(made)
+            if ("emit", number) in self.memory:
+                raise Unsupported(f"the output {port.path}, which comes out twice")
+            leaves.append(Leaf(port.path, "out", self._take("out", math.prod(sizes)), sizes))
+            self.memory["emit", number] = "out", leaves[-1].offset
+        return tuple(leaves)
+
+    def _next(self) -> set[int]:
+        """States whose next value is written over the one before: nobody looks at that any more but the operation itself,
+        each element at its own."""
+        found = set()
+        for i, (emit, _, _) in enumerate(self.low.states):
+            writes = [n for n, op in enumerate(self.low.ops) if _touches(op.operands[: op.results], "next", i)]
+            reads = [n for n, op in enumerate(self.low.ops) if _touches(op.operands[op.results :], "state", i)]
+            if emit >= 0 or len(writes) != 1:
+                continue
+            (n,) = writes
+            op = self.low.ops[n]
+            same = all(
+                own == op.strides[0] and view is not None and _start(view) == _start(op.operands[0])
+                for view, own in zip(op.operands[1:], op.strides[1:], strict=True)
+                if _touches([view], "state", i)
+            )
+            if max(reads, default=-1) < n or (max(reads) == n and op.code in _ELEMENTWISE and same):
+                found.add(i)
+                self.memory["next", i] = self.memory["state", i]
+        return found
+
+    def _share_out(self) -> None:
+        """Scratch memory by lifetime: two values that are not needed at the same time may share a place."""
+        end = len(self.low.ops)
+        first: dict[Buffer, int] = {}
+        last: dict[Buffer, int] = {}
+        for n, op in enumerate(self.low.ops):
+            for view in op.operands:
+                buffer = None if view is None else view.buffer.root()[0]
+                if buffer is None or (buffer.kind, buffer.index) in self.memory or buffer.kind not in ("scratch", "next"):
+                    continue
+                first.setdefault(buffer, n)
+                last[buffer] = end if buffer.kind == "next" else n
+        self.at: dict[Buffer, tuple[str, int]] = {}
+        base = self.counts["whole"]
+        for buffer, begun in first.items():
+            memory = "whole" if buffer.type == INT else "scratch"
+            taken = sorted(
+                (place, place + other.width)
+                for other, (kind, place) in self.at.items()
+                if kind == memory and last[other] >= begun
+            )
+            at = base if memory == "whole" else 0
+            for start, stop in taken:
+                if at + buffer.width <= start:
+                    break
+                at = max(at, stop)
+            self.at[buffer] = memory, at
+            self.counts[memory] = max(self.counts[memory], at + buffer.width)
+            if buffer.kind == "next":
+                self.memory["next", buffer.index] = memory, at
+
+    # --- operations ----------------------------------------------------------------------------------------------------
+
+    def _step(self, op: Op) -> Step:
+        if op.code == "product":
+            out, left, start = (self._place(v, s) for v, s in zip(op.operands[:3], op.strides[:3], strict=True))
+            assert op.operands[3] is not None
+            return Step("product", op.size, (out, left, start, self._matrix(op.operands[3])), op.k)
+        places = tuple(self._place(v, s, rows=op.code == "gather") for v, s in zip(op.operands, op.strides, strict=True))
+        return Step(op.code, op.size, places, op.k, op.number)
+
+    def _place(self, view: View | None, strides: tuple[int, ...], rows: bool = False) -> Place | None:
+        if view is None:
+            return None
+        buffer, inner = view.buffer.root()
+        offset = inner + view.offset
+        if buffer.fixed:
+            return self._constant(buffer, offset, strides, rows)
+        memory, at = self.at[buffer] if buffer in self.at else self.memory[buffer.kind, buffer.index]
+        return Place(memory, at + offset, strides)
+
+    def _constant(self, buffer: Buffer, offset: int, strides: tuple[int, ...], rows: bool) -> Place:
+        value = self.fixed[buffer] if buffer.kind == "prepared" else self.values[self.loop.constants[buffer.index]]
+        flat = value.contiguous().flatten()
+        if flat.numel() and bool((flat == flat[0]).all()) and buffer.kind == "prepared":
+            return Place("", number=flat[0].item())
+        row = value.shape[1] if rows and value.dim() == 2 else None
+        return Place(self._array(flat, row, self._key(buffer), buffer).name, offset, strides)
+
+    def _matrix(self, packed: View) -> Place:
+        """The array [N, K] of a packed weight: each row makes one number of the result."""
+        op = self.packed[packed.buffer.root()[0]]
+        view = op.operands[1]
+        assert view is not None
+        (buffer, inner), (k, n) = view.buffer.root(), (op.k, op.size[3])
+        value = self.fixed[buffer] if buffer.kind == "prepared" else self.values[self.loop.constants[buffer.index]]
+        flat = value.contiguous().flatten()
+        sk, sn = op.strides[1][:2]
+        whole = inner + view.offset == 0 and n * k == flat.numel() and (sk == 1 or k == 1) and (sn == k or n == 1)
+        if whole:
+            return Place(self._array(flat, k, self._key(buffer), buffer).name)
+        turned = flat.as_strided((n, k), (sn, sk), inner + view.offset).contiguous().flatten()
+        return Place(self._array(turned, k, (self._key(buffer), view.offset, sk, sn, k, n), buffer).name)
+
+    def _key(self, buffer: Buffer) -> Any:
+        if buffer.kind == "prepared":
+            return buffer
+        value = self.values[self.loop.constants[buffer.index]]
+        return value.data_ptr(), value.shape  # tied weights are one array
+
+    def _array(self, flat: Tensor, row: int | None, key: Any, buffer: Buffer) -> Array:
+        known = self.arrays.get(key)
+        if known is None:
+            word = self.loop.constants[buffer.index] if buffer.kind == "constant" else "made"
+            name = identifier("w_" + re.sub(r"[^A-Za-z0-9_]", "_", word), self.names)
+            known = self.arrays[key] = Array(name, flat, row)
+        elif known.row is None and row is not None:
+            known = self.arrays[key] = Array(known.name, flat, row)
+        return known
+
+
+def _touches(views: Sequence[View | None], kind: str, index: int) -> bool:
+    roots = [view.buffer.root()[0] for view in views if view is not None]
+    return any(root.kind == kind and root.index == index for root in roots)
+
+
+def _start(view: View | None) -> int:
+    assert view is not None
+    return view.buffer.root()[1] + view.offset
+
+
+def _copy(source: tuple[str, int], to: tuple[str, int], width: int) -> Step:
+    ahead = (0, 0, 0, 1)
+    return Step("copy4", (1, 1, 1, width), (Place(*to, ahead), Place(*source, ahead)))
+
+
+# --- what is the same at every step ----------------------------------------------------------------------------------
+
+_OWN: dict[str, Callable[..., Tensor]] = {
+    "fma": lambda a, b, c: a * b + c,
+    "fnma": lambda a, b, c: c - a * b,
+    "fms": lambda a, b, c: a * b - c,
+    "lerp": torch.lerp,
+    "clamp": torch.clamp,
+    "floordiv": torch.floor_divide,
+    **{f"copy{n}": lambda a: a for n in (1, 4, 8)},
+    **{f"where{n}": torch.where for n in (1, 4, 8)},
+    "bool_not": torch.logical_not, "bool_and": torch.logical_and, "bool_or": torch.logical_or,
+    "bool_xor": torch.logical_xor, "bool_to_real": lambda a: a.float(), "int_to_real": lambda a: a.float(),
+    "bool_to_int": lambda a: a.long(), "real_to_int": lambda a: a.long(), "real_to_bool": lambda a: a != 0,
+    "int_to_bool": lambda a: a != 0,
+}  # fmt: skip
+
+
+def _evaluated(prepare: Sequence[Op], constant: Callable[[Buffer], Tensor]) -> dict[Buffer, Tensor]:
+    """What is prepared once per call, by PyTorch's operations, which have the codes' names."""
+    found: dict[Buffer, Tensor] = {}
+
+    def read(view: View, strides: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+        buffer, inner = view.buffer.root()
+        flat = found[buffer] if buffer.kind == "prepared" else constant(buffer).contiguous().flatten()
+        if any(stride < 0 for stride in strides):
+            raise Unsupported("a constant that is turned round")
+        return flat.as_strided(size, strides, inner + view.offset)
+
+    for op in prepare:
+        view = op.operands[0]
+        if op.code == "product" or view is None:
+            continue
+        buffer, inner = view.buffer.root()
+        if inner or view.offset or not view.contiguous:
+            raise Unsupported("constants side by side")
+        arguments = [read(v, s, op.size) for v, s in zip(op.operands[1:], op.strides[1:], strict=True) if v is not None]
+        if op.code in ("fill", "int_fill"):
+            kind = torch.int64 if op.code == "int_fill" else torch.float32
+            found[buffer] = torch.full((buffer.width,), op.k if op.code == "int_fill" else op.number, dtype=kind)
+            continue
+        name = op.code.removeprefix("int_")
+        function = _OWN.get(op.code) or getattr(torch, {"div": "true_divide"}.get(name, name), None)
+        if function is None:
+            raise Unsupported(f"{op.code} of what is the same at every step")
+        found[buffer] = function(*arguments).contiguous().flatten()
+    return found
+
+
+_ELEMENTWISE = {
+    *"neg abs sign exp expm1 log log1p tanh sigmoid sqrt rsqrt reciprocal relu round floor ceil trunc erf sin cos atan".split(),
+    *"square add sub mul div maximum minimum pow fmod remainder floordiv atan2 fma fnma fms lerp clamp".split(),
+    *"copy1 copy4 copy8 where1 where4 where8".split(),
+}  # fmt: skip
