@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from elman.circuit import graphs
-from elman.circuit.form import Kind
+from elman.circuit.form import ROWS, Kind
 from elman.circuit.signature import identifier
 from elman.engines import codegen
 from elman.engines.native.builder import Op
@@ -104,14 +104,13 @@ class Flat:
         """Raises NotSupported for a step with random numbers, without anything to compute, or with what the native
         engine has no form for."""
         missing = why_not_built()
-        name = step.binding.program.circuit.name
         if missing is not None:
             raise NotSupported(what=f"a step is lowered by the native engine, and {missing}", where="export()")
         try:
             return _Reading(step).flat()
         except Unsupported as reason:
             raise NotSupported(
-                what=f"the step cannot be written out: there is no form for {reason}", where=name,
+                what=f"the step cannot be written out: there is no form for {reason}", where=step.name,
                 mend="write that part of the step in other operations, or export to .onnx or .pt2",
             ) from None  # fmt: skip
 
@@ -132,12 +131,12 @@ class _Reading:
         if plan.loop is None:
             raise Unsupported("a step in which nothing is computed")
         self.plan, self.loop = plan, plan.loop
-        if self.loop.rowed or self.loop.stepped:
-            raise Unsupported("values without rows, or the same at every step of a row")
+        if self.loop.stepped:
+            raise Unsupported("values without rows")
         self.low: Lowered = lower(self.loop, 1, 1)
         if self.low.real is not torch.float32:
             raise NotSupported(
-                what="a step is written out in float32", where=self.circuit.name, got="float64", mend="module.float()"
+                what="a step is written out in float32", where=self.step.name, got="float64", mend="module.float()"
             )  # fmt: skip
         self.values = self._constants(binding)
         self.arrays: dict[Any, Array] = {}
@@ -152,9 +151,10 @@ class _Reading:
             for name, value in binding.values(self.step.cell, self.step.xs, self.step.states, []).items()
         }
         stage = self.plan.once
-        made = codegen.function(stage.graph, stage.inputs(), stage.outputs())
+        rows = [ROWS] if any(n.op == "placeholder" and n.target == ROWS for n in stage.graph.nodes) else []
+        made = codegen.function(stage.graph, [*stage.inputs(), *rows], stage.outputs())
         with torch.no_grad():
-            results = made(*[values[name] for name in stage.inputs()])
+            results = made(*[values[name] for name in stage.inputs()], *(1 for _ in rows))
         return values | dict(zip(stage.outputs(), results, strict=True))
 
     def flat(self) -> Flat:
@@ -181,7 +181,7 @@ class _Reading:
         ]
         counts = self.counts
         return Flat(
-            self.circuit.name, inputs, states, outputs, tuple(self.arrays.values()), tuple(steps),
+            self.step.name, inputs, states, outputs, tuple(self.arrays.values()), tuple(steps),
             counts["x"], counts["ids"], counts["out"], counts["state"], counts["scratch"], counts["whole"], kept, start,
         )  # fmt: skip
 
@@ -306,7 +306,7 @@ class _Reading:
             return None
         buffer, inner = view.buffer.root()
         offset = inner + view.offset
-        if buffer.fixed:
+        if buffer.fixed or buffer.kind == "rowed":
             return self._constant(buffer, offset, strides, rows)
         memory, at = self.at[buffer] if buffer in self.at else self.memory[buffer.kind, buffer.index]
         return Place(memory, at + offset, strides)
@@ -343,7 +343,7 @@ class _Reading:
     def _array(self, flat: Tensor, row: int | None, key: Any, buffer: Buffer) -> Array:
         known = self.arrays.get(key)
         if known is None:
-            word = self.loop.constants[buffer.index] if buffer.kind == "constant" else "made"
+            word = self.loop.constants[buffer.index] if buffer.kind != "prepared" else "made"
             name = identifier("w_" + re.sub(r"[^A-Za-z0-9_]", "_", word), self.names)
             known = self.arrays[key] = Array(name, flat, row)
         elif known.row is None and row is not None:

@@ -24,19 +24,23 @@ from elman.trace.initial import initial_state
 
 @dataclass(frozen=True, eq=False)
 class Single:
-    """A step: a cell, the tensors `[1, …]` of an example that it reads and of the state that it starts from, and what
-    it is bound to."""
+    """A step: a cell, an example x `[1, …]` of what it reads, the state `[1, …]` that it starts from, and what these
+    are bound to. xs, states: their tensors."""
 
+    name: str
     cell: nn.Module
+    x: Any
+    state: Any
     xs: list[Tensor]
     states: list[Tensor]
     binding: Binding
 
     @classmethod
-    def of(cls, cell: nn.Module, x: Any, state: Any) -> Single:
+    def of(cls, name: str, cell: nn.Module, x: Any, state: Any) -> Single:
+        """name: the user's word for it."""
         (xs, of_x), (states, of_state) = flatten(x, "x"), flatten(state, "state")
         shapes = Shapes(False, of_x, of_state, NOTHING, NOTHING, (specs(xs, 1), specs(states, 1), ()))
-        return cls(cell, xs, states, Programs().find(cell, shapes, xs, states, []))
+        return cls(name, cell, x, state, xs, states, Programs().find(cell, shapes, xs, states, []))
 
 
 def single(module: nn.Module) -> Single:
@@ -61,7 +65,8 @@ def single(module: nn.Module) -> Single:
 
 def _layer(layer: Any) -> Single:
     cell, x = cell_of(layer), _example(layer)
-    return Single.of(cell, x, _started(layer, x)[0])
+    name = type(_first(layer).cell).__name__ if isinstance(layer, Recurrent) else type(layer).__name__
+    return Single.of(name, cell, x, _started(layer, x)[0])
 
 
 def cell_of(layer: Any) -> nn.Module:
@@ -137,7 +142,7 @@ def _language(model: LanguageModel) -> Single:
             mend="train one without condition=",
         )  # fmt: skip
     x = torch.zeros(1, dtype=torch.int64, device=model.readout.weight.device)
-    return Single.of(Reading(model).eval(), x, _started(model.stack, model.embedding(x))[0])
+    return Single.of("LanguageModel", Reading(model).eval(), x, _started(model.stack, model.embedding(x))[0])
 
 
 class Following(nn.Module):
@@ -174,4 +179,4 @@ def _classifier(model: SequenceClassifier) -> Single:
     kept = {
         how: lowest.get(how, (nothing, one, torch.full_like(one, -torch.inf))) for how in model.pools if how != "last"
     }
-    return Single.of(cell, x.to(like.device), (states, kept))
+    return Single.of("SequenceClassifier", cell, x.to(like.device), (states, kept))
