@@ -242,7 +242,7 @@ class Tokenizer:
     def symbols(self) -> list[str]:
         """What each symbol stands for, by number; bytes that are no character by themselves are written as \\xe2."""
         if self.unknown is None:
-            return [raw.decode("utf-8", "backslashreplace") for raw in self._raw]
+            return [raw.decode("utf-8", "backslashreplace") for raw in self.raw]
         return sorted(vocabulary := self.backend.get_vocab(), key=vocabulary.__getitem__)
 
     @cached_property
@@ -255,7 +255,7 @@ class Tokenizer:
         return numbers
 
     @cached_property
-    def _raw(self) -> list[builtins.bytes]:
+    def raw(self) -> list[builtins.bytes]:
         """The bytes of each symbol, of bytes and byte pairs."""
         letters = _byte_letters()
         ordered = sorted(self.backend.get_vocab().items(), key=lambda pair: pair[1])
@@ -269,7 +269,7 @@ class Tokenizer:
         if not text:
             return 0, 0
         if self.unknown is None:
-            raw = self._raw[int(next(self.arrays([text]))[0])]
+            raw = self.raw[int(next(self.arrays([text]))[0])]
             return len(raw.decode("utf-8", "ignore")), len(raw)
         found = self.backend.encode(text, add_special_tokens=False).offsets
         length = found[0][1] if found else 0
@@ -287,7 +287,7 @@ class Tokenizer:
         if self.unknown is None:
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             for token in tokens:
-                if piece := decoder.decode(self._raw[token]):
+                if piece := decoder.decode(self.raw[token]):
                     yield piece
             if rest := decoder.decode(b"", final=True):
                 yield rest

@@ -31,8 +31,20 @@ def _pt2() -> Any:
     return pt2
 
 
+def _c() -> Any:
+    from elman.export import c
+
+    return c
+
+
+def _page() -> Any:
+    from elman.export import page
+
+    return page
+
+
 # Suffix -> the target, imported when it is wanted.
-TARGETS: dict[str, Callable[[], Any]] = {".onnx": _onnx, ".pt2": _pt2}
+TARGETS: dict[str, Callable[[], Any]] = {".onnx": _onnx, ".pt2": _pt2, ".c": _c, ".html": _page}
 
 
 def export(
@@ -42,6 +54,8 @@ def export(
 
         elman.export(rnn, "rnn.onnx")                # ONNX Runtime, in any of its languages
         elman.export(rnn, "rnn.pt2")                 # PyTorch without elman
+        elman.export(rnn, "rnn.c")                   # C99 without anything, one step at a time
+        elman.export(model, "model.html")            # a page that runs it: a language model, a tagger, a classifier
 
     module: `Recurrent`, `Bidirectional`, `Stack`, a layer of `elman.nn`, or a model of `elman.models`. Widths, dtypes
         and structures are those of its latest call; T and B stay open.

@@ -14,7 +14,7 @@ from elman.models import LanguageModel
 def pieces_of(tokenizer: Tokenizer) -> list[bytes]:
     """The bytes that each symbol stands for."""
     if tokenizer.unknown is None:
-        return tokenizer._raw
+        return tokenizer.raw
     return [symbol.encode() for symbol in tokenizer.symbols]
 
 

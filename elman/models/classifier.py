@@ -168,6 +168,7 @@ class Classifier:
         else:  # what is learnt by heart says nothing of how sure to be
             model.temperature.fill_(1.0)
         self.model_, self.coding_ = model.eval(), coding
+        model.coding = coding
 
     def predict(self, X: Any) -> Any:
         """The likeliest label of each sequence, `[N]`."""
@@ -226,6 +227,7 @@ class Classifier:
     def _of(cls, model: SequenceClassifier, coding: Coding) -> Classifier:
         made = cls(**{name: value for name, value in model.settings.items() if name in _parameters()})
         made.model_, made.coding_, made.classes_ = model, coding, np.array(coding.labels)
+        model.coding = coding
         return made
 
     def _fitted(self) -> SequenceClassifier:

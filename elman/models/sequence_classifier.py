@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, stack_of
 from elman.plan import Explanation
 from elman.recurrent import LockedDropout, last, pool
+
+if TYPE_CHECKING:
+    from elman.models.coding import Coding
 
 UNKNOWN, BEGIN, END = range(3)  # symbols that stand for no character
 POOLS = ("last", "mean", "max", "attention")
@@ -36,13 +39,14 @@ class SequenceClassifier(nn.Module):
     Others as of `stack_of`.
 
     mean, deviation: `[I]`, of the numbers learnt from. temperature: logits are divided by it for probabilities.
-    weight: `[K]`, of each label in the loss; it is not saved.
+    weight: `[K]`, of each label in the loss; it is not saved. coding: what its labels and symbols are called.
     """
 
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
     weight: Tensor
+    coding: Coding | None = None  # of its labels and characters, where they are known
 
     def __init__(
         self, inputs: int, labels: int, symbols: bool = True, cell: Cells = "lstm", hidden: int = 128,

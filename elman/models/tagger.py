@@ -291,6 +291,7 @@ def new(
     torch.manual_seed(seed)
     network = TagNetwork(**sizes, **model)
     network.vectors[1:] = table
+    network.lexicon = lexicon
     return lexicon, network
 
 
@@ -300,6 +301,7 @@ def load(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[TagNetwo
     lexicon = Lexicon.from_json(read_file(path, LEXICON_SIZE, "the lexicon"), path)
     network = pretrained.load(TagNetwork, "a tagger", NEEDED, shapes, config, folder, known=KNOWN, **opening)
     lexicon.expect(network.settings, path)
+    network.lexicon = lexicon
     return network, lexicon
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elman.data.lexicon import Lexicon
 from elman.data.schema import Check, each, number, truth, whole
 from elman.models.crf import CRF
 from elman.models.pretrained import SIZE
@@ -50,6 +51,7 @@ class TagNetwork(nn.Module):
     """
 
     vectors: Tensor
+    lexicon: Lexicon | None = None  # of its words and tags, where they are known
 
     def __init__(
         self, tags: int, words: int, characters: int, cell: Cells = "lstm", hidden: int = 200,

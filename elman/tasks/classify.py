@@ -233,6 +233,7 @@ class Classify(Task):
                 got=f"{known[0]} labels, {known[2]} inputs", expected=f"{expected[0]} labels, {expected[2]} inputs",
                 mend="restore the files of one run",
             )  # fmt: skip
+        model.coding = coding
         return cls(coding), model
 
     def kept(self) -> dict[str, bytes]:

@@ -1,0 +1,296 @@
+"""A model as one HTML page that needs nothing from elsewhere: it runs where it is read.
+
+The step is a function in JavaScript (`script.py`), run.js what it calls; write.js is the page of a language model,
+read.js that of a tagger or a classifier, page.js and page.css what they share.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elman.data import Tokenizer
+from elman.data.tagged import LONGEST
+from elman.errors import InputError, NotSupported
+from elman.export.flat import Array, Flat
+from elman.export.options import option
+from elman.export.quantised import KINDS, expect_kind
+from elman.export.script import function, packed
+from elman.export.single import Single, single
+from elman.models import LanguageModel
+from elman.models.evaluating import evaluating
+from elman.models.sequence_classifier import BEGIN, END, SequenceClassifier
+from elman.models.tagging import TagNetwork
+from elman.recurrent import Bidirectional
+from elman.training import write_atomically
+from elman.trace.initial import initial_state
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of `.html`."""
+
+    weights: str | None = option(
+        None, "How matrices are stored: float32, float16 or int8, which has a scale for each row. (default: int8)"
+    )
+    title: str | None = option(None, "What stands above the page, and in its tab. (default: the file's name)")
+
+
+def write(module: nn.Module, path: Path, options: Options) -> list[Path]:
+    """Write the page."""
+    weights = expect_kind(options.weights, KINDS, "int8")
+    title = options.title or path.stem
+    kinds: dict[type, Callable[[Any], Content]] = {
+        LanguageModel: _writes, SequenceClassifier: _classifies, TagNetwork: _tags,
+    }  # fmt: skip
+    make = next((make for kind, make in kinds.items() if isinstance(module, kind)), None)
+    if make is None:
+        raise NotSupported(
+            what=f"there is no page for {type(module).__name__}", where="export(module, '.html')",
+            expected="LanguageModel, TagNetwork or SequenceClassifier", mend="export it to .c, .onnx or .pt2",
+        )  # fmt: skip
+    with evaluating(module), torch.no_grad():
+        text = _page(make(module), title, weights)
+    write_atomically(path, text.encode())
+    return [path]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page is made of. programs: steps by name. arrays: further ones that its script reads, by name. script: its
+    file. body: HTML. about: what its script knows."""
+
+    programs: dict[str, Flat]
+    arrays: dict[str, Tensor]
+    script: str
+    body: str
+    about: dict[str, Any]
+
+
+def _page(content: Content, title: str, weights: str) -> str:
+    arrays = [Array(name, value.detach().cpu().float().flatten(), _row(value)) for name, value in content.arrays.items()]
+    functions = []
+    for name, flat in content.programs.items():
+        functions.append(f"{json.dumps(name)}: ((weights) => ({function(flat)})((name) => weights({name!r} + ' ' + name)))")
+        arrays += [Array(f"{name} {array.name}", array.values, array.row) for array in flat.arrays]
+    said, data = packed(arrays, weights)
+    about = {**content.about, "arrays": said}
+    script = "\n".join([
+        '"use strict";', "(() => {", _file("run.js"), f"const programs = {{{', '.join(functions)}}};", _file("page.js"),
+        'const weights = remembered(unpacked(about.arrays, one("weights").textContent));', _file(content.script), "})();",
+    ])  # fmt: skip
+    name = plain(title)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{name}</title><style>
+{_file("page.css")}</style></head>
+<body><main><h1><bdi>{name}</bdi></h1>
+{content.body}<h2>State</h2><div id="state"></div>
+<noscript><p>The model runs in this page, for which JavaScript has to be on.</p></noscript></main>
+<script type="application/json" id="about">{_json(about)}</script>
+<script type="text/plain" id="weights">{data}</script>
+<script>
+{script}
+</script></body></html>
+"""
+
+
+def _row(value: Tensor) -> int | None:
+    return value.shape[1] if value.dim() == 2 else None
+
+
+def _json(value: Any) -> str:
+    """JSON that ends no element and holds no half of a pair of characters."""
+    said = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return re.sub(r"[\ud800-\udfff\x00-\x1f]", lambda found: f"\\u{ord(found[0]):04x}", said).replace("\u2029", "\\u2029")
+
+
+def plain(text: str) -> str:
+    """The text, escaped; what no page may hold (control characters, halves of pairs) becomes �."""
+    kept = (c if unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
+    return html.escape("".join(kept))
+
+
+def _file(name: str) -> str:
+    return resources.files("elman.export").joinpath(name).read_text("utf-8")
+
+
+def _facts(module: nn.Module, words: str) -> str:
+    count = sum(p.numel() for p in module.parameters())
+    settings: Any = module.settings
+    cell = settings.get("cell")
+    kind = cell if isinstance(cell, str) else "recurrent"
+    layers = f"{settings['layers']} layer" + ("s" if settings["layers"] > 1 else "")
+    return (
+        f'<p class="soft">{words} of {count:,} weights: {plain(kind)}, {layers} of {settings["hidden"]} units. '
+        "It runs in this page; what you type stays here.</p>\n"
+    )
+
+
+# --- a language model --------------------------------------------------------------------------------------------------
+
+
+def _writes(model: LanguageModel) -> Content:
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise InputError(
+            what="the model does not know which text its symbols stand for", where="tokenizer",
+            mend="model.tokenizer = Tokenizer.load(RUN / 'tokenizer.json')",
+        )  # fmt: skip
+    flat = Flat.of(single(model))
+    states = [
+        {"name": leaf.path.replace("state", "h", 1), "from": leaf.offset, "to": leaf.offset + leaf.width}
+        for leaf in flat.states
+        if leaf.memory == "state"
+    ]
+    about = {"states": states, **_symbols(tokenizer)}
+    body = f"""{_facts(model, f"A language model over {tokenizer.size:,} {plain(_UNITS[tokenizer.kind])},")}\
+<label for="text">Type: it reads along. Or let it write on.</label>
+<textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off" dir="auto"></textarea>
+<div class="controls"><button type="button" id="write" aria-pressed="false">Write on</button>
+<label for="temperature">Temperature <output id="heat" for="temperature">0.80</output>\
+<input id="temperature" type="range" min="0" max="1.5" step="0.05" value="0.8"></label>
+<label><input id="fast" type="checkbox">as fast as it goes</label>
+<button type="button" id="clear">Clear</button></div>
+<p id="said" class="soft"></p>
+<h2>What may come next</h2><ol id="next" class="bars" aria-label="The likeliest symbols: a click writes one"></ol>
+"""
+    return Content({"step": flat}, {}, "write.js", body, about)
+
+
+_UNITS = {"characters": "characters", "bytes": "bytes", "words": "words", "bpe": "pieces of words"}
+
+
+def _symbols(tokenizer: Tokenizer) -> dict[str, Any]:
+    """How a text becomes symbols, and these a text."""
+    said = json.loads(tokenizer.to_json())["model"]
+    vocabulary = said["vocab"]
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    about: dict[str, Any] = {
+        "kind": tokenizer.kind, "symbols": tokenizer.symbols, "pieces": pieces, "unknown": tokenizer.unknown,
+    }  # fmt: skip
+    if tokenizer.unknown is None:
+        about["bytes"] = [list(raw) for raw in tokenizer.raw]
+        letters = {raw[0]: piece for raw, piece in zip(tokenizer.raw, pieces, strict=True) if len(raw) == 1}
+        about["letters"] = [letters[byte] for byte in range(256)]
+        about["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in said["merges"]]
+    return about
+
+
+# --- a classifier, a tagger --------------------------------------------------------------------------------------------
+
+
+def _classifies(model: SequenceClassifier) -> Content:
+    coding = model.coding
+    if coding is None:
+        raise InputError(
+            what="the network does not know the names of its labels", where="coding",
+            mend="network.coding = elman.models.coding.Coding.load(RUN)",
+        )  # fmt: skip
+    like = model.readout.weight
+    programs, layers, width = _layers(model.stack, like.new_zeros(1, _reads(model)), "read")
+    arrays = {"readout.weight": like, "readout.bias": model.readout.bias}
+    if model.symbols:
+        arrays["embedding.weight"] = model.embedding.weight
+    else:
+        arrays |= {"mean": model.mean, "deviation": model.deviation}
+    if "attention" in model.pools:
+        arrays |= {"attention.weight": model.attention.weight, "attention.bias": model.attention.bias}
+    about = {
+        "task": "classify", "layers": layers, "width": width, "pools": model.pools, "symbols": model.symbols,
+        "temperature": float(model.temperature), "labels": [str(label) for label in coding.labels],
+        "characters": coding.characters, "first": END + 1, "begin": BEGIN, "end": END, "vectors": [],
+    }  # fmt: skip
+    ask = "Type: it says what it takes it for." if model.symbols else (
+        f"A step on each line, {model.settings['inputs']} numbers apart by spaces."
+    )  # fmt: skip
+    body = f"""{_facts(model, f"A classifier with {len(coding.labels)} labels,")}<label for="text">{ask}</label>
+<textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off" dir="auto"></textarea>
+<p id="said" aria-live="polite"></p>
+<ol id="labels" class="bars wide" aria-label="Labels"></ol>
+"""
+    return Content(programs, arrays, "read.js", body, about)
+
+
+def _reads(model: SequenceClassifier) -> int:
+    return model.settings["embedding"] if model.symbols else model.settings["inputs"]
+
+
+def _tags(network: TagNetwork) -> Content:
+    lexicon = network.lexicon
+    if lexicon is None:
+        raise InputError(
+            what="the network does not know the names of its tags", where="lexicon",
+            mend="network.lexicon = the Lexicon that it learnt with",
+        )  # fmt: skip
+    like, settings = network.readout.weight, network.settings
+    letter = network.characters.weight
+    spelled = 2 * settings["spelling"]
+    programs, spelling, _ = _layers(network.spelling, like.new_zeros(1, letter.shape[1]), "spell")
+    more, layers, width = _layers(
+        network.stack, like.new_zeros(1, settings["embedding"] + spelled + settings["width"]), "read"
+    )
+    arrays = {
+        "words.weight": network.words.weight, "characters.weight": letter, "readout.weight": like,
+        "readout.bias": network.readout.bias,
+    }  # fmt: skip
+    if settings["width"]:
+        arrays["vectors"] = network.vectors
+    if network.crf is not None:
+        arrays |= {name: getattr(network.crf, name) for name in ("transitions", "begin", "end")}
+    about = {
+        "task": "tag", "layers": layers, "width": width, "spelling": spelling, "tags": lexicon.tags,
+        "words": lexicon.words, "letters": lexicon.characters, "vectors": lexicon.vectors if settings["width"] else [],
+        "longest": LONGEST, "crf": network.crf is not None,
+    }  # fmt: skip
+    body = f"""{_facts(network, f"A tagger with {len(lexicon.tags)} tags,")}\
+<label for="text">Type sentences, one on each line, words apart by spaces.</label>
+<textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off" dir="auto"></textarea>
+<p id="said" class="soft"></p><div id="tags"></div>
+"""
+    return Content(programs | more, arrays, "read.js", body, about)
+
+
+class Normed(nn.Module):
+    """A cell behind a norm."""
+
+    def __init__(self, norm: nn.Module, cell: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.cell = norm, cell
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        return self.cell(self.norm(x), state)
+
+
+def _layers(stack: Any, x: Tensor, name: str) -> tuple[dict[str, Flat], list[dict[str, Any]], int]:
+    """(the step of each layer in each direction, what the page knows of the layers, the width of what they give)."""
+    programs, layers, width = {}, [], x.shape[1]
+    for k in range(len(stack)):
+        layer = stack.part(k)
+        one = [layer.forward_layer, layer.backward_layer] if isinstance(layer, Bidirectional) else [layer]
+        names = []
+        for direction, own in zip("fb", one, strict=False):
+            state = initial_state(own.cell, x)
+            cell = Normed(stack._norms()[k - 1], own.cell).eval() if k and len(stack._norms()) else own.cell
+            flat = Flat.of(Single.of(type(own.cell).__name__, cell, x, state))
+            if flat.ids or flat.kept:
+                raise NotSupported(what="a layer of whole numbers has no form in a page", where=type(own.cell).__name__)
+            names.append(f"{name}_{direction}{k}")
+            programs[names[-1]] = flat
+        flats = [programs[one] for one in names]
+        residual = bool(stack.residual and stack.residual[k])
+        layers.append({"names": names, "width": flats[0].states[0].width, "residual": residual})
+        width = sum(flat.outs for flat in flats)
+        x = x.new_zeros(1, width)
+    return programs, layers, width
