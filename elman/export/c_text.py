@@ -26,6 +26,7 @@ def main_for(module: nn.Module, flat: Flat, prefix: str) -> str:
     unknown = -1 if tokenizer.unknown is None else tokenizer.unknown
     words = tokenizer.kind == "words"
     pieces = pieces_of(tokenizer)
+    spaced = "        if (*pieces[symbol] != '\\n') putchar(' ');\n" if words else ""
     P = prefix.upper()
     return f"""
 #ifdef {P}_MAIN
@@ -43,7 +44,7 @@ static const unsigned short sizes[] = {{
 enum {{ UNKNOWN = {unknown} }};
 
 {_WORDS if words else _LONGEST}
-/* Threefry and the like would be more than this needs: xorshift64*. */
+/* A number in [0, 1): xorshift64*. */
 static double drawn(uint64_t *seed) {{
     *seed ^= *seed >> 12;
     *seed ^= *seed << 25;
@@ -79,12 +80,11 @@ int main(int count, char **given) {{
     fputs(prompt, stdout);
     while (*prompt) {{
         symbol = taken(&prompt);
-        {prefix}_step(&symbol, state, out);
+        if (symbol >= 0) {prefix}_step(&symbol, state, out);
     }}
     for (long n = 0; n < length; n++) {{
         symbol = chosen(out, temperature, &seed);
-        {"if (*pieces[symbol] != 10) putchar(' ');" if words else ""}
-        fwrite(pieces[symbol], 1, sizes[symbol], stdout);
+{spaced}        fwrite(pieces[symbol], 1, sizes[symbol], stdout);
         {prefix}_step(&symbol, state, out);
     }}
     putchar('\\n');
@@ -122,11 +122,12 @@ _WORDS = """static int kind_of(char one) {
         ? 1 : 2;
 }
 
-/* The word or the run of punctuation that begins a text, which is moved on. */
+/* The word or the run of punctuation that begins a text, which is moved on; -1 where there is none. */
 static int32_t taken(const char **text) {
     const char *from;
     int kind;
     while (**text && !kind_of(**text)) ++*text;
+    if (!**text) return -1;
     from = *text;
     kind = kind_of(*from);
     do ++*text;

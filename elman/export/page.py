@@ -150,7 +150,7 @@ def _writes(model: LanguageModel) -> Content:
         )  # fmt: skip
     flat = Flat.of(single(model))
     states = [
-        {"name": leaf.path.replace("state", "h", 1), "from": leaf.offset, "to": leaf.offset + leaf.width}
+        {"name": _layer(leaf.path), "from": leaf.offset, "to": leaf.offset + leaf.width}
         for leaf in flat.states
         if leaf.memory == "state"
     ]
@@ -167,6 +167,12 @@ def _writes(model: LanguageModel) -> Content:
 <h2>What may come next</h2><ol id="next" class="bars" aria-label="The likeliest symbols: a click writes one"></ol>
 """
     return Content({"step": flat}, {}, "write.js", body, about)
+
+
+def _layer(path: str) -> str:
+    """What a part of the state, such as `state[0][1]`, is called."""
+    found = re.fullmatch(r"state\[(\d+)\](.*)", path)
+    return path if found is None else f"layer {int(found[1]) + 1} {found[2]}".strip()
 
 
 _UNITS = {"characters": "characters", "bytes": "bytes", "words": "words", "bpe": "pieces of words"}

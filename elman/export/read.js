@@ -41,7 +41,7 @@ const through = (layers, rows) => {
 };
 const layers = made_of(about.layers);
 const held = new Float32Array(about.width);
-const paint = strips([{name: "what the highest layer holds", values: held}]);
+const paint = strips([{name: "the highest layer at the last step", values: held}]);
 
 // --- a label for a sequence ----------------------------------------------------------------------------------------------
 
