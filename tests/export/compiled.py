@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from elman.export.c import Source
-from elman.export.flat import Flat
-from elman.export.single import Single
-from elman.trace.call import call_cell, understand
 from elman.circuit.structure import flatten
+from elman.export.c import Source
+from elman.export.step.flat import Flat
+from elman.export.step.single import Single
+from elman.trace.call import call_cell, understand
 
 FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -103,7 +105,9 @@ def run(program: Path, flat: Flat, xs: Sequence[Sequence[Tensor]]) -> tuple[np.n
     for leaves in xs:
         placed = list(zip(leaves, flat.inputs, strict=True))
         for memory, kind in (("x", np.float64), ("ids", np.int32)):
-            said += b"".join(one.numpy().astype(kind).tobytes() for one, leaf in placed if leaf.memory == memory)
+            said += b"".join(
+                one.numpy().astype(kind).tobytes() for one, leaf in placed if leaf.memory == memory
+            )
     made = subprocess.run([str(program)], input=said, capture_output=True)
     assert made.returncode == 0, made.stderr.decode()[-3000:]
     numbers = np.frombuffer(made.stdout, dtype=np.float64)
@@ -126,5 +130,18 @@ def by_cell(step: Single, xs: Sequence[Sequence[Tensor]]) -> tuple[np.ndarray, n
 
 
 def _flat(tree: object) -> np.ndarray:
-    leaves = [one for one in pytree.tree_leaves(tree) if isinstance(one, Tensor) and one.dtype is not torch.int64]
+    leaves = [
+        one for one in pytree.tree_leaves(tree) if isinstance(one, Tensor) and one.dtype is not torch.int64
+    ]
     return np.concatenate([np.empty(0), *(one.double().flatten().numpy() for one in leaves)])
+
+
+def dequantised(module: Any) -> Any:
+    """A copy whose matrices are what int8 with a scale for each row leaves of them."""
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        for value in (*module.parameters(), *module.buffers()):
+            if value.dim() == 2 and value.numel():
+                scale = value.abs().max(1, keepdim=True).values / 127
+                value.copy_((value / scale).round() * scale)
+    return module

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from elman.data import Tokenizer
-from elman.export.flat import Flat
+from elman.export.step.flat import Flat
 from elman.models import LanguageModel
 
 
@@ -30,8 +30,8 @@ def main_for(module: nn.Module, flat: Flat, prefix: str) -> str:
     P = prefix.upper()
     return f"""
 #ifdef {P}_MAIN
-/* {prefix} [PROMPT [LENGTH [TEMPERATURE [SEED]]]]: the prompt and what follows it. Temperature 0, the default, takes the
- * likeliest symbol every time. {_NOTES[tokenizer.kind]} */
+/* {prefix} [PROMPT [LENGTH [TEMPERATURE [SEED]]]]: the prompt and what follows it. Temperature 0, the default, takes
+ * the likeliest symbol every time. {_NOTES[tokenizer.kind]} */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -97,14 +97,15 @@ int main(int count, char **given) {{
 _NOTES = {
     "characters": "A character that no text of training held is the symbol of all such.",
     "bytes": "A symbol is a byte.",
-    "bpe": "The prompt is cut into the longest pieces from its\n * beginning, which the tokenizer itself may do otherwise.",
-    "words": "Words are written a space apart, punctuation too.",
+    "bpe": "The prompt is cut into the longest\n * pieces from its beginning, which the tokenizer itself may do otherwise.",
+    "words": "Words are written a space apart, punctuation\n * too; what is not ASCII counts as a letter.",
 }
-_LONGEST = """/* The symbol that begins a text, which is moved on: the longest that fits; or of a character that there is not. */
+_LONGEST = """/* The longest symbol that begins a text, which is moved on; or the one for characters that are none. */
 static int32_t taken(const char **text) {
     int32_t best = -1;
     for (int32_t i = 0; i < (int32_t)(sizeof sizes / sizeof *sizes); i++)
-        if (i != UNKNOWN && sizes[i] && (best < 0 || sizes[i] > sizes[best]) && !strncmp(pieces[i], *text, sizes[i])) best = i;
+        if (i != UNKNOWN && sizes[i] && (best < 0 || sizes[i] > sizes[best]) && !strncmp(pieces[i], *text, sizes[i]))
+            best = i;
     if (best >= 0) {
         *text += sizes[best];
         return best;
@@ -118,8 +119,8 @@ _WORDS = """static int kind_of(char one) {
     unsigned char letter = (unsigned char)one;
     if (letter == '\\n') return 3;
     if (!letter || strchr(" \\t\\r\\f\\v", letter)) return 0;
-    return letter >= 0x80 || letter == '_' || (letter >= '0' && letter <= '9') || ((letter | 32) >= 'a' && (letter | 32) <= 'z')
-        ? 1 : 2;
+    if (letter >= 0x80 || letter == '_' || (letter >= '0' && letter <= '9')) return 1;
+    return (letter | 32) >= 'a' && (letter | 32) <= 'z' ? 1 : 2;
 }
 
 /* The word or the run of punctuation that begins a text, which is moved on; -1 where there is none. */
@@ -141,7 +142,9 @@ static int32_t taken(const char **text) {
 
 def _string(piece: bytes) -> str:
     """Letters and digits as they are, all else by number: no quotes, no trigraphs, no line ends."""
-    return '"' + "".join(chr(b) if chr(b).isascii() and chr(b).isalnum() else f"\\{b:03o}" for b in piece) + '"'
+    return (
+        '"' + "".join(chr(b) if chr(b).isascii() and chr(b).isalnum() else f"\\{b:03o}" for b in piece) + '"'
+    )
 
 
 def _table(items: Iterable[str]) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from elman.errors import InputError
-from elman.export.c_text import main_for
-from elman.export.flat import Array, Flat, Leaf
+from elman.export.c.text import main_for
 from elman.export.options import option
-from elman.export.quantised import Rows, expect_kind, rows_of
-from elman.export.single import single
-from elman.export.statements import Language, statements
+from elman.export.step.flat import Flat, Leaf
+from elman.export.step.quantised import Rows, expect_kind, rows_of
+from elman.export.step.single import single
+from elman.export.step.statements import Language, statements
 from elman.training import write_atomically
 
 _WIDTH = 110  # columns of a table of numbers
@@ -28,7 +28,9 @@ _WIDTH = 110  # columns of a table of numbers
 class Options:
     """Of `.c`."""
 
-    weights: str | None = option(None, "How matrices are stored: float32 or int8, which has a scale for each row.")
+    weights: str | None = option(
+        None, "How matrices are stored: float32 or int8, which has a scale for each row."
+    )
     prefix: str = option("elman", "What the names of its functions and macros begin with.", metavar="NAME")
 
 
@@ -36,7 +38,10 @@ def write(module: nn.Module, path: Path, options: Options) -> list[Path]:
     """Write the step and its header beside it."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,40}", options.prefix):
         raise InputError(
-            what="the prefix is a name in C", where="export(prefix=)", got=options.prefix[:50], mend="take such as elman"
+            what="the prefix is a name in C",
+            where="export(prefix=)",
+            got=options.prefix[:50],
+            mend="take such as elman",
         )
     made = Source(
         Flat.of(single(module)), expect_kind(options.weights, ("float32", "int8"), "float32"), options.prefix,
@@ -54,7 +59,9 @@ class Source:
         self.flat, self.prefix, self.upper, self.name = flat, prefix, prefix.upper(), header
         self.rows: dict[str, Rows] = {}
         if weights == "int8":
-            self.rows = {a.name: rows_of(a) for a in flat.arrays if a.row is not None and a.values.is_floating_point()}
+            self.rows = {
+                a.name: rows_of(a) for a in flat.arrays if a.row is not None and a.values.is_floating_point()
+            }
         self.used: set[str] = set()
 
     @property
@@ -69,8 +76,16 @@ class Source:
         given = [f"const {real} *x"] if flat.reals or not flat.ids else []
         given += [f"const int32_t *{'ids' if flat.reals else 'x'}"] if flat.ids else []
         self.arguments = ", ".join([*given, f"{real} *state", f"{real} *out"])
-        sizes = {"X": flat.reals, "IDS": flat.ids, "OUT": flat.outs, "STATE": self.kept, "SCRATCH": flat.scratch}
-        macros = "\n".join(f"#define {P}_{name} {size}" for name, size in sizes.items() if size or name not in ("X", "IDS"))
+        sizes = {
+            "X": flat.reals,
+            "IDS": flat.ids,
+            "OUT": flat.outs,
+            "STATE": self.kept,
+            "SCRATCH": flat.scratch,
+        }
+        macros = "\n".join(
+            f"#define {P}_{name} {size}" for name, size in sizes.items() if size or name not in ("X", "IDS")
+        )
         return f"""{_said(flat, self.prefix, self.kept)}
 #ifndef {guard}
 #define {guard}
@@ -90,7 +105,8 @@ extern "C" {{
 /* Where a sequence begins. state: room for {P}_STATE + {P}_SCRATCH numbers. */
 void {self.prefix}_init({real} *state);
 
-/* One step. The memories do not overlap. Where an index is none of a table, all that comes out, and the state, are NaN. */
+/* One step. The memories do not overlap. An index that is none of a table makes all that comes out, and the state,
+ * NaN. */
 void {self.prefix}_step({self.arguments});
 
 #ifdef __cplusplus
@@ -109,7 +125,9 @@ void {self.prefix}_step({self.arguments});
         take = f"    memcpy(whole, state + {flat.state}, {size});\n" if flat.kept else ""
         give = f"    memcpy(state + {flat.state}, whole, {size});\n" if flat.kept else ""
         fails = any("bad" in line for line in body)
-        scratch = f"    real *scratch = state + {P}_STATE;\n" if any("scratch" in line for line in body) else ""
+        scratch = (
+            f"    real *scratch = state + {P}_STATE;\n" if any("scratch" in line for line in body) else ""
+        )
         bad = (
             f"    if (bad) {{\n        for (int i = 0; i < {P}_OUT; i++) out[i] = NAN;\n"
             f"        for (int i = 0; i < {flat.state}; i++) state[i] = NAN;\n    }}\n"
@@ -141,7 +159,7 @@ void {self.prefix}_step({arguments}) {{
 {give}{bad}}}
 {more}"""
 
-    # --- pieces --------------------------------------------------------------------------------------------------------
+    # --- pieces -----------------------------------------------------------------------------------------------------
 
     def _language(self) -> Language:
         def element(memory: str, at: str) -> str:
@@ -199,7 +217,9 @@ def _said(flat: Flat, prefix: str, kept: int) -> str:
 
     def lines(word: str, leaves: Sequence[Leaf]) -> Iterator[str]:
         for leaf in leaves:
-            where = f"{leaf.memory}[{leaf.offset}]" + (f" … [{leaf.offset + leaf.width - 1}]" if leaf.width != 1 else "")
+            where = f"{leaf.memory}[{leaf.offset}]" + (
+                f" … [{leaf.offset + leaf.width - 1}]" if leaf.width != 1 else ""
+            )
             sizes = f" [{', '.join(map(str, leaf.sizes))}]" if leaf.sizes else ""
             yield f" *   {word:6} {where}: {_plain(leaf.path)}{sizes}"
 
@@ -217,7 +237,8 @@ def _said(flat: Flat, prefix: str, kept: int) -> str:
 
 def _plain(text: str) -> str:
     """Letters that end no comment and are nothing but ASCII."""
-    return re.sub(r"[^ -~]", "?", text).replace("*/", "* /").replace("??", "?")
+    said = re.sub(r"[^ -~]|\\", "?", text).replace("*/", "* /").replace("/*", "/ *")
+    return re.sub(r"\?(?=\?)", "? ", said)
 
 
 def _table(kind: str, name: str, numbers: Any) -> str:
@@ -241,14 +262,30 @@ def _float(number: float) -> str:
 
 
 def _number(number: float | int) -> str:
-    if isinstance(number, bool) or isinstance(number, int):
+    if isinstance(number, (bool, int)):
         return str(int(number))
     return f"(real){_float(number).removesuffix('f')}" if math.isfinite(number) else f"({_float(number)})"
 
 
-# --- functions ---------------------------------------------------------------------------------------------------------
+# --- functions ------------------------------------------------------------------------------------------------------
 
-_LIBRARY = "exp expm1 log log1p tanh sqrt floor ceil trunc erf sin cos atan fabs rint".split()
+_LIBRARY = [
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "tanh",
+    "sqrt",
+    "floor",
+    "ceil",
+    "trunc",
+    "erf",
+    "sin",
+    "cos",
+    "atan",
+    "fabs",
+    "rint",
+]
 _OWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "sigmoid": ("(real a) { return 1 / (1 + elman_exp(-a)); }", ("exp",)),
     "maximum": ("(real a, real b) { return a > b || a != a ? a : b; }", ()),
@@ -259,7 +296,8 @@ _OWN: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "floordiv": (
         "(real a, real b) {\n    real r, f;\n    if (b == 0) return a / b;\n    r = elman_fmod(a, b);\n"
-        "    f = (a - r) / b - (r != 0 && (b < 0) != (r < 0));\n    if (f == 0) return a / b < 0 ? (real)-0.0 : (real)0.0;\n"
+        "    f = (a - r) / b - (r != 0 && (b < 0) != (r < 0));\n"
+        "    if (f == 0) return a / b < 0 ? (real)-0.0 : (real)0.0;\n"
         "    return f - elman_floor(f) > (real)0.5 ? elman_floor(f) + 1 : elman_floor(f);\n}",
         ("fmod", "floor"),
     ),
@@ -323,5 +361,12 @@ def _helpers(used: set[str]) -> Iterator[str]:
     if "product" in wanted:
         yield f"{_PRODUCT}\n"
     if "product8" in wanted:
-        eight = _PRODUCT.replace("elman_product(const float *w, ", "elman_product8(const signed char *w, const float *s, ")
-        yield eight.replace("w[i][j] x[j]", "s[i] w[i][j] x[j]").replace("(a + b) + (c + d)", "s[i] * ((a + b) + (c + d))") + "\n"
+        eight = _PRODUCT.replace(
+            "elman_product(const float *w, ", "elman_product8(const signed char *w, const float *s, "
+        )
+        yield (
+            eight.replace("w[i][j] x[j]", "s[i] w[i][j] x[j]").replace(
+                "(a + b) + (c + d)", "s[i] * ((a + b) + (c + d))"
+            )
+            + "\n"
+        )

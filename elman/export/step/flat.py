@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ from elman.engines.native.extension import why_not_built
 from elman.engines.native.lower import Lowered, lower
 from elman.engines.native.values import INT, Buffer, Unsupported, View
 from elman.errors import NotSupported
-from elman.export.single import Single
+from elman.export.step.fixed import evaluated
+from elman.export.step.single import Single
 from elman.plan.stepwise import stepwise
 from elman.recurrent.programs import Argument
 
@@ -67,7 +68,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor that goes in, stays, or comes out: the user's word for it, the memory it lies in, where, and its sizes."""
+    """A tensor that goes in, stays, or comes out: the user's word, its memory, where it lies there, its sizes."""
 
     path: str
     memory: str
@@ -81,8 +82,11 @@ class Leaf:
 
 @dataclass(frozen=True, eq=False)
 class Flat:
-    """reals, ids, outs, state, scratch, wholes: how many numbers there are in each memory. wholes kept between steps come
-    first, `kept` of them. start: of the state, reals and kept whole numbers."""
+    """A step. reals, ids, outs, state, scratch, wholes: how many numbers there are in each memory.
+
+    kept: of the whole numbers, so many are part of the state; they come first. start: of the state, reals and whole
+    numbers.
+    """
 
     name: str
     inputs: tuple[Leaf, ...]
@@ -105,7 +109,9 @@ class Flat:
         engine has no form for."""
         missing = why_not_built()
         if missing is not None:
-            raise NotSupported(what=f"a step is lowered by the native engine, and {missing}", where="export()")
+            raise NotSupported(
+                what=f"a step is lowered by the native engine, and {missing}", where="export()"
+            )
         try:
             return _Reading(step).flat()
         except Unsupported as reason:
@@ -118,7 +124,7 @@ class Flat:
         return next(array for array in self.arrays if array.name == name)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
 class _Reading:
@@ -141,7 +147,9 @@ class _Reading:
         self.values = self._constants(binding)
         self.arrays: dict[Any, Array] = {}
         self.names: set[str] = set()
-        self.memory: dict[tuple[str, int], tuple[str, int]] = {}  # kind and index of a buffer -> its memory, and where
+        self.memory: dict[
+            tuple[str, int], tuple[str, int]
+        ] = {}  # kind and index of a buffer -> its memory, and where
         self.counts = {"x": 0, "ids": 0, "state": 0, "out": 0, "scratch": 0, "whole": 0}
 
     def _constants(self, binding: Any) -> dict[str, Tensor]:
@@ -161,9 +169,11 @@ class _Reading:
         inputs = self._inputs()
         states, start = self._states()
         outputs = self._outputs()
-        self.fixed = _evaluated(self.low.prepare, lambda b: self.values[self.loop.constants[b.index]])
+        self.fixed = evaluated(self.low.prepare, lambda b: self.values[self.loop.constants[b.index]])
         self.packed = {
-            op.operands[0].buffer.root()[0]: op for op in self.low.prepare if op.code == "product" and op.operands[0]
+            op.operands[0].buffer.root()[0]: op
+            for op in self.low.prepare
+            if op.code == "product" and op.operands[0]
         }
         kept = self.counts["whole"]
         inplace = self._next()
@@ -185,7 +195,7 @@ class _Reading:
             counts["x"], counts["ids"], counts["out"], counts["state"], counts["scratch"], counts["whole"], kept, start,
         )  # fmt: skip
 
-    # --- memory --------------------------------------------------------------------------------------------------------
+    # --- memory -----------------------------------------------------------------------------------------------------
 
     def _take(self, memory: str, width: int) -> int:
         self.counts[memory] += width
@@ -197,7 +207,9 @@ class _Reading:
             if not (isinstance(source, Argument) and source.name == "x"):
                 continue
             memory = "x" if port.dtype.is_floating_point or port.dtype is torch.bool else "ids"
-            leaves.append(Leaf(port.path, memory, self._take(memory, math.prod(port.shape)), tuple(port.shape)))
+            leaves.append(
+                Leaf(port.path, memory, self._take(memory, math.prod(port.shape)), tuple(port.shape))
+            )
             if port.name in self.loop.sequences:
                 self.memory["sequence", self.loop.sequences.index(port.name)] = memory, leaves[-1].offset
         return tuple(leaves)
@@ -213,7 +225,9 @@ class _Reading:
                 raise Unsupported(f"the state {port.path}, which no step reads")
             value = next(values).flatten()
             memory = "whole" if port.dtype is torch.int64 else "state"
-            leaves.append(Leaf(port.path, memory, self._take(memory, math.prod(port.shape)), tuple(port.shape)))
+            leaves.append(
+                Leaf(port.path, memory, self._take(memory, math.prod(port.shape)), tuple(port.shape))
+            )
             self.memory["state", places[port.name]] = memory, leaves[-1].offset
             (wholes if memory == "whole" else reals).extend(value.tolist())
         return tuple(leaves), ([float(one) for one in reals], wholes)
@@ -240,12 +254,16 @@ class _Reading:
         return tuple(leaves)
 
     def _next(self) -> set[int]:
-        """States whose next value is written over the one before: nobody looks at that any more but the operation itself,
-        each element at its own."""
+        """States whose next value is written over the one before: nobody looks at that any more but the operation
+        itself, each element at its own."""
         found = set()
         for i, (emit, _, _) in enumerate(self.low.states):
-            writes = [n for n, op in enumerate(self.low.ops) if _touches(op.operands[: op.results], "next", i)]
-            reads = [n for n, op in enumerate(self.low.ops) if _touches(op.operands[op.results :], "state", i)]
+            writes = [
+                n for n, op in enumerate(self.low.ops) if _touches(op.operands[: op.results], "next", i)
+            ]
+            reads = [
+                n for n, op in enumerate(self.low.ops) if _touches(op.operands[op.results :], "state", i)
+            ]
             if emit >= 0 or len(writes) != 1:
                 continue
             (n,) = writes
@@ -268,7 +286,11 @@ class _Reading:
         for n, op in enumerate(self.low.ops):
             for view in op.operands:
                 buffer = None if view is None else view.buffer.root()[0]
-                if buffer is None or (buffer.kind, buffer.index) in self.memory or buffer.kind not in ("scratch", "next"):
+                if (
+                    buffer is None
+                    or (buffer.kind, buffer.index) in self.memory
+                    or buffer.kind not in ("scratch", "next")
+                ):
                     continue
                 first.setdefault(buffer, n)
                 last[buffer] = end if buffer.kind == "next" else n
@@ -291,14 +313,18 @@ class _Reading:
             if buffer.kind == "next":
                 self.memory["next", buffer.index] = memory, at
 
-    # --- operations ----------------------------------------------------------------------------------------------------
+    # --- operations -------------------------------------------------------------------------------------------------
 
     def _step(self, op: Op) -> Step:
         if op.code == "product":
-            out, left, start = (self._place(v, s) for v, s in zip(op.operands[:3], op.strides[:3], strict=True))
+            out, left, start = (
+                self._place(v, s) for v, s in zip(op.operands[:3], op.strides[:3], strict=True)
+            )
             assert op.operands[3] is not None
             return Step("product", op.size, (out, left, start, self._matrix(op.operands[3])), op.k)
-        places = tuple(self._place(v, s, rows=op.code == "gather") for v, s in zip(op.operands, op.strides, strict=True))
+        places = tuple(
+            self._place(v, s, rows=op.code == "gather") for v, s in zip(op.operands, op.strides, strict=True)
+        )
         return Step(op.code, op.size, places, op.k, op.number)
 
     def _place(self, view: View | None, strides: tuple[int, ...], rows: bool = False) -> Place | None:
@@ -312,7 +338,11 @@ class _Reading:
         return Place(memory, at + offset, strides)
 
     def _constant(self, buffer: Buffer, offset: int, strides: tuple[int, ...], rows: bool) -> Place:
-        value = self.fixed[buffer] if buffer.kind == "prepared" else self.values[self.loop.constants[buffer.index]]
+        value = (
+            self.fixed[buffer]
+            if buffer.kind == "prepared"
+            else self.values[self.loop.constants[buffer.index]]
+        )
         flat = value.contiguous().flatten()
         if flat.numel() and bool((flat == flat[0]).all()) and buffer.kind == "prepared":
             return Place("", number=flat[0].item())
@@ -325,10 +355,16 @@ class _Reading:
         view = op.operands[1]
         assert view is not None
         (buffer, inner), (k, n) = view.buffer.root(), (op.k, op.size[3])
-        value = self.fixed[buffer] if buffer.kind == "prepared" else self.values[self.loop.constants[buffer.index]]
+        value = (
+            self.fixed[buffer]
+            if buffer.kind == "prepared"
+            else self.values[self.loop.constants[buffer.index]]
+        )
         flat = value.contiguous().flatten()
         sk, sn = op.strides[1][:2]
-        whole = inner + view.offset == 0 and n * k == flat.numel() and (sk == 1 or k == 1) and (sn == k or n == 1)
+        whole = (
+            inner + view.offset == 0 and n * k == flat.numel() and (sk == 1 or k == 1) and (sn == k or n == 1)
+        )
         if whole:
             return Place(self._array(flat, k, self._key(buffer), buffer).name)
         turned = flat.as_strided((n, k), (sn, sk), inner + view.offset).contiguous().flatten()
@@ -366,57 +402,10 @@ def _copy(source: tuple[str, int], to: tuple[str, int], width: int) -> Step:
     return Step("copy4", (1, 1, 1, width), (Place(*to, ahead), Place(*source, ahead)))
 
 
-# --- what is the same at every step ----------------------------------------------------------------------------------
-
-_OWN: dict[str, Callable[..., Tensor]] = {
-    "fma": lambda a, b, c: a * b + c,
-    "fnma": lambda a, b, c: c - a * b,
-    "fms": lambda a, b, c: a * b - c,
-    "lerp": torch.lerp,
-    "clamp": torch.clamp,
-    "floordiv": torch.floor_divide,
-    **{f"copy{n}": lambda a: a for n in (1, 4, 8)},
-    **{f"where{n}": torch.where for n in (1, 4, 8)},
-    "bool_not": torch.logical_not, "bool_and": torch.logical_and, "bool_or": torch.logical_or,
-    "bool_xor": torch.logical_xor, "bool_to_real": lambda a: a.float(), "int_to_real": lambda a: a.float(),
-    "bool_to_int": lambda a: a.long(), "real_to_int": lambda a: a.long(), "real_to_bool": lambda a: a != 0,
-    "int_to_bool": lambda a: a != 0,
-}  # fmt: skip
-
-
-def _evaluated(prepare: Sequence[Op], constant: Callable[[Buffer], Tensor]) -> dict[Buffer, Tensor]:
-    """What is prepared once per call, by PyTorch's operations, which have the codes' names."""
-    found: dict[Buffer, Tensor] = {}
-
-    def read(view: View, strides: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-        buffer, inner = view.buffer.root()
-        flat = found[buffer] if buffer.kind == "prepared" else constant(buffer).contiguous().flatten()
-        if any(stride < 0 for stride in strides):
-            raise Unsupported("a constant that is turned round")
-        return flat.as_strided(size, strides, inner + view.offset)
-
-    for op in prepare:
-        view = op.operands[0]
-        if op.code == "product" or view is None:
-            continue
-        buffer, inner = view.buffer.root()
-        if inner or view.offset or not view.contiguous:
-            raise Unsupported("constants side by side")
-        arguments = [read(v, s, op.size) for v, s in zip(op.operands[1:], op.strides[1:], strict=True) if v is not None]
-        if op.code in ("fill", "int_fill"):
-            kind = torch.int64 if op.code == "int_fill" else torch.float32
-            found[buffer] = torch.full((buffer.width,), op.k if op.code == "int_fill" else op.number, dtype=kind)
-            continue
-        name = op.code.removeprefix("int_")
-        function = _OWN.get(op.code) or getattr(torch, {"div": "true_divide"}.get(name, name), None)
-        if function is None:
-            raise Unsupported(f"{op.code} of what is the same at every step")
-        found[buffer] = function(*arguments).contiguous().flatten()
-    return found
-
-
-_ELEMENTWISE = {
-    *"neg abs sign exp expm1 log log1p tanh sigmoid sqrt rsqrt reciprocal relu round floor ceil trunc erf sin cos atan".split(),
-    *"square add sub mul div maximum minimum pow fmod remainder floordiv atan2 fma fnma fms lerp clamp".split(),
-    *"copy1 copy4 copy8 where1 where4 where8".split(),
-}  # fmt: skip
+# Of whose results each element is made of the arguments' elements at the same place.
+_ELEMENTWISE = frozenset({
+    "neg", "abs", "sign", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sqrt", "rsqrt", "reciprocal", "relu",
+    "round", "floor", "ceil", "trunc", "erf", "sin", "cos", "atan", "square", "add", "sub", "mul", "div", "maximum",
+    "minimum", "pow", "fmod", "remainder", "floordiv", "atan2", "fma", "fnma", "fms", "lerp", "clamp", "copy1", "copy4",
+    "copy8", "where1", "where4", "where8",
+})  # fmt: skip

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from elman.errors import InputError
-from elman.export.flat import Array
+from elman.export.step.flat import Array
 
 KINDS = ("float32", "float16", "int8")
 
 
 class Rows(NamedTuple):
-    """A matrix whose element [n, k] is scales[n] · numbers[n, k]. numbers int8 [N, K] in -127 … 127, scales float32 [N]."""
+    """A matrix whose element [n, k] is scales[n] · numbers[n, k]: int8 [N, K] in -127 … 127, float32 [N]."""
 
     numbers: Tensor
     scales: Tensor
@@ -30,7 +30,9 @@ def rows_of(array: Array) -> Rows:
     matrix = array.values.reshape(-1, array.row)
     if not bool(matrix.isfinite().all()):
         raise InputError(
-            what="weights that are not finite have no form in int8", where=array.name, mend='use weights="float32"'
+            what="weights that are not finite have no form in int8",
+            where=array.name,
+            mend='use weights="float32"',
         )
     top = matrix.abs().amax(1)
     scales = torch.where(top > 0, top / 127, 1.0)
@@ -43,7 +45,7 @@ def expect_kind(weights: str | None, kinds: tuple[str, ...], default: str) -> st
         return default
     if weights not in kinds:
         raise InputError(
-            what="weights are not stored so", where="export(weights=)", got=str(weights)[:50], expected=", ".join(kinds),
-            mend="take one of them",
+            what="weights are not stored so", where="export(weights=)", got=str(weights)[:50],
+            expected=", ".join(kinds), mend="take one of them",
         )  # fmt: skip
     return weights

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from elman.errors import NotSupported
-from elman.export.flat import Flat, Place, Step
+from elman.export.step.flat import Flat, Place, Step
 
 # Element by element. Truths are the numbers 0 and 1.
 FORMS: dict[str, str] = {
-    **{name: f"{name}({{a}})" for name in "exp expm1 log log1p tanh sigmoid sqrt floor ceil trunc erf sin cos atan".split()},
+    **{name: f"{name}({{a}})" for name in ("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sqrt", "floor", "ceil")},
+    **{name: f"{name}({{a}})" for name in ("trunc", "erf", "sin", "cos", "atan")},
     "neg": "-{a}", "abs": "fabs({a})", "sign": "({a} > 0) - ({a} < 0)", "rsqrt": "1 / sqrt({a})",
     "reciprocal": "1 / {a}", "relu": "{a} < 0 ? 0 : {a}", "round": "rint({a})", "square": "{a} * {a}",
     "add": "{a} + {b}", "sub": "{a} - {b}", "mul": "{a} * {b}", "div": "{a} / {b}", "maximum": "maximum({a}, {b})",
@@ -42,9 +43,12 @@ _CALL = re.compile(r"\b([a-z_][a-z0-9_]*)\(")
 
 @dataclass(frozen=True)
 class Language:
-    """index, real, whole: how a variable is declared. element: of a memory at an address. address: the same as
-    what a function is handed. matrix: an array as a product is handed it. number: a literal. call: the name of a function. bad: what is done about an index that
-    is none. failing: what such a function is handed."""
+    """How a language says it.
+
+    index, real, whole: how a variable is declared. element: of a memory at an address. address: the same as what a
+    function is handed. matrix: an array as a product is handed it. number: a literal. call: the name of a function.
+    bad: what is done about an index that is none. failing: what a function that may meet one is handed.
+    """
 
     index: str
     real: str
@@ -73,7 +77,10 @@ class _Writing:
             return self._product()
         if code in FORMS:
             form, assigned = FORMS[code], places[0]
-            named = {letter: self.at(place, self.step.size) for letter, place in zip("abc", places[1:], strict=False)}
+            named = {
+                letter: self.at(place, self.step.size)
+                for letter, place in zip("abc", places[1:], strict=False)
+            }
             said = self.calls(form).format(**named)
             return self.loops(self.step.size, [f"{self.at(assigned, self.step.size)} = {said};"])
         along = getattr(self, f"_{code}", None)
@@ -84,7 +91,7 @@ class _Writing:
             )  # fmt: skip
         return along()
 
-    # --- pieces --------------------------------------------------------------------------------------------------------
+    # --- pieces -----------------------------------------------------------------------------------------------------
 
     def calls(self, form: str) -> str:
         form = _CALL.sub(lambda found: f"{self.to.call(found[1])}(", form)
@@ -123,11 +130,13 @@ class _Writing:
         n = self.step.size[3] if count is None else count
         return f"for ({self.to.index} {index} = {first}; {index} < {n}; {index}++)"
 
-    # --- products --------------------------------------------------------------------------------------------------------
+    # --- products ---------------------------------------------------------------------------------------------------
 
     def _product(self) -> list[str]:
         out, left, start, weight = self.step.places
-        assert out is not None and left is not None and weight is not None
+        assert out
+        assert left
+        assert weight
         n, k = self.step.size[3], self.step.k
         begin = Place("", number=0.0) if start is None else start
         same = begin.memory == out.memory and begin.offset == out.offset
@@ -142,7 +151,9 @@ class _Writing:
 
     def _matmul(self) -> list[str]:
         out, left, right, start = self.step.places
-        assert out is not None and left is not None and right is not None
+        assert out
+        assert left
+        assert right
         size = self.step.size
         a = replaced(left, (0, left.strides[1], left.strides[2], 0))
         b = replaced(right, (0, right.strides[1], 0, right.strides[3]))
@@ -154,15 +165,19 @@ class _Writing:
             f"{self.at(out, size)} = {begin} + t;",
         ])  # fmt: skip
 
-    # --- along lines -------------------------------------------------------------------------------------------------------
+    # --- along lines ------------------------------------------------------------------------------------------------
 
     def _sum(self) -> list[str]:
         out, x = self.step.places
-        return self.along([f"{self.to.real} t = 0;", f"{self.head()} t += {self.line(x)};", f"{self.line(out, '0')} = t;"])
+        return self.along(
+            [f"{self.to.real} t = 0;", f"{self.head()} t += {self.line(x)};", f"{self.line(out, '0')} = t;"]
+        )
 
     def _prod(self) -> list[str]:
         out, x = self.step.places
-        return self.along([f"{self.to.real} t = 1;", f"{self.head()} t *= {self.line(x)};", f"{self.line(out, '0')} = t;"])
+        return self.along(
+            [f"{self.to.real} t = 1;", f"{self.head()} t *= {self.line(x)};", f"{self.line(out, '0')} = t;"]
+        )
 
     def _any(self) -> list[str]:
         return self._logical("0", "|=")
@@ -173,7 +188,9 @@ class _Writing:
     def _logical(self, start: str, how: str) -> list[str]:
         out, x = self.step.places
         return self.along([
-            f"{self.to.index} t = {start};", f"{self.head()} t {how} {self.line(x)} != 0;", f"{self.line(out, '0')} = t;",
+            f"{self.to.index} t = {start};",
+            f"{self.head()} t {how} {self.line(x)} != 0;",
+            f"{self.line(out, '0')} = t;",
         ])  # fmt: skip
 
     def _amax(self) -> list[str]:
@@ -207,7 +224,9 @@ class _Writing:
 
     def _cumsum(self) -> list[str]:
         out, x = self.step.places
-        return self.along([f"{self.to.real} t = 0;", f"{self.head()} {self.line(out)} = t += {self.line(x)};"])
+        return self.along(
+            [f"{self.to.real} t = 0;", f"{self.head()} {self.line(out)} = t += {self.line(x)};"]
+        )
 
     def _softmax(self) -> list[str]:
         out, x = self.step.places

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,12 @@ def _example(layer: Any) -> Any:
     """A step of the latest call's x."""
     circuit = _first(layer).circuit
     assert circuit.signature is not None
-    ports = [port for port in circuit.inputs_of(Kind.SEQUENCE) if port.teaches is None and port.path[:1] == "x"]
-    return fill(circuit.signature.x, [torch.zeros(1, *p.shape, dtype=p.dtype, device=p.device) for p in ports])
+    ports = [
+        port for port in circuit.inputs_of(Kind.SEQUENCE) if port.teaches is None and port.path[:1] == "x"
+    ]
+    return fill(
+        circuit.signature.x, [torch.zeros(1, *p.shape, dtype=p.dtype, device=p.device) for p in ports]
+    )
 
 
 def _started(layer: Any, x: Any) -> tuple[Any, Any]:
@@ -163,7 +167,7 @@ class Following(nn.Module):
                 parts.append(last(after, self.model.stack))
                 continue
             top, *rest = self.model._running(how, y, (*state[1][how], None, None)[:3])
-            parts.append(top if how == "max" else top / rest[0])
+            parts.append(top if how == "max" else top / cast(Tensor, rest[0]))
             kept[how] = (top,) if how == "max" else (top, *rest)
         return self.model.readout(torch.cat(parts, -1)), (after, kept)
 
@@ -177,6 +181,8 @@ def _classifier(model: SequenceClassifier) -> Single:
     nothing, one = torch.zeros_like(y), torch.zeros_like(y[..., :1])
     lowest = {"max": (torch.full_like(y, -torch.inf),)}
     kept = {
-        how: lowest.get(how, (nothing, one, torch.full_like(one, -torch.inf))) for how in model.pools if how != "last"
+        how: lowest.get(how, (nothing, one, torch.full_like(one, -torch.inf)))
+        for how in model.pools
+        if how != "last"
     }
     return Single.of("SequenceClassifier", cell, x.to(like.device), (states, kept))

@@ -12,11 +12,29 @@ import torch
 from torch import Tensor
 
 from elman.errors import NotSupported
-from elman.export.flat import Array, Flat
-from elman.export.quantised import rows_of
-from elman.export.statements import Language, statements
+from elman.export.step.flat import Array, Flat
+from elman.export.step.quantised import rows_of
+from elman.export.step.statements import Language, statements
 
-_MATH = {name: f"Math.{name}" for name in "exp expm1 log log1p tanh sqrt floor ceil trunc sin cos atan atan2 pow".split()}
+_MATH = {
+    name: f"Math.{name}"
+    for name in [
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "tanh",
+        "sqrt",
+        "floor",
+        "ceil",
+        "trunc",
+        "sin",
+        "cos",
+        "atan",
+        "atan2",
+        "pow",
+    ]
+}
 
 
 def function(flat: Flat) -> str:
@@ -27,7 +45,8 @@ def function(flat: Flat) -> str:
     def call(name: str) -> str:
         if name == "int_mul":
             raise NotSupported(
-                what="products of whole numbers have no form in a page, whose numbers are exact to 2^53", where="export()"
+                what="products of whole numbers have no form in a page, whose numbers are exact to 2^53",
+                where="export()",
             )
         return _MATH.get(name, f"f.{name}")
 
@@ -45,7 +64,8 @@ def function(flat: Flat) -> str:
     declared = "".join(f'  const {name} = w("{name}");\n' for name in sorted(arrays))
     body = "\n".join(f"    {line}" for line in lines)
     return f"""(w) => {{
-{declared}  const x = new Float32Array({flat.reals}), ids = new Int32Array({flat.ids}), out = new Float32Array({flat.outs});
+{declared}  const x = new Float32Array({flat.reals}), ids = new Int32Array({flat.ids});
+  const out = new Float32Array({flat.outs});
   const state = new Float32Array({flat.state}), whole = new Float64Array({flat.wholes});
   const scratch = new Float32Array({flat.scratch});
   const start = [{", ".join(map(_number, reals))}], begun = {json.dumps(wholes)};
@@ -82,9 +102,7 @@ def packed(arrays: Sequence[Array], weights: str) -> tuple[dict[str, list[Any]],
 
 def _expect_finite(before: Tensor, after: Tensor, name: str) -> None:
     if bool((before.isfinite() & ~after.isfinite()).any()):
-        raise NotSupported(
-            what="a weight is too large for float16", where=name, mend='use weights="float32"'
-        )
+        raise NotSupported(what="a weight is too large for float16", where=name, mend='use weights="float32"')
 
 
 def _number(number: float | int) -> str:

@@ -22,18 +22,18 @@ from torch import Tensor, nn
 from elman.data import Tokenizer
 from elman.data.tagged import LONGEST
 from elman.errors import InputError, NotSupported
-from elman.export.flat import Array, Flat
 from elman.export.options import option
-from elman.export.quantised import KINDS, expect_kind
-from elman.export.script import function, packed
-from elman.export.single import Single, single
+from elman.export.page.script import function, packed
+from elman.export.step.flat import Array, Flat
+from elman.export.step.quantised import KINDS, expect_kind
+from elman.export.step.single import Single, single
 from elman.models import LanguageModel
 from elman.models.evaluating import evaluating
 from elman.models.sequence_classifier import BEGIN, END, SequenceClassifier
 from elman.models.tagging import TagNetwork
 from elman.recurrent import Bidirectional
-from elman.training import write_atomically
 from elman.trace.initial import initial_state
+from elman.training import write_atomically
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Options:
     """Of `.html`."""
 
     weights: str | None = option(
-        None, "How matrices are stored: float32, float16 or int8, which has a scale for each row. (default: int8)"
+        None,
+        "How matrices are stored: float32, float16 or int8, which has a scale for each row. (default: int8)",
     )
     title: str | None = option(None, "What stands above the page, and in its tab. (default: the file's name)")
 
@@ -78,21 +79,28 @@ class Content:
 
 
 def _page(content: Content, title: str, weights: str) -> str:
-    arrays = [Array(name, value.detach().cpu().float().flatten(), _row(value)) for name, value in content.arrays.items()]
+    arrays = [
+        Array(name, value.detach().cpu().float().flatten(), _row(value))
+        for name, value in content.arrays.items()
+    ]
     functions = []
     for name, flat in content.programs.items():
-        functions.append(f"{json.dumps(name)}: ((weights) => ({function(flat)})((name) => weights({name!r} + ' ' + name)))")
+        functions.append(
+            f"{json.dumps(name)}: ((weights) => ({function(flat)})((name) => weights({name!r} + ' ' + name)))"
+        )
         arrays += [Array(f"{name} {array.name}", array.values, array.row) for array in flat.arrays]
     said, data = packed(arrays, weights)
     about = {**content.about, "arrays": said}
     script = "\n".join([
         '"use strict";', "(() => {", _file("run.js"), f"const programs = {{{', '.join(functions)}}};", _file("page.js"),
-        'const weights = remembered(unpacked(about.arrays, one("weights").textContent));', _file(content.script), "})();",
+        'const weights = remembered(unpacked(about.arrays, one("weights").textContent));',
+        _file(content.script), "})();",
     ])  # fmt: skip
     name = plain(title)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{name}</title><style>
 {_file("page.css")}</style></head>
 <body><main><h1><bdi>{name}</bdi></h1>
@@ -113,7 +121,9 @@ def _row(value: Tensor) -> int | None:
 def _json(value: Any) -> str:
     """JSON that ends no element and holds no half of a pair of characters."""
     said = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    return re.sub(r"[\ud800-\udfff\x00-\x1f]", lambda found: f"\\u{ord(found[0]):04x}", said).replace("\u2029", "\\u2029")
+    return re.sub(r"[\ud800-\udfff\x00-\x1f]", lambda found: f"\\u{ord(found[0]):04x}", said).replace(
+        "\u2029", "\\u2029"
+    )
 
 
 def plain(text: str) -> str:
@@ -123,7 +133,7 @@ def plain(text: str) -> str:
 
 
 def _file(name: str) -> str:
-    return resources.files("elman.export").joinpath(name).read_text("utf-8")
+    return resources.files("elman.export.page").joinpath(name).read_text("utf-8")
 
 
 def _facts(module: nn.Module, words: str) -> str:
@@ -138,7 +148,7 @@ def _facts(module: nn.Module, words: str) -> str:
     )
 
 
-# --- a language model --------------------------------------------------------------------------------------------------
+# --- a language model -----------------------------------------------------------------------------------------------
 
 
 def _writes(model: LanguageModel) -> Content:
@@ -194,7 +204,7 @@ def _symbols(tokenizer: Tokenizer) -> dict[str, Any]:
     return about
 
 
-# --- a classifier, a tagger --------------------------------------------------------------------------------------------
+# --- a classifier, a tagger -----------------------------------------------------------------------------------------
 
 
 def _classifies(model: SequenceClassifier) -> Content:
@@ -291,7 +301,9 @@ def _layers(stack: Any, x: Tensor, name: str) -> tuple[dict[str, Flat], list[dic
             cell = Normed(stack._norms()[k - 1], own.cell).eval() if k and len(stack._norms()) else own.cell
             flat = Flat.of(Single.of(type(own.cell).__name__, cell, x, state))
             if flat.ids or flat.kept:
-                raise NotSupported(what="a layer of whole numbers has no form in a page", where=type(own.cell).__name__)
+                raise NotSupported(
+                    what="a layer of whole numbers has no form in a page", where=type(own.cell).__name__
+                )
             names.append(f"{name}_{direction}{k}")
             programs[names[-1]] = flat
         flats = [programs[one] for one in names]

@@ -1,0 +1,191 @@
+"""A model as a page: a browser writes, tags and classifies what Python does with the same weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import elman
+from docs.browse import browser, chromium, complaints, title
+from elman.data import Tokenizer
+from elman.export.page import plain
+from elman.export.page.script import function, packed
+from elman.export.step.flat import Array, Flat
+from elman.export.step.single import Single
+from tests.cases import CASES
+from tests.export.compiled import by_cell, dequantised
+from tests.export.test_c import CASES_IN_C, STEPS, close, leaves
+from tests.pairwise import with_more
+
+# What a stranger's vocabulary may hold.
+STRANGE = "The quick <b>fox</b>, isn't it? </script><script>alert(1)</script>&amp; “naïve” \u2028 😀\n"
+
+
+# How far to the right anything reaches at the width of a phone.
+_WIDEST = """(document.body.style.width = "360px",
+    Math.max(...[...document.querySelectorAll("main *")].map((e) => e.getBoundingClientRect().right)))"""
+
+
+def seen(page: Path, script: str) -> Any:
+    """What a script gives, run in the page in a browser without a screen. Whatever the console says is an error."""
+    path = browser()
+    if path is None:
+        pytest.skip("no chromium is installed")
+    told = f"<script>document.title = JSON.stringify((() => {{ {script} }})());</script></body>"
+    beside = page.with_name("told.html")
+    beside.write_text(page.read_text("utf-8").replace("</body>", told), "utf-8")
+    made = chromium(path, beside.as_uri(), "--dump-dom")
+    assert not complaints(made.stderr)
+    return json.loads(title(made.stdout))
+
+
+def language(kind: str, text: str) -> elman.models.LanguageModel:
+    tokenizer = Tokenizer.of(kind, text, {"words": 20, "bpe": 280}.get(kind))
+    model = elman.models.LanguageModel(tokenizer.size, cell="gru", hidden=8, layers=2, embedding=8)
+    model.tokenizer = tokenizer
+    nn.init.normal_(model.readout.weight)
+    return model
+
+
+def greedy(model: elman.models.LanguageModel, prompt: str, length: int) -> str:
+    """What it adds to a prompt."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    read = tokenizer.encode(prompt)
+    unknown = [] if tokenizer.unknown is None else [tokenizer.unknown]
+    symbols = model.generate(read, length, temperature=0, exclude=unknown)
+    return tokenizer.decode([*read.tolist(), *symbols]).removeprefix(tokenizer.decode(read))
+
+
+@pytest.mark.parametrize("kind", with_more(["characters"], ["bpe", "bytes", "words"]))
+def test_a_page_writes_what_python_writes(kind: str, tmp_path: Path) -> None:
+    model = language(kind, STRANGE)
+    (page,) = elman.export(model, tmp_path / "model.html", title="<i>fox</i>")
+    text = page.read_text("utf-8")
+    assert not re.search(r"""(src|href)\s*=\s*["']?\w|url\(|@import|https?://""", text.replace(STRANGE, ""))
+    assert text.count("<script") == 3
+    assert "<i>fox" not in text
+    probes = ["The quick", "isn't\n\n it", "zebra 中", ""]
+    found = seen(page, f"""
+        const box = document.getElementById("text");
+        const type = (said) => {{
+          box.value = said;
+          box.dispatchEvent(new Event("input"));
+          return [...elman.model.out];
+        }};
+        const first = type("The quick"), more = elman.write(30, 0);
+        type("The qui"); type("The slow"); type("");
+        return {{
+          more, value: document.getElementById("next").children.length, wide: {_WIDEST},
+          same: String(type("The quick")) === String(first), state: [...elman.model.state],
+          symbols: {json.dumps(probes)}.map((said) => elman.encode(said)),
+        }};""")  # fmt: skip
+    small = dequantised(model)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    expected = greedy(small, "The quick", 30)
+    assert found["more"] == expected[: len(found["more"])]
+    assert len(expected) <= len(found["more"]) + (tokenizer.unknown is None)  # half a character is held back
+    assert found["same"]
+    assert found["symbols"] == [tokenizer.encode(said).tolist() for said in probes]
+    assert found["wide"] <= 361
+    assert found["value"] == 8
+    _, state = small(tokenizer.encode("The quick")[:, None])
+    close(np.array(found["state"]), torch.cat(state, 1)[0].detach().double().numpy())
+
+
+@pytest.mark.parametrize("both, crf", with_more([(True, True)], [(False, False)], together=True))
+def test_a_page_tags_what_python_tags(both: bool, crf: bool, tmp_path: Path) -> None:
+    sentences = [["the", "cat", "sat", "."], ["a", "rat", "ran"]] * 4
+    tagger = elman.models.Tagger(
+        cell="elman", hidden=6, embedding=4, spelling=3, steps=4, both=both, crf=crf, residual=True, norm=True
+    )
+    tagger.fit(sentences, [["D", "N", "<b>", "P"], ["D", "N", "<b>"]] * 4)
+    (page,) = elman.export(tagger.network, tmp_path / "tagger.html", weights="float32")
+    asked = [["the", "cat", "ran", "."], ["Zebra", "sat"], ["."]]
+    found = seen(page, f"""
+        const box = document.getElementById("text");
+        box.value = "a cat\\n\\nthe rat ran.";
+        box.dispatchEvent(new Event("input"));
+        return {{
+          tags: {json.dumps(asked)}.map((words) => elman.tagged(words)), wide: {_WIDEST},
+          words: [...document.querySelectorAll("#tags bdi")].map((word) => word.textContent),
+        }};""")  # fmt: skip
+    assert found["tags"] == tagger.predict(asked)
+    assert found["words"] == ["a", "cat", "the", "rat", "ran", "."]
+    assert found["wide"] <= 361
+
+
+@pytest.mark.conformance
+@pytest.mark.parametrize("weights", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("x", [["abc", "bcd", "xyz", "zyx"], [[[1.0, 2.0]] * 3, [[0.0, 1.0]] * 2] * 2])
+def test_a_page_classifies_as_python_does(x: Any, weights: str, tmp_path: Path) -> None:
+    labels = ["<b>one", "<b>one", "two", "two"]
+    model = elman.models.Classifier(
+        cell="elman", hidden=6, embedding=4, steps=4, pooling="max+mean+attention+last"
+    )
+    model.fit(x * 4, labels * 4)
+    (page,) = elman.export(model.model_, tmp_path / "labels.html", weights=weights)
+    said = x if isinstance(x[0], str) else ["\n".join(f"{a} {b}" for a, b in one) for one in x]
+    found = seen(page, f"return {json.dumps(said)}.map((one) => [...elman.classified(one)]);")
+    if weights == "int8":
+        model.model_ = dequantised(model.model_)
+    elif weights == "float16":
+        with torch.no_grad():
+            for value in model.model_.parameters():
+                value.copy_(value.half().float() if value.dim() == 2 else value)
+    np.testing.assert_allclose(found, model.predict_proba(x), rtol=2e-6)
+
+
+@pytest.mark.conformance
+def test_steps_in_a_browser_are_those_of_the_cell(tmp_path: Path) -> None:
+    """All cases in one page."""
+    functions, arrays, given, expected = [], [], {}, {}
+    for name in CASES_IN_C:
+        case, generator = CASES[name], torch.Generator().manual_seed(0)
+        x, state = case.x(STEPS, 1, generator, torch.float32), case.state(1, generator, torch.float32)
+        first = pytree.tree_map(lambda leaf: leaf[0] if isinstance(leaf, Tensor) else leaf, x)
+        step = Single.of(name, case.make().eval(), first, state)
+        flat = Flat.of(step)
+        functions.append(f"{name}: ({function(flat)})((name) => weights('{name} ' + name))")
+        arrays += [Array(f"{name} {array.name}", array.values, array.row) for array in flat.arrays]
+        xs = [[leaf[t] for leaf in leaves(x)] for t in range(STEPS)]
+        given[name] = [
+            {memory: [float(number) for value, leaf in zip(one, flat.inputs, strict=True) if leaf.memory == memory
+                      for number in value.flatten()] for memory in ("x", "ids")}
+            for one in xs
+        ]  # fmt: skip
+        expected[name] = by_cell(step, xs)
+    said, data = packed(arrays, "float32")
+    run = (Path(elman.__file__).parent / "export/page/run.js").read_text("utf-8")
+    page = tmp_path / "cases.html"
+    page.write_text(f"""<!doctype html><meta charset="utf-8"><title></title><body><script>{run}
+        const weights = unpacked({json.dumps(said)}, "{data}"), cases = {{{", ".join(functions)}}};</script></body>""")
+    found = seen(
+        page,
+        f"""
+        const given = {json.dumps(given)}, found = {{}};
+        for (const [name, steps] of Object.entries(given)) {{
+          const program = cases[name], out = steps.map(({{x, ids}}) => {{
+            program.x.set(x); program.ids.set(ids); program.step();
+            return [...program.out];
+          }});
+          found[name] = [out, [...program.state]];
+        }}
+        return found;""",
+    )
+    for name, (out, state) in expected.items():
+        close(np.array(found[name][0]).reshape(out.shape), out)
+        close(np.array(found[name][1]), state)
+
+
+def test_titles_are_shown_as_they_are() -> None:
+    assert plain("<a & b>\x00\ud800") == "&lt;a &amp; b&gt;��"
