@@ -97,7 +97,7 @@ int main(int count, char **given) {{
 _NOTES = {
     "characters": "A character that no text of training held is the symbol of all such.",
     "bytes": "A symbol is a byte.",
-    "bpe": "The prompt is cut into the longest\n * pieces from its beginning, which the tokenizer itself may do otherwise.",
+    "bpe": "The prompt is cut into the longest\n * pieces from its beginning; the tokenizer may do otherwise.",
     "words": "Words are written a space apart, punctuation\n * too; what is not ASCII counts as a letter.",
 }
 _LONGEST = """/* The longest symbol that begins a text, which is moved on; or the one for characters that are none. */

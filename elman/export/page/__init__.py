@@ -44,13 +44,14 @@ class Options:
         None,
         "How matrices are stored: float32, float16 or int8, which has a scale for each row. (default: int8)",
     )
-    title: str | None = option(None, "What stands above the page, and in its tab. (default: the file's name)")
+    title: str | None = option(None, "What stands above the page, and in its tab. (default: the name of the file, or of its folder)")
 
 
 def write(module: nn.Module, path: Path, options: Options) -> list[Path]:
     """Write the page."""
     weights = expect_kind(options.weights, KINDS, "int8")
-    title = options.title or path.stem
+    # `elman export RUN` writes RUN/model.html.
+    title = options.title or (path.stem if path.stem != "model" else path.resolve().parent.name)
     kinds: dict[type, Callable[[Any], Content]] = {
         LanguageModel: _writes, SequenceClassifier: _classifies, TagNetwork: _tags,
     }  # fmt: skip
