@@ -256,10 +256,17 @@ class Tokenizer:
 
     @cached_property
     def raw(self) -> list[builtins.bytes]:
-        """The bytes of each symbol, of bytes and byte pairs."""
+        """The bytes of each symbol, of bytes and byte pairs, which have no symbol for what is unknown."""
         letters = _byte_letters()
         ordered = sorted(self.backend.get_vocab().items(), key=lambda pair: pair[1])
         return [builtins.bytes(letters[letter] for letter in token) for token, _ in ordered]
+
+    @cached_property
+    def merges(self) -> list[str]:
+        """Of byte pairs, what is merged, the earliest learnt first: two pieces and a space between them, in the letters
+        that stand for bytes; of other kinds nothing."""
+        pairs = json.loads(self.backend.to_str())["model"].get("merges", [])
+        return [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
 
     def first(self, text: str) -> tuple[int, int]:
         """(characters, bytes) of a text up to the end of its first symbol, which nothing predicts.

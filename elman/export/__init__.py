@@ -62,7 +62,7 @@ def export(
     path: its suffix says the target.
     lengths: whether the file takes lengths `[B]` too: padding's outputs are zero, and the final state is that of the
         last step that happens.
-    weights: the form in which weights are stored, None for that in which they are.
+    weights: the form in which weights are stored, None for that in which they are (of a page: int8).
     own: the target's own options, as docs/export.md lists them.
 
     Raises InputError for a suffix that no target has and for an option that the target does not take, StateError for a

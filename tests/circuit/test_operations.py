@@ -24,6 +24,8 @@ OWN = {
     "vmapped/step.py": "what keeps the examples' dimension where it is",
     "online/reach.py": "which hand on a NaN by themselves",
     "export/onnx/operators.py": "what each becomes in ONNX",
+    "export/step/statements.py": "what each code of the native engine is in C and JavaScript",
+    "export/c/__init__.py": "the functions of C's library, and those that it lacks",
     # engines/native/: what each becomes in a program
 }
 

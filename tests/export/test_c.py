@@ -15,9 +15,11 @@ from torch.utils import _pytree as pytree
 
 import elman
 from elman.data import Tokenizer
+from elman.engines.native.extension import compiled
 from elman.errors import ElmanError, InputError, NotSupported
 from elman.export.c.text import pieces_of
 from elman.export.step.single import Single, single
+from elman.export.step.statements import FORMS, _Writing
 from elman.models.sequence_classifier import SequenceClassifier
 from tests.cases import CASES
 from tests.export.compiled import FLAGS, SANITIZE, build, by_cell, compiler, dequantised, run, written
@@ -131,6 +133,13 @@ def test_a_language_model_is_a_program(kind: str, tmp_path: Path) -> None:
     drawn = [subprocess.run([tmp_path / "model", "T", "40", "1", seed], capture_output=True, check=True).stdout
              for seed in ("1", "1", "2")]  # fmt: skip
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_every_code_has_a_form() -> None:
+    along = {name.removeprefix("_") for name in vars(_Writing)}
+    missing = set(compiled.CODES) - FORMS.keys() - along
+    # Numbers are literals, and a step of a cell has no backward pass.
+    assert missing == {"fill", "int_fill", "softmax_backward", "log_softmax_backward", "layer_norm_backward"}
 
 
 class Evil(nn.Module):

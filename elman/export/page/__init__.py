@@ -191,8 +191,7 @@ _UNITS = {"characters": "characters", "bytes": "bytes", "words": "words", "bpe":
 
 def _symbols(tokenizer: Tokenizer) -> dict[str, Any]:
     """How a text becomes symbols, and these a text."""
-    said = json.loads(tokenizer.to_json())["model"]
-    vocabulary = said["vocab"]
+    vocabulary = tokenizer.backend.get_vocab()
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
     about: dict[str, Any] = {
         "kind": tokenizer.kind, "symbols": tokenizer.symbols, "pieces": pieces, "unknown": tokenizer.unknown,
@@ -201,7 +200,7 @@ def _symbols(tokenizer: Tokenizer) -> dict[str, Any]:
         about["bytes"] = [list(raw) for raw in tokenizer.raw]
         letters = {raw[0]: piece for raw, piece in zip(tokenizer.raw, pieces, strict=True) if len(raw) == 1}
         about["letters"] = [letters[byte] for byte in range(256)]
-        about["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in said["merges"]]
+        about["merges"] = tokenizer.merges
     return about
 
 
