@@ -16,7 +16,7 @@ from elman.errors import InputError
 from elman.export.c.text import main_for
 from elman.export.options import option
 from elman.export.step.flat import Flat, Leaf
-from elman.export.step.quantised import Rows, expect_kind, rows_of
+from elman.export.step.quantised import HELP, Rows, expect_kind, rows_of
 from elman.export.step.single import single
 from elman.export.step.statements import Language, statements
 from elman.training import write_atomically

@@ -25,7 +25,7 @@ from elman.errors import InputError, NotSupported
 from elman.export.options import option
 from elman.export.page.script import function, packed
 from elman.export.step.flat import Array, Flat
-from elman.export.step.quantised import KINDS, expect_kind
+from elman.export.step.quantised import HELP, KINDS, expect_kind
 from elman.export.step.single import Single, single
 from elman.models import LanguageModel
 from elman.models.evaluating import evaluating
@@ -40,11 +40,10 @@ from elman.training import write_atomically
 class Options:
     """Of `.html`."""
 
-    weights: str | None = option(
-        None,
-        "How matrices are stored: float32, float16 or int8, which has a scale for each row. (default: int8)",
+    weights: str | None = option(None, HELP)
+    title: str | None = option(
+        None, "What stands above the page, and in its tab. (default: the name of the file, or of its folder)"
     )
-    title: str | None = option(None, "What stands above the page, and in its tab. (default: the name of the file, or of its folder)")
 
 
 def write(module: nn.Module, path: Path, options: Options) -> list[Path]:

@@ -11,6 +11,7 @@ from elman.errors import InputError
 from elman.export.step.flat import Array
 
 KINDS = ("float32", "float16", "int8")
+HELP = "How matrices are stored: float32; int8, with a scale for each row; in a page float16, too, and int8 by default."
 
 
 class Rows(NamedTuple):
