@@ -28,9 +28,7 @@ _WIDTH = 110  # columns of a table of numbers
 class Options:
     """Of `.c`."""
 
-    weights: str | None = option(
-        None, "How matrices are stored: float32 or int8, which has a scale for each row."
-    )
+    weights: str | None = option(None, HELP)
     prefix: str = option("elman", "What the names of its functions and macros begin with.", metavar="NAME")
 
 
