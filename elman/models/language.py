@@ -18,9 +18,10 @@ from elman.models.evaluating import evaluating
 from elman.models.readout import GROUPS, Adaptive, expect_cutoffs, loss
 from elman.models.sampler import Sampler
 from elman.models.stack import Cells, learning_rate, stack_of
+from elman.models.streaming import reading
 from elman.models.surprisal import Surprisal, Word, each_line, surprisal
 from elman.plan import Explanation
-from elman.recurrent import Budget, LockedDropout, Recurrent, Stack
+from elman.recurrent import Budget, LockedDropout, Recurrent, Stack, Stream
 from elman.training import Run
 
 _KNOWN = {
@@ -225,6 +226,15 @@ class LanguageModel(Budget, nn.Module):
         self.stack.training = self.training
         h, after = self.stack.step(self._embedded(x, context), state)
         return self.readout(self._checked(self.dropout(h))), tuple(after)
+
+    def stream(
+        self, batch: int | None = None, state: tuple | None = None, weights: str | None = None
+    ) -> Stream:
+        """A stream, whose step takes symbols int64 [B] to logits [B, V]: see `elman.Recurrent.stream`.
+
+        One call of an engine for embedding, layers and readout, whose weight `weights` makes narrow, too.
+        """
+        return Stream(reading(self), batch, state, weights)
 
     def loss(
         self, x: Tensor, y: Tensor, state: tuple | None = None, *, context: Tensor | None = None
