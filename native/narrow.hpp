@@ -16,7 +16,7 @@ struct Halves {
     typedef uint32_t Stored;
     static constexpr int ROW = LANES<float>;
     static constexpr bool SCALED = false;
-    static constexpr int TALL = 4;
+    static constexpr int TALL = 4, STEPS = 1;
 
     static void read(const uint32_t* row, Vec<float>& left, Vec<float>& right) {
         typedef VectorOf<float>::unsigned_bits Words;
@@ -26,20 +26,29 @@ struct Halves {
     }
 };
 
+// A word holds the numbers of two columns, LANES apart, for k (even) and k + 1. Shifted to the top of a word, a number is
+// 2²⁴ times itself, which the scale takes back: no second shift is needed to have its sign.
 struct Bytes {
     typedef int8_t Stored;
     static constexpr int ROW = PANEL<float>;
     static constexpr bool SCALED = true;
-    static constexpr int TALL = 4;
+    static constexpr int TALL = 4, STEPS = 2;
 
-    static void read(const int8_t* row, Vec<float>& left, Vec<float>& right) { left = widened(row), right = widened(row + LANES<float>); }
+    static void read_two(const int8_t* row, Vec<float>* right) {
+        typedef Bits<float> Words;
+        typedef int32_t Loose __attribute__((vector_size(ELMAN_VECTOR_BYTES), aligned(4), may_alias));
+        const Words words = (Words) * reinterpret_cast<const Loose*>(row), top = Words{} + int32_t(0xff000000);
+        right[0] = __builtin_convertvector(words << 24, Vec<float>);
+        right[1] = __builtin_convertvector(words << 16 & top, Vec<float>);
+        right[2] = __builtin_convertvector(words << 8 & top, Vec<float>);
+        right[3] = __builtin_convertvector(words & top, Vec<float>);
+    }
 
-private:
-    static Vec<float> widened(const int8_t* from) {
-        typedef int8_t Few __attribute__((vector_size(LANES<float>)));
-        Few few;
-        __builtin_memcpy(&few, from, sizeof few);
-        return __builtin_convertvector(__builtin_convertvector(few, Bits<float>), Vec<float>);
+    // The last k, if there is an odd number of them: a word's other half is empty.
+    static void read(const int8_t* row, Vec<float>& left, Vec<float>& right) {
+        Vec<float> all[4];
+        read_two(row, all);
+        left = all[0], right = all[1];
     }
 };
 
@@ -59,10 +68,10 @@ static void pack_halves(const float* w, int64_t sk, int64_t sn, int64_t K, int64
             for (int64_t i = 0; i < L; i++) *to++ = at(k, n + i) | at(k, n + L + i) << 16;
 }
 
-// The scales of all columns, whole panels, then a quarter of what `pack` needs.
+// The scales of all columns, whole panels, each 2⁻²⁴ of what it is; then a byte for each of what `pack` writes, K made even.
 static void pack_bytes(const float* w, int64_t sk, int64_t sn, int64_t K, int64_t N, float* to) {
-    constexpr int64_t P = PANEL<float>;
-    const int64_t columns = (N + P - 1) / P * P;
+    constexpr int64_t L = LANES<float>, P = PANEL<float>;
+    const int64_t columns = (N + P - 1) / P * P, even = (K + 1) / 2 * 2;
     int8_t* q = reinterpret_cast<int8_t*>(to + columns);
     for (int64_t n = 0; n < columns; n++) {
         float most = 0;
@@ -72,10 +81,12 @@ static void pack_bytes(const float* w, int64_t sk, int64_t sn, int64_t K, int64_
             odd |= !(x <= __FLT_MAX__);
             most = x > most ? x : most;
         }
-        to[n] = odd ? __builtin_nanf("") : most / 127;
-        for (int64_t k = 0; k < K; k++) {
-            const float x = n < N && to[n] > 0 ? w[k * sk + n * sn] / to[n] : 0;
-            q[n / P * P * K + k * P + n % P] = int8_t(__builtin_rintf(x < -127 ? -127 : x > 127 ? 127 : x));
+        const float scale = most / 127;
+        to[n] = odd ? __builtin_nanf("") : scale * 0x1p-24f;
+        for (int64_t k = 0; k < even; k++) {
+            const float x = !odd && n < N && k < K && scale > 0 ? w[k * sk + n * sn] / scale : 0;
+            int8_t* panel = q + n / P * P * even + k / 2 * 2 * P;
+            panel[4 * (n % L) + n % P / L + k % 2 * 2] = int8_t(__builtin_rintf(x < -127 ? -127 : x > 127 ? 127 : x));
         }
     }
 }

@@ -75,6 +75,7 @@ struct Whole {
     static constexpr int ROW = PANEL<T>;  // of what is stored, for a row of a panel
     static constexpr bool SCALED = false;
     static constexpr int TALL = TALLEST;  // rows of a tile
+    static constexpr int STEPS = 1;       // k that are read at once
 
     static void read(const T* row, Vec<T>& left, Vec<T>& right) { left = load(row), right = load(row + LANES<T>); }
 };
@@ -87,7 +88,7 @@ static void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K
     constexpr int L = LANES<T>, P = PANEL<T>;
     const bool whole = n >= Q * P;
     const typename W::Stored* column[Q];
-    for (int q = 0; q < Q; q++) column[q] = w + q * K * W::ROW;
+    for (int q = 0; q < Q; q++) column[q] = w + q * ((K + W::STEPS - 1) / W::STEPS * W::STEPS) * W::ROW;
     int64_t k = 0;
     do {
         const int64_t stop = K - k < DEEP ? K : k + DEEP;
@@ -105,6 +106,19 @@ static void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K
                         sum[r][q] = load_part(from, int(n - q * L));
                 }
             }
+        if constexpr (W::STEPS == 2)  // two k at a time
+            for (; k + 1 < stop; k += 2)
+#pragma GCC unroll 4
+                for (int q = 0; q < Q; q++) {
+                    Vec<T> right[4];
+                    W::read_two(column[q] + k * W::ROW, right);
+#pragma GCC unroll 16
+                    for (int r = 0; r < R; r++) {
+                        const Vec<T> left = splat<T>(a[r * lda + k]), next = splat<T>(a[r * lda + k + 1]);
+                        sum[r][2 * q] += left * right[0], sum[r][2 * q + 1] += left * right[1];
+                        sum[r][2 * q] += next * right[2], sum[r][2 * q + 1] += next * right[3];
+                    }
+                }
         for (; k < stop; k++) {
             Vec<T> right[2 * Q];
 #pragma GCC unroll 4
@@ -122,7 +136,7 @@ static void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K
             for (int q = 0; q < 2 * Q; q++) {
                 T* to = out + r * ldo + q * L;
                 if constexpr (W::SCALED) {
-                    sum[r][q] *= load(scale + q * L);
+                    sum[r][q] = by_itself<T>(sum[r][q] * load(scale + q * L));
                     if (start) {
                         const T* from = start + r * lds + q * L;
                         sum[r][q] += whole || (q + 1) * L <= n ? load(from) : q * L < n ? load_part(from, int(n - q * L)) : Vec<T>{};
@@ -143,7 +157,7 @@ template <class T, int R, class W>
 static void strip(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t first, int64_t stop,
                   const T* scale) {
     constexpr int P = PANEL<T>, Q = panels_at_once(R);
-    auto panel = [&](int64_t n) { return w + n / P * K * W::ROW; };
+    auto panel = [&](int64_t n) { return w + n / P * ((K + W::STEPS - 1) / W::STEPS * W::STEPS) * W::ROW; };
     auto from = [](const T* row, int64_t n) { return row ? row + n : nullptr; };
     int64_t n = first;
     if (Q > 1)

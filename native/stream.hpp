@@ -315,7 +315,7 @@ private:
                 const size_t b = size_t(op.operand[0].buffer);
                 const int64_t columns = buffers_[b].width / op.k;
                 op.code = code, packed[b] = true;
-                sizes[b] = bytes ? (op.k + 4) * columns : 2 * op.k * columns;
+                sizes[b] = bytes ? ((op.k + 1) / 2 * 2 + 4) * columns : 2 * op.k * columns;
             }
         for (Op& op : ops_)
             if (op.code == code_product && op.k > 0 && packed[size_t(op.operand[3].buffer)]) op.code = code;

@@ -177,12 +177,19 @@ class Stream:
                     xs=[t.detach() for t in args.xs], contexts=[t.detach() for t in args.contexts]
                 )
                 self._bind(layer, given, context)
+                assert self._kept is not None
                 if reset is not None:
                     rows = rows_of_reset(reset, self.batch)
                     self.reset(torch.nonzero(rows).flatten().tolist())
-                made = self._made(layer, given)
-                if out is not None:
-                    return into(out, made)
+                if out is None:
+                    made = self._made(layer, given)
+                else:
+                    before, made = self._kept.read(), self._made(layer, given)
+                    try:
+                        return into(out, made)
+                    except InputError:
+                        self._kept.write(range(self.batch), before)
+                        raise
         return as_arrays(made) if arrays else made
 
     def _check(self, args: Arguments) -> None:
@@ -195,10 +202,7 @@ class Stream:
                         mend=f"use step() of the layer, or {path}.detach()",
                     )  # fmt: skip
                 if tensor.dim() == 0 or tensor.shape[0] != self.batch:
-                    raise InputError(
-                        what="it does not have a row for each of the stream", where=path,
-                        got=f"shape {list(tensor.shape)}", expected=f"[{self.batch}, …]", mend="rows join with add() and leave with drop()",
-                    )  # fmt: skip
+                    raise _other_rows(path, f"shape {list(tensor.shape)}", f"[{self.batch}, …]")
         if not self.batch:
             raise InputError(what="the stream has no rows", where="step()", mend="add() one")
 
@@ -294,7 +298,7 @@ class Stream:
             places = [ready.states.index(slot) for slot in binding.slots("state")]
             self._kept = Ready(ready.stepper, places, specs(states, 1))
             self._kept.write_all(rows, states)
-        unchanged = layer._calls.programs.seen(cell).unchanged
+        unchanged = layer._calls.programs.seen(cell).same
         ready.load(tensors, rows, [*sources, *self._steps.watched()], unchanged)
         self._shorten(ready, binding, args, layer.generator)
 
@@ -358,10 +362,7 @@ class Stream:
     def state(self, state: Any) -> None:
         rows = self._given(state)
         if len(rows[0]) != self.batch:
-            raise InputError(
-                what="the state does not have a row for each of the stream", where="state", got=len(rows[0]),
-                expected=self.batch, mend="rows join with add() and leave with drop()",
-            )  # fmt: skip
+            raise _other_rows("state", len(rows[0]), self.batch)
         if self._kept is None:
             self._waiting = _apart(rows)
         else:
@@ -478,6 +479,13 @@ class Stream:
             [t[i : i + 1] for t in initial] if row is None else row for i, row in enumerate(self._waiting)
         ]
         return [torch.cat(parts) for parts in zip(*rows, strict=True)]
+
+
+def _other_rows(where: str, got: Any, expected: Any) -> InputError:
+    return InputError(
+        what="it does not have a row for each of the stream", where=where, got=got, expected=expected,
+        mend="rows join with add() and leave with drop()",
+    )  # fmt: skip
 
 
 def _never(x: Any, out: Any) -> bool:
