@@ -1,7 +1,7 @@
 """Streams: one step after another at B = 1, beside ONNX Runtime and PyTorch's cells; and tokens a second of many rows.
 
-ONNX Runtime runs its own GRU and LSTM operators on a sequence of one step, with the same weights, its state fed back; once
-by `run`, once with inputs and outputs bound beforehand. Where it is not installed, its columns are missing.
+ONNX Runtime runs its own GRU and LSTM operators on a sequence of one step, with the same weights, its state fed back;
+once by `run`, once with inputs and outputs bound beforehand. Where it is not installed, its columns are missing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ WIDTHS = (64, 128, 256, 512, 1024)
 KINDS: dict[str, Any] = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
 ROWS = (1, 8, 64, 512)
 Ways = dict[str, Callable[[], Any]]
+
+
+class Wrong(RuntimeError):
+    """A contestant's result differs: nothing of it is timed."""
 
 
 def best(ways: Ways, seconds: float, rounds: int = 12) -> dict[str, float]:
@@ -55,7 +59,12 @@ def steps(kind: str, width: int, seconds: float) -> dict[str, float]:
             made = {name: stream.step(array) for name, stream in streams.items()}
             made |= {name: way(array) for name, way in peers.items()}
             for name, value in made.items():
-                expect(value, o.numpy(), 0.02 if name in ("bfloat16", "int8") else 1e-5, f"{kind} {width}, {name}")
+                expect(
+                    value,
+                    o.numpy(),
+                    0.02 if name in ("bfloat16", "int8") else 1e-5,
+                    f"{kind} {width}, {name}",
+                )
         held = state if kind == "lstm" else o
         out = np.empty((1, width), np.float32)
         ways: Ways = {f"stream, {name}": lambda s=s: s.step(array, out=out) for name, s in streams.items()}
@@ -68,17 +77,19 @@ def steps(kind: str, width: int, seconds: float) -> dict[str, float]:
 
 def expect(got: Any, expected: np.ndarray, tolerance: float, what: str) -> None:
     if not np.allclose(got, expected, atol=tolerance):
-        raise RuntimeError(f"{what}: a result differs by {np.abs(got - expected).max():.1e}; nothing wrong is timed")
+        raise Wrong(f"{what}: a result differs by {np.abs(got - expected).max():.1e}")
 
 
 def tokens(width: int, seconds: float, weights: str | None = None, vocabulary: int = 66) -> dict[str, float]:
-    """Number of rows -> tokens a second of a language model: embedding of 64, one GRU, softmax over the characters."""
+    """Rows -> thousand tokens a second of a language model: embedding of 64, one GRU, logits of the characters."""
     model = LanguageModel(vocabulary, hidden=width).eval()
     found = {}
     for rows in ROWS:
         stream, x = model.stream(batch=rows, weights=weights), np.zeros(rows, np.int64)
         out = np.empty((rows, vocabulary), np.float32)
-        found[str(rows)] = 1e6 * rows / best({"": lambda s=stream, x=x, out=out: s.step(x, out=out)}, seconds)[""]
+        found[str(rows)] = (
+            1e3 * rows / best({"": lambda s=stream, x=x, out=out: s.step(x, out=out)}, seconds)[""]
+        )
     return found
 
 

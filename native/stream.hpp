@@ -458,7 +458,7 @@ inline void bind_stream(nb::module_& m) {
         .def("rows", &Stream::rows)
         .def("resize", &Stream::resize, nb::arg("rows"))
         .def("read", &Stream::read, nb::arg("state"), nb::arg("first"), nb::arg("count"), nb::arg("to"))
-        .def("write", &Stream::write, nb::arg("state"), nb::arg("first"), nb::arg("count"), nb::arg("from"))
+        .def("write", &Stream::write, nb::arg("state"), nb::arg("first"), nb::arg("count"), nb::arg("source"))
         .def("drop", &Stream::drop, nb::arg("rows"))
         .def("step", &Stream::step, nb::arg("xs"), nb::arg("out").none());
 }

@@ -337,6 +337,7 @@ class LanguageModel(Budget, nn.Module):
         exclude: Sequence[int] = (),
         samples: int | None = None,
         context: Tensor | None = None,
+        weights: str | None = None,
     ) -> Iterator[Any]:
         """Symbols that go on from a prompt, one at a time: x(t+1) ~ softmax(o(t) / temperature).
 
@@ -348,7 +349,8 @@ class LanguageModel(Budget, nn.Module):
         seed, generator: where the draws come from; without either, torch's default generator.
         stop: symbols after which nothing more is written. exclude: symbols that are never written (`<unk>`).
         samples: so many texts side by side; each step is then a list with a symbol of each, which goes on until all
-        have met a `stop`. context: [condition], or [samples, condition].
+        have met a `stop`. context: [condition], or [samples, condition]. weights: "bfloat16" or "int8": written with
+        weights in fewer bits (`stream`), other draws, and the prompt still read with the weights as they are.
         """
         prompt = torch.as_tensor(prompt, dtype=torch.int64)
         if prompt.ndim != 1 or len(prompt) == 0:
@@ -381,18 +383,26 @@ class LanguageModel(Budget, nn.Module):
         sampler.generator = generator if seed is None else torch.Generator().manual_seed(seed)
         if context is not None:
             context = context.expand(samples or 1, -1)
-        written = self._written(sampler, prompt, length, samples or 1, context)
+        written = self._written(sampler, prompt, length, samples or 1, context, weights)
         return _until(written, set(stop), one=samples is None)
 
     def _written(
-        self, sampler: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None
-    ) -> Iterator[list[int]]:
+        self, sampler: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None,
+        weights: str | None,
+    ) -> Iterator[list[int]]:  # fmt: skip
         """Steps of writing, each a symbol per sample."""
         device = self.readout.weight.device
         prompt = prompt.to(device)[:, None].expand(-1, samples)
         with evaluating(self), torch.no_grad():
             _, states = self._hidden(prompt[:-1], None, context)
         state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
+        if weights is not None:
+            stream = sampler.stream(state=state, weights=weights)
+            for _ in range(length):
+                with evaluating(self):
+                    symbol = stream.step(context=context)
+                yield symbol.tolist()
+            return
         while left > 0:
             with evaluating(self), torch.no_grad():
                 symbols, state = sampler(None, state, steps=min(block, left), context=context)
