@@ -10,32 +10,17 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "lines.hpp"
 #include "program.hpp"
 
 namespace elman {
 
 namespace nb = nanobind;
-
-// Memory that begins at a cache line.
-class Lines {
-public:
-    explicit Lines(int64_t bytes = 0) : bytes_(bytes), all_(new char[size_t(bytes + LINE)]) {
-        at_ = all_.get() + (LINE - int64_t(reinterpret_cast<uintptr_t>(all_.get())) % LINE) % LINE;
-    }
-    char* at() const { return at_; }
-    int64_t bytes() const { return bytes_; }
-
-private:
-    int64_t bytes_;
-    std::unique_ptr<char[]> all_;
-    char* at_;
-};
 
 class Stream {
 public:
@@ -121,18 +106,15 @@ public:
             for (Leaf& leaf : *leaves) leaf.shape.reset(), leaf.tensor.reset(), leaf.array.reset();
     }
 
-    // Copies `count` rows of state i, from `first` on, out of or into memory where rows lie side by side.
+    // Copies `count` rows of state i, from `first` on, out of or into a contiguous tensor.
     void read(size_t i, int64_t first, int64_t count, nb::handle to) { move(i, first, count, to, false); }
     void write(size_t i, int64_t first, int64_t count, nb::handle from) { move(i, first, count, from, true); }
 
     // Without these rows, ascending: those behind them move up.
     void drop(const std::vector<int64_t>& gone) {
         idle();
-        int64_t before = -1;
-        for (const int64_t row : gone) {
-            if (row <= before || row >= rows_) throw std::invalid_argument("rows that are not there, or not in order");
-            before = row;
-        }
+        for (size_t i = 0; i < gone.size(); i++)
+            if (gone[i] < (i ? gone[i - 1] + 1 : 0) || gone[i] >= rows_) throw std::invalid_argument("rows that are not there, or not in order");
         for (size_t i = 0; i < states_.size(); i++) {
             const int64_t width = states_[i].width * states_[i].bytes;
             int64_t to = 0, from = 0;
