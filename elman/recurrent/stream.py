@@ -166,10 +166,12 @@ class Stream:
                 mend="use step() of the layer",
             )  # fmt: skip
         arrays, x = as_tensors(x)
-        with torch.autocast("cpu", enabled=False):
-            layer = self._steps.layer()
+        layer = self._steps.layer()
+        device = device_of(layer.cell)
+        casts = torch.is_autocast_enabled(device)  # a recurrence runs in the precision of its parameters
+        with torch.autocast(device, enabled=False):
             args = Arguments.of(1, x, None, self._steps.told(context), step=True)
-            if torch.is_autocast_enabled(layer_device(layer)):
+            if casts:
                 args = args.cast(dtype_of(layer.cell))
             self._check(args)
             with torch.no_grad():
@@ -492,8 +494,8 @@ def _never(x: Any, out: Any) -> bool:
     return False
 
 
-def layer_device(layer: Any) -> str:
-    device = next((p.device.type for p in layer.cell.parameters()), "cpu")
+def device_of(cell: torch.nn.Module) -> str:
+    device = next((p.device.type for p in cell.parameters()), "cpu")
     return "cpu" if device == "meta" else device
 
 

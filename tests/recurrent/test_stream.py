@@ -142,6 +142,9 @@ def test_arrays_and_memory_for_the_output() -> None:
     both = torch.cat([x[3], torch.zeros(2, 2)], 1)  # what is read lies where the output goes
     assert torch.equal(other.step(both[:, :6], out=both), torch.from_numpy(outputs[3]))
     other.state = state
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # it runs in the precision of its weights
+        assert other.step(x[3].bfloat16()).dtype is torch.float32
+    other.state = state
     turned = x[3].T.contiguous().T
     assert torch.equal(other.step(turned), torch.from_numpy(outputs[3]))
 
