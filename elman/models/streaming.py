@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from elman.recurrent import Recurrent
 from elman.recurrent.joined import JoinedCell, steps_of
-from elman.recurrent.stream import Steps
+from elman.recurrent.kept import Steps
 
 if TYPE_CHECKING:
     from elman.models.language import LanguageModel

@@ -19,11 +19,11 @@ from elman.circuit.structure import flatten, specs
 from elman.errors import InputError, NotSupported
 from elman.plan.work import told
 from elman.recurrent.budget import granted
+from elman.recurrent.kept import Steps
 from elman.recurrent.layer import Recurrent, not_stepwise
 from elman.recurrent.several import states_of
 from elman.recurrent.stacked import StackCell
 from elman.recurrent.states import layer_states
-from elman.recurrent.stream import Steps
 from elman.segments.segment import Memory, Segments
 from elman.trace.call import call_cell, understand
 from elman.trace.initial import Zeros, own_state

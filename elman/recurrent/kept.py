@@ -1,17 +1,36 @@
-"""Where the rows of a stream are kept: by an engine, or in tensors."""
+"""What a stream runs, and where its rows are kept: by an engine, or in tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from elman.circuit.structure import TensorSpec
 from elman.engines.base import Stepper
+from elman.errors import InputError
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What a stream runs.
+
+    layer: the `Recurrent` whose steps they are, as it is now. watched: entries of dicts that this depends on besides,
+    as (dict, key, value). begin: told x and context of the first step. enter, leave: from the state that users
+    have to the layer's, and back. told: from their context to the layer's.
+    """
+
+    layer: Callable[[], Any]
+    watched: Callable[[], list[tuple[Any, Any, Any]]] = list
+    begin: Callable[[Any, Any], None] = lambda x, context: None
+    enter: Callable[[Any], Any] = lambda state: state
+    leave: Callable[[Any], Any] = lambda state: state
+    told: Callable[[Any], Any] = lambda context: context
 
 
 class Kept(Protocol):
@@ -94,3 +113,20 @@ class Ready:
 
     def drop(self, rows: Sequence[int]) -> None:
         self.stepper.drop(list(rows))
+
+
+def other_rows(where: str, got: Any, expected: Any) -> InputError:
+    return InputError(
+        what="it does not have a row for each of the stream", where=where, got=got, expected=expected,
+        mend="rows join with add() and leave with drop()",
+    )  # fmt: skip
+
+
+def device_of(cell: torch.nn.Module) -> str:
+    device = next((p.device.type for p in cell.parameters()), "cpu")
+    return "cpu" if device == "meta" else device
+
+
+def apart(tensors: Sequence[Tensor]) -> list[list[Tensor] | None]:
+    """Rows, each by itself."""
+    return [[tensor[i : i + 1].clone() for tensor in tensors] for i in range(len(tensors[0]))]

@@ -18,10 +18,11 @@ from elman.recurrent.budget import Budget
 from elman.recurrent.calls import Calls
 from elman.recurrent.compiled import register, run_compiled
 from elman.recurrent.exported import run_exported
+from elman.recurrent.kept import Steps
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
 from elman.recurrent.several import has_third
-from elman.recurrent.stream import Steps, Stream
+from elman.recurrent.stream import Stream
 from elman.segments import Layout
 from elman.segments.segment import Memory
 from elman.trace.mistakes import check_cell

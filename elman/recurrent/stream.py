@@ -12,7 +12,6 @@ bound anew, its weights are packed anew, or an error says what does not fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,29 +27,12 @@ from elman.recurrent.arguments import batch_of, is_recorded, not_recorded, rows_
 from elman.recurrent.arrays import as_arrays, as_tensors, into
 from elman.recurrent.bound import Arguments
 from elman.recurrent.calls import alike, dtype_of, shapes_of
-from elman.recurrent.kept import Kept, Plain, Ready
+from elman.recurrent.kept import Kept, Plain, Ready, Steps, apart, device_of, other_rows
 from elman.recurrent.programs import Binding, Captured, Owned
 from elman.trace.call import store_of
 
 Tensor = torch.Tensor
 WEIGHTS = ("bfloat16", "int8")
-
-
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """What a stream runs.
-
-    layer: the `Recurrent` whose steps they are, as it is now. watched: entries of dicts that this depends on besides,
-    as (dict, key, value). begin: told x and context of the first step. enter, leave: from the state that users
-    have to the layer's, and back. told: from their context to the layer's.
-    """
-
-    layer: Callable[[], Any]
-    watched: Callable[[], list[tuple[Any, Any, Any]]] = list
-    begin: Callable[[Any, Any], None] = lambda x, context: None
-    enter: Callable[[Any], Any] = lambda state: state
-    leave: Callable[[Any], Any] = lambda state: state
-    told: Callable[[Any], Any] = lambda context: context
 
 
 class Stream:
@@ -204,7 +186,7 @@ class Stream:
                         mend=f"use step() of the layer, or {path}.detach()",
                     )  # fmt: skip
                 if tensor.dim() == 0 or tensor.shape[0] != self.batch:
-                    raise _other_rows(path, f"shape {list(tensor.shape)}", f"[{self.batch}, …]")
+                    raise other_rows(path, f"shape {list(tensor.shape)}", f"[{self.batch}, …]")
         if not self.batch:
             raise InputError(what="the stream has no rows", where="step()", mend="add() one")
 
@@ -364,9 +346,9 @@ class Stream:
     def state(self, state: Any) -> None:
         rows = self._given(state)
         if len(rows[0]) != self.batch:
-            raise _other_rows("state", len(rows[0]), self.batch)
+            raise other_rows("state", len(rows[0]), self.batch)
         if self._kept is None:
-            self._waiting = _apart(rows)
+            self._waiting = apart(rows)
         else:
             self._kept.write(range(self.batch), rows)
 
@@ -399,7 +381,7 @@ class Stream:
                 return first
             given = self._initial(self._steps.layer(), n)
         if self._kept is None:
-            self._waiting += _apart(given)
+            self._waiting += apart(given)
         else:
             self._kept.append(given)
             self._forget_context()
@@ -483,22 +465,5 @@ class Stream:
         return [torch.cat(parts) for parts in zip(*rows, strict=True)]
 
 
-def _other_rows(where: str, got: Any, expected: Any) -> InputError:
-    return InputError(
-        what="it does not have a row for each of the stream", where=where, got=got, expected=expected,
-        mend="rows join with add() and leave with drop()",
-    )  # fmt: skip
-
-
 def _never(x: Any, out: Any) -> bool:
     return False
-
-
-def device_of(cell: torch.nn.Module) -> str:
-    device = next((p.device.type for p in cell.parameters()), "cpu")
-    return "cpu" if device == "meta" else device
-
-
-def _apart(tensors: Sequence[Tensor]) -> list[list[Tensor] | None]:
-    """Rows, each by itself."""
-    return [[tensor[i : i + 1].clone() for tensor in tensors] for i in range(len(tensors[0]))]
