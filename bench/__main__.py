@@ -69,6 +69,9 @@ def main(
     online: Annotated[
         bool, typer.Option("--online", help="only this: learning on a stream, rule by rule; --steps 100000")
     ] = False,
+    streamed: Annotated[
+        bool, typer.Option("--streams", help="only this: streams beside ONNX Runtime, tokens a second")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
     ] = False,
@@ -102,7 +105,11 @@ def main(
         report.tangents(seconds)
     if online:
         report.online(steps)
-    if not (online or tangent or against or beside or alone or ragged or others or language or memory):
+    if streamed:
+        report.streams(seconds)
+    if not (
+        streamed or online or tangent or against or beside or alone or ragged or others or language or memory
+    ):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)
         if compiled:

@@ -22,6 +22,7 @@ from bench import (
     others,
     overhead,
     ragged,
+    streams,
     tables,
     tangents,
     targets,
@@ -175,6 +176,30 @@ class Report:
         self.made["online"] = [run.__dict__ for run in found]
         words = f"GRU, B {online.B}, H {online.H}: what came in {online.LAG} steps ago, {steps:,} steps"
         self.console.print(tables.of_online(words, found))
+
+    def streams(self, seconds: float) -> None:
+        """One step after another beside other runtimes, and tokens a second of many rows."""
+        for kind in streams.KINDS:
+            found = {}
+            for width in streams.WIDTHS:
+                with self.console.status(f"{kind}, H {width}"):
+                    try:
+                        found[str(width)] = streams.steps(kind, width, seconds)
+                    except streams.Wrong as reason:
+                        self.wrong.append(str(reason))
+            self.made[f"streams of {kind}"] = found
+            self.console.print(
+                tables.of_streams(f"{kind}, B 1, I = H, us a step, the least of rounds", "H", found)
+            )
+        found = {}
+        for weights in (None, "bfloat16", "int8"):
+            for width in (256, 512):
+                with self.console.status(f"tokens, H {width}"):
+                    found[f"H {width}, {weights or 'float32'}"] = streams.tokens(width, seconds, weights)
+        self.made["tokens"] = found
+        self.console.print(
+            tables.of_streams("GRU language model, thousand tokens a second, by rows", "", found)
+        )
 
     def memory(self, steps: int) -> None:
         """One sequence under a budget, each way in a process of its own."""

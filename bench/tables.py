@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
@@ -125,6 +125,17 @@ def of_online(title: str, runs: Sequence[online.Run]) -> Table:
         made.add_column(name, justify="left" if not name else "right")
     for run in runs:
         made.add_row(run.way, f"{run.error:.4f}", f"{run.bytes / 1e3:.1f}", f"{run.microseconds:.0f}")
+    return made
+
+
+def of_streams(title: str, first: str, found: Mapping[str, Mapping[str, float]]) -> Table:
+    """found: the name of a line -> column -> figure."""
+    made = _table(title)
+    names = list(dict.fromkeys(name for figures in found.values() for name in figures))
+    for name in (first, *names):
+        made.add_column(name, justify="right" if name in names else "left")
+    for line, figures in found.items():
+        made.add_row(line, *(f"{figures[name]:.1f}" if name in figures else "" for name in names))
     return made
 
 

@@ -1,6 +1,6 @@
 """The compiled part of the native engine: native/bind.cpp."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -58,6 +58,32 @@ class Interpreter:
         threads: int,
     ) -> tuple[int, int, bool] | bool | None:
         """None; False if strides are None and values do not lie in order; else see elman.engines.lookups.failed."""
+
+    def stream(
+        self, weights: str, inputs: list[Any], outputs: list[Any], threads: Callable[[], int],
+        failed: Callable[[int, int, bool], Exception],
+    ) -> Stream:  # fmt: skip
+        """The same, to be run one step at a time.
+
+        weights: "", "bfloat16" or "int8". inputs, outputs: of each sequence and emit, (dtype, NumPy's dtype, letters of
+        its format, sizes of a row, whether each row has one). threads: how many there may be. failed: makes an error.
+        """
+
+class Stream:
+    """A program whose constants are packed once and whose states are kept: see elman.engines.base.Stepper."""
+
+    def load(
+        self, constants: tuple[Tensor, ...], strides: Sequence[int], sources: list[tuple[Any, Any, Any]],
+        unchanged: Callable[[], bool] | None,
+    ) -> None: ...  # fmt: skip
+    def fresh(self) -> bool: ...
+    def rows(self) -> int: ...
+    def resize(self, rows: int) -> None: ...
+    def read(self, state: int, first: int, count: int, to: Tensor) -> None: ...
+    def write(self, state: int, first: int, count: int, source: Tensor) -> None: ...
+    def drop(self, rows: Sequence[int]) -> None: ...
+    def step(self, xs: Any, out: Any) -> Any:
+        """The emits; False, and nothing was done, where something is not of its form."""
 
 class Multiplier:
     """Products of matrices outside the loop."""

@@ -17,6 +17,7 @@
 
 #include "pieces.hpp"
 #include "program.hpp"
+#include "stream.hpp"
 #include "team.hpp"
 #include "watch.hpp"
 
@@ -295,6 +296,11 @@ public:
         return nb::none();
     }
 
+    Stream stream(const std::string& weights, const nb::list& inputs, const nb::list& outputs, const nb::object& threads,
+                  const nb::object& failed) const {
+        return Stream(kernels_, wide_, program_, weights, constants_, inputs, outputs, threads, failed, poisoned);
+    }
+
 private:
     static Op operation(const std::vector<int64_t>& flat, double number) {
         if (flat.size() != size_t(8 + OPERANDS * (2 + DIMENSIONS))) throw std::invalid_argument("an operation of a wrong length");
@@ -417,7 +423,10 @@ NB_MODULE(_native, m) {
                                  constants, sequences, emits, widths);
              })
         .def("run", &Interpreter::run, nb::arg("steps"), nb::arg("batch"), nb::arg("sizes").none(), nb::arg("reverse"), nb::arg("values"), nb::arg("strides").none(), nb::arg("out"),
-             nb::arg("finals"), nb::arg("threads"));
+             nb::arg("finals"), nb::arg("threads"))
+        .def("stream", &Interpreter::stream, nb::arg("weights"), nb::arg("inputs"), nb::arg("outputs"), nb::arg("threads"), nb::arg("failed"),
+             "The same, to be run one step at a time.");
+    bind_stream(m);
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
         .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&>())

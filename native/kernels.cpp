@@ -10,7 +10,8 @@ namespace ELMAN_ISA {
 #define ELMAN_TEXT(x) ELMAN_TEXT_OF(x)
 
 extern const Kernels kernels;
-const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run<float>, run<double>, workspace_bytes,
+const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run<float>, run<double>,
+                         prepare<float>, prepare<double>, workspace_bytes,
                          multiply<float>, multiply<double>, multiply_bytes<float>, multiply_bytes<double>,
                          uniform<float>, uniform<double>};
 

@@ -7,6 +7,7 @@
 
 #include "features.hpp"
 #include "frame.hpp"
+#include "narrow.hpp"
 #include "pointwise.hpp"
 #include "products.hpp"
 #include "team.hpp"
@@ -25,6 +26,23 @@ static void packed_product(const Op& op, const Frame& f) {
     if (first < stop)
         product<T>(f.at<T>(left), f.row(left), f.at<T>(packed), op.k, start.buffer < 0 ? nullptr : f.at<T>(start),
                    start.buffer < 0 ? 0 : f.row(start), f.at<T>(out), f.row(out), f.rows, first, stop);
+}
+
+// The same with a weight in fewer bits.
+template <class T>
+static void narrow_product(const Op& op, const Frame& f, bool halves) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+        const Operand &out = op.operand[0], &left = op.operand[1], &start = op.operand[2], &packed = op.operand[3];
+        const int64_t N = op.size[3], columns = (N + PANEL<T> - 1) / PANEL<T> * PANEL<T>;
+        const int64_t first = f.share(N, f.part), stop = f.share(N, f.part + 1);
+        if (first >= stop) return;
+        const T *a = f.at<T>(left), *from = start.buffer < 0 ? nullptr : f.at<T>(start), *w = f.at<T>(packed);
+        const int64_t apart = start.buffer < 0 ? 0 : f.row(start);
+        if (halves)
+            product<T, Halves>(a, f.row(left), reinterpret_cast<const uint32_t*>(w), op.k, from, apart, f.at<T>(out), f.row(out), f.rows, first, stop);
+        else
+            product<T, Bytes>(a, f.row(left), reinterpret_cast<const int8_t*>(w + columns), op.k, from, apart, f.at<T>(out), f.row(out), f.rows, first, stop, w);
+    }
 }
 
 template <class T>
@@ -73,6 +91,8 @@ static void perform(const Op& op, Frame& f) {
         case code_real_to_bool: return map1<uint8_t, T, nonzero_scalar>(op, f);
         case code_int_to_bool: return map1<uint8_t, int64_t, nonzero_scalar>(op, f);
         case code_product: return packed_product<T>(op, f);
+        case code_product_bfloat16: return narrow_product<T>(op, f, true);
+        case code_product_int8: return narrow_product<T>(op, f, false);
         case code_matmul: return matmul<T>(op, f);
         case code_sum: return reduce<T, code_sum>(op, f);
         case code_prod: return reduce<T, code_prod>(op, f);
@@ -399,8 +419,13 @@ static Failure prepare(const Program& p, const Call& c, char* prepared) {
     Frame f = {base, stride, 1, 0, 1, {}};
     for (int64_t i = 0; i < p.prepares; i++) {
         const Op& op = p.prepare[i];
+        const Operand &to = op.operand[0], &from = op.operand[1];
         if (op.code == code_product)  // to pack: packed, weight with strides of k and n
-            pack<T>(f.at<T>(op.operand[1]), op.operand[1].stride[0], op.operand[1].stride[1], op.k, op.size[3], f.at<T>(op.operand[0]));
+            pack<T>(f.at<T>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<T>(to));
+        else if (op.code == code_product_bfloat16)
+            pack_halves(f.at<float>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<uint32_t>(to));
+        else if (op.code == code_product_int8)
+            pack_bytes(f.at<float>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<float>(to));
         else
             perform<T>(op, f);
     }
@@ -413,16 +438,20 @@ INLINE int64_t arena_bytes(const Program& p, const Call& c) {
 }
 
 static int64_t workspace_bytes(const Program& p, const Call& c) {
-    return rounded(p.prepared_bytes) + team_size(p, c) * arena_bytes(p, c) + LINE;
+    return (c.prepared ? 0 : rounded(p.prepared_bytes)) + team_size(p, c) * arena_bytes(p, c) + LINE;
 }
 
 template <class T>
 static Failure run(const Program& p, const Call& c, char* workspace) {
     workspace += (LINE - int64_t(reinterpret_cast<uintptr_t>(workspace)) % LINE) % LINE;
     if (c.poison) __builtin_memset(workspace, 0xff, std::size_t(workspace_bytes(p, c) - LINE));
-    const Failure failed = prepare<T>(p, c, workspace);
-    if (failed.happened) return failed;
-    Loop<T> loop = {p, c, workspace, workspace + rounded(p.prepared_bytes), arena_bytes(p, c)};
+    char* prepared = c.prepared;
+    if (!prepared) {
+        prepared = workspace, workspace += rounded(p.prepared_bytes);
+        const Failure failed = prepare<T>(p, c, prepared);
+        if (failed.happened) return failed;
+    }
+    Loop<T> loop = {p, c, prepared, workspace, arena_bytes(p, c)};
     const bool columns = by_columns(p, c);
     int threads = int(team_size(p, c));
     if (columns && threads > 1 && __atomic_load_n(&resting, __ATOMIC_RELAXED) > 0) {

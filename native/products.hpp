@@ -68,14 +68,27 @@ void pack(const T* w, int64_t sk, int64_t sn, int64_t K, int64_t N, T* to) {
     }
 }
 
+// A packed weight as it is: a row of a panel is two vectors. Narrower ones stand in narrow.hpp.
+template <class T>
+struct Whole {
+    typedef T Stored;
+    static constexpr int ROW = PANEL<T>;  // of what is stored, for a row of a panel
+    static constexpr bool SCALED = false;
+    static constexpr int TALL = TALLEST;  // rows of a tile
+    static constexpr int STEPS = 1;       // k that are read at once
+
+    static void read(const T* row, Vec<T>& left, Vec<T>& right) { left = load(row), right = load(row + LANES<T>); }
+};
+
 // A tile of R rows and Q panels. n: columns of it that exist. TURNED: a is [K, R], as matrices.hpp packs it. add: to what
-// is there already.
-template <class T, int R, int Q, bool TURNED = false>
-static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n, bool add = false) {
+// is there already. W: how w is stored; scale: of its columns, where it is SCALED.
+template <class T, int R, int Q, bool TURNED = false, class W = Whole<T>>
+static void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n, bool add = false,
+                 const T* scale = nullptr) {
     constexpr int L = LANES<T>, P = PANEL<T>;
     const bool whole = n >= Q * P;
-    const T* column[Q];
-    for (int q = 0; q < Q; q++) column[q] = w + q * K * P;
+    const typename W::Stored* column[Q];
+    for (int q = 0; q < Q; q++) column[q] = w + q * ((K + W::STEPS - 1) / W::STEPS * W::STEPS) * W::ROW;
     int64_t k = 0;
     do {
         const int64_t stop = K - k < DEEP ? K : k + DEEP;
@@ -85,7 +98,7 @@ static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start,
 #pragma GCC unroll 8
             for (int q = 0; q < 2 * Q; q++) {
                 sum[r][q] = Vec<T>{};
-                if (start) {
+                if (start && !W::SCALED) {
                     const T* from = start + r * lds + q * L;
                     if (whole || (q + 1) * L <= n)
                         sum[r][q] = load(from);
@@ -93,13 +106,23 @@ static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start,
                         sum[r][q] = load_part(from, int(n - q * L));
                 }
             }
+        if constexpr (W::STEPS == 2)  // two k at a time
+            for (; k + 1 < stop; k += 2)
+#pragma GCC unroll 4
+                for (int q = 0; q < Q; q++) {
+                    Vec<T> right[4];
+                    W::read_two(column[q] + k * W::ROW, right);
+#pragma GCC unroll 16
+                    for (int r = 0; r < R; r++) {
+                        const Vec<T> left = splat<T>(a[r * lda + k]), next = splat<T>(a[r * lda + k + 1]);
+                        sum[r][2 * q] += left * right[0], sum[r][2 * q + 1] += left * right[1];
+                        sum[r][2 * q] += next * right[2], sum[r][2 * q + 1] += next * right[3];
+                    }
+                }
         for (; k < stop; k++) {
             Vec<T> right[2 * Q];
 #pragma GCC unroll 4
-            for (int q = 0; q < Q; q++) {
-                right[2 * q] = load(column[q] + k * P);
-                right[2 * q + 1] = load(column[q] + k * P + L);
-            }
+            for (int q = 0; q < Q; q++) W::read(column[q] + k * W::ROW, right[2 * q], right[2 * q + 1]);
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 const Vec<T> left = splat<T>(TURNED ? a[k * R + r] : a[r * lda + k]);
@@ -112,6 +135,13 @@ static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start,
 #pragma GCC unroll 8
             for (int q = 0; q < 2 * Q; q++) {
                 T* to = out + r * ldo + q * L;
+                if constexpr (W::SCALED) {
+                    sum[r][q] = by_itself<T>(sum[r][q] * load(scale + q * L));
+                    if (start) {
+                        const T* from = start + r * lds + q * L;
+                        sum[r][q] += whole || (q + 1) * L <= n ? load(from) : q * L < n ? load_part(from, int(n - q * L)) : Vec<T>{};
+                    }
+                }
                 if (add) sum[r][q] += whole || (q + 1) * L <= n ? load(to) : q * L < n ? load_part(to, int(n - q * L)) : Vec<T>{};
                 if (whole || (q + 1) * L <= n)
                     store<T>(to, sum[r][q]);
@@ -123,29 +153,35 @@ static void tile(const T* a, int64_t lda, const T* w, int64_t K, const T* start,
 }
 
 // R rows, columns first … stop - 1 (first a multiple of PANEL).
-template <class T, int R>
-static void strip(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t first, int64_t stop) {
+template <class T, int R, class W>
+static void strip(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t first, int64_t stop,
+                  const T* scale) {
     constexpr int P = PANEL<T>, Q = panels_at_once(R);
+    auto panel = [&](int64_t n) { return w + n / P * ((K + W::STEPS - 1) / W::STEPS * W::STEPS) * W::ROW; };
+    auto from = [](const T* row, int64_t n) { return row ? row + n : nullptr; };
     int64_t n = first;
     if (Q > 1)
         for (; stop - n > (Q - 1) * P; n += Q * P)
-            tile<T, R, Q>(a, lda, w + n * K, K, start ? start + n : nullptr, lds, out + n, ldo, stop - n);
+            tile<T, R, Q, false, W>(a, lda, panel(n), K, from(start, n), lds, out + n, ldo, stop - n, false, from(scale, n));
     for (; n < stop; n += P)
-        tile<T, R, 1>(a, lda, w + n * K, K, start ? start + n : nullptr, lds, out + n, ldo, stop - n);
+        tile<T, R, 1, false, W>(a, lda, panel(n), K, from(start, n), lds, out + n, ldo, stop - n, false, from(scale, n));
 }
 
 // a [rows, K], w packed, start [rows, N] or null for zero (lds 0: one row for all), out [rows, N], columns
-// first … stop - 1. out may be start, and neither may overlap a.
-template <class T>
-void product(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t rows, int64_t first, int64_t stop) {
-    const int64_t tiles = (rows + TALLEST - 1) / TALLEST;
+// first … stop - 1. out may be start, and neither may overlap a. W, scale: as of a tile, whose columns all have one.
+template <class T, class W = Whole<T>>
+void product(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t rows, int64_t first,
+             int64_t stop, const T* scale = nullptr) {
+    const int64_t tiles = (rows + W::TALL - 1) / W::TALL;
     for (int64_t i = 0, row = 0; i < tiles; i++) {
         const int64_t height = (rows - row) / (tiles - i) + ((rows - row) % (tiles - i) != 0);
         const T *ai = a + row * lda, *si = start ? start + row * lds : nullptr;
         T* oi = out + row * ldo;
         switch (height) {
 #define ELMAN_STRIP(R) \
-    case R: strip<T, R>(ai, lda, w, K, si, lds, oi, ldo, first, stop); break;
+    case R:                    \
+        if constexpr (R <= W::TALL) strip<T, R, W>(ai, lda, w, K, si, lds, oi, ldo, first, stop, scale); \
+        break;
             ELMAN_HEIGHTS(ELMAN_STRIP)
 #undef ELMAN_STRIP
         }

@@ -37,7 +37,7 @@ namespace elman {
     X(bool_and) X(bool_or) X(bool_xor) X(bool_not) \
     X(int_add) X(int_sub) X(int_mul) X(int_remainder) X(int_floordiv) X(int_maximum) X(int_minimum) \
     X(bool_to_real) X(int_to_real) X(bool_to_int) X(real_to_int) X(real_to_bool) X(int_to_bool) \
-    X(product) X(matmul) X(sum) X(prod) X(amax) X(amin) X(argmax) X(argmin) X(any) X(all) X(cumsum) X(softmax) \
+    X(product) X(product_bfloat16) X(product_int8) X(matmul) X(sum) X(prod) X(amax) X(amin) X(argmax) X(argmin) X(any) X(all) X(cumsum) X(softmax) \
     X(log_softmax) X(softmax_backward) X(log_softmax_backward) X(layer_norm) X(layer_norm_backward) X(gather) \
     X(scatter) X(scatter_add) X(int_gather) X(int_scatter) X(int_scatter_add)
 
@@ -135,6 +135,7 @@ struct Call {
     const Pointer* starts;
     const Pointer* finals;
     int threads;
+    char* prepared;          // memory that Kernels::prepare has filled before; null: prepared in this call
     bool poison;             // fill scratch with NaN first
     bool (*stop)();          // asked now and then by the thread that called: whether to leave the loop; null: never
 };
@@ -181,6 +182,9 @@ struct Kernels {
     int64_t panel_real32, panel_real64;  // columns of a packed panel
     Failure (*run32)(const Program&, const Call&, char* workspace);
     Failure (*run64)(const Program&, const Call&, char* workspace);
+    // What `Call::prepared` is, made of a call's constants.
+    Failure (*prepare32)(const Program&, const Call&, char* prepared);
+    Failure (*prepare64)(const Program&, const Call&, char* prepared);
     // Bytes of workspace that a call needs.
     int64_t (*workspace)(const Program&, const Call&);
     // Several products, and the bytes they need.

@@ -94,6 +94,18 @@ INLINE Vec<T> splat(T x) {
     return x - Vec<T>{};  // x - 0 keeps a negative zero
 }
 
+// The same value. A product that goes through here is rounded before it is added to something: else it is the compiler's to
+// say, at each place anew, whether the two are one operation.
+template <class T>
+INLINE Vec<T> by_itself(Vec<T> v) {
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
 template <class T>
 INLINE Bits<T> bits_of(Vec<T> v) {
     return (Bits<T>)v;

@@ -275,6 +275,9 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(help="Makes the text repeatable.", min=-(2**63), max=2**63 - 1)
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="bfloat16 or int8: write with weights in fewer bits, which is faster.")
+    ] = None,
     trust: Trust = False,
     cell: Cell = None,
 ) -> None:
@@ -293,7 +296,7 @@ def generate(
     if not prompt:
         prompt = "\n"
     _note_strange(tokenizer, prompt)
-    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "weights": weights}
     if samples > 1:
         texts = continuations(model, tokenizer, prompt, length, samples, stop, **how)
         for number, text in enumerate(texts, 1):

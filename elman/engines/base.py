@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -30,6 +30,54 @@ class LoopResult:
 # values: constants, sequences and starting states in the order of the loop; out: memory for the emits. Where every step
 # has B rows, a sequence or an emit may have the shape [T, B, …] if it is contiguous: that is the same memory.
 Runner = Callable[[int, Sequence[int], bool, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
+class Stepper(Protocol):
+    """A loop that runs one step after another: what is made of its constants is made once, and its states stay here."""
+
+    def load(
+        self,
+        constants: Sequence[Tensor],
+        sources: Sequence[tuple[Any, Any, Any]],
+        unchanged: Callable[[], bool],
+    ) -> None:
+        """Take the loop's constants, in its order, and make what is made of them.
+
+        sources: what constants are made of, as (dict, key, tensor) where the dict may come to hold another one, else
+        (None, None, tensor); or (dict, key, value) for another value that has to stay. unchanged: whether everything
+        else is as it was.
+        """
+        ...
+
+    def fresh(self) -> bool:
+        """Whether all that `load` was given is as it was, as far as that can be seen."""
+        ...
+
+    def rows(self) -> int: ...
+
+    def resize(self, rows: int) -> None:
+        """Have so many rows: the first ones stay as they are, new ones have to be written."""
+        ...
+
+    def read(self, state: int, first: int, count: int, to: Tensor) -> None:
+        """Copy rows of a state, by its number in the loop, into a contiguous tensor."""
+        ...
+
+    def write(self, state: int, first: int, count: int, source: Tensor) -> None:
+        """Copy a contiguous tensor into rows of a state."""
+        ...
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Go on without these rows, ascending; those behind them move up."""
+        ...
+
+    def step(self, xs: Any, out: Any) -> Any:
+        """One step: the sequences' values as a tuple, or one by itself, tensors or arrays -> the emits, alike.
+
+        out: memory for the emits, or None. Gives False, and has done nothing, where `fresh` is not true or anything is
+        not of the form that the loop was made for; a list (index, size, behind) for `elman.engines.lookups.failed`.
+        """
+        ...
 
 
 # (graph, names of arguments, names of results) -> the function of a stage beside the loop.
@@ -73,6 +121,13 @@ class Engine(ABC):
     ) -> Callable[..., tuple[Any, ...]]:
         """A stage before or after the loop as a function of its arguments, both by name."""
         return codegen.function(graph, arguments, results)
+
+    def stepper(self, loop: Loop, weights: str | None) -> Stepper | str:
+        """The loop to be run one step after another; or why this engine has no such thing.
+
+        weights: None, "bfloat16" or "int8": the numbers that constant factors of products are kept in.
+        """
+        return f"the {self.name} engine keeps nothing from one step to the next"
 
     def runner(self, loop: Loop) -> Runner:
         """`run` without names, for whoever runs the same loop again and again."""

@@ -59,6 +59,7 @@ class Executable:
         self.plan, self.single = plan, single
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
         self._made: dict[tuple[str | engines.Engine, bool], PlanFunction] = {}
+        self._prepared: dict[str | engines.Engine, tuple[Plan, StageMaker, Runner | None]] = {}
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
@@ -79,7 +80,7 @@ class Executable:
     @locked
     def _function(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         if (engine, ragged) not in self._made:
-            self._made[engine, ragged] = emit(*self._prepared(engine), self.ends, self.single, ragged)
+            self._made[engine, ragged] = emit(*self.prepared(engine), self.ends, self.single, ragged)
         return self._made[engine, ragged]
 
     def engine(self, wanted: str | engines.Engine) -> engines.Engine | None:
@@ -87,8 +88,13 @@ class Executable:
         loop = self.plan.loop
         return None if loop is None else engines.choose(wanted, loop, self.plan.circuit.inputs[0].device)
 
-    def _prepared(self, wanted: str | engines.Engine) -> tuple[Plan, StageMaker, Runner | None]:
+    def prepared(self, wanted: str | engines.Engine) -> tuple[Plan, StageMaker, Runner | None]:
         """The plan as its engine likes it, and what runs its stages and its loop."""
+        if wanted not in self._prepared:
+            self._prepared[wanted] = self._prepare(wanted)
+        return self._prepared[wanted]
+
+    def _prepare(self, wanted: str | engines.Engine) -> tuple[Plan, StageMaker, Runner | None]:
         engine, plan = self.engine(wanted), self.plan
         if engine is None or plan.loop is None:
             return plan, codegen.function, None

@@ -255,7 +255,7 @@ class Program:
 
     def step(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The same for a single step, whose sequences are `[B, …]`."""
-        return self._step.run(call, tensors)
+        return self.single.run(call, tensors)
 
     def steps_by_loop(self, engine: str | engines.Engine) -> bool:
         """Whether a single step is to be run as a loop that everything stands in.
@@ -289,7 +289,8 @@ class Program:
         return Executable(stepwise(self.circuit), self.ends)
 
     @derived
-    def _step(self) -> Executable:
+    def single(self) -> Executable:
+        """The plan of one step that everything stands in the loop of, ready to run."""
         return Executable(self._single.plan, self.ends, single=True)
 
     @derived

@@ -18,9 +18,10 @@ from elman.models.evaluating import evaluating
 from elman.models.readout import GROUPS, Adaptive, expect_cutoffs, loss
 from elman.models.sampler import Sampler
 from elman.models.stack import Cells, learning_rate, stack_of
+from elman.models.streaming import reading
 from elman.models.surprisal import Surprisal, Word, each_line, surprisal
 from elman.plan import Explanation
-from elman.recurrent import Budget, LockedDropout, Recurrent, Stack
+from elman.recurrent import Budget, LockedDropout, Recurrent, Stack, Stream
 from elman.training import Run
 
 _KNOWN = {
@@ -226,6 +227,15 @@ class LanguageModel(Budget, nn.Module):
         h, after = self.stack.step(self._embedded(x, context), state)
         return self.readout(self._checked(self.dropout(h))), tuple(after)
 
+    def stream(
+        self, batch: int | None = None, state: tuple | None = None, weights: str | None = None
+    ) -> Stream:
+        """A stream, whose step takes symbols int64 [B] to logits [B, V]: see `elman.Recurrent.stream`.
+
+        One call of an engine for embedding, layers and readout, whose weight `weights` makes narrow, too.
+        """
+        return Stream(reading(self), batch, state, weights)
+
     def loss(
         self, x: Tensor, y: Tensor, state: tuple | None = None, *, context: Tensor | None = None
     ) -> tuple[Tensor, tuple]:
@@ -327,6 +337,7 @@ class LanguageModel(Budget, nn.Module):
         exclude: Sequence[int] = (),
         samples: int | None = None,
         context: Tensor | None = None,
+        weights: str | None = None,
     ) -> Iterator[Any]:
         """Symbols that go on from a prompt, one at a time: x(t+1) ~ softmax(o(t) / temperature).
 
@@ -338,7 +349,8 @@ class LanguageModel(Budget, nn.Module):
         seed, generator: where the draws come from; without either, torch's default generator.
         stop: symbols after which nothing more is written. exclude: symbols that are never written (`<unk>`).
         samples: so many texts side by side; each step is then a list with a symbol of each, which goes on until all
-        have met a `stop`. context: [condition], or [samples, condition].
+        have met a `stop`. context: [condition], or [samples, condition]. weights: "bfloat16" or "int8": written with
+        weights in fewer bits (`stream`), other draws, and the prompt still read with the weights as they are.
         """
         prompt = torch.as_tensor(prompt, dtype=torch.int64)
         if prompt.ndim != 1 or len(prompt) == 0:
@@ -371,18 +383,26 @@ class LanguageModel(Budget, nn.Module):
         sampler.generator = generator if seed is None else torch.Generator().manual_seed(seed)
         if context is not None:
             context = context.expand(samples or 1, -1)
-        written = self._written(sampler, prompt, length, samples or 1, context)
+        written = self._written(sampler, prompt, length, samples or 1, context, weights)
         return _until(written, set(stop), one=samples is None)
 
     def _written(
-        self, sampler: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None
-    ) -> Iterator[list[int]]:
+        self, sampler: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None,
+        weights: str | None,
+    ) -> Iterator[list[int]]:  # fmt: skip
         """Steps of writing, each a symbol per sample."""
         device = self.readout.weight.device
         prompt = prompt.to(device)[:, None].expand(-1, samples)
         with evaluating(self), torch.no_grad():
             _, states = self._hidden(prompt[:-1], None, context)
         state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
+        if weights is not None:
+            stream = sampler.stream(state=state, weights=weights)
+            for _ in range(length):
+                with evaluating(self):
+                    symbol = stream.step(context=context)
+                yield symbol.tolist()
+            return
         while left > 0:
             with evaluating(self), torch.no_grad():
                 symbols, state = sampler(None, state, steps=min(block, left), context=context)

@@ -2,8 +2,9 @@
 
 `layer` is the module, `bidirectional` and `stack` put several side by side or on top of each other, `budget` says what
 memory they have, `joined` runs a stack under a budget as one, `truncated` a layer over a stream, `pooling` makes one
-vector of a sequence. `arguments` sorts out what a call is given, `order` which dimension is time; `programs` finds the
-program for it, `compiled` is the way under torch.compile.
+vector of a sequence. `stream` takes one step after another without gradients, its state `kept` by an engine, its
+arguments maybe `arrays`. `arguments` sorts out what a call is given, `order` which dimension is time; `programs` finds
+the program for it, `compiled` is the way under torch.compile.
 """
 
 from elman.recurrent.bidirectional import Bidirectional
@@ -12,6 +13,7 @@ from elman.recurrent.dropout import LockedDropout
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.pooling import last, pool
 from elman.recurrent.stack import Compound, Stack
+from elman.recurrent.stream import Stream
 from elman.recurrent.truncated import Truncated, Window, truncated
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "LockedDropout",
     "Recurrent",
     "Stack",
+    "Stream",
     "Truncated",
     "Window",
     "last",

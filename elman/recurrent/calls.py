@@ -78,7 +78,7 @@ class Calls:
         if torch.is_autocast_enabled(device):
             # A recurrence adds up small changes over many steps: it runs in the precision of its parameters.
             with torch.autocast(device, enabled=False):
-                return self._run(layer, layout, args.cast(_dtype(layer.cell)))
+                return self._run(layer, layout, args.cast(dtype_of(layer.cell)))
         return self._run(layer, layout, args)
 
     def _run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
@@ -151,7 +151,7 @@ class Calls:
         starts = self._starts(layer, layout, args.starting(own, state), own)
         xs, contexts = _first(layout, args), [layout.spread(context) for context in args.contexts]
         binding = self.programs.find(
-            layer.cell, _shapes(layer.reverse, args, state, starts), xs, starts, contexts
+            layer.cell, shapes_of(layer.reverse, args, state, starts), xs, starts, contexts
         )
         unchanged = seen.unchanged
         if unchanged is None or peek_interpreter_stack() is not None or layout.device.type == "meta":
@@ -164,7 +164,7 @@ class Calls:
         """What each piece starts from: the state of its row, or the cell's own after a reset."""
 
         def initial(count: int) -> list[Tensor]:
-            return _alike(self._initial(layer, layout, args, count), states, args.structures[1])
+            return alike(self._initial(layer, layout, args, count), states, args.structures[1])
 
         return layout.start(states, layer.reverse, initial)
 
@@ -229,7 +229,7 @@ class Calls:
             if not states:
                 states, state = flatten(self.start_of_step(layer, args, batch), "state")
             candidate = self.programs.find(
-                layer.cell, _shapes(False, args, state, states), args.xs, states, []
+                layer.cell, shapes_of(False, args, state, states), args.xs, states, []
             )
             binding = candidate if candidate.program.steps_by_loop(layer.engine) else None
         except (TraceError, InputError, InputTypeError, NotSupported):
@@ -241,7 +241,7 @@ class Calls:
         """The program of a cell for arguments of one step, with a state."""
         state, states = args.structures[1], args.states
         return self.programs.find(
-            layer.cell, _shapes(False, args, state, states), args.xs, states, args.contexts
+            layer.cell, shapes_of(False, args, state, states), args.xs, states, args.contexts
         )
 
     def start_of_step(self, layer: Any, args: Arguments, batch: int | None = None) -> Any:
@@ -260,7 +260,7 @@ class Calls:
         initial = self.start_of_step(layer, args, batch)
         chosen = [
             torch.where(rows.to(old.device).reshape(-1, *[1] * (old.dim() - 1)), start, old)
-            for old, start in zip(args.states, _alike(initial, args.states, args.structures[1]), strict=True)
+            for old, start in zip(args.states, alike(initial, args.states, args.structures[1]), strict=True)
         ]
         return args._replace(states=chosen)
 
@@ -292,7 +292,7 @@ def _has_start(cell: torch.nn.Module) -> bool:
     return callable(start or cell._modules.get("initial_state"))
 
 
-def _shapes(reverse: bool, args: Arguments, state: Structure, starts: Sequence[Tensor]) -> Shapes:
+def shapes_of(reverse: bool, args: Arguments, state: Structure, starts: Sequence[Tensor]) -> Shapes:
     x, _, context, teacher = args.structures
     like = specs(args.xs, args.leading), specs(starts, 1), specs(args.contexts, 1)
     return Shapes(
@@ -311,7 +311,7 @@ def _rows(args: Arguments) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _alike(initial: Any, states: Sequence[Tensor], structure: Structure) -> list[Tensor]:
+def alike(initial: Any, states: Sequence[Tensor], structure: Structure) -> list[Tensor]:
     """The tensors of the cell's initial state, which must look like the state that was given."""
     mine, own = flatten(in_order(initial, fill(structure, states)), "state")
     if own != structure:
@@ -329,7 +329,7 @@ def _alike(initial: Any, states: Sequence[Tensor], structure: Structure) -> list
     return mine
 
 
-def _dtype(cell: torch.nn.Module) -> torch.dtype:
+def dtype_of(cell: torch.nn.Module) -> torch.dtype:
     return next((p.dtype for p in cell.parameters() if p.dtype.is_floating_point), torch.float32)
 
 

@@ -19,9 +19,11 @@ from elman.circuit.structure import flatten, specs
 from elman.errors import InputError, NotSupported
 from elman.plan.work import told
 from elman.recurrent.budget import granted
-from elman.recurrent.layer import Recurrent
+from elman.recurrent.kept import Steps
+from elman.recurrent.layer import Recurrent, not_stepwise
 from elman.recurrent.several import states_of
 from elman.recurrent.stacked import StackCell
+from elman.recurrent.states import layer_states
 from elman.segments.segment import Memory, Segments
 from elman.trace.call import call_cell, understand
 from elman.trace.initial import Zeros, own_state
@@ -93,6 +95,52 @@ def joined(stack: Stack) -> Recurrent | None:
     cell.training = stack.training
     one.engine, one.memory = layers[0].engine, stack.memory
     return one
+
+
+def steps_of(stack: Stack, where: str) -> Steps:
+    """What a stream of all layers runs: one step of all of them. Raises as their `step` does."""
+    for i in range(len(stack)):
+        layer: Any = stack.part(i)
+        if getattr(layer, "reverse", False) or hasattr(layer, "backward_layer"):
+            raise not_stepwise(f"layer {i}, {where}")
+        if (
+            type(layer) is not Recurrent
+            or layer.generator is not None
+            or layer.engine != stack.part(0).engine
+        ):
+            raise NotSupported(
+                what="a stream runs all layers as one: a `Recurrent` each, alike in engine= and without generator=",
+                where=f"layer {i}, {where}", mend="use step(), or a stream for each layer",
+            )  # fmt: skip
+    one = Recurrent(JoinedCell(stack), batch_first=False)
+
+    def layer_of_now() -> Recurrent:
+        cell: Any = one.cell
+        cells, norms = [stack.part(i).cell for i in range(len(stack))], [*stack._norms()]  # type: ignore[union-attr]
+        if [*cell.cells] != cells or [*cell.norms] != norms:
+            one.cell = cell = JoinedCell(stack)
+        cell.p, cell.locked, cell.residual = stack.dropout, False, stack.residual  # each step draws anew
+        cell.training, one.engine = stack.training, stack.part(0).engine  # type: ignore[union-attr]
+        return one
+
+    def watched() -> list[tuple[Any, Any, Any]]:
+        own = [(stack.__dict__, name, stack.__dict__[name]) for name in ("training", "dropout", "residual")]
+        parts = [(layer._modules, "cell", layer.cell) for layer in stack.layers]  # type: ignore[union-attr]
+        return [
+            *own,
+            *parts,
+            *((stack.layers._modules, name, layer) for name, layer in stack.layers._modules.items()),
+        ]
+
+    def begin(x: Any, context: Any) -> None:
+        layer_of_now()
+        start(stack, one, x, 1, None, (context or {}).get("own"), True)
+
+    layer_of_now()
+    return Steps(
+        lambda: one, watched, begin, lambda state: tuple(states_of(state, len(stack))), layer_states,
+        lambda context: None if context is None else {"own": context},
+    )  # fmt: skip
 
 
 def start(

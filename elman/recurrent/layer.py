@@ -18,9 +18,11 @@ from elman.recurrent.budget import Budget
 from elman.recurrent.calls import Calls
 from elman.recurrent.compiled import register, run_compiled
 from elman.recurrent.exported import run_exported
+from elman.recurrent.kept import Steps
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
 from elman.recurrent.several import has_third
+from elman.recurrent.stream import Stream
 from elman.segments import Layout
 from elman.segments.segment import Memory
 from elman.trace.mistakes import check_cell
@@ -187,14 +189,25 @@ class Recurrent(Budget, torch.nn.Module):
         and where hooks want to see it, the cell itself does. Raises InputError under `reverse=True`.
         """
         if self.reverse:
-            raise InputError(
-                what="a reversed layer cannot run step by step: its first step is the sequence's last", where="step()",
-                mend="call the layer on the whole sequence",
-            )  # fmt: skip
+            raise not_stepwise("step()")
         args = Arguments.of(1, x, state, context, step=True)
         if reset is not None:
             args = self._calls.restarted(self, args, reset)
         return self._calls.step(self, args)
+
+    def stream(self, batch: int | None = None, state: Any = None, weights: str | None = None) -> Stream:
+        """A stream: `step` again and again without gradients, its weights packed once and its state kept inside.
+
+        batch: B, how many sequences go side by side; by default as many as `state` has, or one. state: `[B, …]` that
+            they go on from, by default the cell's initial one. weights: None, or "bfloat16" or "int8" for constant
+            factors of products in fewer bits, for cells in float32: see docs/streams.md for what that costs.
+
+        Raises InputError under `reverse=True`, NotSupported for `weights` that no engine has. What no engine keeps
+        ready (another device than the CPU, an operation of one's own) streams by ordinary steps; `repr` says so.
+        """
+        if self.reverse:
+            raise not_stepwise("stream()")
+        return Stream(Steps(lambda: self), batch, state, weights)
 
     # --- looking inside -------------------------------------------------------------------------------------------
 
@@ -235,3 +248,10 @@ class Recurrent(Budget, torch.nn.Module):
                 mend="call the layer once on an example, or use elman.trace(cell, x, state)",
             )  # fmt: skip
         return latest
+
+
+def not_stepwise(where: str) -> InputError:
+    return InputError(
+        what="a reversed layer cannot run step by step: its first step is the sequence's last", where=where,
+        mend="call the layer on the whole sequence",
+    )  # fmt: skip

@@ -15,12 +15,13 @@ from elman.recurrent.bidirectional import Bidirectional
 from elman.recurrent.budget import Budget, granted
 from elman.recurrent.compiled import refuse_compiled
 from elman.recurrent.dropout import locked as left_out
-from elman.recurrent.joined import batch_in, first_of, joined, rows_of, shares, start
+from elman.recurrent.joined import batch_in, first_of, joined, rows_of, shares, start, steps_of
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
 from elman.recurrent.stacked import StackCell
 from elman.recurrent.states import layer_states
+from elman.recurrent.stream import Stream
 from elman.segments import Layout
 from elman.segments.segment import Memory
 
@@ -215,6 +216,13 @@ class Stack(Budget, torch.nn.Module):
         return self._each(
             lambda layer, x, start, **more: layer.step(x, start, reset=reset, **more), x, state, {}, context
         )
+
+    def stream(self, batch: int | None = None, state: Any = None, weights: str | None = None) -> Stream:
+        """A stream of all layers, a step of which is one call of an engine: as `Recurrent.stream`.
+
+        Raises NotSupported where layers are not `Recurrent` all of them, or name different engines.
+        """
+        return Stream(steps_of(self, "stream()"), batch, state, weights)
 
     def takes_context(self) -> bool:
         """Whether one of the layers takes a context."""

@@ -22,12 +22,14 @@ class Seen:
     unchanged: compares by identity, so True is certain (1 and 1.0 are two things), and False may be a false alarm:
     then the key has to be worked out. None for a cell that keeps what cannot be watched so (hooks): its key has to be
     worked out at every call. Under torch.compile the same function decides whether a program still holds.
+    same: the same but for what tensors are like, and the default dtype: for whoever looks at the tensors anyway.
     """
 
     def __init__(self, cell: torch.nn.Module) -> None:
         walk = Walk(cell)
         self.cell, self.mark = cell, tuple(walk.found)
         self.unchanged = walk.watched.unchanged()
+        self.same = walk.watched.same
 
     def holds(self, cell: torch.nn.Module) -> bool:
         return self.cell is cell and self.unchanged is not None and self.unchanged()

@@ -48,6 +48,7 @@ class Watched:
         self.tensors: list[torch.Tensor] = []
         self.flowing: list[torch.Tensor] = []
         self.asked: list[tuple[Callable[[], Any], Any]] = []
+        self.same: Callable[[], bool] | None = None  # made by `unchanged`
         self.hooked = False  # what hooks do, they may do with something that is not looked at
 
     def dict(self, entries: dict[Any, Any], passed: frozenset[str] = _ALL) -> None:
@@ -62,7 +63,7 @@ class Watched:
             return None  # it belongs to a graph or a transform, and must not be held on to
         flowing = [(t, t.requires_grad) for t in self.flowing]
         asked, dtype, default = self.asked, torch.get_default_dtype(), torch.get_default_dtype
-        same = self._same()
+        self.same = same = self._same()
 
         def unchanged() -> bool:
             if not same() or list(map(_form, tensors)) != forms or default() is not dtype:
@@ -72,6 +73,8 @@ class Watched:
                     return False
             return not asked or all(ask() == answer for ask, answer in asked)
 
+        if asked:
+            self.same = unchanged
         return unchanged
 
     def _same(self) -> Callable[[], bool]:

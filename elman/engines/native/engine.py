@@ -13,12 +13,13 @@ from torch import fx
 
 from elman.caches import cached, listed
 from elman.circuit import graphs
-from elman.engines.base import Engine, LoopResult, Runner
+from elman.engines.base import Engine, LoopResult, Runner, Stepper
 from elman.engines.lookups import failed
-from elman.engines.native import grouped
+from elman.engines.native import grouped, stepping
 from elman.engines.native.builder import Op
 from elman.engines.native.extension import compiled, isa, why_not_built
 from elman.engines.native.lower import Lowered, lower
+from elman.engines.native.stepping import in_order
 from elman.engines.native.values import Unsupported, row_sizes
 from elman.plan.form import Loop, LoopState
 
@@ -39,6 +40,7 @@ class _Ready:
 
     run: Callable[..., tuple[int, int, bool] | bool | None]
     widths: tuple[int, ...]
+    interpreter: Any
 
 
 class Native(Engine):
@@ -105,6 +107,12 @@ class Native(Engine):
             return super().stage(graph, arguments, results)
         return grouped.function(graph, arguments, results, _multiplier(name, real[0]), real[0])
 
+    def stepper(self, loop: Loop, weights: str | None) -> Stepper | str:
+        ready = self._ready(loop)
+        if isinstance(ready, str):
+            return ready
+        return stepping.stepper(ready.interpreter, ready.widths, loop, weights)
+
     def runner(self, loop: Loop) -> Runner:
         ready, first_state = self._ready(loop), len(loop.constants) + len(loop.sequences)
         assert type(ready) is _Ready, ready
@@ -122,7 +130,7 @@ class Native(Engine):
             finals = list(map(_like, values[first_state:]))
             error = run_loop(steps, batch, rows, reverse, values, None, out, finals, threads)
             if error is False:
-                ordered, strides = _in_order(values, widths)
+                ordered, strides = in_order(values, widths)
                 finals = [
                     torch.empty_like(v, memory_format=torch.contiguous_format) for v in ordered[first_state:]
                 ]
@@ -132,36 +140,6 @@ class Native(Engine):
             return finals
 
         return run
-
-
-def _in_order(values: Sequence[Tensor], widths: Sequence[int]) -> tuple[tuple[Tensor, ...], list[int]]:
-    """The same values as tensors whose rows are in order themselves, and their row strides.
-
-    A row may be several entries of the first dimension, as of `[B·heads, d]`; it is then in order with all of them.
-    """
-    kept, strides = [], []
-    for value, width in zip(values, widths, strict=True):
-        value = value.resolve_neg()
-        if value.is_contiguous():
-            strides.append(width)
-        elif width * value.shape[0] == value.numel() and _rows_in_order(value):
-            strides.append(value.stride(0))
-        else:
-            value = value.contiguous()
-            strides.append(width)
-        kept.append(value)
-    return tuple(kept), strides
-
-
-def _rows_in_order(value: Tensor) -> bool:
-    if value.dim() <= 2:
-        return value.dim() < 2 or value.stride(1) == 1 or value.shape[1] == 1
-    step = 1
-    for size, stride in zip(reversed(value.shape[1:]), reversed(value.stride()[1:]), strict=True):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True
 
 
 def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
@@ -193,7 +171,7 @@ def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
         [list(state) for state in program.states], program.scratch_bytes, program.prepared_bytes, program.work,
         program.widest, len(loop.constants), len(loop.sequences), len(loop.emits), widths,
     )  # fmt: skip
-    return _Ready(interpreter.run, widths)
+    return _Ready(interpreter.run, widths, interpreter)
 
 
 def _fed(state: LoopState, results: Mapping[str, Any]) -> Any:
