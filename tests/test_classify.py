@@ -481,6 +481,7 @@ def _digits() -> tuple[Any, Any, Any, Any]:
     return found.images[learnt], found.target[learnt], found.images[test], found.target[test]
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_digits_row_by_row_and_their_probabilities_are_true() -> None:
     x, y, test_x, test_y = _digits()

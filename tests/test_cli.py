@@ -337,6 +337,7 @@ def test_a_text_that_changed_is_not_evaluated_in_silence(text: Path, tmp_path: P
     assert "not the one of the training run" in str(elman("evaluate", run).exception)
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_ctrl_c_saves_what_was_learned(text: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

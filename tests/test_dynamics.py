@@ -156,6 +156,7 @@ def test_the_henon_map(every: int | None) -> None:
     assert found.dimension == pytest.approx(1.258, rel=0.01)
 
 
+@pytest.mark.conformance
 def test_lorenz_has_a_zero_exponent() -> None:
     starts = torch.tensor([1.0, 1.0, 20.0], dtype=F64) + torch.randn(16, 3, dtype=F64)
     found = lyapunov(elman.Recurrent(Lorenz()), None, starts, steps=6000)

@@ -134,6 +134,7 @@ def test_a_miss_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) <= 2, "it is the smallest cell that shows it"
 
 
+@pytest.mark.conformance
 def test_a_miss_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = fuzz.script(RICH, "lengths", "AssertionError: result 0")
     assert text.startswith("# elman misses a cell, lengths:\n# AssertionError: result 0\n")

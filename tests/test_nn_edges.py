@@ -161,6 +161,7 @@ class Attending(nn.Module):
         return self.cell(x + context, h)
 
 
+@pytest.mark.conformance
 def test_export_of_calls_with_more() -> None:
     """One step; a context and a state of the cell's own; a teacher; a mask; gradients on or off."""
     x = torch.randn(T, B, I)

@@ -308,6 +308,7 @@ def test_uoro() -> None:
     same([got], [total])
 
 
+@pytest.mark.conformance
 def test_uoro_is_right_on_average() -> None:
     torch.manual_seed(0)
     cell = cells.Elman(2, 3).double()

@@ -88,6 +88,7 @@ def test_two_processes_survive_and_one_goes_on_with_their_run(tmp_path: Path) ->
     assert "going on from step 600" in run(1, folder, *how, "--resume", "auto")
 
 
+@pytest.mark.conformance
 def test_what_the_first_process_refuses_ends_all(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/something").write_text("")

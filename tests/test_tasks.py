@@ -214,7 +214,7 @@ def test_a_folder_is_one_process_alone(task: str, tmp_path: Path) -> None:
     assert "not empty" in elman(*words(task, tmp_path, "run", "--steps", "2")).err
 
 
-@every_task
+@mostly("lm", "tag")
 def test_other_settings_are_another_run(task: str, tmp_path: Path) -> None:
     train(task, tmp_path, "run", "--steps", "2")
     said = elman(*words(task, tmp_path, "run", "--steps", "2", "--resume", "auto", "--lr", "0.5"))
@@ -315,7 +315,7 @@ def test_any_cell_will_do(task: str, tmp_path: Path) -> None:
 # --- what is said of it -----------------------------------------------------------------------------------------------
 
 
-@every_task
+@mostly("lm", "tag", "forecast")
 def test_a_run_is_measured_reported_and_shown(task: str, tmp_path: Path) -> None:
     said = train(task, tmp_path, "run", "--steps", "20", "--tensorboard")
     run, files = tmp_path / "run", CASES[task].write(tmp_path)

@@ -133,6 +133,7 @@ def test_ragged_and_reversed() -> None:
             torch.testing.assert_close(at(got, i), right, **EXACT)
 
 
+@pytest.mark.conformance
 def test_training_an_ensemble() -> None:
     """loss.backward() through a vmap; and a penalty on the gradient, whose own gradient is wanted."""
     rnn = elman.Recurrent(CASES["lstm"].make().double())

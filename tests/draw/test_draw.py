@@ -50,6 +50,7 @@ def drawn(name: str, back: bool, unfold: int | None, level: str) -> Drawing:
     return elman.draw(elman.adjoint(circuit) if back else circuit, unfold=unfold, level=level)  # type: ignore[arg-type]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("unfold", [None, 1, 3, 8, 1000, True])
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("name", THINGS)
@@ -60,6 +61,7 @@ def test_no_two_texts_overlap(name: str, back: bool, unfold: int | None) -> None
     ET.fromstring(drawing._repr_svg_())
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("unfold", [None, 2])
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("name", THINGS)
@@ -70,6 +72,7 @@ def test_operations_do_not_overlap(name: str, back: bool, unfold: int | None) ->
     assert not [(a, b) for i, a in enumerate(frames) for b in frames[i + 1 :] if a.meets(b)]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("unfold", "level"), [(None, "book"), (3, "book"), (None, "ops"), (2, "ops")])
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("name", THINGS)

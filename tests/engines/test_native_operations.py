@@ -252,8 +252,7 @@ def values(loop: Loop, sizes: list[int]) -> Given:
     return at
 
 
-@pytest.mark.grid(1)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("dtype", with_more([torch.float64], [torch.float32]), ids=["float64", "float32"])
 @pytest.mark.parametrize(
     "names",
     with_more(

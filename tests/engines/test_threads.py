@@ -59,6 +59,7 @@ def test_two_recurrences_at_once(batch: int, hidden: int, threads: int) -> None:
                 assert torch.equal(one, other)
 
 
+@pytest.mark.conformance
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_training_step_in_a_forked_child() -> None:
     """After parallel work in the parent, and while another of its threads is in the middle of a loop."""

@@ -311,6 +311,7 @@ print("same")
 """
 
 
+@pytest.mark.conformance
 @pytest.mark.slow
 def test_compiled_as_the_first_thing_a_process_does() -> None:
     done = subprocess.run(

@@ -211,6 +211,7 @@ def test_a_sequence_in_a_file_is_read_where_it_lies(tmp_path: Path) -> None:
     torch.testing.assert_close(rnn(mapped), rnn(numbers))
 
 
+@pytest.mark.conformance
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="only Linux says how much a process has had"
 )

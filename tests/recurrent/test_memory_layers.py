@@ -16,6 +16,7 @@ from elman import Segments, cells
 from elman.errors import InputError
 from elman.models import LanguageModel
 from elman.recurrent import set_memory
+from tests.pairwise import with_more
 
 Tensor = torch.Tensor
 SAID = {
@@ -71,7 +72,7 @@ def run(layer: Any, memory: Any, seed: int = 1, **said: Any) -> list[Tensor]:
     return [*values, *torch.autograd.grad(loss, [x, *layer.parameters()])]
 
 
-@pytest.mark.grid
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("memory", [Segments(2), "2 MB"], ids=str)
 @pytest.mark.parametrize("said", SAID)
 @pytest.mark.parametrize("name", LAYERS)
@@ -85,7 +86,7 @@ def test_layers(name: str, said: str, memory: Any) -> None:
     assert len([*layer.parameters()]) == len({*layer.parameters()})
 
 
-@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("locked", with_more([True], [False]))
 def test_dropout_does_not_depend_on_segments(locked: bool) -> None:
     layer = stack(dropout=0.5, locked=locked)
     torch.testing.assert_close(run(layer, Segments(2)), run(layer, Segments(100)), rtol=1e-10, atol=1e-10)

@@ -154,6 +154,7 @@ def test_a_call_gives_the_same_bits_again(name: str, said: bool, engine: str) ->
     assert bits(name, engine, said) == bits(name, engine, said)
 
 
+@pytest.mark.conformance
 def test_another_process_gives_the_same_bits() -> None:
     """No choice is made by timing, and no order by addresses or hashes."""
     code = "from tests.recurrent.test_numbers import bits; print(bits('gru', 'auto', True))"

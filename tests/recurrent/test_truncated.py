@@ -346,6 +346,7 @@ def alone() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.conformance
 @pytest.mark.parametrize(("size", "k1", "k2"), [(40, 5, 20), (3, 10, 30), (8, 8, 8)])
 def test_what_is_held_does_not_grow(size: int, k1: int, k2: int, alone: None) -> None:
     """Steps of x that live when a chunk is wanted: no more than k2, whoever made them, and no old graph."""
