@@ -30,6 +30,7 @@ GUIDES = [
     "write_a_cell",
     "drawing",
     "dynamics",
+    "streams",
     "sequences",
     "memory",
     "drop_ins",
