@@ -44,7 +44,9 @@ class StageWriter:
         self.values: dict[fx.Node, View] = {}
         self.products, self.program = _Waiting(), _Waiting()
         self.joined: dict[fx.Node, View] = {}  # product -> its place in a concatenation
-        self.going_out = set(writer.plan.outputs.values())
+        loop = writer.plan.loop
+        self.whole = set(writer.plan.outputs.values())  # goes out, so has to lie by itself
+        self.ordered = set() if loop is None else {*loop.constants, *loop.sequences}  # has to lie in order
 
     def write(self) -> None:
         nodes = in_rounds(self.graph, self.writer.real)
@@ -93,15 +95,19 @@ class StageWriter:
         view = RULES[node.target](p, want, *args)
         if p.ops or p.prepare or not isinstance(view, View):
             return None
-        return None if self._goes_out(node) and not view.whole else view
+        fits = (view.whole or not self._is_in(self.whole, node)) and (
+            view.contiguous or not self._is_in(self.ordered, node)
+        )
+        return view if fits else None
 
-    def _goes_out(self, node: fx.Node) -> bool:
-        return any(name in self.going_out for name, result in self.results.items() if result is node)
+    def _is_in(self, names: set[str], node: fx.Node) -> bool:
+        return any(name in names for name, result in self.results.items() if result is node)
 
     def _waits(self, node: fx.Node) -> bool:
         """Whether it is a view of what is not computed yet: whoever reads it will see."""
         source = graphs.viewed(node)
-        return source is not None and source not in self.values and not self._goes_out(node)
+        wanted = self._is_in(self.whole | self.ordered, node)
+        return source is not None and source not in self.values and not wanted
 
     def _place_joins(self) -> None:
         """Products that are read by nobody but a concatenation are computed in their place there."""
