@@ -262,6 +262,8 @@ class StageWriter:
             value, rowed = self.values[node], carries(node.meta["val"])
             memory = value.buffer
             assert type(memory) is Memory
+            if rowed and count == "one":
+                raise Unsupported(f"{' and '.join(dict.fromkeys(map(_said, nodes)))} over rows")
             if memory.count != (count if rowed else "one"):
                 raise Unsupported("an operation on values with different rows")
             (sequences if rowed or count == "one" else constants).append(name)
