@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -95,13 +96,17 @@ class Executable:
         if engine is None:
             return "there is no loop"
 
+        this = weakref.ref(self)  # the garbage collector does not look into what is compiled
+
         def empty(*args: Any) -> tuple[Tensor, ...]:
-            if self._empty is None:
-                self._empty = self._emitted(wanted, False)
-            return self._empty(*args)
+            executable = this()
+            assert executable is not None
+            if executable._empty is None:
+                executable._empty = executable._emitted(wanted, False)
+            return executable._empty(*args)
 
         made = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty)
-        ports = self.plan.circuit.inputs_of(Kind.NOISE)
+        ports, single = self.plan.circuit.inputs_of(Kind.NOISE), self.single
         if isinstance(made, str) or not ports:
             return made
 
@@ -110,7 +115,7 @@ class Executable:
         ) -> tuple[Tensor, ...]:
             if not (steps and batch):
                 return empty(steps, batch, seed, first, *tensors)
-            if self.single:
+            if single:
                 drawn = [noise.drawn_once(port, batch) for port in ports]
             else:
                 drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]

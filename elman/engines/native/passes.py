@@ -120,7 +120,7 @@ class _Writer:
 
     def _outcomes(self) -> list[list[int]]:
         circuit = self.plan.circuit
-        outcomes, seen = [], set()
+        outcomes: list[list[int]] = []
         ready = [self.places.values[self.plan.outputs[out.name]] for out in circuit.outputs]
         homes = [value.buffer.home for value in ready]  # type: ignore[attr-defined]
         for out, value, end in zip(circuit.outputs, ready, self.ends, strict=True):
@@ -131,14 +131,13 @@ class _Writer:
             counts = ("all",) if out.kind is Kind.SEQUENCE else ("batch",) if where else ("one",)
             if memory.count not in counts:
                 raise Unsupported(f"'{out.name}', whose rows are others")
-            if memory.home.place == "given" or (end == "copy" and value.buffer in seen):
+            if memory.home.place == "given" or (end == "copy" and homes.count(memory.home) > 1):
                 value = View(
                     self.places.memory(memory.type, memory.width, memory.count), 0, value.sizes, value.strides
                 )
                 self.places.copy(ready[len(outcomes)], value, memory.count)
                 memory = value.buffer
             assert type(memory) is Memory
-            seen.add(memory)
             index = self._made(memory.home, like, where is not None)
             step = -1 if memory.parent is None else memory.batches
             alone = step < 0 and homes.count(memory.home) <= 1
