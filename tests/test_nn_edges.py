@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from elman import cells
 from elman.errors import NotSupported
 from elman.nn import swap, unswap
 from tests import pairwise
+from tests.alone import expect_alone, noted
 
 Tensor = torch.Tensor
 KINDS = ("RNN", "GRU", "LSTM")
@@ -60,24 +59,6 @@ def swapped(kind: str, **said: Any) -> tuple[Model, Model]:
 
 # --- exported ---------------------------------------------------------------------------------------------------------
 
-LOAD = """
-import sys
-class Nobody:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "elman":
-            raise ImportError("there is no elman here")
-sys.meta_path.insert(0, Nobody())
-import torch
-for path in sys.argv[1:]:
-    program = torch.export.load(path + ".pt2").module()
-    for given, expected in torch.load(path + ".numbers"):
-        found = torch.utils._pytree.tree_leaves(program(*given))
-        for mine, right in zip(found, expected, strict=True):
-            torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-10)
-assert not any(name.startswith("elman") for name in sys.modules)
-print("loaded", len(sys.argv) - 1)
-"""
-
 
 def exported() -> dict[str, tuple[Model, bool]]:
     """Models to be exported, and whether they want lengths."""
@@ -112,19 +93,17 @@ def test_files_need_no_elman(tmp_path: Path) -> None:
                     x[int(length) :, b] = torch.nan  # what is not there is never looked at
             given = (x, lengths) if padded else (x,)
             with torch.no_grad():
-                calls.append((given, pytree.tree_leaves(model(*given))))
+                calls.append((given, model(*given)))
         shapes = ({0: D, 1: D}, {0: D}) if padded else ({0: D, 1: D},)
         if name == "swapped":
             shapes = ({1: D},)  # torch's own LSTM fixes T
-        paths.append(str(tmp_path / name))
+        paths.append(noted(tmp_path / f"{name}.pt2", calls))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own code, for its own LSTM
             program = torch.export.export(model, calls[0][0], dynamic_shapes=shapes)
-            torch.export.save(program, paths[-1] + ".pt2")
+            torch.export.save(program, paths[-1])
         assert not [node for node in program.graph.nodes if "elman" in str(node.target)]
-        torch.save(calls, paths[-1] + ".numbers")
-    done = subprocess.run([sys.executable, "-c", LOAD, *paths], capture_output=True, text=True, check=False)
-    assert done.stdout == f"loaded {len(paths)}\n", done.stderr
+    expect_alone(paths, 1e-10)
 
 
 class Step(nn.Module):

@@ -27,8 +27,13 @@ def write(module: torch.nn.Module, path: Path, options: Options) -> list[Path]:
 
     program = torch.export.load("rnn.pt2").module()
     output, final_state = program(x)                # or program(x, lengths, context, state), those that there are
+
+    It computes no gradients, and its parameters want none.
     """
-    made = exported(module, lengths=options.lengths, state=options.state)
+    program = exported(module, lengths=options.lengths, state=options.state).program
+    for name, tensor in [*program.state_dict.items()]:
+        if isinstance(tensor, torch.nn.Parameter):  # the module keeps its own
+            program.state_dict[name] = torch.nn.Parameter(tensor.detach(), requires_grad=False)
     with writing(path) as file:
-        torch.export.save(made.program, file)
+        torch.export.save(program, file)
     return [path]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,41 +10,10 @@ import torch
 import elman
 from elman import cells, models
 from tests import pairwise
+from tests.alone import expect_alone, noted
 from tests.cases import CASES
 from tests.export.running import close, drawn, tensors
 from tests.export.test_onnx import RANDOM, H, I, V, layers
-
-# What runs in a process that cannot have elman: programs, and calls of them with what has to come out.
-LOAD = """
-import sys
-class Nobody:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "elman":
-            raise ImportError("there is no elman here")
-sys.meta_path.insert(0, Nobody())
-import torch
-for path in sys.argv[1:]:
-    program = torch.export.load(path).module()
-    for given, right in torch.load(path + ".numbers"):
-        found = torch.utils._pytree.tree_leaves(program(*given))
-        for mine, its in zip(found, right, strict=True):
-            torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
-assert not any(name.partition(".")[0] == "elman" for name in sys.modules)
-print("ran", len(sys.argv) - 1)
-"""
-
-
-def expect_alone(paths: list[Path]) -> None:
-    """Run files, beside which stand the numbers that have to come out, where there is no elman."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD, *map(str, paths)], capture_output=True, text=True, check=False
-    )
-    assert done.stdout == f"ran {len(paths)}\n", done.stderr
-
-
-def noted(path: Path, calls: list[tuple[tuple[Any, ...], Any]]) -> Path:
-    torch.save([(given, tensors(results)) for given, results in calls], f"{path}.numbers")
-    return path
 
 
 def test_a_file_holds_nothing_of_elmans(tmp_path: Path) -> None:
@@ -65,6 +31,18 @@ def test_a_file_holds_nothing_of_elmans(tmp_path: Path) -> None:
             close(tensors(program.module()(x, lengths, state)), tensors(right), f"T {T} B {B}")
 
 
+def test_a_file_has_no_gradients(tmp_path: Path) -> None:
+    """Those of PyTorch's own loop would not be the cell's, whose backward here is another function's."""
+    layer = elman.Recurrent(CASES["straight_through_rnn"].make().float())
+    x, state, _ = drawn(CASES["straight_through_rnn"], 4, 3)
+    layer(x, state)
+    elman.export(layer, tmp_path / "a.pt2", state=True)
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    found = program(x.requires_grad_(), state)
+    assert not any(leaf.requires_grad for leaf in (*tensors(found), *program.parameters()))
+    assert all(parameter.requires_grad for parameter in layer.parameters())
+
+
 @pytest.mark.conformance
 def test_a_model_runs_without_elman(tmp_path: Path) -> None:
     """In a process of its own."""
@@ -72,7 +50,7 @@ def test_a_model_runs_without_elman(tmp_path: Path) -> None:
     elman.export(model, tmp_path / "lm.pt2")
     x = torch.randint(0, V, (6, 2))
     with torch.no_grad():
-        expect_alone([noted(tmp_path / "lm.pt2", [((x,), model(x))])])
+        expect_alone([noted(tmp_path / "lm.pt2", [((x,), model(x))])], 1e-5)
 
 
 @pytest.mark.conformance
@@ -96,10 +74,11 @@ def test_every_case_runs_without_elman(tmp_path: Path) -> None:
             given = (first, plain) if context is None else (first, context, plain)
             calls.append((given, results))
         paths.append(noted(path, calls))
-    expect_alone(paths)
+    expect_alone(paths, 1e-5)
 
 
 @pytest.mark.conformance
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of inductor's own code
 def test_compiled_ahead_of_time(tmp_path: Path) -> None:
     """AOTInductor makes one library of it, loop and all, with T and B open."""
     layer = elman.Recurrent(cells.LSTM(I, H))
