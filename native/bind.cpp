@@ -19,6 +19,7 @@
 #include "program.hpp"
 #include "stream.hpp"
 #include "team.hpp"
+#include "tensors.hpp"
 #include "watch.hpp"
 
 namespace nb = nanobind;
@@ -114,40 +115,6 @@ const int guarded = 0;
 #endif
 
 // --- tensors ----------------------------------------------------------------------------------------------------------------
-
-// What is asked of a torch.Tensor. This module is not linked to torch: it calls the methods that Python code would call.
-struct Asked {
-    PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-    PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
-    PyObject* size = PyUnicode_InternFromString("size");
-    PyObject* stride = PyUnicode_InternFromString("stride");
-    PyObject* is_neg = PyUnicode_InternFromString("is_neg");
-    PyObject* resolve_neg = PyUnicode_InternFromString("resolve_neg");
-    PyObject* copy_ = PyUnicode_InternFromString("copy_");
-};
-
-const Asked& asked() {
-    static const Asked& made = *new Asked;
-    return made;
-}
-
-nb::object ask(PyObject* tensor, PyObject* method) {
-    PyObject* found = PyObject_CallMethodNoArgs(tensor, method);
-    if (!found) throw nb::python_error();
-    return nb::steal(found);
-}
-
-char* address(PyObject* tensor) {
-    const nb::object found = ask(tensor, asked().data_ptr);
-    const int64_t value = PyLong_AsLongLong(found.ptr());
-    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
-    return reinterpret_cast<char*>(value);
-}
-
-bool is_contiguous(PyObject* tensor) { return ask(tensor, asked().is_contiguous).ptr() == Py_True; }
-
-// Whether its memory holds its numbers with the other sign, as that of an imaginary part of a conjugate does.
-bool is_negative(PyObject* tensor) { return ask(tensor, asked().is_neg).ptr() == Py_True; }
 
 // A tensor whose memory holds its numbers.
 nb::object plain_tensor(PyObject* tensor) { return is_negative(tensor) ? ask(tensor, asked().resolve_neg) : nb::borrow(tensor); }

@@ -17,6 +17,7 @@
 
 #include "lines.hpp"
 #include "program.hpp"
+#include "tensors.hpp"
 
 namespace elman {
 
@@ -55,13 +56,13 @@ public:
         kept_ = nb::list();
         kept_.append(constants), kept_.append(sources), kept_.append(unchanged);
         unchanged_ = unchanged.is_none() ? nullptr : unchanged.ptr();
-        for (size_t i = 0; i < constants_.size(); i++) constants_[i] = {data(PyTuple_GET_ITEM(constants.ptr(), Py_ssize_t(i))), strides[i]};
+        for (size_t i = 0; i < constants_.size(); i++) constants_[i] = {address(PyTuple_GET_ITEM(constants.ptr(), Py_ssize_t(i))), strides[i]};
         sources_.clear();
         for (const nb::handle item : sources) {
             const nb::object store = nb::borrow(item[0]), key = nb::borrow(item[1]), tensor = nb::borrow(item[2]);
             kept_.append(store), kept_.append(key), kept_.append(tensor);
             const bool has = nb::isinstance(tensor, tensor_);
-            sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), tensor.ptr(), has ? version(tensor.ptr()) : 0, has ? data(tensor.ptr()) : nullptr});
+            sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), tensor.ptr(), has ? version(tensor.ptr()) : 0, has ? address(tensor.ptr()) : nullptr});
         }
         Call call = called();
         const Failure failure = (wide_ ? kernels_->prepare64 : kernels_->prepare32)(program_, call, prepared_.at());
@@ -74,7 +75,7 @@ public:
         if (!loaded_) return false;
         for (const Source& s : sources_) {
             if (s.store && PyDict_GetItem(s.store, s.key) != s.tensor) return false;
-            if (s.data && (version(s.tensor) != s.version || data(s.tensor) != s.data)) return false;
+            if (s.data && (version(s.tensor) != s.version || address(s.tensor) != s.data)) return false;
         }
         if (!unchanged_) return true;
         const nb::object same = nb::steal(PyObject_CallNoArgs(unchanged_));
@@ -232,9 +233,6 @@ private:
         PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
         PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
         PyObject* version = PyUnicode_InternFromString("_version");
-        PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-        PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
-        PyObject* is_neg = PyUnicode_InternFromString("is_neg");
     };
 
     static const Words& words() {
@@ -246,18 +244,6 @@ private:
         PyObject* found = PyObject_GetAttr(of, name);
         if (!found) throw nb::python_error();
         return nb::steal(found);
-    }
-
-    static bool says(PyObject* tensor, PyObject* method) {
-        const nb::object found = nb::steal(PyObject_CallMethodNoArgs(tensor, method));
-        if (!found.is_valid()) throw nb::python_error();
-        return found.ptr() == Py_True;
-    }
-
-    static char* data(PyObject* tensor) {
-        const nb::object found = nb::steal(PyObject_CallMethodNoArgs(tensor, words().data_ptr));
-        if (!found.is_valid()) throw nb::python_error();
-        return reinterpret_cast<char*>(PyLong_AsLongLong(found.ptr()));
     }
 
     // How often a tensor was written to; -1 for one that does not count.
@@ -311,7 +297,7 @@ private:
         idle();
         if (i >= states_.size() || first < 0 || count < 0 || first + count > rows_) throw std::invalid_argument("rows that are not there");
         const int64_t width = states_[i].width * states_[i].bytes;
-        char *mine = now_[i].at() + first * width, *other = data(tensor.ptr());
+        char *mine = now_[i].at() + first * width, *other = address(tensor.ptr());
         if (count && width) std::memcpy(in ? mine : other, in ? other : mine, size_t(count * width));
     }
 
@@ -345,8 +331,8 @@ private:
         if (is_tensor(value)) {
             if (got(value, words().dtype).ptr() != leaf.dtype.ptr() || got(value, words().is_cpu).ptr() != Py_True) return nullptr;
             if (PyObject_RichCompareBool(got(value, words().shape).ptr(), shape(leaf).ptr(), Py_EQ) != 1) return nullptr;
-            if (got(value, words().requires_grad).ptr() == Py_True || !says(value, words().is_contiguous) || says(value, words().is_neg)) return nullptr;
-            return data(value);
+            if (got(value, words().requires_grad).ptr() == Py_True || !is_contiguous(value) || is_negative(value)) return nullptr;
+            return address(value);
         }
         if (!is_array(value)) return nullptr;
         const Py_buffer* view = views.of(value, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (written ? PyBUF_WRITABLE : 0));
@@ -387,7 +373,7 @@ private:
                 continue;
             }
             nb::object fresh = fresh_like(outputs_[i], arrays);
-            *at = {arrays ? static_cast<char*>(views.of(fresh.ptr(), PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)->buf) : data(fresh.ptr()), 0};
+            *at = {arrays ? static_cast<char*>(views.of(fresh.ptr(), PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)->buf) : address(fresh.ptr()), 0};
             if (alone)
                 made = std::move(fresh);
             else

@@ -37,7 +37,6 @@ class Stepping:
     _once: Callable[..., tuple[Any, ...]] | None
     _read: tuple[str, ...]
     _made: tuple[str, ...]
-    _aliases: dict[str, str]
 
     def load(
         self, tensors: Sequence[Tensor | None], rows: int, sources: Sequence[tuple[Any, Any, Any]],
@@ -46,14 +45,9 @@ class Stepping:
         """Take the program's constants, for as many rows: what depends on them alone is computed now."""
         values: dict[str, Any] = dict(zip(self._names, tensors, strict=True))
         if self._once is not None:
-            made = self._once(*[values[self._source(name)] for name in self._read], rows, None)
+            made = self._once(*[values[name] for name in self._read], rows, None)
             values.update(zip(self._made, made, strict=True))
-        self.stepper.load([values[self._source(name)] for name in self._constants], sources, unchanged)
-
-    def _source(self, name: str) -> str:
-        while name in self._aliases:
-            name = self._aliases[name]
-        return name
+        self.stepper.load([values[name] for name in self._constants], sources, unchanged)
 
 
 @locked
@@ -117,7 +111,8 @@ def _joined(
     once, read = None, _reads(plan.once)
     if computed:
         once = make(plan.once.graph, (*read, ROWS, TIMELINE), computed)
-    return Stepping(stepper, sequences, states, emits, loop.constants, names, once, read, computed, aliases)
+    constants, read = tuple(map(source, loop.constants)), tuple(map(source, read))
+    return Stepping(stepper, sequences, states, emits, constants, names, once, read, computed)
 
 
 def _reads(stage: Stage) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ class _Called(torch.nn.Module):
 
         def forward(*given: Any, **named: Any) -> tuple[Any, ...]:
             values = [*given, *(named[name] for name in names[len(given) :])]
-            # No gradient passes: PyTorch's loop would make one of its own, without the cell's detach and custom backwards.
+            # No gradient passes: PyTorch's loop would make its own, without the cell's detach and custom backwards.
             nested = [
                 fill(one.structure, [tensor.detach() for tensor in flatten(value, one.name)[0]])
                 for one, value in zip(call.given, values, strict=True)

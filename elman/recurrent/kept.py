@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from elman.circuit.structure import TensorSpec
 from elman.engines.base import Stepper
 from elman.errors import InputError
+from elman.recurrent.arguments import rows_of_reset
 
 Tensor = torch.Tensor
 
@@ -120,6 +122,19 @@ def other_rows(where: str, got: Any, expected: Any) -> InputError:
         what="it does not have a row for each of the stream", where=where, got=got, expected=expected,
         mend="rows join with add() and leave with drop()",
     )  # fmt: skip
+
+
+def which_rows(rows: Any, batch: int) -> list[int]:
+    """Rows that were named by their numbers, or by bools for all `batch` of them. Raises InputError."""
+    if isinstance(rows, (Tensor, np.ndarray)):
+        if rows.dtype in (torch.bool, np.bool_):
+            return torch.nonzero(rows_of_reset(rows, batch)).flatten().tolist()
+        rows = rows.tolist()
+    which = [rows] if isinstance(rows, int) else list(rows)
+    for row in which:
+        if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < batch:
+            raise InputError(what="there is no such row", where="rows", got=row, expected=f"0 … {batch - 1}")
+    return which
 
 
 def device_of(cell: torch.nn.Module) -> str:

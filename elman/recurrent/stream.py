@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch._C._functorch import peek_interpreter_stack
 
@@ -27,7 +26,7 @@ from elman.recurrent.arguments import batch_of, is_recorded, not_recorded, rows_
 from elman.recurrent.arrays import as_arrays, as_tensors, into
 from elman.recurrent.bound import Arguments
 from elman.recurrent.calls import alike, dtype_of, shapes_of
-from elman.recurrent.kept import Kept, Plain, Ready, Steps, apart, device_of, other_rows
+from elman.recurrent.kept import Kept, Plain, Ready, Steps, apart, device_of, other_rows, which_rows
 from elman.recurrent.programs import Binding, Captured, Owned
 from elman.trace.call import store_of
 
@@ -85,11 +84,7 @@ class Stream:
         layer = self._steps.layer()
         how = "not begun"
         if self._kept is not None:
-            how = (
-                f"ordinary steps: {self._why}"
-                if self._ready is None
-                else f"weights packed once, {self._engine()}"
-            )
+            how = self._how()
         narrow = "" if self.weights is None else f", weights in {self.weights}"
         rows = f"{self.batch} row{'s' * (self.batch != 1)}"
         return f"<stream of {type(layer.cell).__name__}, {rows}{narrow}; {how}>"
@@ -101,19 +96,18 @@ class Stream:
                 what="what a step is made of is not known yet", where="Stream",
                 mend=f"take a step first{self._why and ': ' + self._why}",
             )  # fmt: skip
-        program = self._binding.program
-        how = f"ordinary steps: {self._why}" if self._ready is None else "weights packed once, "
-        return Explanation((program.single.plan,), how if self._ready is None else how + self._engine())
+        return Explanation((self._binding.program.single.plan,), self._how())
 
-    def _engine(self) -> str:
+    def _how(self) -> str:
+        """What runs the steps."""
+        if self._ready is None:
+            return f"ordinary steps: {self._why}"
         assert self._binding is not None
         program = self._binding.program
         loop = program.single.plan.loop
-        return (
-            report(self._steps.layer().engine, {"step": loop}, program.inputs[0].device)
-            if loop
-            else "no loop"
-        )
+        assert loop is not None, "nothing else is kept ready"
+        engine = report(self._steps.layer().engine, {"step": loop}, program.inputs[0].device)
+        return f"weights packed once, {engine}"
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
@@ -354,7 +348,7 @@ class Stream:
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Begin new sequences, from the cell's initial state: in these rows, by default in all."""
-        which = range(self.batch) if rows is None else self._which(rows)
+        which = range(self.batch) if rows is None else which_rows(rows, self.batch)
         if self._kept is None:
             for row in which:
                 self._waiting[row] = None
@@ -389,7 +383,7 @@ class Stream:
 
     def drop(self, rows: int | Sequence[int] | Tensor) -> None:
         """Go on without these rows. Those behind them move up, as in a list; nothing else changes for them."""
-        gone = sorted(set(self._which(rows)))
+        gone = sorted(set(which_rows(rows, self.batch)))
         if self._kept is None:
             for row in reversed(gone):
                 del self._waiting[row]
@@ -401,20 +395,6 @@ class Stream:
         """What was computed of a context had other rows."""
         if self._context is not None:
             self._short, self._key, self._context = _never, None, None
-
-    def _which(self, rows: Any) -> list[int]:
-        """Rows by their numbers, or by bools for all of them."""
-        if isinstance(rows, (Tensor, np.ndarray)):
-            if rows.dtype in (torch.bool, np.bool_):
-                return torch.nonzero(rows_of_reset(rows, self.batch)).flatten().tolist()
-            rows = rows.tolist()
-        which = [rows] if isinstance(rows, int) else list(rows)
-        for row in which:
-            if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < self.batch:
-                raise InputError(
-                    what="there is no such row", where="rows", got=row, expected=f"0 … {self.batch - 1}"
-                )  # fmt: skip
-        return which
 
     def _given(self, state: Any) -> list[Tensor]:
         """The tensors of a state that a user gave, as the cell has it."""
