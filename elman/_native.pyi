@@ -13,6 +13,10 @@ OPERANDS: int
 MOST_BUFFERS: int
 MOST_STATES: int
 LINE: int
+# What native/pass.hpp says.
+ROWS: dict[str, int]
+PLACES: dict[str, int]
+PIECES: dict[str, int]
 
 def instruction_sets() -> list[str]:
     """What this machine can run, the best first."""
@@ -84,6 +88,18 @@ class Stream:
     def drop(self, rows: Sequence[int]) -> None: ...
     def step(self, xs: Any, out: Any) -> Any:
         """The emits; False, and nothing was done, where something is not of its form."""
+
+class Pass:
+    """All that a plan computes, in one call: native/pass.hpp."""
+
+    def __init__(
+        self, isa: str, wide: bool, places: list[list[int]], given: list[int], made: list[tuple[Any, list[int]]],
+        pieces: list[list[Any]], outcomes: list[list[int]], failed: Any, threads: Any, empty: Any, memory: Any, /,
+    ) -> None: ...  # fmt: skip
+    def __call__(
+        self, steps: int, batch: int, seed: int, first: int, *inputs: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """What comes out; inputs that are None are zeros. `empty` is called where there is no step or no row."""
 
 class Multiplier:
     """Products of matrices outside the loop."""

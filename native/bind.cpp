@@ -237,11 +237,7 @@ public:
         Call call = {};
         call.stop = signalled;
         call.steps = steps, call.batch = batch, call.reverse = reverse, call.threads = threads, call.poison = poisoned;
-        call.constants = found.data();
-        call.sequences = call.constants + constants_;
-        call.starts = call.sequences + sequences_;
-        call.emits = call.starts + states;
-        call.finals = call.emits + emits_;
+        bind(call, found.data());
         std::vector<int64_t> rows, offsets;
         if (!sizes.is_none()) {
             rows = nb::cast<std::vector<int64_t>>(sizes);
@@ -268,6 +264,19 @@ public:
         return Stream(kernels_, wide_, program_, weights, constants_, inputs, outputs, threads, failed, poisoned);
     }
 
+    const Program& program() const { return program_; }
+
+    // How many tensors a call has: constants, sequences, starts, emits and finals, in this order.
+    int64_t tensors() const { return constants_ + sequences_ + emits_ + 2 * int64_t(states_.size()); }
+
+    void bind(Call& call, const Pointer* tensors) const {
+        call.constants = tensors;
+        call.sequences = call.constants + constants_;
+        call.starts = call.sequences + sequences_;
+        call.emits = call.starts + states_.size();
+        call.finals = call.emits + emits_;
+    }
+
 private:
     static Op operation(const std::vector<int64_t>& flat, double number) {
         if (flat.size() != size_t(8 + OPERANDS * (2 + DIMENSIONS))) throw std::invalid_argument("an operation of a wrong length");
@@ -292,6 +301,14 @@ private:
     std::vector<State> states_;
     Program program_;
 };
+
+}  // namespace
+}  // namespace elman
+
+#include "pass.hpp"
+
+namespace elman {
+namespace {
 
 struct Multiplier {
     const Kernels& kernels;
@@ -362,6 +379,9 @@ NB_MODULE(_native, m) {
     m.attr("MOST_BUFFERS") = MOST_BUFFERS;
     m.attr("MOST_STATES") = MOST_STATES;
     m.attr("LINE") = LINE;
+    m.attr("ROWS") = numbered(ROWS_NAMES);
+    m.attr("PLACES") = numbered(PLACE_NAMES);
+    m.attr("PIECES") = numbered(PIECE_NAMES);
     m.def("instruction_sets", [] {
         nb::list found;
         for (const Kernels* kernels : usable()) found.append(kernels->name);
@@ -394,6 +414,12 @@ NB_MODULE(_native, m) {
         .def("stream", &Interpreter::stream, nb::arg("weights"), nb::arg("inputs"), nb::arg("outputs"), nb::arg("threads"), nb::arg("failed"),
              "The same, to be run one step at a time.");
     bind_stream(m);
+    nb::class_<Pass>(m, "Pass")
+        .def("__init__", [](Pass* self, const std::string& isa, bool wide, const nb::list& places, const nb::list& given, const nb::list& made,
+                            const nb::list& pieces, const nb::list& outcomes, const nb::object& failed, const nb::object& threads, const nb::object& empty, const nb::object& bytes) {
+            new (self) Pass(named(isa), wide, places, given, made, pieces, outcomes, failed, threads, empty, bytes);
+        })
+        .def("__call__", &Pass::run);
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
         .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&>())

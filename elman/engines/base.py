@@ -12,7 +12,7 @@ from torch import fx
 
 from elman.circuit import graphs
 from elman.engines import codegen
-from elman.plan.form import Loop
+from elman.plan.form import Loop, Plan
 
 Tensor = torch.Tensor
 
@@ -80,6 +80,10 @@ class Stepper(Protocol):
         ...
 
 
+# (steps, batch, seed, first, *inputs) -> outputs, of a plan: see `elman.execute.emit`.
+PlanFunction = Callable[..., tuple[torch.Tensor, ...]]
+
+
 # (graph, names of arguments, names of results) -> the function of a stage beside the loop.
 StageMaker = Callable[[fx.Graph, Sequence[str], Sequence[str]], Callable[..., tuple[Any, ...]]]
 
@@ -128,6 +132,16 @@ class Engine(ABC):
         weights: None, "bfloat16" or "int8": the numbers that constant factors of products are kept in.
         """
         return f"the {self.name} engine keeps nothing from one step to the next"
+
+    def passed(
+        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction
+    ) -> PlanFunction | str:
+        """A plan as one function of this engine's own, whose loop it supports; or why it cannot be one.
+
+        ends, single: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the numbers of
+        noise are inputs behind all others. empty: that function, for calls without a step or a row.
+        """
+        return "its stages are calls of PyTorch"
 
     def runner(self, loop: Loop) -> Runner:
         """`run` without names, for whoever runs the same loop again and again."""

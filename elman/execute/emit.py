@@ -20,7 +20,7 @@ For rows of different lengths it takes a Packing in the place of steps and batch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,13 +30,11 @@ from torch._C._functorch import peek_interpreter_stack
 from elman import noise
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, InPort, Kind
-from elman.engines.base import Runner, StageMaker
+from elman.engines.base import PlanFunction, Runner, StageMaker
 from elman.engines.python import PythonFunction, tuple_of
-from elman.plan.form import TIMELINE, Loop, Plan, Stage, final_of, shift
+from elman.plan.form import TIMELINE, Loop, Plan, Stage, delays_of, ends_of, final_of
 from elman.segments.timeline import Ragged, Timeline
 from elman.trace.outside import outside
-
-PlanFunction = Callable[..., tuple[torch.Tensor, ...]]
 
 
 def emit(
@@ -112,7 +110,7 @@ class _Emitter:
         if plan.loop is not None:
             self._loop(plan.loop)
             self._drop_before()
-        self._stage(self._with_delays(plan.after), "rows")
+        self._stage(self._withdelays_of(plan.after), "rows")
         ready = [self._output(out.kind, plan.outputs[out.name]) for out in plan.circuit.outputs]
         memory = Counter(self.viewed.get(name, name) for name in ready)
         results = [
@@ -176,9 +174,7 @@ class _Emitter:
     def _drawn(self, port: InPort) -> str:
         constant = self.python.constant
         if self.single:
-            draw = constant(torch.rand if port.draw == "uniform" else torch.randn)
-            where = f"dtype={constant(port.dtype, 'dtype')}, device={constant(port.device, 'device')}"
-            return f"{draw}({tuple_of('batch' if port.rows else '', *port.shape)}, {where})"
+            return f"{constant(noise.drawn_once)}({constant(port, 'port')}, batch)"
         draw, first, stop = noise.draw, "first", "first + steps, batch"
         if self.ragged:
             first, stop = "packing.first_step", "packing.first_step + steps, batch"
@@ -216,7 +212,7 @@ class _Emitter:
 
     def _loop(self, loop: Loop) -> None:
         results = graphs.results_of(loop.graph)
-        delays = {} if self.ragged else _delays(self.plan.after, loop.emits)
+        delays = {} if self.ragged else delays_of(self.plan.after, loop.emits)
         out = []
         for name in loop.emits:
             node, stepped = results[name], name in loop.stepped
@@ -259,13 +255,13 @@ class _Emitter:
         if dead:
             self.python.drop(sorted(dead))
 
-    def _with_delays(self, after: Stage) -> Stage:
+    def _withdelays_of(self, after: Stage) -> Stage:
         """The stage after the loop, with the delays that are views already coming in."""
         loop = self.plan.loop
-        delays = {} if loop is None or self.ragged else _delays(after, loop.emits)
+        delays = {} if loop is None or self.ragged else delays_of(after, loop.emits)
         stops = {}
         for node in after.graph.nodes:
-            ends = _ends(node)
+            ends = ends_of(node)
             if ends is not None and delays.get(ends[0]) == ends[1]:
                 stops[node] = _delay(ends[0])
         return Stage(after.name, graphs.extract(after.graph, graphs.results_of(after.graph), stops))
@@ -288,25 +284,6 @@ def _is_read(graph: fx.Graph, name: str) -> bool:
         if node.op == "placeholder" and node.target == name
         for user in node.users
     )
-
-
-def _delays(after: Stage, emits: Sequence[str]) -> dict[str, str]:
-    """Sequence that the loop emits -> the starting value of its delay, for those that the stage after it delays."""
-    delays: dict[str, str] = {}
-    for node in after.graph.nodes:
-        ends = _ends(node)
-        if ends is not None and ends[0] in emits:
-            # Two states may be fed by one value and start from different ones: there is room for one of them.
-            delays.setdefault(*ends)
-    return delays
-
-
-def _ends(node: fx.Node) -> tuple[str, str] | None:
-    """For a shift: what it delays and what that starts from, if both come in from outside of the stage."""
-    if node.target is not shift:
-        return None
-    ends = [str(arg.target) for arg in node.args[:2] if isinstance(arg, fx.Node) and arg.op == "placeholder"]
-    return (ends[0], ends[1]) if len(ends) == 2 else None
 
 
 def _delay(name: str) -> str:

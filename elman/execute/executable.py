@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from elman import engines
+from elman import engines, noise
 from elman.caches import cached
 from elman.circuit.form import Kind
 from elman.engines import codegen
-from elman.engines.base import Runner, StageMaker
-from elman.execute.emit import PlanFunction, emit
+from elman.engines.base import PlanFunction, Runner, StageMaker
+from elman.execute.emit import emit
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
@@ -60,6 +61,7 @@ class Executable:
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
         self._made: dict[tuple[str | engines.Engine, bool], PlanFunction] = {}
         self._prepared: dict[str | engines.Engine, tuple[Plan, StageMaker, Runner | None]] = {}
+        self._empty: PlanFunction | None = None  # for calls without a step or a row
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
@@ -80,8 +82,52 @@ class Executable:
     @locked
     def _function(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         if (engine, ragged) not in self._made:
-            self._made[engine, ragged] = emit(*self.prepared(engine), self.ends, self.single, ragged)
+            made = "ragged" if ragged else self._passed(engine)
+            self._made[engine, ragged] = self._emitted(engine, ragged) if isinstance(made, str) else made
         return self._made[engine, ragged]
+
+    @locked
+    def _emitted(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
+        return emit(*self.prepared(engine), self.ends, self.single, ragged)
+
+    def _passed(self, wanted: str | engines.Engine) -> PlanFunction | str:
+        """The plan as its engine's own function, or why it is one of Python."""
+        engine = self.engine(wanted)
+        if engine is None:
+            return "there is no loop"
+
+        this = weakref.ref(self)  # the garbage collector does not look into what is compiled
+
+        def empty(*args: Any) -> tuple[Tensor, ...]:
+            executable = this()
+            assert executable is not None
+            if executable._empty is None:
+                executable._empty = executable._emitted(wanted, False)
+            return executable._empty(*args)
+
+        made = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty)
+        ports, single = self.plan.circuit.inputs_of(Kind.NOISE), self.single
+        if isinstance(made, str) or not ports:
+            return made
+
+        def drawing(
+            steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            if not (steps and batch):
+                return empty(steps, batch, seed, first, *tensors)
+            if single:
+                drawn = [noise.drawn_once(port, batch) for port in ports]
+            else:
+                drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]
+            return made(steps, batch, seed, first, *tensors, *drawn)
+
+        return drawing
+
+    def split(self, wanted: str | engines.Engine) -> str | None:
+        """Why an engine that could run the plan in one call does not; None where it does, or where none could."""
+        engine = self.engine(wanted)
+        made = None if engine is None or not engine.cheap_to_start else self._passed(wanted)
+        return made if isinstance(made, str) else None
 
     def engine(self, wanted: str | engines.Engine) -> engines.Engine | None:
         """The engine that runs the loop, None if there is no loop. Raises as `elman.engines.choose` does."""

@@ -16,7 +16,7 @@ order of PyTorch's PackedSequence. Five operations exist beside ATen, all about 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,3 +229,22 @@ def operations(graph: fx.Graph) -> Iterator[fx.Node]:
             isinstance(node.target, torch._ops.OpOverload) or node.target in TIME_OPERATIONS
         ):
             yield node
+
+
+def delays_of(after: Stage, emits: Sequence[str]) -> dict[str, str]:
+    """Sequence that the loop emits -> the starting value of its delay, for those that the stage after it delays."""
+    delays: dict[str, str] = {}
+    for node in after.graph.nodes:
+        ends = ends_of(node)
+        if ends is not None and ends[0] in emits:
+            # Two states may be fed by one value and start from different ones: there is room for one of them.
+            delays.setdefault(*ends)
+    return delays
+
+
+def ends_of(node: fx.Node) -> tuple[str, str] | None:
+    """For a shift: what it delays and what that starts from, if both come in from outside of the stage."""
+    if node.target is not shift:
+        return None
+    ends = [str(arg.target) for arg in node.args[:2] if isinstance(arg, fx.Node) and arg.op == "placeholder"]
+    return (ends[0], ends[1]) if len(ends) == 2 else None

@@ -235,6 +235,9 @@ class Recurrent(Budget, torch.nn.Module):
         plans = {"forward": training.forward, "backward": training.backward}
         loops = {what: plan.loop for what, plan in plans.items() if plan.loop is not None}
         engines = report(self.engine, loops, program.inputs[0].device) if loops else None
+        for what, one in (("forward", training.forwards), ("backward", training.backwards)):
+            if (why := one.split(self.engine)) is not None:
+                engines = f"{engines}; the {what} pass is not one call: {why}"
         budget, memory = self._calls.budget, None
         if budget is not None:
             memory = program.carrying_on.schedules.latest[1].said(budget)

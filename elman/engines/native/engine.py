@@ -13,15 +13,15 @@ from torch import fx
 
 from elman.caches import cached, listed
 from elman.circuit import graphs
-from elman.engines.base import Engine, LoopResult, Runner, Stepper
+from elman.engines.base import Engine, LoopResult, PlanFunction, Runner, Stepper
 from elman.engines.lookups import failed
-from elman.engines.native import grouped, stepping
+from elman.engines.native import grouped, passes, stepping
 from elman.engines.native.builder import Op
 from elman.engines.native.extension import compiled, isa, why_not_built
 from elman.engines.native.lower import Lowered, lower
 from elman.engines.native.stepping import in_order
 from elman.engines.native.values import Unsupported, row_sizes
-from elman.plan.form import Loop, LoopState
+from elman.plan.form import Loop, LoopState, Plan
 
 Tensor = torch.Tensor
 _REAL = (torch.float32, torch.float64)
@@ -38,9 +38,8 @@ def _multiplier(name: str, dtype: torch.dtype) -> Any:
 class _Ready:
     """A loop that can run. widths: elements in a row of every constant, sequence and state; 0 for what has no rows."""
 
-    run: Callable[..., tuple[int, int, bool] | bool | None]
-    widths: tuple[int, ...]
     interpreter: Any
+    widths: tuple[int, ...]
 
 
 class Native(Engine):
@@ -74,7 +73,7 @@ class Native(Engine):
         ready = self._loops.get(loop)
         if ready is None:
             try:
-                ready = _prepared(loop, lower(loop, *compiled.panels(name)), name)
+                ready = _made(loop, name)
             except Unsupported as reason:
                 ready = f"it has no form for {reason}"
             self._loops[loop] = ready
@@ -113,10 +112,27 @@ class Native(Engine):
             return ready
         return stepping.stepper(ready.interpreter, ready.widths, loop, weights)
 
+    def passed(
+        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction
+    ) -> PlanFunction | str:
+        name = self.instructions
+        assert name is not None
+
+        def ready(loop: Loop) -> Any:
+            made = self._ready(loop) if loop is plan.loop else _made(loop, name)
+            if isinstance(made, str):
+                raise Unsupported(made)
+            return made.interpreter
+
+        try:
+            return passes.passed(plan, ends, single, name, ready, empty)
+        except Unsupported as reason:
+            return f"it has no form for {reason}"
+
     def runner(self, loop: Loop) -> Runner:
         ready, first_state = self._ready(loop), len(loop.constants) + len(loop.sequences)
         assert type(ready) is _Ready, ready
-        run_loop, widths = ready.run, ready.widths
+        run_loop, widths = ready.interpreter.run, ready.widths
 
         def run(
             batch: int, sizes: Sequence[int], reverse: bool, values: Sequence[Tensor], out: Sequence[Tensor]
@@ -140,6 +156,10 @@ class Native(Engine):
             return finals
 
         return run
+
+
+def _made(loop: Loop, name: str) -> _Ready:
+    return _prepared(loop, lower(loop, *compiled.panels(name)), name)
 
 
 def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
@@ -171,7 +191,7 @@ def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
         [list(state) for state in program.states], program.scratch_bytes, program.prepared_bytes, program.work,
         program.widest, len(loop.constants), len(loop.sequences), len(loop.emits), widths,
     )  # fmt: skip
-    return _Ready(interpreter.run, widths, interpreter)
+    return _Ready(interpreter, widths)
 
 
 def _fed(state: LoopState, results: Mapping[str, Any]) -> Any:

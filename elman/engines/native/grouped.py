@@ -50,32 +50,18 @@ class _Body(codegen.Body):
         self._compute()
 
     def order(self) -> list[fx.Node]:
-        """Products as early as they can, what reads them as late: so the calls are few."""
-        round_of: dict[fx.Node, int] = {}  # how many calls come before a node
-        for node in self.graph.nodes:
-            sources = node.all_input_nodes
-            start = self._start(node)
-            round_of[node] = max(
-                (round_of[s] + (self._is_ours(s) and s is not start) for s in sources), default=0
-            )
-        nodes = [node for node in self.graph.nodes if node.op != "output"]
-        return sorted(nodes, key=lambda node: (round_of[node], self._is_ours(node)))
+        return in_rounds(self.graph, self.dtype)
 
     def call(self, node: fx.Node) -> None:
-        if not self._is_ours(node):
+        if not is_product(node, self.dtype):
             if any(source in self.waiting for source in node.all_input_nodes):
                 self._compute()
             super().call(node)
             return
-        start = self._start(node)
+        start = start_of(node, self.dtype)
         if any(source in self.waiting and source is not start for source in node.all_input_nodes):
             self._compute()
-        if node.target is aten.sum.dim_IntList:
-            start, left, right = None, None, node.args[0]
-        elif node.target is aten.mm.default:
-            start, (left, right) = None, node.args
-        else:
-            start, left, right = node.args
+        start, left, right = parts_of(node)
         rows = "1" if left is None else f"{self.literal(left)}.shape[0]"
         columns = f"{self.literal(right)}.shape[1]"
         name = self.python.let(f"{self.literal(right)}.new_empty(({rows}, {columns}))")
@@ -98,26 +84,45 @@ class _Body(codegen.Body):
         if held:
             super().drop(held)
 
-    def _is_ours(self, node: fx.Node) -> bool:
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or value.dtype != self.dtype:
-            return False
-        if node.target is aten.sum.dim_IntList:
-            summed: Any = node.args[0]
-            return (
-                len(node.args) == 3
-                and node.args[1] == [0]
-                and node.args[2] is True
-                and summed.meta["val"].dim() == 2
-            )
-        return node.target in _PRODUCTS and not node.kwargs
 
-    def _start(self, node: fx.Node) -> Any:
-        """What a product is added to, if that may be computed in the same call: it is shared out as the product is."""
-        start: Any = node.args[0] if self._is_ours(node) and node.target is aten.addmm.default else None
-        same = (
-            start is not None
-            and start.target in _PRODUCTS
-            and codegen.form_of(start) == codegen.form_of(node)
+def in_rounds(graph: fx.Graph, dtype: torch.dtype) -> list[fx.Node]:
+    """The nodes in an order in which products come as early as they can, and what reads them as late: so the calls are
+    few."""
+    round_of: dict[fx.Node, int] = {}  # how many calls come before a node
+    for node in graph.nodes:
+        start = start_of(node, dtype)
+        round_of[node] = max(
+            (round_of[s] + (is_product(s, dtype) and s is not start) for s in node.all_input_nodes), default=0
         )
-        return start if same else None
+    nodes = [node for node in graph.nodes if node.op != "output"]
+    return sorted(nodes, key=lambda node: (round_of[node], is_product(node, dtype)))
+
+
+def is_product(node: fx.Node, dtype: torch.dtype) -> bool:
+    """Whether it is a product of matrices, or a sum over rows, that `native/matrices.hpp` computes."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dtype != dtype:
+        return False
+    if node.target is aten.sum.dim_IntList:
+        summed: Any = node.args[0]
+        return (
+            len(node.args) == 3
+            and node.args[1] == [0]
+            and node.args[2] is True
+            and summed.meta["val"].dim() == 2
+        )
+    return node.target in _PRODUCTS and not node.kwargs
+
+
+def start_of(node: fx.Node, dtype: torch.dtype) -> Any:
+    """What a product is added to, if that may be computed in the same call: it is shared out as the product is."""
+    start: Any = node.args[0] if node.target is aten.addmm.default and is_product(node, dtype) else None
+    same = start is not None and start.target in _PRODUCTS and codegen.form_of(start) == codegen.form_of(node)
+    return start if same else None
+
+
+def parts_of(node: fx.Node) -> tuple[Any, Any, Any]:
+    """(start, left, right) of a product: start may be None; left is None for a sum over the rows of right."""
+    if node.target is aten.sum.dim_IntList:
+        return None, None, node.args[0]
+    return (None, *node.args) if node.target is aten.mm.default else node.args  # type: ignore[return-value]

@@ -1,0 +1,191 @@
+"""A plan as one native call (native/pass.hpp): its stages become programs on rows and groups of products.
+
+    passed(plan, ends, single, …)  ->  Pass      or raises Unsupported with the reason
+
+A stage's operations are programs as a loop's are, of one step on as many rows as there are: N beside the loop, B for
+what is computed once on a context, one where there are no rows. What is only addressing becomes strides of what reads
+it. A value that lives between two pieces of the pass has its place in the pass's memory; what goes out lies in tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from elman.circuit import graphs
+from elman.circuit.form import InPort, Kind
+from elman.circuit.rows import Rows, rows_of
+from elman.engines.lookups import failed
+from elman.engines.native.extension import compiled
+from elman.engines.native.places import Memory, Places, delayed
+from elman.engines.native.staged import StageWriter
+from elman.engines.native.values import Unsupported, View
+from elman.plan.form import Loop, Plan, delays_of, final_of
+from elman.trace.outside import outside
+
+
+def passed(
+    plan: Plan,
+    ends: Sequence[str],
+    single: bool,
+    isa: str,
+    ready: Callable[[Loop], Any],
+    empty: Callable[..., Any],
+) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """`(steps, batch, seed, first, *inputs) -> outputs` as `elman.execute.emit.emit` makes it, with the numbers of
+    noise as inputs behind all others. Raises Unsupported.
+
+    ready: the interpreter of a loop. empty: called in its stead where there is no step or no row.
+    """
+    return _Writer(plan, ends, single, isa, ready, empty).function()
+
+
+class _Writer:
+    def __init__(
+        self, plan: Plan, ends: Sequence[str], single: bool, isa: str, ready: Callable[[Loop], Any],
+        empty: Callable[..., Any],
+    ):  # fmt: skip
+        self.plan, self.ends, self.single, self.isa, self.empty = plan, ends, single, isa, empty
+        self.places = Places(plan, single, ready)
+        self.made: list[tuple[Memory, torch.dtype, list[int]]] = []
+
+    def function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+        plan = self.plan
+        ports = sorted(plan.circuit.inputs, key=lambda port: port.kind is Kind.NOISE)
+        given = [self._given(i, port) for i, port in enumerate(ports)]
+        StageWriter(self.places, plan.once, "batch").write()
+        StageWriter(self.places, plan.before, "all").write()
+        delays: dict[str, str] = {}
+        if plan.loop is not None:
+            delays = delays_of(plan.after, plan.loop.emits)
+            self._loop(plan.loop, delays)
+        StageWriter(self.places, plan.after, "all", delays).write()
+        outcomes = self._outcomes()
+        return self._native(given, outcomes)
+
+    def _given(self, index: int, port: InPort) -> Memory:
+        timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
+        count = ("all" if port.rows else "steps") if timed else "batch" if port.rows else "one"
+        like = graphs.placeholder(self.plan.circuit.graph, port.name).meta["val"]
+        value = self.places.new(like, count)
+        assert type(value.buffer) is Memory
+        value.buffer.place, value.buffer.index = "given", index
+        self.places.values[port.name] = value
+        return value.buffer
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def _loop(self, loop: Loop, delays: dict[str, str]) -> None:
+        results = graphs.results_of(loop.graph)
+        given = [
+            self.places.values[name]
+            for name in (*loop.constants, *loop.sequences, *(s.name for s in loop.states))
+        ]
+        counts = [{"batch"} if name in loop.rowed else {"one"} for name in loop.constants]
+        counts += [{"steps"} if name in loop.stepped else {"all", "trail"} for name in loop.sequences]
+        counts += [{"batch"} for _ in loop.states]
+        for value, allowed in zip(given, counts, strict=True):
+            if value.buffer.count not in allowed:  # type: ignore[attr-defined]
+                raise Unsupported("a value of the loop with other rows")
+        emits = []
+        for name in loop.emits:
+            like = results[name].meta["val"]
+            if name in loop.stepped or rows_of(like) != Rows(0, 1):
+                raise Unsupported(f"'{name}', whose rows are not its first dimension")
+            if name in delays and not self.single:
+                trail, start = self.places.new(like, "trail"), self.places.values[delays[name]]
+                reverse = self.plan.circuit.reverse
+                emit = self.places.within(trail, "all", 0 if reverse else 1, 0)
+                self.places.values[delayed(name)] = self.places.within(trail, "all", 1 if reverse else 0, 0)
+                self.places.copy(start, self.places.within(trail, "batch", 0, 1 if reverse else 0), "batch")
+            else:
+                emit = self.places.new(like, "all")
+            emits.append(emit)
+            self.places.values[name] = emit
+        finals = []
+        inputs = {str(n.target): n for n in loop.graph.nodes if n.op == "placeholder"}
+        for state in loop.states:
+            node = inputs.get(state.name) or results[str(state.next)]
+            finals.append(self.places.new(node.meta["val"], "batch"))
+            self.places.values[final_of(state.name)] = finals[-1]
+        spots = [self.places.spot(value) for value in (*given, *emits, *finals)]
+        self.places.piece(
+            ["loop", self.places.ready(loop), 0, self.plan.circuit.reverse, spots],
+            [spot[0] for spot in spots],
+        )
+
+    # --- what goes out ------------------------------------------------------------------------------------------------
+
+    def _outcomes(self) -> list[list[int]]:
+        circuit = self.plan.circuit
+        outcomes: list[list[int]] = []
+        ready = [self.places.values[self.plan.outputs[out.name]] for out in circuit.outputs]
+        homes = [value.buffer.home for value in ready]  # type: ignore[attr-defined]
+        for out, value, end in zip(circuit.outputs, ready, self.ends, strict=True):
+            memory, like = value.buffer, circuit.wire(out.wire).meta["val"]
+            assert type(memory) is Memory
+            if not value.whole or (where := rows_of(like)) not in (None, Rows(0, 1)):
+                raise Unsupported(f"'{out.name}', which is a part of another value")
+            counts = ("all",) if out.kind is Kind.SEQUENCE else ("batch",) if where else ("one",)
+            if memory.count not in counts:
+                raise Unsupported(f"'{out.name}', whose rows are others")
+            if memory.home.place == "given" or (end == "copy" and homes.count(memory.home) > 1):
+                value = View(
+                    self.places.memory(memory.type, memory.width, memory.count), 0, value.sizes, value.strides
+                )
+                self.places.copy(ready[len(outcomes)], value, memory.count)
+                memory = value.buffer
+            assert type(memory) is Memory
+            index = self._made(memory.home, like, where is not None)
+            step = -1 if memory.parent is None else memory.batches
+            alone = step < 0 and homes.count(memory.home) <= 1
+            outcomes.append([index, step, int(end == "own" and not alone)])
+        return outcomes
+
+    def _made(self, memory: Memory, like: torch.Tensor, rows: bool) -> int:
+        """The number of the tensor that is made for a place."""
+        lead = {"one": [], "batch": [-2], "all": [-2] if self.single else [-1, -2], "trail": [-3, -2]}[
+            memory.count
+        ]
+        sizes = lead + [int(size) for size in (like.shape[1:] if rows else like.shape)]
+        for i, (other, _, known) in enumerate(self.made):
+            if other is memory:
+                if known != sizes:
+                    raise Unsupported("one value that goes out under two shapes")
+                return i
+        memory.place, memory.index = "made", len(self.made)
+        self.made.append((memory, like.dtype, sizes))
+        return memory.index
+
+    def _native(
+        self, given: list[Memory], outcomes: list[list[int]]
+    ) -> Callable[..., tuple[torch.Tensor, ...]]:
+        for i, piece in enumerate(self.places.pieces):
+            for memory in piece.used:
+                home = memory.home
+                home.first = i if home.first < 0 else home.first
+                home.last = i
+        # A place comes after the one that it lies in.
+        memories = [m for m in self.places.memories if m.home.first >= 0 or m.place == "made"]
+        number = {memory: i for i, memory in enumerate(memories)}
+
+        def numbered(item: Any) -> Any:
+            if isinstance(item, Memory):
+                return number[item]
+            return [numbered(one) for one in item] if isinstance(item, list) else item
+
+        places = [
+            [compiled.PLACES[m.place], m.index if m.parent is None else number[m.parent],
+             m.width * self.places.bytes[m.type], compiled.ROWS[m.count], m.first, m.last, m.batches, m.all]
+            for m in memories
+        ]  # fmt: skip
+        with outside():
+            memory = torch.empty(0, dtype=torch.uint8).new_empty
+            made = [(torch.empty(0, dtype=dtype).new_empty, sizes) for _, dtype, sizes in self.made]
+        pieces = [[compiled.PIECES[piece.flat[0]], *numbered(piece.flat[1:])] for piece in self.places.pieces]
+        return compiled.Pass(
+            self.isa, self.places.real is torch.float64, places, [number.get(m, -1) for m in given], made, pieces,
+            outcomes, failed, torch.get_num_threads, self.empty, memory,
+        )  # fmt: skip

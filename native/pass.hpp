@@ -1,0 +1,346 @@
+// A pass: all that a plan computes between the tensors that come in and those that go out, in one call. Its pieces run in
+// order: programs on the rows of all steps, products, the loop, copies of rows. What lives between pieces has its place in
+// one block of memory, shared out by lifetime.
+//
+// Part of bind.cpp, whose words for tensors and workspaces it uses.
+#pragma once
+
+namespace elman {
+namespace {
+
+// How many rows something has: 1, B, N = T B, T, those of a trail, N + B, or of all steps but one, N - B.
+enum Rows { ONE, BATCH, ALL, STEPS, TRAIL, REST, ROWS };
+
+struct Counts {
+    int64_t of[ROWS];
+    Counts(int64_t steps, int64_t batch) : of{1, batch, steps * batch, steps, steps * batch + batch, steps * batch - batch} {}
+};
+
+// Where values lie. given: an input; made: a tensor that goes out; kept: in the pass's own memory, from its first piece to its
+// last; within: in another place, a number of rows behind its beginning.
+struct Place {
+    enum Kind { given, made, kept, within } kind;
+    int64_t index;         // of the input or the tensor; of the place that it lies in
+    int64_t width;         // bytes of a row
+    int64_t rows;          // Rows
+    int64_t first, last;   // pieces
+    int64_t batches, all;  // within: B and N times so many rows behind
+};
+
+struct Spot {
+    int64_t place, offset, stride;  // bytes behind the place's beginning; elements between rows
+};
+
+// A size: a number, or so many times a number of rows.
+struct Size {
+    int64_t factor, rows;
+    int64_t operator()(const Counts& c) const { return factor * c.of[rows]; }
+};
+
+struct Side {
+    int64_t place, offset, row, column;  // place -1: none. row, column: strides in elements
+    int64_t along;                       // which of them leads along rows: 0 none, 1 row, 2 column
+};
+
+struct ProductOf {
+    bool sums;
+    Size m, n, k;
+    Side a, b, start, out;
+};
+
+struct PassPiece {
+    enum Kind { program, loop, products, copy } kind;
+    const Interpreter* interpreter;  // program, loop: spots are its constants, sequences, starts, emits, finals
+    int64_t rows;                    // program: on how many rows it runs; copy: of how many
+    bool reverse;
+    std::vector<Spot> spots;
+    std::vector<ProductOf> of;
+    Spot from, to;
+    int64_t width;  // copy: bytes of a row
+};
+
+// What comes out: a tensor that was made; or, of a trail, the steps that begin at `step` (0 or 1). detach: as a tensor of its own.
+struct Outcome {
+    int64_t made, step;
+    bool detach;
+};
+
+// For Python, in order.
+const char* const ROWS_NAMES[] = {"one", "batch", "all", "steps", "trail", "rest"};
+const char* const PLACE_NAMES[] = {"given", "made", "kept", "within"};
+const char* const PIECE_NAMES[] = {"program", "loop", "products", "copy"};
+
+std::vector<int64_t> numbers(nb::handle list) { return nb::cast<std::vector<int64_t>>(list); }
+
+Spot spot_of(nb::handle list) {
+    const auto n = numbers(list);
+    return {n.at(0), n.at(1), n.at(2)};
+}
+
+class Pass {
+public:
+    // See elman/engines/native/passes.py, which makes these lists.
+    Pass(const Kernels& kernels, bool wide, const nb::list& places, const nb::list& given, const nb::list& made, const nb::list& pieces,
+         const nb::list& outcomes, const nb::object& failed, const nb::object& threads, const nb::object& empty, const nb::object& bytes)
+        : kernels_(kernels), wide_(wide), given_(numbers(given)), failed_(failed), threads_(threads), empty_(empty), bytes_of_(bytes) {
+        int64_t widest = 0;
+        for (const nb::handle one : places) {
+            const auto n = numbers(one);
+            places_.push_back({Place::Kind(n.at(0)), n.at(1), n.at(2), n.at(3), n.at(4), n.at(5), n.at(6), n.at(7)});
+            if (places_.back().kind == Place::given && n[2] > widest) widest = n[2];
+        }
+        zeros_.assign(size_t(widest), 0);
+        for (const nb::handle one : made) new_.push_back({nb::borrow(one[0]), numbers(one[1])});
+        for (const nb::handle one : pieces) pieces_.push_back(piece(one));
+        for (const nb::handle one : outcomes) {
+            const auto n = numbers(one);
+            outcomes_.push_back({n.at(0), n.at(1), n.at(2) != 0});
+        }
+    }
+
+    // (T, B, seed, first step, inputs) -> what comes out, a tuple. An input that is None is zeros.
+    nb::object run(const nb::args& args) {
+        const int64_t steps = entry(args, 0), batch = entry(args, 1);
+        if (size_t(PyTuple_GET_SIZE(args.ptr())) != given_.size() + 4) throw std::invalid_argument("a wrong number of tensors");
+        if (steps <= 0 || batch <= 0) {
+            nb::object results = nb::steal(PyObject_CallObject(empty_.ptr(), args.ptr()));
+            if (!results.is_valid()) throw nb::python_error();
+            return results;
+        }
+        const Counts counts(steps, batch);
+        std::vector<char*> base(places_.size(), nullptr);
+        std::vector<bool> zero(places_.size(), false);
+        std::vector<nb::object> held;  // tensors whose memory is in order, where those that came in were not
+        for (size_t i = 0; i < given_.size(); i++) {
+            if (given_[i] < 0) continue;
+            const size_t place = size_t(given_[i]);
+            PyObject* tensor = PyTuple_GET_ITEM(args.ptr(), Py_ssize_t(i + 4));
+            if (tensor == Py_None) {
+                base[place] = zeros_.data(), zero[place] = true;
+                continue;
+            }
+            if (!is_contiguous(tensor)) held.push_back(ask(tensor, contiguous())), tensor = held.back().ptr();
+            if (is_negative(tensor)) held.push_back(ask(tensor, asked().resolve_neg)), tensor = held.back().ptr();
+            base[place] = address(tensor);
+        }
+        std::vector<nb::object> made;
+        made.reserve(new_.size());
+        for (const New& one : new_) made.push_back(one(steps, batch));
+        const int threads = int(PyLong_AsLong(nb::object(threads_()).ptr()));
+        lay_out(steps, batch, counts);
+        // A large one is memory of torch's: it goes back to the system afterwards, and whoever counts torch's memory sees it.
+        char* arena = nullptr;
+        if (bytes_ > SMALL) held.push_back(new_bytes(bytes_)), arena = address(held.back().ptr());
+        for (size_t p = 0; p < places_.size(); p++)
+            if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
+        const Failure failure = compute(steps, batch, counts, base, zero, arena, threads);
+        if (failure.stopped) throw nb::python_error();
+        if (failure.happened) {
+            const nb::object error = failed_(failure.index, failure.size, failure.behind);
+            PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+            throw nb::python_error();
+        }
+        nb::object results = nb::steal(PyTuple_New(Py_ssize_t(outcomes_.size())));
+        for (size_t i = 0; i < outcomes_.size(); i++) {
+            const Outcome& out = outcomes_[i];
+            nb::object tensor = made[size_t(out.made)];
+            if (out.step >= 0) tensor = nb::steal(narrowed(tensor.ptr(), out.step, steps));
+            if (out.detach) tensor = ask(tensor.ptr(), detach());
+            PyTuple_SET_ITEM(results.ptr(), Py_ssize_t(i), tensor.release().ptr());
+        }
+        return results;
+    }
+
+private:
+    static constexpr int64_t SMALL = 64 << 10;  // bytes between pieces that a workspace holds
+
+    nb::object new_bytes(int64_t bytes) const {
+        const nb::object size = nb::int_(bytes);
+        nb::object found = nb::steal(PyObject_CallOneArg(bytes_of_.ptr(), size.ptr()));
+        if (!found.is_valid()) throw nb::python_error();
+        return found;
+    }
+
+    // How a tensor is made: `new_empty` of one like it, and its sizes: numbers, or -1 for T, -2 for B, -3 for T + 1.
+    struct New {
+        nb::object new_empty;
+        std::vector<int64_t> sizes;
+
+        nb::object operator()(int64_t steps, int64_t batch) const {
+            nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(sizes.size())));
+            for (size_t d = 0; d < sizes.size(); d++) {
+                const int64_t size = sizes[d] >= 0 ? sizes[d] : sizes[d] == -1 ? steps : sizes[d] == -2 ? batch : steps + 1;
+                PyTuple_SET_ITEM(shape.ptr(), Py_ssize_t(d), PyLong_FromLongLong(size));
+            }
+            const nb::object found = nb::steal(PyObject_CallOneArg(new_empty.ptr(), shape.ptr()));
+            if (!found.is_valid()) throw nb::python_error();
+            return found;
+        }
+    };
+
+    static PyObject* contiguous() {
+        static PyObject* const name = PyUnicode_InternFromString("contiguous");
+        return name;
+    }
+
+    static PyObject* detach() {
+        static PyObject* const name = PyUnicode_InternFromString("detach");
+        return name;
+    }
+
+    // tensor[step : step + steps]
+    static PyObject* narrowed(PyObject* tensor, int64_t step, int64_t steps) {
+        static PyObject* const name = PyUnicode_InternFromString("narrow");
+        const nb::object zero = nb::int_(0), from = nb::int_(step), many = nb::int_(steps);
+        PyObject* const args[] = {tensor, zero.ptr(), from.ptr(), many.ptr()};
+        PyObject* found = PyObject_VectorcallMethod(name, args, 4 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+        if (!found) throw nb::python_error();
+        return found;
+    }
+
+    static Size size_of(const std::vector<int64_t>& n, size_t at) { return {n.at(at), n.at(at + 1)}; }
+    static Side side_of(const std::vector<int64_t>& n, size_t at) { return {n.at(at), n.at(at + 1), n.at(at + 2), n.at(at + 3), n.at(at + 4)}; }
+
+    // (kind, interpreter, rows, reverse, spots); (kind, products); or (kind, from, to, width, rows)
+    PassPiece piece(nb::handle list) {
+        PassPiece made = {};
+        made.kind = PassPiece::Kind(nb::cast<int64_t>(list[0]));
+        if (made.kind == PassPiece::program || made.kind == PassPiece::loop) {
+            kept_.push_back(nb::borrow(list[1]));
+            made.interpreter = &nb::cast<const Interpreter&>(kept_.back());
+            made.rows = nb::cast<int64_t>(list[2]), made.reverse = nb::cast<bool>(list[3]);
+            for (const nb::handle one : nb::borrow<nb::list>(list[4])) made.spots.push_back(spot_of(one));
+            if (int64_t(made.spots.size()) != made.interpreter->tensors()) throw std::invalid_argument("a wrong number of spots");
+        } else if (made.kind == PassPiece::products) {
+            for (const nb::handle one : nb::borrow<nb::list>(list[1])) {
+                const auto n = numbers(one);
+                made.of.push_back({n.at(0) != 0, size_of(n, 1), size_of(n, 3), size_of(n, 5), side_of(n, 7), side_of(n, 12), side_of(n, 17), side_of(n, 22)});
+            }
+        } else {
+            made.from = spot_of(list[1]), made.to = spot_of(list[2]);
+            made.width = nb::cast<int64_t>(list[3]), made.rows = nb::cast<int64_t>(list[4]);
+        }
+        return made;
+    }
+
+    static int64_t whole_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+
+    // Gives what is kept between pieces its place, the same for every call of these sizes. With Python's lock.
+    void lay_out(int64_t steps, int64_t batch, const Counts& counts) {
+        if (steps == steps_ && batch == batch_) return;
+        at_.assign(places_.size(), 0), bytes_ = 0;
+        std::vector<size_t> placed;
+        for (size_t p = 0; p < places_.size(); p++) {
+            if (places_[p].kind != Place::kept) continue;
+            const int64_t size = whole_lines(places_[p].width * counts.of[places_[p].rows]);
+            for (bool moved = true; moved;) {  // behind all whom it would meet there
+                moved = false;
+                for (const size_t q : placed) {
+                    const bool together = places_[q].first <= places_[p].last && places_[p].first <= places_[q].last;
+                    const int64_t stop = at_[q] + whole_lines(places_[q].width * counts.of[places_[q].rows]);
+                    if (together && at_[p] < stop && at_[q] < at_[p] + size) at_[p] = stop, moved = true;
+                }
+            }
+            placed.push_back(p);
+            if (at_[p] + size > bytes_) bytes_ = at_[p] + size;
+        }
+        steps_ = steps, batch_ = batch;
+    }
+
+    Failure compute(int64_t steps, int64_t batch, const Counts& counts, std::vector<char*>& base, const std::vector<bool>& zero, char* arena,
+                    int threads) const {
+        std::vector<Call> calls(pieces_.size(), Call{});
+        std::vector<std::vector<Pointer>> pointers(pieces_.size());
+        std::vector<std::vector<Matrices>> products(pieces_.size());
+        const int64_t inside = arena ? 0 : bytes_;
+        int64_t most = 0;
+        // Sizes first: they say how much memory is needed.
+        for (size_t i = 0; i < pieces_.size(); i++) {
+            const PassPiece& piece = pieces_[i];
+            int64_t bytes = 0;
+            if (piece.kind == PassPiece::products) {
+                for (const ProductOf& p : piece.of) {
+                    Matrices m = {};
+                    m.sums = p.sums, m.m = p.m(counts), m.n = p.n(counts), m.k = p.k(counts);
+                    products[i].push_back(m);
+                }
+                bytes = (wide_ ? kernels_.multiply_bytes64 : kernels_.multiply_bytes32)(products[i].data(), int64_t(products[i].size()), threads);
+            } else if (piece.kind != PassPiece::copy) {
+                Call& call = calls[i];
+                const bool loop = piece.kind == PassPiece::loop;
+                call.steps = loop ? steps : 1, call.batch = loop ? batch : counts.of[piece.rows];
+                call.reverse = piece.reverse, call.threads = threads, call.poison = poisoned, call.stop = signalled;
+                bytes = kernels_.workspace(piece.interpreter->program(), call);
+            }
+            if (bytes > most) most = bytes;
+        }
+        nb::gil_scoped_release release;
+        Workspaces::Block block = workspaces().take(inside + most + LINE);
+        char* memory = block.data.get();
+        memory += (LINE - int64_t(reinterpret_cast<uintptr_t>(memory)) % LINE) % LINE;
+        if (!arena) arena = memory;
+        if (poisoned) __builtin_memset(arena, 0xff, size_t(bytes_));
+        for (size_t p = 0; p < places_.size(); p++) {
+            const Place& place = places_[p];
+            if (place.kind == Place::kept) base[p] = arena + at_[p];
+            if (place.kind == Place::within) base[p] = base[size_t(place.index)] + (place.batches * batch + place.all * steps * batch) * place.width;
+        }
+        Failure failure = {};
+        for (size_t i = 0; i < pieces_.size() && !failure.happened && !failure.stopped; i++) {
+            const PassPiece& piece = pieces_[i];
+            if (piece.kind == PassPiece::products) {
+                for (size_t j = 0; j < piece.of.size(); j++) bind(piece.of[j], products[i][j], base, zero);
+                (wide_ ? kernels_.multiply64 : kernels_.multiply32)(products[i].data(), int64_t(products[i].size()), threads, memory + inside);
+            } else if (piece.kind == PassPiece::copy) {
+                copy(piece, counts.of[piece.rows], base, zero);
+            } else {
+                for (const Spot& spot : piece.spots)
+                    pointers[i].push_back({base[size_t(spot.place)] + spot.offset, zero[size_t(spot.place)] ? 0 : spot.stride});
+                piece.interpreter->bind(calls[i], pointers[i].data());
+                failure = (wide_ ? kernels_.run64 : kernels_.run32)(piece.interpreter->program(), calls[i], memory + inside);
+            }
+        }
+        workspaces().give_back(std::move(block));
+        return failure;
+    }
+
+    void bind(const ProductOf& p, Matrices& m, const std::vector<char*>& base, const std::vector<bool>& zero) const {
+        auto at = [&](const Side& side, int64_t& row, int64_t& column) -> char* {
+            const bool none = side.place >= 0 && zero[size_t(side.place)];
+            row = none && side.along == 1 ? 0 : side.row, column = none && side.along == 2 ? 0 : side.column;
+            return side.place < 0 ? nullptr : base[size_t(side.place)] + side.offset;
+        };
+        int64_t column;
+        if (!p.sums) m.a = at(p.a, m.a_row, m.a_column);
+        if (m.k == 1) m.a_column = 1;
+        m.b = at(p.b, m.b_row, m.b_column);
+        m.start = at(p.start, m.start_row, column);
+        m.out = at(p.out, m.out_row, column);
+    }
+
+    static void copy(const PassPiece& piece, int64_t rows, const std::vector<char*>& base, const std::vector<bool>& zero) {
+        const char* from = base[size_t(piece.from.place)] + piece.from.offset;
+        char* to = base[size_t(piece.to.place)] + piece.to.offset;
+        if (zero[size_t(piece.from.place)]) {
+            __builtin_memset(to, 0, size_t(rows * piece.width));
+            return;
+        }
+        __builtin_memcpy(to, from, size_t(rows * piece.width));
+    }
+
+    const Kernels& kernels_;
+    bool wide_;
+    std::vector<int64_t> given_;  // the place of every input, or -1
+    nb::object failed_, threads_, empty_, bytes_of_;
+    std::vector<Place> places_;
+    std::vector<char> zeros_;  // a row of them
+    std::vector<New> new_;
+    std::vector<nb::object> kept_;
+    std::vector<PassPiece> pieces_;
+    std::vector<Outcome> outcomes_;
+    int64_t steps_ = -1, batch_ = -1, bytes_ = 0;  // what the memory is laid out for
+    std::vector<int64_t> at_;
+};
+
+}  // namespace
+}  // namespace elman

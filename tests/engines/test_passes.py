@@ -1,0 +1,85 @@
+"""A plan as one native call: the same bits as the function of Python that it takes the place of."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import elman
+from elman.circuit.form import Kind
+from elman.execute import Call
+from elman.execute.executable import Executable
+from tests.cases import CASES
+
+native = pytest.importorskip("elman._native", reason="the compiled part is missing")
+WHOLE = ["elman", "jordan", "gru", "lstm", "leaky", "mgu", "dropout_rnn", "dale_rnn", "spiking_rnn"]
+
+
+def plans_of(name: str) -> list[Executable]:
+    """The forward and the backward pass of a case."""
+    rnn = elman.Recurrent(CASES[name].make().float(), batch_first=False)
+    rnn(CASES[name].x(2, 2, dtype=torch.float32))
+    program = rnn._of_latest_call().program
+    training = program.training(frozenset(port.name for port in program.inputs if port.differentiable))
+    return [training.forwards, training.backwards]
+
+
+def inputs_of(executable: Executable, T: int, B: int, generator: torch.Generator) -> list[torch.Tensor]:
+    made = []
+    for port in executable.plan.circuit.inputs:
+        if port.kind is not Kind.NOISE:
+            lead = ([T] if port.kind is Kind.SEQUENCE else []) + ([B] if port.rows else [])
+            made.append(torch.rand((*lead, *port.shape), generator=generator).to(port.dtype) - 0.5)
+    return made
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_it_is_what_the_function_of_python_gives(name: str) -> None:
+    """Of tensors in order and out of it, and of what is left out."""
+    for executable in plans_of(name):
+        assert executable.split("auto") is None
+        emitted = executable._emitted("auto", False)
+        for T, B in ((1, 1), (3, 2), (5, 1)):
+            given: list[Any] = inputs_of(executable, T, B, torch.Generator().manual_seed(0))
+            turned = [t.mT.contiguous().mT if t.dim() > 1 else t for t in given]
+            timed = [port.kind in (Kind.STATE, Kind.SEQUENCE) for port in executable.plan.circuit.inputs]
+            for tensors in (
+                given,
+                turned,
+                [None if t else one for t, one in zip(timed, given, strict=False)],
+            ):
+                ours = executable.run(Call(T, B, 7, "auto"), tensors)
+                theirs = emitted(T, B, 7, 0, *tensors)
+                for a, b in zip(ours, theirs, strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_sizes_that_change_and_none() -> None:
+    for executable in plans_of("gru"):
+        generator = torch.Generator().manual_seed(0)
+        for T, B in ((4, 3), (400, 9), (0, 2), (2, 0), (4, 3)):
+            given = inputs_of(executable, T, B, generator)
+            ours, theirs = (
+                executable.run(Call(T, B, 0, "auto"), given),
+                executable._emitted("auto", False)(T, B, 0, 0, *given),
+            )
+            for a, b in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_has_no_form_is_said() -> None:
+    rnn = elman.Recurrent(CASES["linear_rnn"].make().float(), batch_first=False)
+    rnn(CASES["linear_rnn"].x(2, 2, dtype=torch.float32))
+    assert re.search(
+        r"the (forward|backward) pass is not one call: it has no form for \S", str(rnn.explain())
+    )
+    assert "not one call" not in str(_called(elman.cells.GRU(2, 3)).explain())
+
+
+def _called(cell: torch.nn.Module) -> elman.Recurrent:
+    rnn = elman.Recurrent(cell)
+    rnn(torch.zeros(2, 2, 2))
+    return rnn
