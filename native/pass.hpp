@@ -274,7 +274,6 @@ private:
             }
             if (bytes > most) most = bytes;
         }
-        nb::gil_scoped_release release;
         Workspaces::Block block = workspaces().take(inside + most + LINE);
         char* memory = block.data.get();
         memory += (LINE - int64_t(reinterpret_cast<uintptr_t>(memory)) % LINE) % LINE;
@@ -285,6 +284,7 @@ private:
             if (place.kind == Place::kept) base[p] = arena + at_[p];
             if (place.kind == Place::within) base[p] = base[size_t(place.index)] + (place.batches * batch + place.all * steps * batch) * place.width;
         }
+        nb::gil_scoped_release release;  // from here on nothing is read that a call of other sizes changes
         Failure failure = {};
         for (size_t i = 0; i < pieces_.size() && !failure.happened && !failure.stopped; i++) {
             const PassPiece& piece = pieces_[i];

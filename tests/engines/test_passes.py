@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -68,6 +69,23 @@ def test_sizes_that_change_and_none() -> None:
             )
             for a, b in zip(ours, theirs, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def test_threads_with_calls_of_other_sizes() -> None:
+    """Where values lie depends on T and B: a call is not disturbed by one of other sizes beside it."""
+    forwards = plans_of("gru")[0]
+    calls = []
+    for T, B in ((40, 1), (60, 5), (20, 30), (90, 2)):
+        given = inputs_of(forwards, T, B, torch.Generator().manual_seed(0))
+        calls.append((T, B, given, forwards._emitted("auto", False)(T, B, 0, 0, *given)))
+
+    def one(index: int) -> bool:
+        T, B, given, wanted = calls[index % len(calls)]
+        ours = forwards.run(Call(T, B, 0, "auto"), given)
+        return all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(one, range(800)))
 
 
 def test_what_has_no_form_is_said() -> None:
