@@ -13,7 +13,7 @@ namespace ELMAN_ISA {
 constexpr int CHUNK = 256;
 
 template <class T>
-INLINE T* gather_run(const T* p, int64_t stride, int64_t n, T* temporary) {
+ONCE T* gather_run(const T* p, int64_t stride, int64_t n, T* temporary) {
     if (stride == 1) return const_cast<T*>(p);
     if (stride == 0)
         for (int64_t i = 0; i < n; i++) temporary[i] = *p;
@@ -22,47 +22,33 @@ INLINE T* gather_run(const T* p, int64_t stride, int64_t n, T* temporary) {
     return temporary;
 }
 
-// Calls run(out, a, b, c, n) on contiguous pieces that cover all rows of the block. A, B, C: types of the arguments, as
-// many as `arity` says.
+// run(out, a, b, c, n, rows, apart) is what is done with contiguous pieces: `rows` of them, n elements each, those of out, a, b
+// and c apart[0 … 3] elements apart (not read where there is one). It is a function, so that what follows is compiled once
+// for all of the same types.
+
+// Where operands lie in any other way: pieces of them are put in order, and the result back.
 template <class O, class A, class B, class C, int arity, class Run>
-INLINE void each_run(const Op& op, const Frame& f, Run run) {
+ONCE void each_piece(const Op& op, const Frame& f, Run run) {
     const Operand *po = &op.operand[0], *pa = &op.operand[1], *pb = &op.operand[2], *pc = &op.operand[3];
     constexpr int last = DIMENSIONS - 1;
     const int64_t n = op.size[last];
-    const bool line = op.size[0] * op.size[1] * op.size[2] == 1;
-    const bool dense = po->stride[last] == 1 && (arity < 1 || pa->stride[last] == 1) &&
-                       (arity < 2 || pb->stride[last] == 1) && (arity < 3 || pc->stride[last] == 1);
     O* o = f.at<O>(*po);
     A* a = arity > 0 ? f.at<A>(*pa) : nullptr;
     B* b = arity > 1 ? f.at<B>(*pb) : nullptr;
     C* c = arity > 2 ? f.at<C>(*pc) : nullptr;
     const int64_t ro = f.row(*po), ra = arity > 0 ? f.row(*pa) : n, rb = arity > 1 ? f.row(*pb) : n,
                   rc = arity > 2 ? f.row(*pc) : n;
-    if (line && (dense || n == 1)) {
-        if (f.parts == 1 || !op.split) {
-            if (ro == n && ra == n && rb == n && rc == n) return run(o, a, b, c, n * f.rows);
-            if (n > 1 || f.rows == 1) {
-                for (int64_t r = 0; r < f.rows; r++) run(o + r * ro, a + r * ra, b + r * rb, c + r * rc, n);
-                return;
-            }
-        } else {
-            const int64_t first = f.share(n, f.part), count = f.share(n, f.part + 1) - first;
-            for (int64_t r = 0; r < f.rows && count > 0; r++)
-                run(o + r * ro + first, a + r * ra + first, b + r * rb + first, c + r * rc + first, count);
-            return;
-        }
-    }
     O to[CHUNK];
     A ta[CHUNK];
     B tb[CHUNK];
     C tc[CHUNK];
-    if (line && n == 1) {  // one number for each row
+    if (op.size[0] * op.size[1] * op.size[2] * n == 1) {  // one number for each row
         for (int64_t r = 0; r < f.rows; r += CHUNK) {
             const int64_t m = f.rows - r < CHUNK ? f.rows - r : CHUNK;
             O* target = ro == 1 ? o + r : to;
             run(target, arity > 0 ? gather_run(a + r * ra, ra, m, ta) : nullptr,
                 arity > 1 ? gather_run(b + r * rb, rb, m, tb) : nullptr,
-                arity > 2 ? gather_run(c + r * rc, rc, m, tc) : nullptr, m);
+                arity > 2 ? gather_run(c + r * rc, rc, m, tc) : nullptr, m, 1, nullptr);
             if (target == to)
                 for (int64_t i = 0; i < m; i++) o[(r + i) * ro] = to[i];
         }
@@ -75,15 +61,40 @@ INLINE void each_run(const Op& op, const Frame& f, Run run) {
                 for (int64_t k = 0; k < op.size[2]; k++)
                     for (int64_t l = 0; l < n; l += CHUNK) {
                         const int64_t m = n - l < CHUNK ? n - l : CHUNK;
-                        O* out = o + r * ro + i * po->stride[0] + j * po->stride[1] + k * po->stride[2] + l * so;
+                        auto lies = [&](const Operand* p) { return i * p->stride[0] + j * p->stride[1] + k * p->stride[2] + l * p->stride[last]; };
+                        O* out = o + r * ro + lies(po);
                         O* target = so == 1 ? out : to;
-                        A* xa = arity > 0 ? gather_run(a + r * ra + i * pa->stride[0] + j * pa->stride[1] + k * pa->stride[2] + l * sa, sa, m, ta) : nullptr;
-                        B* xb = arity > 1 ? gather_run(b + r * rb + i * pb->stride[0] + j * pb->stride[1] + k * pb->stride[2] + l * sb, sb, m, tb) : nullptr;
-                        C* xc = arity > 2 ? gather_run(c + r * rc + i * pc->stride[0] + j * pc->stride[1] + k * pc->stride[2] + l * sc, sc, m, tc) : nullptr;
-                        run(target, xa, xb, xc, m);
+                        run(target, arity > 0 ? gather_run(a + r * ra + lies(pa), sa, m, ta) : nullptr,
+                            arity > 1 ? gather_run(b + r * rb + lies(pb), sb, m, tb) : nullptr,
+                            arity > 2 ? gather_run(c + r * rc + lies(pc), sc, m, tc) : nullptr, m, 1, nullptr);
                         if (target == to)
                             for (int64_t q = 0; q < m; q++) out[q * so] = to[q];
                     }
+}
+
+// Calls `run` on contiguous pieces that cover all rows of the block. A, B, C: types of the arguments, as many as `arity` says.
+template <class O, class A, class B, class C, int arity, class Run>
+INLINE void each_run(const Op& op, const Frame& f, Run run) {
+    const Operand *po = &op.operand[0], *pa = &op.operand[1], *pb = &op.operand[2], *pc = &op.operand[3];
+    constexpr int last = DIMENSIONS - 1;
+    const int64_t n = op.size[last];
+    const bool line = op.size[0] * op.size[1] * op.size[2] == 1;
+    const bool dense = po->stride[last] == 1 && (arity < 1 || pa->stride[last] == 1) &&
+                       (arity < 2 || pb->stride[last] == 1) && (arity < 3 || pc->stride[last] == 1);
+    if (!line || (!dense && n != 1)) return each_piece<O, A, B, C, arity, Run>(op, f, run);
+    O* o = f.at<O>(*po);
+    A* a = arity > 0 ? f.at<A>(*pa) : nullptr;
+    B* b = arity > 1 ? f.at<B>(*pb) : nullptr;
+    C* c = arity > 2 ? f.at<C>(*pc) : nullptr;
+    const int64_t apart[4] = {f.row(*po), arity > 0 ? f.row(*pa) : n, arity > 1 ? f.row(*pb) : n, arity > 2 ? f.row(*pc) : n};
+    if (f.parts == 1 || !op.split) {
+        if (apart[0] == n && apart[1] == n && apart[2] == n && apart[3] == n) return run(o, a, b, c, n * f.rows, 1, nullptr);
+        if (n == 1 && f.rows > 1) return each_piece<O, A, B, C, arity, Run>(op, f, run);
+        return run(o, a, b, c, n, f.rows, apart);
+    }
+    const int64_t first = f.share(n, f.part), count = f.share(n, f.part + 1) - first;
+    if (count > 0)
+        run(o + first, arity > 0 ? a + first : nullptr, arity > 1 ? b + first : nullptr, arity > 2 ? c + first : nullptr, count, f.rows, apart);
 }
 
 // --- functions that are one call of the C library per lane ------------------------------------------------------------------
@@ -139,36 +150,58 @@ INLINE Vec<T> atan2_(Vec<T> a, Vec<T> b) {
 
 // --- real numbers, a vector at a time -----------------------------------------------------------------------------------
 
-#define ELMAN_VECTOR_LOOP(expression, part)                            \
-    int64_t i = 0;                                                     \
-    for (; i + LANES<T> <= n; i += LANES<T>) store<T>(o + i, expression); \
-    if (i < n) {                                                       \
-        const int m = int(n - i);                                      \
-        store_part<T>(o + i, part, m);                                 \
+// m elements, 0 < m < LANES, and zeros; and back.
+template <class T>
+ONCE void copy_part(T* to, const T* from, int m) {
+    for (int i = 0; i < LANES<T>; i++) to[i] = i < m ? from[i] : T(0);
+}
+
+template <class T>
+ONCE void copy_back(T* to, const T* from, int m) {
+    for (int i = 0; i < m; i++) to[i] = from[i];
+}
+
+// What is left of a row when whole vectors are done goes through the same code: F is there once.
+template <class T, int arity, class F>
+ONCE void vectors(T* o, const T* a, const T* b, const T* c, int64_t n, int64_t rows, const int64_t* apart) {
+    constexpr int L = LANES<T>;
+    for (int64_t r = 0; r < rows; r++) {
+        if (r > 0) {
+            o += apart[0], a += apart[1];
+            if (arity > 1) b += apart[2];
+            if (arity > 2) c += apart[3];
+        }
+        int64_t i = 0;
+        for (; i + L <= n; i += L) {
+            if constexpr (arity == 1) store<T>(o + i, F::template f<T>(load(a + i)));
+            if constexpr (arity == 2) store<T>(o + i, F::template f<T>(load(a + i), load(b + i)));
+            if constexpr (arity == 3) store<T>(o + i, F::template f<T>(load(a + i), load(b + i), load(c + i)));
+        }
+        if (i == n) continue;
+        const int m = int(n - i);
+        T to[L], ta[L], tb[L], tc[L];
+        copy_part(ta, a + i, m);
+        if (arity > 1) copy_part(tb, b + i, m);
+        if (arity > 2) copy_part(tc, c + i, m);
+        vectors<T, arity, F>(to, ta, tb, tc, L, 1, nullptr);
+        copy_back(o + i, to, m);
     }
-
-template <class T, class F>
-void unary(const Op& op, const Frame& frame) {
-    each_run<T, T, T, T, 1>(op, frame, [](T* o, const T* a, const T*, const T*, int64_t n) {
-        ELMAN_VECTOR_LOOP((F::template f<T>(load(a + i))), (F::template f<T>(load_part(a + i, m))))
-    });
 }
 
 template <class T, class F>
-void binary(const Op& op, const Frame& frame) {
-    each_run<T, T, T, T, 2>(op, frame, [](T* o, const T* a, const T* b, const T*, int64_t n) {
-        ELMAN_VECTOR_LOOP((F::template f<T>(load(a + i), load(b + i))), (F::template f<T>(load_part(a + i, m), load_part(b + i, m))))
-    });
+INLINE void unary(const Op& op, const Frame& frame) {
+    each_run<T, T, T, T, 1>(op, frame, vectors<T, 1, F>);
 }
 
 template <class T, class F>
-void ternary(const Op& op, const Frame& frame) {
-    each_run<T, T, T, T, 3>(op, frame, [](T* o, const T* a, const T* b, const T* c, int64_t n) {
-        ELMAN_VECTOR_LOOP((F::template f<T>(load(a + i), load(b + i), load(c + i))),
-                          (F::template f<T>(load_part(a + i, m), load_part(b + i, m), load_part(c + i, m))))
-    });
+INLINE void binary(const Op& op, const Frame& frame) {
+    each_run<T, T, T, T, 2>(op, frame, vectors<T, 2, F>);
 }
-#undef ELMAN_VECTOR_LOOP
+
+template <class T, class F>
+INLINE void ternary(const Op& op, const Frame& frame) {
+    each_run<T, T, T, T, 3>(op, frame, vectors<T, 3, F>);
+}
 
 #define ELMAN_FUNCTION(name, parameters, expression)           \
     struct name##_lanes {                                         \
@@ -226,45 +259,70 @@ ELMAN_THREE(clamp, (min_<T>(max_<T>(a, b), c)))
 // --- other types: one element after the other, which compilers turn into vectors ------------------------------------------
 
 template <class O, class A, class F>
-void map1(const Op& op, const Frame& frame) {
-    each_run<O, A, A, A, 1>(op, frame, [](O* o, const A* a, const A*, const A*, int64_t n) {
+ONCE void scalars1(O* o, const A* a, const A*, const A*, int64_t n, int64_t rows, const int64_t* apart) {
+    for (int64_t r = 0; r < rows; r++) {
+        if (r > 0) o += apart[0], a += apart[1];
         for (int64_t i = 0; i < n; i++) o[i] = F::f(a[i]);
-    });
+    }
 }
 
 template <class O, class A, class F>
-void map2(const Op& op, const Frame& frame) {
-    each_run<O, A, A, A, 2>(op, frame, [](O* o, const A* a, const A* b, const A*, int64_t n) {
+ONCE void scalars2(O* o, const A* a, const A* b, const A*, int64_t n, int64_t rows, const int64_t* apart) {
+    for (int64_t r = 0; r < rows; r++) {
+        if (r > 0) o += apart[0], a += apart[1], b += apart[2];
         for (int64_t i = 0; i < n; i++) o[i] = F::f(a[i], b[i]);
-    });
+    }
+}
+
+template <class O>
+ONCE void choices(O* o, const uint8_t* c, const O* a, const O* b, int64_t n, int64_t rows, const int64_t* apart) {
+    for (int64_t r = 0; r < rows; r++) {
+        if (r > 0) o += apart[0], c += apart[1], a += apart[2], b += apart[3];
+        for (int64_t i = 0; i < n; i++) {
+            const O x = a[i], y = b[i];  // both are read: no branch
+            o[i] = c[i] ? x : y;
+        }
+    }
+}
+
+template <class O, class A, class F>
+INLINE void map1(const Op& op, const Frame& frame) {
+    each_run<O, A, A, A, 1>(op, frame, scalars1<O, A, F>);
+}
+
+template <class O, class A, class F>
+INLINE void map2(const Op& op, const Frame& frame) {
+    each_run<O, A, A, A, 2>(op, frame, scalars2<O, A, F>);
 }
 
 // Of whole numbers, one of which may be divided by zero.
 template <class F>
-void divide(const Op& op, Frame& frame) {
+INLINE void divide(const Op& op, Frame& frame) {
     bool zero = false;
-    each_run<int64_t, int64_t, int64_t, int64_t, 2>(op, frame, [&zero](int64_t* o, const int64_t* a, const int64_t* b, const int64_t*, int64_t n) {
-        for (int64_t i = 0; i < n; i++) zero |= b[i] == 0, o[i] = F::f(a[i], b[i]);
-    });
+    auto run = [&zero](int64_t* o, const int64_t* a, const int64_t* b, const int64_t*, int64_t n, int64_t rows, const int64_t* apart) {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = 0; i < n; i++) {
+                const int64_t x = a[i + (r ? r * apart[1] : 0)], y = b[i + (r ? r * apart[2] : 0)];
+                zero |= y == 0, o[i + (r ? r * apart[0] : 0)] = F::f(x, y);
+            }
+    };
+    each_run<int64_t, int64_t, int64_t, int64_t, 2>(op, frame, run);
     if (zero) frame.fail(false, 0, 0);
 }
 
 // condition, a, b
 template <class O>
-void where(const Op& op, const Frame& frame) {
-    each_run<O, uint8_t, O, O, 3>(op, frame, [](O* o, const uint8_t* c, const O* a, const O* b, int64_t n) {
-        for (int64_t i = 0; i < n; i++) {
-            const O x = a[i], y = b[i];  // both are read: no branch
-            o[i] = c[i] ? x : y;
-        }
-    });
+INLINE void where(const Op& op, const Frame& frame) {
+    each_run<O, uint8_t, O, O, 3>(op, frame, choices<O>);
 }
 
 template <class O>
 void fill(const Op& op, const Frame& frame, O number) {
-    each_run<O, O, O, O, 0>(op, frame, [number](O* o, const O*, const O*, const O*, int64_t n) {
-        for (int64_t i = 0; i < n; i++) o[i] = number;
-    });
+    auto run = [number](O* o, const O*, const O*, const O*, int64_t n, int64_t rows, const int64_t* apart) {
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = 0; i < n; i++) o[i + (r ? r * apart[0] : 0)] = number;
+    };
+    each_run<O, O, O, O, 0>(op, frame, run);
 }
 
 #define ELMAN_SCALAR(name, expression)                                        \

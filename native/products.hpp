@@ -80,32 +80,56 @@ struct Whole {
     static void read(const T* row, Vec<T>& left, Vec<T>& right) { left = load(row), right = load(row + LANES<T>); }
 };
 
+// rows of n elements, to where they lie `width` apart with zeros behind them; and back.
+template <class T>
+ONCE void fill_up(const T* from, int64_t apart, int64_t rows, int64_t n, int64_t width, T* to) {
+    constexpr int L = LANES<T>;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < width; i += L) {
+            const T* at = from + r * apart + i;
+            store<T>(to + r * width + i, i + L <= n ? load(at) : i < n ? load_part(at, int(n - i)) : Vec<T>{});
+        }
+}
+
+template <class T>
+ONCE void put_back(const T* from, int64_t width, int64_t rows, int64_t n, T* to, int64_t apart) {
+    constexpr int L = LANES<T>;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < n; i += L) {
+            const Vec<T> v = load(from + r * width + i);
+            if (i + L <= n)
+                store<T>(to + r * apart + i, v);
+            else
+                store_part<T>(to + r * apart + i, v, int(n - i));
+        }
+}
+
 // A tile of R rows and Q panels. n: columns of it that exist. TURNED: a is [K, R], as matrices.hpp packs it. add: to what
 // is there already. W: how w is stored; scale: of its columns, where it is SCALED.
 template <class T, int R, int Q, bool TURNED = false, class W = Whole<T>>
-static void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n, bool add = false,
-                 const T* scale = nullptr) {
+ONCE void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t n, bool add = false,
+               const T* scale = nullptr) {
     constexpr int L = LANES<T>, P = PANEL<T>;
-    const bool whole = n >= Q * P;
+    if (n < Q * P) {  // in memory where all columns exist
+        T begun[R * Q * P], made[R * Q * P];
+        if (start) fill_up<T>(start, lds, R, n, Q * P, begun), start = begun;
+        if (add) fill_up<T>(out, ldo, R, n, Q * P, made);
+        tile<T, R, Q, TURNED, W>(a, lda, w, K, start, Q * P, made, Q * P, Q * P, add, scale);
+        return put_back<T>(made, Q * P, R, n, out, ldo);
+    }
     const typename W::Stored* column[Q];
     for (int q = 0; q < Q; q++) column[q] = w + q * ((K + W::STEPS - 1) / W::STEPS * W::STEPS) * W::ROW;
     int64_t k = 0;
     do {
         const int64_t stop = K - k < DEEP ? K : k + DEEP;
         Vec<T> sum[R][2 * Q];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-            for (int q = 0; q < 2 * Q; q++) {
-                sum[r][q] = Vec<T>{};
-                if (start && !W::SCALED) {
-                    const T* from = start + r * lds + q * L;
-                    if (whole || (q + 1) * L <= n)
-                        sum[r][q] = load(from);
-                    else if (q * L < n)
-                        sum[r][q] = load_part(from, int(n - q * L));
-                }
-            }
+#define ELMAN_EACH(statement)                     \
+    _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) \
+        _Pragma("GCC unroll 8") for (int q = 0; q < 2 * Q; q++) statement
+        if (start && !W::SCALED)
+            ELMAN_EACH(sum[r][q] = load(start + r * lds + q * L));
+        else
+            ELMAN_EACH(sum[r][q] = Vec<T>{});
         if constexpr (W::STEPS == 2)  // two k at a time
             for (; k + 1 < stop; k += 2)
 #pragma GCC unroll 4
@@ -130,24 +154,13 @@ static void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K
                 for (int q = 0; q < 2 * Q; q++) sum[r][q] += left * right[q];
             }
         }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-            for (int q = 0; q < 2 * Q; q++) {
-                T* to = out + r * ldo + q * L;
-                if constexpr (W::SCALED) {
-                    sum[r][q] = by_itself<T>(sum[r][q] * load(scale + q * L));
-                    if (start) {
-                        const T* from = start + r * lds + q * L;
-                        sum[r][q] += whole || (q + 1) * L <= n ? load(from) : q * L < n ? load_part(from, int(n - q * L)) : Vec<T>{};
-                    }
-                }
-                if (add) sum[r][q] += whole || (q + 1) * L <= n ? load(to) : q * L < n ? load_part(to, int(n - q * L)) : Vec<T>{};
-                if (whole || (q + 1) * L <= n)
-                    store<T>(to, sum[r][q]);
-                else if (q * L < n)
-                    store_part<T>(to, sum[r][q], int(n - q * L));
-            }
+        if constexpr (W::SCALED) {
+            ELMAN_EACH(sum[r][q] = by_itself<T>(sum[r][q] * load(scale + q * L)));
+            if (start) ELMAN_EACH(sum[r][q] += load(start + r * lds + q * L));
+        }
+        if (add) ELMAN_EACH(sum[r][q] += load(out + r * ldo + q * L));
+        ELMAN_EACH(store<T>(out + r * ldo + q * L, sum[r][q]));
+#undef ELMAN_EACH
         start = nullptr, add = true;
     } while (k < K);
 }

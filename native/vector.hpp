@@ -20,6 +20,8 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+// What is called from many places, or is not worth its copies: they are most of what a compiler has to do here.
+#define ONCE static __attribute__((noinline))
 
 namespace elman {
 namespace ELMAN_ISA {
