@@ -82,6 +82,11 @@ def test_train_evaluate_generate(text: Path, tmp_path: Path) -> None:
     assert {path.name for path in run.iterdir()} == names
     measured = result.output.splitlines()[-2:]
     assert elman("evaluate", run).output.splitlines() == measured
+    *same, cold = elman("evaluate", run, "--cold", 20).output.splitlines()
+    assert same == measured
+    assert re.fullmatch(
+        r"  [\d.]+ bits per character \([\d.]+ nats\) in blocks of 20, each from the initial state", cold
+    )
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     steps = [line for line in log if "loss" in line]
     assert [line["step"] for line in steps] == [10, 20, 30]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elman import data, training
 from elman.errors import DataError, ElmanError, InputError
-from elman.models import LanguageModel, evaluate
+from elman.models import LanguageModel, evaluate, evaluate_cold
 
 TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 30
 
@@ -250,9 +250,39 @@ def test_evaluation_reads_every_symbol_once_without_gradients_and_leaves_the_mod
     assert model.training
 
 
+def test_cold_blocks_are_each_by_itself() -> None:
+    """Every symbol but the first is counted once, in a block that begins at the initial state."""
+    model, _, tokens = small()
+    model.double()
+    for total, length, lanes, window in (
+        (600, 50, 64, 1000),
+        (600, 70, 3, 1000),
+        (601, 90, 2, 20),
+        (40, 100, 8, 9),
+    ):
+        text, told = tokens[: total + 1], []
+        alone = [evaluate(model, text[at : at + length + 1]) for at in range(0, total, length)]
+        found = evaluate_cold(
+            model,
+            text,
+            length,
+            lanes=lanes,
+            window=window,
+            progress=lambda *done, told=told: told.append(done),
+        )
+        assert found.symbols == total == sum(one.symbols for one in alone)
+        assert found.nats == pytest.approx(sum(one.nats for one in alone), rel=1e-9)
+        assert told[-1] == (total, total)
+    assert evaluate_cold(model, tokens, len(tokens)).nats == pytest.approx(
+        evaluate(model, tokens).nats, rel=1e-9
+    )
+
+
 def test_a_text_of_one_symbol_cannot_be_evaluated() -> None:
     with pytest.raises(InputError, match="too short"):
         evaluate(Counted(), torch.ones(1, dtype=torch.int64))
+    with pytest.raises(InputError, match="at least a symbol"):
+        evaluate_cold(Counted(), torch.ones(1, dtype=torch.int64), 5)
 
 
 def kept(tokenizer: data.Tokenizer) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from elman.app.options import command
 from elman.app.seeing import Cell, RunFolder, Trust, draw, explain, verify
 from elman.errors import InputError
 from elman.tasks import TASKS
-from elman.tasks.settings import COUNT
+from elman.tasks.settings import COUNT, SIZE
 
 if TYPE_CHECKING:
     from elman.data import Tokenizer
@@ -170,6 +170,15 @@ def evaluate_run(
     cache: Cache = None,
     trust: Trust = False,
     cell: Cell = None,
+    cold: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=SIZE,
+            show_default=False,
+            help="Of a language model, beside that: blocks of so many symbols, each from the initial state.",
+        ),
+    ] = None,
 ) -> None:
     """What a run's model reaches on files, or on what was held out in training: an exact figure.
 
@@ -182,7 +191,7 @@ def evaluate_run(
     from elman.tasks.task import Opening
 
     with Console(highlight=False, markup=False).status("reading …") as status:
-        lines = jobs.measured(folder, files or [], cache, Opening(trust, cell, _note), status.update)
+        lines = jobs.measured(folder, files or [], cache, cold, Opening(trust, cell, _note), status.update)
     for line in lines:
         typer.echo(line)
 

@@ -190,11 +190,14 @@ def logged(figure: Measure) -> dict[str, Any]:
 
 
 def measured(
-    folder: Path, files: list[Path], cache: Path | None, opening: Opening, tell: Callable[[str], None]
-) -> list[str]:
+    folder: Path, files: list[Path], cache: Path | None, cold: int | None, opening: Opening,
+    tell: Callable[[str], None],
+) -> list[str]:  # fmt: skip
     """What `elman evaluate` says of a run, in lines."""
     run, task, model = opened(folder, opening)
     data = task.data(run, files, cache, tell)
+    if cold is not None:
+        data = task.cold(data, cold)
     figure = task.measure(model, data, False)
     if not math.isfinite(figure.value):
         raise DataError(

@@ -2,7 +2,7 @@
 
 from elman.models.autoencoder import Autoencoder
 from elman.models.classifier import Classifier
-from elman.models.evaluation import Evaluation, estimate, evaluate
+from elman.models.evaluation import Evaluation, estimate, evaluate, evaluate_cold
 from elman.models.find import SHIPPED, find_cell
 from elman.models.forecaster import Forecaster
 from elman.models.language import LanguageModel
@@ -22,6 +22,7 @@ __all__ = [
     "Tagger",
     "estimate",
     "evaluate",
+    "evaluate_cold",
     "evaluate_mixture",
     "find_cell",
     "reach",

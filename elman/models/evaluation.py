@@ -60,6 +60,36 @@ def evaluate(
     return Evaluation(_read(model, parts()), total)
 
 
+def evaluate_cold(
+    model: Any, tokens: Any, length: int, *, lanes: int = 64, window: int = 1000,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:  # fmt: skip
+    """The same text in blocks of `length` symbols, each predicted from the initial state and the symbol before it: how
+    models of a fixed context are measured. Every symbol but the first is counted once; the last block may be shorter.
+
+    lanes: blocks side by side; like `window`, it bounds memory and does not change the figure. progress: as `evaluate`.
+    """
+    total = len(tokens) - 1
+    if total < 1 or length < 1:
+        raise InputError(
+            what="a block has at least a symbol, and one to predict it from", where="tokens, length",
+            got=f"{len(tokens)} symbols, in blocks of {length}", mend="give more text, or longer blocks",
+        )  # fmt: skip
+    nats, done = 0.0, 0
+    while done < total:
+        blocks = min(lanes, (total - done) // length) or 1  # or what is left, alone
+        steps = min(length, total - done)
+        side_by_side = torch.stack(
+            [tokens[at : at + steps + 1] for at in range(done, done + blocks * steps, steps)], 1
+        )
+        parts = (side_by_side[t : t + window + 1] for t in range(0, steps, window))
+        nats += _read(model, parts) * blocks
+        done += blocks * steps
+        if progress is not None:
+            progress(done, total)
+    return Evaluation(nats, total)
+
+
 def estimate(
     model: Any, tokens: Any, *, symbols: int = 16_384, lanes: int = 32, warm: int = 128, window: int = 256
 ) -> float:

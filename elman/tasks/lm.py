@@ -29,7 +29,7 @@ from elman.data.schema import each, file_name, maybe, number, record, text, trut
 from elman.data.tagged import numbered_lines
 from elman.data.text import STDIN
 from elman.errors import InputError
-from elman.models import LanguageModel, NGram, estimate, evaluate, reach
+from elman.models import LanguageModel, NGram, estimate, evaluate, evaluate_cold, reach
 from elman.models.readout import choose_cutoffs, expect_cutoffs
 from elman.models.surprisal import Symbol, Word, each_line, surprisal
 from elman.models.writing import continuation
@@ -126,13 +126,15 @@ class Settings:
 @dataclass
 class HeldOut:
     """A text to measure on. tokens: all of it, of which quick looks read parts. text: the same; of a long one only the
-    beginning is measured at the end of a run, unless `whole`. progress: of measuring, (symbols done, in all)."""
+    beginning is measured at the end of a run, unless `whole`. progress: of measuring, (symbols done, in all). cold: the
+    length of blocks that are measured from the initial state as well."""
 
     tokens: Tokens
     text: Text
     tokenizer: Tokenizer
     whole: bool = False
     progress: Callable[[int, int], None] | None = None
+    cold: int | None = None
 
     @cached_property
     def measured(self) -> Tokens:
@@ -287,6 +289,9 @@ class Language(Task):
             "bits_per_character": figure.nats / math.log(2) / max(counts.characters, 1),
             "whole": len(data.measured) == len(data.tokens),
         }  # fmt: skip
+        if data.cold is not None:
+            cold = evaluate_cold(model, data.measured, data.cold, progress=data.progress)
+            details["cold"] = cold.nats_per_symbol
         return Measure(figure.nats_per_symbol, name, unit, details=details)
 
     def sample(self, model: Any) -> str:
@@ -320,6 +325,11 @@ class Language(Task):
             f"{measure.value / math.log(2):.4f} bits per {unit} ({measure.value:.4f} nats), over {symbols:,} {unit}s",
             f"  bits: {', '.join(said)}, {nats:,.0f} nats in all",
         ]
+        if (cold := measure.details.get("cold")) is not None:
+            lines.append(
+                f"  {cold / math.log(2):.4f} bits per {unit} ({cold:.4f} nats) in blocks of {data.cold}, each from the "
+                "initial state"
+            )
         if counts.unknown:
             share = f"{counts.unknown / symbols:.2%}"
             lines.append(
@@ -342,6 +352,9 @@ class Language(Task):
             tokens, found, self.tokenizer, whole=True,
             progress=lambda done, total: tell(f"{done:,} of {total:,} {self.unit}s"),
         )  # fmt: skip
+
+    def cold(self, data: HeldOut, length: int) -> HeldOut:
+        return replace(data, cold=length)
 
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         raise InputError(

@@ -126,6 +126,13 @@ class Task(ABC):
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> Any:
         """What to measure on, as `measure` takes it: these files; without any, what was held out in training."""
 
+    def cold(self, data: Any, length: int) -> Any:
+        """The same data, of which blocks of so many symbols are measured from the initial state as well."""
+        raise InputError(
+            what="nothing is carried from one example to the next here: each begins at the initial state anyway",
+            where="--cold", got=f"{length}, for a run of {self.name}", mend="leave --cold out",
+        )  # fmt: skip
+
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         """Lines of output for files, "-" for standard input, each as soon as it is known."""
         raise NotSupported(
