@@ -358,6 +358,7 @@ def test_predict_says_something_or_why_not(task: str, tmp_path: Path) -> None:
     elman("predict", tmp_path / "run", *CASES[task].write(tmp_path), "--out", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text() == said.out
     assert "only a language model writes" in elman("generate", tmp_path / "run").err
+    assert "leave --cold out" in elman("evaluate", tmp_path / "run", "--cold", "5").err
 
 
 def test_a_run_of_a_task_that_nobody_knows_is_refused(tmp_path: Path) -> None:
