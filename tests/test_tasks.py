@@ -348,17 +348,18 @@ def test_a_run_is_measured_reported_and_shown(task: str, tmp_path: Path) -> None
 @every_task
 def test_predict_says_something_or_why_not(task: str, tmp_path: Path) -> None:
     train(task, tmp_path, "run", "--steps", "2")
-    said = elman("predict", tmp_path / "run", *CASES[task].write(tmp_path))
+    files = CASES[task].write(tmp_path)
+    said = elman("predict", tmp_path / "run", *files)
     if task == "lm":
         assert said.status == 2
         assert "elman generate" in said.err
         return
     assert said.status == 0, said.err
     assert said.out
-    elman("predict", tmp_path / "run", *CASES[task].write(tmp_path), "--out", tmp_path / "out.txt")
+    elman("predict", tmp_path / "run", *files, "--out", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text() == said.out
     assert "only a language model writes" in elman("generate", tmp_path / "run").err
-    assert "leave --cold out" in elman("evaluate", tmp_path / "run", "--cold", "5").err
+    assert "leave --cold out" in elman("evaluate", tmp_path / "run", *files, "--cold", "5").err
 
 
 def test_a_run_of_a_task_that_nobody_knows_is_refused(tmp_path: Path) -> None:
