@@ -13,7 +13,7 @@ from elman.circuit.form import Kind
 from elman.errors import CircuitError, InputError
 from elman.unfold import Unfolded, unfold
 from tests.cases import CASES
-from tests.circuits import assert_close, circuit_of, cotangents, gradients, problem, unfolded
+from tests.circuits import adjoint_of, assert_close, circuit_of, cotangents, gradients, problem, unfolded
 
 Tensor = torch.Tensor
 HONEST = [name for name, case in CASES.items() if case.honest]
@@ -64,6 +64,25 @@ def test_no_step_hands_on_the_state(name: str, reverse: bool) -> None:
         assert value.shape == other.shape
         assert value.dtype == other.dtype
         assert torch.equal(value, other)
+
+
+def test_no_step_has_no_gradient() -> None:
+    """Of an adjoint with no step, every sum is zeros in its own shape, rows or none."""
+    adjoint = adjoint_of("attention_rnn")  # its context has rows
+    made = unfold(adjoint, 0).check()
+    given = {
+        name: torch.randn([2 if size == "B" else int(size) for size in shape], dtype=torch.float64)
+        for name, shape in made.inputs.items()
+    }
+    found = made(given)
+    sums = adjoint.outputs_of(Kind.SUM)
+    ports = {port.name: port for port in adjoint.inputs}
+    assert {ports[str(out.gradient_of)].rows for out in sums} == {False, True}
+    for out in sums:
+        port = ports[str(out.gradient_of)]
+        assert torch.equal(
+            found[out.name], torch.zeros([*([2] if port.rows else []), *port.shape], dtype=torch.float64)
+        )
 
 
 @DIRECTIONS

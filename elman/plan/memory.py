@@ -229,8 +229,8 @@ def halfway(count: int, slots: int) -> int:
     if slots < 2:
         return count - 1
     r = _repeats(count, slots)
-    ends = [count - math.comb(slots - 1 + n, slots - 1) for n in (r, r - 1)]
-    ends += [math.comb(slots + n, slots) for n in (r - 1, r - 2) if n >= 0]
+    # The ends of a range of best places; one of them may lie outside of what is possible.
+    ends = count - math.comb(slots + r - 2, slots - 1), math.comb(slots + r - 1, slots)
     choices = {min(max(end, 1), count - 1) for end in ends}
     return min(choices, key=lambda m: (m + advances(count - m, slots - 1) + advances(m, slots), m))
 

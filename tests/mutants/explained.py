@@ -17,6 +17,15 @@ EXPLAINED: dict[str, str] = {
     "caught counts by identity in the trace key, so that no other cell has this key",
     r"trace/walk\.py Walk\._inside left out 2": "guarded: what a step reads of a module counts by itself",
     r"circuit/verdict\.py _product_of turned 4": "unreachable: PyTorch pairs no dimension of any size with a fixed one",
+    r"plan/cut\.py _minimum_cut \+1 2": "equivalent: of n states no n + 1 can be chosen",
+    r"plan/rewrite\.py _use_of_join condition 12": "unreachable: a turned concatenation of rows is not multiplied with "
+    "itself",
+    r"plan/regions\.py regions negated 17": "guarded: what has no rows and changes from step to step is in the loop "
+    "for that reason",
+    r"segments/move\.py Move\.__call__ turned 1": "slower: a row of zeros that nothing reads",
+    r"segments/move\.py _moved condition 2": "slower: where no gradient is wanted the function does the same",
+    r"recurrent/truncated\.py _joined \+1 3": "equivalent: all parts have one structure",
+    r"noise\.py .*\+1 6": "slower: from how many numbers on threads share them",
     r"table addmm\.recomputed": "unreachable: where it is decided what is kept, addmm is a product and a sum",
     r"table arange\.counts": "guarded: its size goes in where a number is expected, which is looked for as well",
     r"table empty\.linear gained": "equivalent: it has no operand that could be a sum",

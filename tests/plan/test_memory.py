@@ -74,6 +74,12 @@ def test_a_budget_that_is_none() -> None:
         elman.cost(plan, T=10_000, B=2, memory=100)
     least = str(caught.value.expected).removeprefix("at least ")
     assert elman.cost(plan, T=10_000, B=2, memory=least).again > 0
+    number, unit = least.split()
+    just_less = int(
+        0.98 * float(number) * {"kB": 1e3, "MB": 1e6}[unit]
+    )  # one segment fits, the states do not
+    with pytest.raises(InputError, match="too small"):
+        elman.cost(plan, T=10_000, B=2, memory=just_less)
     with pytest.raises(ElmanError, match="forward and backward"):
         elman.cost(elman.plan(elman.pair(net.circuit).forward), T=10, B=2, memory="1 MB")
 
