@@ -15,7 +15,7 @@ READY := .venv/.ready
 WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist worksteal)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance fuzz sanitize mutants versions lint types format bench reproduce docs notebooks freeze clean
+.PHONY: help setup demo test conformance fuzz sanitize mutants versions lint types format bench reproduce docs notebooks wheel freeze clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -69,6 +69,17 @@ docs: setup  ## write the site into site/, the lecture run at full size; shorter
 
 notebooks: setup  ## write the pages of the lecture as notebooks into build/notebooks; ARGS=--run runs them as well
 	@$(BIN)/python docs/build.py notebooks $(ARGS)
+
+# An sdist, and out of it a wheel. From Python 3.12 on it is one for every later version, too (native/python.hpp).
+wheel: setup  ## build dist/: an sdist, and a wheel for this machine's system and for Pythons as .venv's
+	rm -rf build/wheel && mkdir -p build/wheel dist
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir build/wheel -C wheel.py-api=cp312 -C cmake.define.ELMAN_PORTABLE=ON
+	@$(BIN)/python -m zipfile -l build/wheel/*.whl | grep -q elman/_native || { \
+	  echo "make: the wheel has no native engine; a C++ compiler is needed, GCC or Clang" >&2; exit 1; }
+	@rm -f dist/elman-*.tar.gz && cp build/wheel/*.tar.gz dist/
+	@if [ "$$(uname -s)" = Linux ]; then PATH="$$PWD/$(BIN):$$PATH" $(BIN)/auditwheel repair build/wheel/*.whl -w dist; \
+	  else cp build/wheel/*.whl dist/; fi
+	@ls -l dist
 
 freeze: setup  ## write what is installed now into constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \

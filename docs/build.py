@@ -27,6 +27,7 @@ DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "site"
 EXTRA = ROOT / "build" / "extra"  # files that the site takes as they are
 LECTURE = DOCS / "lecture"
 GUIDES = [
+    "install",
     "write_a_cell",
     "drawing",
     "dynamics",

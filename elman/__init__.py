@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from elman.unfold import unfold
     from elman.verify import verify
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Bidirectional",

@@ -12,89 +12,98 @@ namespace ELMAN_ISA {
 // Elements that are handled at once where strides are not 1.
 constexpr int CHUNK = 256;
 
-template <class T>
-ONCE T* gather_run(const T* p, int64_t stride, int64_t n, T* temporary) {
-    if (stride == 1) return const_cast<T*>(p);
-    if (stride == 0)
-        for (int64_t i = 0; i < n; i++) temporary[i] = *p;
-    else
-        for (int64_t i = 0; i < n; i++) temporary[i] = p[i * stride];
-    return temporary;
+// What an operation does with contiguous pieces, `rows` of them with n elements each: at[0] is the result's, behind it are the
+// arguments'; they lie apart[…] elements apart, which is read where there is more than one. Each operation has one such
+// function for its types, and all that finds the pieces is the same for everybody: so it is compiled once.
+typedef void (*Run)(char* const* at, int64_t n, int64_t rows, const int64_t* apart);
+
+// Bytes of an element of the result and of each argument.
+struct Widths {
+    int64_t bytes[4];
+};
+
+template <class O, class A = O, class B = A, class C = B>
+constexpr Widths WIDTHS = {{sizeof(O), sizeof(A), sizeof(B), sizeof(C)}};
+
+template <class V>
+INLINE void copy_apart(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n) {
+    for (int64_t i = 0; i < n; i++) reinterpret_cast<V*>(to)[i * to_stride] = reinterpret_cast<const V*>(from)[i * from_stride];
 }
 
-// run(out, a, b, c, n, rows, apart) is what is done with contiguous pieces: `rows` of them, n elements each, those of out, a, b
-// and c apart[0 … 3] elements apart (not read where there is one). It is a function, so that what follows is compiled once
-// for all of the same types.
+ONCE void copy_apart(char* to, int64_t to_stride, const char* from, int64_t from_stride, int64_t n, int64_t bytes) {
+    // Bits of whatever type has so many: no compiler may think that a float is not read here.
+    typedef int32_t __attribute__((may_alias)) Four;
+    typedef int64_t __attribute__((may_alias)) Eight;
+    if (bytes == 1) copy_apart<uint8_t>(to, to_stride, from, from_stride, n);
+    if (bytes == 4) copy_apart<Four>(to, to_stride, from, from_stride, n);
+    if (bytes == 8) copy_apart<Eight>(to, to_stride, from, from_stride, n);
+}
 
 // Where operands lie in any other way: pieces of them are put in order, and the result back.
-template <class O, class A, class B, class C, int arity, class Run>
-ONCE void each_piece(const Op& op, const Frame& f, Run run) {
-    const Operand *po = &op.operand[0], *pa = &op.operand[1], *pb = &op.operand[2], *pc = &op.operand[3];
+ONCE void each_piece(const Op& op, const Frame& f, int arity, Run run, const Widths& widths, char* more) {
     constexpr int last = DIMENSIONS - 1;
-    const int64_t n = op.size[last];
-    O* o = f.at<O>(*po);
-    A* a = arity > 0 ? f.at<A>(*pa) : nullptr;
-    B* b = arity > 1 ? f.at<B>(*pb) : nullptr;
-    C* c = arity > 2 ? f.at<C>(*pc) : nullptr;
-    const int64_t ro = f.row(*po), ra = arity > 0 ? f.row(*pa) : n, rb = arity > 1 ? f.row(*pb) : n,
-                  rc = arity > 2 ? f.row(*pc) : n;
-    O to[CHUNK];
-    A ta[CHUNK];
-    B tb[CHUNK];
-    C tc[CHUNK];
-    if (op.size[0] * op.size[1] * op.size[2] * n == 1) {  // one number for each row
+    alignas(8) char room[4][CHUNK * 8];
+    char *begin[4], *at[4];
+    int64_t row[4];
+    for (int q = 0; q <= arity; q++) begin[q] = f.base[op.operand[q].buffer] + op.operand[q].offset * widths.bytes[q], row[q] = f.row(op.operand[q]);
+    if (arity < 3) at[arity + 1] = more;
+    // m elements that lie `apart`, in order.
+    auto piece = [&](char* const* from, const int64_t* apart, int64_t m) {
+        for (int q = 0; q <= arity; q++) at[q] = apart[q] == 1 ? from[q] : room[q];
+        for (int q = 1; q <= arity; q++)
+            if (apart[q] != 1) copy_apart(at[q], 1, from[q], apart[q], m, widths.bytes[q]);
+        run(at, m, 1, nullptr);
+        if (apart[0] != 1) copy_apart(from[0], apart[0], at[0], 1, m, widths.bytes[0]);
+    };
+    char* from[4];
+    if (op.size[0] * op.size[1] * op.size[2] * op.size[last] == 1) {  // one number for each row
         for (int64_t r = 0; r < f.rows; r += CHUNK) {
-            const int64_t m = f.rows - r < CHUNK ? f.rows - r : CHUNK;
-            O* target = ro == 1 ? o + r : to;
-            run(target, arity > 0 ? gather_run(a + r * ra, ra, m, ta) : nullptr,
-                arity > 1 ? gather_run(b + r * rb, rb, m, tb) : nullptr,
-                arity > 2 ? gather_run(c + r * rc, rc, m, tc) : nullptr, m, 1, nullptr);
-            if (target == to)
-                for (int64_t i = 0; i < m; i++) o[(r + i) * ro] = to[i];
+            for (int q = 0; q <= arity; q++) from[q] = begin[q] + r * row[q] * widths.bytes[q];
+            piece(from, row, f.rows - r < CHUNK ? f.rows - r : CHUNK);
         }
         return;
     }
-    const int64_t so = po->stride[last], sa = pa->stride[last], sb = pb->stride[last], sc = pc->stride[last];
+    int64_t apart[4];
+    for (int q = 0; q <= arity; q++) apart[q] = op.operand[q].stride[last];
+    const int64_t n = op.size[last];
     for (int64_t r = 0; r < f.rows; r++)
         for (int64_t i = 0; i < op.size[0]; i++)
             for (int64_t j = 0; j < op.size[1]; j++)
                 for (int64_t k = 0; k < op.size[2]; k++)
                     for (int64_t l = 0; l < n; l += CHUNK) {
-                        const int64_t m = n - l < CHUNK ? n - l : CHUNK;
-                        auto lies = [&](const Operand* p) { return i * p->stride[0] + j * p->stride[1] + k * p->stride[2] + l * p->stride[last]; };
-                        O* out = o + r * ro + lies(po);
-                        O* target = so == 1 ? out : to;
-                        run(target, arity > 0 ? gather_run(a + r * ra + lies(pa), sa, m, ta) : nullptr,
-                            arity > 1 ? gather_run(b + r * rb + lies(pb), sb, m, tb) : nullptr,
-                            arity > 2 ? gather_run(c + r * rc + lies(pc), sc, m, tc) : nullptr, m, 1, nullptr);
-                        if (target == to)
-                            for (int64_t q = 0; q < m; q++) out[q * so] = to[q];
+                        for (int q = 0; q <= arity; q++) {
+                            const int64_t* stride = op.operand[q].stride;
+                            from[q] = begin[q] + (r * row[q] + i * stride[0] + j * stride[1] + k * stride[2] + l * stride[last]) * widths.bytes[q];
+                        }
+                        piece(from, apart, n - l < CHUNK ? n - l : CHUNK);
                     }
 }
 
-// Calls `run` on contiguous pieces that cover all rows of the block. A, B, C: types of the arguments, as many as `arity` says.
-template <class O, class A, class B, class C, int arity, class Run>
-INLINE void each_run(const Op& op, const Frame& f, Run run) {
-    const Operand *po = &op.operand[0], *pa = &op.operand[1], *pb = &op.operand[2], *pc = &op.operand[3];
+// Calls `run` on pieces that cover all rows of the block. `more` is handed to it behind the arguments.
+template <int arity>
+ONCE void each_run(const Op& op, const Frame& f, Run run, const Widths& widths, char* more = nullptr) {
     constexpr int last = DIMENSIONS - 1;
     const int64_t n = op.size[last];
-    const bool line = op.size[0] * op.size[1] * op.size[2] == 1;
-    const bool dense = po->stride[last] == 1 && (arity < 1 || pa->stride[last] == 1) &&
-                       (arity < 2 || pb->stride[last] == 1) && (arity < 3 || pc->stride[last] == 1);
-    if (!line || (!dense && n != 1)) return each_piece<O, A, B, C, arity, Run>(op, f, run);
-    O* o = f.at<O>(*po);
-    A* a = arity > 0 ? f.at<A>(*pa) : nullptr;
-    B* b = arity > 1 ? f.at<B>(*pb) : nullptr;
-    C* c = arity > 2 ? f.at<C>(*pc) : nullptr;
-    const int64_t apart[4] = {f.row(*po), arity > 0 ? f.row(*pa) : n, arity > 1 ? f.row(*pb) : n, arity > 2 ? f.row(*pc) : n};
+    bool dense = true, whole = true;
+    char* at[4];
+    int64_t apart[4];
+#pragma GCC unroll 4
+    for (int q = 0; q <= arity; q++) {
+        const Operand& o = op.operand[q];
+        at[q] = f.base[o.buffer] + o.offset * widths.bytes[q], apart[q] = f.row(o);
+        dense &= o.stride[last] == 1, whole &= apart[q] == n;
+    }
+    if (arity < 3) at[arity + 1] = more;
+    if (op.size[0] * op.size[1] * op.size[2] != 1 || (!dense && n != 1)) return each_piece(op, f, arity, run, widths, more);
     if (f.parts == 1 || !op.split) {
-        if (apart[0] == n && apart[1] == n && apart[2] == n && apart[3] == n) return run(o, a, b, c, n * f.rows, 1, nullptr);
-        if (n == 1 && f.rows > 1) return each_piece<O, A, B, C, arity, Run>(op, f, run);
-        return run(o, a, b, c, n, f.rows, apart);
+        if (whole) return run(at, n * f.rows, 1, nullptr);
+        if (n == 1 && f.rows > 1) return each_piece(op, f, arity, run, widths, more);
+        return run(at, n, f.rows, apart);
     }
     const int64_t first = f.share(n, f.part), count = f.share(n, f.part + 1) - first;
-    if (count > 0)
-        run(o + first, arity > 0 ? a + first : nullptr, arity > 1 ? b + first : nullptr, arity > 2 ? c + first : nullptr, count, f.rows, apart);
+    if (count <= 0) return;
+    for (int q = 0; q <= arity; q++) at[q] += first * widths.bytes[q];
+    run(at, count, f.rows, apart);
 }
 
 // --- functions that are one call of the C library per lane ------------------------------------------------------------------
@@ -163,8 +172,10 @@ ONCE void copy_back(T* to, const T* from, int m) {
 
 // What is left of a row when whole vectors are done goes through the same code: F is there once.
 template <class T, int arity, class F>
-ONCE void vectors(T* o, const T* a, const T* b, const T* c, int64_t n, int64_t rows, const int64_t* apart) {
+ONCE void vectors(char* const* at, int64_t n, int64_t rows, const int64_t* apart) {
     constexpr int L = LANES<T>;
+    T* o = reinterpret_cast<T*>(at[0]);
+    const T *a = reinterpret_cast<const T*>(at[1]), *b = reinterpret_cast<const T*>(at[arity > 1 ? 2 : 0]), *c = reinterpret_cast<const T*>(at[arity > 2 ? 3 : 0]);
     for (int64_t r = 0; r < rows; r++) {
         if (r > 0) {
             o += apart[0], a += apart[1];
@@ -179,28 +190,29 @@ ONCE void vectors(T* o, const T* a, const T* b, const T* c, int64_t n, int64_t r
         }
         if (i == n) continue;
         const int m = int(n - i);
-        T to[L], ta[L], tb[L], tc[L];
-        copy_part(ta, a + i, m);
-        if (arity > 1) copy_part(tb, b + i, m);
-        if (arity > 2) copy_part(tc, c + i, m);
-        vectors<T, arity, F>(to, ta, tb, tc, L, 1, nullptr);
-        copy_back(o + i, to, m);
+        T part[4][L];
+        copy_part(part[1], a + i, m);
+        if (arity > 1) copy_part(part[2], b + i, m);
+        if (arity > 2) copy_part(part[3], c + i, m);
+        char* const parts[4] = {reinterpret_cast<char*>(part[0]), reinterpret_cast<char*>(part[1]), reinterpret_cast<char*>(part[2]), reinterpret_cast<char*>(part[3])};
+        vectors<T, arity, F>(parts, L, 1, nullptr);
+        copy_back(o + i, part[0], m);
     }
 }
 
 template <class T, class F>
 INLINE void unary(const Op& op, const Frame& frame) {
-    each_run<T, T, T, T, 1>(op, frame, vectors<T, 1, F>);
+    each_run<1>(op, frame, vectors<T, 1, F>, WIDTHS<T>);
 }
 
 template <class T, class F>
 INLINE void binary(const Op& op, const Frame& frame) {
-    each_run<T, T, T, T, 2>(op, frame, vectors<T, 2, F>);
+    each_run<2>(op, frame, vectors<T, 2, F>, WIDTHS<T>);
 }
 
 template <class T, class F>
 INLINE void ternary(const Op& op, const Frame& frame) {
-    each_run<T, T, T, T, 3>(op, frame, vectors<T, 3, F>);
+    each_run<3>(op, frame, vectors<T, 3, F>, WIDTHS<T>);
 }
 
 #define ELMAN_FUNCTION(name, parameters, expression)           \
@@ -258,26 +270,64 @@ ELMAN_THREE(clamp, (min_<T>(max_<T>(a, b), c)))
 
 // --- other types: one element after the other, which compilers turn into vectors ------------------------------------------
 
+template <class V>
+INLINE V* row_of(char* const* at, const int64_t* apart, int q, int64_t r) {
+    return reinterpret_cast<V*>(at[q]) + (r > 0 ? r * apart[q] : 0);
+}
+
 template <class O, class A, class F>
-ONCE void scalars1(O* o, const A* a, const A*, const A*, int64_t n, int64_t rows, const int64_t* apart) {
+ONCE void scalars1(char* const* at, int64_t n, int64_t rows, const int64_t* apart) {
     for (int64_t r = 0; r < rows; r++) {
-        if (r > 0) o += apart[0], a += apart[1];
+        O* o = row_of<O>(at, apart, 0, r);
+        const A* a = row_of<A>(at, apart, 1, r);
         for (int64_t i = 0; i < n; i++) o[i] = F::f(a[i]);
     }
 }
 
 template <class O, class A, class F>
-ONCE void scalars2(O* o, const A* a, const A* b, const A*, int64_t n, int64_t rows, const int64_t* apart) {
+ONCE void scalars2(char* const* at, int64_t n, int64_t rows, const int64_t* apart) {
     for (int64_t r = 0; r < rows; r++) {
-        if (r > 0) o += apart[0], a += apart[1], b += apart[2];
+        O* o = row_of<O>(at, apart, 0, r);
+        const A *a = row_of<A>(at, apart, 1, r), *b = row_of<A>(at, apart, 2, r);
         for (int64_t i = 0; i < n; i++) o[i] = F::f(a[i], b[i]);
     }
 }
 
-template <class O>
-ONCE void choices(O* o, const uint8_t* c, const O* a, const O* b, int64_t n, int64_t rows, const int64_t* apart) {
+template <class O, class A, class F>
+INLINE void map1(const Op& op, const Frame& frame) {
+    each_run<1>(op, frame, scalars1<O, A, F>, WIDTHS<O, A>);
+}
+
+template <class O, class A, class F>
+INLINE void map2(const Op& op, const Frame& frame) {
+    each_run<2>(op, frame, scalars2<O, A, F>, WIDTHS<O, A>);
+}
+
+// Of whole numbers, one of which may be divided by zero, which is said behind the arguments.
+template <class F>
+ONCE void quotients(char* const* at, int64_t n, int64_t rows, const int64_t* apart) {
+    bool zero = false;
     for (int64_t r = 0; r < rows; r++) {
-        if (r > 0) o += apart[0], c += apart[1], a += apart[2], b += apart[3];
+        int64_t* o = row_of<int64_t>(at, apart, 0, r);
+        const int64_t *a = row_of<int64_t>(at, apart, 1, r), *b = row_of<int64_t>(at, apart, 2, r);
+        for (int64_t i = 0; i < n; i++) zero |= b[i] == 0, o[i] = F::f(a[i], b[i]);
+    }
+    *reinterpret_cast<bool*>(at[3]) |= zero;
+}
+
+template <class F>
+void divide(const Op& op, Frame& frame) {
+    bool zero = false;
+    each_run<2>(op, frame, quotients<F>, WIDTHS<int64_t>, reinterpret_cast<char*>(&zero));
+    if (zero) frame.fail(false, 0, 0);
+}
+
+template <class O>
+ONCE void choices(char* const* at, int64_t n, int64_t rows, const int64_t* apart) {
+    for (int64_t r = 0; r < rows; r++) {
+        O* o = row_of<O>(at, apart, 0, r);
+        const uint8_t* c = row_of<uint8_t>(at, apart, 1, r);
+        const O *a = row_of<O>(at, apart, 2, r), *b = row_of<O>(at, apart, 3, r);
         for (int64_t i = 0; i < n; i++) {
             const O x = a[i], y = b[i];  // both are read: no branch
             o[i] = c[i] ? x : y;
@@ -285,44 +335,24 @@ ONCE void choices(O* o, const uint8_t* c, const O* a, const O* b, int64_t n, int
     }
 }
 
-template <class O, class A, class F>
-INLINE void map1(const Op& op, const Frame& frame) {
-    each_run<O, A, A, A, 1>(op, frame, scalars1<O, A, F>);
-}
-
-template <class O, class A, class F>
-INLINE void map2(const Op& op, const Frame& frame) {
-    each_run<O, A, A, A, 2>(op, frame, scalars2<O, A, F>);
-}
-
-// Of whole numbers, one of which may be divided by zero.
-template <class F>
-INLINE void divide(const Op& op, Frame& frame) {
-    bool zero = false;
-    auto run = [&zero](int64_t* o, const int64_t* a, const int64_t* b, const int64_t*, int64_t n, int64_t rows, const int64_t* apart) {
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t i = 0; i < n; i++) {
-                const int64_t x = a[i + (r ? r * apart[1] : 0)], y = b[i + (r ? r * apart[2] : 0)];
-                zero |= y == 0, o[i + (r ? r * apart[0] : 0)] = F::f(x, y);
-            }
-    };
-    each_run<int64_t, int64_t, int64_t, int64_t, 2>(op, frame, run);
-    if (zero) frame.fail(false, 0, 0);
-}
-
 // condition, a, b
 template <class O>
 INLINE void where(const Op& op, const Frame& frame) {
-    each_run<O, uint8_t, O, O, 3>(op, frame, choices<O>);
+    each_run<3>(op, frame, choices<O>, WIDTHS<O, uint8_t, O>);
+}
+
+template <class O>
+ONCE void numbers(char* const* at, int64_t n, int64_t rows, const int64_t* apart) {
+    const O number = *reinterpret_cast<const O*>(at[1]);
+    for (int64_t r = 0; r < rows; r++) {
+        O* o = row_of<O>(at, apart, 0, r);
+        for (int64_t i = 0; i < n; i++) o[i] = number;
+    }
 }
 
 template <class O>
 void fill(const Op& op, const Frame& frame, O number) {
-    auto run = [number](O* o, const O*, const O*, const O*, int64_t n, int64_t rows, const int64_t* apart) {
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t i = 0; i < n; i++) o[i + (r ? r * apart[0] : 0)] = number;
-    };
-    each_run<O, O, O, O, 0>(op, frame, run);
+    each_run<0>(op, frame, numbers<O>, WIDTHS<O>, reinterpret_cast<char*>(&number));
 }
 
 #define ELMAN_SCALAR(name, expression)                                        \

@@ -1,7 +1,7 @@
 // What is asked of tensors, by their own methods: nothing here is linked to PyTorch.
 #pragma once
 
-#include <nanobind/nanobind.h>
+#include "python.hpp"
 
 #include <cstdint>
 

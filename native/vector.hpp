@@ -20,8 +20,12 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-// What is called from many places, or is not worth its copies: they are most of what a compiler has to do here.
+// What is called from many places and is not worth its copies: they were most of what a compiler had to do here.
+#if defined(__clang__)
 #define ONCE static __attribute__((noinline))
+#else
+#define ONCE static __attribute__((noinline, noclone))
+#endif
 
 namespace elman {
 namespace ELMAN_ISA {

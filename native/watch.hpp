@@ -1,7 +1,7 @@
 // Whether Python objects are as they were: what a layer compares before it takes the short way of a call.
 #pragma once
 
-#include <nanobind/nanobind.h>
+#include "python.hpp"
 
 #include <utility>
 #include <vector>
@@ -27,7 +27,7 @@ public:
         for (const nb::handle pair : classes) {
             const nb::object kind = nb::borrow(pair[0]);
             keep(kind.ptr());
-            add(reinterpret_cast<PyTypeObject*>(kind.ptr())->tp_dict, nb::borrow(pair[1]).ptr());
+            add(entries_of(kind.ptr()), nb::borrow(pair[1]).ptr());
         }
         for (const nb::handle list : lists) lists_.push_back(held(list.ptr())), keep(list.ptr());
         for (const nb::handle name : names) {

@@ -249,8 +249,12 @@ def test_the_house_is_drawn_as_it_stands() -> None:
 
 
 def test_version_is_said_once() -> None:
+    """In elman/__init__.py, where the build reads it; and the changelog has a section for it, or is ahead of it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert elman.__version__ == project["version"]
+    assert project["dynamic"] == ["version"]
+    sections = re.findall(r"^## \[(.+?)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert sections[0][0] == elman.__version__
+    assert f"\nversion: {elman.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
 
 
 def test_torch_is_pinned_without_a_local_version() -> None:

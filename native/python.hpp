@@ -1,0 +1,72 @@
+// Python's C API. A wheel for every Python from 3.12 on may use the limited one only (CMakeLists.txt): what of the full one
+// that lacks stands here, by the names that it has there. Written against the full one, everything else compiles with both.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <stdexcept>
+
+#if defined(Py_LIMITED_API)
+
+inline PyObject* PyTuple_GET_ITEM(PyObject* tuple, Py_ssize_t i) { return PyTuple_GetItem(tuple, i); }
+inline Py_ssize_t PyTuple_GET_SIZE(PyObject* tuple) { return PyTuple_Size(tuple); }
+inline void PyTuple_SET_ITEM(PyObject* tuple, Py_ssize_t i, PyObject* value) { PyTuple_SetItem(tuple, i, value); }
+inline PyObject* PyList_GET_ITEM(PyObject* list, Py_ssize_t i) { return PyList_GetItem(list, i); }
+inline Py_ssize_t PyList_GET_SIZE(PyObject* list) { return PyList_Size(list); }
+inline Py_ssize_t PyDict_GET_SIZE(PyObject* dict) { return PyDict_Size(dict); }
+
+inline PyObject* PyObject_CallOneArg(PyObject* function, PyObject* argument) {
+    PyObject* arguments[] = {nullptr, argument};
+    return PyObject_Vectorcall(function, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+}
+
+inline PyObject* PyObject_CallMethodNoArgs(PyObject* object, PyObject* name) {
+    return PyObject_VectorcallMethod(name, &object, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+}
+
+inline PyObject* PyObject_CallMethodOneArg(PyObject* object, PyObject* name, PyObject* argument) {
+    PyObject* arguments[] = {nullptr, object, argument};
+    return PyObject_VectorcallMethod(name, arguments + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr);
+}
+
+namespace elman {
+
+// An attribute that `of` goes on holding; null where there is none.
+inline PyObject* held_attribute(PyObject* of, PyObject* name) {
+    PyObject* found = PyObject_GetAttr(of, name);
+    if (!found) return PyErr_Clear(), nullptr;
+    Py_DECREF(found);
+    return found;
+}
+
+}  // namespace elman
+
+#define ELMAN_ATTRIBUTE(function, attribute)                                           \
+    inline PyObject* function(PyObject* of) {                                          \
+        static PyObject* const name = PyUnicode_InternFromString(attribute);           \
+        return elman::held_attribute(of, name);                                        \
+    }
+ELMAN_ATTRIBUTE(PyCell_GET, "cell_contents")
+ELMAN_ATTRIBUTE(PyFunction_GET_CODE, "__code__")
+ELMAN_ATTRIBUTE(PyFunction_GET_DEFAULTS, "__defaults__")
+ELMAN_ATTRIBUTE(PyFunction_GET_KW_DEFAULTS, "__kwdefaults__")
+#undef ELMAN_ATTRIBUTE
+
+#endif
+
+namespace elman {
+
+// The dict of a class, which the class goes on holding.
+inline PyObject* entries_of(PyObject* kind) {
+#if defined(Py_LIMITED_API)
+    // A mappingproxy refers to the dict that it shows, and to nothing else.
+    const nanobind::object shown = nanobind::borrow(kind).attr("__dict__"), referred = nanobind::module_::import_("gc").attr("get_referents")(shown);
+    PyObject* found = nanobind::len(referred) == 1 ? nanobind::object(referred[0]).ptr() : nullptr;
+    if (!found || !PyDict_Check(found)) throw std::invalid_argument("a class that does not show its entries");
+    return found;
+#else
+    return reinterpret_cast<PyTypeObject*>(kind)->tp_dict;
+#endif
+}
+
+}  // namespace elman
