@@ -32,7 +32,8 @@ from elman.serve.reading import BLOCK, Reader
 from elman.serve.sampling import drawn, key, log_probabilities, uniform
 from elman.serve.written import Spelling, Stops
 
-_LOOK = 0.03  # seconds between two looks at the units of a row that somebody watches
+_PACE = 0.002  # seconds between two words to the readers, each of which wakes another thread
+_LOOK = 0.03  # between two looks at the units of a row that somebody watches, and at the clock
 _SHOWN = 1024  # units of a layer that are shown at most
 
 
@@ -76,11 +77,13 @@ class Job:
     """A text that is being written. Its reader takes `pieces` and `scored` from the left, and may `cancel`.
 
     reason: why it has ended: "stop", "length", "cancelled", "timeout", "closed", "error"; None as long as it goes on.
-    known: symbols of the prompt that were read before. first, ended: when, by `time.monotonic`. units: the latest look.
+    known: symbols of the prompt that were read before. begun, first: when it was asked for, and its first symbol
+    was written, by `time.monotonic`. units: the latest look.
     """
 
     ask: Ask
     scheduler: Scheduler = field(repr=False)
+    begun: float
     due: float
     owner: Any = None
     pieces: deque[str] = field(default_factory=deque)
@@ -165,16 +168,21 @@ class Scheduler:
         return len(self._open)
 
     @property
+    def alive(self) -> bool:
+        """Whether it takes on more."""
+        return self._closing is None and self._thread.is_alive()
+
+    @property
     def exact(self) -> bool:
         """Whether prompts are read in blocks."""
         return self._reader.exact
 
     def submit(self, asks: Sequence[Ask], owner: Any = None) -> list[Job]:
         """Have these texts written, all or none. Raises Busy where there is no room, StateError after `close`."""
-        due = time.monotonic() + self.seconds
-        jobs = [Job(ask, self, due, owner) for ask in asks]
+        now = time.monotonic()
+        jobs = [Job(ask, self, now, now + self.seconds, owner) for ask in asks]
         with self.changed:
-            if self._closing is not None or not self._thread.is_alive():
+            if not self.alive:
                 raise StateError(what="the server is ending", where="submit", mend="ask another one")
             if len(self._open) + len(jobs) > self.most:
                 raise Busy(
@@ -211,12 +219,14 @@ class Scheduler:
         self._joining: list[Job] = []
         self._rows: list[Job] = []
         self._told: set[Any] = set()
-        self._looked = 0.0
+        self._ended = False  # whether one of these has ended
+        self._spoken = self._looked = self._timed = 0.0
+        self._scoring = self._watched = False  # whether any row is
         self._next = np.zeros(0, np.int64)  # of each row: the symbol that it reads next,
         self._left = np.zeros(0, np.int64)  # how many of its prompt's it has yet to be told behind that,
         self._count = np.zeros(0, np.int64)  # symbols written,
         self._key = np.zeros(0, np.uint64)
-        self._heat, self._share, self._due = (np.zeros(0) for _ in range(3))
+        self._heat, self._share = np.zeros(0), np.zeros(0)
         self._unknown = self.spelling.tokenizer.unknown
 
     def _run(self) -> None:
@@ -241,18 +251,16 @@ class Scheduler:
 
     def _turn(self, new: list[Job], gone: list[Job], closing: float | None) -> None:
         """At most a block, and a step."""
-        now = time.monotonic()
         for job in new:
             self._arrive(job)
-        late = "closed" if closing is not None and now >= closing else None
-        ends: dict[Job, str] = {job: "cancelled" for job in gone if job.reason is None}
-        for i in np.flatnonzero(self._due < now):
-            ends.setdefault(self._rows[i], "timeout")
-        for job in list(self._reading) if late or ends or self._reading else ():
-            if job.due < now:
-                ends.setdefault(job, "timeout")
-        if late:
-            ends |= {job: late for job in [*self._rows, *self._reading] if job not in ends}
+        ends = {job: "cancelled" for job in gone if job.reason is None}
+        if (now := time.monotonic()) - self._timed > _LOOK:
+            self._timed = now
+            for job in [*self._rows, *self._reading]:
+                if closing is not None and now >= closing:
+                    ends.setdefault(job, "closed")
+                elif job.due < now:
+                    ends.setdefault(job, "timeout")
         if ends:
             self._leave(ends)
         if self._reading:
@@ -264,9 +272,12 @@ class Scheduler:
         self._tell()
 
     def _tell(self) -> None:
-        if self._told:
-            told, self._told = self._told, set()
-            self.tell(told)
+        if not self._told or (not self._ended and time.monotonic() - self._spoken < _PACE):
+            return
+        told, self._told, self._spoken = self._told, set(), time.monotonic()
+        self.tell(told)
+        if self._ended:
+            self._ended = False
             with self.changed:
                 self.changed.notify_all()
 
@@ -324,22 +335,27 @@ class Scheduler:
         self._key = more(self._key, [key(seed, ask.choice) for seed, ask in zip(seeds, asks, strict=True)])
         self._heat = more(self._heat, [ask.temperature for ask in asks])
         self._share = more(self._share, [ask.top_p for ask in asks])
-        self._due = more(self._due, [job.due for job in jobs])
+        self._note()
+
+    def _note(self) -> None:
+        """What rows there are now."""
+        self._scoring = any(job.ask.logprobs is not None for job in self._rows)
+        self._watched = any(job.ask.watched for job in self._rows)
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
     def _step(self) -> None:
         begun, rows = time.perf_counter(), self._rows
         logits = self._stream.step(self._next)
-        writing = self._left == 0
-        which = np.flatnonzero(writing)
         ends: dict[Job, str] = {}
-        if len(which) < len(rows):
-            self._tell_on(np.flatnonzero(~writing), logits)
+        if self._left.any():
+            which = np.flatnonzero(self._left == 0)
+            self._tell_on(np.flatnonzero(self._left), logits)
+        else:
+            which = np.arange(len(rows))
         if len(which):
-            all_of = len(which) == len(rows)
-            some = logits if all_of else logits[which]
-            raw = self._scored(which, some)
+            some = logits if len(which) == len(rows) else logits[which]
+            raw = self._scored(which, some) if self._scoring else {}
             if self._unknown is not None:
                 some[:, self._unknown] = -np.inf  # it has no text
             u = uniform(self._key[which], self._count[which])
@@ -350,7 +366,8 @@ class Scheduler:
                 if (reason := self._write(rows[i], symbol, raw.get(n), now)) is not None:
                     ends[rows[i]] = reason
             self.counts.written += len(which)
-        self._look(begun)
+        if self._watched and begun - self._looked > _LOOK:
+            self._look(begun)
         if ends:
             self._leave(ends, keep=True)
         self.counts.steps += 1
@@ -400,8 +417,6 @@ class Scheduler:
 
     def _look(self, now: float) -> None:
         """The units of rows that somebody watches."""
-        if now - self._looked < _LOOK or not any(job.ask.watched for job in self._rows):
-            return
         self._looked = now
         state = self._stream.state
         for i, job in enumerate(self._rows):
@@ -428,8 +443,9 @@ class Scheduler:
             self._stream.drop(gone)
             out = set(gone)
             self._rows = [job for i, job in enumerate(self._rows) if i not in out]
-            for name in ("_next", "_left", "_count", "_key", "_heat", "_share", "_due"):
+            for name in ("_next", "_left", "_count", "_key", "_heat", "_share"):
                 setattr(self, name, np.delete(getattr(self, name), gone))
+            self._note()
         self._reading = deque(job for job in self._reading if job not in ends)
         self._joining = [job for job in self._joining if job not in ends]
         for job, reason in ends.items():
@@ -446,7 +462,7 @@ class Scheduler:
             reason = "stop" if stopped else reason
         self._told.add(job.owner)
         with self.changed:
-            job.reason = reason
+            job.reason, self._ended = reason, True
             self._open.discard(job)
 
 
