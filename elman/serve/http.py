@@ -6,9 +6,10 @@ import asyncio
 import hmac
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,27 @@ class Owner:
             pass
         self.gone = True
         self.news.set()
+
+
+class _Bell:
+    """Called in the scheduler's thread with whom there is news of: one word to the loop for all of them, and none before
+    it has heard the last one."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop, self.owners, self.rung = loop, deque[set[Owner]](), False
+
+    def __call__(self, owners: set[Owner]) -> None:
+        self.owners.append(owners)
+        if not self.rung:
+            self.rung = True
+            with suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._heard)
+
+    def _heard(self) -> None:
+        self.rung = False  # before looking: what comes now rings again
+        while self.owners:
+            for owner in self.owners.popleft():
+                owner.news.set()
 
 
 class Serve:
@@ -80,12 +102,7 @@ class Serve:
     @asynccontextmanager
     async def _life(self, app: FastAPI) -> AsyncIterator[None]:
         if self.scheduler is not None:
-            loop = asyncio.get_running_loop()
-
-            def tell(owners: set[Owner]) -> None:
-                loop.call_soon_threadsafe(_wake, owners)
-
-            self.scheduler.tell = tell
+            self.scheduler.tell = _Bell(asyncio.get_running_loop())
         yield
         if self.scheduler is not None:
             self.scheduler.tell = lambda owners: None
@@ -303,11 +320,6 @@ def read_keys(path: Path) -> list[bytes]:
     if not keys:
         raise DataError(what="there are no keys in the file", where=path, mend=mend)
     return keys
-
-
-def _wake(owners: set[Owner]) -> None:
-    for owner in owners:
-        owner.news.set()
 
 
 def _busy() -> Refused:

@@ -52,7 +52,7 @@ const ask = async (count, signal) => {
       if (said.error) throw new Error(said.error.message);
       more += said.choices[0].text;
       ended = said.choices[0].finish_reason ?? ended;
-      if (said.units) show(said.units);
+      if (said.choices[0].units) show(said.choices[0].units);
     }
     if (more && !signal.aborted) {
       text.value += more;

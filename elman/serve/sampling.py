@@ -58,7 +58,7 @@ def _likeliest(p: np.ndarray, top_p: np.ndarray) -> np.ndarray:
     ranked = np.take_along_axis(p, order, 1)
     before = np.cumsum(ranked, 1, dtype=np.float64)
     share = top_p * before[:, -1]
-    ranked[before - ranked >= share[:, None]] = 0
+    ranked[:, 1:][before[:, :-1] >= share[:, None]] = 0
     kept = np.zeros_like(p)
     np.put_along_axis(kept, order, ranked, 1)
     return kept

@@ -32,7 +32,8 @@ from elman.serve.reading import BLOCK, Reader
 from elman.serve.sampling import drawn, key, log_probabilities, uniform
 from elman.serve.written import Spelling, Stops
 
-_PACE = 0.002  # seconds between two words to the readers, each of which wakes another thread
+# Seconds between two words to the readers, and for each of them besides: to wake one and to send takes some of them.
+_PACE, _PACE_EACH = 0.002, 0.0001
 _LOOK = 0.03  # between two looks at the units of a row that somebody watches, and at the clock
 _SHOWN = 1024  # units of a layer that are shown at most
 
@@ -134,7 +135,7 @@ class Counts:
 
 class Scheduler:
     """rows: texts at once. seconds: that one may take. kept: bytes for states of texts that may go on. tell: is called
-    by its thread with the owners of the jobs that there is news of, once a step.
+    by its thread, between two steps, with the owners of the jobs that there is news of.
 
     Raises InputError for a model that has no tokenizer, or is told something besides its symbols.
     """
@@ -221,6 +222,7 @@ class Scheduler:
         self._told: set[Any] = set()
         self._ended = False  # whether one of these has ended
         self._spoken = self._looked = self._timed = 0.0
+        self._pace = _PACE
         self._scoring = self._watched = False  # whether any row is
         self._next = np.zeros(0, np.int64)  # of each row: the symbol that it reads next,
         self._left = np.zeros(0, np.int64)  # how many of its prompt's it has yet to be told behind that,
@@ -232,7 +234,7 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self.changed:
-                busy = self._rows or self._reading
+                busy = self._rows or self._reading or self._told
                 if not busy and not self._new and not self._gone and self._closing is None:
                     self.changed.wait()
                 new, gone, closing = self._new, self._gone, self._closing
@@ -246,8 +248,9 @@ class Scheduler:
                 self.failed = type(error).__name__
                 for job in list(self._open):
                     self._end(job, "error")
-                self._tell()
+                told, ended = self._told, self._ended
                 self._begin()
+                self._told, self._ended = told, ended
 
     def _turn(self, new: list[Job], gone: list[Job], closing: float | None) -> None:
         """At most a block, and a step."""
@@ -272,9 +275,10 @@ class Scheduler:
         self._tell()
 
     def _tell(self) -> None:
-        if not self._told or (not self._ended and time.monotonic() - self._spoken < _PACE):
+        if not self._told or (now := time.monotonic()) - self._spoken < self._pace:
             return
-        told, self._told, self._spoken = self._told, set(), time.monotonic()
+        told, self._told, self._spoken = self._told, set(), now
+        self._pace = _PACE + _PACE_EACH * len(told)
         self.tell(told)
         if self._ended:
             self._ended = False
