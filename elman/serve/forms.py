@@ -16,7 +16,11 @@ from elman.errors import DataError
 from elman.serve.scheduler import Ask, Job, Scored
 from elman.serve.settings import Serving
 
-_STOPS, _STOP, _TOP = 4, 200, 5  # texts that stop, characters of each, likeliest symbols: as OpenAI's, but the second
+_STOPS, _STOP, _TOP = (
+    4,
+    200,
+    5,
+)  # texts that stop, characters of each, likeliest symbols: as OpenAI's, but the second
 # What this server does not do, and the values with which it has nothing to do.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,), "suffix": ("",), "logit_bias": ({},), "presence_penalty": (0,), "frequency_penalty": (0,),
@@ -87,7 +91,11 @@ def _prompt(value: Any, place: str) -> None:
             return
     elif isinstance(value, str):
         return
-    raise Odd(place, "a list" if isinstance(value, list) else str(value)[:60], "a text, symbols, or a list of one of the two")
+    raise Odd(
+        place,
+        "a list" if isinstance(value, list) else str(value)[:60],
+        "a text, symbols, or a list of one of the two",
+    )
 
 
 def _stop(value: Any, place: str) -> None:
@@ -143,7 +151,15 @@ def completion(raw: bytes, tokenizer: Tokenizer, limits: Serving) -> Completion:
             asks.append(replace(ask, prompt=symbols, choice=len(asks)))
             beginnings.append(beginning if echo else "")
     options = said.get("stream_options") or {}
-    return Completion(said.get("model"), asks, beginnings, said.get("stream", False), bool(options.get("include_usage")), unknown, total)
+    return Completion(
+        said.get("model"),
+        asks,
+        beginnings,
+        said.get("stream", False),
+        bool(options.get("include_usage")),
+        unknown,
+        total,
+    )
 
 
 def _encoded(prompt: str | list[int], tokenizer: Tokenizer, most: int) -> tuple[np.ndarray, str]:
@@ -169,7 +185,10 @@ def _encoded(prompt: str | list[int], tokenizer: Tokenizer, most: int) -> tuple[
 
 def _too_long(got: str, most: int) -> Refused:
     return Refused(
-        400, f"the prompt is too long: {got}, at most {most:,} symbols", param="prompt", code="context_length_exceeded"
+        400,
+        f"the prompt is too long: {got}, at most {most:,} symbols",
+        param="prompt",
+        code="context_length_exceeded",
     )
 
 
@@ -209,11 +228,11 @@ class Choice:
 class Answer:
     """What is said of a request's choices, whole or in events."""
 
-    def __init__(self, asked: Completion, jobs: Sequence[Job], head: dict[str, Any], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, asked: Completion, jobs: Sequence[Job], head: dict[str, Any], tokenizer: Tokenizer
+    ) -> None:
         self.asked, self.jobs, self.head = asked, jobs, head
-        self.choices = [
-            Choice(job, k, asked.beginnings[k], tokenizer) for k, job in enumerate(jobs)
-        ]
+        self.choices = [Choice(job, k, asked.beginnings[k], tokenizer) for k, job in enumerate(jobs)]
         self._ended: set[int] = set()
         start = dumped(head)[:-1]
         self._before = [b'data: %s,"choices":[{"index":%d,"text":' % (start, k) for k in range(len(jobs))]
@@ -226,7 +245,9 @@ class Answer:
         """What went wrong, if anything did."""
         reasons = {job.reason for job in self.jobs}
         if "error" in reasons:
-            return Refused(500, "the server failed at this request", kind="server_error", code="internal_error")
+            return Refused(
+                500, "the server failed at this request", kind="server_error", code="internal_error"
+            )
         if "timeout" in reasons:
             return Refused(504, "the request took too long", kind="server_error", code="timeout")
         if "closed" in reasons:

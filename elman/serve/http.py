@@ -72,7 +72,13 @@ class Serve:
         self, name: str, limits: Serving, *, scheduler: Scheduler | None = None, service: Service | None = None,
         keys: Sequence[bytes] = (), title: str = "",
     ) -> None:  # fmt: skip
-        self.name, self.limits, self.scheduler, self.service, self.keys = name, limits, scheduler, service, list(keys)
+        self.name, self.limits, self.scheduler, self.service, self.keys = (
+            name,
+            limits,
+            scheduler,
+            service,
+            list(keys),
+        )
         self.begun, self.metrics = int(time.time()), Metrics(scheduler)
         self._page = page(name, scheduler) if scheduler is not None else None
         self._worker, self._waiting = ThreadPoolExecutor(1, "elman-service"), 0
@@ -142,15 +148,23 @@ class Serve:
     def _expect(self, name: str | None) -> None:
         if name is not None and name != self.name:
             raise Refused(
-                404, f"there is no model '{name[:100]}'; this is '{self.name}'", param="model", code="model_not_found"
+                404,
+                f"there is no model '{name[:100]}'; this is '{self.name}'",
+                param="model",
+                code="model_not_found",
             )
 
     def _refusal(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            words = {404: f"there is nothing at {request.url.path[:100]}", 405: f"{request.method} is not for this"}
+            words = {
+                404: f"there is nothing at {request.url.path[:100]}",
+                405: f"{request.method} is not for this",
+            }
             error = Refused(error.status_code, words.get(error.status_code, str(error.detail)[:200]))
         elif not isinstance(error, Refused):  # its traceback is in the log
-            error = Refused(500, "the server failed at this request", kind="server_error", code="internal_error")
+            error = Refused(
+                500, "the server failed at this request", kind="server_error", code="internal_error"
+            )
         return Response(error.body, error.status, error.headers, "application/json")
 
     async def _body(self, request: Request) -> bytes:
@@ -298,7 +312,9 @@ class _Measured:
 
         try:
             if self.serve.keys and scope["path"] not in ("/health", "/"):
-                header = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"), None)
+                header = next(
+                    (v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"), None
+                )
                 if not self.serve.allowed(header):
                     error = Refused(
                         401, "give a key: Authorization: Bearer KEY", kind="authentication_error",
@@ -308,7 +324,9 @@ class _Measured:
                     return await answer(scope, receive, sent)
             return await self.app(scope, receive, sent)
         finally:
-            route = getattr(scope.get("route"), "path", "other")  # as it was declared: a stranger's paths are endless
+            route = getattr(
+                scope.get("route"), "path", "other"
+            )  # as it was declared: a stranger's paths are endless
             self.metrics.answered(route, status, time.perf_counter() - begun)
 
 

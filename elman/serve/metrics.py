@@ -23,7 +23,11 @@ class Metrics:
         own: dict[str, Any] = {"registry": self._registry}
         self._answers = Counter("elman_answers", "Requests that were answered.", ["route", "status"], **own)
         self._seconds = Histogram(
-            "elman_answer_seconds", "From a request to the end of its answer.", ["route"], buckets=_SECONDS, **own
+            "elman_answer_seconds",
+            "From a request to the end of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            **own,
         )
         self._texts = Counter("elman_texts", "Texts that have ended, by why.", ["reason"], **own)
         self._first = Histogram(
@@ -55,7 +59,9 @@ class _Counted(Collector):
         counts, prefixes = self.scheduler.counts, self.scheduler.prefixes
         yield GaugeMetricFamily("elman_open_texts", "Texts that are being written.", self.scheduler.open)
         yield CounterMetricFamily("elman_written_symbols", "Symbols written.", counts.written)
-        read = CounterMetricFamily("elman_read_symbols", "Symbols of prompts, by how they were read.", labels=["how"])
+        read = CounterMetricFamily(
+            "elman_read_symbols", "Symbols of prompts, by how they were read.", labels=["how"]
+        )
         for how, value in (("block", counts.blocks), ("step", counts.stepped), ("known", counts.known)):
             read.add_metric([how], value)
         yield read

@@ -21,6 +21,7 @@ from elman.tasks.tag import Tag
 from elman.tasks.task import Task
 
 _MANY = 2**20  # no body holds more
+_LONGEST = 100_000  # characters of a sequence, or of a word
 _PATHS = 1000  # drawn of a forecast
 _number = number(-1e30, 1e30)
 
@@ -53,17 +54,17 @@ def service(task: Task, model: Any, limits: Serving) -> Service:
     )  # fmt: skip
 
 
-def _word(value: Any, place: str) -> None:
-    text(10_000)(value, place)
+def _some(value: Any, place: str) -> None:
+    text(_LONGEST)(value, place)
     if not value:
-        raise Odd(place, "an empty text", "a word")
+        raise Odd(place, "an empty text", "at least a character")
 
 
 def _tag(task: Tag, model: Any) -> Service:
     def answer(said: dict[str, Any]) -> dict[str, Any]:
         return {"tags": task.tags(model, said["sentences"])}
 
-    return Service("tag", {"sentences": each(each(_word, _MANY), _MANY)}, ("sentences",), answer)
+    return Service("tag", {"sentences": each(each(_some, _MANY), _MANY)}, ("sentences",), answer)
 
 
 def _classify(task: Classify, model: Any) -> Service:
@@ -89,7 +90,7 @@ def _classify(task: Classify, model: Any) -> Service:
         }
 
     return Service(
-        "classify", {"sequences": each(text(_MANY) if symbols else numbers, _MANY)}, ("sequences",), answer
+        "classify", {"sequences": each(_some if symbols else numbers, _MANY)}, ("sequences",), answer
     )
 
 

@@ -31,7 +31,11 @@ def page(name: str, scheduler: Scheduler) -> Response:
         f"default-src 'none'; connect-src 'self'; style-src {_digest(style)}; script-src {_digest(script)}; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    headers = {"content-security-policy": policy, "cache-control": "no-cache", "referrer-policy": "no-referrer"}
+    headers = {
+        "content-security-policy": policy,
+        "cache-control": "no-cache",
+        "referrer-policy": "no-referrer",
+    }
     return Response(text.encode(), headers=headers, media_type="text/html; charset=utf-8")
 
 

@@ -234,7 +234,7 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self.changed:
-                busy = self._rows or self._reading or self._told
+                busy = self._rows or self._reading
                 if not busy and not self._new and not self._gone and self._closing is None:
                     self.changed.wait()
                 new, gone, closing = self._new, self._gone, self._closing
@@ -251,6 +251,7 @@ class Scheduler:
                 told, ended = self._told, self._ended
                 self._begin()
                 self._told, self._ended = told, ended
+                self._tell()
 
     def _turn(self, new: list[Job], gone: list[Job], closing: float | None) -> None:
         """At most a block, and a step."""
@@ -275,7 +276,8 @@ class Scheduler:
         self._tell()
 
     def _tell(self) -> None:
-        if not self._told or (now := time.monotonic()) - self._spoken < self._pace:
+        now = time.monotonic()
+        if not self._told or (self._rows and now - self._spoken < self._pace):
             return
         told, self._told, self._spoken = self._told, set(), now
         self._pace = _PACE + _PACE_EACH * len(told)
@@ -323,7 +325,9 @@ class Scheduler:
         """All that wait become rows, behind the others."""
         jobs, self._joining = self._joining, []
         states = [job.state or [] for job in jobs]
-        self._stream.add(state=fill(self._reader.structure, [torch.cat(parts) for parts in zip(*states, strict=True)]))
+        self._stream.add(
+            state=fill(self._reader.structure, [torch.cat(parts) for parts in zip(*states, strict=True)])
+        )
         for job in jobs:
             job.state = None
         asks = [job.ask for job in jobs]

@@ -22,6 +22,7 @@ from elman.serve.scheduler import Scheduler
 from elman.serve.settings import Serving
 from elman.tasks.task import Task
 
+_BACKLOG = 2048  # connections that wait to be taken
 _HEADERS = 2**15  # bytes of a request's head
 _SWITCH = 0.001  # seconds after which a thread lets another one compute: half a step
 
@@ -89,14 +90,19 @@ def made(task: Task, model: Any, name: str, limits: Serving) -> Serve:
 
 
 def listening(limits: Serving) -> socket.socket:
-    """A socket at the address. Raises InputError where there cannot be one."""
+    """A socket that listens at the address. Raises InputError where there cannot be one."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             limits.host, limits.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         found = socket.socket(family)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen(_BACKLOG)
+        except OSError:
+            found.close()
+            raise
         return found
     except OSError as error:
         raise InputError(
@@ -114,7 +120,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 serve.app(), http=protocol(limits), loop="asyncio", ws="none", lifespan="on", log_level=logging.WARNING,
-                access_log=False, server_header=False, proxy_headers=False, backlog=2048,
+                access_log=False, server_header=False, proxy_headers=False, backlog=_BACKLOG,
                 h11_max_incomplete_event_size=_HEADERS, timeout_keep_alive=int(limits.patience) + 1,
                 timeout_graceful_shutdown=int(limits.ending) + 1,
             )
@@ -130,7 +136,6 @@ def run(task: Task, model: Any, name: str, limits: Serving, tell: Callable[[str]
     """Serve until Ctrl-C or SIGTERM. tell: is given the address, once somebody listens there."""
     serve, listener = made(task, model, name, limits), listening(limits)
     host, port = listener.getsockname()[:2]
-    listener.listen(2048)
     at = f"[{host}]" if ":" in host else host
     tell(f"{serve.name} is served at http://{at}:{port}")
     before = sys.getswitchinterval()

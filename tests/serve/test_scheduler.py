@@ -198,7 +198,10 @@ def test_random_numbers_are_uniform_and_apart() -> None:
     assert abs(np.corrcoef(found[:-1].ravel(), found[1:].ravel())[0, 1]) < 0.03
 
 
-@given(st.lists(st.text("ab", max_size=3), max_size=12), st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3))
+@given(
+    st.lists(st.text("ab", max_size=3), max_size=12),
+    st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3),
+)
 def test_stops_are_found_where_they_first_end(pieces: list[str], stops: list[str]) -> None:
     text = "".join(pieces)
     ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
@@ -216,7 +219,9 @@ def test_stops_are_found_where_they_first_end(pieces: list[str], stops: list[str
         assert told + search.rest() == text
 
 
-@pytest.mark.parametrize(("kind", "size"), [("characters", None), ("bytes", None), ("bpe", 270), ("words", 12)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("characters", None), ("bytes", None), ("bpe", 270), ("words", 12)]
+)
 def test_symbols_are_spelled_as_they_are_decoded(kind: str, size: int | None) -> None:
     text = "It isn't so,\n\nis it? naïve ☃ cats' 3.5."
     tokenizer = Tokenizer.of(kind, text, size)
