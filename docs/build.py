@@ -35,6 +35,7 @@ GUIDES = [
     "memory",
     "drop_ins",
     "export",
+    "serving",
     "language_models",
     "tag",
     "autoencode",

@@ -197,7 +197,7 @@ class Choice:
 
     def __init__(self, job: Job, index: int, echo: str, tokenizer: Tokenizer) -> None:
         self.job, self.index, self.tokenizer = job, index, tokenizer
-        self._told, self._echo, self._at = False, echo, 0 if echo or job.ask.of_prompt else 0
+        self._echo, self._at = echo, 0
 
     def more(self) -> tuple[str, dict[str, Any] | None]:
         """(text, logprobs) since the last call."""

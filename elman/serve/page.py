@@ -1,5 +1,5 @@
-"""The page at /: type, let the model write on, and watch its units. One file, with the styles and the strips of cells of
-the page that `elman export --to html` writes."""
+"""The page at /: type, let the model write on, and watch its units. One file, with the styles and the strips of cells
+of the page that `elman export --to html` writes."""
 
 from __future__ import annotations
 

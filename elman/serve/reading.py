@@ -2,9 +2,9 @@
 
 A state has the bits that single steps of a stream make, whichever way it came about: so a text is the same whether its
 beginning was read, written or remembered, and whatever else went on. The planned pass takes products over all rows of a
-block, whose sums a library may take in another order. Whether it does depends on the shapes alone, and blocks are all of
-one shape: a probe when the server starts compares both ways to the last bit. Where they differ (a norm between layers,
-which the pass takes with PyTorch's kernel) prompts are read by the batch's steps alone.
+block, whose sums a library may take in another order. Whether it does depends on the shapes alone, and blocks are all
+of one shape: a probe when the server starts compares both ways to the last bit. Where they differ (a norm between
+layers, which the pass takes with PyTorch's kernel) prompts are read by the batch's steps alone.
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ def drawn(logits: np.ndarray, temperature: np.ndarray, top_p: np.ndarray, u: np.
     """int64 [B]: in each row the first symbol at which the sum of the probabilities up to it passes u; -1 where logits
     are no numbers.
 
-    logits: [B, V], float32 or float64; minus infinity for what is never drawn. temperature, top_p, u: [B]; a temperature
-    below `GREEDY` takes the likeliest symbol, top_p is drawn from the likeliest symbols that together have it.
+    logits: [B, V], float32 or float64; minus infinity for what is never drawn. temperature, top_p, u: [B]; a
+    temperature below `GREEDY` takes the likeliest symbol, top_p is drawn from the likeliest symbols that together
+    have it.
     """
     greedy = temperature < GREEDY
     z = logits - logits.max(1, keepdims=True)

@@ -47,9 +47,9 @@ class Ask:
     """One text to be written.
 
     prompt: int64 [P], P >= 1. most: symbols to write. seed: None for one that nobody knows; choice: which of several
-    texts of one seed. stop: texts before which it ends. logprobs: how many of the likeliest symbols are told beside each
-    (None: none are, nor the probability of the symbol itself); of_prompt: of the prompt's symbols too. watched: whether
-    the units of the state are told now and then.
+    texts of one seed. stop: texts before which it ends. logprobs: how many of the likeliest symbols are told beside
+    each (None: none are, nor the probability of the symbol itself); of_prompt: of the prompt's symbols too. watched:
+    whether the units of the state are told now and then.
     """
 
     prompt: np.ndarray
@@ -188,7 +188,8 @@ class Scheduler:
             if len(self._open) + len(jobs) > self.most:
                 raise Busy(
                     what="as many texts are being written as there may be", where="submit",
-                    got=f"{len(self._open)} and {len(jobs)} more", expected=f"at most {self.most}", mend="try again later",
+                    got=f"{len(self._open)} and {len(jobs)} more", expected=f"at most {self.most}",
+                    mend="try again later",
                 )  # fmt: skip
             self._new += jobs
             self._open.update(jobs)
