@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
         limits = serve.limits
         super().__init__(
             uvicorn.Config(
-                serve.app(), http=protocol(limits), loop="asyncio", ws="none", lifespan="on", log_level=logging.WARNING,
+                serve.app(), http=protocol(limits), loop="asyncio", ws="none", lifespan="on", log_level=logging.ERROR,
                 access_log=False, server_header=False, proxy_headers=False, backlog=_BACKLOG,
                 h11_max_incomplete_event_size=_HEADERS, timeout_keep_alive=int(limits.patience) + 1,
                 timeout_graceful_shutdown=int(limits.ending) + 1,
