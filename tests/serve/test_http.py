@@ -21,7 +21,14 @@ from typer.testing import CliRunner
 
 import elman
 from elman.app import cli
+from elman.data.schema import Odd
+from elman.data.series import Columns, panel_of, table_of
+from elman.data.tagged import Sentence
 from elman.errors import DataError, InputError
+from elman.models import forecasting, tagger
+from elman.models.coding import Coding
+from elman.models.sequence_classifier import SequenceClassifier
+from elman.serve import others
 from elman.serve.http import read_keys
 from elman.serve.others import service
 from elman.serve.scheduler import Ask, Scheduler
@@ -277,36 +284,42 @@ def test_strange_bytes_and_many_connections(served: SimpleNamespace) -> None:
 # --- other tasks ------------------------------------------------------------------------------------------------------
 
 
-def test_other_tasks() -> None:
-    limits, x, y = Serving(tokens=100), ["ab", "ba", "aab", "bba"] * 5, ["a", "b"] * 10
-    model = elman.models.Classifier(hidden=4, layers=1, embedding=3, steps=1, seed=0).fit(x, y)
-    classify = service(Classify(model.model_.coding), model.model_, limits)
+def test_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(others, "_PATHS", 20)
+    limits, small = Serving(tokens=100), {"cell": "elman", "hidden": 4, "layers": 1}
+    coding = Coding.of(["ab", "ba"], ["a", "b"])
+    network = SequenceClassifier(coding.inputs, 2, True, embedding=3, **small).eval()
+    classify = service(Classify(coding), network, limits)
     said = classify.answer({"sequences": ["ab", "abba", "☃"]})
-    assert said["labels"] == model.predict(["ab", "abba", "☃"]).tolist()
-    shares = [list(row.values()) for row in said["probabilities"]]
-    torch.testing.assert_close(
-        torch.tensor(shares).double(), torch.tensor(model.predict_proba(["ab", "abba", "☃"])).double()
-    )
-    words = [["the", "cat"], ["a", "rat", "sat"]] * 4
-    tags = [["D", "N"], ["D", "N", "V"]] * 4
-    tagger = elman.models.Tagger(hidden=4, layers=1, embedding=3, spelling=3, steps=1, seed=0).fit(
-        words, tags
-    )
-    tag = service(Tag(tagger.lexicon), tagger.network, limits)
-    assert tag.answer({"sentences": words}) == {"tags": tagger.predict(words)}
-    frame = {"unique_id": ["a"] * 60, "ds": list(range(60)), "y": [float(k % 5) for k in range(60)]}
-    forecaster = elman.models.Forecaster(horizon=4, hidden=4, steps=1, seed=0).fit(frame)
-    forecast = service(Forecast(forecaster.form, forecaster._series(None)), forecaster.network, limits)
-    assert forecast.answer({"columns": frame, "horizon": 3}) == {"columns": forecaster.predict(3, frame)}
+    for k, one in enumerate(["ab", "abba", "☃"]):
+        x = coding.sequence(one)
+        right = network(x[:, None], torch.tensor([len(x)])).softmax(1)[0].tolist()
+        assert list(said["probabilities"][k].values()) == pytest.approx(right, abs=1e-6)
+        assert said["labels"][k] == coding.labels[right.index(max(right))]
+    assert classify.answer({"sequences": []}) == {"labels": [], "probabilities": []}
+    words, tags = ["a", "rat", "sat"], ("D", "N", "V")
+    how = {**small, "embedding": 3, "spelling": 3}
+    lexicon, reads = tagger.new([Sentence(tuple(words), tags, "here", (0, 1, 2))], 0, None, how)
+    tag, one = service(Tag(lexicon), reads, limits), elman.models.Tagger()
+    one._learnt = reads.eval(), lexicon
+    assert tag.answer({"sentences": [words, words[:1]]}) == {"tags": one.predict([words, words[:1]])}
+    columns = Columns()
+    frame = {"ds": list(range(60)), "y": [float(k % 5) for k in range(60)]}
+    panel = panel_of([table_of(frame, columns)], columns)
+    form = forecasting.form_of(panel, "gaussian", 5, None, 4)
+    forecast = service(Forecast(form, panel), forecasting.begun(form, panel, "gaussian", **small)[0], limits)
+    later = forecast.answer({"columns": {**frame, "ds": list(range(3, 63))}, "horizon": 3})["columns"]
+    assert later["ds"] == ["63", "64", "65"]
+    assert later["mean"] == pytest.approx([0, 1, 2], abs=0.5)
     assert forecast.answer({})["columns"]["ds"] == ["60", "61", "62", "63"]
-    with pytest.raises(Exception, match="at most 100"):
+    with pytest.raises(Odd, match="at most 100"):
         forecast.answer({"horizon": 101})
-    for one, field in ((classify, "sequences"), (tag, "sentences"), (forecast, "horizon")):
+    for each, field in ((classify, "sequences"), (tag, "sentences"), (forecast, "horizon")):
         for value in (7.5, [7], [[""]], None, "x"):
-            with pytest.raises(Exception, match="expected"):
-                one.fields[field](value, field)
+            with pytest.raises(Odd, match="expected"):
+                each.fields[field](value, field)
     with pytest.raises(InputError, match="not served"):
-        service(Autoencode.__new__(Autoencode), model.model_, limits)
+        service(Autoencode.__new__(Autoencode), network, limits)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
