@@ -251,6 +251,17 @@ def test_who_goes_away_frees_his_rows_and_who_comes_too_late_is_told(served: Sim
     assert ask(served, {"prompt": "a", "max_tokens": 1})[0] == 200
 
 
+def test_a_body_in_pieces_has_a_limit_too(served: SimpleNamespace) -> None:
+    pieces = (b" " * 1000 for _ in range(1000))
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=WAIT)
+    how = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it does not read to the end
+        connection.request("POST", "/v1/completions", pieces, how, encode_chunked=True)
+        assert connection.getresponse().status == 413
+    connection.close()
+    assert served.scheduler.open == 0
+
+
 def test_who_sends_slowly_or_takes_slowly_is_let_go(served: SimpleNamespace) -> None:
     half_open = socket.create_connection(("127.0.0.1", served.port), timeout=WAIT)
     half_open.sendall(b"GET /health HT")
