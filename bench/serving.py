@@ -29,6 +29,10 @@ LETTERS = "".join(map(chr, range(32, 97)))  # 65, and <unk>
 PROMPT = "THE RECURRENT NETWORK READS THIS BEFORE IT WRITES ON. "
 
 
+def fast(figures: dict[str, float]) -> float:
+    return figures["thousand symbols a second"]
+
+
 class Wrong(RuntimeError):
     """The server answered otherwise than it should."""
 

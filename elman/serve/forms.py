@@ -274,8 +274,9 @@ class Answer:
                 continue
             more = b"" if one.job.units is None else b',"units":' + dumped(one.job.units)
             one.job.units = None
+            said_of = reason if reason in ("stop", "length") else None  # of others an error tells
             yield self._before[k] + dumped(said) + b',"logprobs":%s,"finish_reason":%s%s}]}\n\n' % (
-                dumped(logprobs), dumped(reason), more,
+                dumped(logprobs), dumped(said_of), more,
             )  # fmt: skip
             if reason is not None:
                 self._ended.add(k)

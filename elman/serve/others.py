@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from elman.tasks.task import Task
 
 _MANY = 2**20  # no body holds more
 _LONGEST = 100_000  # characters of a sequence, or of a word
+_SERIES = 100  # of a request: each may be some hundred thousand steps of gaps
+_SPELLED = 10  # characters of words, of which each is as long as the longest, for a step of a sequence
 _PATHS = 1000  # drawn of a forecast
 _number = number(-1e30, 1e30)
 
@@ -41,9 +43,9 @@ def service(task: Task, model: Any, limits: Serving) -> Service:
     """Of a run. Raises InputError for a task that is not served."""
     model.eval()
     if isinstance(task, Tag):
-        return _tag(task, model)
+        return _tag(task, model, limits)
     if isinstance(task, Classify):
-        return _classify(task, model)
+        return _classify(task, model, limits)
     if isinstance(task, Forecast):
         return _forecast(task, model, limits)
     if isinstance(task, ForecastFrames):
@@ -60,14 +62,17 @@ def _some(value: Any, place: str) -> None:
         raise Odd(place, "an empty text", "at least a character")
 
 
-def _tag(task: Tag, model: Any) -> Service:
+def _tag(task: Tag, model: Any, limits: Serving) -> Service:
     def answer(said: dict[str, Any]) -> dict[str, Any]:
+        words = [word for words in said["sentences"] for word in words]
+        _fit(said["sentences"], limits.prompt, "sentences")
+        _fit(words, _SPELLED * limits.prompt, "words")
         return {"tags": task.tags(model, said["sentences"])}
 
     return Service("tag", {"sentences": each(each(_some, _MANY), _MANY)}, ("sentences",), answer)
 
 
-def _classify(task: Classify, model: Any) -> Service:
+def _classify(task: Classify, model: Any, limits: Serving) -> Service:
     symbols = task.coding.characters is not None
     inputs = model.settings["inputs"]
     steps = each(each(_number, inputs), _MANY)
@@ -78,6 +83,7 @@ def _classify(task: Classify, model: Any) -> Service:
             raise Odd(place, "other steps", f"steps of {inputs} numbers each, at least one")
 
     def answer(said: dict[str, Any]) -> dict[str, Any]:
+        _fit(said["sequences"], limits.prompt, "sequences")
         given = [one if symbols else torch.tensor(one, dtype=torch.float32) for one in said["sequences"]]
         if not given:
             return {"labels": [], "probabilities": []}
@@ -101,6 +107,8 @@ def _forecast(task: Forecast, model: Any, limits: Serving) -> Service:
         columns, horizon = said.get("columns"), said.get("horizon", form.horizon)
         panel = task.panel
         if columns is not None:
+            if (count := len(set(map(str, columns.get(form.columns.id, ()))))) > _SERIES:
+                raise Odd(f"columns.{form.columns.id}", f"{count:,} series", f"at most {_SERIES}")
             panel = panel_of([table_of(columns, form.columns)], form.columns, form.grid)
         _few(len(panel.series) * horizon, limits)
         made = ahead(model, form, panel, horizon, _PATHS, said.get("seed", 0))
@@ -131,6 +139,17 @@ def _frames(task: ForecastFrames, model: Any, limits: Serving) -> Service:
 
     fields = {"frames": rolls, "horizon": whole(1, limits.tokens), "seed": whole(0, 2**63 - 1)}
     return Service("forecast", fields, (), answer)
+
+
+def _fit(parts: Sequence[Any], most: int, place: str) -> None:
+    """Raise Odd for more than so many steps, each part having as many as the longest one: it takes their memory."""
+    longest = max(map(len, parts), default=0)
+    if len(parts) * longest > most:
+        raise Odd(
+            place,
+            f"{len(parts):,}, the longest of {longest:,}",
+            f"at most {most:,}, each being as long as that",
+        )
 
 
 def _few(count: int, limits: Serving) -> None:

@@ -323,8 +323,14 @@ def test_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert later["ds"] == ["63", "64", "65"]
     assert later["mean"] == pytest.approx([0, 1, 2], abs=0.5)
     assert forecast.answer({})["columns"]["ds"] == ["60", "61", "62", "63"]
-    with pytest.raises(Odd, match="at most 100"):
-        forecast.answer({"horizon": 101})
+    for one, asked in (
+        (forecast, {"horizon": 101}),
+        (forecast, {"columns": {"unique_id": [*range(200)], "ds": [1] * 200, "y": [1.0] * 200}}),
+        (classify, {"sequences": ["a" * 99, *["b"] * 2000]}), (tag, {"sentences": [["a"] * 400, *[["b"]] * 400]}),
+        (tag, {"sentences": [["a" * 1000, *["b"] * 2000]]}),
+    ):  # fmt: skip
+        with pytest.raises(Odd, match="at most"):
+            one.answer(asked)
     for each, field in ((classify, "sequences"), (tag, "sentences"), (forecast, "horizon")):
         for value in (7.5, [7], [[""]], None, "x"):
             with pytest.raises(Odd, match="expected"):
