@@ -72,6 +72,12 @@ def main(
     streamed: Annotated[
         bool, typer.Option("--streams", help="only this: streams beside ONNX Runtime, tokens a second")
     ] = False,
+    served: Annotated[
+        bool,
+        typer.Option(
+            "--serving", help="only this: a server under load, its memory, clients that behave badly"
+        ),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="three cells, one shape, three rounds, no overheads")
     ] = False,
@@ -107,8 +113,20 @@ def main(
         report.online(steps)
     if streamed:
         report.streams(seconds)
+    if served:
+        report.serving()
     if not (
-        streamed or online or tangent or against or beside or alone or ragged or others or language or memory
+        streamed
+        or served
+        or online
+        or tangent
+        or against
+        or beside
+        or alone
+        or ragged
+        or others
+        or language
+        or memory
     ):
         chosen, sizes = (cells or ",".join(ENTRIES)).split(","), (shapes or SHAPES).split(",")
         report.rows(chosen, sizes, steps, repeats, seconds)

@@ -22,6 +22,7 @@ from bench import (
     others,
     overhead,
     ragged,
+    serving,
     streams,
     tables,
     tangents,
@@ -176,6 +177,30 @@ class Report:
         self.made["online"] = [run.__dict__ for run in found]
         words = f"GRU, B {online.B}, H {online.H}: what came in {online.LAG} steps ago, {steps:,} steps"
         self.console.print(tables.of_online(words, found))
+
+    def serving(self) -> None:
+        """A server of a language model under load."""
+        try:
+            with serving.server() as (port, _):
+                rounds = [serving.one_at_a_time() for _ in range(3)]
+                found = {"torch.nn, one at a time": max(rounds, key=serving.fast)}
+                for clients in serving.CLIENTS:
+                    with self.console.status(f"{clients} clients"):
+                        rounds = [serving.loaded(port, clients) for _ in range(3)]
+                        found[f"{clients} clients"] = max(rounds, key=serving.fast)
+                with self.console.status("clients that behave badly"):
+                    found["32, beside 180 that behave badly"] = serving.badly(port)
+                    found["900 idle connections"] = {"/health, ms": 1e3 * serving.connections(port)}
+            with serving.server("--kept", "4 MB") as (port, process), self.console.status("memory"):
+                grown = {"MB": serving.memory(port, process)}
+        except serving.Wrong as reason:
+            self.wrong.append(str(reason))
+            return
+        self.made |= {"serving": found, "memory of a server": grown}
+        self.console.print(
+            tables.of_streams("GRU of 256 over 66 characters, the best of three rounds", "", found)
+        )
+        self.console.print(tables.of_streams("memory of the server along 10,000 requests", "", grown))
 
     def streams(self, seconds: float) -> None:
         """One step after another beside other runtimes, and tokens a second of many rows."""

@@ -36,6 +36,7 @@ GUIDES = [
     "memory",
     "drop_ins",
     "export",
+    "serving",
     "language_models",
     "tag",
     "autoencode",

@@ -50,6 +50,7 @@ ROOMS = (
     "dynamics",
     "verify",
     "tasks",
+    "serve",
     "app",
     "__main__",
 )

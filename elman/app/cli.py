@@ -17,6 +17,8 @@ from elman.app.exporting import HELP, Export
 from elman.app.last import plain, told
 from elman.app.options import command
 from elman.app.seeing import Cell, RunFolder, Trust, draw, explain, verify
+from elman.app.serving import HELP as SERVE
+from elman.app.serving import Serve
 from elman.errors import InputError
 from elman.tasks import TASKS
 from elman.tasks.settings import COUNT, SIZE
@@ -341,6 +343,7 @@ app.command()(explain)
 app.command()(draw)
 app.command()(verify)
 app.command("export", cls=Export, help=HELP)(lambda: None)
+app.command("serve", cls=Serve, help=SERVE)(lambda: None)
 
 
 @app.command()

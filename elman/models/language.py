@@ -227,6 +227,11 @@ class LanguageModel(Budget, nn.Module):
         h, after = self.stack.step(self._embedded(x, context), state)
         return self.readout(self._checked(self.dropout(h))), tuple(after)
 
+    def read(self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None) -> tuple:
+        """The state of `forward` alone, without any logits. x int64 [T, B]."""
+        self.stack.training = self.training
+        return tuple(self.stack(self._embedded(x, context), state)[1])
+
     def stream(
         self, batch: int | None = None, state: tuple | None = None, weights: str | None = None
     ) -> Stream:

@@ -224,7 +224,7 @@ class Tag(Task):
         return measure(model, data.part(_LOOKED) if quick else data)
 
     def sample(self, model: Any) -> str:
-        tags = self._tags(model, [self.shown])[0]
+        tags = self.tags(model, [self.shown])[0]
         return " ".join(f"{word}/{name}" for word, name in zip(self.shown, tags, strict=True))
 
     # --- what is said ------------------------------------------------------------------------------------------------
@@ -274,24 +274,25 @@ class Tag(Task):
                 yield from self._filled(model, file, COLUMNS[said["column"]])
             elif suffix in JSON:
                 for some in _blocks(read_json(file, tagged=False)):
-                    tags = self._tags(model, [one.words for one in some])
+                    tags = self.tags(model, [one.words for one in some])
                     for one, own in zip(some, tags, strict=True):
                         yield json.dumps({"words": one.words, "tags": own}, ensure_ascii=False)
             else:
                 for some in _blocks(read_words(file), 1 if str(file) == STDIN else _BLOCK):
-                    yield from map(" ".join, self._tags(model, some))
+                    yield from map(" ".join, self.tags(model, some))
 
     def _filled(self, model: Any, file: Path, column: int) -> Iterator[str]:
         """The lines of CoNLL-U, with tags of ours in a column."""
         for some in _blocks(_paragraphs(file)):
             rows = [[conllu_row(line, f"{file}:{number}") for number, line in one] for one in some]
-            found = iter(self._tags(model, [[row[1] for row in one if row] for one in rows]))
+            found = iter(self.tags(model, [[row[1] for row in one if row] for one in rows]))
             for one, lines in zip(rows, some, strict=True):
                 tags = iter(next(found))
                 for row, (_, line) in zip(one, lines, strict=True):
                     yield line if row is None else "\t".join([*row[:column], next(tags), *row[column + 1 :]])
 
-    def _tags(self, model: Any, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+    def tags(self, model: Any, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Of each sentence the tags of its words."""
         forms = Forms(self.lexicon)
         found = tag(model, forms, [forms.rows(words) for words in sentences])
         return [[self.lexicon.tags[k] for k in one.tolist()] for one in found]
