@@ -27,13 +27,17 @@ def directions(rnn: elman.Recurrent, inputs: Inputs, among: tuple[str, ...] = ()
     }
 
 
-def pushed(run: Callable[..., Any], rnn: elman.Recurrent, inputs: Inputs, way: Named, **said: Any) -> Named:
+def pushed(
+    run: Callable[..., Any], rnn: elman.Recurrent, inputs: Inputs, way: Named, *, training: bool = False, **said: Any
+) -> Named:  # fmt: skip
     """The directions in which the results of a call change; None for what does not.
 
     run: `ours` or `theirs` of `compare` or `ragged`. way: of `directions`; the teacher's is that of its name.
+    training: what comes out has gradients; else the tangent alone is traced, and not its backward.
     """
 
     def dual(name: str, value: Any) -> Any:
+        value = value if training or not isinstance(value, Tensor) else value.detach()
         along = way.get(name)
         return value if along is None else forward_ad.make_dual(value, along)
 
