@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 import elman
 from elman import noise
+from elman.caches import Recent
 from elman.engines import Engine, LoopResult, native
 from elman.engines.reference import Reference
 from elman.errors import InputError, InputTypeError, TraceError
@@ -29,16 +30,14 @@ from tests.cases import CASES
 from tests.pairwise import with_more
 
 Tensor = torch.Tensor
-GRU = elman.cells.GRU(3, 4)
+CELL = elman.cells.Elman(3, 4)
 X = torch.zeros(2, 3)
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    """What is put wrong on purpose stays in programs that layers share."""
-    programs._SHARED.clear()
-    yield
-    programs._SHARED.clear()
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put wrong on purpose stays in programs that layers share: not in those of other tests."""
+    monkeypatch.setattr(programs, "_SHARED", Recent(256))
 
 
 def example(name: str, rows: int = 4) -> tuple[Any, ...]:
@@ -82,7 +81,7 @@ def test_a_right_cell_is_right(name: str) -> None:
 
 
 def test_what_is_checked() -> None:
-    report = elman.verify(GRU, X)
+    report = elman.verify(CELL, X)
     ways = [
         "whole",
         "in reverse",
@@ -237,7 +236,7 @@ FAULTS: dict[str, tuple[Engine, set[str]]] = {
 @pytest.mark.parametrize("when", with_more([*FAULTS][::3], [w for i, w in enumerate(FAULTS) if i % 3]))
 def test_a_wrong_engine_is_found(when: str) -> None:
     engine, ways = FAULTS[when]
-    report = elman.verify(GRU, X, engines=["reference", engine])
+    report = elman.verify(CELL, X, engines=["reference", engine])
     assert not report.ok
     assert parts(report) == set(), "the right engine is right"
     assert {way for way, _ in parts(report, "wrong")} >= ways
@@ -252,7 +251,7 @@ def test_a_start_that_leaks_over_a_reset_is_found(monkeypatch: pytest.MonkeyPatc
 
     right = Layout.start
     monkeypatch.setattr(Layout, "start", leaking)
-    report = elman.verify(GRU, X, engines=["reference"])
+    report = elman.verify(CELL, X, engines=["reference"])
     assert {way for way, _ in parts(report)} == {"resets", "all of these in reverse"}
 
 
@@ -263,10 +262,12 @@ def test_a_padding_that_is_looked_at_is_found(monkeypatch: pytest.MonkeyPatch) -
 
     right = Layout.unpack
     monkeypatch.setattr(Layout, "unpack", unpack)
-    assert ("lengths", "outputs") in parts(elman.verify(GRU, X, engines=["reference"]))
+    assert ("lengths", "outputs") in parts(elman.verify(CELL, X, engines=["reference"]))
 
 
-def test_noise_that_is_another_in_the_backward_pass_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_that_is_another_in_the_backward_pass_is_found(
+    fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def other(port: Any, index: int, seed: int, *place: int) -> Tensor:
         return right(port, index, seed + next(calls) % 2, *place)
 
@@ -279,17 +280,17 @@ def test_noise_that_is_another_in_the_backward_pass_is_found(monkeypatch: pytest
 ADJOINT = sys.modules["elman.adjoint"]  # the function of that name hides it
 
 
-def test_a_wrong_rule_of_the_adjoint_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rule_of_the_adjoint_is_found(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all that flows into a value, one part is forgotten."""
     monkeypatch.setattr(ADJOINT, "_added", lambda graph, terms: terms[0])
-    report = elman.verify(GRU, X, engines=["reference"])
+    report = elman.verify(CELL, X, engines=["reference"])
     assert {("whole", "d state"), ("whole", "d parameters"), ("lengths", "d inputs")} <= parts(report)
     assert "outputs" not in {part for _, part in parts(report)}
 
 
-def test_a_wrong_second_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_second_derivative_is_found(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ADJOINT, "_sum", lambda inputs, entries: inputs[entries[0].port.name])
-    report = elman.verify(GRU, X, engines=["reference"])
+    report = elman.verify(CELL, X, engines=["reference"])
     assert {way for way, _ in parts(report)} == {"second derivatives"}
 
 
@@ -303,7 +304,7 @@ def test_a_cell_that_cannot_be_traced() -> None:
     with pytest.raises(InputTypeError, match="a cell is"):
         elman.verify(3, X)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no such engine"):
-        elman.verify(GRU, X, engines=["fast"])
+        elman.verify(CELL, X, engines=["fast"])
     with pytest.raises(InputError, match="no numbers"):
         elman.verify(elman.cells.GRU(3, 4).to("meta"), X.to("meta"))
 
@@ -313,19 +314,19 @@ def test_a_cell_that_cannot_be_traced() -> None:
 
 @pytest.mark.conformance
 def test_the_table_fits_and_says_what_is_wrong() -> None:
-    report = elman.verify(GRU, X, engines=["reference", Wrong(nudge)])
+    report = elman.verify(CELL, X, engines=["reference", Wrong(nudge)])
     said = str(report)
     assert max(map(len, said.splitlines())) <= 100
-    assert said.startswith("GRU is WRONG: ")
+    assert said.startswith("Elman is WRONG: ")
     assert re.search(
         r"wrong: whole: outputs: \d\.\de-\d+, at most 1\.0e-10 \(outputs at T \d+, B \d+\)", said
     )
     assert "✗ " in said
-    assert "✗ " not in str(elman.verify(GRU, X, engines=["reference"]))
+    assert "✗ " not in str(elman.verify(CELL, X, engines=["reference"]))
 
 
 def test_a_report_is_as_good_as_its_checks() -> None:
-    circuit = elman.trace(GRU, X)
+    circuit = elman.trace(CELL, X)
     right = Check("native", "whole", "outputs", True, 1e-16, 1e-10, "outputs at T 2, B 3")
     unknown = Check("native", "resets", "", None, None, None, "nobody knows")
     wrong = dataclasses.replace(right, passed=False, difference=1.0)
@@ -344,7 +345,7 @@ def test_a_report_is_as_good_as_its_checks() -> None:
 
 
 def test_a_page_holds_nothing_but_what_it_says(tmp_path: Path) -> None:
-    circuit = elman.trace(GRU, X)
+    circuit = elman.trace(CELL, X)
     evil = "<script>alert(1)</script>"
     checks = (
         Check(evil, evil, "outputs", False, 1.0, 1e-10, evil),
@@ -364,9 +365,9 @@ def test_a_page_holds_nothing_but_what_it_says(tmp_path: Path) -> None:
         Report("GRU", checks, circuit, {}).save(tmp_path / "no" / "report.html")
 
 
-def test_without_the_compiled_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_compiled_part(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.Native, "supports", lambda *_: "it is not built")
-    report = elman.verify(GRU, X)
+    report = elman.verify(CELL, X)
     assert report
     assert report.engines == {
         "native": "engine 'native' cannot run this loop: it is not built",
