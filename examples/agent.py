@@ -18,7 +18,7 @@ B, T, GAMMA = 64, 16, 0.9  # corridors side by side, steps of a window, discount
 
 def main(small: bool = False) -> None:
     torch.manual_seed(0)
-    longest, windows, enough = (4, 100, 0.8) if small else (10, 500, 0.9)
+    longest, windows, enough = (4, 50, 0.8) if small else (10, 500, 0.9)
     rnn, head = elman.Recurrent(elman.cells.GRU(3, 32)), torch.nn.Linear(32, 4)  # on, left, right; value
     optimizer = torch.optim.Adam([*rnn.parameters(), *head.parameters()], lr=1e-2)
     place, length, sign = torch.zeros(B).long(), torch.randint(2, longest + 1, (B,)), torch.randint(2, (B,))

@@ -28,7 +28,7 @@ class Decoder(torch.nn.Module):
 
 def main(small: bool = False) -> None:
     torch.manual_seed(0)
-    longest, updates, enough = (3, 150, 0.6) if small else (8, 1000, 0.85)
+    longest, updates, enough = (3, 110, 0.6) if small else (8, 1000, 0.85)
     forward, backward, decoder = elman.cells.GRU(11, 32), elman.cells.GRU(11, 32), elman.Recurrent(Decoder())
     encoder = elman.Bidirectional(forward, backward)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=5e-3)

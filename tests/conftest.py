@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from elman.recurrent import programs
 from tests import pairwise
 from tests.cases import CASES
 
@@ -27,6 +28,9 @@ torch.set_num_threads(THREADS)
 
 # PyTorch keeps a journal of what it does with symbolic sizes; with pytest listening, that is a third of every trace.
 logging.getLogger("torch.__trace").setLevel(logging.CRITICAL)
+
+# Tests meet more cells than a program does: none is traced again because others have been met in between.
+programs._SHARED.limit = 1024
 
 # Scratch memory of the native engine is full of NaN at the beginning of every call: a value that is read before it is
 # written shows in the result.

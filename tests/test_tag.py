@@ -336,7 +336,7 @@ def test_figures_tell_words_that_were_seen_from_others() -> None:
 )
 def test_a_tagger_learns_is_saved_and_found_again(tmp_path: Path, how: dict[str, Any]) -> None:
     words, tags = toy()
-    tagger = Tagger(**{**SMALL, **how}, steps=150, average=0.9, patience=None).fit(words, tags)
+    tagger = Tagger(**{**SMALL, **how}, steps=80, average=0.9, patience=None).fit(words, tags)
     assert tagger.score(words, tags) > (0.99 if how.get("both", True) else 0.95)
     assert tagger.predict([["the", "hops"], []]) == [["DET", "NOUN"], []]  # a word that it never saw
     tagger.save_pretrained(tmp_path / "saved")
@@ -447,7 +447,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tagged")
     valid = two_columns(folder, *toy(10), "valid.txt")
     said = elman(
-        "train", "tag", two_columns(folder, *toy()), "--valid", valid, *OPTIONS, "--steps", "150", "--quiet", "--out",
+        "train", "tag", two_columns(folder, *toy()), "--valid", valid, *OPTIONS, "--steps", "80", "--quiet", "--out",
         folder / "run",
     )  # fmt: skip
     assert said.status == 0, said.err

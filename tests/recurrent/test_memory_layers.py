@@ -41,7 +41,7 @@ class Learned(nn.Module):
 
 
 def stack(**options: Any) -> elman.Stack:
-    layers = map(elman.Recurrent, (cells.GRU(5, 5), cells.LSTM(5, 5), Learned(5)))
+    layers = map(elman.Recurrent, (cells.Elman(5, 5), cells.LSTM(5, 5), Learned(5)))
     return elman.Stack(*layers, batch_first=False, **options).double()
 
 
@@ -49,12 +49,12 @@ LAYERS = {
     "stack": stack,
     "residual": lambda: stack(residual=True),
     "norms": lambda: stack(norms=[nn.LayerNorm(5), nn.LayerNorm(5)]),
-    "both": lambda: elman.Bidirectional(cells.GRU(5, 5), cells.LSTM(5, 5), batch_first=False).double(),
+    "both": lambda: elman.Bidirectional(cells.Elman(5, 5), cells.LSTM(5, 5), batch_first=False).double(),
     "both below": lambda: elman.Stack(
-        elman.Bidirectional(cells.GRU(5, 5), cells.GRU(5, 5)), elman.Recurrent(cells.GRU(10, 5)), batch_first=False
+        elman.Bidirectional(cells.Elman(5, 5), cells.Elman(5, 5)), elman.Recurrent(cells.Elman(10, 5)), batch_first=False
     ).double(),
     "nested": lambda: elman.Stack(
-        elman.Stack(elman.Recurrent(cells.GRU(5, 5))), elman.nn.LSTM(5, 5), batch_first=False
+        elman.Stack(elman.Recurrent(cells.Elman(5, 5))), elman.nn.LSTM(5, 5), batch_first=False
     ).double(),
     "nn.RNN": lambda: elman.nn.RNN(5, 6, 2).double(),
     "nn.LSTM": lambda: elman.nn.LSTM(5, 6, 2, bidirectional=True).double(),
