@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 V, T, B = 3, 4, 2
 CELLS = [
-    "gru",
+    "elman",
     "lstm",
     "layer_norm_rnn",
     "delayed_rnn",
