@@ -42,7 +42,7 @@ def batch(model: AutoencoderNetwork) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def words() -> Autoencoder:
     """Has learnt words of up to three of three letters."""
-    return Autoencoder(24, embedding=8, steps=400, batch=16, lr=0.02, seed=1).fit(WORDS[1:])
+    return Autoencoder(24, embedding=8, steps=250, batch=16, lr=0.02, seed=1).fit(WORDS[1:])
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_a_jacobian_is_that_of_torch_func(cell: nn.Module) -> None:
 
 def test_a_stack_is_one_map() -> None:
     torch.manual_seed(0)
-    stack = elman.Stack(*map(elman.Recurrent, (elman.cells.GRU(3, 4), elman.cells.LSTM(4, 2)))).double()
+    stack = elman.Stack(*map(elman.Recurrent, (elman.cells.Elman(3, 4), elman.cells.LSTM(4, 2)))).double()
     x = torch.randn(2, 3, dtype=F64)
     state = (torch.randn(2, 4, dtype=F64), (torch.randn(2, 2, dtype=F64), torch.randn(2, 2, dtype=F64)))
     found = jacobian(stack, x, state)

@@ -212,7 +212,7 @@ def test_hooks_clipping_and_compile() -> None:
     assert seen == [(T, B, H)]
     with torch._dynamo.config.patch(allow_rnn=True):
         for kind in KINDS:
-            theirs, ours = pair(kind, num_layers=2)
+            theirs, ours = pair(kind, num_layers=2 if kind == "RNN" else 1)
             compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
             torch.testing.assert_close(compiled(x)[0], theirs(x)[0])
             made = torch.autograd.grad(compiled(x)[0].square().sum(), list(ours.parameters()))

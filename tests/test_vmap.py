@@ -115,7 +115,7 @@ def test_the_step_runs_without_a_loop_over_examples() -> None:
 
 
 def test_ragged_and_reversed() -> None:
-    rnn = elman.Recurrent(CASES["gru"].make().double(), reverse=True)
+    rnn = elman.Recurrent(CASES["elman"].make().double(), reverse=True)
     x, lengths = torch.randn(V, T, B, 5, dtype=torch.float64), torch.tensor([4, 2])
     reset = torch.zeros(T, B, dtype=torch.bool)
     reset[1, 0] = True

@@ -100,8 +100,8 @@ def test_second_derivatives_are_those_of_the_eager_loop(case: Case) -> None:
 
 
 def test_second_derivatives_in_reverse() -> None:
-    rnn = elman.Recurrent(CASES["lstm"].make().double(), reverse=True)
-    inputs = Inputs.of(CASES["lstm"], 4, 3)
+    rnn = elman.Recurrent(CASES["elman"].make().double(), reverse=True)
+    inputs = Inputs.of(CASES["elman"], 4, 3)
     got, expected = second(compare.ours, rnn, inputs), second(compare.theirs, rnn, inputs)
     for mine, right in zip(got, expected, strict=True):
         compare.assert_equal(mine, right)

@@ -84,6 +84,7 @@ def test_one_compilation_does_for_all_sizes() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("numbers", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_a_compiled_teacher_with_a_weight(ragged: bool, numbers: bool) -> None:

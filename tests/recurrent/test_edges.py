@@ -19,6 +19,7 @@ from elman import cells
 from elman.errors import InputError, InputTypeError, NotSupported, StateError, TraceError
 from tests import eager, zoo
 from tests.cases import CASES
+from tests.pairwise import with_more
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
 
@@ -700,7 +701,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize(
-    "names", [NAMES, *[(name,) for name in ("o", "h_next", "d_x", "noise_0", "tanh")]], ids="-".join
+    "names", with_more([NAMES], [(name,) for name in ("o", "h_next", "d_x", "noise_0", "tanh")]), ids="-".join
 )
 def test_parameters_may_have_any_name(names: tuple[str, ...]) -> None:
     rnn = elman.Recurrent(Named(*names).double())

@@ -51,7 +51,8 @@ LAYERS = {
     "norms": lambda: stack(norms=[nn.LayerNorm(5), nn.LayerNorm(5)]),
     "both": lambda: elman.Bidirectional(cells.Elman(5, 5), cells.LSTM(5, 5), batch_first=False).double(),
     "both below": lambda: elman.Stack(
-        elman.Bidirectional(cells.Elman(5, 5), cells.Elman(5, 5)), elman.Recurrent(cells.Elman(10, 5)), batch_first=False
+        elman.Bidirectional(cells.Elman(5, 5), cells.Elman(5, 5)), elman.Recurrent(cells.Elman(10, 5)),
+        batch_first=False,
     ).double(),
     "nested": lambda: elman.Stack(
         elman.Stack(elman.Recurrent(cells.Elman(5, 5))), elman.nn.LSTM(5, 5), batch_first=False
