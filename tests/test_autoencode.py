@@ -28,7 +28,7 @@ WORDS = sorted({f"{a}{b}{c}"[:n] for a in "abc" for b in "abc" for c in "abc" fo
 def network(**how: Any) -> AutoencoderNetwork:
     torch.manual_seed(0)
     given = {"symbols": 9, **how} if "channels" not in how else how
-    return AutoencoderNetwork(**{"hidden": 8, "embedding": 4, **given})
+    return AutoencoderNetwork(**{"cell": "elman", "hidden": 8, "embedding": 4, **given})
 
 
 def batch(model: AutoencoderNetwork) -> tuple[torch.Tensor, torch.Tensor]:

@@ -176,10 +176,10 @@ def test_the_figure_of_a_text_is_the_mean_of_its_bits(text: Path, tmp_path: Path
 
 
 def test_a_run_says_what_it_was_made_with(text: Path, tmp_path: Path) -> None:
-    run = trained(text, tmp_path / "run", "--cell", "lstm", "--layers", 2, "--seed", 5)
+    run = trained(text, tmp_path / "run", "--cell", "elman", "--layers", 2, "--seed", 5)
     config = json.loads((run / "config.json").read_text())
     assert config["task"] == "lm"
-    assert (config["cell"], config["hidden"], config["layers"]) == ("lstm", 16, 2)
+    assert (config["cell"], config["hidden"], config["layers"]) == ("elman", 16, 2)
     assert config["training"]["seed"] == 5
     assert config["data"]["files"] == [str(text)]
 

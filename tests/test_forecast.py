@@ -26,7 +26,7 @@ from elman.models.frame_network import guesses
 from tests.strangers import elman
 from tests.typed import expect_answers
 
-SMALL: dict[str, Any] = {"hidden": 8, "steps": 60, "lr": 0.01, "batch": 16, "season": 7}
+SMALL: dict[str, Any] = {"cell": "elman", "hidden": 8, "steps": 60, "lr": 0.01, "batch": 16, "season": 7}
 
 
 def weeks(count: int = 3, days: int = 120, seed: int = 0, gaps: bool = True) -> dict[str, list[Any]]:
@@ -346,7 +346,7 @@ def test_scores_are_means_by_the_naive_error() -> None:
     found = panel(count=2, gaps=False)
     form = Form.of(found, 7, 14, 7)
     origins = rolling(found, form, [120, 100], 2)
-    network = ForecastNetwork(form.lags, form.features, 14, 7, hidden=4)
+    network = ForecastNetwork(form.lags, form.features, 14, 7, cell="elman", hidden=4)
     network.begin(Origins(form, found).everywhere().take(range(0, 150, 5)))
     made = forecasts_of(network, origins, paths=50)
     said = scored(origins, made)
@@ -372,7 +372,7 @@ def test_paths_are_what_the_network_says_step_by_step(name: str) -> None:
         found.series[0].y[:] = found.series[0].y.round()
     form = Form.of(found, 7, 14, 3, counts=name == "negative-binomial")
     origins = Origins(form, found).everywhere()
-    network = ForecastNetwork(form.lags, form.features, 14, 3, name, hidden=8, dropout=0.3)
+    network = ForecastNetwork(form.lags, form.features, 14, 3, name, "elman", hidden=8, dropout=0.3)
     network.begin(origins.take(range(0, 100, 2)))
     w = Origins(form, found, places=[(0, 100), (0, 60)]).take([0, 1])
     drawn = network.eval().paths(w, 4000, 0)
@@ -409,7 +409,7 @@ def test_least_squares_is_where_learning_begins() -> None:
     form = Form.of(found, 7, 14, 3)
     origins = Origins(form, found).everywhere()
     for name in ("gaussian", "quantiles"):
-        network = ForecastNetwork(form.lags, form.features, 14, 3, name, hidden=4)
+        network = ForecastNetwork(form.lags, form.features, 14, 3, name, "elman", hidden=4)
         values = origins.take(range(100))
         own = (values.lags, values.features, values.y, values.there, values.loc, values.scale)
         before = float(network.loss(*own)[0].detach())

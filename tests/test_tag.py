@@ -253,7 +253,7 @@ def test_a_sentence_does_not_depend_on_its_batch(crf: bool) -> None:
     sentences = [Sentence(tuple(w), tuple(t)) for w, t in zip(words, tags, strict=True)]
     lexicon = Lexicon.learn(sentences)
     network = TagNetwork(
-        4, len(lexicon.words), len(lexicon.characters), hidden=6, embedding=4, spelling=3, crf=crf
+        4, len(lexicon.words), len(lexicon.characters), "elman", hidden=6, embedding=4, spelling=3, crf=crf
     )
     if network.crf is not None:
         torch.nn.init.normal_(network.crf.transitions)
@@ -275,7 +275,9 @@ def test_other_labels_are_learnt_beside_the_tags(crf: bool, tmp_path: Path) -> N
     words, tags = toy(40)
     long = [["long" if len(word) > 3 else "short" for word in one] for one in words]
     same = [["same"] * len(one) for one in words]
-    tagger = Tagger(hidden=6, embedding=4, spelling=3, steps=30, crf=crf).fit(words, tags, also=[same, long])
+    tagger = Tagger(cell="elman", hidden=6, embedding=4, spelling=3, steps=30, crf=crf).fit(
+        words, tags, also=[same, long]
+    )
     network = tagger.network
     assert network.settings["also"] == [2]  # from labels that are all alike there is nothing to learn
     tagger.save_pretrained(tmp_path / "tagger")
@@ -294,7 +296,7 @@ def test_other_labels_are_learnt_beside_the_tags(crf: bool, tmp_path: Path) -> N
 
 
 def test_words_seen_once_are_unknown_now_and_then_while_it_learns() -> None:
-    network = TagNetwork(2, 5, 3, hidden=4, embedding=4, spelling=3, frequent=2, word_dropout=0.1)
+    network = TagNetwork(2, 5, 3, "elman", hidden=4, embedding=4, spelling=3, frequent=2, word_dropout=0.1)
     seen = []
     network.words.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     words, zero = torch.tensor([1, 2, 3, 4, 5]).repeat(200)[:, None], torch.zeros(1000, 1, dtype=torch.int64)
@@ -310,7 +312,7 @@ def test_words_seen_once_are_unknown_now_and_then_while_it_learns() -> None:
 
 def test_figures_tell_words_that_were_seen_from_others() -> None:
     lexicon = Lexicon.learn([Sentence(("a", "a", "b", "c"), ("X", "X", "Y", "Y"))])
-    network = TagNetwork(2, 3, 3, hidden=4, embedding=4, spelling=3)
+    network = TagNetwork(2, 3, 3, "elman", hidden=4, embedding=4, spelling=3)
     with torch.no_grad():
         network.readout.weight.zero_()
         network.readout.bias.copy_(torch.tensor([0.0, 1.0]))  # always Y

@@ -13,6 +13,7 @@ import elman
 from tests import eager, zoo_gradients
 from tests.cases import CASES
 from tests.circuits import circuit_of
+from tests.pairwise import with_more
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -20,7 +21,6 @@ V, T, B = 3, 4, 2
 CELLS = [
     "elman",
     "lstm",
-    "layer_norm_rnn",
     "delayed_rnn",
     "attention_rnn",
     "lying_rnn",
@@ -52,7 +52,7 @@ def at(tree: Any, i: int) -> Any:
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize("over", ["inputs", "weights", "all"])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", with_more(CELLS, ["gru", "layer_norm_rnn"]))
 def test_examples_are_as_each_by_itself(name: str, over: str, engine: str) -> None:
     """Outputs, final states and the gradients of all weights, per example."""
     rnn = elman.Recurrent(CASES[name].make().double(), engine=engine)

@@ -157,7 +157,7 @@ def test_a_teacher_and_a_state() -> None:
     ids=str,
 )  # fmt: skip
 def test_language_models(options: dict[str, Any]) -> None:
-    model = LanguageModel(50, hidden=16, **options).double()
+    model = LanguageModel(50, "elman", hidden=16, **options).double()
     x, y = torch.randint(50, (2, 30, 4), generator=torch.Generator().manual_seed(0))
     context = torch.ones(4, 3, dtype=torch.float64) if "condition" in options else None
     found = []
@@ -173,7 +173,7 @@ def test_language_models(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_dropout_of_a_language_model(layers: int) -> None:
-    model = LanguageModel(50, hidden=16, layers=layers, dropout=0.4)
+    model = LanguageModel(50, "elman", hidden=16, layers=layers, dropout=0.4)
     x, losses = torch.zeros(30, 4, dtype=torch.int64), []
     for seed, memory in ((1, Segments(4)), (1, Segments(30)), (2, Segments(4))):
         torch.manual_seed(seed)
