@@ -13,9 +13,8 @@ from elman.recurrent import programs
 
 
 def test_every_cache_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        programs, "_SHARED", Recent(256)
-    )  # tests/conftest.py lets the process's own keep more
+    # tests/conftest.py lets that of the process keep more.
+    monkeypatch.setattr(programs, "_SHARED", Recent(256))
     gc.collect()  # what other tests left behind may go at any moment
     layer = elman.Recurrent(elman.cells.Elman(3, 4))
     before = caches()["programs of the layers that are there, 32 each"].entries
