@@ -135,7 +135,12 @@ class Server(uvicorn.Server):
 
 def run(task: Task, model: Any, name: str, limits: Serving, tell: Callable[[str], None]) -> None:
     """Serve until Ctrl-C or SIGTERM. tell: is given the address, once somebody listens there."""
-    serve, listener = made(task, model, name, limits), listening(limits)
+    listener = listening(limits)
+    with listener:
+        _run(made(task, model, name, limits), listener, tell)
+
+
+def _run(serve: Serve, listener: socket.socket, tell: Callable[[str], None]) -> None:
     host, port = listener.getsockname()[:2]
     at = f"[{host}]" if ":" in host else host
     tell(f"{serve.name} is served at http://{at}:{port}")
@@ -146,6 +151,7 @@ def run(task: Task, model: Any, name: str, limits: Serving, tell: Callable[[str]
     try:
         Server(serve).run([listener])
     finally:
+        serve.close()
         sys.setswitchinterval(interval)
         if pipe is not None:
             signal.signal(pipe, before)
