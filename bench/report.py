@@ -191,16 +191,14 @@ class Report:
                 with self.console.status("clients that behave badly"):
                     found["32, beside 180 that behave badly"] = serving.badly(port)
                     found["900 idle connections"] = {"/health, ms": 1e3 * serving.connections(port)}
+            self.made["serving"] = found
+            title = "GRU of 256 over 66 characters, the best of three rounds"
+            self.console.print(tables.of_streams(title, "", found))
             with serving.server("--kept", "4 MB") as (port, process), self.console.status("memory"):
-                grown = {"MB": serving.memory(port, process)}
+                self.made["memory of a server"] = grown = {"MB": serving.memory(port, process)}
+            self.console.print(tables.of_streams("memory of the server along 10,000 requests", "", grown))
         except serving.Wrong as reason:
             self.wrong.append(str(reason))
-            return
-        self.made |= {"serving": found, "memory of a server": grown}
-        self.console.print(
-            tables.of_streams("GRU of 256 over 66 characters, the best of three rounds", "", found)
-        )
-        self.console.print(tables.of_streams("memory of the server along 10,000 requests", "", grown))
 
     def streams(self, seconds: float) -> None:
         """One step after another beside other runtimes, and tokens a second of many rows."""

@@ -110,6 +110,10 @@ class Serve:
         if self.scheduler is not None:
             self.scheduler.tell = _Bell(asyncio.get_running_loop())
         yield
+        self.close()
+
+    def close(self) -> None:
+        """Have nothing run any more."""
         if self.scheduler is not None:
             self.scheduler.tell = lambda owners: None
             self.scheduler.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -134,16 +135,26 @@ class Server(uvicorn.Server):
 
 def run(task: Task, model: Any, name: str, limits: Serving, tell: Callable[[str], None]) -> None:
     """Serve until Ctrl-C or SIGTERM. tell: is given the address, once somebody listens there."""
-    serve, listener = made(task, model, name, limits), listening(limits)
+    listener = listening(limits)
+    with listener:
+        _run(made(task, model, name, limits), listener, tell)
+
+
+def _run(serve: Serve, listener: socket.socket, tell: Callable[[str], None]) -> None:
     host, port = listener.getsockname()[:2]
     at = f"[{host}]" if ":" in host else host
     tell(f"{serve.name} is served at http://{at}:{port}")
-    before = sys.getswitchinterval()
+    interval, pipe = sys.getswitchinterval(), getattr(signal, "SIGPIPE", None)
     sys.setswitchinterval(_SWITCH)
+    # A command ends where nobody reads its output any more; a server goes on where a client has gone.
+    before = None if pipe is None else signal.signal(pipe, signal.SIG_IGN)
     try:
         Server(serve).run([listener])
     finally:
-        sys.setswitchinterval(before)
+        serve.close()
+        sys.setswitchinterval(interval)
+        if pipe is not None:
+            signal.signal(pipe, before)
 
 
 def name_of(folder: Path) -> str:

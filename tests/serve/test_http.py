@@ -7,6 +7,7 @@ import http.client
 import importlib.util
 import json
 import re
+import signal
 import socket
 import threading
 import time
@@ -41,6 +42,7 @@ from elman.tasks.lm import Language
 from elman.tasks.tag import Tag
 from tests.serve.test_scheduler import LETTERS, WAIT, alone, language
 from tests.strangers import KEPT
+from tests.strangers import elman as elman_command
 
 openai = pytest.importorskip("openai")
 KEY = "a key"
@@ -150,10 +152,9 @@ def test_what_is_said_around_a_text(served: SimpleNamespace) -> None:
     assert scored["tokens"] == ["a", "b"]
     neutral = {"best_of": 1, "suffix": None, "logit_bias": {}, "presence_penalty": 0.0, "user": "me"}
     assert ask(served, {"prompt": "a", "max_tokens": 1, **neutral})[0] == 200
-    event = ask(served, {"prompt": "a", "max_tokens": 1, "stream": True, "units": True})[1]
-    assert (
-        len(json.loads(event.split("\n\n")[0].removeprefix("data: "))["choices"][0]["units"]["layer 1"]) == 9
-    )
+    events = ask(served, {"prompt": "a", "max_tokens": 1, "stream": True, "units": True})[1].split("\n\n")
+    said = [json.loads(one.removeprefix("data: "))["choices"][0] for one in events if '"choices"' in one]
+    assert [len(one["units"]["layer 1"]) for one in said if "units" in one] == [9]
 
 
 # (body, status, field that is named)
@@ -351,6 +352,11 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n# none\n")
     with pytest.raises(DataError, match="no keys"):
         read_keys(tmp_path / "keys")
+    seen = []
+    monkeypatch.setattr(Server, "run", lambda *_: seen.append(signal.getsignal(signal.SIGPIPE)))
+    said = elman_command("serve", run, "--port", "0")
+    assert re.fullmatch(r"run is served at http://127.0.0.1:\d+\n", said.out)
+    assert seen == [signal.SIG_IGN]  # a client that goes away ends no server
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = CliRunner().invoke(cli.app, ["serve", run])
     assert "pip install 'elman[serve]'" in str(found.exception)
