@@ -28,7 +28,9 @@ def main(engine: str) -> None:
     assert (Path(elman.__file__).parent / "py.typed").is_file()
     said = importlib.metadata.metadata("elman")
     plain = {
-        re.split(r"[^\w-]", one, maxsplit=1)[0] for one in said.get_all("Requires-Dist") or [] if "extra ==" not in one
+        re.split(r"[^\w-]", one, maxsplit=1)[0]
+        for one in said.get_all("Requires-Dist") or []
+        if "extra ==" not in one
     }
     assert plain == NEEDED, plain
     assert said["Version"] == elman.__version__
@@ -52,7 +54,7 @@ def main(engine: str) -> None:
     else:
         assert why_not_built() in explained, explained
         print("no native engine, and explain() says so:", why_not_built())
-    assert elman.verify(elman.cells.Elman(2, 3), torch.randn(4, 2, 2)).ok
+    assert elman.verify(elman.cells.Elman(2, 3), torch.randn(4, 2)).ok
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
