@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from elman.data.files import read_file
 from elman.data.schema import Odd, text
@@ -189,6 +190,8 @@ class Serve:
                         return bytes(found)
         except TimeoutError as error:
             raise Refused(408, "the body did not come in time", code="timeout", headers=close) from error
+        except ClientDisconnect as error:
+            raise Refused(400, "the body did not come to its end", headers=close) from error
         raise Refused(413, f"the body is larger than {most:,} bytes", code="body_too_large", headers=close)
 
     # --- a text -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import importlib.util
 import json
+import logging
 import re
 import signal
 import socket
@@ -246,9 +247,20 @@ def test_who_goes_away_frees_his_rows_and_who_comes_too_late_is_told(served: Sim
         time.sleep(0.005)
     status, said, headers = ask(served, {"prompt": "a"})
     assert (status, said["error"]["code"], headers["retry-after"]) == (429, "rate_limit_exceeded", "1")
-    streaming.close()
-    waiting.close()
+    half = socket.create_connection(("127.0.0.1", served.port), timeout=WAIT)
+    half.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a key\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign]
+    logging.getLogger("uvicorn.error").addHandler(handler)
+    for connection in (half, streaming, waiting):
+        connection.close()
     settled(served.scheduler)
+    logging.getLogger("uvicorn.error").removeHandler(handler)
+    assert logged == []  # who goes away is nothing to tell of
     assert ask(served, {"prompt": "a", "max_tokens": 1})[0] == 200
 
 
