@@ -7,9 +7,10 @@ import hmac
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,23 @@ class Serve:
 
     # --- small things -------------------------------------------------------------------------------------------------
 
-    def allowed(self, header: str | None) -> bool:
+    def stranger(self, path: str, headers: Mapping[bytes, str]) -> Refused | None:
+        """Why a request is not answered, whatever it asks for."""
+        # A page from elsewhere may have its own name stand for this machine, and ask as if it were from here.
+        if _is_here(self.limits.host) and not _is_here(headers.get(b"host", "localhost")):
+            return Refused(
+                403, "this server is asked as 127.0.0.1 or localhost; see --host", code="wrong_host"
+            )
+        if self.keys and path not in ("/health", "/") and not self.allowed(headers.get(b"authorization", "")):
+            return Refused(
+                401, "give a key: Authorization: Bearer KEY", kind="authentication_error", code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )  # fmt: skip
+        return None
+
+    def allowed(self, header: str) -> bool:
         """Whether a request with this Authorization may be answered. Every key is compared, each in constant time."""
-        scheme, _, given = (header or "").partition(" ")
+        scheme, _, given = header.partition(" ")
         told = given.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
         return sum(hmac.compare_digest(told, key) for key in self.keys) > 0
 
@@ -317,24 +332,30 @@ class _Measured:
                 message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
             await send(message)
 
+        headers = {
+            key: value.decode("latin-1") for key, value in reversed(scope["headers"])
+        }  # the first of a name
         try:
-            if self.serve.keys and scope["path"] not in ("/health", "/"):
-                header = next(
-                    (v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"), None
-                )
-                if not self.serve.allowed(header):
-                    error = Refused(
-                        401, "give a key: Authorization: Bearer KEY", kind="authentication_error",
-                        code="invalid_api_key", headers={"www-authenticate": "Bearer"},
-                    )  # fmt: skip
-                    answer = Response(error.body, error.status, error.headers, "application/json")
-                    return await answer(scope, receive, sent)
+            if (error := self.serve.stranger(scope["path"], headers)) is not None:
+                answer = Response(error.body, error.status, error.headers, "application/json")
+                return await answer(scope, receive, sent)
             return await self.app(scope, receive, sent)
         finally:
             route = getattr(
                 scope.get("route"), "path", "other"
             )  # as it was declared: a stranger's paths are endless
             self.metrics.answered(route, status, time.perf_counter() - begun)
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address, or what a Host header says, is this machine alone."""
+    name = host if host.count(":") > 1 else host.partition(":")[0]
+    if name.startswith("["):
+        name = name[1:].partition("]")[0]
+    try:
+        return name.lower() == "localhost" or ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def read_keys(path: Path) -> list[bytes]:

@@ -225,6 +225,22 @@ def test_what_is_not_there(served: SimpleNamespace) -> None:
     assert "access-control-allow-origin" not in ask(served, None, "/health", Origin="https://other.org")[2]
 
 
+def test_it_is_asked_by_its_own_names_only(served: SimpleNamespace) -> None:
+    """A page whose name was made to stand for this machine is no page of this server's."""
+    for host in ("127.0.0.1", f"localhost:{served.port}", f"[::1]:{served.port}", "127.8.0.1"):
+        assert ask(served, None, "/health", host=host)[0] == 200, host
+    for host in (
+        "evil.example",
+        f"evil.example:{served.port}",
+        "127.0.0.1.evil.example",
+        "10.0.0.1",
+        "[::2]",
+        "",
+    ):
+        status, said, _ = ask(served, None, "/health", host=host)
+        assert (status, said["error"]["code"]) == (403, "wrong_host"), host
+
+
 def raw(served: Any, body: dict, path: str = "/v1/completions") -> socket.socket:
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
