@@ -121,7 +121,8 @@ def test_openais_client(served: SimpleNamespace) -> None:
             reasons[choice.index] = choice.finish_reason
     assert texts == right
     assert reasons == ["length"] * 4
-    assert usage is not None and usage.completion_tokens == 48
+    assert usage is not None
+    assert usage.completion_tokens == 48
     stop = right[0][4:6]
     found = client.completions.create(
         **{**how, "prompt": "abc", "n": 1}, stop=["zz", stop], echo=True, logprobs=2
