@@ -64,9 +64,16 @@ def main(engine: str) -> None:
         run("train", "lm", "text.txt", "--cell", "gru", "--hidden", "16", "--steps", "20", "--out", "run")
         run("generate", "run", "--length", "20")
         run("draw", "run", "-o", "run.svg")
-        for target in ("html", "c") if engine == "native" else ("html",):
+        for target in ("html", "c") if engine == "native" else ():
             run("export", "run", "--to", target)
         made = sorted(path.name for path in Path().rglob("*") if path.suffix in (".svg", ".html", ".c"))
+        wanted = {
+            "cell.svg",
+            "report.html",
+            "run.svg",
+            *(["model.c", "model.html"] if engine == "native" else []),
+        }
+        assert set(made) == wanted, made
         print("made:", *made)
         os.chdir(sys.prefix)
     print(f"installed: {engine} works with", len(list(importlib.metadata.distributions())), "distributions")
