@@ -33,17 +33,22 @@ OPTIONS = {
     },
     "thread": {"TSAN_OPTIONS": f"halt_on_error=1:die_after_fork=0:suppressions={SUPPRESSIONS}"},
 }
-TESTS = {"address": ["tests/engines", "tests/recurrent/test_sequences.py"], "thread": ["tests/engines"]}
+TESTS = {
+    "address": ["tests/engines", "tests/recurrent/test_sequences.py", "tests/recurrent/test_stream.py"],
+    "thread": ["tests/engines"],
+}
 SHORT = {
     "address": [
         "tests/engines/test_native.py",
         "tests/engines/test_lookups.py",
+        "tests/engines/test_passes.py",
         "-k",
-        "cases or index or lookups",
+        "cases or index or lookups or passes",
     ],
     "thread": [
         "tests/engines/test_threads.py",
         "tests/engines/test_native.py",
+        "tests/engines/test_passes.py",
         "-k",
         "threads or once or interrupt",
     ],
