@@ -249,7 +249,7 @@ def raw(served: Any, body: dict, path: str = "/v1/completions") -> socket.socket
     connection.connect(("127.0.0.1", served.port))
     said = json.dumps(body).encode()
     connection.sendall(
-        b"POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"
+        b"POST %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%s" % (path.encode(), KEY.encode(), len(said), said)
     )
     return connection
@@ -266,7 +266,7 @@ def test_who_goes_away_frees_his_rows_and_who_comes_too_late_is_told(served: Sim
     assert (status, said["error"]["code"], headers["retry-after"]) == (429, "rate_limit_exceeded", "1")
     half = socket.create_connection(("127.0.0.1", served.port), timeout=WAIT)
     half.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a key\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a key\r\n"
         b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     )
     logged: list[logging.LogRecord] = []
@@ -297,7 +297,7 @@ def test_who_sends_slowly_or_takes_slowly_is_let_go(served: SimpleNamespace) -> 
     half_open.sendall(b"GET /health HT")
     slow = socket.create_connection(("127.0.0.1", served.port), timeout=WAIT)
     slow.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a key\r\n"
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a key\r\n"
         b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
     )
     deaf = raw(served, {"prompt": "a", "max_tokens": 10**6, "n": 8, "stream": True, "logprobs": 5})
