@@ -24,6 +24,9 @@ def instruction_sets() -> list[str]:
 def panels(name: str) -> tuple[int, int]:
     """Columns of a packed panel, in float32 and float64."""
 
+def describes(tensor: Tensor) -> bool:
+    """Whether a tensor can be read without its methods: by PyTorch's table for DLPack."""
+
 def team() -> str:
     """Which threads are used: "openmp" or "own"."""
 
@@ -111,7 +114,7 @@ class Multiplier:
         """Compute out = start + a b for each (a, b, start, out), or out = the sum of b's rows where a is None."""
 
 class Watch:
-    """Whether objects are as they were: their classes, and what holds what, by identity."""
+    """Whether objects are as they were: their classes, and what holds what, by identity; and what tensors are like."""
 
     def __init__(
         self,
@@ -124,6 +127,22 @@ class Watch:
         cells: list[Any],
         functions: list[Any],
         others: list[Any],
+        tensors: list[Tensor],
+        flowing: list[Tensor],
+        asked: list[tuple[Callable[[], Any], Any]],
         /,
     ) -> None: ...
     def unchanged(self) -> bool: ...
+    def same(self) -> bool:
+        """The same but for tensors, and what is asked."""
+
+class Again:
+    """A call that is like the latest one, handed on: native/again.hpp."""
+
+    def __init__(
+        self, checks: list[Callable[[], bool]], answers: list[tuple[Callable[[], Any], Any]],
+        names: list[tuple[dict[str, Any], str, Any]], target: Callable[..., tuple[Tensor, ...]],
+        head: tuple[Any, ...], tensors: list[Tensor | int | None], arguments: tuple[Any, Any], wants: bool | None,
+    ) -> None: ...  # fmt: skip
+    def __call__(self, x: Any, state: Any) -> tuple[Tensor, ...] | None:
+        """What the target gives; None where the call is another one, and nothing was done."""

@@ -306,6 +306,7 @@ private:
 }  // namespace elman
 
 #include "pass.hpp"
+#include "again.hpp"
 
 namespace elman {
 namespace {
@@ -389,6 +390,10 @@ NB_MODULE(_native, m) {
     }, "What this machine can run, the best first.");
     m.def("panels", [](const std::string& name) { return nb::make_tuple(named(name).panel_real32, named(name).panel_real64); },
           "Columns of a packed panel, in float32 and float64.");
+    m.def("describes", [](nb::handle tensor) {
+        Described found;
+        return describe(tensor.ptr(), found);
+    }, nb::arg("tensor"), "Whether a tensor can be read without its methods.");
     m.def("team", &team_name, "Which threads are used: \"openmp\" or \"own\".");
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
     m.def("cut", &cut_pieces, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none(),
@@ -422,8 +427,16 @@ NB_MODULE(_native, m) {
         .def("__call__", &Pass::run);
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
-        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&>())
-        .def("unchanged", &Watch::unchanged);
+        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&,
+                      const nb::list&, const nb::list&, const nb::list&>())
+        .def("unchanged", &Watch::unchanged)
+        .def("same", &Watch::same);
+    static PyType_Slot again[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Again::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Again::clear)}, {0, nullptr}};
+    nb::class_<Again>(m, "Again", nb::type_slots(again))
+        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::object&, const nb::tuple&, const nb::list&, const nb::tuple&, const nb::object&>(),
+             nb::arg("checks"), nb::arg("answers"), nb::arg("names"), nb::arg("target"), nb::arg("head"), nb::arg("tensors"), nb::arg("arguments"),
+             nb::arg("wants").none())
+        .def("__call__", &Again::operator(), nb::arg("x").none(), nb::arg("state").none());
     nb::class_<Multiplier>(m, "Multiplier")
         .def("__init__", [](Multiplier* self, const std::string& isa, bool wide) { new (self) Multiplier{named(isa), wide}; })
         .def("__call__", [](const Multiplier& self, const nb::tuple& products, int threads) { multiply(self.kernels, self.wide, products, threads); });

@@ -119,7 +119,13 @@ public:
                 base[place] = zeros_.data(), zero[place] = true;
                 continue;
             }
-            if (!is_contiguous(tensor)) held.push_back(ask(tensor, contiguous())), tensor = held.back().ptr();
+            Described known;
+            const bool is_known = describe(tensor, known), ready = is_known ? known.in_order() : is_contiguous(tensor);
+            if (ready && !is_negative(tensor)) {
+                base[place] = is_known ? known.data : address(tensor);
+                continue;
+            }
+            if (!ready) held.push_back(ask(tensor, contiguous())), tensor = held.back().ptr();
             if (is_negative(tensor)) held.push_back(ask(tensor, asked().resolve_neg)), tensor = held.back().ptr();
             base[place] = address(tensor);
         }

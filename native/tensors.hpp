@@ -4,6 +4,7 @@
 #include "python.hpp"
 
 #include <cstdint>
+#include <vector>
 
 namespace elman {
 
@@ -20,6 +21,7 @@ struct Asked {
     PyObject* is_neg = PyUnicode_InternFromString("is_neg");
     PyObject* resolve_neg = PyUnicode_InternFromString("resolve_neg");
     PyObject* copy_ = PyUnicode_InternFromString("copy_");
+    PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
 };
 
 const Asked& asked() {
@@ -40,7 +42,98 @@ char* address(PyObject* tensor) {
     return reinterpret_cast<char*>(value);
 }
 
+// A tensor as DLPack describes it: its DLTensor.
+struct Described {
+    char* data;
+    int32_t device, device_index;
+    int32_t dimensions;
+    uint8_t code, bits;
+    uint16_t lanes;
+    const int64_t *sizes, *strides;  // in elements; they live as long as the tensor
+    uint64_t offset;
+
+    // Whether it lies in order, where sizes of one do not count.
+    bool in_order() const {
+        int64_t step = 1;
+        bool found = true;
+        for (int32_t d = dimensions - 1; d >= 0; d--) {
+            if (sizes[d] == 0) return true;
+            if (sizes[d] != 1 && strides[d] != step) found = false;
+            step *= sizes[d];
+        }
+        return found;
+    }
+};
+
+// PyTorch's table of functions for who reads its tensors in C (DLPack 1.2 and later, `__dlpack_c_exchange_api__`): one call
+// in place of five methods. Null where there is none.
+using Describe = int (*)(void*, Described*);
+
+Describe describer() {
+    struct Table {
+        uint32_t major, minor;
+        const void* older;
+        void* others[3];
+        Describe describe;
+    };
+    try {
+        const nb::object capsule = nb::module_::import_("torch").attr("Tensor").attr("__dlpack_c_exchange_api__");
+        const auto* table = static_cast<const Table*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+        if (table && table->major == 1) return table->describe;
+    } catch (nb::python_error&) {
+    }
+    return PyErr_Clear(), nullptr;
+}
+
+// False where that cannot be had; then nothing is known.
+bool describe(PyObject* tensor, Described& found) {
+    static Describe function = nullptr;
+    static bool sought = false;
+    if (!sought) function = describer(), sought = true;
+    if (!function) return false;
+    if (function(tensor, &found) != 0) return PyErr_Clear(), false;
+    found.data += found.offset;
+    return true;
+}
+
+// What a tensor is like: sizes, dtype and device.
+class Form {
+public:
+    // Whether it can be told.
+    bool of(PyObject* tensor) {
+        Described now;
+        if (!describe(tensor, now)) return false;
+        sizes_.assign(now.sizes, now.sizes + now.dimensions);
+        first_ = now;
+        return true;
+    }
+
+    bool is(const Described& now) const {
+        if (now.dimensions != first_.dimensions || now.code != first_.code || now.bits != first_.bits || now.lanes != first_.lanes ||
+            now.device != first_.device || now.device_index != first_.device_index)
+            return false;
+        for (int32_t d = 0; d < now.dimensions; d++)
+            if (now.sizes[d] != sizes_[size_t(d)]) return false;
+        return true;
+    }
+
+    bool is_of(PyObject* tensor) const {
+        Described now;
+        return describe(tensor, now) && is(now);
+    }
+
+private:
+    std::vector<int64_t> sizes_;
+    Described first_;
+};
+
 bool is_contiguous(PyObject* tensor) { return ask(tensor, asked().is_contiguous).ptr() == Py_True; }
+
+bool wants_gradient(PyObject* tensor) {
+    const nb::object found = nb::steal(PyObject_GetAttr(tensor, asked().requires_grad));
+    if (!found.is_valid()) throw nb::python_error();
+    return found.ptr() == Py_True;
+}
 
 // Whether its memory holds its numbers with the other sign, as that of an imaginary part of a conjugate does.
 bool is_negative(PyObject* tensor) { return ask(tensor, asked().is_neg).ptr() == Py_True; }

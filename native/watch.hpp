@@ -1,7 +1,7 @@
 // Whether Python objects are as they were: what a layer compares before it takes the short way of a call.
 #pragma once
 
-#include "python.hpp"
+#include "tensors.hpp"
 
 #include <utility>
 #include <vector>
@@ -10,14 +10,16 @@ namespace elman {
 
 namespace nb = nanobind;
 
-// Remembers, by identity, the classes of objects and what dicts, classes, lists, closures and other containers hold.
+// Remembers, by identity, the classes of objects and what dicts, classes, lists, closures and other containers hold; and what
+// tensors are like.
 class Watch {
 public:
     // empty: containers that have to stay without entries. dicts, classes: (holder, keys whose values do not count).
     // names: (dict, key, value), or (dict, key) where the dict lacks the key. cells: of closures. functions: their code
-    // and defaults. others: iterables.
+    // and defaults. others: iterables. tensors: their sizes, dtype and device. flowing: tensors that count by whether they
+    // want a gradient. asked: (function, what it says).
     Watch(const nb::list& objects, const nb::list& empty, const nb::list& dicts, const nb::list& classes, const nb::list& lists, const nb::list& names,
-          const nb::list& cells, const nb::list& functions, const nb::list& others) {
+          const nb::list& cells, const nb::list& functions, const nb::list& others, const nb::list& tensors, const nb::list& flowing, const nb::list& asked) {
         for (const nb::handle object : objects) {
             objects_.push_back(object.ptr()), keep(object.ptr());
             types_.push_back(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))), keep(types_.back());
@@ -51,9 +53,35 @@ public:
             functions_.push_back(found);
         }
         for (const nb::handle other : others) others_.push_back(held(other.ptr())), keep(other.ptr());
+        for (const nb::handle tensor : tensors) {
+            forms_.push_back({tensor.ptr(), Form()}), keep(tensor.ptr());
+            if (!forms_.back().second.of(tensor.ptr())) throw std::invalid_argument("a tensor that cannot be described");
+        }
+        for (const nb::handle tensor : flowing) flowing_.push_back({tensor.ptr(), wants_gradient(tensor.ptr())}), keep(tensor.ptr());
+        for (const nb::handle pair : asked) {
+            asked_.push_back({nb::borrow(pair[0]).ptr(), nb::borrow(pair[1]).ptr()});
+            keep(asked_.back().first), keep(asked_.back().second);
+        }
     }
 
     bool unchanged() const {
+        if (!same()) return false;
+        for (const auto& [tensor, form] : forms_)
+            if (!form.is_of(tensor)) return false;
+        for (const auto& [tensor, wants] : flowing_)
+            if (wants_gradient(tensor) != wants) return false;
+        for (const auto& [function, answer] : asked_) {
+            const nb::object now = nb::steal(PyObject_CallNoArgs(function));
+            if (!now.is_valid()) throw nb::python_error();
+            const int equal = now.ptr() == answer ? 1 : PyObject_RichCompareBool(now.ptr(), answer, Py_EQ);
+            if (equal < 0) throw nb::python_error();
+            if (!equal) return false;
+        }
+        return true;
+    }
+
+    // The same but for tensors, and what is asked.
+    bool same() const {
         for (size_t i = 0; i < objects_.size(); i++)
             if (reinterpret_cast<PyObject*>(Py_TYPE(objects_[i])) != types_[i]) return false;
         for (PyObject* one : empty_)
@@ -139,7 +167,9 @@ private:
     std::vector<Entries> dicts_, lists_, others_;
     std::vector<Named> names_;
     std::vector<Function> functions_;
-    std::vector<std::pair<PyObject*, PyObject*>> cells_;
+    std::vector<std::pair<PyObject*, PyObject*>> cells_, asked_;
+    std::vector<std::pair<PyObject*, Form>> forms_;
+    std::vector<std::pair<PyObject*, bool>> flowing_;
 };
 
 }  // namespace elman

@@ -4,8 +4,8 @@
 the three ways in: no gradient wanted, eager gradients, transforms of torch.func; `operator` that of torch.compile.
 """
 
-from elman.execute.autograd import apply
+from elman.execute.autograd import apply, ending
 from elman.execute.executable import Call
 from elman.execute.program import Program
 
-__all__ = ["Call", "Program", "apply"]
+__all__ = ["Call", "Program", "apply", "ending"]

@@ -8,7 +8,7 @@ mode does the same with the tangent circuit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -46,6 +46,17 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     if wants_gradient(tensors):
         return _Eager.apply(program, call, *tensors)
     return program.run(call, tensors)
+
+
+def ending(
+    program: Program, call: Call, single: bool, gradients: bool
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """What `apply` comes to where no transform, no dual number and no budget is about: a function, and its arguments
+    before the tensors. single: for a step, whose sequences are `[B, …]`. gradients: whether autograd records."""
+    if gradients:
+        return _Eager.apply, (program, call)
+    executable = program.single if single else program.executable(call)
+    return executable.function(call.engine), (call.steps, call.batch, call.seed, call.first)
 
 
 def _under_budget(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:

@@ -70,14 +70,16 @@ class Executable:
         history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
         """
         steps, batch, seed, engine, packing, _, first, *_ = call
-        function = self._made.get((engine, packing is not None))
-        if function is None:
-            function = self._function(engine, packing is not None)
+        function = self.function(engine, packing is not None)
         return (
             function(steps, batch, seed, first, *tensors)
             if packing is None
             else function(packing, seed, *tensors)
         )
+
+    def function(self, engine: str | engines.Engine, ragged: bool = False) -> PlanFunction:
+        """What runs the plan, made when it is first needed."""
+        return self._made.get((engine, ragged)) or self._function(engine, ragged)
 
     @locked
     def _function(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:

@@ -249,9 +249,11 @@ class Program:
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs for inputs, without gradients (see `Executable.run`)."""
-        if call.steps == 1 and self.steps_by_loop(call.engine):
-            return self._single.run(call, tensors)
-        return self.whole.run(call, tensors)
+        return self.executable(call).run(call, tensors)
+
+    def executable(self, call: Call) -> Executable:
+        """The plan that such a call runs by."""
+        return self._single if call.steps == 1 and self.steps_by_loop(call.engine) else self.whole
 
     def step(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """The same for a single step, whose sequences are `[B, …]`."""

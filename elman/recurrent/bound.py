@@ -17,6 +17,7 @@ from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, s
 from elman.errors import InputTypeError
 from elman.execute import Call
 from elman.recurrent.programs import Binding, Captured, Owned, Teacher, indivisible
+from elman.recurrent.repeat import repeat
 from elman.segments import Layout
 from elman.trace.call import store_of
 from elman.trace.initial import own_state
@@ -135,6 +136,8 @@ class BoundCall:
         self._started: list[Any] = []  # the forms of the cell's own state there
         self.layout: Layout | None = None  # its layout
         self.call = Call(0, 0, 0, "auto")  # what it handed down
+        self.single = args.key[2]  # whether it is of one step
+        self.repeats: dict[bool, Any] = {}  # whether gradients are recorded -> `repeat` of the latest call
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
@@ -146,8 +149,8 @@ class BoundCall:
         ]  # fmt: skip
         self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
         self._taught = [(i, s.index) for i, s in enumerate(binding.sources) if isinstance(s, Teacher)]
-        self._output = _filling(binding.output, binding.outputs)
-        self._final = _filling(binding.state, binding.finals)
+        self.output = _filling(binding.output, binding.outputs)
+        self.final = _filling(binding.state, binding.finals)
         self._whole, self._cut = indivisible(binding, cuts=False), indivisible(binding, cuts=True)
         self.has_noise = binding.program.has_noise
         self.zeros: tuple[None, ...] = (None,) * len(binding.finals)  # a state that is not given
@@ -167,6 +170,21 @@ class BoundCall:
         """Remember the latest call that had every step. forms: of what the user gave; args: with a state."""
         self._like, self._started = forms, [*map(form, args.states)]
         self.layout, self.call = layout, call
+        self.repeats = {}
+
+    def expect_again(self, layer: Any, args: Arguments) -> None:
+        """Get ready for the latest call once more: it has come twice now."""
+        gradients = torch.is_grad_enabled()
+        if gradients not in self.repeats:
+            self.repeats[gradients] = repeat(layer, self, args, self.single)
+
+    def numbered(self, args: Arguments) -> list[Any]:
+        """The inputs of the program, with numbers in the places of tensors of x and of the state, None for no state."""
+        inputs = self._inputs.copy()
+        given = range(len(args.xs) + len(args.states))
+        for number, slot in zip(given, self._given, strict=False):
+            inputs[slot] = number
+        return inputs
 
     def starts_like(self, args: Arguments) -> bool:
         """Whether the cell's own state is what it was at the latest call."""
@@ -215,7 +233,7 @@ class BoundCall:
         in_place: whether sequences lie as users have them.
         """
         if layout is None or not layout.is_cut:
-            return self._output(results), self._final(results)
+            return self.output(results), self.final(results)
         assert self.binding is not None
         results = list(results)
         finals = self.binding.finals
@@ -225,7 +243,7 @@ class BoundCall:
         if not packed:
             for slot in self.binding.outputs:
                 results[slot] = (layout.as_given if in_place else layout.unpack)(results[slot])  # type: ignore[assignment]
-        return self._output(results), self._final(results)
+        return self.output(results), self.final(results)
 
 
 def _filling(structure: Structure, slots: Sequence[int]) -> Callable[[Sequence[Tensor]], Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from elman.segments.segment import Memory, as_number, read_memory
 
 # Layer -> what it has in the calls that are going on: of each thread its own, so nothing is left behind on a layer.
-_GRANTED: ContextVar[Mapping[Any, Memory] | None] = ContextVar("granted", default=None)
+GRANTED: ContextVar[Mapping[Any, Memory] | None] = ContextVar("granted", default=None)
 
 
 class Budget:
@@ -24,7 +24,7 @@ class Budget:
     @property
     def memory(self) -> Memory:
         """The budget of a call in bytes, the length of its segments, or None."""
-        granted = _GRANTED.get()
+        granted = GRANTED.get()
         return self._memory if granted is None else granted.get(self, self._memory)
 
     @memory.setter
@@ -36,11 +36,11 @@ class Budget:
 @contextmanager
 def granted(budgets: Mapping[Any, Memory]) -> Iterator[None]:
     """Inside, these layers have these budgets, whatever their own are."""
-    before = _GRANTED.set({**(_GRANTED.get() or {}), **budgets})
+    before = GRANTED.set({**(GRANTED.get() or {}), **budgets})
     try:
         yield
     finally:
-        _GRANTED.reset(before)
+        GRANTED.reset(before)
 
 
 def set_memory(model: nn.Module, memory: str | Memory) -> None:

@@ -1,8 +1,9 @@
 """The calls of one layer: find what a call is bound to, run it, put the results back.
 
-A call on sequences crosses, in this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.serves`
-(what is not like the latest call: `arguments.lay_out`, `Calls.run`, and the first time `Calls._bind`, which asks
-`Programs.find`), `BoundCall.tensors`, `execute.apply`, `BoundCall.result`.
+A call that is the latest one again crosses `Recurrent.forward` and `Calls.again`. Any other on sequences crosses, in
+this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.serves` (what is not like the latest call:
+`arguments.lay_out`, `Calls.run`, and the first time `Calls._bind`, which asks `Programs.find`), `BoundCall.tensors`,
+`execute.apply`, `BoundCall.result`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,18 @@ class Calls:
         self._recent: BoundCall | None = None  # the latest of them
         self._misses = 0  # steps in a row that were like none before
 
+    def again(self, x: Any, state: Any, single: bool) -> tuple[Any, Any] | None:
+        """What a call, or a step, gives that is like the latest one; None where it is another, and nothing was done."""
+        bound = self._recent
+        if bound is None or bound.single is not single:
+            return None
+        repeat = bound.repeats.get(torch.is_grad_enabled())
+        if repeat is None or (results := repeat(x, state)) is None:
+            return None
+        if not single:
+            self.latest, self.budget = bound.binding, None
+        return bound.output(results), bound.final(results)
+
     # --- over whole sequences -------------------------------------------------------------------------------------
 
     def whole(
@@ -69,7 +82,9 @@ class Calls:
                 args = args.self_started(layer.cell, layout.batch)
             if not bound.from_cell or bound.starts_like(args):
                 self.programs.settle()
-                return self._apply(layer, layout, args, bound, bound.call)
+                results = self._apply(layer, layout, args, bound, bound.call)
+                bound.expect_again(layer, args)
+                return results
         return self.run(layer, lay_out(args.xs, args.states, args.structures, steps, happens), args)
 
     def run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
@@ -184,7 +199,8 @@ class Calls:
         ):  # fmt: skip
             return self._by_cell(layer, args)
         bound = self._recent
-        if bound is None or bound.key != args.key or not bound.serves(layer, args):
+        came_before = bound is not None and bound.key == args.key and bound.serves(layer, args)
+        if bound is None or not came_before:
             bound, args = self._bound_step(layer, args)
         elif bound.from_cell:
             args = args.self_started(layer.cell, bound.call.batch)
@@ -196,7 +212,10 @@ class Calls:
         call = bound.call
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
-        return bound.result(binding.program.step(call, bound.tensors(args, states, None)), states, None, True)
+        results = binding.program.step(call, bound.tensors(args, states, None))
+        if came_before:
+            bound.expect_again(layer, args)
+        return bound.result(results, states, None, True)
 
     def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Arguments]:
         """What a step is bound to that is not like the latest one, None if nothing can be said; and where it starts."""

@@ -155,6 +155,9 @@ class Recurrent(Budget, torch.nn.Module):
             run = run_exported if torch.compiler.is_exporting() else run_compiled
             return run(self, x, state, steps, (lengths, mask, reset), teacher, teacher_weight, context)
         happens = selection(lengths, mask, reset)
+        plain = happens is EVERY and steps is teacher is teacher_weight is context is None
+        if plain and (results := self._calls.again(x, state, False)) is not None:
+            return results
         if happens is not EVERY and not self.order_is_said:
             warn_if_unclear(self, x)
         if is_recorded():
@@ -190,6 +193,9 @@ class Recurrent(Budget, torch.nn.Module):
         """
         if self.reverse:
             raise not_stepwise("step()")
+        plain = reset is None and context is None and not torch.compiler.is_compiling()
+        if plain and (results := self._calls.again(x, state, True)) is not None:
+            return results
         args = Arguments.of(1, x, state, context, step=True)
         if reset is not None:
             args = self._calls.restarted(self, args, reset)

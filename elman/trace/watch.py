@@ -61,8 +61,12 @@ class Watched:
         tensors, forms = self.tensors, list(map(_form, self.tensors))
         if any(t.grad_fn is not None or is_functorch_wrapped_tensor(t) for t in tensors):
             return None  # it belongs to a graph or a transform, and must not be held on to
-        flowing = [(t, t.requires_grad) for t in self.flowing]
-        asked, dtype, default = self.asked, torch.get_default_dtype(), torch.get_default_dtype
+        dtype, default = torch.get_default_dtype(), torch.get_default_dtype
+        if _native is not None and all(map(_native.describes, (*tensors, *self.flowing))):
+            watch = self._watch(tensors, self.flowing, [(default, dtype), *self.asked])
+            self.same = watch.unchanged if self.asked else watch.same
+            return watch.unchanged
+        flowing, asked = [(t, t.requires_grad) for t in self.flowing], self.asked
         self.same = same = self._same()
 
         def unchanged() -> bool:
@@ -77,14 +81,17 @@ class Watched:
             self.same = unchanged
         return unchanged
 
+    def _watch(self, tensors: list[Any], flowing: list[Any], asked: list[Any]) -> Any:
+        return _native.Watch(
+            self.objects, [*self.empty, *GLOBAL_HOOKS], self.dicts, self.classes, self.lists, self.names, self.cells,
+            self.functions, self.others, tensors, flowing, asked,
+        )  # fmt: skip
+
     def _same(self) -> Callable[[], bool]:
         """Whether objects are of the classes that they are now of, and containers hold what they hold now."""
-        empty = [*self.empty, *GLOBAL_HOOKS]
         if _native is not None:
-            return _native.Watch(
-                self.objects, empty, self.dicts, self.classes, self.lists, self.names, self.cells,
-                self.functions, self.others,
-            ).unchanged  # fmt: skip
+            return self._watch([], [], []).same
+        empty = [*self.empty, *GLOBAL_HOOKS]
         types_ = [type(value) for value in self.objects]
         spaces: list[tuple[Mapping[Any, Any], frozenset[str]]] = [
             *self.dicts, *((kind.__dict__, passed) for kind, passed in self.classes)

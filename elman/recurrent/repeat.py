@@ -1,0 +1,74 @@
+"""A call that is like the latest one, told apart and handed on by one native object (native/again.hpp).
+
+Most calls are the latest one again, on other numbers. Comparing takes a microsecond or two there, and what the call
+comes to is called at once. Whatever differs in anything, it answers None, and the call goes the way of all calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._C import _is_any_autocast_enabled
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from elman.circuit.structure import NOTHING, TENSOR, Structure
+from elman.execute import ending
+from elman.recurrent.budget import GRANTED
+
+try:
+    from elman import _native
+except ImportError:  # no compiler was there when elman was installed
+    _native: Any = None
+
+Tensor = torch.Tensor
+NO_LEVEL = -1  # forward_ad's, where there are no dual numbers
+
+
+def repeat(layer: Any, bound: Any, args: Any, single: bool) -> Any:
+    """`(x, state) -> results or None` for calls like this one, with or without gradients as now; None if there is none.
+
+    bound: a BoundCall that has noted it. args: its Arguments, as users gave them. single: whether it is a step.
+    """
+    binding, layout, call, names = bound.binding, bound.layout, bound.call, vars(layer)
+    whole = layout is None if single else layout is not None and not layout.is_cut
+    plain = not (args.taught or args.contexts or args.packed) and args.weight is None
+    if _native is None or binding is None or not (whole and plain) or bound.has_noise or bound.from_cell:
+        return None
+    if (
+        call.memory is not None
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level != NO_LEVEL
+    ):
+        return None
+    of_x, of_state = args.structures[:2]
+    if not (_is_flat(of_x) and _is_flat(of_state)):
+        return None
+    gradients = torch.is_grad_enabled()
+    target, head = ending(binding.program, call, single, gradients)
+    answers = [
+        (torch.is_grad_enabled, gradients), (_is_any_autocast_enabled, False), (peek_interpreter_stack, None),
+        (torch._C._len_torch_dispatch_stack, 0), (torch._C._is_tracing, False), (GRANTED.get, None),
+    ]  # fmt: skip
+    same = [
+        (names, "reverse", bound.reverse), (names, "engine", bound.engine), (names, "_memory", None),
+        (layer._modules, "cell", bound.cell), (vars(forward_ad), "_current_level", NO_LEVEL),
+    ]  # fmt: skip
+    arguments = _value(of_x, args.xs), _value(of_state, args.states)
+    wants = True if gradients else None
+    try:
+        return _native.Again(
+            [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, wants
+        )
+    except ValueError:  # a tensor that cannot be described, or is of a class of its own
+        return None
+
+
+def _is_flat(structure: Structure) -> bool:
+    return structure in (TENSOR, NOTHING) or (structure[0] == "tuple" and {*structure[1:]} == {TENSOR})
+
+
+def _value(structure: Structure, tensors: Sequence[Tensor]) -> Any:
+    return tuple(tensors) if structure[0] == "tuple" else tensors[0] if tensors else None
