@@ -50,13 +50,13 @@ class Calls:
         self.latest: Binding | None = None
         self.budget: Memory = None
         self._bound = Recent(8)
-        self._recent: BoundCall | None = None  # the latest of them
+        self._recent: dict[bool, BoundCall] = {}  # the latest of them, of a call (False) and of a step (True)
         self._misses = 0  # steps in a row that were like none before
 
     def again(self, x: Any, state: Any, single: bool) -> tuple[Any, Any] | None:
         """What a call, or a step, gives that is like the latest one; None where it is another, and nothing was done."""
-        bound = self._recent
-        if bound is None or bound.single is not single:
+        bound = self._recent.get(single)
+        if bound is None:
             return None
         repeat = bound.repeats.get(torch.is_grad_enabled())
         if repeat is None or (results := repeat(x, state)) is None:
@@ -71,7 +71,7 @@ class Calls:
         self, layer: Any, args: Arguments, steps: int | None, happens: StepSelection
     ) -> tuple[Any, Any]:
         """(outputs, final state of each row) of a call on users' sequences."""
-        bound = self._recent
+        bound = self._recent.get(False)
         if (
             bound is not None and bound.key == args.key and happens is EVERY and steps is None
             and bound.serves(layer, args)
@@ -146,16 +146,17 @@ class Calls:
 
     def _like(self, key: Any) -> BoundCall | None:
         """A call that was made with the same structures."""
-        bound = self._recent
+        single = key[2]
+        bound = self._recent.get(single)
         if bound is not None and bound.key == key:
             return bound
         if (bound := self._bound.get(key)) is not None:
-            self._recent = bound
+            self._recent[single] = bound
         return bound
 
     def _keep(self, bound: BoundCall) -> None:
         self._bound.keep(bound.key, bound)
-        self._recent = bound
+        self._recent[bound.single] = bound
 
     def _bind(self, layer: Any, layout: Layout, args: Arguments) -> BoundCall:
         """What a call is like, found out; kept for those that are like it."""
@@ -198,7 +199,7 @@ class Calls:
             or forward_ad._current_level >= 0
         ):  # fmt: skip
             return self._by_cell(layer, args)
-        bound = self._recent
+        bound = self._recent.get(True)
         came_before = bound is not None and bound.key == args.key and bound.serves(layer, args)
         if bound is None or not came_before:
             bound, args = self._bound_step(layer, args)

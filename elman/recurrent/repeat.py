@@ -28,7 +28,8 @@ NO_LEVEL = -1  # forward_ad's, where there are no dual numbers
 
 
 def repeat(layer: Any, bound: Any, args: Any, single: bool) -> Any:
-    """`(x, state) -> results or None` for calls like this one, with or without gradients as now; None if there is none.
+    """`(x, state) -> results or None` for calls like this one, while gradients are recorded, or not, as they are now.
+    None if there is no such thing.
 
     bound: a BoundCall that has noted it. args: its Arguments, as users gave them. single: whether it is a step.
     """
@@ -49,8 +50,8 @@ def repeat(layer: Any, bound: Any, args: Any, single: bool) -> Any:
     gradients = torch.is_grad_enabled()
     target, head = ending(binding.program, call, single, gradients)
     answers = [
-        (torch.is_grad_enabled, gradients), (_is_any_autocast_enabled, False), (peek_interpreter_stack, None),
-        (torch._C._len_torch_dispatch_stack, 0), (torch._C._is_tracing, False), (GRANTED.get, None),
+        (_is_any_autocast_enabled, False), (peek_interpreter_stack, None), (torch._C._len_torch_dispatch_stack, 0),
+        (torch._C._is_tracing, False), (GRANTED.get, None),
     ]  # fmt: skip
     same = [
         (names, "reverse", bound.reverse), (names, "engine", bound.engine), (names, "_memory", None),
