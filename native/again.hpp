@@ -1,4 +1,4 @@
-// A call that is like the latest one: compared with it and handed on, without a line of Python between.
+// A call that has come before: compared with it and handed on, without a line of Python between.
 //
 // Part of bind.cpp, behind pass.hpp.
 #pragma once

@@ -12,17 +12,21 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._C import _is_any_autocast_enabled
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
+from elman.caches import Recent
 from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, specs, take
 from elman.errors import InputTypeError
 from elman.execute import Call
 from elman.recurrent.programs import Binding, Captured, Owned, Teacher, indivisible
-from elman.recurrent.repeat import repeat
+from elman.recurrent.repeat import NO_LEVEL, repeat
 from elman.segments import Layout
 from elman.trace.call import store_of
 from elman.trace.initial import own_state
 
 Tensor = torch.Tensor
+_REPEATED = 4  # calls that are told apart without Python, with gradients and without
 
 
 class Arguments(NamedTuple):
@@ -137,7 +141,10 @@ class BoundCall:
         self.layout: Layout | None = None  # its layout
         self.call = Call(0, 0, 0, "auto")  # what it handed down
         self.single = args.key[2]  # whether it is of one step
-        self.repeats: dict[bool, Any] = {}  # whether gradients are recorded -> `repeat` of the latest call
+        # Whether gradients are recorded -> `repeat` of calls that have come twice; and what is known of each call:
+        # False where it came once, True where it cannot be repeated, else its `repeat`.
+        self.repeats: dict[bool, list[Any]] = {False: [], True: []}
+        self._came = Recent(8)
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
@@ -170,13 +177,21 @@ class BoundCall:
         """Remember the latest call that had every step. forms: of what the user gave; args: with a state."""
         self._like, self._started = forms, [*map(form, args.states)]
         self.layout, self.call = layout, call
-        self.repeats = {}
 
     def expect_again(self, layer: Any, args: Arguments) -> None:
-        """Get ready for the latest call once more: it has come twice now."""
+        """Get ready for the call that was noted, if it has come twice now."""
+        if peek_interpreter_stack() is not None or forward_ad._current_level != NO_LEVEL:
+            return
         gradients = torch.is_grad_enabled()
-        if gradients not in self.repeats:
-            self.repeats[gradients] = repeat(layer, self, args, self.single)
+        key = gradients, *(self._like or ())
+        known = self._came.get(key)
+        if known is False:
+            known = repeat(layer, self, args, self.single) or True
+        self._came.keep(key, False if known is None else known)
+        kept = self.repeats[gradients]
+        if not isinstance(known, bool | None) and known not in kept:
+            kept.insert(0, known)
+            del kept[_REPEATED:]
 
     def numbered(self, args: Arguments) -> list[Any]:
         """The inputs of the program, with numbers in the places of tensors of x and of the state, None for no state."""

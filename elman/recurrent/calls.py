@@ -1,6 +1,6 @@
 """The calls of one layer: find what a call is bound to, run it, put the results back.
 
-A call that is the latest one again crosses `Recurrent.forward` and `Calls.again`. Any other on sequences crosses, in
+A call that has come before crosses `Recurrent.forward` and `Calls.again`. Any other on sequences crosses, in
 this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.serves` (what is not like the latest call:
 `arguments.lay_out`, `Calls.run`, and the first time `Calls._bind`, which asks `Programs.find`), `BoundCall.tensors`,
 `execute.apply`, `BoundCall.result`.
@@ -54,16 +54,16 @@ class Calls:
         self._misses = 0  # steps in a row that were like none before
 
     def again(self, x: Any, state: Any, single: bool) -> tuple[Any, Any] | None:
-        """What a call, or a step, gives that is like the latest one; None where it is another, and nothing was done."""
+        """What a call, or a step, gives that has come before; None where it is another, and nothing was done."""
         bound = self._recent.get(single)
         if bound is None:
             return None
-        repeat = bound.repeats.get(torch.is_grad_enabled())
-        if repeat is None or (results := repeat(x, state)) is None:
-            return None
-        if not single:
-            self.latest, self.budget = bound.binding, None
-        return bound.output(results), bound.final(results)
+        for repeat in bound.repeats[torch.is_grad_enabled()]:
+            if (results := repeat(x, state)) is not None:
+                if not single:
+                    self.latest, self.budget = bound.binding, None
+                return bound.output(results), bound.final(results)
+        return None
 
     # --- over whole sequences -------------------------------------------------------------------------------------
 
@@ -124,7 +124,10 @@ class Calls:
         call = Call(layout.steps, layout.pieces, 0, layer.engine, layout.packing, memory=layer.memory)
         if plain:
             bound.note(forms, args, layout, call)
-        return self._apply(layer, layout, args, bound, call)
+        results = self._apply(layer, layout, args, bound, call)
+        if plain:
+            bound.expect_again(layer, args)
+        return results
 
     def _apply(
         self, layer: Any, layout: Layout, args: Arguments, bound: BoundCall, call: Call
@@ -200,8 +203,7 @@ class Calls:
         ):  # fmt: skip
             return self._by_cell(layer, args)
         bound = self._recent.get(True)
-        came_before = bound is not None and bound.key == args.key and bound.serves(layer, args)
-        if bound is None or not came_before:
+        if bound is None or bound.key != args.key or not bound.serves(layer, args):
             bound, args = self._bound_step(layer, args)
         elif bound.from_cell:
             args = args.self_started(layer.cell, bound.call.batch)
@@ -214,8 +216,7 @@ class Calls:
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
         results = binding.program.step(call, bound.tensors(args, states, None))
-        if came_before:
-            bound.expect_again(layer, args)
+        bound.expect_again(layer, args)
         return bound.result(results, states, None, True)
 
     def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Arguments]:

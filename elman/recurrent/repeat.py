@@ -1,6 +1,6 @@
-"""A call that is like the latest one, told apart and handed on by one native object (native/again.hpp).
+"""A call that has come before, told apart and handed on by one native object (native/again.hpp).
 
-Most calls are the latest one again, on other numbers. Comparing takes a microsecond or two there, and what the call
+Most calls are one of the latest again, on other numbers. Comparing takes a microsecond or two there, and what the call
 comes to is called at once. Whatever differs in anything, it answers None, and the call goes the way of all calls.
 """
 

@@ -650,7 +650,7 @@ def test_what_looks_like_the_call_before(name: str, gradients: bool) -> None:
     with torch.set_grad_enabled(gradients):
         for _ in range(3):
             rnn(x, h)
-        assert rnn._calls._recent[False].repeats[gradients] is not None
+        assert rnn._calls._recent[False].repeats[gradients]
         got, right = OTHERS[name](rnn, x, h), OTHERS[name](fresh, x, h)
     mine, theirs = pytree.tree_flatten(got), pytree.tree_flatten(right)
     assert str(mine[1]) == str(theirs[1])
