@@ -34,7 +34,12 @@ OPTIONS = {
     "thread": {"TSAN_OPTIONS": f"halt_on_error=1:die_after_fork=0:suppressions={SUPPRESSIONS}"},
 }
 TESTS = {
-    "address": ["tests/engines", "tests/recurrent/test_sequences.py", "tests/recurrent/test_stream.py"],
+    "address": [
+        "tests/engines",
+        "tests/recurrent/test_sequences.py",
+        "tests/recurrent/test_stream.py",
+        "tests/recurrent/test_bound.py",
+    ],
     "thread": ["tests/engines"],
 }
 SHORT = {
@@ -42,8 +47,9 @@ SHORT = {
         "tests/engines/test_native.py",
         "tests/engines/test_lookups.py",
         "tests/engines/test_passes.py",
+        "tests/recurrent/test_bound.py",
         "-k",
-        "cases or index or lookups or passes",
+        "cases or index or lookups or passes or change or looks_like or turns",
     ],
     "thread": [
         "tests/engines/test_threads.py",
