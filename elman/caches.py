@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sized
 from functools import lru_cache
@@ -40,6 +41,16 @@ def cached(what: str, limit: int) -> Callable[[_F], _F]:
         return kept  # type: ignore[return-value]
 
     return decorate
+
+
+def listed_in(what: str, count: Callable[[Any], int], each: int | None = None) -> Callable[[Any], None]:
+    """Have caches that live in objects listed, added up: call what is returned on every such object.
+
+    count: of one. each: how many entries one may have, which is said in the list.
+    """
+    owners: weakref.WeakSet[Any] = weakref.WeakSet()
+    listed(what if each is None else f"{what}, {each} each", lambda: sum(map(count, list(owners))))
+    return owners.add
 
 
 class Recent(OrderedDict[Any, Any]):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from elman import explain
 from elman.data.invented import Invented, written
 from elman.data.schema import Odd
 from elman.data.sequences import LONGEST, Form
@@ -399,3 +400,10 @@ def test_files_that_are_no_sequences(
     assert f"{tmp_path / where}" in told.err
     assert "mend" in told.err
     assert not (tmp_path / "run").exists()
+
+
+def test_it_explains_itself(words: Autoencoder) -> None:
+    words.reconstruct(WORDS[:1])
+    said = str(explain(words))
+    assert "reader" in said
+    assert "writer" in said

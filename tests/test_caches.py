@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import gc
+import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +35,52 @@ def test_every_cache_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert limit is None or entries <= limit
     del layer
     assert elman.caches()["programs of the layers that are there, 32 each"].entries == before
+
+
+# Where something is kept between calls, and the word by which it is listed.
+KEPT = {
+    "circuit/operations.py": ["operations that no table lists"],
+    "circuit/rows.py": ["what sizes are of the batch"],
+    "dynamics/flow.py": ["linearised flows"],
+    "engines/native/engine.py": ["products between stages, by instruction set and dtype", "loops of native"],
+    "engines/reference.py": ["loops of reference"],
+    "execute/executable.py": ["plans run by the names of their ports"],
+    "execute/operator.py": ["plans that compiled graphs know by name"],
+    "execute/program.py": ["plans and programs derived from programs"] * 2,
+    "recurrent/bound.py": ["calls that have come before"],
+    "recurrent/calls.py": ["calls that layers are bound to"],
+    "recurrent/compiled.py": ["layers, by which compiled graphs find them"],
+    "recurrent/programs.py": ["programs of recurrences", "programs of the layers"],
+    "segments/layout.py": ["layouts of batches of which every step happens"],
+    "serve/written.py": ["words and what they add to a text"],
+    "trace/names.py": ["names that code reads", "modules that are installed"],
+}
+_KEEPERS = {"Recent", "lru_cache", "cached", "cache", "WeakKeyDictionary", "WeakValueDictionary"}
+
+
+def _called(node: ast.AST) -> str:
+    if not isinstance(node, ast.Call):
+        return ""
+    return node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+
+
+def test_nothing_is_kept_that_is_not_listed() -> None:
+    """Whoever keeps something in a new place writes it down in this table, and has it listed."""
+    root = Path(elman.__file__).parent
+    found: dict[str, int] = {}
+    for path in sorted(root.rglob("*.py")):
+        if path.name != "caches.py":
+            calls = sum(_called(node) in _KEEPERS for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+            found |= {path.relative_to(root).as_posix(): calls} if calls else {}
+    assert found == {file: len(words) for file, words in KEPT.items()}
+    for file in KEPT:
+        importlib.import_module("elman." + file.removesuffix(".py").replace("/", "."))
+    elman.Recurrent(elman.cells.Elman(2, 3))(
+        torch.zeros(2, 1, 2)
+    )  # engines list what they keep when they begin
+    for words in KEPT.values():
+        for word in words:
+            assert any(what.startswith(word) for what in caches()), word
 
 
 def test_what_was_used_last_stays() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from elman import explain
 from elman.data.labelled import read_labelled, read_sequences, stratified
 from elman.errors import DataError, InputError, InputTypeError, NotSupported
 from elman.models import Classifier
@@ -509,3 +510,8 @@ def test_names_by_language(tmp_path: Path) -> None:
     seen = measured["seen"]
     assert seen["in training with other labels only"][0] > 50
     assert seen["in training with other labels only"][1] < seen["not in training"][1]
+
+
+def test_it_explains_itself(fitted: Classifier, strings: tuple[list[str], list[str]]) -> None:
+    fitted.predict(strings[0][:2])
+    assert "in the loop" in str(explain(fitted))

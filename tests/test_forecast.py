@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from elman import explain
 from elman.data.grid import Grid, parsed_stamp
 from elman.data.rolls import read_rolls
 from elman.data.series import Columns, panel_of, read_series, table_of
@@ -795,3 +796,8 @@ def test_chorales_are_more_than_how_each_key_was_before() -> None:
     model = Forecaster(4, distribution="bernoulli", hidden=32, layers=1, steps=100, lr=0.01, patience=None)
     x = [[one.numpy() for one in part] for part in (rolls.learnt, rolls.chosen, rolls.test)]
     assert -model.fit(x[0], x[1]).score(x[2]) < said["by what each was before"] - 0.5
+
+
+def test_it_explains_itself(fitted: Forecaster) -> None:
+    fitted.predict(2)
+    assert "in the loop" in str(explain(fitted))

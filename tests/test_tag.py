@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from elman import explain
 from elman.data.lexicon import Forms, Lexicon, read_vectors
 from elman.data.tagged import Sentence, digest, read_tagged
 from elman.errors import DataError, InputError, InputTypeError, StateError
@@ -529,3 +530,11 @@ def test_it_learns_real_sentences() -> None:
     found = tagger.fit(*parts[0], valid=parts[1]).evaluate(*parts[1])
     assert found.value > found.details["baseline"] + 0.03
     assert found.details["unseen"] > 0.5
+
+
+def test_it_explains_itself(run: Path) -> None:
+    tagger = Tagger.from_pretrained(run)
+    tagger.predict([["some", "words"]])
+    said = str(explain(tagger))
+    assert "characters" in said
+    assert "words" in said

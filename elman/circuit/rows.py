@@ -6,11 +6,12 @@ contains that symbol; the size may be a multiple of it (`[B·heads, d]`), the ro
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from elman.caches import cached
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def factor(size: Any) -> int:
     return found
 
 
-@functools.lru_cache(maxsize=256)
+@cached("what sizes are of the batch", 256)
 def _factor(expression: Any) -> int | str:
     """The factor; or a sentence, where there is none. A step has few sizes, which are asked for thousands of times."""
     symbols = expression.free_symbols

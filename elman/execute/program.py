@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from elman import engines
 from elman.adjoint import adjoint, carrying_on, cotangent_ports, expose
-from elman.caches import Recent
+from elman.caches import Recent, listed_in
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.circuit.rows import carries
@@ -58,6 +58,15 @@ class Examples(NamedTuple):
     summed: frozenset[str] = frozenset()
 
 
+def _derived(program: Program) -> int:
+    """What was made out of a program when it was first needed."""
+    kept = program._training, program._adjoints, program._tangents, program._vmapped, program.schedules
+    return sum(map(len, kept))
+
+
+_counted = listed_in("plans and programs derived from programs", _derived)
+
+
 class Program:
     """A circuit and its plans. Tensors are listed in the order of `inputs` and `outputs`.
 
@@ -78,6 +87,7 @@ class Program:
         self._vmapped = Recent(8)
         self._tangents: dict[frozenset[str], Program] = {}
         self.schedules = Recent(16)  # of calls under a budget: see `elman.execute.segmented`
+        _counted(self)
         self.entries: dict[
             tuple[frozenset[str], bool], Any
         ] = {}  # names for compiled graphs: see `elman.execute.operator`

@@ -22,6 +22,7 @@ from elman.models import pretrained
 from elman.models.autoencoding import AutoencoderNetwork, together
 from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, learning_rate
+from elman.plan.explain import Explanation
 from elman.training import Loss, Measure, Step, Training, Validation, fitted
 
 FORM = "sequences.json"  # beside the weights
@@ -165,6 +166,10 @@ class Autoencoder:
     @property
     def network(self) -> AutoencoderNetwork:
         return self._there(self._network)
+
+    def explain(self) -> Explanation:
+        """What of its recurrences runs once, before, in and after the loop; after a call. See `elman.explain`."""
+        return self.network.explain()
 
     @property
     def form(self) -> Form:

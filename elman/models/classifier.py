@@ -21,6 +21,7 @@ from elman.models import pretrained
 from elman.models.coding import FILE, Coding
 from elman.models.scores import calibrated, figures
 from elman.models.sequence_classifier import END, KNOWN, SETTINGS, SequenceClassifier, logits_of, shapes
+from elman.plan.explain import Explanation
 from elman.training import Measure, Training, fitted
 
 PASSES, STEPS = 20, 1000  # over the data, and at least
@@ -229,6 +230,10 @@ class Classifier:
         made.model_, made.coding_, made.classes_ = model, coding, np.array(coding.labels)
         model.coding = coding
         return made
+
+    def explain(self) -> Explanation:
+        """What of its recurrences runs once, before, in and after the loop; after a call. See `elman.explain`."""
+        return self._fitted().explain()
 
     def _fitted(self) -> SequenceClassifier:
         if "model_" not in vars(self):

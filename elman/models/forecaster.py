@@ -40,6 +40,7 @@ from elman.models.forecasting import (
     too_short,
 )
 from elman.models.frame_forecaster import Frames, given
+from elman.plan.explain import Explanation
 from elman.training import Training, fitted
 
 STEPS = 1000
@@ -315,6 +316,10 @@ class Forecaster:
         )  # fmt: skip
         made._network, made._form, made._panel = network, form, panel
         return made
+
+    def explain(self) -> Explanation:
+        """What of its recurrences runs once, before, in and after the loop; after a call. See `elman.explain`."""
+        return (self.network if self._frames is None else self._frames.network).explain()
 
     @property
     def network(self) -> ForecastNetwork:

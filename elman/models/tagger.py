@@ -21,6 +21,7 @@ from elman.models.evaluating import evaluating
 from elman.models.scores import by_label, confusion
 from elman.models.stack import learning_rate
 from elman.models.tagging import KNOWN, NEEDED, TagNetwork, shapes
+from elman.plan.explain import Explanation
 from elman.training import Measure, Step, Training, Validation, fitted
 
 LEXICON, LEXICON_SIZE = "lexicon.json", 2**27
@@ -167,6 +168,10 @@ class Tagger:
     @property
     def network(self) -> TagNetwork:
         return self._known()[0]
+
+    def explain(self) -> Explanation:
+        """What of its recurrences runs once, before, in and after the loop; after a call. See `elman.explain`."""
+        return self.network.explain()
 
     @property
     def lexicon(self) -> Lexicon:

@@ -33,8 +33,8 @@ class Bidirectional(Budget, torch.nn.Module):
 
     Called as `Recurrent` is, without a teacher. The state is (forward, backward), as is the final state. The backward
     cell starts at the last step of each sequence that happens. forward_layer, backward_layer: the two, each a
-    `Recurrent`. batch_first, engine: as of `Recurrent`. memory: as of `Recurrent`, for both together; the outputs of
-    each direction count, since what is returned is made of them.
+    `Recurrent`. batch_first, engine, generator: as of `Recurrent`. memory: as of `Recurrent`, for both together; the
+    outputs of each direction count, since what is returned is made of them.
 
     Warns (AmbiguityWarning) where both cells are one, which shares its weights between the directions.
     """
@@ -44,7 +44,7 @@ class Bidirectional(Budget, torch.nn.Module):
 
     def __init__(
         self, forward_cell: torch.nn.Module, backward_cell: torch.nn.Module, *, batch_first: bool | None = None,
-        engine: str = "auto", memory: str | Memory = None,
+        engine: str = "auto", memory: str | Memory = None, generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.memory = memory
@@ -55,8 +55,10 @@ class Bidirectional(Budget, torch.nn.Module):
                 AmbiguityWarning,
                 stacklevel=2,
             )
-        self.forward_layer = Recurrent(forward_cell, batch_first=False, engine=engine)
-        self.backward_layer = Recurrent(backward_cell, reverse=True, batch_first=False, engine=engine)
+        self.forward_layer, self.backward_layer = (
+            Recurrent(cell, reverse=reverse, batch_first=False, engine=engine, generator=generator)
+            for cell, reverse in ((forward_cell, False), (backward_cell, True))
+        )
         self.batch_first, self.order_is_said = bool(batch_first), batch_first is not None
 
     def extra_repr(self) -> str:

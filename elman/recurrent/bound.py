@@ -15,7 +15,7 @@ from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from elman.caches import Recent
+from elman.caches import Recent, listed_in
 from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, specs, take
 from elman.errors import InputTypeError
 from elman.execute import Call
@@ -26,6 +26,7 @@ from elman.trace.call import store_of
 from elman.trace.initial import own_state
 
 Tensor = torch.Tensor
+_counted = listed_in("calls that have come before", lambda bound: len(bound._came), 8)
 _REPEATED = 4  # calls that are told apart without Python, with gradients and without
 
 
@@ -145,6 +146,7 @@ class BoundCall:
         # False where it came once, True where it cannot be repeated, else its `repeat`.
         self.repeats: dict[bool, list[Any]] = {False: [], True: []}
         self._came = Recent(8)
+        _counted(self)
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.

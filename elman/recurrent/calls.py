@@ -17,7 +17,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
-from elman.caches import Recent
+from elman.caches import Recent, listed_in
 from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, specs
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
 from elman.execute import Call, apply
@@ -42,6 +42,9 @@ Tensor = torch.Tensor
 _PATIENCE = 16  # steps in a row that may differ from one another before the cell itself runs them all
 
 
+_counted = listed_in("calls that layers are bound to", lambda calls: len(calls._bound), 8)
+
+
 class Calls:
     """latest: what the latest call was bound to. budget: what memory it had."""
 
@@ -51,6 +54,7 @@ class Calls:
         self.budget: Memory = None
         self._bound = Recent(8)
         self._recent: dict[bool, BoundCall] = {}  # the latest of them, of a call (False) and of a step (True)
+        _counted(self)
         self._misses = 0  # steps in a row that were like none before
 
     def again(self, x: Any, state: Any, single: bool) -> tuple[Any, Any] | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from elman.segments import Layout
 
 
-def locked(x: Tensor, p: float, layout: Layout | None = None) -> Tensor:
+def locked(
+    x: Tensor, p: float, layout: Layout | None = None, generator: torch.Generator | None = None
+) -> Tensor:
     """x with a share of its units left out, the same ones at every step of a sequence, others in each sequence.
 
         y(t) = x(t) ⊙ m / (1 - p),  m ~ Bernoulli(1 - p), drawn once per call
@@ -15,14 +20,25 @@ def locked(x: Tensor, p: float, layout: Layout | None = None) -> Tensor:
     Against a fresh draw at each step it costs nothing to speak of, and a unit that is out cannot come back a step later
     through the state.
 
-    x: [T, B, …], or [B, …] for one step; packed by a layout, [N, …]. Source: Gal and Ghahramani, A theoretically
-    grounded application of dropout in recurrent neural networks, 2016.
+    x: [T, B, …], or [B, …] for one step; packed by a layout, [N, …]. generator: that draws, by default torch's own.
+    Source: Gal and Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, 2016.
     """
     if layout is None or layout.packing is None:
-        mask = x.new_empty(x.shape[-2:]).bernoulli_(1 - p)
-        return x * (mask / (1 - p))
-    mask = x.new_empty((layout.pieces, *x.shape[1:])).bernoulli_(1 - p)
-    return x * (mask / (1 - p))[layout.packing.sequence]
+        return x * _mask(x, x.shape[-2:], p, generator)
+    return x * _mask(x, (layout.pieces, *x.shape[1:]), p, generator)[layout.packing.sequence]
+
+
+def fresh(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """The same with other units at every step: torch.nn.functional.dropout, which takes no generator."""
+    if generator is None:
+        return nn.functional.dropout(x, p)
+    return x * _mask(x, x.shape, p, generator)
+
+
+def _mask(x: Tensor, size: Sequence[int], p: float, generator: torch.Generator | None) -> Tensor:
+    """m / (1 - p); zeros where everything is left out."""
+    mask = x.new_empty(tuple(size)).bernoulli_(1 - p, generator=generator)
+    return mask / (1 - p) if p < 1 else mask
 
 
 class LockedDropout(nn.Module):

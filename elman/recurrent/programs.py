@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
-from elman.caches import Recent, listed
+from elman.caches import Recent, listed, listed_in
 from elman.circuit.form import Circuit, Kind
 from elman.circuit.rows import carries
 from elman.circuit.signature import Place
@@ -122,9 +121,8 @@ class Shapes(NamedTuple):
 _SHARED = Recent(
     256
 )  # all cells with the same trace key share a program, unless it has caught a tensor of one
-_ALL: weakref.WeakSet[Programs] = weakref.WeakSet()
 listed("programs of recurrences, by trace key", lambda: len(_SHARED), _SHARED.limit)
-listed("programs of the layers that are there, 32 each", lambda: sum(len(p.kept) for p in list(_ALL)))
+_counted = listed_in("programs of the layers that are there", lambda programs: len(programs.kept), 32)
 
 
 class Programs:
@@ -136,7 +134,7 @@ class Programs:
         self._seen: Seen | None = None
         self._traced: list[tuple[Any, Shapes]] = []  # calls in a row that had to be traced
         self._told = False
-        _ALL.add(self)
+        _counted(self)
 
     def seen(self, cell: torch.nn.Module) -> Seen:
         """The cell as it is now; looked at again only where something may have changed."""

@@ -14,6 +14,7 @@ from elman.recurrent.arguments import StepSelection, over_sequences, selection
 from elman.recurrent.bidirectional import Bidirectional
 from elman.recurrent.budget import Budget, granted
 from elman.recurrent.compiled import refuse_compiled
+from elman.recurrent.dropout import fresh
 from elman.recurrent.dropout import locked as left_out
 from elman.recurrent.joined import batch_in, first_of, joined, rows_of, shares, start, steps_of
 from elman.recurrent.layer import Recurrent
@@ -55,6 +56,8 @@ class Stack(Budget, torch.nn.Module):
         the whole stack, and what one layer hands to the next never exists for all steps; hooks of layers are not called
         then, and a row that resets cut has one mask of locked dropout.
 
+    generator: that draws the dropout, by default torch's own.
+
     Called as `Recurrent` is; the state is a tuple over the layers (of a layer of `elman.nn`, again a tuple over its
     layers). Which steps happen is worked out once for all of them. `deep[0]`, `len(deep)` and iteration are over the
     layers, `deep[1:]` is a stack of those.
@@ -64,11 +67,12 @@ class Stack(Budget, torch.nn.Module):
     order_is_said = False
     residual: tuple[bool, ...] = ()
     locked = False
+    generator: torch.Generator | None = None
 
     def __init__(
         self, *layers: Recurrent | Bidirectional | Stack | Compound, dropout: float = 0.0, locked: bool = False,
         residual: bool | Sequence[bool] = False, norms: Sequence[torch.nn.Module] = (), batch_first: bool | None = None,
-        memory: str | Memory = None,
+        memory: str | Memory = None, generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         for i, layer in enumerate(layers):
@@ -79,7 +83,9 @@ class Stack(Budget, torch.nn.Module):
         if not 0 <= dropout <= 1:
             raise InputError(what="dropout is a probability", where="dropout=", got=dropout, expected="0 … 1")
         self.layers = torch.nn.ModuleList(cast(Any, layers))
-        self.dropout, self.locked = dropout, locked
+        if generator is not None:
+            expect(generator, torch.Generator, "random numbers come from a torch.Generator", "generator=")
+        self.dropout, self.locked, self.generator = dropout, locked, generator
         self.residual = _residual(residual, len(layers))
         if norms:
             if len(norms) != len(layers) - 1:
@@ -114,6 +120,7 @@ class Stack(Budget, torch.nn.Module):
             [self.norms[i - 1] for i in range(*index.indices(len(self.layers)))[1:]] if self._norms() else ()
         )
         how = {"dropout": self.dropout, "locked": self.locked, "residual": residual, "norms": norms}
+        how["generator"] = self.generator
         part = Stack(*layers, **how, batch_first=first)
         part.training = self.training  # of itself alone: the layers are as they were
         return part
@@ -287,7 +294,9 @@ class Stack(Budget, torch.nn.Module):
         def dropped(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
                 return leaf
-            return left_out(leaf, p, layout) if self.locked else torch.nn.functional.dropout(leaf, p)
+            return (
+                left_out(leaf, p, layout, self.generator) if self.locked else fresh(leaf, p, self.generator)
+            )
 
         p = self.dropout
         return pytree.tree_map(dropped, outputs)

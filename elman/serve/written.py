@@ -6,10 +6,16 @@ import codecs
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from elman.caches import listed_in
 from elman.data import Tokenizer
 
 # (what the next symbol adds to a text, what is left when no more come)
 Pen = tuple[Callable[[int], str], Callable[[], str]]
+
+
+_counted = listed_in(
+    "words and what they add to a text", lambda spelling: spelling._behind.cache_info().currsize, 2**16
+)
 
 
 class Spelling:
@@ -19,6 +25,7 @@ class Spelling:
         self.tokenizer = tokenizer
         self.names = tokenizer.symbols
         self._behind = lru_cache(2**16)(self._after)
+        _counted(self)
 
     def begun(self, last: int | None) -> Pen:
         """last: the symbol before the text, if there is one."""

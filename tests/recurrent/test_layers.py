@@ -95,6 +95,41 @@ def test_dropout_between_layers_in_training_alone() -> None:
         torch.testing.assert_close(deep.eval()(x, **told)[0], deep.layers[1](hidden, **told)[0], **EXACT)
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_dropout_from_a_generator_of_ones_own(locked: bool) -> None:
+    """Torch's own draws nothing then; the same state of it, the same units; all of them out is nothing, not NaN."""
+    numbers = torch.Generator()
+    layers = Recurrent(cell("gru")), Recurrent(cell("elman", 7, 3))
+    deep, x = Stack(*layers, dropout=0.5, locked=locked, generator=numbers), random(6, 4, 5)
+    before, found = torch.random.get_rng_state(), []
+    for seed in (1, 1, 2):
+        numbers.manual_seed(seed)
+        found.append(deep(x)[0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    kept = [deep._between(torch.ones(20, 30, 40), 1, None) for _ in range(2)]
+    for mask in kept:
+        assert {*mask.unique().tolist()} == {0.0, 2.0}
+        assert mask.mean().item() == pytest.approx(1, abs=0.1)
+        assert torch.equal(mask[0], mask[1]) == locked
+    deep.dropout = 1.0
+    assert torch.equal(deep(x)[0], Stack(*layers, dropout=1.0)(x)[0])
+
+
+def test_noise_of_both_directions_from_a_generator() -> None:
+    numbers = torch.Generator()
+    noisy = [CASES["noisy_rnn"].make().double() for _ in range(2)]
+    both, x = Bidirectional(*noisy, generator=numbers), CASES["noisy_rnn"].x(4, 3).double()
+    before, found = torch.random.get_rng_state(), []
+    for seed in (1, 1, 2):
+        numbers.manual_seed(seed)
+        found.append(both(x)[0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_step_repeated_is_the_whole_call() -> None:
     deep, x = Stack(Recurrent(cell("gru")), Recurrent(cell("lstm", 7, 3))), random(5, 2, 5)
     outputs, final = deep(x)
