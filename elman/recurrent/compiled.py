@@ -217,16 +217,11 @@ def run_compiled(
     context: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """`Recurrent.forward` while it is being compiled. happens: lengths, mask, reset."""
-    taken = way(
-        layer.memory_number != 0, happens[0] is not None or happens[1] is not None or happens[2] is not None
-    )
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    ragged = happens[0] is not None or happens[1] is not None or happens[2] is not None
+    taken = way(autocast, layer.memory_number != 0, ragged)
     if taken == NOT_COMPILED:
         return not_compiled(layer._time_major, x, state, steps, *happens, teacher, weight, context)
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise NotSupported(
-            what="torch.compile of a recurrence under autocast is not available yet", where="Recurrent",
-            mend="leave autocast around the layer, or do not compile it",
-        )  # fmt: skip
     if isinstance(x, PackedSequence):
         refuse_compiled("a PackedSequence", "unpack it before, and pass lengths=")
     if layer.generator is not None:
@@ -266,7 +261,7 @@ def run_compiled(
     _check_sizes([*xs, *taught, *([] if weight is None else [weight])], [*states, *contexts], steps, batch)
     layout = None
     starts = states
-    if happens[0] is not None or happens[1] is not None or happens[2] is not None:
+    if ragged:
         lengths = torch.tensor(happens[0]) if isinstance(happens[0], (list, tuple)) else happens[0]
         check_happens(lengths, happens[1], happens[2], steps, batch)
         layout = PaddedLayout(

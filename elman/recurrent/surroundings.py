@@ -27,11 +27,13 @@ def constant(function: Any) -> Any:
 
 
 @constant
-def way(bounded: bool, ragged: bool) -> str:
+def way(autocast: bool, bounded: bool, ragged: bool) -> str:
     """Which way a call takes. bounded: whether it has a budget. ragged: whether it has lengths, a mask or resets.
 
     Raises NotSupported where it cannot be compiled, and may not be left out of the graph.
     """
+    if autocast:
+        return without_graph("a recurrence under autocast")
     if peek_interpreter_stack() is None and forward_ad._current_level < 0:
         return PLAIN
     if forward_ad._current_level >= 0 and not _opened_inside():
