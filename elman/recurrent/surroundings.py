@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -76,7 +77,7 @@ def _opened_inside() -> bool:
 
 # Whether Dynamo looks at frames, one of which is being run rather than compiled: it has given up on what called it, as
 # where a transform is around a compiled function, or one was compiled too often. It would compile the library then.
-watched = torch._C._dynamo.eval_frame.get_eval_frame_callback
+watched = get_eval_frame_callback
 
 
 @torch._disable_dynamo
