@@ -20,6 +20,7 @@ from elman.adjoint import cotangent_ports
 from elman.circuit.form import InPort, Kind, OutPort
 from elman.errors import NotSupported
 from elman.execute.executable import Call
+from elman.execute.operator import run_named
 from elman.execute.program import Program
 from elman.execute.segmented import Run, Stored, run_of
 from elman.execute.vmaps import drawing_each, is_batch, of_a_batch, vmaps
@@ -43,6 +44,8 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
         return _dual(program, call, tensors)
     if call.memory is not None:
         return _under_budget(program, call, tensors)
+    if call.owner is not None:
+        return _Transformed.apply(program, call, *tensors)
     if wants_gradient(tensors):
         return _Eager.apply(program, call, *tensors)
     return program.run(call, tensors)
@@ -313,6 +316,8 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with torch.no_grad():
+            if call.owner is not None:
+                return run_named(program, call, tensors)
             if call.memory is None:
                 return program.run(call, tensors)
             return tuple(run_of(program, call, None).forward(tensors)[0])

@@ -35,6 +35,7 @@ class Call(NamedTuple):
     first: the number of its first step, where it is a segment of a call; with a packing, that knows it.
     memory: the budget of the call in bytes, or how long its segments are. layout: where users' sequences lie, if they
         are to be packed a segment at a time.
+    owner: under torch.compile, the program that the compiled graph keeps: what runs is then a registered operator.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class Call(NamedTuple):
     first: int = 0
     memory: Memory = None
     layout: Layout | None = None
+    owner: Any = None
 
 
 class Executable:

@@ -8,6 +8,7 @@ gives out what its backward pass needs. The backward of `elman::train` is `elman
 from __future__ import annotations
 
 import uuid
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import make_autograd_impl
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from elman.adjoint import cotangent_ports
 from elman.caches import listed
 from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.circuit.rows import carries
-from elman.errors import StateError
+from elman.errors import NotSupported, StateError
 from elman.execute.executable import Call, Executable
 from elman.execute.program import Program
 from elman.execute.segmented import Run, prepared, run_of
@@ -86,6 +90,19 @@ def _entry(name: str) -> Entry:
             mend="compile again in this process, and keep the layer for as long as what was compiled from it",
         )  # fmt: skip
     return entry
+
+
+def program_of(name: str) -> Program:
+    """The program of a name."""
+    return _entry(name).program
+
+
+def plans(name: str, wants: Sequence[bool], bounded: bool) -> tuple[str, tuple[int, ...]]:
+    """(name, places of outputs through which no gradient flows) of another call of a program. wants: see `register`,
+    for the inputs that an operator is called with, in order."""
+    program = program_of(name)
+    names = frozenset(n for n, wanted in zip(_passed(program.circuit), wants, strict=True) if wanted)
+    return register(program, names, bounded), program.training(names).silent if names else ()
 
 
 def _bound(circuit: Circuit) -> dict[str, Tensor]:
@@ -170,6 +187,14 @@ def _shapes(
     return outputs
 
 
+def _nothing(port: InPort, steps: int, batch: int, like: Tensor, rows: int | None = None) -> Tensor:
+    """Where nothing comes in: the starting value of a state, or the cotangents of an output, are zeros."""
+    size = ([steps] if port.kind is Kind.SEQUENCE else []) + ([batch] if port.rows else [])
+    if rows is not None and len(size) == 2:
+        size = [rows]
+    return like.new_zeros([*size, *port.shape], dtype=port.dtype, device=port.device)
+
+
 @torch.library.custom_op("elman::run", mutates_args=())
 def run_op(
     tensors: Sequence[Tensor], key: str, steps: int, batch: int, seed: Tensor | None, engine: str,
@@ -186,6 +211,29 @@ def train_op(
     return _call(tensors, key, steps, batch, seed, engine, sizes, rows)
 
 
+def run_named(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Run a program derived from one that a compiled graph keeps, which will keep it as well, as an operator."""
+    name = register(program, frozenset())
+    call.owner.derived[name] = _entry(name)
+    like = next(t for t in tensors if t is not None)
+    given = [
+        t.contiguous() if t is not None else _nothing(port, call.steps, call.batch, like)
+        for port, t in zip(program.inputs, tensors, strict=True)
+    ]
+    passed = {port.name: t for port, t in zip(program.inputs, given, strict=True)}
+    found = run_op(
+        [passed[n] for n in _passed(program.circuit)],
+        name,
+        call.steps,
+        call.batch,
+        None,
+        call.engine,
+        None,
+        0,
+    )
+    return tuple(found)
+
+
 run_op.register_fake(_shapes)
 train_op.register_fake(_shapes)
 
@@ -198,11 +246,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _zeros(port: InPort, ctx: Any, like: Tensor) -> Tensor:
-    """Where nothing comes in: the starting value of a state, or the cotangents of an output, are zeros."""
-    size = ([ctx.steps] if port.kind is Kind.SEQUENCE else []) + ([ctx.batch] if port.rows else [])
-    if ctx.ragged and len(size) == 2:
-        size = [ctx.rows]
-    return like.new_zeros([*size, *port.shape], dtype=port.dtype, device=port.device)
+    return _nothing(port, ctx.steps, ctx.batch, like, ctx.rows if ctx.ragged else None)
 
 
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, ...]:
@@ -355,3 +399,30 @@ def _bounded_backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, .
 
 
 bounded_op.register_autograd(_bounded_backward, setup_context=_save_bounded)
+
+
+# --- forward mode -------------------------------------------------------------------------------------------------
+
+
+def _refuse_directions(op: Any) -> None:
+    """Have an operator refuse dual numbers: PyTorch registers gradients for operators, and no forward mode, for want of
+    which their directions would be lost without a word."""
+    kernel = make_autograd_impl(op._opoverload, op)
+
+    def refusing(keyset: Any, *args: Any, **more: Any) -> Any:
+        if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
+            tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+            if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+                raise NotSupported(
+                    what="a compiled graph that knows no dual numbers is called with them", where=op._qualname,
+                    mend="call the layer without torch.compile, or open the level inside what is compiled",
+                )  # fmt: skip
+        return kernel(keyset, *args, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there was a kernel before
+        op._lib.impl(op._name, refusing, "Autograd", with_keyset=True)
+
+
+for one in (run_op, train_op, bounded_op, bounded_backward_op):
+    _refuse_directions(one)

@@ -91,11 +91,13 @@ class Program:
         self.entries: dict[
             tuple[frozenset[str], bool], Any
         ] = {}  # names for compiled graphs: see `elman.execute.operator`
+        self.derived: dict[str, Any] = {}  # entries of what was derived from it for compiled graphs
 
     @derived
     def plan(self) -> Plan:
         """The plan for a call that wants no gradient."""
-        return plan(self.circuit)
+        with outside():
+            return plan(self.circuit)
 
     @derived
     def has_noise(self) -> bool:
@@ -166,15 +168,16 @@ class Program:
     @derived
     def exposed(self) -> Program:
         """The same with h(t-1) of every state as outputs, for derivatives of the gradient."""
-        if self._examples is not None:
-            return self._examples.program.exposed._for(self._examples)
-        return Program(expose(self.circuit))
+        with outside():
+            if self._examples is not None:
+                return self._examples.program.exposed._for(self._examples)
+            return Program(expose(self.circuit))
 
     def adjoint(self, wants: frozenset[str]) -> Program:
         """The program of the adjoint circuit."""
         program = self._adjoints.get(wants)
         if program is None:
-            with LOCK:
+            with outside():
                 program = self._adjoints.get(wants)
                 if program is None:
                     program = self._adjoints[wants] = self._adjoint(wants)
@@ -183,8 +186,7 @@ class Program:
     def _adjoint(self, wants: frozenset[str]) -> Program:
         if self._examples is None:
             program = Program(adjoint(self.circuit, wants), is_adjoint=True)
-            with outside():
-                _expect_linear(program, self.circuit.name)
+            _expect_linear(program, self.circuit.name)
             return program
         # The gradient of what all examples share is a sum over them, and the cotangent of such a sum is shared.
         of = self._examples
@@ -197,7 +199,7 @@ class Program:
         """The program of the tangent circuit. changing: the inputs that have a direction."""
         program = self._tangents.get(changing)
         if program is None:
-            with LOCK:
+            with outside():
                 program = self._tangents.get(changing)
                 if program is None:
                     program = self._tangents[changing] = self._tangent(changing)
@@ -240,7 +242,7 @@ class Program:
         key = size, over, noise
         program = self._vmapped.get(key)
         if program is None:
-            with LOCK:
+            with outside():
                 program = self._vmapped.get(key)
                 if program is None:
                     try:

@@ -19,6 +19,7 @@ from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
 from elman.recurrent.states import directions
+from elman.recurrent.surroundings import not_compiled, watched
 from elman.segments import Layout
 from elman.segments.segment import Memory
 
@@ -88,6 +89,8 @@ class Bidirectional(Budget, torch.nn.Module):
     def _time_major(
         self, x: Any, state: Any, lengths: Any, mask: Any, reset: Any, context: Any
     ) -> tuple[Any, tuple[Any, Any]]:
+        if not torch.compiler.is_compiling() and watched():
+            return not_compiled(self._time_major, x, state, lengths, mask, reset, context)
         happens = selection(lengths, mask, reset)
         if each_by_itself(x, happens):
             given = happens.given

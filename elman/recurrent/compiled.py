@@ -12,17 +12,27 @@ from operator import index
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from elman.caches import listed
 from elman.circuit.structure import NOTHING, Structure, TensorSpec, fill, take
 from elman.errors import InputError, NotSupported
 from elman.execute import Program, operator
+from elman.execute.inside import transformed
 from elman.recurrent.arguments import as_outputs
 from elman.recurrent.programs import Argument, Captured, Owned, Shapes, Teacher, check_teacher, indivisible
+from elman.recurrent.surroundings import (
+    NOT_COMPILED,
+    TRANSFORMED,
+    constant,
+    not_compiled,
+    way,
+    without_graph,
+)
 from elman.segments.padded import PaddedLayout, check_happens
 from elman.trace.initial import find_zeros
-from elman.trace.modules import module_at, steps_to
+from elman.trace.modules import steps_to
 from elman.trace.outside import outside
 
 Tensor = torch.Tensor
@@ -43,18 +53,12 @@ def layer_of(number: int) -> Any:
     return _LAYERS[number]
 
 
-def constant(function: Any) -> Any:
-    """torch.compiler.assume_constant_result, without importing the compiler: a constant of the graph comes out."""
-    function._dynamo_marked_constant = True
-    return function
-
-
 # --- constants of the compilation ---------------------------------------------------------------------------------
 
 
 class _Input(NamedTuple):
     """Where an input of an operator comes from: tensor number `given` of the call; or the attribute `key` of the
-    cell, at the end of `path`; or zeros `[B, *widths]`."""
+    cell, at the end of `path`; or zeros `[B, *widths]`. differentiable: whether it can have a gradient."""
 
     given: int | None = None
     path: tuple[Any, ...] = ()
@@ -62,17 +66,16 @@ class _Input(NamedTuple):
     widths: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")
+    differentiable: bool = False
 
 
 class _Compiled(NamedTuple):
     """A program as a compiled graph knows it; the rest as of `Binding`.
 
-    name: of its plan. training: whether gradients are wanted. silent: places of outputs through which none flows.
+    name: of its plan for calls that want no gradient.
     """
 
     name: str
-    training: bool
-    silent: tuple[int, ...]
     inputs: tuple[_Input, ...]
     output: Structure
     outputs: tuple[int, ...]
@@ -98,10 +101,10 @@ def refuse_compiled(what: str, mend: str) -> None:
 @constant
 def _program(
     handle: int, reverse: bool, structures: tuple[Structure, Structure, Structure, Structure], specs: tuple[Any, ...],
-    weight: torch.dtype | None, flows: tuple[bool, ...] | None, cuts: bool | None, bounded: bool,
+    weight: torch.dtype | None, cuts: bool | None,
 ) -> _Compiled:  # fmt: skip
-    """structures, specs: of x, state, context and teacher. flows: for their tensors in order, and the weight's, whether
-    a gradient is wanted; None for none at all. cuts: whether resets cut rows; None where every step happens."""
+    """structures, specs: of x, state, context and teacher. cuts: whether resets cut rows; None where every step
+    happens."""
     layer = _LAYERS[handle]
     programs = layer._calls.programs
     mark = programs.seen(
@@ -118,32 +121,43 @@ def _program(
         if structures[3] != NOTHING:
             check_teacher(binding, structures[3], [t.unsqueeze(0) for t in taught], (1, 2))
         starts = {"x": 0, "state": len(xs), "context": len(xs) + len(states)}
-        inputs, wants = [], set()
+        inputs = []
         for port, source in zip(binding.program.inputs, binding.sources, strict=True):
-            flowing = False
             if isinstance(source, Captured):
                 continue
             if isinstance(source, Owned):
                 place = source.place
-                inputs.append(_Input(path=steps_to(place.module), key=place.key))
-                flowing = getattr(module_at(layer.cell, place.module), place.key).requires_grad
+                one = _Input(path=steps_to(place.module), key=place.key)
             elif isinstance(source, (Argument, Teacher)):
                 first = (
                     starts[source.name] if isinstance(source, Argument) else starts["context"] + len(contexts)
                 )
-                inputs.append(_Input(first + source.index))
-                flowing = flows is not None and flows[first + source.index]
+                one = _Input(first + source.index)
             else:
-                inputs.append(_Input(widths=port.shape, dtype=port.dtype, device=port.device))
-            if flowing and flows is not None and port.differentiable:
-                wants.add(port.name)
-        name = operator.register(binding.program, frozenset(wants), bounded)
+                one = _Input(widths=port.shape, dtype=port.dtype, device=port.device)
+            inputs.append(one._replace(differentiable=port.differentiable))
+        name = operator.register(binding.program, frozenset())
     _guard(layer, mark, binding.program)
-    silent = binding.program.training(frozenset(wants)).silent if wants else ()
     return _Compiled(
-        name, bool(wants), silent, tuple(inputs), binding.output, binding.outputs, binding.state, binding.finals,
+        name,
+        tuple(inputs),
+        binding.output,
+        binding.outputs,
+        binding.state,
+        binding.finals,
         binding.program.has_noise,
-    )  # fmt: skip
+    )
+
+
+@constant
+def _plans(name: str, wants: tuple[bool, ...], bounded: bool) -> tuple[str, tuple[int, ...]]:
+    """(name, places of outputs through which no gradient flows) of the plans of a program for a call.
+
+    wants: for the inputs that an operator is called with, whether a gradient is wanted. bounded: whether there is a
+    budget.
+    """
+    with outside():
+        return operator.plans(name, wants, bounded)
 
 
 def _examples(specs: Any) -> list[Tensor]:
@@ -152,7 +166,8 @@ def _examples(specs: Any) -> list[Tensor]:
 
 
 def _guard(layer: Any, mark: Any, program: Program) -> None:
-    """Have the compilation done again when the cell is no longer what it was when its trace key was `mark`.
+    """Have the compilation done again when the cell is no longer what it was when its trace key was `mark`, or what was
+    compiled is called with dual numbers.
 
     What a trace depends on is more than Dynamo can follow, so its guards ask the eager call's own key. The guard also
     keeps the program, which the compiled graph knows by name alone.
@@ -165,10 +180,14 @@ def _guard(layer: Any, mark: Any, program: Program) -> None:
 
     def unchanged(program: Program = program) -> bool:
         now = alive()
-        return now is not None and now._calls.programs.seen(now.cell).mark == mark
+        if now is None or forward_ad._current_level >= 0:
+            return False
+        return now._calls.programs.seen(now.cell).mark == mark
 
     def build(builder: Any, guard: Any) -> None:
-        words = [f"elman: {type(layer.cell).__name__} is the cell that was compiled"]
+        words = [
+            f"elman: {type(layer.cell).__name__} is the cell that was compiled, and there are no dual numbers"
+        ]
         builder.add_python_lambda_leaf_guard_to_root(["same()"], words, closure_vars={"same": unchanged})
 
     install_guard(Guard(GlobalStateSource(), build))
@@ -198,11 +217,11 @@ def run_compiled(
     context: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     """`Recurrent.forward` while it is being compiled. happens: lengths, mask, reset."""
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise NotSupported(
-            what="torch.compile of a recurrence under autocast is not available yet", where="Recurrent",
-            mend="leave autocast around the layer, or do not compile it",
-        )  # fmt: skip
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    ragged = happens[0] is not None or happens[1] is not None or happens[2] is not None
+    taken = way(autocast, layer.memory_number != 0, ragged)
+    if taken == NOT_COMPILED:
+        return not_compiled(layer._time_major, x, state, steps, *happens, teacher, weight, context)
     if isinstance(x, PackedSequence):
         refuse_compiled("a PackedSequence", "unpack it before, and pass lengths=")
     if layer.generator is not None:
@@ -242,7 +261,7 @@ def run_compiled(
     _check_sizes([*xs, *taught, *([] if weight is None else [weight])], [*states, *contexts], steps, batch)
     layout = None
     starts = states
-    if happens[0] is not None or happens[1] is not None or happens[2] is not None:
+    if ragged:
         lengths = torch.tensor(happens[0]) if isinstance(happens[0], (list, tuple)) else happens[0]
         check_happens(lengths, happens[1], happens[2], steps, batch)
         layout = PaddedLayout(
@@ -267,29 +286,41 @@ def run_compiled(
     if layout is not None:
         taught = [layout.pack(t) for t in taught]
     given = [*xs, *starts, *contexts, *taught]
-    flows = tuple([t.requires_grad for t in given]) if torch.is_grad_enabled() else None
     lead, memory = 2 if layout is None else 1, layer.memory_number
     structures = x_structure, state_structure, context_structure, teacher_structure
     specs = _specs(xs, lead), _specs(states, 1), _specs(contexts, 1), _specs(taught, lead)
     program = _program(
-        layer._handle, layer.reverse, structures, specs, None if weight is None else taught[-1].dtype, flows,
-        None if layout is None else layout.starts_anew, memory != 0,
+        layer._handle, layer.reverse, structures, specs, None if weight is None else taught[-1].dtype,
+        None if layout is None else layout.starts_anew,
     )  # fmt: skip
+    if taken == TRANSFORMED and program.noisy:
+        without_graph("a cell that draws random numbers, inside a transform of torch.func,")
+        return not_compiled(layer._time_major, x, state, steps, *happens, teacher, weight, context)
     rows = batch if layout is None else layout.most
     tensors = [_tensor(layer.cell, source, given, rows) for source in program.inputs]
+    if taken == TRANSFORMED:
+        results = transformed(tensors, program.name, steps, batch, layer.engine)
+        outputs, ended = [results[i] for i in program.outputs], [results[i] for i in program.finals]
+        return fill(program.output, outputs), fill(program.state, ended)
+    # What wants a gradient is asked of the tensors themselves: functional_call puts others in the place of parameters.
+    asked = torch.is_grad_enabled()
+    wants = tuple(
+        [asked and s.differentiable and t.requires_grad for s, t in zip(program.inputs, tensors, strict=True)]
+    )
+    name, silent = _plans(program.name, wants, memory != 0)
     seed = torch.randint(2**62, (), dtype=torch.int64) if program.noisy else None
-    run: Any = torch.ops.elman.train if program.training else torch.ops.elman.run
+    run: Any = torch.ops.elman.train if any(wants) else torch.ops.elman.run
     budget: tuple[int, ...] = ()
     if memory:
         run, budget = torch.ops.elman.bounded, (memory,)
     if layout is None:
-        results = run(tensors, program.name, steps, batch, seed, layer.engine, None, 0, *budget)
+        results = run(tensors, name, steps, batch, seed, layer.engine, None, 0, *budget)
     else:
         results = run(
-            tensors, program.name, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows, *budget
+            tensors, name, steps, layout.most, seed, layer.engine, layout.sizes, layout.rows, *budget
         )
-    ended = [results[i].detach() if i in program.silent else results[i] for i in program.finals]
-    outputs = [results[i].detach() if i in program.silent else results[i] for i in program.outputs]
+    ended = [results[i].detach() if i in silent else results[i] for i in program.finals]
+    outputs = [results[i].detach() if i in silent else results[i] for i in program.outputs]
     if layout is not None:
         ended = layout.final(ended, states)
         outputs = [layout.unpack(t) for t in outputs]

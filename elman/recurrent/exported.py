@@ -24,8 +24,8 @@ from elman.plan.form import TIMELINE, Loop, Stage, final_of, shift
 from elman.plan.stepwise import stepwise
 from elman.recurrent.arguments import as_outputs, batch_of, sizes, weight_of
 from elman.recurrent.bound import Arguments, BoundCall
-from elman.recurrent.compiled import constant
 from elman.recurrent.programs import Binding, Shapes, check_teacher, indivisible
+from elman.recurrent.surroundings import constant
 from elman.segments import Layout
 from elman.segments.padded import check_happens
 from elman.segments.timeline import Timeline

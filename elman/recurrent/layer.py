@@ -23,6 +23,7 @@ from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
 from elman.recurrent.several import has_third
 from elman.recurrent.stream import Stream
+from elman.recurrent.surroundings import not_compiled, watched
 from elman.segments import Layout
 from elman.segments.segment import Memory
 from elman.trace.mistakes import check_cell
@@ -154,6 +155,10 @@ class Recurrent(Budget, torch.nn.Module):
         if torch.compiler.is_compiling():
             run = run_exported if torch.compiler.is_exporting() else run_compiled
             return run(self, x, state, steps, (lengths, mask, reset), teacher, teacher_weight, context)
+        if watched():
+            return not_compiled(
+                self._time_major, x, state, steps, lengths, mask, reset, teacher, teacher_weight, context
+            )
         happens = selection(lengths, mask, reset)
         plain = happens is EVERY and steps is teacher is teacher_weight is context is None
         if plain and (results := self._calls.again(x, state, False)) is not None:
@@ -193,6 +198,8 @@ class Recurrent(Budget, torch.nn.Module):
         """
         if self.reverse:
             raise not_stepwise("step()")
+        if not torch.compiler.is_compiling() and watched():
+            return not_compiled(self.step, x, state, reset=reset, context=context)
         plain = reset is None and context is None and not torch.compiler.is_compiling()
         if plain and (results := self._calls.again(x, state, True)) is not None:
             return results

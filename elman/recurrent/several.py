@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elman.errors import ElmanError, InputTypeError
 from elman.recurrent.arguments import StepSelection
-from elman.recurrent.compiled import constant, layer_of
+from elman.recurrent.compiled import layer_of
+from elman.recurrent.surroundings import constant
 
 
 def contexts_of(layers: Sequence[Any], context: Any) -> list[dict[str, Any]]:

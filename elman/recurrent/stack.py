@@ -23,6 +23,7 @@ from elman.recurrent.several import contexts_of, each_by_itself, placed, states_
 from elman.recurrent.stacked import StackCell
 from elman.recurrent.states import layer_states
 from elman.recurrent.stream import Stream
+from elman.recurrent.surroundings import not_compiled, watched
 from elman.segments import Layout
 from elman.segments.segment import Memory
 
@@ -163,6 +164,10 @@ class Stack(Budget, torch.nn.Module):
                 mend = "give each layer its own, or do not compile the stack"
                 refuse_compiled("memory= of several layers", mend)
             return self._over(x, state, happens, teacher, teacher_weight, context)
+        if watched():
+            return not_compiled(
+                self._time_major, x, state, lengths, mask, reset, teacher, teacher_weight, context
+            )
         if not self.order_is_said and not each_by_itself(x, happens):
             warn_if_unclear(self, x)
         if self.memory is None or (first := first_of(x)) is None:

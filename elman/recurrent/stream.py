@@ -28,6 +28,7 @@ from elman.recurrent.bound import Arguments
 from elman.recurrent.calls import alike, dtype_of, shapes_of
 from elman.recurrent.kept import Kept, Plain, Ready, Steps, apart, device_of, other_rows, which_rows
 from elman.recurrent.programs import Binding, Captured, Owned
+from elman.recurrent.surroundings import not_compiled, watched
 from elman.trace.call import store_of
 
 Tensor = torch.Tensor
@@ -134,13 +135,13 @@ class Stream:
 
     def _long(self, x: Any, reset: Any, context: Any, out: Any) -> Any:
         """A step of which anything may be new."""
+        if torch.compiler.is_compiling() or watched():
+            return not_compiled(self._long, x, reset, context, out)
         if is_recorded():
             raise not_recorded()
         if peek_interpreter_stack() is not None:
-            raise NotSupported(
-                what="a stream has no derivatives and no examples", where="step(), inside of a transform of torch.func",
-                mend="use step() of the layer",
-            )  # fmt: skip
+            where, mend = "step(), inside of a transform of torch.func", "use step() of the layer"
+            raise NotSupported("a stream has no derivatives and no examples", where=where, mend=mend)
         arrays, x = as_tensors(x)
         layer = self._steps.layer()
         device = device_of(layer.cell)
