@@ -10,6 +10,8 @@ import logging
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -389,6 +391,37 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = CliRunner().invoke(cli.app, ["serve", run])
     assert "pip install 'elman[serve]'" in str(found.exception)
+
+
+@pytest.mark.slow
+def test_sigterm_lets_a_stream_end_whole() -> None:
+    command = [sys.executable, "-m", "elman", "serve", str(KEPT / "run"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().rpartition(":")[2])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+            asked = {
+                "prompt": "a",
+                "max_tokens": 5000,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            how = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/completions", json.dumps(asked), how)
+            answer = connection.getresponse()
+            assert answer.readline().startswith(b"data: ")
+            process.send_signal(signal.SIGTERM)
+            *_, last, usage, done = answer.read().decode().strip().split("\n\n")
+            assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+            assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 5000
+            assert done == "data: [DONE]"
+            connection.close()
+            said, complained = process.communicate(timeout=WAIT)
+            assert (said, complained.strip()) == ("", "")
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_the_alphabet_is_as_the_tests_take_it() -> None:
