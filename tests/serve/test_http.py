@@ -43,6 +43,7 @@ from elman.tasks.classify import Classify
 from elman.tasks.forecast import Forecast
 from elman.tasks.lm import Language
 from elman.tasks.tag import Tag
+from tests.browsing import tab
 from tests.serve.test_scheduler import LETTERS, WAIT, alone, language
 from tests.strangers import KEPT
 from tests.strangers import elman as elman_command
@@ -322,6 +323,42 @@ def test_strange_bytes_and_many_connections(served: SimpleNamespace) -> None:
     for connection in many:
         connection.close()
     assert ask(served, None, "/health")[0] == 200
+
+
+def test_the_page_writes_what_the_model_writes(served: SimpleNamespace) -> None:
+    with tab(400) as page:
+        page.send("Page.navigate", url=f"http://127.0.0.1:{served.port}/")
+        found = page.run(f"""
+            const until = async (ready) => {{
+              for (let k = 0; k < 1000 && !ready(); k += 1) await new Promise((done) => setTimeout(done, 10));
+            }};
+            await until(() => document.readyState === "complete" && document.getElementById("write"));
+            const [text, key, heat, fast, write, said] =
+              ["text", "key", "temperature", "fast", "write", "said"].map((name) => document.getElementById(name));
+            const fill = (box, value) => {{
+              box.value = value;
+              box.dispatchEvent(new Event("input"));
+            }};
+            fill(key, "{KEY}"); fill(heat, "0"); fill(text, "abc");
+            write.click();
+            await until(() => text.value.length > 8); // one symbol in each picture
+            document.dispatchEvent(new KeyboardEvent("keydown", {{key: "Escape"}}));
+            const slow = text.value;
+            fill(text, "abc"); fast.checked = true;
+            write.click();
+            await until(() => text.value.length > 80);
+            write.click();
+            return {{slow, fast: text.value, units: document.querySelectorAll("#state canvas").length,
+              wrong: said.classList.contains("wrong"), wide: document.documentElement.scrollWidth}};""")
+        console = page.console
+    tokenizer = served.model.tokenizer
+    more = len(found["fast"]) - 3
+    right = "abc" + tokenizer.decode(alone(served.model, Ask(tokenizer.encode("abc").numpy(), more, 0.0)))
+    assert console == []
+    assert found == {**found, "fast": right, "slow": right[: len(found["slow"])], "wrong": False, "units": 1}
+    assert len(found["slow"]) > 8
+    assert found["wide"] <= 400
+    settled(served.scheduler)
 
 
 # --- other tasks ------------------------------------------------------------------------------------------------------
