@@ -258,6 +258,13 @@ def test_version_is_said_once() -> None:
     assert f"\nversion: {elman.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
 
 
+def test_every_extra_is_told_of() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    (row,) = re.findall(r"\| extras \| (.*?): ", (ROOT / "docs" / "install.md").read_text("utf-8"))
+    assert sorted(re.findall(r"\[(\w+)\]", row)) == sorted(extras)
+    assert runpy.run_path(str(ROOT / "tests" / "installed.py"))["EXTRAS"] == set(extras)
+
+
 def test_torch_is_pinned_without_a_local_version() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]
