@@ -206,7 +206,7 @@ def test_rare_labels_are_found_where_they_weigh_more() -> None:
 def test_the_matrix_is_drawn_and_escaped() -> None:
     drawn = matrix([[3, 1], [0, 2]], ["<a>", "b"])
     assert drawn.count("<rect") == 4
-    assert "&lt;a&gt; taken for b: 1 of 4, 25.0%" in drawn
+    assert "&lt;a&gt; taken for b: 1 of 4, 25.0 %" in drawn
     assert "nothing" in matrix([], [])
 
 

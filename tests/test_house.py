@@ -249,6 +249,14 @@ def test_the_house_is_drawn_as_it_stands() -> None:
     assert house["HERE"].read_text("utf-8") == house["draw"](), "python docs/house.py draws it anew"
 
 
+def test_shares_are_written_alike() -> None:
+    """93.6 %: `elman.training.measure.percent`, not Python's own form, which leaves no room."""
+    wrong = [
+        path for path in sorted((ROOT / "elman").rglob("*.py")) if re.search(r":[\d.]+%}", path.read_text())
+    ]
+    assert wrong == []
+
+
 def test_version_is_said_once() -> None:
     """In elman/__init__.py, where the build reads it; and the changelog has a section for it, or is ahead of it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

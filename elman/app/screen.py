@@ -20,6 +20,7 @@ from rich.text import Text
 from elman.app.writing import shown
 from elman.tasks.task import Task
 from elman.training import Step, Validation
+from elman.training.measure import percent
 
 NEW, OLD, FAINT = "bold cyan", "yellow", "bright_black"
 _PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal to redraw
@@ -111,7 +112,11 @@ class Watch:
 
 def _bar(step: Step) -> Text:
     full = round(40 * step.done)
-    line = Text("━" * full, NEW, no_wrap=True).append("━" * (40 - full), FAINT).append(f" {step.done:4.0%}")
+    line = (
+        Text("━" * full, NEW, no_wrap=True)
+        .append("━" * (40 - full), FAINT)
+        .append(f" {percent(step.done, 0):>5}")
+    )
     left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
     return line.append(f"   {clock(left)} left", FAINT)
 

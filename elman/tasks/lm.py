@@ -37,6 +37,7 @@ from elman.report import Curve, Part, Point, Record, finite, lines
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, given, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
+from elman.training.measure import percent
 
 READOUTS = SOFTMAX, ADAPTIVE = "softmax", "adaptive"
 WINDOW, BATCH = 64, 32  # where a text is not too short for them
@@ -160,7 +161,7 @@ def _facts(record: Record) -> dict[str, str]:
     if "bits_per_character" in measured:
         facts["bits per character"] = f"{measured['bits_per_character']:.4f}"
     if measured:
-        facts["of its symbols are unknown"] = f"{measured['unknown'] / max(measured['symbols'], 1):.2%}"
+        facts["of its symbols are unknown"] = percent(measured["unknown"] / max(measured["symbols"], 1), 2)
     return facts
 
 
@@ -331,7 +332,7 @@ class Language(Task):
                 "initial state"
             )
         if counts.unknown:
-            share = f"{counts.unknown / symbols:.2%}"
+            share = percent(counts.unknown / symbols, 2)
             lines.append(
                 f"  {unit}s that the model does not know: {counts.unknown:,}, {share}; they count as one symbol, <unk>"
             )
@@ -462,7 +463,7 @@ def _digest(tokenizer: Tokenizer) -> str:
 
 def _turning(tell: Tell) -> Callable[[int, int], None]:
     """Progress in words."""
-    return lambda done, total: tell(f"turning the text into symbols: {done / total:.0%}")
+    return lambda done, total: tell(f"turning the text into symbols: {percent(done / total, 0)}")
 
 
 def _share(tokens: Tokens) -> str:
@@ -470,7 +471,7 @@ def _share(tokens: Tokens) -> str:
     counts = tokens.counts
     if counts is None or not counts.unknown:
         return ""
-    return f" ({counts.unknown / max(len(tokens) - 1, 1):.2%} of it unknown)"
+    return f" ({percent(counts.unknown / max(len(tokens) - 1, 1), 2)} of it unknown)"
 
 
 def _perplexity(nats: float) -> str:
