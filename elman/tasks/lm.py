@@ -83,7 +83,7 @@ class Settings:
         "None: the Python manual that ships with Python."
     )
     valid: Path | None = option(
-        None, "A text to measure on. Without it the last 10 % of the FILEs are held out."
+        None, "A text to choose the weights by and to measure on. Without it the last 10 % of the FILEs."
     )
     tokenizer: str = option(
         "characters", "What a symbol is: characters, bytes, words, or bpe (parts of words)."
@@ -254,8 +254,8 @@ class Language(Task):
             notes.append(f"{crlf:,} lines end in CR LF, {more}")
         task = cls(tokenizer, training.seed)
         about = (
-            f"{len(tokens):,} {task.unit}s to learn from, {len(held_out):,} held out{_share(held_out)}, "
-            f"{tokenizer.size} symbols"
+            f"{len(tokens):,} {task.unit}s to learn from, {len(held_out):,} held out{_share(held_out)} to choose "
+            f"by and to measure on; {tokenizer.size} symbols"
         )
         return Prepared(
             task, model, windows(tokens, window, batch, training.seed), HeldOut(held_out, corpus.held_out, tokenizer),

@@ -81,7 +81,7 @@ class Settings:
 
     files: list[Path] = argument("Sentences to learn from.", needed=True)
     valid: Path | None = option(
-        None, "Sentences to measure on. Without it every tenth one of FILEs is held out."
+        None, "Sentences to choose the weights by and to measure on. Without it every tenth one of FILEs."
     )
     column: str = option("upos", "Of CoNLL-U, what is learnt: upos or xpos.")
     stack: StackSettings = StackSettings(cell="lstm", hidden=200, layers=2, dropout=0.33)
@@ -181,7 +181,7 @@ class Tag(Task):
         }  # fmt: skip
         about = (
             f"{len(learnt):,} sentences of {sum(map(len, data.rows)):,} words to learn from, {len(held_out):,} held "
-            f"out, {len(lexicon.tags)} tags"
+            f"out to choose by and to measure on; {len(lexicon.tags)} tags"
         )
         notes = [] if settings.valid else ["without --valid, every tenth sentence is held out"]
         return Prepared(
