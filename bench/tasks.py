@@ -68,7 +68,7 @@ JOBS = {
     ),
     "names-64": Job("the same, 64 numbers", 10, "", ("autoencode", "@names/*.txt", "--hidden", "64")),
     "names-32": Job(
-        "the same, 32 numbers", 3, "", ("autoencode", "@names/*.txt", "--hidden", "32"), steps=5000,
+        "the same, 32 numbers", 1.6, "", ("autoencode", "@names/*.txt", "--hidden", "32"), steps=5000,
     ),
     "lines": Job(
         "auto-encoding of lines of tinyshakespeare, 256 numbers each", 15, "",
