@@ -481,6 +481,17 @@ def _digits() -> tuple[Any, Any, Any, Any]:
     return found.images[learnt], found.target[learnt], found.images[test], found.target[test]
 
 
+def test_a_little_training_on_digits_and_what_the_temperature_is_for() -> None:
+    """Of 360 examples that took no part; half-learnt, the network is not sure enough."""
+    x, y, test_x, test_y = _digits()
+    model = Classifier(hidden=32, layers=1, steps=60, lr=0.02, seed=0).fit(x, y)
+    said = model.evaluate(test_x, test_y)
+    assert said["accuracy"] > 0.75
+    assert said["calibration"] < 0.06
+    model.model_.temperature.fill_(1.0)
+    assert model.evaluate(test_x, test_y)["calibration"] > said["calibration"] + 0.02
+
+
 @pytest.mark.conformance
 @pytest.mark.slow
 def test_digits_row_by_row_and_their_probabilities_are_true() -> None:
