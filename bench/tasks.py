@@ -88,7 +88,7 @@ JOBS = {
         ("forecast", "=co2"),
     ),
     "sunspots": Job(
-        "sunspots, yearly, 5 forecasts of 12 years", 1, "< 1.7609 (ETS), 1.2668 (seasonal naive)",
+        "sunspots, yearly, 5 forecasts of 12 years", 0.2, "< 1.7609 (ETS), 1.2668 (seasonal naive)",
         ("forecast", "=sunspots", "--season", "11", "--hidden", "32"), steps=300,
     ),
 }  # fmt: skip
