@@ -98,6 +98,17 @@ def test_a_text_is_what_it_is_alone(scheduler: Scheduler, exact: bool | None) ->
     assert scheduler.open == 0
 
 
+@pytest.mark.conformance
+def test_a_text_is_what_it_is_alone_among_500_others() -> None:
+    scheduler = Scheduler(model := language(layers=2), rows=501)
+    some = asks(501, model.settings["vocabulary"])
+    jobs = scheduler.submit(some)
+    for job, ask in zip(jobs, some, strict=True):
+        assert job.result(WAIT).symbols == alone(model, ask)
+    scheduler.close()
+    scheduler.join(WAIT)
+
+
 def test_log_probabilities_are_those_of_the_model(scheduler: Scheduler) -> None:
     model = scheduler.model
     job = scheduler.submit([Ask(np.array([3, 1, 4]), 5, seed=1, logprobs=2, of_prompt=True)])[0].result(WAIT)
