@@ -33,9 +33,10 @@ from elman.models import forecasting, tagger
 from elman.models.coding import Coding
 from elman.models.sequence_classifier import SequenceClassifier
 from elman.serve import others
+from elman.serve.asked import Ask
 from elman.serve.http import read_keys
 from elman.serve.others import service
-from elman.serve.scheduler import Ask, Scheduler
+from elman.serve.scheduler import Scheduler
 from elman.serve.server import Server, listening, made
 from elman.serve.settings import Serving
 from elman.tasks.autoencode import Autoencode

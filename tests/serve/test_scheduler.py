@@ -16,9 +16,10 @@ from torch import nn
 from elman.data import Tokenizer
 from elman.errors import InputError, StateError
 from elman.models import LanguageModel
+from elman.serve.asked import Ask, Job
 from elman.serve.prefixes import Prefixes
 from elman.serve.sampling import drawn, key, log_probabilities, uniform
-from elman.serve.scheduler import Ask, Busy, Job, Scheduler
+from elman.serve.scheduler import Busy, Scheduler
 from elman.serve.written import Spelling, Stops
 
 WAIT = 30  # seconds, for what never takes one
