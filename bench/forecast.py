@@ -3,8 +3,8 @@
 python -m bench.forecast co2 sunspots [--out FOLDER]      # writes FOLDER/co2.csv …, and prints a table of the baselines
 
 The series come with statsmodels (CO2 weekly with gaps, sunspots yearly); ETS is statsmodels', the form with the least
-AIC among those the series allows; AutoARIMA is statsforecast's, left out where that is not installed. Each is fitted
-anew at every place; gaps, which they cannot read, are filled in linearly for them.
+AIC among those the series allows; AutoARIMA is statsforecast's (`pip install elman[bench]` brings both; it is left
+out where it is not there). Each is fitted anew at every place; gaps, which they cannot read, are filled in linearly.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ ago.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,15 +60,58 @@ def _run(way: str, steps: int, window: int) -> Run:
         held = elman.cost(elman.plan(rnn.circuit), T=window, B=B).kept
     else:
         online = elman.Online(rnn, way, generator=torch.Generator().manual_seed(0))
-        for xs, ys in _stream(steps):
-            for x, y in zip(xs, ys, strict=True):
-                losses.append(online.step(x, y, lambda h, target: (V(h) - target).square().mean()))
-                if len(losses) % EVERY == 0:
-                    optimizer.step()
-                    optimizer.zero_grad()
+        losses = _learn(online, V, steps, optimizer)
         held = cost(rnn, torch.zeros(B, 1), way).bytes
     took = 1e6 * (time.perf_counter() - began) / steps
     return Run(way, steps, float(torch.stack(losses[-steps // 10 :]).mean()), held, took)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """How a rule's gradient g, summed over a piece of stream while the weights stay, differs from the exact one, r:
+    ‖g − r‖ / ‖r‖, and the cosine of the two. learnt: steps that the exact rule has learnt before."""
+
+    rule: str
+    learnt: int
+    error: float
+    cosine: float
+
+
+def biases(learnt: Sequence[int] = (0, 3000), steps: int = 300) -> Iterator[Bias]:
+    """Of the weights of the cell; the readout's gradient needs no rule."""
+    for before in learnt:
+        torch.manual_seed(1)
+        rnn, V = elman.Recurrent(elman.cells.GRU(1, H)), nn.Linear(H, 1)
+        if before:
+            _learn(
+                elman.Online(rnn, "rtrl"),
+                V,
+                before,
+                torch.optim.Adam([*rnn.parameters(), *V.parameters()], lr=0.01),
+            )
+        found = {}
+        for rule in RULES:
+            rnn.zero_grad()
+            _learn(elman.Online(rnn, rule, generator=torch.Generator().manual_seed(0)), V, steps)
+            found[rule] = torch.cat([p.grad.flatten() for p in rnn.parameters() if p.grad is not None])
+        exact = found.pop("rtrl")
+        for rule, g in found.items():
+            cosine = float(torch.cosine_similarity(g, exact, dim=0))
+            yield Bias(rule, before, float((g - exact).norm() / exact.norm()), cosine)
+
+
+def _learn(
+    online: elman.Online, V: nn.Linear, steps: int, optimizer: torch.optim.Optimizer | None = None
+) -> list[Tensor]:
+    """The losses of a stream. Without an optimizer gradients add up."""
+    losses: list[Tensor] = []
+    for xs, ys in _stream(steps):
+        for x, y in zip(xs, ys, strict=True):
+            losses.append(online.step(x, y, lambda h, target: (V(h) - target).square().mean()))
+            if optimizer is not None and len(losses) % EVERY == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    return losses
 
 
 def _stream(steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -177,6 +177,11 @@ class Report:
         self.made["online"] = [run.__dict__ for run in found]
         words = f"GRU, B {online.B}, H {online.H}: what came in {online.LAG} steps ago, {steps:,} steps"
         self.console.print(tables.of_online(words, found))
+        with self.console.status("gradients beside the exact one"):
+            biases = list(online.biases())
+        self.made["online, biases"] = [one.__dict__ for one in biases]
+        words = f"the same GRU, gradients g of 300 steps beside rtrl's, r; {online.LAG} steps back"
+        self.console.print(tables.of_biases(words, biases))
 
     def serving(self) -> None:
         """A server of a language model under load."""

@@ -225,7 +225,7 @@ def connections(port: int, count: int = 900) -> float:
             writer.close()
         await asyncio.sleep(0.1)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         if b" 200 " not in await reader.readline():
             raise Wrong("/health does not answer")
         for _, one in [*idle, (reader, writer)]:

@@ -128,6 +128,15 @@ def of_online(title: str, runs: Sequence[online.Run]) -> Table:
     return made
 
 
+def of_biases(title: str, found: Sequence[online.Bias]) -> Table:
+    made = _table(title)
+    for name in ("", "steps learnt before", "‖g − r‖ / ‖r‖", "cosine"):
+        made.add_column(name, justify="left" if not name else "right")
+    for one in found:
+        made.add_row(one.rule, f"{one.learnt:,}", f"{one.error:.2f}", f"{one.cosine:.2f}")
+    return made
+
+
 def of_streams(title: str, first: str, found: Mapping[str, Mapping[str, float]]) -> Table:
     """found: the name of a line -> column -> figure."""
     made = _table(title)

@@ -51,7 +51,7 @@ def main(small: bool = False) -> None:
         optimizer.step()
         turns += torch.stack([(reward[done] > 0).sum(), done.sum()])
         if window % (windows // 5) == 0:
-            print(f"window {window:4}: {turns[0] / turns[1]:.0%} of the turns are right")
+            print(f"window {window:4}: {100 * turns[0] / turns[1]:.0f} % of the turns are right")
             assert window < windows or turns[0] / turns[1] > enough
             turns.zero_()
 

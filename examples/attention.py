@@ -52,7 +52,7 @@ def main(small: bool = False) -> None:
     right = (torch.stack(written) == target).all(0).float().mean()
     for pair in zip(digits.T[:3].tolist(), torch.stack(written, 1)[:3].tolist(), strict=True):
         print(" -> ".join("".join(str(s) for s in string if s != END) for string in pair))
-    print(f"{right:.1%} of strings of up to {longest} digits are sorted without a fault")
+    print(f"{100 * right:.1f} % of strings of up to {longest} digits are sorted without a fault")
     assert right > enough
 
 

@@ -51,7 +51,7 @@ def main(small: bool = False, file: str | None = None) -> None:
     if not file:
         sentences = re.findall(r"[^.]+\.", written)[1:]
         right = sum(re.fullmatch(SENTENCE, one.strip()) is not None for one in sentences) / len(sentences)
-        print(f"{right:.0%} of the {len(sentences)} sentences written are right")
+        print(f"{100 * right:.0f} % of the {len(sentences)} sentences written are right")
         assert right > 0.8
 
 

@@ -52,7 +52,7 @@ def main(small: bool = False) -> None:
             optimizer.step()
         else:
             right = ((logit > 0) == (second > 0)).float().mean()
-            print(f"evidence {size[0, 0]:.1f}: {right:.0%} right")
+            print(f"evidence {size[0, 0]:.1f}: {100 * right:.0f} % right")
             assert trial < updates + 3 or right > enough
 
 

@@ -52,7 +52,7 @@ def main(small: bool = False) -> None:
     train(80 if small else 500)
     print(f"a training step: {theirs:.1f} ms by torch.nn, {ours:.1f} ms by elman")
     right = ((model(symbols) > 0) == ((2 * symbols - 1).cumsum(0) > 0)).float().mean().item()
-    print(f"{right:.1%} of the tags are right at twice the length of training")
+    print(f"{100 * right:.1f} % of the tags are right at twice the length of training")
     assert right > (0.85 if small else 0.95)
 
 

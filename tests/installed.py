@@ -20,6 +20,18 @@ import elman
 from elman.engines.native import isa, why_not_built
 
 NEEDED = {"torch", "networkx", "numpy", "tokenizers", "safetensors", "typer", "rich"}
+EXTRAS = {
+    "accelerate",
+    "baselines",
+    "bench",
+    "dev",
+    "docs",
+    "draw",
+    "forecast",
+    "onnx",
+    "serve",
+    "tensorboard",
+}
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 200
 
 
@@ -34,7 +46,7 @@ def main(engine: str) -> None:
     }
     assert plain == NEEDED, plain
     assert said["Version"] == elman.__version__
-    assert {"docs", "forecast", "onnx"} <= set(said.get_all("Provides-Extra") or [])
+    assert set(said.get_all("Provides-Extra") or []) == EXTRAS
 
     for name in elman.__all__:
         getattr(elman, name)

@@ -185,7 +185,6 @@ def test_unseen_words_come_back(words: Autoencoder) -> None:
     assert found.by_length[2][0] < found.by_length[2][1]  # what it does not know does not come back
 
 
-@pytest.mark.conformance
 def test_a_decoded_vector_is_the_reconstruction(words: Autoencoder) -> None:
     assert words.decode(words.encode(WORDS)) == words.reconstruct(WORDS)
     assert words.decode(words.encode(["abc"]), longest=2)[0] == words.reconstruct(["abc"])[0][:2]

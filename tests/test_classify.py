@@ -207,7 +207,7 @@ def test_rare_labels_are_found_where_they_weigh_more() -> None:
 def test_the_matrix_is_drawn_and_escaped() -> None:
     drawn = matrix([[3, 1], [0, 2]], ["<a>", "b"])
     assert drawn.count("<rect") == 4
-    assert "&lt;a&gt; taken for b: 1 of 4, 25.0%" in drawn
+    assert "&lt;a&gt; taken for b: 1 of 4, 25.0 %" in drawn
     assert "nothing" in matrix([], [])
 
 
@@ -480,6 +480,17 @@ def _digits() -> tuple[Any, Any, Any, Any]:
     found = datasets.load_digits()
     learnt, test = stratified(found.target.tolist(), (0.8, 0.2), seed=0)
     return found.images[learnt], found.target[learnt], found.images[test], found.target[test]
+
+
+def test_a_little_training_on_digits_and_what_the_temperature_is_for() -> None:
+    """Of 360 examples that took no part; half-learnt, the network is not sure enough."""
+    x, y, test_x, test_y = _digits()
+    model = Classifier(hidden=32, layers=1, steps=60, lr=0.02, seed=0).fit(x, y)
+    said = model.evaluate(test_x, test_y)
+    assert said["accuracy"] > 0.75
+    assert said["calibration"] < 0.06
+    model.model_.temperature.fill_(1.0)
+    assert model.evaluate(test_x, test_y)["calibration"] > said["calibration"] + 0.02
 
 
 @pytest.mark.conformance

@@ -540,8 +540,8 @@ def again(run: Path, *more: object) -> Result:
 
 def test_what_a_model_does_not_know_is_said_with_its_figures(base: tuple[Path, str]) -> None:
     run, said = base
-    assert "21 held out (10.00% of it unknown)" in said
-    assert "characters that the model does not know: 2, 10.00%" in said
+    assert "21 held out (10.00 % of it unknown)" in said
+    assert "characters that the model does not know: 2, 10.00 %" in said
     assert said.splitlines()[-3:] == elman("evaluate", run).output.splitlines()
 
 
@@ -559,7 +559,7 @@ def test_the_headline_of_the_report_is_the_exact_figure(base: tuple[Path, str]) 
     assert exact is not None
     assert f"<dt>held out, nats per symbol</dt><dd>{exact[2]}</dd>" in page
     assert f"<dt>bits per symbol</dt><dd>{exact[1]}</dd>" in page
-    assert "<dt>of its symbols are unknown</dt><dd>10.00%</dd>" in page
+    assert "<dt>of its symbols are unknown</dt><dd>10.00 %</dd>" in page
 
 
 def test_a_finished_run_goes_on_to_more_steps(base: tuple[Path, str], tmp_path: Path) -> None:
@@ -571,7 +571,7 @@ def test_a_finished_run_goes_on_to_more_steps(base: tuple[Path, str], tmp_path: 
     (run / "config.json").write_text(json.dumps(config))
     result = again(run, "--steps", 50)
     assert result.exit_code == 0, result.output
-    assert "going on from step 30, 60% of the run" in result.output
+    assert "going on from step 30, 60 % of the run" in result.output
     assert json.loads((run / "config.json").read_text())["training"]["steps"] == 50
     fewer = again(run, "--steps", 40)
     assert isinstance(fewer.exception, ElmanError)

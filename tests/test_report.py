@@ -239,7 +239,7 @@ def test_bars_have_lengths_in_proportion() -> None:
     xml.dom.minidom.parseString(drawn)
     widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', drawn)]
     assert widths[1] == pytest.approx(3 * widths[0], rel=0.01)
-    assert "3.0 s, 75.0%" in drawn
+    assert "3.0 s, 75.0 %" in drawn
 
 
 def test_numbers_of_axes_are_told_apart() -> None:

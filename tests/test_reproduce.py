@@ -51,10 +51,7 @@ def test_tasks_are_told_with_their_spread(tmp_path: Path) -> None:
     for seed, value in enumerate((0.99, 1.0)):
         (tmp_path / f"task-names-{seed}.json").write_text(json.dumps({"value": value, "unit": "%"}))
     page = written(tmp_path, "")
-    assert (
-        "| 99.5 % (99.0 % … 100.0 %) | `elman train autoencode names/*.txt --hidden 128 --minutes 10` |"
-        in page
-    )
+    assert "| 99.5 % (99.0 % … 100.0 %) | `elman train autoencode names/*.txt --steps 12000` |" in page
     assert sum(row.known for row in tasks.rows(tmp_path)) == 1
 
 

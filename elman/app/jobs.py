@@ -33,6 +33,7 @@ from elman.training import (
     locked,
     pick_threads,
 )
+from elman.training.measure import percent
 
 
 @dataclass
@@ -88,7 +89,9 @@ class Job:
             )  # fmt: skip
             if trainer.resumed:
                 more = "; more --steps or --minutes go on with it" if trainer.finished else ""
-                watch.note(f"going on from step {training.step:,}, {training.done:.0%} of the run{more}")
+                watch.note(
+                    f"going on from step {training.step:,}, {percent(training.done, 0)} of the run{more}"
+                )
             try:
                 for event in trainer:
                     watch.show(event)

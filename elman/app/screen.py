@@ -20,8 +20,9 @@ from rich.text import Text
 from elman.app.writing import shown
 from elman.tasks.task import Task
 from elman.training import Step, Validation
+from elman.training.progress import FAINT, NEW, bar, clock
 
-NEW, OLD, FAINT = "bold cyan", "yellow", "bright_black"
+OLD = "yellow"
 _PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal to redraw
 
 
@@ -96,7 +97,7 @@ class Watch:
         now = step.seconds
         if self._live is not None and now - self._shown > 0.25:
             self._shown = now
-            parts = [_bar(step), _line(step, self.validation, self.task)]
+            parts = [bar(step), _line(step, self.validation, self.task)]
             if self.plot:
                 parts += [Text(), *curve(self.steps, self.levels, self.console.width)]
             self._live.update(Group(*parts), refresh=True)
@@ -107,13 +108,6 @@ class Watch:
         self._shown = step.seconds
         # One line in a file, however long.
         self.console.print(_plain(step, self.validation, self.task), soft_wrap=True)
-
-
-def _bar(step: Step) -> Text:
-    full = round(40 * step.done)
-    line = Text("━" * full, NEW, no_wrap=True).append("━" * (40 - full), FAINT).append(f" {step.done:4.0%}")
-    left = step.seconds * (1 - step.done) / max(step.done, 1e-9)
-    return line.append(f"   {clock(left)} left", FAINT)
 
 
 def _line(step: Step, validation: Validation | None, task: Task) -> Text:
@@ -129,13 +123,6 @@ def _plain(step: Step, validation: Validation | None, task: Task) -> Text:
     return _line(step, validation, task).append(
         f"   {clock(left)} left" if step.done < 1 else f"   {clock(step.seconds)}", FAINT
     )
-
-
-def clock(seconds: float) -> str:
-    """75.2 -> "1:15"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 _TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)

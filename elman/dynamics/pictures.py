@@ -196,7 +196,8 @@ def portrait(found: FixedPoints, trajectories: Any = None) -> Picture:
     low, high = torch.cat(drawn).aminmax(dim=0)
     panel = _square(low.tolist(), high.tolist())
     names = [
-        f"{word} principal direction" + (f", {shares[i]:.0%} of the variance" if i < len(shares) else "")
+        f"{word} principal direction"
+        + (f", {100 * shares[i]:.0f} % of the variance" if i < len(shares) else "")
         for i, word in enumerate(("first", "second"))
     ]
     panel.frame(names[0], names[1])

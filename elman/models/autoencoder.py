@@ -79,13 +79,15 @@ class Autoencoder:
 
     def fit(
         self, sequences: Sequence[Any], *, valid: Sequence[Any] | None = None, loss: Loss | None = None,
-        watch: Callable[[Step | Validation], None] = lambda event: None,
+        watch: Callable[[Step | Validation], None] = lambda event: None, progress: bool | None = None,
     ) -> Autoencoder:  # fmt: skip
         """Learn from sequences; returns itself.
 
         valid: what the best weights are chosen by; None: one in twenty of them, 10 … 400, which are then not learnt
         from. loss: what is minimised, (network, batch of (x, lengths), None) -> (loss, None). watch: is shown each step
-        and each look. Raises InputError for what are no sequences of one kind.
+        and each look. progress: a bar on standard error with the time left; None: where that is a terminal.
+
+        Raises InputError for what are no sequences of one kind.
         """
         with _complaining():
             form = Form.of(sequences)
@@ -102,7 +104,13 @@ class Autoencoder:
                 weight_decay=DECAY, average=AVERAGE, seed=self.seed,
             )  # fmt: skip
             chosen_by = looked_at[:LOOKED_AT] or x[:LOOKED_AT]
-            fitted(training, lambda: looked(network, chosen_by), patience=self.patience, watch=watch)
+            fitted(
+                training,
+                lambda: looked(network, chosen_by),
+                patience=self.patience,
+                watch=watch,
+                progress=progress,
+            )
         self._form, self._network = form, network.eval()
         return self
 

@@ -54,6 +54,7 @@ class Classifier:
     cell, hidden, layers, embedding, pooling, both, dropout, input_dropout, symbol_dropout: see `SequenceClassifier`.
     class_weight: of each label in the loss: None, "balanced", or {label: weight}. valid: the share put aside, 0 for
     none. batch, lr, weight_decay, average, seed: see `elman.training.Training`. watch: is shown what training yields.
+    progress: a bar on standard error with the time left; None: where that is a terminal.
 
     Where a table `[N, T]` is given, each row is a sequence of T numbers; `[N, T, I]` are N sequences.
     classes_: labels in the order of the probabilities. model_: the network.
@@ -69,14 +70,14 @@ class Classifier:
         symbol_dropout: float = 0.05, class_weight: Any = None, standardise: bool = True, valid: float = 0.1,
         steps: int | None = None, minutes: float | None = None, batch: int | None = None, lr: float | None = None,
         weight_decay: float = DECAY, average: float = AVERAGE, patience: int | None = 5, seed: int = 0,
-        watch: Callable[[Any], None] | None = None,
+        watch: Callable[[Any], None] | None = None, progress: bool | None = None,
     ) -> None:  # fmt: skip
         self.cell, self.hidden, self.layers, self.embedding = cell, hidden, layers, embedding
         self.pooling, self.both, self.dropout, self.input_dropout = pooling, both, dropout, input_dropout
         self.symbol_dropout, self.class_weight, self.standardise = symbol_dropout, class_weight, standardise
         self.valid, self.steps, self.minutes, self.batch, self.lr = valid, steps, minutes, batch, lr
         self.weight_decay, self.average, self.patience = weight_decay, average, patience
-        self.seed, self.watch = seed, watch
+        self.seed, self.watch, self.progress = seed, watch, progress
 
     # --- as scikit-learn has it ---------------------------------------------------------------------------------------
 
@@ -163,7 +164,13 @@ class Classifier:
             weight_decay=self.weight_decay, average=self.average, seed=self.seed,
         )  # fmt: skip
         watch = self.watch or (lambda event: None)
-        fitted(training, lambda: look(model, held_x, held_y), patience=self.patience, watch=watch)
+        fitted(
+            training,
+            lambda: look(model, held_x, held_y),
+            patience=self.patience,
+            watch=watch,
+            progress=self.progress,
+        )
         if aside:
             look(model, [encoded[i] for i in aside], y[aside])
         else:  # what is learnt by heart says nothing of how sure to be

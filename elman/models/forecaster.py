@@ -65,7 +65,8 @@ class Forecaster:
     `elman.data.series.Columns`. folds: horizons at the end of each series by which the best weights are chosen; None:
     up to 5, 0: none, all is learnt from. cell, hidden, layers, dropout: see `ForecastNetwork`. steps, minutes, batch,
     lr, weight_decay, average, seed: see `elman.training.Training`. patience: looks, of which there are 16, without a
-    better one. watch: is shown what training yields.
+    better one. watch: is shown what training yields. progress: a bar on standard error with the time left; None: where
+    that is a terminal.
 
     network, form: once there are some. Raises InputError and DataError for what are no series.
     """
@@ -77,7 +78,7 @@ class Forecaster:
         cell: Any = None, hidden: int | None = None, layers: int | None = None, dropout: float | None = None,
         steps: int | None = None, minutes: float | None = None, batch: int | None = None, lr: float | None = None,
         weight_decay: float | None = None, average: float | None = None, patience: int | None = 5, seed: int = 0,
-        watch: Callable[[Any], None] | None = None,
+        watch: Callable[[Any], None] | None = None, progress: bool | None = None,
     ) -> None:  # fmt: skip
         expect_steps(horizon, "horizon")
         self.horizon, self.distribution, self.season, self.context = horizon, distribution, season, context
@@ -88,7 +89,7 @@ class Forecaster:
             "steps": steps, "minutes": minutes, "batch": batch, "lr": lr, "weight_decay": weight_decay,
             "average": average, "seed": seed,
         }  # fmt: skip
-        self.watch = watch or (lambda event: None)
+        self.watch, self.progress = watch or (lambda event: None), progress
         self._network: ForecastNetwork | None = None
         self._form: Form | None = None
         self._panel: Panel | None = None
@@ -105,7 +106,13 @@ class Forecaster:
         """
         if self.distribution == FRAMES:
             self._frames = Frames.fitted(
-                frame, valid, self.model, patience=self.patience, watch=self.watch, **self.training
+                frame,
+                valid,
+                self.model,
+                patience=self.patience,
+                watch=self.watch,
+                progress=self.progress,
+                **self.training,
             )
             return self
         self._like = backend_of(frame)
@@ -129,6 +136,7 @@ class Forecaster:
                 looking(network, aside, origins),
                 patience=self.patience if aside.places else None,
                 watch=self.watch,
+                progress=self.progress,
             )
         self._network, self._form, self._panel = network.eval(), form, panel
         return self
@@ -353,7 +361,7 @@ class Forecaster:
         return Forecaster(
             self.horizon, distribution=self.distribution, season=self.season, context=self.context, id=c.id,
             time=c.time, target=c.target, known=c.known, past=c.past, static=c.static, folds=self.folds, **self.model,
-            **self.training, patience=self.patience, watch=self.watch,
+            **self.training, patience=self.patience, watch=self.watch, progress=self.progress,
         )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ class Frames:
     def fitted(
         cls, sequences: Any, valid: Any, model: dict[str, Any], *, batch: int | None, patience: int | None,
         watch: Callable[[Any], None], seed: int, steps: int | None, minutes: float | None, lr: float | None,
-        weight_decay: float | None, average: float | None,
+        weight_decay: float | None, average: float | None, progress: bool | None = None,
     ) -> Frames:  # fmt: skip
         """valid: what the weights are chosen by; None: one in ten, which are not learnt from."""
         learnt = read(sequences, "sequences")
@@ -62,7 +62,7 @@ class Frames:
             def look() -> Measure:
                 return Measure(nats_per_frame(network, aside or learnt), "cross entropy", "nats per frame")
 
-            fitted(training, look, patience=patience if aside else None, watch=watch)
+            fitted(training, look, patience=patience if aside else None, watch=watch, progress=progress)
         return cls(network.eval(), learnt[-1])
 
     def paths(self, horizon: int, x: Any, count: int, seed: int) -> np.ndarray:

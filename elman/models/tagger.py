@@ -181,11 +181,12 @@ class Tagger:
         self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], *,
         also: Sequence[Sequence[Sequence[str]]] = (),
         valid: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]] | None = None,
-        watch: Callable[[Step | Validation], None] = lambda event: None,
+        watch: Callable[[Step | Validation], None] = lambda event: None, progress: bool | None = None,
     ) -> Tagger:  # fmt: skip
         """Learn. sentences: of words; tags: as many. also: other labels of the words (finer parts of speech, features),
         each kind as tags are, which are learnt beside them. valid: sentences and tags to choose the best weights by;
-        without it every tenth sentence is held out for that. watch: is shown each event.
+        without it every tenth sentence is held out for that. watch: is shown each event. progress: a bar on
+        standard error with the time left; None: where that is a terminal.
 
         Raises InputError and InputTypeError where they do not belong together.
         """
@@ -201,7 +202,9 @@ class Tagger:
             how["steps"] = max(round(_PASSES * batches.size / batches.count), _LEAST)
         how["lr"] = how["lr"] or learning_rate(network.stack, network.settings["hidden"])
         training = Training(network, batches, seed=self.seed, **how)
-        fitted(training, lambda: measure(network, looked), patience=self.patience, watch=watch)
+        fitted(
+            training, lambda: measure(network, looked), patience=self.patience, watch=watch, progress=progress
+        )
         self._learnt = network.eval(), lexicon
         return self
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from elman.report.record import Point
 from elman.report.words import plain
+from elman.training.measure import percent
 
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 34  # room around the plot
@@ -121,7 +122,7 @@ def _drawable(point: Point, log: bool) -> bool:
 
 
 def bars(values: dict[str, float], unit: str) -> str:
-    """A bar for each value, with the value and its share of all."""
+    """A bar for each value, with the value and, where it is no share itself, its share of all."""
     if not values:
         return '<p class="none">nothing was logged</p>'
     row, left, right = 24, 96, 108
@@ -134,7 +135,7 @@ def bars(values: dict[str, float], unit: str) -> str:
             f'<rect x="{left}" y="{row * k + 5}" width="{max(length, 1):.1f}" height="16" rx="2" '
             'fill="var(--first)"/>'
         )
-        said = f"{value:,.1f} {unit}, {value / (total or 1):.1%}"
+        said = f"{value:,.1f} {unit}" + f", {percent(value / (total or 1))}" * (unit != "%")
         parts.append(_text(left + length + 6, row * k + 17, said))
     return "".join(parts) + "</svg>"
 
@@ -168,7 +169,7 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         for j, column in enumerate(drawn):
             count = counts[row][column]
             share = count / total if total else 0.0
-            told = plain(f"{names[row]} taken for {names[column]}: {count:,} of {total:,}, {share:.1%}")
+            told = plain(f"{names[row]} taken for {names[column]}: {count:,} of {total:,}, {percent(share)}")
             colour = "grid" if not count else "first" if i == j else "second"
             strength = 0.35 if not count else 0.15 + 0.85 * min(share, 1)
             parts.append(

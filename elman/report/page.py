@@ -11,7 +11,7 @@ from elman.report.figures import Curve, bars, lines
 from elman.report.record import Part, Record, read_record
 from elman.report.words import plain
 from elman.training import write_atomically
-from elman.training.measure import shown
+from elman.training.measure import percent, shown
 
 # The policy forbids the browser to load anything, should a text ever find its way round the escaping.
 _HEAD = """<!doctype html>
@@ -133,7 +133,7 @@ def _facts(record: Record, part: Part) -> str:
     facts = {
         **(part.facts or _figures)(record),
         "best at step": f"{best.step:,.0f} of {end:,.0f}" if best else "–",
-        "of the run is done": f"{min(record.done, 1):.0%}",
+        "of the run is done": percent(min(record.done, 1), 0),
         "minutes": f"{record.seconds / 60:.1f}",
         f"{part.unit} a second": f"{record.count / record.seconds:,.0f}" if record.seconds else "–",
     }

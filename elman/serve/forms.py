@@ -13,7 +13,7 @@ import numpy as np
 from elman.data import Tokenizer
 from elman.data.schema import Check, Odd, each, maybe, number, parsed, plain, record, text, truth, whole
 from elman.errors import DataError
-from elman.serve.scheduler import Ask, Job, Scored
+from elman.serve.asked import Ask, Job, Scored
 from elman.serve.settings import Serving
 
 _STOPS, _STOP, _TOP = (

@@ -34,6 +34,7 @@ from elman.report import Curve, Part, Point, Record, lines, plain, roll
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run
+from elman.training.measure import percent
 
 BATCH = 64
 _SHOWN, _ROLLS, _LONGEST = 16, 3, 200  # pairs in a report; of them as pictures; characters or frames of each
@@ -220,7 +221,7 @@ class Autoencode(Task):
         yours = f", over {len(data.x):,} sequences"
         if measure.unit != "%":
             return [f"{measure}{yours}"]
-        return [f"{measure}, {100 * measure.details['symbols']:.2f} % of {self.unit}s{yours}"]
+        return [f"{measure}, {percent(measure.details['symbols'], 2)} of {self.unit}s{yours}"]
 
     # --- what is done with a run -------------------------------------------------------------------------------------
 

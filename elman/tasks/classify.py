@@ -23,6 +23,7 @@ from elman.report import Part, Record, matrix, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
+from elman.training.measure import percent
 
 _LOOKED_AT = 2000  # examples of a quick look
 _HELD_OUT, _TEST = 0.1, 0.1
@@ -112,9 +113,9 @@ def _facts(record: Record) -> dict[str, str]:
         "balanced": "balanced accuracy",
         "calibration": "expected calibration error",
     }
-    return {
-        f"held out, {label}": f"{100 * said[name]:.1f} %" for name, label in names.items() if name in said
-    } or {"held out, best look": f"{record.best.value:.4f} nats" if record.best else "–"}
+    return {f"held out, {label}": percent(said[name]) for name, label in names.items() if name in said} or {
+        "held out, best look": f"{record.best.value:.4f} nats" if record.best else "–"
+    }
 
 
 def _sections(record: Record) -> dict[str, str]:
@@ -126,7 +127,7 @@ def _sections(record: Record) -> dict[str, str]:
     head = "".join(f"<th>{name}</th>" for name in ("", "precision", "recall", "F1", "examples"))
     rows = "".join(
         f"<tr><th>{plain(name)}</th>"
-        + "".join(f"<td>{100 * share:.1f} %</td>" for share in shares)
+        + "".join(f"<td>{percent(share)}</td>" for share in shares)
         + f"<td>{count:,}</td></tr>"
         for name, *shares, count in zip(labels, *columns, strict=True)
     )
@@ -136,7 +137,7 @@ def _sections(record: Record) -> dict[str, str]:
     }
     guessed = {"this model": said.get("value", 0.0), **record.more.get("baselines", {})}
     rows = (
-        f"<tr><th>{plain(_GUESSES.get(name) or name)}</th><td>{100 * v:.1f} %</td></tr>"
+        f"<tr><th>{plain(_GUESSES.get(name) or name)}</th><td>{percent(v)}</td></tr>"
         for name, v in guessed.items()
     )
     return {**found, "Accuracy, and that of simpler guesses": f"<table>{''.join(rows)}</table>"}
@@ -280,7 +281,7 @@ class Classify(Task):
         if validation is not None:
             figure = validation.measure
             right = figure.details.get("accuracy")  # known to the first process alone
-            share = "" if right is None else f"accuracy {100 * right:.1f} %, "
+            share = "" if right is None else f"accuracy {percent(right)}, "
             yield f"held out: {share}{figure.value:.4f} nats", "old"
 
     def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
@@ -289,14 +290,14 @@ class Classify(Task):
         error = 100 * (right * (1 - right) / max(count, 1)) ** 0.5
         lines = [
             f"{measure} ± {error:.1f}, of {count:,} sequences",
-            f"  balanced accuracy {100 * said['balanced']:.1f} %, {said['nats']:.4f} nats, "
-            f"expected calibration error {100 * said['calibration']:.1f} %",
+            f"  balanced accuracy {percent(said['balanced'])}, {said['nats']:.4f} nats, "
+            f"expected calibration error {percent(said['calibration'])}",
         ]
         for name, (examples, share) in said.get("seen", {}).items():
             if examples:
-                lines.append(f"  {name}: {100 * share:.1f} % of {examples:,}")
+                lines.append(f"  {name}: {percent(share)} of {examples:,}")
         guessed = data.baselines or {"most frequent": said["majority"]}
-        words = [f"{_GUESSES[name]} {100 * share:.1f} %" for name, share in guessed.items()]
+        words = [f"{_GUESSES[name]} {percent(share)}" for name, share in guessed.items()]
         return [*lines, f"  beside it: {', '.join(words)}"]
 
     # --- what is done with a run --------------------------------------------------------------------------------------

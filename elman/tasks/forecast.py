@@ -47,6 +47,7 @@ from elman.tasks.frames import DETAILS, ForecastFrames, frame_sections
 from elman.tasks.settings import StackSettings, TrainingSettings, argument, given, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run
+from elman.training.measure import percent
 
 _SHOWN, _PAST = 6, 4  # forecasts in a report; horizons of the past that are drawn before each
 _PATHS = 1000  # drawn of a forecast that is given out
@@ -132,9 +133,7 @@ def _facts(record: Record) -> dict[str, str]:
     found = {name: said.get("value"), "CRPS": said.get("crps"), "MASE of seasonal naive": said.get("naive")}
     facts = {name: f"{value:.3f}" for name, value in found.items() if value is not None}
     inside = said.get("coverage", {})
-    return facts | {
-        f"inside of {name} intervals": f"{100 * v:.1f} %" for name, v in inside.items() if name == "0.8"
-    }
+    return facts | {f"inside of {name} intervals": percent(v) for name, v in inside.items() if name == "0.8"}
 
 
 def _sections(record: Record) -> dict[str, str]:
@@ -142,9 +141,7 @@ def _sections(record: Record) -> dict[str, str]:
     for k, one in enumerate(said.get("shown", [])):
         found[f"Held out, {k + 1}: {one['name']} {one['ds']}".strip()] = _picture(one)
     if inside := said.get("coverage"):
-        rows = "".join(
-            f"<tr><th>{plain(name)}</th><td>{100 * v:.1f} %</td></tr>" for name, v in inside.items()
-        )
+        rows = "".join(f"<tr><th>{plain(name)}</th><td>{percent(v)}</td></tr>" for name, v in inside.items())
         found["Intervals: the share they are to hold, and what they hold"] = f"<table>{rows}</table>"
     rows = [
         (name, said.get(mase), said.get(score))
@@ -313,7 +310,7 @@ class Forecast(Task):
 
     def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
         said = measure.details
-        inside = ", ".join(f"{100 * share:.1f} % ({name})" for name, share in said["coverage"].items())
+        inside = ", ".join(f"{percent(share)} ({name})" for name, share in said["coverage"].items())
         return [
             f"{measure}, CRPS {said['crps']:.4f}, of {said['count']:,} forecasts of {data.origins.steps} steps",
             f"  beside it: seasonal naive MASE {said['naive']:.4f}, CRPS {said['naive_crps']:.4f}",

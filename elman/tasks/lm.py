@@ -25,7 +25,7 @@ from elman.data import (
     tokenise,
     windows,
 )  # fmt: skip
-from elman.data.schema import each, file_name, maybe, number, record, text, truth, whole
+from elman.data.schema import each, file_name, maybe, record, text, truth
 from elman.data.tagged import numbered_lines
 from elman.data.text import STDIN
 from elman.errors import InputError
@@ -33,10 +33,11 @@ from elman.models import LanguageModel, NGram, estimate, evaluate, evaluate_cold
 from elman.models.readout import choose_cutoffs, expect_cutoffs
 from elman.models.surprisal import Symbol, Word, each_line, surprisal
 from elman.models.writing import continuation
-from elman.report import Curve, Part, Point, Record, finite, lines
+from elman.tasks.lm_report import PART
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, given, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
+from elman.training.measure import percent
 
 READOUTS = SOFTMAX, ADAPTIVE = "softmax", "adaptive"
 WINDOW, BATCH = 64, 32  # where a text is not too short for them
@@ -55,14 +56,6 @@ _DATA = record(
     },
     {"unix_newlines": truth},
 )
-_figure = number(-1e30, 1e30, finite=False)
-_DETAILS = {
-    "nats_per_symbol": _figure,
-    "bits_per_character": _figure,
-    "symbols": whole(0, 10**18),
-    "unknown": whole(0, 10**18),
-    "whole": truth,
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ class Settings:
         "None: the Python manual that ships with Python."
     )
     valid: Path | None = option(
-        None, "A text to measure on. Without it the last 10 % of the FILEs are held out."
+        None, "A text to choose the weights by and to measure on. Without it the last 10 % of the FILEs."
     )
     tokenizer: str = option(
         "characters", "What a symbol is: characters, bytes, words, or bpe (parts of words)."
@@ -141,55 +134,6 @@ class HeldOut:
         if self.whole or self.text.characters <= MEASURED:
             return self.tokens
         return tokenise(self.text.cut(0, MEASURED), self.tokenizer, None)
-
-
-# --- its part of the report -------------------------------------------------------------------------------------------
-
-
-def _facts(record: Record) -> dict[str, str]:
-    measured = record.measured if {"nats_per_symbol", "symbols", "unknown"} <= record.measured.keys() else {}
-    # The exact figure, as `elman evaluate` says it; before the end of a run there are looks only.
-    nats = measured["nats_per_symbol"] if measured else record.best.value if record.best else math.nan
-    part = "" if measured else ", best look"
-    if measured and not measured.get("whole", True):
-        part = f", first {measured['symbols']:,.0f}"
-    facts = {
-        f"held out{part}, nats per symbol": f"{nats:.4f}" if nats == nats else "–",
-        "bits per symbol": f"{nats / math.log(2):.4f}" if nats == nats else "–",
-    }
-    if "bits_per_character" in measured:
-        facts["bits per character"] = f"{measured['bits_per_character']:.4f}"
-    if measured:
-        facts["of its symbols are unknown"] = f"{measured['unknown'] / max(measured['symbols'], 1):.2%}"
-    return facts
-
-
-def _sections(record: Record) -> dict[str, str]:
-    return {"How far back it learns": _reach(finite(record.more.get("reach", [])))}
-
-
-def _reach(reach: Sequence[float]) -> str:
-    points = [Point(k, value) for k, value in enumerate(reach, 1) if math.isfinite(value)]
-    figure = lines([Curve("gradient", points, "first")], x="k, steps back", y="‖∂L(t)/∂h(t−k)‖", log=True)
-    first = points[0].value if points else 0.0
-    if not first:
-        return figure
-    said = []
-    for share, name in ((0.1, "a tenth"), (0.01, "a hundredth")):
-        # Of good, not for once: the norm may rise again.
-        after = max((p.step for p in points if p.value > share * first), default=0)
-        said.append(f"below {name} of that from k = {after + 1:.0f}" if after < len(points) else
-                    f"not below {name} of that within {len(points)} steps")  # fmt: skip
-    words = (
-        f"How much the loss of one step still hangs on the state k steps before it: {first:.2g} at k = 1, "
-    )
-    return figure + f'<p class="note">{words}{", ".join(said)}.</p>'
-
-
-PART = Part(
-    unit="symbols", loss="nats per symbol", samples="What it wrote while it learned", details=_DETAILS,
-    logged={"reach": each(_figure, 10_000)}, facts=_facts, sections=_sections,
-)  # fmt: skip
 
 
 class Language(Task):
@@ -253,8 +197,8 @@ class Language(Task):
             notes.append(f"{crlf:,} lines end in CR LF, {more}")
         task = cls(tokenizer, training.seed)
         about = (
-            f"{len(tokens):,} {task.unit}s to learn from, {len(held_out):,} held out{_share(held_out)}, "
-            f"{tokenizer.size} symbols"
+            f"{len(tokens):,} {task.unit}s to learn from, {len(held_out):,} held out{_share(held_out)} to choose "
+            f"by and to measure on; {tokenizer.size} symbols"
         )
         return Prepared(
             task, model, windows(tokens, window, batch, training.seed), HeldOut(held_out, corpus.held_out, tokenizer),
@@ -331,7 +275,7 @@ class Language(Task):
                 "initial state"
             )
         if counts.unknown:
-            share = f"{counts.unknown / symbols:.2%}"
+            share = percent(counts.unknown / symbols, 2)
             lines.append(
                 f"  {unit}s that the model does not know: {counts.unknown:,}, {share}; they count as one symbol, <unk>"
             )
@@ -462,7 +406,7 @@ def _digest(tokenizer: Tokenizer) -> str:
 
 def _turning(tell: Tell) -> Callable[[int, int], None]:
     """Progress in words."""
-    return lambda done, total: tell(f"turning the text into symbols: {done / total:.0%}")
+    return lambda done, total: tell(f"turning the text into symbols: {percent(done / total, 0)}")
 
 
 def _share(tokens: Tokens) -> str:
@@ -470,7 +414,7 @@ def _share(tokens: Tokens) -> str:
     counts = tokens.counts
     if counts is None or not counts.unknown:
         return ""
-    return f" ({counts.unknown / max(len(tokens) - 1, 1):.2%} of it unknown)"
+    return f" ({percent(counts.unknown / max(len(tokens) - 1, 1), 2)} of it unknown)"
 
 
 def _perplexity(nats: float) -> str:

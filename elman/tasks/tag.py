@@ -44,7 +44,7 @@ from elman.report import Part, Record, bars, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
 from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
-from elman.training.measure import shown
+from elman.training.measure import percent
 
 _LOOKED = 10_000  # words of a look on the way
 _BLOCK = 256  # lines of a file that are tagged together
@@ -81,7 +81,7 @@ class Settings:
 
     files: list[Path] = argument("Sentences to learn from.", needed=True)
     valid: Path | None = option(
-        None, "Sentences to measure on. Without it every tenth one of FILEs is held out."
+        None, "Sentences to choose the weights by and to measure on. Without it every tenth one of FILEs."
     )
     column: str = option("upos", "Of CoNLL-U, what is learnt: upos or xpos.")
     stack: StackSettings = StackSettings(cell="lstm", hidden=200, layers=2, dropout=0.33)
@@ -114,19 +114,19 @@ class Settings:
 def _facts(record: Record) -> dict[str, str]:
     found = record.measured
     if not {"value", *_DETAILS} <= found.keys():
-        return {"held out, best look": f"{record.best.value:.2%}" if record.best else "–"}
+        return {"held out, best look": percent(record.best.value) if record.best else "–"}
     return {
-        f"of {found['words']:,} words held out": f"{found['value']:.2%}",
-        "of words seen in training": f"{found['seen']:.2%}",
-        f"of {found['unseen_words']:,} others": f"{found['unseen']:.2%}",
-        "by each word's most frequent tag": f"{found['baseline']:.2%}",
+        f"of {found['words']:,} words held out": percent(found["value"]),
+        "of words seen in training": percent(found["seen"]),
+        f"of {found['unseen_words']:,} others": percent(found["unseen"]),
+        "by each word's most frequent tag": percent(found["baseline"]),
     }
 
 
 def _sections(record: Record) -> dict[str, str]:
     rows = sorted(record.measured.get("tags", {}).items(), key=lambda row: -row[1][3])
     cells = "".join(
-        f"<tr><th>{plain(name)}</th><td>{of[3]:,.0f}</td>" + "".join(f"<td>{one:.1%}</td>" for one in of[:3]) + "</tr>"
+        f"<tr><th>{plain(name)}</th><td>{of[3]:,.0f}</td>{''.join(f'<td>{percent(one)}</td>' for one in of[:3])}</tr>"
         for name, of in rows if len(of) == 4
     )  # fmt: skip
     head = "<tr><th>tag</th><th>words</th><th>precision</th><th>recall</th><th>F1</th></tr>"
@@ -181,7 +181,7 @@ class Tag(Task):
         }  # fmt: skip
         about = (
             f"{len(learnt):,} sentences of {sum(map(len, data.rows)):,} words to learn from, {len(held_out):,} held "
-            f"out, {len(lexicon.tags)} tags"
+            f"out to choose by and to measure on; {len(lexicon.tags)} tags"
         )
         notes = [] if settings.valid else ["without --valid, every tenth sentence is held out"]
         return Prepared(
@@ -232,17 +232,17 @@ class Tag(Task):
     def line(self, step: Step, validation: Validation | None) -> Iterator[tuple[str, str]]:
         yield f"loss {step.loss:.4f} nats per word", "new"
         if validation is not None:
-            yield f"held out: {validation.measure.value:.2%} right", "old"
+            yield f"held out: {percent(validation.measure.value)} right", "old"
 
     def said(self, measure: Measure, data: Encoded) -> Sequence[str]:
         of = measure.details
         rows = sorted(of["tags"].items(), key=lambda row: -row[1][3])
-        seen, unseen, usual = (shown(of[name], "%") for name in ("seen", "unseen", "baseline"))
+        seen, unseen, usual = (percent(of[name]) for name in ("seen", "unseen", "baseline"))
         return [
             f"{measure}, {round(measure.value * of['words']):,} of {of['words']:,} words",
             f"  words seen in training {seen}, the {of['unseen_words']:,} others {unseen}; by each word's commonest "
             f"tag {usual}",
-            "  F1: " + ", ".join(f"{name} {shown(one[2], '%')}" for name, one in rows[:20] if one[3]),
+            "  F1: " + ", ".join(f"{name} {percent(one[2])}" for name, one in rows[:20] if one[3]),
         ]  # fmt: skip
 
     # --- what is done with a run -------------------------------------------------------------------------------------

@@ -36,4 +36,9 @@ class Measure:
 
 def shown(value: float, unit: str) -> str:
     """0.9361, "%" -> "93.6 %"; 1.42, "mm" -> "1.4200 mm"."""
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.4f} {unit}".rstrip()
+    return percent(value) if unit == "%" else f"{value:.4f} {unit}".rstrip()
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.9361 -> "93.6 %": how every share is written that is read by people."""
+    return f"{100 * value:.{digits}f} %"

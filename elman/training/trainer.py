@@ -279,15 +279,19 @@ class Trainer:
 
 def fitted(
     training: Training, measure: Callable[[], Measure], *, patience: int | None = None,
-    watch: Callable[[Step | Validation], None] = lambda event: None,
+    watch: Callable[[Step | Validation], None] = lambda event: None, progress: bool | None = None,
 ) -> float | None:  # fmt: skip
     """Train to the end, or to the end of patience, without a folder that stays; the model ends with its best weights.
 
-    watch: is shown each event. Returns the best figure.
+    watch: is shown each event. progress: see `elman.training.progress.Bar`. Returns the best figure.
     """
+    from elman.training.progress import Bar  # rich is imported where something is drawn
+
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", {}, {})
         trainer = Trainer(training, run, measure, patience=patience, checkpoint_every=10**12)
-        for event in trainer:
-            watch(event)
+        with Bar(progress) as bar:
+            for event in trainer:
+                bar.show(event)
+                watch(event)
         return trainer.best

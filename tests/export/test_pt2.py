@@ -16,12 +16,13 @@ from tests.export.running import close, drawn, tensors
 from tests.export.test_onnx import RANDOM, H, I, V, layers
 
 
+@pytest.mark.slow
 def test_a_file_holds_nothing_of_elmans(tmp_path: Path) -> None:
-    """With the sizes open, and a state that goes in."""
+    """With the sizes open, and a state that goes in; here and in a process of its own."""
     layer = elman.Recurrent(cells.LSTM(I, H))
     start = layer(torch.zeros(2, 3, I))[1]
     elman.export(layer, tmp_path / "a.pt2", lengths=True, state=True)
-    program = torch.export.load(tmp_path / "a.pt2")
+    program, calls = torch.export.load(tmp_path / "a.pt2"), []
     assert not [node for node in program.graph.nodes if "elman" in str(node.target)]
     for T, B in ((1, 1), (9, 4)):
         x, lengths = torch.randn(T, B, I), torch.randint(0, T + 1, (B,))
@@ -29,6 +30,8 @@ def test_a_file_holds_nothing_of_elmans(tmp_path: Path) -> None:
         with torch.no_grad():
             right = layer(x, state, lengths=lengths)
             close(tensors(program.module()(x, lengths, state)), tensors(right), f"T {T} B {B}")
+        calls.append(((x, lengths, state), right))
+    expect_alone([noted(tmp_path / "a.pt2", calls)], 1e-5)
 
 
 def test_a_file_has_no_gradients(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import logging
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,9 +33,10 @@ from elman.models import forecasting, tagger
 from elman.models.coding import Coding
 from elman.models.sequence_classifier import SequenceClassifier
 from elman.serve import others
+from elman.serve.asked import Ask
 from elman.serve.http import read_keys
 from elman.serve.others import service
-from elman.serve.scheduler import Ask, Scheduler
+from elman.serve.scheduler import Scheduler
 from elman.serve.server import Server, listening, made
 from elman.serve.settings import Serving
 from elman.tasks.autoencode import Autoencode
@@ -41,6 +44,7 @@ from elman.tasks.classify import Classify
 from elman.tasks.forecast import Forecast
 from elman.tasks.lm import Language
 from elman.tasks.tag import Tag
+from tests.browsing import tab
 from tests.serve.test_scheduler import LETTERS, WAIT, alone, language
 from tests.strangers import KEPT
 from tests.strangers import elman as elman_command
@@ -322,6 +326,42 @@ def test_strange_bytes_and_many_connections(served: SimpleNamespace) -> None:
     assert ask(served, None, "/health")[0] == 200
 
 
+def test_the_page_writes_what_the_model_writes(served: SimpleNamespace) -> None:
+    with tab(400) as page:
+        page.send("Page.navigate", url=f"http://127.0.0.1:{served.port}/")
+        found = page.run(f"""
+            const until = async (ready) => {{
+              for (let k = 0; k < 1000 && !ready(); k += 1) await new Promise((done) => setTimeout(done, 10));
+            }};
+            await until(() => document.readyState === "complete" && document.getElementById("write"));
+            const [text, key, heat, fast, write, said] =
+              ["text", "key", "temperature", "fast", "write", "said"].map((name) => document.getElementById(name));
+            const fill = (box, value) => {{
+              box.value = value;
+              box.dispatchEvent(new Event("input"));
+            }};
+            fill(key, "{KEY}"); fill(heat, "0"); fill(text, "abc");
+            write.click();
+            await until(() => text.value.length > 8); // one symbol in each picture
+            document.dispatchEvent(new KeyboardEvent("keydown", {{key: "Escape"}}));
+            const slow = text.value;
+            fill(text, "abc"); fast.checked = true;
+            write.click();
+            await until(() => text.value.length > 80);
+            write.click();
+            return {{slow, fast: text.value, units: document.querySelectorAll("#state canvas").length,
+              wrong: said.classList.contains("wrong"), wide: document.documentElement.scrollWidth}};""")
+        console = page.console
+    tokenizer = served.model.tokenizer
+    more = len(found["fast"]) - 3
+    right = "abc" + tokenizer.decode(alone(served.model, Ask(tokenizer.encode("abc").numpy(), more, 0.0)))
+    assert console == []
+    assert found == {**found, "fast": right, "slow": right[: len(found["slow"])], "wrong": False, "units": 1}
+    assert len(found["slow"]) > 8
+    assert found["wide"] <= 400
+    settled(served.scheduler)
+
+
 # --- other tasks ------------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +429,37 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = CliRunner().invoke(cli.app, ["serve", run])
     assert "pip install 'elman[serve]'" in str(found.exception)
+
+
+@pytest.mark.slow
+def test_sigterm_lets_a_stream_end_whole() -> None:
+    command = [sys.executable, "-m", "elman", "serve", str(KEPT / "run"), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().rpartition(":")[2])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+            asked = {
+                "prompt": "a",
+                "max_tokens": 5000,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            how = {"Content-Type": "application/json"}
+            connection.request("POST", "/v1/completions", json.dumps(asked), how)
+            answer = connection.getresponse()
+            assert answer.readline().startswith(b"data: ")
+            process.send_signal(signal.SIGTERM)
+            *_, last, usage, done = answer.read().decode().strip().split("\n\n")
+            assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+            assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 5000
+            assert done == "data: [DONE]"
+            connection.close()
+            said, complained = process.communicate(timeout=WAIT)
+            assert (said, complained.strip()) == ("", "")
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_the_alphabet_is_as_the_tests_take_it() -> None:

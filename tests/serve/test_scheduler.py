@@ -16,9 +16,10 @@ from torch import nn
 from elman.data import Tokenizer
 from elman.errors import InputError, StateError
 from elman.models import LanguageModel
+from elman.serve.asked import Ask, Job
 from elman.serve.prefixes import Prefixes
 from elman.serve.sampling import drawn, key, log_probabilities, uniform
-from elman.serve.scheduler import Ask, Busy, Job, Scheduler
+from elman.serve.scheduler import Busy, Scheduler
 from elman.serve.written import Spelling, Stops
 
 WAIT = 30  # seconds, for what never takes one
@@ -96,6 +97,17 @@ def test_a_text_is_what_it_is_alone(scheduler: Scheduler, exact: bool | None) ->
         )  # all but the last of what was written, and what is new
         assert again.symbols == alone(model, again.ask)
     assert scheduler.open == 0
+
+
+@pytest.mark.conformance
+def test_a_text_is_what_it_is_alone_among_500_others() -> None:
+    scheduler = Scheduler(model := language(layers=2), rows=501)
+    some = asks(501, model.settings["vocabulary"])
+    jobs = scheduler.submit(some)
+    for job, ask in zip(jobs, some, strict=True):
+        assert job.result(WAIT).symbols == alone(model, ask)
+    scheduler.close()
+    scheduler.join(WAIT)
 
 
 def test_log_probabilities_are_those_of_the_model(scheduler: Scheduler) -> None:

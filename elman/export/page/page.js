@@ -66,7 +66,7 @@ const bars = (list, rows, act) => {
     const [word, bar, percent] = list.children[k].firstChild.children;
     word.textContent = word.title = name;
     bar.style.setProperty("--share", `${(100 * share).toFixed(1)}%`);
-    percent.textContent = `${(100 * share).toFixed(1)}%`;
+    percent.textContent = `${(100 * share).toFixed(1)} %`;
   });
 };
 

@@ -80,7 +80,7 @@ const classify = () => {
   }
   const order = found ? Array.from(found.keys()).sort((a, b) => found[b] - found[a]).slice(0, 20) : [];
   bars(one("labels"), order.map((k) => ({name: about.labels[k], share: found[k]})));
-  one("said").textContent = wrong || (found ? `${about.labels[order[0]]}, ${(100 * found[order[0]]).toFixed(1)}%` : "");
+  one("said").textContent = wrong || (found ? `${about.labels[order[0]]}, ${(100 * found[order[0]]).toFixed(1)} %` : "");
   paint();
 };
 
