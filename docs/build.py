@@ -28,6 +28,8 @@ EXTRA = ROOT / "build" / "extra"  # files that the site takes as they are
 LECTURE = DOCS / "lecture"
 GUIDES = [
     "install",
+    "first_cell",
+    "coming_from",
     "write_a_cell",
     "drawing",
     "dynamics",
