@@ -28,6 +28,8 @@ EXTRA = ROOT / "build" / "extra"  # files that the site takes as they are
 LECTURE = DOCS / "lecture"
 GUIDES = [
     "install",
+    "first_cell",
+    "coming_from",
     "write_a_cell",
     "drawing",
     "dynamics",
@@ -114,8 +116,13 @@ def lecture(small: bool) -> dict[Path, str]:
     return pages
 
 
+# Rooms whose public names the reference tells of, behind those of `elman` itself.
+ROOMS = ["cells", "nn", "models", "dynamics", "online", "data", "training", "errors"]
+
+
 def reference() -> str:
     """The page of the public names, from their docstrings."""
+    import importlib
     import inspect
 
     import elman
@@ -125,9 +132,7 @@ def reference() -> str:
         "V classes; tensors over time are `[T, B, …]`."
     )
     out = ["# Reference", "", said, ""]
-    groups = {"elman": elman} | {
-        f"elman.{name}": getattr(elman, name) for name in ("cells", "nn", "models", "dynamics")
-    }
+    groups = {"elman": elman} | {f"elman.{name}": importlib.import_module(f"elman.{name}") for name in ROOMS}
     for title, room in groups.items():
         out += [f"## {title}", ""]
         for name in sorted(getattr(room, "__all__", None) or [n for n in vars(room) if n[0].isupper()]):
@@ -135,10 +140,11 @@ def reference() -> str:
             kind = "class" if inspect.isclass(found) else "function" if callable(found) else None
             if kind is None or not found.__module__.startswith(title):
                 continue
+            if room is not elman and getattr(elman, name, None) is found:
+                continue
+            kind = "exception" if kind == "class" and issubclass(found, BaseException) else kind
             out += ["```{eval-rst}", f".. auto{kind}:: {title}.{name}"]
-            out += ["   :members:", "   :exclude-members: extra_repr"] * (
-                kind == "class" and room is elman
-            ) + ["```", ""]
+            out += ["   :members:", "   :exclude-members: extra_repr"] * (kind == "class") + ["```", ""]
     return "\n".join(out)
 
 

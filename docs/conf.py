@@ -37,10 +37,15 @@ def _text(line: str) -> str:
 
 
 def _docstring(app, what, name, obj, options, lines) -> None:
-    """Our docstrings are plain text: paragraphs, and what is indented stands as it is."""
-    out, literal = [], False
+    """Our docstrings are plain text: paragraphs; what is indented behind an empty line stands as it is, and behind a
+    line of text goes on with it, as of an argument."""
+    out, literal, hanging = [], False, False
     for line in lines:
-        indented = line.startswith(" ")
+        indented, first = line.startswith(" "), not (out and out[-1].strip())
+        if indented and not literal and not first:
+            out.append("  " + _text(line.strip()))
+            hanging = True
+            continue
         if indented and not literal:
             out += ["", "::", ""]
         if literal and not indented and line:
@@ -49,8 +54,9 @@ def _docstring(app, what, name, obj, options, lines) -> None:
         if literal:
             out.append("    " + line if line else "")
         else:
-            begins = re.match(r"[\w, ]+: |Raises |Returns |- ", line) or not (out and out[-1].strip())
+            begins = re.match(r"[\w, ]+: |Raises |Returns |- ", line) or first or hanging
             out.append(("| " if begins else "  ") + _text(line) if line else "")
+        hanging = False
     lines[:] = [*out, ""]
 
 

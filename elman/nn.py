@@ -64,17 +64,23 @@ class _Step(torch.nn.Module):
         return (h, self.W.new_zeros(batch, self.W.shape[0] // 4)) if self.has_memory else h
 
 
-class _Tanh(_Step):
+class TanhStep(_Step):
+    """A step of an RNN: h(t) = tanh(b + U x(t) + c + W h(t-1))."""
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.tanh(F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c))
 
 
-class _Relu(_Step):
+class ReLUStep(_Step):
+    """A step of an RNN: h(t) = max(0, b + U x(t) + c + W h(t-1))."""
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.relu(F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c))
 
 
-class _Gru(_Step):
+class GRUStep(_Step):
+    """A step of a GRU, whose equations are those of `elman.cells.GRU`."""
+
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         a_r, a_z, a_n = F.linear(x, self.U, self.b).chunk(3, -1)
         w_r, w_z, w_n = F.linear(h, self.W, self.c).chunk(3, -1)
@@ -83,18 +89,20 @@ class _Gru(_Step):
         return n + z * (h - n)
 
 
-class _Lstm(_Step):
+class LSTMStep(_Step):
+    """A step of an LSTM, whose equations are those of `elman.cells.LSTM`, and of its projection, P h(t)."""
+
     has_memory = True
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         h, c = state
-        i, f, g, o = (F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c)).chunk(4, -1)
+        i, f, g, q = (F.linear(x, self.U, self.b) + F.linear(h, self.W, self.c)).chunk(4, -1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
+        h = torch.sigmoid(q) * torch.tanh(c)
         return (h if self.P is None else F.linear(h, self.P)), c
 
 
-_STEPS = {"RNN_TANH": _Tanh, "RNN_RELU": _Relu, "GRU": _Gru, "LSTM": _Lstm}
+_STEPS = {"RNN_TANH": TanhStep, "RNN_RELU": ReLUStep, "GRU": GRUStep, "LSTM": LSTMStep}
 
 
 class _AsTorchs(type):

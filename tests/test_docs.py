@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import re
 import types
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 import elman
-from docs.execute import run
+from docs.build import notebook, run_notebook
+from docs.execute import BLOCK, run
 
 ROOT = Path(__file__).parent.parent
 # results.md is written by a program, bench/reproduce.py.
@@ -81,3 +83,26 @@ def test_a_page_is_for_everybody() -> None:
 def test_a_page_that_is_wrong_is_found(page: str, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
         run(page, "here")
+
+
+@pytest.mark.parametrize("file", LECTURE, ids=lambda file: file.name)
+def test_a_notebook_is_its_page(file: Path) -> None:
+    page = file.read_text("utf-8")
+    cells = notebook(page)["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code[0].startswith("small = ")
+    assert code[1:] == [block[1].strip("\n") for block in BLOCK.finditer(page)]
+    words = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert "```python" not in words
+    assert "<details>" not in words
+    assert words.count("**Solution**") == 3
+
+
+def test_a_notebook_runs_and_one_that_is_wrong_is_found(tmp_path: Path) -> None:
+    page = "# A page\n\n```python\nfrom pathlib import Path\n```\n\n<details><summary>Solution</summary>\n\n"
+    page += "```python\nassert small and not list(Path().iterdir())\n```\n\n</details>\n"
+    for name, text in {"right": page, "wrong": page.replace("small and", "not small and")}.items():
+        (tmp_path / name).write_text(json.dumps(notebook(text)), "utf-8")
+    run_notebook(tmp_path / "right")
+    with pytest.raises(SystemExit, match=r"(?s)wrong does not run.*AssertionError"):
+        run_notebook(tmp_path / "wrong")

@@ -2,7 +2,8 @@
 
 `names` finds what the user's code called its values, `variables` reads a circuit at the level of the book and `ops` at
 that of operations, whose `sentences` it writes; `layered`, `lines`, `step`, `book` and `modules` lay it out into a
-`scene` of plain data, of which `svg`, `raster` and `alive` write files.
+`scene` of plain data, of which `svg`, `raster` and `alive` write files; what `alive` plays is `told` of and computed by
+`example`.
 """
 
 from __future__ import annotations

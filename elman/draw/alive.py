@@ -19,7 +19,8 @@ from elman.circuit import Circuit, Kind
 from elman.draw.example import Example, backward, example
 from elman.draw.scene import Scene
 from elman.draw.svg import COLORS, svg
-from elman.draw.variables import Equations, equations
+from elman.draw.told import Loss, Told, loss, told
+from elman.draw.variables import equations
 
 MOST, MOST_OPS = 6, 3  # steps that the slider unfolds, at the level of the book and at that of operations
 _SHOWN = 3  # numbers of a value that are written
@@ -33,11 +34,11 @@ def page(
     level: str,
 ) -> str:
     """The text of the file; the arguments are the fields of a `Drawing`."""
-    start, pictures, plays = "", {"": scene}, {}
+    start, pictures, plays, loss_said = "", {"": scene}, {}, ""
     if circuit is not None and variants is not None:
         most = MOST if level == "book" else MOST_OPS
         pictures = {str(t): variants(t) for t in range(most + 1)}
-        plays = _plays(circuit, equations(circuit)) if level == "book" else {}
+        plays, loss_said = _plays(circuit) if level == "book" else ({}, "")
         start = str(3 if unfold is True else min(unfold or 0, most))
     elif variants is not None:
         pictures |= {key: variants(key) for key in _openings(scene)}
@@ -65,6 +66,7 @@ def page(
     )
     numbers = (
         f'<p id="now" aria-live="polite">{_invitation(circuit)}</p>'
+        f'<p id="loss">{loss_said}</p>'
         '<ol id="log" tabindex="0" aria-label="What was computed so far"></ol>'
         if plays
         else ""
@@ -107,31 +109,35 @@ def _openings(scene: Scene) -> list[str]:
     return [" ".join(some) for n in range(1, len(repeats) + 1) for some in itertools.combinations(repeats, n)]
 
 
-def _plays(circuit: Circuit, eq: Equations) -> dict[str, list[dict[str, Any]]]:
-    """For every τ what is shown one after the other: {node, text}; nothing where the example cannot be run."""
-    back = any(out.kind is Kind.SUM for out in circuit.outputs)
+def _plays(circuit: Circuit) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """(for every τ what is shown one after the other: {node, text}; how the loss is made); nothing where the example
+    cannot be run."""
+    rows = told(circuit, equations(circuit))
     try:
-        if back:
-            return {str(tau): _events_back(backward(circuit, eq, tau), eq, tau) for tau in range(1, MOST + 1)}
-        return {str(tau): _events(example(circuit, eq, tau), eq, tau) for tau in range(1, MOST + 1)}
+        if any(out.kind is Kind.SUM for out in circuit.outputs):
+            runs = {tau: backward(circuit, rows, tau) for tau in range(1, MOST + 1)}
+            return {str(tau): _events_back(run, rows, tau) for tau, run in runs.items()}, ""
+        made = loss(circuit, rows)
+        forth = {tau: example(circuit, rows, made, tau) for tau in range(1, MOST + 1)}
+        return {str(tau): _events(run, rows, made, tau) for tau, run in forth.items()}, html.escape(made.said)
     except Exception:  # numbers that mean nothing, in code that may raise anything
-        return {}
+        return {}, ""
 
 
-def _events(run: Example, eq: Equations, steps: int) -> list[dict[str, Any]]:
+def _events(run: Example, rows: tuple[Told, ...], made: Loss, steps: int) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
-    shown = [v for v in eq.variables if v.name and v.role != "before"]
     for t in range(1, steps + 1):
-        for v in shown:
-            if (v.key, t) in run.values:
-                events.append(_event(v.key, t, f"{v.name}({t}) = {_number(run.values[v.key, t])}"))
-        events.append({"node": None, "text": f"L({t}) = {run.losses[t - 1]:.3g}", "back": False})
+        for row in rows:
+            if (row.key, t) in run.values:
+                events.append(_event(row, t, f"{row.name}({t}) = {_number(run.values[row.key, t])}"))
+        if not made.own and (t == steps or not made.last):
+            sign = "L" if made.last else f"{made.sign}({t})"
+            events.append({"node": None, "text": f"{sign} = {run.losses[t - 1]:.3g}", "back": False})
     for t, so_far in zip(range(steps, 0, -1), run.sums, strict=False):
-        for v in reversed(shown):
-            if (v.key, t) in run.gradients and v.role != "input":
-                events.append(
-                    _event(v.key, t, f"∂L/∂{v.name}({t}) = {_number(run.gradients[v.key, t])}", True)
-                )
+        for row in reversed(rows):
+            if (row.key, t) in run.gradients and row.role not in ("input", "share"):
+                said = f"∂L/∂{row.name}({t}) = {_number(run.gradients[row.key, t])}"
+                events.append(_event(row, t, f"δ({t}) = {said}" if row.delta else said, True))
         for name, total in so_far.items():
             events.append({
                 "node": None, "weight": name, "back": True,
@@ -140,24 +146,23 @@ def _events(run: Example, eq: Equations, steps: int) -> list[dict[str, Any]]:
     return events
 
 
-def _events_back(run: Example, eq: Equations, steps: int) -> list[dict[str, Any]]:
+def _events_back(run: Example, rows: tuple[Told, ...], steps: int) -> list[dict[str, Any]]:
     """Of an adjoint: what comes in and is worked out of it, how the sums grow, from the last step to the first."""
     events: list[dict[str, Any]] = []
     for t, so_far in zip(range(steps, 0, -1), run.sums, strict=True):
-        for v in eq.variables:
-            if v.name and v.role not in ("before", "sum") and (v.key, t) in run.values:
-                events.append(
-                    _event(v.key, t, f"{v.name}({t}) = {_number(run.values[v.key, t])}", v.role != "input")
-                )
-        for v in eq.variables:
-            if v.role == "sum" and v.name in so_far:
-                said = f"{v.name}, summed from step {steps} to {t} = {_number(so_far[v.name])}"
-                events.append(_event(v.key, t, said, True) | {"weight": v.name.removeprefix("∇")})
+        for row in rows:
+            if row.role != "sum" and (row.key, t) in run.values:
+                text = f"{row.name}({t}) = {_number(run.values[row.key, t])}"
+                events.append(_event(row, t, text, row.role != "input"))
+        for row in rows:
+            if row.role == "sum" and row.name in so_far:
+                said = f"{row.name}, summed from step {steps} to {t} = {_number(so_far[row.name])}"
+                events.append(_event(row, t, said, True) | {"weight": row.name.removeprefix("∇")})
     return events
 
 
-def _event(key: str, t: int, text: str, back: bool = False) -> dict[str, Any]:
-    return {"node": f"{key}@{t}", "text": text, "back": back}
+def _event(row: Told, t: int, text: str, back: bool = False) -> dict[str, Any]:
+    return {"node": f"{row.place}@{t}" if row.place else None, "text": text, "back": back}
 
 
 def _number(value: torch.Tensor) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch.fx.node import map_arg
 
 from elman.circuit.form import ROWS, Circuit, Kind, results_of
-from elman.draw.variables import Equations, word
+from elman.draw.told import Loss, Told
+from elman.draw.variables import word
 from elman.unfold import unfold
 
 Tensor = torch.Tensor
@@ -17,10 +18,10 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Example:
-    """values: (variable, t) -> its value [B, …]; gradients: the same -> ∂L/∂it; losses: L(t) for t = 1 … τ.
+    """values: (node, t) -> its value [B, …]; gradients: the same -> ∂L/∂it; losses: L(t) for t = 1 … τ.
 
     sums: for each step from the last to the first, parameter -> its gradient summed over the steps so far. inputs: what
-    goes into the unfolded graph; L = Σ L(t), L(t) = ½ ‖o(t)‖² summed over the rows, or o(t) itself where it is a loss.
+    goes into the unfolded graph; L = Σ L(t), and L(t) as a `Loss` says, summed over the rows.
     """
 
     inputs: dict[str, Tensor]
@@ -30,7 +31,7 @@ class Example:
     sums: list[dict[str, Tensor]]
 
 
-def example(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Example:
+def example(circuit: Circuit, rows: tuple[Told, ...], loss: Loss, steps: int, seed: int = 0) -> Example:
     """Run `steps` steps of a circuit on random numbers, one row, and its gradient back through time by autograd.
 
     Every step has its own copy of the parameters, as in the book, so that its share of their gradient is known.
@@ -62,21 +63,17 @@ def example(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Examp
             args = map_arg(node.args, lambda one, t=t: value_of(one, t))
             found[node.name] = node.target(*args, **map_arg(node.kwargs, lambda one, t=t: value_of(one, t)))  # type: ignore[operator]
     results = results_of(graph)
-    outs = circuit.outputs_of(Kind.SEQUENCE)
-    losses = []
+    losses: list[Any] = []
     for t in range(steps):
-        kept = [found[results[f"{out.name}_t{t}"].name] for out in outs]
-        kept = kept or [
-            found[results[out.name].name] for out in circuit.outputs_of(Kind.STATE) if t == steps - 1
-        ]
-        losses.append(
-            sum((o.sum() if o.dim() < 2 else o.square().sum() / 2) for o in kept if o.is_floating_point())
-        )
-    values = {}
-    for v in eq.variables:
-        for t in range(steps):
-            if v.name and v.role != "before" and f"{v.key}_t{t}" in found:
-                values[v.key, t + 1] = found[f"{v.key}_t{t}"]
+        parts = [found[results[part.name if loss.last else f"{part.name}_t{t}"].name] for part in loss.parts]
+        parts = [part.sum() if loss.own else part.square().sum() / 2 for part in parts]
+        losses.append(sum(parts) if t == steps - 1 or not loss.last else 0)
+    values = {
+        (row.key, t + 1): found[f"{row.key}_t{t}"]
+        for row in rows
+        for t in range(steps)
+        if f"{row.key}_t{t}" in found
+    }
     total = sum(losses)
     gradients: dict[tuple[str, int], Tensor] = {}
     sums: list[dict[str, Tensor]] = []
@@ -92,13 +89,17 @@ def example(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Examp
         for t in reversed(range(steps)):
             so_far = {n: s if shares[n, t] is None else s + shares[n, t] for n, s in so_far.items()}
             sums.append({word(constants[n].path): s for n, s in so_far.items()})
-    detached = {at: value.detach() for at, value in values.items()}
+    logs = {row.key for row in rows if row.log}
+    detached = {
+        (key, t): value.detach().exp() if key in logs else value.detach()
+        for (key, t), value in values.items()
+    }
     return Example(
         inputs, detached, gradients, [float(torch.as_tensor(one).detach()) for one in losses], sums
     )
 
 
-def backward(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Example:
+def backward(circuit: Circuit, rows: tuple[Told, ...], steps: int, seed: int = 0) -> Example:
     """Run an adjoint on random numbers, one row, from the last step to the first, as it is unfolded."""
     inputs = _inputs(circuit, steps, seed)
     found: dict[str, Any] = {}
@@ -111,20 +112,23 @@ def backward(circuit: Circuit, eq: Equations, steps: int, seed: int = 0) -> Exam
             args, more = (map_arg(given, lambda one: found[one.name]) for given in (node.args, node.kwargs))
             found[node.name] = node.target(*args, **more)  # type: ignore[operator]
     values = {
-        (v.key, t + 1): found[f"{v.key}_t{t}"]
-        for v in eq.variables
+        (row.key, t + 1): found[f"{row.key}_t{t}"]
+        for row in rows
         for t in range(steps)
-        if v.name and v.role != "before" and f"{v.key}_t{t}" in found
+        if f"{row.key}_t{t}" in found
     }
     sums: list[dict[str, Tensor]] = []
     for t in range(steps, 0, -1):
-        shares = {v.name: values[v.key, t] for v in eq.variables if v.role == "sum" and (v.key, t) in values}
+        shares = {
+            row.name: values[row.key, t] for row in rows if row.role == "sum" and (row.key, t) in values
+        }
         sums.append({name: share + sums[-1][name] if sums else share for name, share in shares.items()})
     return Example(inputs, values, {}, [], sums)
 
 
 def _inputs(circuit: Circuit, steps: int, seed: int) -> dict[str, Tensor]:
-    """A number for every input, the same for every τ up to 8."""
+    """A number for every input, the same for every τ up to 8. A state starts at zero where an input drives it."""
+    driven = any(port.kind is Kind.SEQUENCE for port in circuit.inputs)
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     for port in circuit.inputs:
@@ -136,7 +140,7 @@ def _inputs(circuit: Circuit, steps: int, seed: int) -> dict[str, Tensor]:
         )  # the same for every τ up to 8
         if not (port.dtype.is_floating_point or port.dtype.is_complex):
             value = torch.randint(0, 2, size, generator=generator).to(port.dtype)
-        elif port.kind is Kind.STATE:
+        elif port.kind is Kind.STATE and driven:
             value = torch.zeros(size, dtype=port.dtype)
         else:
             value = torch.rand(size, generator=generator)

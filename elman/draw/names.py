@@ -20,7 +20,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from elman import cells, noise
+from elman import cells, nn, noise
 from elman.circuit.form import ROWS, Circuit, Kind, results_of
 
 Tensor = torch.Tensor
@@ -28,7 +28,7 @@ NABLA = "∇"
 _BATCH = 3
 _TORCH = str(Path(torch.__file__).parent)
 _ELMAN = str(Path(cells.__file__).parent)
-_ALL = {cells.__file__}  # of elman's own files: what users would have written
+_ALL = {cells.__file__, nn.__file__}  # of elman's own files: what users would have written
 _PYTHON = str(Path(contextlib.__file__).parent)  # the standard library
 _RETURNED = "\0"  # what a step returns without giving it a name
 

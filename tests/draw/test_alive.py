@@ -14,16 +14,22 @@ import torch
 
 import elman
 from elman.circuit.form import Kind
-from elman.draw.example import backward, example
+from elman.draw.example import Example, backward, example
+from elman.draw.told import Told, loss, told
 from elman.draw.variables import equations
 from tests.draw.things import thing
+
+
+def played(name: str, steps: int) -> tuple[Example, tuple[Told, ...]]:
+    circuit = thing(name)
+    rows = told(circuit, equations(circuit))
+    return example(circuit, rows, loss(circuit, rows), steps), rows
 
 
 @pytest.mark.parametrize("name", ["elman", "jordan", "gru", "lstm", "readout", "autonomous"])
 def test_numbers_are_those_of_unfold_and_autograd(name: str) -> None:
     circuit, steps = thing(name), 4
-    eq = equations(circuit)
-    run = example(circuit, eq, steps)
+    run, _ = played(name, steps)
     leaves = {
         port.name: run.inputs[port.name].clone().requires_grad_()
         for port in circuit.inputs_of(Kind.CONSTANT)
@@ -48,16 +54,62 @@ def test_numbers_are_those_of_unfold_and_autograd(name: str) -> None:
         torch.testing.assert_close(run.gradients[key, steps], o[-1].detach())
 
 
+@pytest.mark.parametrize("name", ["readout", "both"])
+def test_a_and_delta_and_y_hat_are_those_of_the_equations(name: str) -> None:
+    steps = 3
+    run, rows = played(name, steps)
+    p, h, made = run.inputs, torch.zeros(1, 4), []
+    for t in range(steps):
+        a = (h @ p["W_weight"].T + p["x_0"][t] @ p["U_weight"].T + p["U_bias"]).requires_grad_()
+        h = torch.tanh(a)
+        o = h @ p["V_weight"].T + p["V_bias"]
+        y_hat = torch.exp(o) / torch.exp(o).sum()
+        made.append({"a": a, "h": h, "o": o, "ŷ": y_hat, "L": -y_hat[:, int(p["x_1"][t])].log()})
+    total = torch.cat([step["L"] for step in made]).sum()
+    key = {row.name: row.key for row in rows}
+    assert [row.name for row in rows if row.delta] == ["a"]
+    for t, step in enumerate(made, 1):
+        for what, value in step.items():
+            torch.testing.assert_close(run.values[key[what], t], value.detach())
+            if what != "ŷ":
+                (gradient,) = torch.autograd.grad(total, value, retain_graph=True)
+                torch.testing.assert_close(run.gradients[key[what], t], gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "back", "loss_said"),
+    [
+        ("both", ["x", "y", "a", "h", "o", "ŷ", "L"], ["∂L/∂L", "∂L/∂o", "∂L/∂h", "δ"], "L = Σ L(t)"),
+        ("elman", ["x", "a", "h", "L"], ["∂L/∂h", "δ"], "L = Σ L(t) with L(t) = ½‖h(t)‖²"),
+        # no name in the code for what its only tanh takes
+        ("autonomous", ["a", "s", "L"], ["∂L/∂s", "δ"], "L = Σ L(t) with L(t) = ½‖s(t)‖²"),
+    ],
+)
+def test_a_step_is_told_in_order_and_nothing_twice(
+    tmp_path: Path, name: str, forward: list[str], back: list[str], loss_said: str
+) -> None:
+    text = page(tmp_path, name)
+    said = [event["text"] for event in plays(text)["2"]]
+    assert [one.split("(")[0] for one in said if "(1) = " in one] == forward + back
+    assert re.search(f'<p id="loss">{re.escape(loss_said)}: ', text)
+    assert {event["node"] for event in plays(text)["2"]} - {None} <= set(
+        re.findall(r'data-node="([^"]+)"', text)
+    )
+
+
 def page(tmp_path: Path, name: str) -> str:
     return elman.draw(thing(name)).save(tmp_path / "a.html").read_text("utf-8")
+
+
+def plays(text: str) -> dict[str, list[dict[str, Any]]]:
+    return json.loads(re.search(r'id="plays">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
 
 
 def test_one_file_without_anything_from_elsewhere(tmp_path: Path) -> None:
     text = page(tmp_path, "gru")
     assert not re.search(r"(src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
     assert text.count("<figure") == 7
-    plays = json.loads(re.search(r'id="plays">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
-    said = [event["text"] for event in plays["2"]]
+    said = [event["text"] for event in plays(text)["2"]]
     first = next(i for i, text in enumerate(said) if text.startswith("∂L/∂"))
     assert [text.split(" ")[0] for text in said[:first] if text.startswith("L(")] == ["L(1)", "L(2)"]
     assert said[first].startswith("∂L/∂h(2)")
@@ -66,17 +118,15 @@ def test_one_file_without_anything_from_elsewhere(tmp_path: Path) -> None:
 
 def test_an_adjoint_plays_too(tmp_path: Path) -> None:
     circuit, steps = elman.adjoint(thing("elman")), 3
-    eq = equations(circuit)
-    run = backward(circuit, eq, steps)
+    run = backward(circuit, told(circuit, equations(circuit)), steps)
     whole = elman.unfold(circuit, steps)(run.inputs)
     for out in circuit.outputs_of(Kind.SUM):
         torch.testing.assert_close(run.sums[-1][f"∇{out.path.split('.')[-1]}"], whole[out.name])
     text = elman.draw(circuit).save(tmp_path / "a.html").read_text("utf-8")
-    plays = json.loads(re.search(r'id="plays">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
-    said = [event["text"] for event in plays["2"]]
+    said = [event["text"] for event in plays(text)["2"]]
     assert said[0].startswith("∇o(2) =")
     assert said[-1].startswith("∇b, summed from step 2 to 1 =")
-    assert {event["node"] for event in plays["2"]} <= set(re.findall(r'data-node="([^"]+)"', text))
+    assert {event["node"] for event in plays(text)["2"]} <= set(re.findall(r'data-node="([^"]+)"', text))
 
 
 def test_operations_alive_are_operations(tmp_path: Path) -> None:
@@ -145,10 +195,9 @@ def test_a_browser_opens_layers(tmp_path: Path, size: str) -> None:
 def test_a_browser_shows_it(tmp_path: Path, size: str) -> None:
     text = page(tmp_path, "elman")
     seen = read(tmp_path, text, _READER, size)
-    plays = json.loads(re.search(r'id="plays">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
     assert seen["start"] == ["0"]
     assert seen["unfolded"] == ["2"]
-    assert seen["log"] == [event["text"] for event in plays["2"]]
+    assert seen["log"] == [event["text"] for event in plays(text)["2"]]
     assert seen["again"] == []
     assert seen["lit"] == 2  # U, once a step
     assert seen["dark"] == 0

@@ -255,3 +255,9 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cairosvg", None)
     with pytest.raises(ElmanError, match=r"elman\[draw\]"):
         raster.png("<svg/>")
+
+
+def test_a_drop_in_shows_its_equations_and_no_private_name() -> None:
+    drawing = elman.draw(elman.nn.LSTM(3, 4), torch.zeros(5, 2, 3))
+    words = [text.text for text in drawing.scene.words()]
+    assert {"LSTMStep", "i", "f", "g", "q", "c", "h"} <= set(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,6 +100,18 @@ class Readout(nn.Module):
         return L, h
 
 
+class Both(Readout):
+    """The same, which gives out o as well: what it is trained on is L alone."""
+
+    def forward(self, inputs: tuple[Tensor, Tensor], h: Tensor) -> tuple[Any, Tensor]:
+        x, y = inputs
+        a = self.W(h) + self.U(x)
+        h = torch.tanh(a)
+        o = self.V(h)
+        L = nn.functional.cross_entropy(o, y, reduction="none")
+        return (o, L), h
+
+
 @functools.cache
 def thing(name: str) -> Circuit:
     x = torch.zeros(2, 3)
@@ -108,8 +121,9 @@ def thing(name: str) -> Circuit:
         return elman.trace(Attends(3, 4, 5), x, None, torch.zeros(2, 7, 5), check=False)
     if name == "autonomous":
         return elman.trace(Autonomous(4), None, torch.zeros(2, 4), check=False)
-    if name == "readout":
-        return elman.trace(Readout(3, 4, 5), (x, torch.zeros(2, dtype=torch.long)), check=False)
+    if name in ("readout", "both"):
+        cell = {"readout": Readout, "both": Both}[name](3, 4, 5)
+        return elman.trace(cell, (x, torch.zeros(2, dtype=torch.long)), check=False)
     made = {
         "elman": cells.Elman, "gru": cells.GRU, "lstm": cells.LSTM, "leaky": cells.Leaky, "normed": NormedGates,
         "long": LongNames,
