@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import typer
 
-from bench import busy
+from bench import busy, peers
 from bench.contestants import ENTRIES
 from bench.report import COMPILED_STEPS, Report
 
@@ -45,6 +45,14 @@ def main(
     against: Annotated[
         bool, typer.Option("--targets", help="only this: what is to be reached (float32, 6 minutes)")
     ] = False,
+    proof: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="only this: every goal beside its peer, one thread and two; status 1 if one is missed (15 minutes)",
+        ),
+    ] = False,
+    only: Annotated[str, typer.Option(help="of --peers: rows whose words contain this")] = "",
     beside: Annotated[
         bool, typer.Option("--busy", help="only this: slower by what, beside a busy process")
     ] = False,
@@ -94,6 +102,8 @@ def main(
     report = Report(engine, getattr(torch, dtype.value))
     if against:
         report.targets(cells.split(",") if cells else list(ENTRIES), shapes.split(",") if shapes else [])
+    if proof:
+        report.peers(seconds, (threads,) if threads else peers.THREADS, only)
     if beside:
         report.busy((cells or "rnn,gru,lstm").split(","), (shapes or ",".join(busy.SHAPES)).split(","), steps)
     if alone:
@@ -121,6 +131,7 @@ def main(
         or online
         or tangent
         or against
+        or proof
         or beside
         or alone
         or ragged

@@ -16,6 +16,9 @@ Made = tuple[list[Any], tuple[Any, ...]]  # outputs and final state; gradients o
 
 OURS, LOOP, HOISTED, TORCH = "elman", "Python loop", "hoisted loop", "torch.nn"
 JAX, COMPILED = "JAX scan", "compiled loop"
+FLAX, FLAX_FAST, EQUINOX, EQUINOX_FAST = "flax nnx", "flax nnx, fast", "equinox", "equinox, fast"
+KERAS, ONNX, CELL = "Keras on torch", "ONNX Runtime", "torch.nn.GRUCell"
+PACKED, PADDED, NEWTON = "PackedSequence", "padded dense", "pararnn, Newton"
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,20 @@ class Problem:
 
 
 class Contestant(ABC):
-    """One way to run a cell. weights: the cell's name of a parameter -> the tensor that this way computes with."""
+    """One way to run a cell. weights: the cell's name of a parameter -> the tensor that this way computes with. lacks:
+    the cell's parameters that this way has not; its results are compared without their gradients."""
 
     name: str
     weights: dict[str, Tensor]
+    lacks: frozenset[str] = frozenset()
 
     @abstractmethod
     def training(self, problem: Problem) -> Callable[[], Made]:
         """A training step, ready to be timed: outputs, and gradients that are returned, not accumulated."""
+
+    def results(self, problem: Problem) -> Made:
+        """What a training step gives, to be compared: in the order of the cell's weights."""
+        return self.training(problem)()
 
     @abstractmethod
     def inference(self, problem: Problem) -> Callable[[], Any]:

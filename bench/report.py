@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -21,6 +22,7 @@ from bench import (
     online,
     others,
     overhead,
+    peers,
     ragged,
     serving,
     streams,
@@ -43,6 +45,7 @@ class Report:
         self.options: dict[str, Any] = {"engine": engine, "dtype": dtype}
         self.made: dict[str, Any] = {"about": machine.about(engine, dtype), "rows": []}
         self.wrong: list[str] = []
+        self.missed: list[str] = []
         self.say("\n".join(f"{name}: {value}" for name, value in self.made["about"].items()))
         self.say(
             "us per time step, medians of rounds in turns; ×: theirs / ours; of torch.mm: its time / ours\n"
@@ -120,6 +123,35 @@ class Report:
             | line.row.as_json()
             for line in every
         ]
+
+    def peers(self, seconds: float, threads: tuple[int, ...], only: str) -> None:
+        """Every goal beside its peer; one that is missed makes the exit status 1."""
+        for peer, package in peers.missing().items():
+            self.say(f"{peer}: {package} is not installed, so it is left out")
+        found: list[peers.Line] = []
+        measured: list[dict[str, float]] = []
+        with self.console.status("peers") as status:
+            for told in peers.run(seconds, threads, only):
+                if "line" in told:
+                    found.append(peers.Line(**told["line"]))
+                    status.update(f"{found[-1].threads} threads: {found[-1].row}")
+                elif "limits" in told:
+                    measured.append(told["limits"])
+                else:
+                    self.wrong.append(told["wrong"])
+        for each in measured:
+            of_count = [line for line in found if line.threads == each["threads"]]
+            limit = ", ".join(f"{value:.0f} {name}" for name, value in each.items() if name != "threads")
+            self.console.print(tables.of_peers(f"threads: {each['threads']:.0f}; {limit}", of_count))
+        judged = [line for line in found if line.met is not None]
+        self.say(f"{sum(map(bool, (line.met for line in judged)))} of {len(judged)} goals met\n")
+        self.missed += [
+            f"{line.row}, {line.threads} threads, beside {line.peer}: {line.ratio:.2f}, the goal is {line.figure:g}"
+            for line in judged
+            if not line.met
+        ]
+        self.made["peers"] = [dataclasses.asdict(line) | {"met": line.met} for line in found]
+        self.made["limits"] = measured
 
     def busy(self, cells: list[str], shapes: list[str], steps: int) -> None:
         found: list[busy.Slowed] = []
@@ -286,4 +318,6 @@ class Report:
             json_to.write_text(json.dumps(self.made, indent=1), "utf-8")
         for line in self.wrong:
             self.say(f"NOT TIMED  {line}", style="bold red")
-        return int(bool(self.wrong))
+        for line in self.missed:
+            self.say(f"MISSED  {line}", style="bold red")
+        return int(bool(self.wrong or self.missed))

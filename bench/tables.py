@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from bench import busy, measure, memory, online, ragged, targets
+from bench import busy, measure, memory, online, peers, ragged, targets
 from bench.bound import BOUND
 from bench.form import OURS
 
@@ -60,6 +60,22 @@ def of_targets(title: str, lines: list[targets.Line]) -> Table:
         met = {None: "", True: "yes", False: "NO"}[line.met]
         ratios = [f"{line.ratio:.2f}", _given(line.prototype), _given(line.reach)]
         made.add_row(line.peer, row.shape, str(row.steps), *times, *ratios, met, _fraction(row))
+    return made
+
+
+def of_peers(title: str, lines: list[peers.Line]) -> Table:
+    """A line for every row and peer: both times, their ratio, the goal, and the fraction of the limit that ours
+    reaches."""
+    made = _table(title)
+    for name in ("row", "peer", "ours, us", "peer's, us", "ratio", "goal", "met", "limit, us", "of limit"):
+        made.add_column(name, justify="left" if name in ("row", "peer", "met") else "right")
+    for line in lines:
+        goal = "" if line.figure is None else f"{'≤' if line.at_most else '≥'} {line.figure:g}"
+        row = line.row if line.ours == OURS else f"{line.row}, {line.ours.removeprefix('elman, ')}"
+        times = [f"{1e6 * value:.1f}" for value in (line.ours_seconds, line.peer_seconds)]
+        met = {None: "", True: "yes", False: "NO"}[line.met]
+        limit = [f"{1e6 * line.least:.1f}", f"{line.of_limit:.2f}"]
+        made.add_row(row, line.peer, *times, f"{line.ratio:.2f}", goal, met, *limit)
     return made
 
 
