@@ -8,6 +8,11 @@ agree         whether two ways compute the same: outputs, final state, every gra
 bound         the products alone
 measure       rounds in turns, medians, ratios
 targets       what is to be reached
+foreign       layers of flax nnx, equinox and Keras
+newton        pararnn's solver on its own cells
+limits        multiply-adds and bytes a second that the machine can do, measured in the run
+peers         the table of proof: the goals beside each peer, one thread and two
+proof         that table for docs/native.md
 busy          beside a process that keeps a core busy
 overhead      what is paid once or per call: import, trace, call, step
 machine       the header of a report

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench import agree, foreign, jaxed, limits, measure, newton, peers, ragged
+from bench import agree, foreign, jaxed, limits, measure, newton, peers, proof, ragged
 from bench.__main__ import app
 from bench.contestants import ENTRIES, loop
 from bench.form import (
@@ -73,6 +73,25 @@ def test_a_wrong_row_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "run", lambda *_: iter([{"wrong": "some row: it differs"}]))
     done = CliRunner().invoke(app, ["--peers"])
     assert (done.exit_code, "NOT TIMED  some row" in done.output) == (1, True)
+
+
+def test_the_table_goes_between_its_marks() -> None:
+    lines = [
+        peers.Line("some row", threads, OURS, peer, 1e-6, ratio * 1e-6, ratio, 5e-7, figure)
+        for threads, peer, ratio, figure in ((1, TORCH, 3.0, 4.0), (2, TORCH, 5.0, None), (1, JAX, 9.0, None))
+    ]
+    made = {
+        "about": {"machine": "M", "versions": "V", "commit": "C"},
+        "limits": [{"threads": 1, "GFLOP/s": 50.0}],
+        "peers": [dataclasses.asdict(line) | {"met": line.met} for line in lines],
+    }
+    page = f"before\n{proof.BEGIN}\nold\n{proof.END}\nafter"
+    found = proof.put(page, proof.table(json.loads(json.dumps(made))))
+    assert found.startswith(f"before\n{proof.BEGIN}\n\nM; V; commit C. 1 thread: 50 GFLOP/s.\n")
+    assert f"| some row | {TORCH} | ≥ 4 | **3.00** | (5.00) | 0.50 and 0.50 |\n\n{proof.END}\nafter" in found
+    assert ("old" in found, JAX in found) == (False, False)
+    with pytest.raises(ValueError, match="the page has no"):
+        proof.put("before", "")
 
 
 def test_at_most_turns_the_ratio(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
