@@ -240,7 +240,8 @@ def missing() -> dict[str, str]:
 
 
 def run(seconds: float, threads: tuple[int, ...] = THREADS, only: str = "") -> Iterator[dict[str, Any]]:
-    """What the processes tell, as it comes: {"limits": …}, {"line": …} or {"wrong": row and reason}.
+    """What the processes tell, as it comes: {"limits": …}, {"line": …}, {"done": threads} or
+    {"wrong": row and reason}.
 
     seconds: for the timing of a row. only: rows whose words contain this.
     """
@@ -313,6 +314,7 @@ def main(threads: int, seconds: float, only: str) -> None:
                     tell(line=asdict(line))
             except (agree.Disagreement, streams.Wrong, AssertionError) as reason:
                 tell(wrong=f"{row}, {threads} threads: {reason}")
+    tell(done=threads)
 
 
 if __name__ == "__main__":

@@ -134,15 +134,18 @@ class Report:
             for told in peers.run(seconds, threads, only):
                 if "line" in told:
                     found.append(peers.Line(**told["line"]))
-                    status.update(f"{found[-1].threads} threads: {found[-1].row}")
+                    status.update(f"threads: {found[-1].threads}; {found[-1].row} is done")
                 elif "limits" in told:
                     measured.append(told["limits"])
+                elif "done" in told:
+                    each = measured[-1]
+                    rows = [line for line in found if line.threads == each["threads"]]
+                    limit = ", ".join(
+                        f"{value:.0f} {name}" for name, value in each.items() if name != "threads"
+                    )
+                    self.console.print(tables.of_peers(f"threads: {each['threads']:.0f}; {limit}", rows))
                 else:
                     self.wrong.append(told["wrong"])
-        for each in measured:
-            of_count = [line for line in found if line.threads == each["threads"]]
-            limit = ", ".join(f"{value:.0f} {name}" for name, value in each.items() if name != "threads")
-            self.console.print(tables.of_peers(f"threads: {each['threads']:.0f}; {limit}", of_count))
         judged = [line for line in found if line.met is not None]
         self.say(f"{sum(map(bool, (line.met for line in judged)))} of {len(judged)} goals met\n")
         self.missed += [

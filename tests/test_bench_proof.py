@@ -60,7 +60,8 @@ def test_the_status_tells_of_a_missed_goal(
 ) -> None:
     def run(*_: Any) -> Any:
         line = peers.Line("some row", 1, OURS, TORCH, 1e-6, ratio * 1e-6, ratio, 5e-7, figure)
-        return iter([{"limits": {"threads": 1, "GFLOP/s": 50.0}}, {"line": dataclasses.asdict(line)}])
+        told = [{"limits": {"threads": 1, "GFLOP/s": 50.0}}, {"line": dataclasses.asdict(line)}, {"done": 1}]
+        return iter(told)
 
     monkeypatch.setattr(peers, "run", run)
     done = CliRunner().invoke(app, ["--peers"])
@@ -117,9 +118,10 @@ def test_rows_are_compared_and_timed(
     monkeypatch.setattr(peers, "ROWS", (row,))
     monkeypatch.setattr(limits, "copied", lambda: 1e9)
     peers.main(threads, 0.0, "gru")
-    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
     line = peers.Line(**second["line"])
     assert (first["limits"]["threads"], line.peer, line.met) == (threads, TORCH, True)
+    assert third == {"done": threads}
     assert line.least == pytest.approx(1e-9 * 3 * 2 * 3 * 2 * 2 * 3 * 5 * 5)
 
     def off(kind: str, cell: Any) -> Any:
@@ -128,7 +130,7 @@ def test_rows_are_compared_and_timed(
     monkeypatch.setattr(foreign, "contestants", off)
     peers.main(threads, 0.0, "gru")
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [set(each) for each in told] == [{"limits"}, {"wrong"}]
+    assert [set(each) for each in told] == [{"limits"}, {"wrong"}, {"done"}]
 
 
 def test_a_contestant_says_what_it_lacks() -> None:
