@@ -49,7 +49,7 @@ def main(
         bool,
         typer.Option(
             "--peers",
-            help="only this: every goal beside its peer, one thread and two; status 1 if one is missed (15 minutes)",
+            help="only this: every goal beside its peer, one thread and two; status 1 if one is missed (20 minutes)",
         ),
     ] = False,
     only: Annotated[str, typer.Option(help="of --peers: rows whose words contain this")] = "",

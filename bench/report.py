@@ -149,7 +149,8 @@ class Report:
         judged = [line for line in found if line.met is not None]
         self.say(f"{sum(map(bool, (line.met for line in judged)))} of {len(judged)} goals met\n")
         self.missed += [
-            f"{line.row}, {line.threads} threads, beside {line.peer}: {line.ratio:.2f}, the goal is {line.figure:g}"
+            f"{line.row}, {line.ours}, threads: {line.threads}, beside {line.peer}: "
+            f"{line.ratio:.2f}, the goal is {line.figure:g}"
             for line in judged
             if not line.met
         ]
