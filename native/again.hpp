@@ -14,10 +14,10 @@ public:
     // value), by identity. target: called with `head` and the tensors of a call; a Pass without a step of Python.
     // tensors: for each input the cell's own tensor, None, or a number: that tensor of the arguments. arguments: x's and
     // the state's tensors as they were, each alone, in a tuple, or None. wants: whether one of the inputs has to want a
-    // gradient, None where that does not matter.
+    // gradient.
     Again(const nb::list& checks, const nb::list& answers, const nb::list& names, const nb::object& target, const nb::tuple& head, const nb::list& tensors,
-          const nb::tuple& arguments, const nb::object& wants)
-        : head_(nb::len(head)), wants_(!wants.is_none()) {
+          const nb::tuple& arguments, bool wants)
+        : head_(nb::len(head)), wants_(wants) {
         for (const nb::object& one : {nb::object(checks), nb::object(answers), nb::object(names), target, nb::object(head), nb::object(tensors)}) kept_.append(one);
         for (const nb::handle check : checks) checks_.push_back(check.ptr());
         for (const nb::handle one : answers) answers_.push_back({nb::borrow(one[0]).ptr(), nb::borrow(one[1]).ptr()});

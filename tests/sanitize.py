@@ -39,6 +39,7 @@ TESTS = {
         "tests/recurrent/test_sequences.py",
         "tests/recurrent/test_stream.py",
         "tests/recurrent/test_bound.py",
+        "tests/recurrent/test_repeat.py",
     ],
     "thread": ["tests/engines"],
 }
@@ -48,6 +49,7 @@ SHORT = {
         "tests/engines/test_lookups.py",
         "tests/engines/test_passes.py",
         "tests/recurrent/test_bound.py",
+        "tests/recurrent/test_repeat.py",
         "-k",
         "cases or index or lookups or passes or change or looks_like or turns",
     ],

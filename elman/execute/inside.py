@@ -10,6 +10,8 @@ from elman.execute.operator import program_of
 
 
 def transformed(tensors: list[Tensor], name: str, steps: int, batch: int, engine: str) -> list[Tensor]:
+    """What the program of a name gives out for all of its inputs in order, `[T, B, …]` or `[B, …]`; whatever transforms
+    are about. steps, batch: T and B."""
     program = program_of(name)
     call = Call(steps, batch, 0, engine, owner=program)
     return list(apply(program, call, tensors))

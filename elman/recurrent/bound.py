@@ -15,18 +15,19 @@ from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from elman.caches import Recent, listed_in
+from elman.caches import listed_in
 from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, specs, take
 from elman.errors import InputTypeError
 from elman.execute import Call
 from elman.recurrent.programs import Binding, Captured, Owned, Teacher, indivisible
-from elman.recurrent.repeat import NO_LEVEL, repeat
+from elman.recurrent.repeat import NO_LEVEL, never, repeat
 from elman.segments import Layout
 from elman.trace.call import store_of
 from elman.trace.initial import own_state
 
 Tensor = torch.Tensor
-_counted = listed_in("calls that have come before", lambda bound: len(bound._came), 8)
+_CAME = 8  # calls of which it is known that they have come before
+_counted = listed_in("calls that have come before", lambda bound: len(bound._came), _CAME)
 _REPEATED = 4  # calls that are told apart without Python, with gradients and without
 
 
@@ -142,10 +143,10 @@ class BoundCall:
         self.layout: Layout | None = None  # its layout
         self.call = Call(0, 0, 0, "auto")  # what it handed down
         self.single = args.key[2]  # whether it is of one step
-        # Whether gradients are recorded -> `repeat` of calls that have come twice; and what is known of each call:
-        # False where it came once, True where it cannot be repeated, else its `repeat`.
+        # Whether gradients are recorded -> `repeat` of calls that have come twice; and that of each call, None where it
+        # came once.
         self.repeats: dict[bool, list[Any]] = {False: [], True: []}
-        self._came = Recent(8)
+        self._came: dict[Any, Any] = {}
         _counted(self)
         if binding is None:
             return
@@ -186,12 +187,14 @@ class BoundCall:
             return
         gradients = torch.is_grad_enabled()
         key = gradients, *(self._like or ())
-        known = self._came.get(key)
-        if known is False:
-            known = repeat(layer, self, args, self.single) or True
-        self._came.keep(key, False if known is None else known)
+        if key not in self._came:
+            if len(self._came) >= _CAME:
+                self._came.clear()  # at once, as other threads may be reading it
+            self._came[key] = None
+            return
+        known = self._came[key] = self._came.get(key) or repeat(layer, self, args, self.single)
         kept = self.repeats[gradients]
-        if not isinstance(known, bool | None) and known not in kept:
+        if known is not never and known not in kept:
             kept.insert(0, known)
             del kept[_REPEATED:]
 

@@ -27,26 +27,24 @@ Tensor = torch.Tensor
 NO_LEVEL = -1  # forward_ad's, where there are no dual numbers
 
 
+def never(x: Any, state: Any) -> None:
+    """The `repeat` of a call that has to go the way of all calls."""
+
+
 def repeat(layer: Any, bound: Any, args: Any, single: bool) -> Any:
     """`(x, state) -> results or None` for calls like this one, while gradients are recorded, or not, as they are now.
-    None if there is no such thing.
 
-    bound: a BoundCall that has noted it. args: its Arguments, as users gave them. single: whether it is a step.
+    bound: a BoundCall that has noted it, outside of transforms and levels of dual numbers. args: its Arguments, as
+    users gave them. single: whether it is a step.
     """
     binding, layout, call, names = bound.binding, bound.layout, bound.call, vars(layer)
     whole = layout is None if single else layout is not None and not layout.is_cut
     plain = not (args.taught or args.contexts or args.packed) and args.weight is None
     if _native is None or binding is None or not (whole and plain) or bound.has_noise or bound.from_cell:
-        return None
-    if (
-        call.memory is not None
-        or peek_interpreter_stack() is not None
-        or forward_ad._current_level != NO_LEVEL
-    ):
-        return None
+        return never
     of_x, of_state = args.structures[:2]
-    if not (_is_flat(of_x) and _is_flat(of_state)):
-        return None
+    if call.memory is not None or not (_is_flat(of_x) and _is_flat(of_state)):
+        return never
     gradients = torch.is_grad_enabled()
     target, head = ending(binding.program, call, single, gradients)
     answers = [
@@ -58,13 +56,12 @@ def repeat(layer: Any, bound: Any, args: Any, single: bool) -> Any:
         (layer._modules, "cell", bound.cell), (vars(forward_ad), "_current_level", NO_LEVEL),
     ]  # fmt: skip
     arguments = _value(of_x, args.xs), _value(of_state, args.states)
-    wants = True if gradients else None
     try:
         return _native.Again(
-            [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, wants
+            [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, gradients
         )
     except ValueError:  # a tensor that cannot be described, or is of a class of its own
-        return None
+        return never
 
 
 def _is_flat(structure: Structure) -> bool:

@@ -56,7 +56,6 @@ class Stack(Budget, torch.nn.Module):
     memory: as of `Recurrent`, for all layers together. Where all of them read forward, a segment of time goes through
         the whole stack, and what one layer hands to the next never exists for all steps; hooks of layers are not called
         then, and a row that resets cut has one mask of locked dropout.
-
     generator: that draws the dropout, by default torch's own.
 
     Called as `Recurrent` is; the state is a tuple over the layers (of a layer of `elman.nn`, again a tuple over its
@@ -121,8 +120,7 @@ class Stack(Budget, torch.nn.Module):
             [self.norms[i - 1] for i in range(*index.indices(len(self.layers)))[1:]] if self._norms() else ()
         )
         how = {"dropout": self.dropout, "locked": self.locked, "residual": residual, "norms": norms}
-        how["generator"] = self.generator
-        part = Stack(*layers, **how, batch_first=first)
+        part = Stack(*layers, **how, batch_first=first, generator=self.generator)
         part.training = self.training  # of itself alone: the layers are as they were
         return part
 
