@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sized
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,7 +55,7 @@ def listed_in(what: str, count: Callable[[Any], int], each: int | None = None) -
 
 
 class Recent(OrderedDict[Any, Any]):
-    """The entries that were used last, at most `limit`. Whoever writes holds a lock."""
+    """The entries that were used last, at most `limit`; one too many for a moment where threads write at once."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -62,7 +63,8 @@ class Recent(OrderedDict[Any, Any]):
 
     def keep(self, key: Any, value: Any) -> None:
         self[key] = value
-        self.move_to_end(key)
+        with suppress(KeyError):  # another thread has put so many in since that it is gone
+            self.move_to_end(key)
         while len(self) > self.limit:
             self.popitem(last=False)
 

@@ -133,13 +133,13 @@ public:
         made.reserve(new_.size());
         for (const New& one : new_) made.push_back(one(steps, batch));
         const int threads = int(PyLong_AsLong(nb::object(threads_()).ptr()));
-        lay_out(steps, batch, counts);
+        const std::shared_ptr<const Arrangement> lies = arranged(steps, batch, counts);
         // A large one is memory of torch's: it goes back to the system afterwards, and whoever counts torch's memory sees it.
         char* arena = nullptr;
-        if (bytes_ > SMALL) held.push_back(new_bytes(bytes_)), arena = address(held.back().ptr());
+        if (lies->bytes > SMALL) held.push_back(new_bytes(lies->bytes)), arena = address(held.back().ptr());
         for (size_t p = 0; p < places_.size(); p++)
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
-        const Failure failure = compute(steps, batch, counts, base, zero, arena, threads);
+        const Failure failure = compute(steps, batch, counts, base, zero, *lies, arena, threads);
         if (failure.stopped) throw nb::python_error();
         if (failure.happened) {
             const nb::object error = failed_(failure.index, failure.size, failure.behind);
@@ -231,10 +231,18 @@ private:
 
     static int64_t whole_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
-    // Gives what is kept between pieces its place, the same for every call of these sizes. With Python's lock.
-    void lay_out(int64_t steps, int64_t batch, const Counts& counts) {
-        if (steps == steps_ && batch == batch_) return;
-        at_.assign(places_.size(), 0), bytes_ = 0;
+    // Where what is kept between pieces lies for calls of certain sizes, and how much memory that is.
+    struct Arrangement {
+        int64_t steps, batch, bytes;
+        std::vector<int64_t> at;
+    };
+
+    // That of a call: the latest one's again, or made anew. The call holds it, as one of other sizes may come beside it
+    // wherever Python runs.
+    std::shared_ptr<const Arrangement> arranged(int64_t steps, int64_t batch, const Counts& counts) {
+        if (latest_ && latest_->steps == steps && latest_->batch == batch) return latest_;
+        Arrangement made = {steps, batch, 0, std::vector<int64_t>(places_.size(), 0)};
+        std::vector<int64_t>& at = made.at;
         std::vector<size_t> placed;
         for (size_t p = 0; p < places_.size(); p++) {
             if (places_[p].kind != Place::kept) continue;
@@ -243,22 +251,23 @@ private:
                 moved = false;
                 for (const size_t q : placed) {
                     const bool together = places_[q].first <= places_[p].last && places_[p].first <= places_[q].last;
-                    const int64_t stop = at_[q] + whole_lines(places_[q].width * counts.of[places_[q].rows]);
-                    if (together && at_[p] < stop && at_[q] < at_[p] + size) at_[p] = stop, moved = true;
+                    const int64_t stop = at[q] + whole_lines(places_[q].width * counts.of[places_[q].rows]);
+                    if (together && at[p] < stop && at[q] < at[p] + size) at[p] = stop, moved = true;
                 }
             }
             placed.push_back(p);
-            if (at_[p] + size > bytes_) bytes_ = at_[p] + size;
+            if (at[p] + size > made.bytes) made.bytes = at[p] + size;
         }
-        steps_ = steps, batch_ = batch;
+        latest_ = std::make_shared<const Arrangement>(std::move(made));
+        return latest_;
     }
 
-    Failure compute(int64_t steps, int64_t batch, const Counts& counts, std::vector<char*>& base, const std::vector<bool>& zero, char* arena,
-                    int threads) const {
+    Failure compute(int64_t steps, int64_t batch, const Counts& counts, std::vector<char*>& base, const std::vector<bool>& zero,
+                    const Arrangement& lies, char* arena, int threads) const {
         std::vector<Call> calls(pieces_.size(), Call{});
         std::vector<std::vector<Pointer>> pointers(pieces_.size());
         std::vector<std::vector<Matrices>> products(pieces_.size());
-        const int64_t inside = arena ? 0 : bytes_;
+        const int64_t inside = arena ? 0 : lies.bytes;
         int64_t most = 0;
         // Sizes first: they say how much memory is needed.
         for (size_t i = 0; i < pieces_.size(); i++) {
@@ -284,13 +293,13 @@ private:
         char* memory = block.data.get();
         memory += (LINE - int64_t(reinterpret_cast<uintptr_t>(memory)) % LINE) % LINE;
         if (!arena) arena = memory;
-        if (poisoned) __builtin_memset(arena, 0xff, size_t(bytes_));
+        if (poisoned) __builtin_memset(arena, 0xff, size_t(lies.bytes));
         for (size_t p = 0; p < places_.size(); p++) {
             const Place& place = places_[p];
-            if (place.kind == Place::kept) base[p] = arena + at_[p];
+            if (place.kind == Place::kept) base[p] = arena + lies.at[p];
             if (place.kind == Place::within) base[p] = base[size_t(place.index)] + (place.batches * batch + place.all * steps * batch) * place.width;
         }
-        nb::gil_scoped_release release;  // from here on nothing is read that a call of other sizes changes
+        nb::gil_scoped_release release;
         Failure failure = {};
         for (size_t i = 0; i < pieces_.size() && !failure.happened && !failure.stopped; i++) {
             const PassPiece& piece = pieces_[i];
@@ -344,8 +353,7 @@ private:
     std::vector<nb::object> kept_;
     std::vector<PassPiece> pieces_;
     std::vector<Outcome> outcomes_;
-    int64_t steps_ = -1, batch_ = -1, bytes_ = 0;  // what the memory is laid out for
-    std::vector<int64_t> at_;
+    std::shared_ptr<const Arrangement> latest_;
 };
 
 }  // namespace

@@ -19,7 +19,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.fx import _symbolic_trace
 
 import elman
+from elman.execute import Program
 from elman.models import LanguageModel
+from elman.recurrent import calls
 from elman.trace import joint
 from elman.trace.call import skeleton_of, swapped
 from elman.trace.outside import LOCK
@@ -223,6 +225,41 @@ def test_one_layer_in_two_threads() -> None:
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(work, which) for which in (0, 1)]:
             done.result(WAIT)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["calls", "steps"])
+def test_what_a_call_goes_by_is_its_own(single: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Amid a call, another thread makes one of other sizes, which is the layer's latest then."""
+    layer, amid = elman.Recurrent(Wide(), batch_first=False), []
+    call = layer.step if single else layer
+    holder, name = (Program, "step") if single else (calls, "apply")
+    run = getattr(holder, name)
+
+    def disturbed(*given: Any) -> Any:
+        results = run(*given)
+        if amid:
+            amid.pop()()
+        return results
+
+    monkeypatch.setattr(holder, name, disturbed)
+    many, few = ((torch.randn(*([] if single else [4]), B, 3), torch.zeros(B, 3)) for B in (3, 2))
+    with torch.no_grad():
+        first = call(*many)[0].clone()
+        for _ in range(3):
+            amid.append(lambda: call(*few))
+            assert torch.equal(call(*many)[0], first)
+            assert call(*few)[0].shape == few[0].shape
+            amid.clear()
+
+
+def test_a_parameter_that_two_threads_use_for_the_first_time() -> None:
+    """PyTorch waits for ever where one enters a Function while the other makes the place for the gradient: it is kept."""
+    layer = elman.Recurrent(Plain(), batch_first=False)
+    with torch.no_grad():
+        layer(torch.randn(4, 2, 3))
+    for parameter in layer.parameters():
+        parameter.view_as(parameter).grad_fn.next_functions[0][0].metadata["seen"] = True
+        assert "seen" in parameter.view_as(parameter).grad_fn.next_functions[0][0].metadata
 
 
 class Wide(nn.Module):

@@ -180,9 +180,9 @@ class Run:
         count = cuts.count
         begins = count - self.schedule.kept
         wanted = {*marks(begins, self.schedule.stored)} if training is not None else set()
-        if not count:
-            return self._nothing(tensors), Stored([], {}, {})
         states = self._first(tensors)
+        if not count:
+            return self._nothing(tensors), self._places((), states)
         stored = self._places(wanted, states)
         made: list[Tensor | None] = [None] * self.outputs
         sums: dict[int, _Sum] = {}
@@ -281,6 +281,8 @@ class Run:
         training = self.training
         assert training is not None
         count = self.schedule.cuts.count
+        if not count:
+            return [None if t is None else torch.zeros_like(t) for t in tensors]
         begins = count - self.schedule.kept
         into = self._into(cotangents)
         gradients: list[Any] = [None] * len(self.ports)

@@ -112,11 +112,25 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.dtype.is_floating_point else tensor
 
 
+class Noted(NamedTuple):
+    """A call that had every step. One value, read once by whoever goes by it: other threads note theirs meanwhile.
+
+    forms: of its arguments as users gave them. started: of the state, the cell's own where none was given. layout: how
+    its sequences lie, None for a step. call: what it handed down.
+    """
+
+    forms: list[Any]
+    started: list[Any]
+    layout: Layout | None
+    call: Call
+
+
 class BoundCall:
     """A call that has been made on a cell.
 
     key: of the arguments that it serves. binding: the program; None for a step that has to be the cell's own.
-    unchanged: whether the cell is as it was. from_cell: whether the cell says itself where it starts from.
+    unchanged: whether the cell is as it was. from_cell: whether the cell says itself where it starts from. latest: the
+    latest call that it has served, of those that had every step.
     """
 
     def __init__(
@@ -136,18 +150,14 @@ class BoundCall:
             for leading, part in ((args.leading, args.xs), (1, args.states), (1, args.contexts))
             for spec in specs(part, leading)
         ]
-        self._like: list[Any] | None = (
-            None  # the forms of the latest call that had every step, as users gave it
-        )
-        self._started: list[Any] = []  # the forms of the cell's own state there
-        self.layout: Layout | None = None  # its layout
-        self.call = Call(0, 0, 0, "auto")  # what it handed down
+        self.latest: Noted | None = None
         self.single = args.key[2]  # whether it is of one step
         # Whether gradients are recorded -> `repeat` of calls that have come twice; and that of each call, None where it
         # came once.
         self.repeats: dict[bool, list[Any]] = {False: [], True: []}
         self._came: dict[Any, Any] = {}
         _counted(self)
+        self._inputs: list[Any] = []
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
@@ -165,6 +175,19 @@ class BoundCall:
         self.has_noise = binding.program.has_noise
         self.zeros: tuple[None, ...] = (None,) * len(binding.finals)  # a state that is not given
 
+    def hold_accumulators(self) -> None:
+        """Keep where the gradients of the cell's own tensors are added up.
+
+        PyTorch makes such a place when a tensor is used, if there is none, under a lock of the tensor's, and needs
+        Python's for it. A Function is entered with Python's lock and asks for the tensor's: where another thread uses
+        the tensor at that moment, both wait for ever (seen with 2.13).
+        """
+        with torch.enable_grad():
+            self._accumulators = [
+                tensor.view_as(tensor).grad_fn for tensor in self._inputs
+                if tensor is not None and tensor.requires_grad and tensor.is_leaf and tensor.device.type == "cpu"
+            ]  # fmt: skip
+
     def holds(self, layer: Any) -> bool:
         """Whether it still is what the layer's cell says."""
         return (
@@ -172,27 +195,29 @@ class BoundCall:
             and layer.memory == self.memory and self.unchanged()
         )  # fmt: skip
 
-    def serves(self, layer: Any, args: Arguments) -> bool:
-        """Whether a call with the same key that has every step is the latest one again, on other numbers."""
-        return self._like == args.forms and not _is_any_autocast_enabled() and self.holds(layer)
+    def serving(self, layer: Any, args: Arguments) -> Noted | None:
+        """The latest call, if one with the same key that has every step is that one again, on other numbers."""
+        latest = self.latest
+        same = latest is not None and latest.forms == args.forms
+        return latest if same and not _is_any_autocast_enabled() and self.holds(layer) else None
 
-    def note(self, forms: list[Any], args: Arguments, layout: Layout | None, call: Call) -> None:
-        """Remember the latest call that had every step. forms: of what the user gave; args: with a state."""
-        self._like, self._started = forms, [*map(form, args.states)]
-        self.layout, self.call = layout, call
+    def note(self, forms: list[Any], args: Arguments, layout: Layout | None, call: Call) -> Noted:
+        """Remember a call that has every step. forms: of what the user gave; args: with a state."""
+        self.latest = noted = Noted(forms, [*map(form, args.states)], layout, call)
+        return noted
 
-    def expect_again(self, layer: Any, args: Arguments) -> None:
-        """Get ready for the call that was noted, if it has come twice now."""
+    def expect_again(self, layer: Any, args: Arguments, noted: Noted) -> None:
+        """Get ready for a call that was noted, if it has come twice now."""
         if peek_interpreter_stack() is not None or forward_ad._current_level != NO_LEVEL:
             return
         gradients = torch.is_grad_enabled()
-        key = gradients, *(self._like or ())
+        key = gradients, *noted.forms
         if key not in self._came:
             if len(self._came) >= _CAME:
                 self._came.clear()  # at once, as other threads may be reading it
             self._came[key] = None
             return
-        known = self._came[key] = self._came.get(key) or repeat(layer, self, args, self.single)
+        known = self._came[key] = self._came.get(key) or repeat(layer, self, noted, args, self.single)
         kept = self.repeats[gradients]
         if known is not never and known not in kept:
             kept.insert(0, known)
@@ -206,9 +231,9 @@ class BoundCall:
             inputs[slot] = number
         return inputs
 
-    def starts_like(self, args: Arguments) -> bool:
-        """Whether the cell's own state is what it was at the latest call."""
-        return args.structures[1] == self.state and [*map(form, args.states)] == self._started
+    def starts_like(self, args: Arguments, noted: Noted) -> bool:
+        """Whether the cell's own state is what it was at a call that was noted."""
+        return args.structures[1] == self.state and [*map(form, args.states)] == noted.started
 
     def fits(self, args: Arguments) -> bool:
         """Whether the tensors of a call with the same key, which has its state now, are like those of this one."""

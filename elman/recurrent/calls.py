@@ -1,7 +1,7 @@
 """The calls of one layer: find what a call is bound to, run it, put the results back.
 
 A call that has come before crosses `Recurrent.forward` and `Calls.again`. Any other on sequences crosses, in
-this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.serves` (what is not like the latest call:
+this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.serving` (what is not like the latest call:
 `arguments.lay_out`, `Calls.run`, and the first time `Calls._bind`, which asks `Programs.find`), `BoundCall.tensors`,
 `execute.apply`, `BoundCall.result`.
 """
@@ -31,7 +31,7 @@ from elman.recurrent.arguments import (
     rows_of_reset,
     weight_of,
 )
-from elman.recurrent.bound import Arguments, BoundCall
+from elman.recurrent.bound import Arguments, BoundCall, Noted
 from elman.recurrent.programs import Binding, Programs, Shapes, check_teacher
 from elman.segments import Layout
 from elman.segments.segment import Memory
@@ -76,18 +76,15 @@ class Calls:
     ) -> tuple[Any, Any]:
         """(outputs, final state of each row) of a call on users' sequences."""
         bound = self._recent.get(False)
-        if (
-            bound is not None and bound.key == args.key and happens is EVERY and steps is None
-            and bound.serves(layer, args)
-        ):  # fmt: skip
-            layout = bound.layout
-            assert layout is not None
+        known = bound is not None and bound.key == args.key and happens is EVERY and steps is None
+        if known and (latest := bound.serving(layer, args)) is not None:
+            layout = latest.layout
             if bound.from_cell:
                 args = args.self_started(layer.cell, layout.batch)
-            if not bound.from_cell or bound.starts_like(args):
+            if not bound.from_cell or bound.starts_like(args, latest):
                 self.programs.settle()
-                results = self._apply(layer, layout, args, bound, bound.call)
-                bound.expect_again(layer, args)
+                results = self._apply(layer, layout, args, bound, latest.call)
+                bound.expect_again(layer, args, latest)
                 return results
         return self.run(layer, lay_out(args.xs, args.states, args.structures, steps, happens), args)
 
@@ -126,11 +123,10 @@ class Calls:
             assert bound.binding is not None
             check_teacher(bound.binding, args.structures[3], args.taught, layout.lead)
         call = Call(layout.steps, layout.pieces, 0, layer.engine, layout.packing, memory=layer.memory)
-        if plain:
-            bound.note(forms, args, layout, call)
+        noted = bound.note(forms, args, layout, call) if plain else None
         results = self._apply(layer, layout, args, bound, call)
-        if plain:
-            bound.expect_again(layer, args)
+        if noted is not None:
+            bound.expect_again(layer, args, noted)
         return results
 
     def _apply(
@@ -162,6 +158,7 @@ class Calls:
         return bound
 
     def _keep(self, bound: BoundCall) -> None:
+        bound.hold_accumulators()
         self._bound.keep(bound.key, bound)
         self._recent[bound.single] = bound
 
@@ -206,42 +203,44 @@ class Calls:
             or forward_ad._current_level >= 0
         ):  # fmt: skip
             return self._by_cell(layer, args)
-        bound = self._recent.get(True)
-        if bound is None or bound.key != args.key or not bound.serves(layer, args):
-            bound, args = self._bound_step(layer, args)
-        elif bound.from_cell:
-            args = args.self_started(layer.cell, bound.call.batch)
-            if not bound.starts_like(args):
-                bound, args = self._bound_step(layer, args)
-        if bound is None or (binding := bound.binding) is None:
+        bound, noted = self._recent.get(True), None
+        if bound is not None and bound.key == args.key:
+            noted = bound.serving(layer, args)
+        if bound is not None and noted is not None and bound.from_cell:
+            args = args.self_started(layer.cell, noted.call.batch)
+            noted = noted if bound.starts_like(args, noted) else None
+        if bound is None or noted is None:
+            bound, noted, args = self._bound_step(layer, args)
+        if bound is None or noted is None or (binding := bound.binding) is None:
             return self._by_cell(layer, args)
         states: Sequence[Tensor | None] = args.states or bound.zeros
-        call = bound.call
+        call = noted.call
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
         results = binding.program.step(call, bound.tensors(args, states, None))
-        bound.expect_again(layer, args)
+        bound.expect_again(layer, args, noted)
         return bound.result(results, states, None, True)
 
-    def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Arguments]:
+    def _bound_step(
+        self, layer: Any, args: Arguments
+    ) -> tuple[BoundCall | None, Noted | None, Arguments]:
         """What a step is bound to that is not like the latest one, None if nothing can be said; and where it starts."""
         batch, forms = _rows(args), args.forms
         if batch is None:
-            return None, args
+            return None, None, args
         if not args.states and _has_start(layer.cell):
             args = args.self_started(layer.cell, batch)
         bound = self._like(args.key)
         if bound is not None and bound.fits(args) and bound.holds(layer):
             self._misses = 0
         elif self._misses >= _PATIENCE:
-            return None, args
+            return None, None, args
         else:
             self._misses += 1
             if (bound := self._bind_step(layer, args, batch)) is None:
-                return None, args
+                return None, None, args
             self._keep(bound)
-        bound.note(forms, args, None, Call(1, batch, 0, layer.engine))
-        return bound, args
+        return bound, bound.note(forms, args, None, Call(1, batch, 0, layer.engine)), args
 
     def _bind_step(self, layer: Any, args: Arguments, batch: int) -> BoundCall | None:
         """How such a step is run: by the engine if the cell is a circuit, and the engine has it; else by the cell.

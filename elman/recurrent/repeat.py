@@ -31,13 +31,13 @@ def never(x: Any, state: Any) -> None:
     """The `repeat` of a call that has to go the way of all calls."""
 
 
-def repeat(layer: Any, bound: Any, args: Any, single: bool) -> Any:
+def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool) -> Any:
     """`(x, state) -> results or None` for calls like this one, while gradients are recorded, or not, as they are now.
 
-    bound: a BoundCall that has noted it, outside of transforms and levels of dual numbers. args: its Arguments, as
-    users gave them. single: whether it is a step.
+    noted: the call, as bound, a BoundCall, has Noted it, outside of transforms and levels of dual numbers. args: its
+    Arguments, as users gave them. single: whether it is a step.
     """
-    binding, layout, call, names = bound.binding, bound.layout, bound.call, vars(layer)
+    binding, layout, call, names = bound.binding, noted.layout, noted.call, vars(layer)
     whole = layout is None if single else layout is not None and not layout.is_cut
     plain = not (args.taught or args.contexts or args.packed) and args.weight is None
     if _native is None or binding is None or not (whole and plain) or bound.has_noise or bound.from_cell:

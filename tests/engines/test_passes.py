@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import elman
 from elman.circuit.form import Kind
+from elman.engines.native import passes
 from elman.execute import Call
 from elman.execute.executable import Executable
 from tests.cases import CASES
@@ -86,6 +89,26 @@ def test_threads_with_calls_of_other_sizes() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(one, range(800)))
+
+
+def test_a_call_of_other_sizes_amid_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call asks for much memory in Python, where another thread may make one of other sizes."""
+    amid: list[Callable[[], Any]] = []
+
+    def made(*given: Any) -> Any:
+        def memory(size: int) -> torch.Tensor:
+            if amid:
+                amid.pop()()
+            return given[-1](size)
+
+        return native.Pass(*given[:-1], memory)
+
+    monkeypatch.setattr(passes, "compiled", SimpleNamespace(**{**vars(passes.compiled), "Pass": made}))
+    rnn, x = elman.Recurrent(elman.cells.GRU(3, 17), batch_first=False), torch.randn(300, 9, 3)
+    wanted = rnn(x)[0].clone()
+    amid.append(lambda: rnn(torch.randn(400, 7, 3)))
+    assert torch.equal(rnn(x)[0], wanted)
+    assert not amid
 
 
 def test_what_has_no_form_is_said() -> None:

@@ -307,6 +307,15 @@ def test_no_steps_no_rows_and_no_gradients() -> None:
     torch.testing.assert_close(got, rnn(x))
 
 
+@ways
+@pytest.mark.parametrize("said", ["lengths", "mask"])
+def test_a_batch_in_which_nothing_happens(said: str, reverse: bool) -> None:
+    rnn = layer(reverse=reverse)
+    nothing = {"lengths": torch.zeros(3, dtype=torch.long), "mask": torch.zeros(5, 3, dtype=torch.bool)}
+    inputs = Inputs.of(CASES["gru"], 5, 3)
+    agree(rnn, Segments(2), inputs, **{said: nothing[said]})
+
+
 def test_infinity_in_a_sum_stays() -> None:
     """The rests of sums are those of finite numbers."""
     total = segmented._Sum(torch.zeros(2), None)
