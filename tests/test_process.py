@@ -253,7 +253,7 @@ def test_what_a_call_goes_by_is_its_own(single: bool, monkeypatch: pytest.Monkey
 
 
 def test_a_parameter_that_two_threads_use_for_the_first_time() -> None:
-    """PyTorch waits for ever where one enters a Function while the other makes the place for the gradient: it is kept."""
+    """PyTorch waits for ever where one enters a Function and the other makes the gradient's place: that is kept."""
     layer = elman.Recurrent(Plain(), batch_first=False)
     with torch.no_grad():
         layer(torch.randn(4, 2, 3))

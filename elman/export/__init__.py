@@ -48,14 +48,14 @@ TARGETS: dict[str, Callable[[], Any]] = {".onnx": _onnx, ".pt2": _pt2, ".c": _c,
 
 
 def export(
-    module: torch.nn.Module, path: str | Path, *, lengths: bool = False, weights: str | None = None, **own: Any
+    module: Any, path: str | Path, *, lengths: bool = False, weights: str | None = None, **own: Any
 ) -> tuple[Path, ...]:  # fmt: skip
     """Write a layer or a model as a file that runs where there is no elman, and return the paths of what was written.
 
         elman.export(rnn, "rnn.onnx")                # ONNX Runtime, in any of its languages
         elman.export(rnn, "rnn.pt2")                 # PyTorch without elman
         elman.export(rnn, "rnn.c")                   # C99 without anything, one step at a time
-        elman.export(model, "model.html")            # a page that runs it: a language model, a tagger, a classifier
+        elman.export(model, "model.html")            # a page that runs it, of a model of `elman.models`
 
     module: `Recurrent`, `Bidirectional`, `Stack`, a layer of `elman.nn`, or a model of `elman.models`. Widths, dtypes
         and structures are those of its latest call; T and B stay open.
@@ -68,6 +68,9 @@ def export(
     Raises InputError for a suffix that no target has and for an option that the target does not take, StateError for a
     layer before any call, NotSupported for what the target cannot express, naming the operation and the user's line.
     """
+    from elman.export.calls import network_of  # with all models behind it
+
+    module = network_of(module)
     expect(module, torch.nn.Module, "a module is exported", "export(module)")
     path = Path(path)
     target = target_of(path)

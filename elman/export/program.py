@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from elman.circuit.structure import Structure, fill, flatten, paths
-from elman.export.calls import Call, Given, call_of, network_of
+from elman.export.calls import Call, Given, call_of
 from elman.models.evaluating import evaluating
 
 
@@ -26,12 +26,11 @@ class Exported:
     outputs: tuple[str, ...]
 
 
-def exported(thing: Any, *, lengths: bool, state: bool) -> Exported:
+def exported(module: torch.nn.Module, *, lengths: bool, state: bool) -> Exported:
     """Export a layer or a model. lengths, state: whether it takes them.
 
     What it takes and returns is nested as the module has it, in plain tuples, lists and dicts.
     """
-    module = network_of(thing)
     with evaluating(module), torch.no_grad():
         call = call_of(module, lengths=lengths, state=state)
         called = _Called(module, call)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from elman.data.schema import Odd, each, whole
-from elman.data.series_windows import LONGEST, Windows
+from elman.data.series import Panel
+from elman.data.series_windows import LONGEST, Form, Windows
 from elman.errors import InputError
 from elman.models import pretrained
 from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, Distribution, pinball
@@ -39,7 +40,8 @@ class ForecastNetwork(nn.Module):
         V_k h(t) + b_k + A_k x(t) + D features(t + k)
 
     lags: in ascending order. features: F. context, horizon: steps of a window before and after the place of a forecast.
-    distribution: of `elman.models.distributions`. Others as of `stack_of`.
+    distribution: of `elman.models.distributions`. Others as of `stack_of`. ends: how series are read, and the ends of
+    those that it goes on from, where they are known.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ForecastNetwork(nn.Module):
             "distribution": distribution, "hidden": hidden, "layers": len(self.stack), "dropout": dropout, **made,
         }  # fmt: skip
         self.lags, self.context, self.horizon = tuple(lags), context, horizon
+        self.ends: tuple[Form, Panel] | None = None
         self.law = None if distribution == DIRECT else DISTRIBUTIONS[distribution]()
         if self.law is None:
             self.linear = nn.Linear(width, horizon)

@@ -139,6 +139,7 @@ class Forecaster:
                 progress=self.progress,
             )
         self._network, self._form, self._panel = network.eval(), form, panel
+        network.ends = form, panel
         return self
 
     # --- what it is for -----------------------------------------------------------------------------------------------

@@ -312,6 +312,7 @@ def opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[Form, 
             what="the series and the model are not of one run", where=path, got=str(said)[:200],
             expected=str(own)[:200], mend=_MEND,
         )  # fmt: skip
+    network.ends = form, panel
     return form, panel, network
 
 

@@ -126,7 +126,9 @@ def _mean(
     h: Tensor, V: Tensor, c: Tensor, G: Tensor | None, d: Tensor | None, y: Tensor, ranges: list[tuple[int, int]]
 ) -> Tensor:  # fmt: skip
     given = (h, V, c, G, d)
-    if torch.is_grad_enabled():  # views, as two threads that hand a Function one parameter can wait for each other
+    if (
+        torch.is_grad_enabled()
+    ):  # views, as two threads that hand a Function one parameter can wait for each other
         given = tuple(None if one is None else one.view_as(one) for one in given)
     else:  # which a Function does not look at
         given = tuple(None if one is None else one.detach() for one in given)

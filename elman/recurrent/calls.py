@@ -221,9 +221,7 @@ class Calls:
         bound.expect_again(layer, args, noted)
         return bound.result(results, states, None, True)
 
-    def _bound_step(
-        self, layer: Any, args: Arguments
-    ) -> tuple[BoundCall | None, Noted | None, Arguments]:
+    def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Noted | None, Arguments]:
         """What a step is bound to that is not like the latest one, None if nothing can be said; and where it starts."""
         batch, forms = _rows(args), args.forms
         if batch is None:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import elman
 from docs.browse import browser, chromium, complaints, title
 from elman.data import Tokenizer
+from elman.errors import InputError, NotSupported
 from elman.export.page import plain
 from elman.export.page.script import function, packed
 from elman.export.step.flat import Array, Flat
@@ -31,7 +32,7 @@ STRANGE = "The quick <b>fox</b>, isn't it? </script><script>alert(1)</script>&am
 
 # How far to the right anything reaches at the width of a phone.
 _WIDEST = """(document.body.style.width = "360px",
-    Math.max(...[...document.querySelectorAll("main *")].map((e) => e.getBoundingClientRect().right)))"""
+    Math.max(...[...document.querySelectorAll("main *:not(.scroll *)")].map((e) => e.getBoundingClientRect().right)))"""
 
 
 def seen(page: Path, script: str) -> Any:
@@ -144,6 +145,70 @@ def test_a_page_classifies_as_python_does(x: Any, weights: str, tmp_path: Path) 
             for value in model.model_.parameters():
                 value.copy_(value.half().float() if value.dim() == 2 else value)
     np.testing.assert_allclose(found, model.predict_proba(x), rtol=2e-6)
+
+
+def forecaster(law: str) -> elman.models.Forecaster:
+    """Of two series of counts a month, one of them with gaps."""
+    generator, months = np.random.default_rng(0), [f"{2000 + k // 12}-{k % 12 + 1:02}-01" for k in range(60)]
+    y = generator.poisson(20 + 10 * np.sin(np.arange(60) * np.pi / 6)).astype(float)
+    gaps = np.where(np.arange(60) % 7 == 3, np.nan, y[::-1])
+    frame = {
+        "unique_id": ["one"] * 60 + ["</script>two"] * 60,
+        "ds": months * 2,
+        "y": [*y, *gaps],
+        "kind": ["a"] * 60 + ["b"] * 60,
+    }
+    model = elman.models.Forecaster(
+        horizon=3, distribution=law, static=["kind"], hidden=6, layers=2, steps=20, folds=0, cell="elman"
+    )
+    return model.fit(frame)
+
+
+@pytest.mark.parametrize("law", with_more(["gaussian"], ["quantiles", "student-t", "negative-binomial"]))
+def test_a_page_forecasts_what_python_forecasts(law: str, tmp_path: Path) -> None:
+    model, count = forecaster(law), 2000
+    (page,) = elman.export(model, tmp_path / "series.html", weights="float32")
+    found = seen(page, f"""
+        const own = ({{y}}) => y.map((value) => value ?? NaN);
+        document.getElementById("text").value += " 21 22";
+        elman.act(true);
+        return {{
+          forecasts: elman.about.series.map((one) => elman.forecasted(one, own(one), {count})), wide: {_WIDEST},
+          longer: elman.forecasted(elman.about.series[0], elman.parsed(document.getElementById("text").value), {count}),
+          names: [...document.querySelectorAll("option")].map((one) => one.textContent),
+          rows: [...document.querySelectorAll("#table td:first-child")].map((one) => one.textContent),
+        }};""")  # fmt: skip
+    names = ["one", "</script>two"]
+    assert found["names"] == names
+    assert found["rows"] == ["2005-03-01", "2005-04-01", "2005-05-01"], "two months have been added"
+    assert found["wide"] <= 361
+    made = model.predict(paths=4000)
+    assert model._panel is not None
+    months = [f"{2002 + k // 12}-{k % 12 + 1:02}-01" for k in range(38)]
+    y = [*model._panel.series[0].y[-36:], 21.0, 22.0]
+    longer = {"unique_id": ["one"] * 38, "kind": ["a"] * 38, "ds": months, "y": y}
+    wanted = [made, model.predict(frame=longer, paths=4000)]
+    for which, ours in enumerate([*found["forecasts"], found["longer"]]):
+        theirs, rows = wanted[which // 2], slice(3 * (which % 2), 3 * (which % 2) + 3)
+        middle = np.array(theirs["0.5"])[rows]
+        width = (
+            1e-4
+            if law == "quantiles"
+            else 0.15 * (np.array(theirs["0.9"]) - np.array(theirs["0.1"]))[rows].max()
+        )
+        np.testing.assert_allclose(np.array(ours["quantiles"])[:, 4], middle, rtol=1e-5, atol=width)
+        np.testing.assert_allclose(ours["mean"], np.array(theirs["mean"])[rows], rtol=1e-5, atol=width)
+
+
+def test_a_page_reads_the_numbers_of_a_series_alone() -> None:
+    days = [f"2020-01-{k:02}" for k in range(1, 31)]
+    frame = {"unique_id": ["a"] * 30, "ds": days, "y": [float(k % 7) for k in range(30)], "rain": [1.0] * 30}
+    model = elman.models.Forecaster(horizon=2, hidden=4, steps=1, folds=0, past=["rain"]).fit(frame)
+    with pytest.raises(NotSupported, match=r"other columns.*\n.*\n.*rain"):
+        elman.export(model, "series.html")
+    model.network.ends = None
+    with pytest.raises(InputError, match="does not know the series"):
+        elman.export(model, "series.html")
 
 
 @pytest.mark.conformance

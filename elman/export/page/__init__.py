@@ -1,15 +1,14 @@
 """A model as one HTML page that needs nothing from elsewhere: it runs where it is read.
 
 The step is a function in JavaScript (`script.py`), run.js what it calls; write.js is the page of a language model,
-read.js that of a tagger or a classifier, page.js and page.css what they share.
+read.js that of a tagger or a classifier, forecast.js that of a forecaster (`forecast.py`), page.js, layers.js and
+page.css what they share.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -23,16 +22,17 @@ from elman.data import Tokenizer
 from elman.data.tagged import LONGEST
 from elman.errors import InputError, NotSupported
 from elman.export.options import option
+from elman.export.page.content import Content, facts, layers_of, plain
+from elman.export.page.forecast import forecasts
 from elman.export.page.script import function, packed
 from elman.export.step.flat import Array, Flat
 from elman.export.step.quantised import HELP, KINDS, expect_kind
-from elman.export.step.single import Single, single
+from elman.export.step.single import single
 from elman.models import LanguageModel
 from elman.models.evaluating import evaluating
+from elman.models.forecast_network import ForecastNetwork
 from elman.models.sequence_classifier import BEGIN, END, SequenceClassifier
 from elman.models.tagging import TagNetwork
-from elman.recurrent import Bidirectional
-from elman.trace.initial import initial_state
 from elman.training import write_atomically
 
 
@@ -52,30 +52,18 @@ def write(module: nn.Module, path: Path, options: Options) -> list[Path]:
     # `elman export RUN` writes RUN/model.html.
     title = options.title or (path.stem if path.stem != "model" else path.resolve().parent.name)
     kinds: dict[type, Callable[[Any], Content]] = {
-        LanguageModel: _writes, SequenceClassifier: _classifies, TagNetwork: _tags,
+        LanguageModel: _writes, SequenceClassifier: _classifies, TagNetwork: _tags, ForecastNetwork: forecasts,
     }  # fmt: skip
     make = next((make for kind, make in kinds.items() if isinstance(module, kind)), None)
     if make is None:
         raise NotSupported(
             what=f"there is no page for {type(module).__name__}", where="export(module, '.html')",
-            expected="LanguageModel, TagNetwork or SequenceClassifier", mend="export it to .c, .onnx or .pt2",
+            expected=", ".join(kind.__name__ for kind in kinds), mend="export it to .c, .onnx or .pt2",
         )  # fmt: skip
     with evaluating(module), torch.no_grad():
         text = _page(make(module), title, weights)
     write_atomically(path, text.encode())
     return [path]
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a page is made of. programs: steps by name. arrays: further ones that its script reads, by name. script: its
-    file. body: HTML. about: what its script knows."""
-
-    programs: dict[str, Flat]
-    arrays: dict[str, Tensor]
-    script: str
-    body: str
-    about: dict[str, Any]
 
 
 def _page(content: Content, title: str, weights: str) -> str:
@@ -93,6 +81,7 @@ def _page(content: Content, title: str, weights: str) -> str:
     about = {**content.about, "arrays": said}
     script = "\n".join([
         '"use strict";', "(() => {", _file("run.js"), f"const programs = {{{', '.join(functions)}}};", _file("page.js"),
+        _file("layers.js"),
         'const weights = remembered(unpacked(about.arrays, one("weights").textContent));',
         _file(content.script), "})();",
     ])  # fmt: skip
@@ -126,26 +115,8 @@ def _json(value: Any) -> str:
     )
 
 
-def plain(text: str) -> str:
-    """The text, escaped; what no page may hold (control characters, halves of pairs) becomes �."""
-    kept = (c if unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
-    return html.escape("".join(kept))
-
-
 def _file(name: str) -> str:
     return resources.files("elman.export.page").joinpath(name).read_text("utf-8")
-
-
-def _facts(module: nn.Module, words: str) -> str:
-    count = sum(p.numel() for p in module.parameters())
-    settings: Any = module.settings
-    cell = settings.get("cell")
-    kind = cell if isinstance(cell, str) else "recurrent"
-    layers = f"{settings['layers']} layer" + ("s" if settings["layers"] > 1 else "")
-    return (
-        f'<p class="soft">{words} of {count:,} weights: {plain(kind)}, {layers} of {settings["hidden"]} units. '
-        "It runs in this page; what you type stays here.</p>\n"
-    )
 
 
 # --- a language model -----------------------------------------------------------------------------------------------
@@ -165,7 +136,7 @@ def _writes(model: LanguageModel) -> Content:
         if leaf.memory == "state"
     ]
     about = {"states": states, **_symbols(tokenizer)}
-    body = f"""{_facts(model, f"A language model over {tokenizer.size:,} {plain(_UNITS[tokenizer.kind])},")}\
+    body = f"""{facts(model, f"A language model over {tokenizer.size:,} {plain(_UNITS[tokenizer.kind])},")}\
 <label for="text">Type: it reads along. Or let it write on.</label>
 <textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off" dir="auto"></textarea>
 <div class="controls"><button type="button" id="write" aria-pressed="false">Write on</button>
@@ -214,7 +185,7 @@ def _classifies(model: SequenceClassifier) -> Content:
             mend="network.coding = elman.models.coding.Coding.load(RUN)",
         )  # fmt: skip
     like = model.readout.weight
-    programs, layers, width = _layers(model.stack, like.new_zeros(1, _reads(model)), "read")
+    programs, layers, width = layers_of(model.stack, like.new_zeros(1, _reads(model)), "read")
     arrays = {"readout.weight": like, "readout.bias": model.readout.bias}
     if model.symbols:
         arrays["embedding.weight"] = model.embedding.weight
@@ -230,7 +201,7 @@ def _classifies(model: SequenceClassifier) -> Content:
     ask = "Type: it says what it takes it for." if model.symbols else (
         f"A step on each line, {model.settings['inputs']} numbers apart by spaces."
     )  # fmt: skip
-    body = f"""{_facts(model, f"A classifier with {len(coding.labels)} labels,")}<label for="text">{ask}</label>
+    body = f"""{facts(model, f"A classifier with {len(coding.labels)} labels,")}<label for="text">{ask}</label>
 <textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off" dir="auto"></textarea>
 <p id="said" aria-live="polite"></p>
 <ol id="labels" class="bars wide" aria-label="Labels"></ol>
@@ -252,8 +223,8 @@ def _tags(network: TagNetwork) -> Content:
     like, settings = network.readout.weight, network.settings
     letter = network.characters.weight
     spelled = 2 * settings["spelling"]
-    programs, spelling, _ = _layers(network.spelling, like.new_zeros(1, letter.shape[1]), "spell")
-    more, layers, width = _layers(
+    programs, spelling, _ = layers_of(network.spelling, like.new_zeros(1, letter.shape[1]), "spell")
+    more, layers, width = layers_of(
         network.stack, like.new_zeros(1, settings["embedding"] + spelled + settings["width"]), "read"
     )
     arrays = {
@@ -269,45 +240,9 @@ def _tags(network: TagNetwork) -> Content:
         "words": lexicon.words, "letters": lexicon.characters, "vectors": lexicon.vectors if settings["width"] else [],
         "longest": LONGEST, "crf": network.crf is not None,
     }  # fmt: skip
-    body = f"""{_facts(network, f"A tagger with {len(lexicon.tags)} tags,")}\
+    body = f"""{facts(network, f"A tagger with {len(lexicon.tags)} tags,")}\
 <label for="text">Type sentences, one on each line, words apart by spaces.</label>
 <textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off" dir="auto"></textarea>
 <p id="said" class="soft"></p><div id="tags"></div>
 """
     return Content(programs | more, arrays, "read.js", body, about)
-
-
-class Normed(nn.Module):
-    """A cell behind a norm."""
-
-    def __init__(self, norm: nn.Module, cell: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.cell = norm, cell
-
-    def forward(self, x: Tensor, state: Any) -> Any:
-        return self.cell(self.norm(x), state)
-
-
-def _layers(stack: Any, x: Tensor, name: str) -> tuple[dict[str, Flat], list[dict[str, Any]], int]:
-    """(the step of each layer in each direction, what the page knows of the layers, the width of what they give)."""
-    programs, layers, width = {}, [], x.shape[1]
-    for k in range(len(stack)):
-        layer = stack.part(k)
-        one = [layer.forward_layer, layer.backward_layer] if isinstance(layer, Bidirectional) else [layer]
-        names = []
-        for direction, own in zip("fb", one, strict=False):
-            state = initial_state(own.cell, x)
-            cell = Normed(stack._norms()[k - 1], own.cell).eval() if k and len(stack._norms()) else own.cell
-            flat = Flat.of(Single.of(type(own.cell).__name__, cell, x, state))
-            if flat.ids or flat.kept:
-                raise NotSupported(
-                    what="a layer of whole numbers has no form in a page", where=type(own.cell).__name__
-                )
-            names.append(f"{name}_{direction}{k}")
-            programs[names[-1]] = flat
-        flats = [programs[one] for one in names]
-        residual = bool(stack.residual and stack.residual[k])
-        layers.append({"names": names, "width": flats[0].states[0].width, "residual": residual})
-        width = sum(flat.outs for flat in flats)
-        x = x.new_zeros(1, width)
-    return programs, layers, width
