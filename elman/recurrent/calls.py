@@ -76,16 +76,16 @@ class Calls:
     ) -> tuple[Any, Any]:
         """(outputs, final state of each row) of a call on users' sequences."""
         bound = self._recent.get(False)
-        known = bound is not None and bound.key == args.key and happens is EVERY and steps is None
-        if known and (latest := bound.serving(layer, args)) is not None:
-            layout = latest.layout
-            if bound.from_cell:
-                args = args.self_started(layer.cell, layout.batch)
-            if not bound.from_cell or bound.starts_like(args, latest):
-                self.programs.settle()
-                results = self._apply(layer, layout, args, bound, latest.call)
-                bound.expect_again(layer, args, latest)
-                return results
+        if bound is not None and bound.key == args.key and happens is EVERY and steps is None:
+            latest = bound.serving(layer, args)
+            if latest is not None and (layout := latest.layout) is not None:
+                if bound.from_cell:
+                    args = args.self_started(layer.cell, layout.batch)
+                if not bound.from_cell or bound.starts_like(args, latest):
+                    self.programs.settle()
+                    results = self._apply(layer, layout, args, bound, latest.call)
+                    bound.expect_again(layer, args, latest)
+                    return results
         return self.run(layer, lay_out(args.xs, args.states, args.structures, steps, happens), args)
 
     def run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
