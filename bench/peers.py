@@ -295,11 +295,11 @@ def _environment(count: int) -> dict[str, str]:
 def main(threads: int, seconds: float, only: str) -> None:
     """The rows of so many threads: a line of JSON for each result."""
 
-    def tell(**what: Any) -> None:
+    def notify(**what: Any) -> None:
         print(json.dumps(what), flush=True)
 
     torch.set_num_threads(threads)
-    tell(
+    notify(
         limits={
             "threads": threads,
             "GFLOP/s": limits.peak() / 1e9,
@@ -311,10 +311,10 @@ def main(threads: int, seconds: float, only: str) -> None:
         if threads in row.threads and only in str(row):
             try:
                 for line in lines(row, seconds):
-                    tell(line=asdict(line))
+                    notify(line=asdict(line))
             except (agree.Disagreement, streams.Wrong, AssertionError) as reason:
-                tell(wrong=f"{row}, {threads} threads: {reason}")
-    tell(done=threads)
+                notify(wrong=f"{row}, {threads} threads: {reason}")
+    notify(done=threads)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def example(cell: RandomCell, T: int, B: int, generator: torch.Generator) -> Any
 # --- many -----------------------------------------------------------------------------------------------------------
 
 
-def batch(seed: int, cells: int, tell: Callable[[Any], None], until: float, first: int = 0) -> Found:
-    """Draw cells and run them; the first that misses is shrunk, and ends the batch. tell: is told what runs now."""
+def batch(seed: int, cells: int, notify: Callable[[Any], None], until: float, first: int = 0) -> Found:
+    """Draw cells and run them; the first that misses is shrunk, and ends the batch. notify: is told what runs now."""
     found = Found()
     latest: list[tuple[Program, str, str]] = []
     seen: set[Program] = set()
@@ -122,7 +122,7 @@ def batch(seed: int, cells: int, tell: Callable[[Any], None], until: float, firs
         for way in ways.WAYS:
             if not runs_in(program, way):
                 continue
-            tell((program, way))
+            notify((program, way))
             try:
                 reason = run(program, way)
             except Exception as error:

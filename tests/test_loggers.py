@@ -115,7 +115,7 @@ def test_what_cannot_be_found_out_at_the_end_is_told(tmp_path: Path) -> None:
         raise NotSupported("no derivative", where="a cell", mend="none")
 
     told: list[str] = []
-    list(keeper(tmp_path, closing={"reach": refuse, "plan": lambda: "b"}, tell=told.append))
+    list(keeper(tmp_path, closing={"reach": refuse, "plan": lambda: "b"}, notify=told.append))
     assert told == ["reach is not known: no derivative"]
     assert logged(tmp_path)[-1] == {"step": 40, "plan": "b"}
 
@@ -232,7 +232,7 @@ def test_a_logger_without_room_does_not_end_a_run(tmp_path: Path) -> None:
             pytest.fail("it is asked nothing more")
 
     told: list[str] = []
-    kept = keeper(tmp_path / "run", loggers=[Full()], tell=told.append)
+    kept = keeper(tmp_path / "run", loggers=[Full()], notify=told.append)
     list(kept)
     assert kept.finished
     assert told == ["Full writes no more: No space left on device; training goes on"]

@@ -223,7 +223,7 @@ def resumed(run: Path, told: list[str]) -> Any:
     drawn = torch.get_rng_state()
     keeper = Trainer(
         Training(model, windows(tokens[:1728], 8, 4), steps=20), Run(run), lambda: Measure(1.0, "figure"),
-        resume=True, tell=told.append,
+        resume=True, notify=told.append,
     )  # fmt: skip
     if not keeper.resumed:
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -368,7 +368,7 @@ def test_a_cell_of_ones_own_is_trusted_by_its_digest(run: Path, tmp_path: Path, 
     py_compile.compile(str(other), str(cached), dfile=str(mine), doraise=True)
     (tmp_path / "RAN").unlink()
     lines: list[str] = []
-    again = LanguageModel.from_pretrained(run, trust=True, tell=lines.append)
+    again = LanguageModel.from_pretrained(run, trust=True, notify=lines.append)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     assert (tmp_path / "RAN").exists()
     shutil.rmtree(cached.parent)
@@ -385,7 +385,7 @@ def test_a_cell_of_ones_own_is_trusted_by_its_digest(run: Path, tmp_path: Path, 
     moved = f"{run / 'moved.py'}:Cell"
     with pytest.raises(InputError, match="trust"):
         LanguageModel.from_pretrained(run, cell=moved)
-    LanguageModel.from_pretrained(run, cell=moved, trust=True, tell=lines.append)
+    LanguageModel.from_pretrained(run, cell=moved, trust=True, notify=lines.append)
 
 
 def test_a_run_says_what_its_cell_was(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_spoiled_checkpoint_costs_the_steps_since_the_one_before(tmp_path: Pat
     newest = broken.run.checkpoints.paths()[0]
     newest.write_bytes(newest.read_bytes()[:100])
     told: list[str] = []
-    list(keeper(tmp_path / "run", resume=True, tell=told.append))
+    list(keeper(tmp_path / "run", resume=True, notify=told.append))
     assert newest.name in told[0]
     times = {"seconds": 0, "stages": 0}
     for name in ("model.safetensors", "log.jsonl"):
@@ -188,7 +188,7 @@ def test_a_full_disk_stops_no_run_that_has_room_again(
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", maybe)
-    kept = keeper(tmp_path / "run", tell=told.append)
+    kept = keeper(tmp_path / "run", notify=told.append)
     kept.best = -1.0  # no weights are written on the way
     for event in kept:
         if isinstance(event, training.Step):
@@ -243,7 +243,7 @@ def test_best_weights_that_find_no_room_are_written_later(
         write(run, model, **options)
 
     monkeypatch.setattr(Run, "save", save)
-    kept = keeper(tmp_path / "run", tell=told.append, measure=lambda: Measure(next(figures), "figure"))
+    kept = keeper(tmp_path / "run", notify=told.append, measure=lambda: Measure(next(figures), "figure"))
     if not room_again:
         with pytest.raises(DataError, match="No space left"):
             list(kept)

@@ -27,7 +27,7 @@ from elman.recurrent import last
 from elman.report import Part, Record, bars
 from elman.tasks import TASKS
 from elman.tasks.settings import StackSettings, TrainingSettings, argument, option
-from elman.tasks.task import Opening, Prepared, Task, Tell, absolute
+from elman.tasks.task import Notify, Opening, Prepared, Task, absolute
 from elman.training import Measure, Processes, Run
 
 Examples = tuple[list[Tensor], Tensor]
@@ -84,7 +84,7 @@ class Toy(Task):
 
     @classmethod
     def prepare(
-        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, notify: Notify
     ) -> Prepared:
         lines = [line for file in settings.files for line in _lines(file)]
         held_out = _lines(settings.valid) if settings.valid else lines[::10]
@@ -130,7 +130,7 @@ class Toy(Task):
         right = float((found == y).float().mean())
         return Measure(right, "accuracy", "%", lower_is_better=False, details={"each": each})
 
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> Examples:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> Examples:
         if not files:
             raise InputError(what="name what to measure on", where=run.folder, mend="give a file")
         return self.encoded([line for file in files for line in _lines(file)], files[0])

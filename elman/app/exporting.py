@@ -82,8 +82,8 @@ def _run(
             what="--out and --to say different things", where="--to, --out", got=f"{to}, {path.name}",
             mend="leave --to away",
         )  # fmt: skip
-    tell = lambda words: typer.secho(f"note: {plain(words)}", err=True, fg="yellow")  # noqa: E731
-    _, task, model = jobs.opened(folder, Opening(trust, cell, tell))
+    notify = lambda words: typer.secho(f"note: {plain(words)}", err=True, fg="yellow")  # noqa: E731
+    _, task, model = jobs.opened(folder, Opening(trust, cell, notify))
     with torch.no_grad():
         task.called(model)
     own = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name in settings.given}

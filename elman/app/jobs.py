@@ -84,7 +84,8 @@ class Job:
             closing = {**task.closing(self.model, held_out), "measured": lambda: self.measure(watch)}
             trainer = Trainer(
                 training, run, lambda: task.measure(self.model, held_out, True), sample=lambda: task.sample(self.model),
-                checkpoint_every=keeping.checkpoint_every, patience=keeping.patience, tell=watch.note, loggers=loggers,
+                checkpoint_every=keeping.checkpoint_every, patience=keeping.patience, notify=watch.note,
+                loggers=loggers,
                 resume=keeping.resume == "auto" and not keeping.overwrite, closing=closing,
             )  # fmt: skip
             if trainer.resumed:
@@ -151,17 +152,17 @@ class Job:
 
 def prepare(
     kind: type[Task], settings: Any, training: TrainingSettings, keeping: KeepingSettings,
-    processes: Processes | None = None, tell: Callable[[str], None] = lambda words: None,
+    processes: Processes | None = None, notify: Callable[[str], None] = lambda words: None,
 ) -> Job:  # fmt: skip
     """Let a task read its data and make its model, and check the settings; no run folder is made yet.
 
-    settings: of the task. tell: is given words on what takes its time.
+    settings: of the task. notify: is given words on what takes its time.
     """
     processes = processes or Processes()
     if keeping.out is None:
         keeping = replace(keeping, out=Path("runs") / kind.name)
     processes.first_does(lambda: _check(keeping))
-    prepared = kind.prepare(settings, training, processes, tell)
+    prepared = kind.prepare(settings, training, processes, notify)
     own, how = dict(prepared.config), asdict(prepared.training)
     if own.get("training", {}).get("init_from") == str(keeping.out.resolve()):
         raise InputError(
@@ -194,11 +195,11 @@ def logged(figure: Measure) -> dict[str, Any]:
 
 def measured(
     folder: Path, files: list[Path], cache: Path | None, cold: int | None, opening: Opening,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[str]:  # fmt: skip
     """What `elman evaluate` says of a run, in lines."""
     run, task, model = opened(folder, opening)
-    data = task.data(run, files, cache, tell)
+    data = task.data(run, files, cache, notify)
     if cold is not None:
         data = task.cold(data, cold)
     figure = task.measure(model, data, False)

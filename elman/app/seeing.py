@@ -137,8 +137,8 @@ def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) 
         from elman.app.last import plain
         from elman.tasks.task import Opening
 
-        tell = lambda words: typer.secho(f"note: {plain(words)}", err=True, fg="yellow")  # noqa: E731
-        _, task, model = jobs.opened(Path(thing), Opening(trust, cell, tell))
+        notify = lambda words: typer.secho(f"note: {plain(words)}", err=True, fg="yellow")  # noqa: E731
+        _, task, model = jobs.opened(Path(thing), Opening(trust, cell, notify))
         with torch.no_grad():
             task.called(model)
         return model

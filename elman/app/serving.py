@@ -46,10 +46,10 @@ def _run(*, settings: Any, folder: RunFolder, trust: Trust = False, cell: Cell =
     from elman.serve.server import name_of, run
     from elman.tasks.task import Opening
 
-    def tell(words: str) -> None:
+    def notify(words: str) -> None:
         typer.secho(f"note: {plain(words)}", err=True, fg="yellow")
 
-    _, task, model = jobs.opened(folder, Opening(trust, cell, tell))
+    _, task, model = jobs.opened(folder, Opening(trust, cell, notify))
     run(task, model, name_of(folder), settings, lambda words: typer.echo(plain(words)))
 
 

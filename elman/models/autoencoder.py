@@ -161,11 +161,11 @@ class Autoencoder:
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, trust: bool = False, cell: str | None = None,
-        tell: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> Autoencoder:  # fmt: skip
         """The model of a folder by `save_pretrained`, or of a run folder: see `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
-        form, network = opened(pretrained.settings_in(folder), folder, trust=trust, cell=cell, tell=tell)
+        form, network = opened(pretrained.settings_in(folder), folder, trust=trust, cell=cell, notify=notify)
         made = cls()
         made.model = {name: network.settings.get(name, value) for name, value in made.model.items()}
         made._form, made._network = form, network

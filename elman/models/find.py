@@ -84,12 +84,12 @@ def digest_of(name: str) -> str | None:
 
 
 def allow(
-    name: str, known: str | None, *, trust: bool, tell: Callable[[str], None] | None, where: object
+    name: str, known: str | None, *, trust: bool, notify: Callable[[str], None] | None, where: object
 ) -> None:
     """Let the cell of a model that was saved pass only if it is elman's own, or trusted.
 
-    known: the digest of its file when the model was trained. tell: is given a line with the file and its digest, before
-    anything of it runs; None: the logger "elman". where: the model's. Raises InputError where it is not trusted.
+    known: the digest of its file when the model was trained. notify: is given a line with the file and its digest,
+    before anything of it runs; None: the logger "elman". where: the model's. Raises InputError where it is not trusted.
     """
     if name in SHIPPED:
         return
@@ -110,7 +110,7 @@ def allow(
         words += "; what it was in training is not known"
     elif code is None or code.digest != known:
         words += f"; it was edited since training, when it was {known[:12]}…"
-    (tell or logging.getLogger("elman").warning)(words)
+    (notify or logging.getLogger("elman").warning)(words)
 
 
 def find_cell(name: str) -> MakeCell:

@@ -307,16 +307,16 @@ class Forecaster:
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, trust: bool = False, cell: str | None = None,
-        tell: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> Forecaster:  # fmt: skip
         """What `save_pretrained` wrote, or a run folder: see `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
         config = pretrained.settings_in(folder)
         if config.get("distribution") == FRAMES:
             made = cls(distribution=FRAMES)
-            made._frames = Frames.opened(config, folder, trust=trust, cell=cell, tell=tell)
+            made._frames = Frames.opened(config, folder, trust=trust, cell=cell, notify=notify)
             return made
-        form, panel, network = opened(config, folder, trust=trust, cell=cell, tell=tell)
+        form, panel, network = opened(config, folder, trust=trust, cell=cell, notify=notify)
         how = {name: network.settings[name] for name in ("cell", "hidden", "layers", "dropout")}
         c = form.columns
         made = cls(

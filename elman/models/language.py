@@ -140,34 +140,34 @@ class LanguageModel(Budget, nn.Module):
         *,
         trust: bool = False,
         cell: str | None = None,
-        tell: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> LanguageModel:
         """The model of a run folder, ready for use. Further arguments: see `from_pretrained`."""
-        return cls._opened(run.config, run.folder, trust, cell, tell)
+        return cls._opened(run.config, run.folder, trust, cell, notify)
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, trust: bool = False, cell: str | None = None,
-        tell: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> LanguageModel:  # fmt: skip
         """The model of a folder by `save_pretrained`, of a run folder, or of the Hugging Face Hub, ready for use.
 
         trust: let it run the code of a cell that is not elman's own, after a line that names the file and its digest.
-        cell: where that cell is now, in place of what the folder says. tell: is given that line; None: the logger
+        cell: where that cell is now, in place of what the folder says. notify: is given that line; None: the logger
         "elman". Raises DataError if the files are spoiled or do not fit together, InputError for a cell that is not
         trusted.
         """
         folder = pretrained.find(name)
-        return cls._opened(pretrained.settings_in(folder), folder, trust, cell, tell)
+        return cls._opened(pretrained.settings_in(folder), folder, trust, cell, notify)
 
     @classmethod
     def _opened(
         cls, config: dict[str, Any], folder: Path, trust: bool, cell: str | None,
-        tell: Callable[[str], None] | None,
+        notify: Callable[[str], None] | None,
     ) -> LanguageModel:  # fmt: skip
         model = pretrained.load(
             cls, "a language model", {"vocabulary": whole(1, pretrained.SIZE)}, _shapes, config, folder, trust=trust,
-            cell=cell, tell=tell, known=_KNOWN,
+            cell=cell, notify=notify, known=_KNOWN,
         )  # fmt: skip
         if (path := folder / pretrained.TOKENIZER).is_file():
             model.tokenizer = Tokenizer.load(path)

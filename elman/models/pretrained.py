@@ -106,14 +106,14 @@ def settings_in(folder: Path) -> dict[str, Any]:
 
 def load(
     cls: Callable[..., Any], kind: str, needed: Mapping[str, Check], shapes: Shapes, config: dict[str, Any],
-    folder: Path, *, trust: bool = False, cell: str | None = None, tell: Callable[[str], None] | None = None,
+    folder: Path, *, trust: bool = False, cell: str | None = None, notify: Callable[[str], None] | None = None,
     known: Mapping[str, Check] | None = None,
 ) -> Any:  # fmt: skip
     """The one way from files to a model, whoever wrote them: `cls(**settings)` with the weights of a folder.
 
     kind: what it is, "a language model". config: what the folder says. needed, known: checks of its settings besides
     those of `STACK`; known ones may be missing. shapes: of the settings, by name, the weights whose sizes they say;
-    None for one that may be missing. trust, cell, tell: see `LanguageModel.from_pretrained`.
+    None for one that may be missing. trust, cell, notify: see `LanguageModel.from_pretrained`.
 
     Nothing is made before the sizes are those of the weights, so that it takes no more memory than they do. Raises
     DataError where the two do not fit together, and for weights that are no numbers.
@@ -135,7 +135,7 @@ def load(
     settings["cell"] = cell or settings["cell"]
     settings["layers"] = settings["layers"] or len(names_of(settings["cell"]))
     for name in names_of(settings["cell"]):
-        allow(name, config.get("cell_digest"), trust=trust, tell=tell, where=where)
+        allow(name, config.get("cell_digest"), trust=trust, notify=notify, where=where)
     there = shapes_in(folder / WEIGHTS)
     return _opened(lambda: cls(**settings), settings, folder, there, shapes(settings, there))
 

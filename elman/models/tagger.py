@@ -256,14 +256,14 @@ class Tagger:
     @classmethod
     def from_pretrained(
         cls, name: str | Path, *, trust: bool = False, cell: str | None = None,
-        tell: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> Tagger:  # fmt: skip
         """The tagger of a folder by `save_pretrained`, of a run folder, or of the Hugging Face Hub.
 
         Arguments: see `LanguageModel.from_pretrained`. Raises DataError and InputError.
         """
         folder = pretrained.find(name)
-        network, lexicon = load(pretrained.settings_in(folder), folder, trust=trust, cell=cell, tell=tell)
+        network, lexicon = load(pretrained.settings_in(folder), folder, trust=trust, cell=cell, notify=notify)
         made = cls(**{key: network.settings[key] for key in cls().model if key in network.settings})
         made._learnt = network, lexicon
         return made

@@ -110,14 +110,14 @@ class Serve:
     @asynccontextmanager
     async def _life(self, app: FastAPI) -> AsyncIterator[None]:
         if self.scheduler is not None:
-            self.scheduler.tell = _Bell(asyncio.get_running_loop())
+            self.scheduler.notify = _Bell(asyncio.get_running_loop())
         yield
         self.close()
 
     def close(self) -> None:
         """Have nothing run any more."""
         if self.scheduler is not None:
-            self.scheduler.tell = lambda owners: None
+            self.scheduler.notify = lambda owners: None
             self.scheduler.close()
         self._worker.shutdown(wait=False, cancel_futures=True)
 

@@ -43,22 +43,22 @@ class Busy(ElmanError):
 
 
 class Scheduler:
-    """rows: texts at once. seconds: that one may take. kept: bytes for states of texts that may go on. tell: is called
-    by its thread, between two steps, with the owners of the jobs that there is news of.
+    """rows: texts at once. seconds: that one may take. kept: bytes for states of texts that may go on. notify: is
+    called by its thread, between two steps, with the owners of the jobs that there is news of.
 
     Raises InputError for a model that has no tokenizer, or is told something besides its symbols.
     """
 
     def __init__(
         self, model: LanguageModel, *, rows: int = 256, seconds: float = 300.0, kept: int = 2**26,
-        tell: Callable[[set[Any]], None] = lambda owners: None,
+        notify: Callable[[set[Any]], None] = lambda owners: None,
     ) -> None:  # fmt: skip
         if model.tokenizer is None or model.condition is not None:
             raise InputError(
                 what="a text is written by a model that reads nothing besides, and has a tokenizer", where="model",
                 got="no tokenizer" if model.tokenizer is None else "a model with a context", mend="serve another one",
             )  # fmt: skip
-        self.model, self.most, self.seconds, self.tell = model.eval(), rows, seconds, tell
+        self.model, self.most, self.seconds, self.notify = model.eval(), rows, seconds, notify
         self.spelling, self.prefixes, self.counts = Spelling(model.tokenizer), Prefixes(kept), Counts()
         self.changed = threading.Condition()
         self.failed: str | None = None
@@ -191,7 +191,7 @@ class Scheduler:
             return
         told, self._told, self._spoken = self._told, set(), now
         self._pace = _PACE + _PACE_EACH * len(told)
-        self.tell(told)
+        self.notify(told)
         if self._ended:
             self._ended = False
             with self.changed:

@@ -133,17 +133,17 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run(task: Task, model: Any, name: str, limits: Serving, tell: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C or SIGTERM. tell: is given the address, once somebody listens there."""
+def run(task: Task, model: Any, name: str, limits: Serving, notify: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM. notify: is given the address, once somebody listens there."""
     listener = listening(limits)
     with listener:
-        _run(made(task, model, name, limits), listener, tell)
+        _run(made(task, model, name, limits), listener, notify)
 
 
-def _run(serve: Serve, listener: socket.socket, tell: Callable[[str], None]) -> None:
+def _run(serve: Serve, listener: socket.socket, notify: Callable[[str], None]) -> None:
     host, port = listener.getsockname()[:2]
     at = f"[{host}]" if ":" in host else host
-    tell(f"{serve.name} is served at http://{at}:{port}")
+    notify(f"{serve.name} is served at http://{at}:{port}")
     interval, pipe = sys.getswitchinterval(), getattr(signal, "SIGPIPE", None)
     sys.setswitchinterval(_SWITCH)
     # A command ends where nobody reads its output any more; a server goes on where a client has gone.

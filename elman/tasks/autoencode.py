@@ -32,7 +32,7 @@ from elman.models.autoencoding import AutoencoderNetwork
 from elman.models.stack import learning_rate
 from elman.report import Curve, Part, Point, Record, lines, plain, roll
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
-from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
+from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run
 from elman.training.measure import percent
 
@@ -111,10 +111,10 @@ class Autoencode(Task):
 
     @classmethod
     def prepare(
-        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, notify: Notify
     ) -> Prepared:
         expect_one_reader([*settings.files, *([settings.valid] if settings.valid else [])], processes)
-        tell("reading the sequences …")
+        notify("reading the sequences …")
         found = _distinct(settings.files)
         valid = None if settings.valid is None else _distinct([settings.valid])
         if valid is None:
@@ -225,7 +225,7 @@ class Autoencode(Task):
 
     # --- what is done with a run -------------------------------------------------------------------------------------
 
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         if files:
             found = _distinct(files)
             held_out = list(found)

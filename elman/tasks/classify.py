@@ -21,7 +21,7 @@ from elman.models.scores import figures
 from elman.models.sequence_classifier import BEGIN, SequenceClassifier, logits_of
 from elman.report import Part, Record, matrix, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
-from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
+from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
 from elman.training.measure import percent
 
@@ -169,7 +169,7 @@ class Classify(Task):
 
     @classmethod
     def prepare(
-        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, notify: Notify
     ) -> Prepared:
         if settings.class_weight not in ("none", "balanced"):
             raise InputError(
@@ -177,7 +177,7 @@ class Classify(Task):
                 expected="none or balanced", mend="take one of them",
             )  # fmt: skip
         expect_one_reader([*settings.files, settings.valid], processes)
-        tell("reading the examples …")
+        notify("reading the examples …")
 
         def read() -> tuple[Labelled, Labelled, Labelled, str]:
             return _read(settings.files, settings.valid, settings.columns, training.seed)
@@ -302,7 +302,7 @@ class Classify(Task):
 
     # --- what is done with a run --------------------------------------------------------------------------------------
 
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         mend = "name what to measure on"
         said = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
         columns = Columns(said["text"], said["label"], said["id"], said["longest"])

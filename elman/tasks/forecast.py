@@ -45,7 +45,7 @@ from elman.models.forecasting import (
 from elman.report import Band, Curve, Part, Point, Record, lines, plain
 from elman.tasks.frames import DETAILS, ForecastFrames, frame_sections
 from elman.tasks.settings import StackSettings, TrainingSettings, argument, given, option
-from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
+from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run
 from elman.training.measure import percent
 
@@ -209,13 +209,13 @@ class Forecast(Task):
 
     @classmethod
     def prepare(
-        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, notify: Notify
     ) -> Prepared:
         expect_one_reader(settings.files, processes)
         expect_steps(settings.horizon, "--horizon")
         if are_rolls(settings.files):
-            return ForecastFrames.begun(settings, training, processes, tell)
-        tell("reading the series …")
+            return ForecastFrames.begun(settings, training, processes, notify)
+        notify("reading the series …")
 
         def read() -> Panel:
             return read_series(settings.files, settings.columns)
@@ -319,7 +319,7 @@ class Forecast(Task):
 
     # --- what is done with a run --------------------------------------------------------------------------------------
 
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         mend = "name a file to measure on"
         said = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
         form = self.form

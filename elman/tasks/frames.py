@@ -33,7 +33,7 @@ from elman.models.frame_network import (
 )
 from elman.report import Record, roll
 from elman.tasks.settings import StackSettings, TrainingSettings
-from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory
+from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory
 from elman.training import Measure, Processes, Run
 
 _DRAWN, _SHOWN, _FRAMES = (
@@ -88,11 +88,15 @@ class ForecastFrames(Task):
     # --- how it comes about -------------------------------------------------------------------------------------------
 
     @classmethod
-    def prepare(cls, settings: Any, training: TrainingSettings, processes: Processes, tell: Tell) -> Prepared:
-        return cls.begun(settings, training, processes, tell)
+    def prepare(
+        cls, settings: Any, training: TrainingSettings, processes: Processes, notify: Notify
+    ) -> Prepared:
+        return cls.begun(settings, training, processes, notify)
 
     @classmethod
-    def begun(cls, settings: Any, training: TrainingSettings, processes: Processes, tell: Tell) -> Prepared:
+    def begun(
+        cls, settings: Any, training: TrainingSettings, processes: Processes, notify: Notify
+    ) -> Prepared:
         """settings: of `elman train forecast`."""
         asked = settings.given & {
             "distribution",
@@ -111,7 +115,7 @@ class ForecastFrames(Task):
                 where=f"--{sorted(asked)[0]}",
                 mend="leave it out",
             )
-        tell("reading the sequences …")
+        notify("reading the sequences …")
 
         def read() -> Rolls:
             return read_rolls(settings.files, training.seed)
@@ -202,7 +206,7 @@ class ForecastFrames(Task):
 
     # --- what is done with a run --------------------------------------------------------------------------------------
 
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         if files:
             return HeldOut([self._like(one, str(files[0])) for one in read_frames(files)])
         said, mend = self._said(run), "name a file to measure on"

@@ -35,7 +35,7 @@ from elman.models.surprisal import Symbol, Word, each_line, surprisal
 from elman.models.writing import continuation
 from elman.tasks.lm_report import PART
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, given, option
-from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
+from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
 from elman.training.measure import percent
 
@@ -148,7 +148,7 @@ class Language(Task):
 
     @classmethod
     def prepare(
-        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, notify: Notify
     ) -> Prepared:
         files, valid, cutoffs = settings.files, settings.valid, _cutoffs(settings)
         expect_one_reader([*files, valid], processes)
@@ -157,15 +157,15 @@ class Language(Task):
         def read() -> tuple[Any, Tokenizer, Tokens, Tokens]:
             # The text that comes with Python is in memory anyway, and small.
             cache = (settings.cache or cache_folder()) if files or valid else None
-            tell("reading the text …")
+            notify("reading the text …")
             corpus = read_corpus(files, valid, spool=cache, unix_newlines=settings.unix_newlines)
-            tell("choosing the symbols …")
+            notify("choosing the symbols …")
             if beginning is not None:
                 tokenizer = _tokenizer(beginning)
             else:
                 tokenizer = learn(settings.tokenizer, corpus.train, settings.vocabulary, cache)
-            tokens = tokenise(corpus.train, tokenizer, cache, _turning(tell))
-            return corpus, tokenizer, tokens, tokenise(corpus.held_out, tokenizer, cache, _turning(tell))
+            tokens = tokenise(corpus.train, tokenizer, cache, _turning(notify))
+            return corpus, tokenizer, tokens, tokenise(corpus.held_out, tokenizer, cache, _turning(notify))
 
         # The others find in the cache what the first one has worked out.
         corpus, tokenizer, tokens, held_out = processes.first_does(read) or read()
@@ -176,7 +176,7 @@ class Language(Task):
         torch.manual_seed(training.seed)
         if beginning is not None:
             trusted = how["cell"] == beginning.config.get("cell")  # it was named in this command, too
-            model = LanguageModel.load(beginning, trust=trusted, tell=tell).to(processes.device)
+            model = LanguageModel.load(beginning, trust=trusted, notify=notify).to(processes.device)
         else:
             model = LanguageModel(tokenizer.size, **how).to(processes.device)
         if training.lr is None:
@@ -283,7 +283,7 @@ class Language(Task):
 
     # --- what is done with a run -------------------------------------------------------------------------------------
 
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> HeldOut:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         cache, mend = cache or cache_folder(), "name a text"
         if files:
             found = open_text(files, spool=cache, unix_newlines=_unix(run))
@@ -291,10 +291,10 @@ class Language(Task):
             found = reread_held_out(
                 run.section("data", _DATA, "the run does not say what text was held out", mend)
             )
-        tokens = tokenise(found, self.tokenizer, cache, _turning(tell))
+        tokens = tokenise(found, self.tokenizer, cache, _turning(notify))
         return HeldOut(
             tokens, found, self.tokenizer, whole=True,
-            progress=lambda done, total: tell(f"{done:,} of {total:,} {self.unit}s"),
+            progress=lambda done, total: notify(f"{done:,} of {total:,} {self.unit}s"),
         )  # fmt: skip
 
     def cold(self, data: HeldOut, length: int) -> HeldOut:
@@ -404,9 +404,9 @@ def _digest(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
 
 
-def _turning(tell: Tell) -> Callable[[int, int], None]:
+def _turning(notify: Notify) -> Callable[[int, int], None]:
     """Progress in words."""
-    return lambda done, total: tell(f"turning the text into symbols: {percent(done / total, 0)}")
+    return lambda done, total: notify(f"turning the text into symbols: {percent(done / total, 0)}")
 
 
 def _share(tokens: Tokens) -> str:

@@ -42,7 +42,7 @@ from elman.models.tagger import (
 from elman.models.tagging import TagNetwork
 from elman.report import Part, Record, bars, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
-from elman.tasks.task import Opening, Prepared, Task, Tell, absolute, expect_memory, expect_one_reader
+from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
 from elman.training.measure import percent
 
@@ -157,11 +157,11 @@ class Tag(Task):
 
     @classmethod
     def prepare(
-        cls, settings: Settings, training: TrainingSettings, processes: Processes, tell: Tell
+        cls, settings: Settings, training: TrainingSettings, processes: Processes, notify: Notify
     ) -> Prepared:
         _expect_column(settings.column)
         expect_one_reader([*settings.files, settings.valid], processes)
-        tell("reading the sentences …")
+        notify("reading the sentences …")
         sentences = read_tagged(settings.files, settings.column)
         if settings.valid:
             learnt, held_out = sentences, read_tagged([settings.valid], settings.column)
@@ -247,7 +247,7 @@ class Tag(Task):
 
     # --- what is done with a run -------------------------------------------------------------------------------------
 
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> Encoded:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> Encoded:
         said = run.section("data", _DATA, "the run does not say what it was trained on", "name files")
         if files:
             return Encoded.of(read_tagged(files, said["column"]), self.lexicon)

@@ -18,16 +18,16 @@ from elman.report import Part
 from elman.tasks.settings import TrainingSettings
 from elman.training import Measure, Processes, Run, Step, Validation, expect_room
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a run that anybody may have written is opened. trust, cell, tell: see `LanguageModel.from_pretrained`."""
+    """How a run that anybody may have written is opened. trust, cell, notify: see `LanguageModel.from_pretrained`."""
 
     trust: bool = False
     cell: str | None = None
-    tell: Tell | None = None
+    notify: Notify | None = None
 
 
 @dataclass
@@ -67,8 +67,10 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def prepare(cls, settings: Any, training: TrainingSettings, processes: Processes, tell: Tell) -> Prepared:
-        """Read the data, make the model. tell: is given words on what takes its time.
+    def prepare(
+        cls, settings: Any, training: TrainingSettings, processes: Processes, notify: Notify
+    ) -> Prepared:
+        """Read the data, make the model. notify: is given words on what takes its time.
 
         Of several processes, what only one is to do (read, learn a vocabulary) goes through `processes.first_does`.
         Weights are drawn after `torch.manual_seed(training.seed)`.
@@ -123,7 +125,7 @@ class Task(ABC):
     # --- what is done with a run -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def data(self, run: Run, files: Sequence[Path], cache: Path | None, tell: Tell) -> Any:
+    def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> Any:
         """What to measure on, as `measure` takes it: these files; without any, what was held out in training."""
 
     def cold(self, data: Any, length: int) -> Any:

@@ -97,10 +97,10 @@ class Checkpoints:
 
     def newest(
         self,
-        tell: Callable[[DataError], None] | None = None,
+        notify: Callable[[DataError], None] | None = None,
         take: Callable[[dict[str, Tensor], dict[str, Any]], None] | None = None,
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest one that is whole, None if there is none. tell: is given the error of each that is not.
+        """The newest one that is whole, None if there is none. notify: is given the error of each that is not.
 
         take: is given the content of each that is whole, and raises DataError where it cannot go on from there.
         """
@@ -112,6 +112,6 @@ class Checkpoints:
                 return tensors, facts
             except DataError as error:
                 error.where = path
-                if tell is not None:
-                    tell(error)
+                if notify is not None:
+                    notify(error)
         return None

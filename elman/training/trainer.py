@@ -54,7 +54,7 @@ class Trainer:
     folder that is not there any more (`FolderGone`), when something is to be written in it.
 
     resume: go on from the newest checkpoint that is whole, if there is one; steps after it are taken out of the log.
-    patience: stop after so many validations without a better one. tell: is given notes in words.
+    patience: stop after so many validations without a better one. notify: is given notes in words.
     loggers: told of what is logged, besides the run's log.jsonl.
     sample: what the model makes as it is, in words, logged with each validation; what it draws does not change the
     training.
@@ -64,13 +64,13 @@ class Trainer:
     def __init__(
         self, training: Training, run: Run, measure: Callable[[], Measure], *, checkpoint_every: int | None = None,
         patience: int | None = None, resume: bool = False,
-        tell: Callable[[str], None] = lambda words: None, loggers: Sequence[Logger] = (),
+        notify: Callable[[str], None] = lambda words: None, loggers: Sequence[Logger] = (),
         sample: Callable[[], str] | None = None, closing: Mapping[str, Callable[[], Any]] | None = None,
     ) -> None:  # fmt: skip
         self.training, self.run, self.measure = training, run, measure
         self.every, self.patience = checkpoint_every, patience
         self.first = training.processes.first  # the only process that writes, measures, and tells
-        self.notify, self.loggers, self.sample, self.closing = tell, loggers, sample, dict(closing or {})
+        self.notify, self.loggers, self.sample, self.closing = notify, loggers, sample, dict(closing or {})
         self.best: float | None = None
         self.lower_is_better = True  # once there is a best one
         self.worse = 0  # validations since the best one
