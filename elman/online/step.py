@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,6 @@ from elman.execute import Call, Program
 from elman.online.reach import Reach, reach
 from elman.recurrent.programs import Binding, Owned
 from elman.tangent import tangent
-from elman.trace.call import store_of
 from elman.trace.outside import LOCK, locked
 from elman.trace.unchanging import MARK, without_unchanging
 
@@ -39,7 +38,7 @@ class Derivatives:
         self.states = [p for p in ports if p.kind is Kind.STATE and p.smooth]
         self.parameters = [
             p for p, s in zip(ports, binding.sources, strict=True)
-            if p.kind is Kind.CONSTANT and p.differentiable and isinstance(s, Owned) and self._at(s).requires_grad
+            if p.kind is Kind.CONSTANT and p.differentiable and isinstance(s, Owned) and s.of(cell).requires_grad
         ]  # fmt: skip
         self.n, self.P = (sum(math.prod(p.shape) for p in part) for part in (self.states, self.parameters))
         # The outputs, by the number of the state that each of them is after the step; None if one is something else.
@@ -56,13 +55,11 @@ class Derivatives:
         """What an influence depends on."""
         return tuple((p.path, p.shape, p.dtype, p.device) for p in (*self.states, *self.parameters))
 
-    def _at(self, source: Owned) -> Tensor:
-        return store_of(self.cell, source.place)[source.place.key]
-
     def weights(self) -> list[Tensor]:
         """The parameters themselves, as they are now."""
-        of = dict(zip((p.name for p in self.program.inputs), self.binding.sources, strict=True))
-        return [self._at(of[p.name]) for p in self.parameters]  # type: ignore[arg-type]
+        names = (p.name for p in self.program.inputs)
+        of = dict(zip(names, self.binding.fixed(self.cell), strict=True))
+        return [cast("Tensor", of[p.name]) for p in self.parameters]
 
     def inputs(
         self, xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor]

@@ -19,10 +19,9 @@ from elman.caches import listed_in
 from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, specs, take
 from elman.errors import InputTypeError
 from elman.execute import Call
-from elman.recurrent.programs import Binding, Captured, Owned, Teacher, indivisible
+from elman.recurrent.programs import Binding, Teacher, indivisible
 from elman.recurrent.repeat import NO_LEVEL, never, repeat
 from elman.segments import Layout
-from elman.trace.call import store_of
 from elman.trace.initial import own_state
 
 Tensor = torch.Tensor
@@ -161,12 +160,7 @@ class BoundCall:
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
-        self._inputs = [
-            store_of(self.cell, source.place)[source.place.key] if isinstance(source, Owned)
-            else source.tensor if isinstance(source, Captured)
-            else None
-            for source in binding.sources
-        ]  # fmt: skip
+        self._inputs = binding.fixed(self.cell)
         self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
         self._taught = [(i, s.index) for i, s in enumerate(binding.sources) if isinstance(s, Teacher)]
         self.output = _filling(binding.output, binding.outputs)

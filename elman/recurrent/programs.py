@@ -37,6 +37,10 @@ class Owned:
 
     place: Place
 
+    def of(self, cell: torch.nn.Module) -> Tensor:
+        """The tensor, as it is now."""
+        return store_of(cell, self.place)[self.place.key]
+
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -87,15 +91,19 @@ class Binding:
         self, cell: torch.nn.Module, xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor]
     ) -> dict[str, Tensor]:  # fmt: skip
         """The tensors of the program's inputs by port, without history; those of a teacher left out."""
-        given, found = {"x": xs, "state": states, "context": contexts}, {}
-        for port, source in zip(self.program.inputs, self.sources, strict=True):
-            if isinstance(source, Owned):
-                found[port.name] = store_of(cell, source.place)[source.place.key].detach()
-            elif isinstance(source, Captured):
-                found[port.name] = source.tensor.detach()
-            elif isinstance(source, Argument):
-                found[port.name] = given[source.name][source.index].detach()
-        return found
+        tensors = self.fixed(cell)
+        for name, given in (("x", xs), ("state", states), ("context", contexts)):
+            for slot, tensor in zip(self.slots(name), given, strict=False):
+                tensors[slot] = tensor
+        ports = zip(self.program.inputs, tensors, strict=True)
+        return {port.name: tensor.detach() for port, tensor in ports if tensor is not None}
+
+    def fixed(self, cell: torch.nn.Module) -> list[Tensor | None]:
+        """For each input the tensor that no argument gives: the cell's own, or one that it has caught; else None."""
+        return [
+            source.of(cell) if isinstance(source, Owned) else source.tensor if isinstance(source, Captured) else None
+            for source in self.sources
+        ]  # fmt: skip
 
     def slots(self, name: str) -> list[int]:
         """The places among the inputs of what the argument of a name holds, in order."""

@@ -27,7 +27,7 @@ from elman.recurrent.arrays import as_arrays, as_tensors, into
 from elman.recurrent.bound import Arguments
 from elman.recurrent.calls import alike, dtype_of, shapes_of
 from elman.recurrent.kept import Kept, Plain, Ready, Steps, apart, device_of, other_rows, which_rows
-from elman.recurrent.programs import Binding, Captured, Owned
+from elman.recurrent.programs import Binding, Owned
 from elman.recurrent.surroundings import not_compiled, watched
 from elman.trace.call import store_of
 
@@ -254,25 +254,18 @@ class Stream:
         """Pack the weights of now. states: of all rows, where the engine does not have them."""
         binding, cell, rows = self._binding, layer.cell, self.batch
         assert binding is not None
-        tensors: list[Tensor | None] = []
+        tensors = binding.fixed(cell)
+        for slot, context in zip(binding.slots("context"), args.contexts, strict=True):
+            tensors[slot] = context
         sources: list[tuple[Any, Any, Any]] = [
             (layer._modules, "cell", cell),
             (layer.__dict__, "engine", layer.engine),
         ]
-        for source in binding.sources:
-            found: Any = None
-            store, key = None, None
-            if isinstance(source, Owned):
-                store = store_of(cell, source.place)
-                key = source.place.key
-                found = store[key]
-            elif isinstance(source, Captured):
-                found = source.tensor
-            elif source.name == "context":  # type: ignore[union-attr]
-                found = args.contexts[source.index]  # type: ignore[union-attr]
-            tensors.append(found)
-            if found is not None:
-                sources.append((store, key, found))
+        for source, tensor in zip(binding.sources, tensors, strict=True):
+            owned = isinstance(source, Owned)
+            if tensor is not None:
+                store, key = (store_of(cell, source.place), source.place.key) if owned else (None, None)
+                sources.append((store, key, tensor))
         if states is not None:
             places = [ready.states.index(slot) for slot in binding.slots("state")]
             self._kept = Ready(ready.stepper, places, specs(states, 1))
