@@ -253,7 +253,9 @@ class Recurrent(Budget, torch.nn.Module):
                 engines = f"{engines}; the {what} pass is not one call: {why}"
         budget, memory = self._calls.budget, None
         if budget is not None:
-            memory = program.carrying_on.schedules.latest[1].said(budget)
+            # Layers share programs: another one's latest call had another budget.
+            chosen = reversed(program.carrying_on.schedules.items())
+            memory = next(one for (_, _, said, *_), one in chosen if said == budget).said(budget)
         return Explanation(tuple(plans.values()), engines, memory=memory)
 
     def _of_latest_call(self) -> Binding:
