@@ -66,8 +66,8 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
             rows = call.steps * call.batch if sizes is None else int(sizes.sum())
             known = replace(known, extra=known.extra + _TOLD * rows, gathered=known.gathered + _TOLD)
         chosen = schedule(known, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
-        with LOCK:
-            whole.schedules.keep(key, chosen)
+    with LOCK:
+        whole.schedules.keep(key, chosen)  # the latest one comes last, for whoever explains it
     return Run(whole, call, chosen, training, len(program.outputs))
 
 

@@ -193,8 +193,11 @@ def test_explanations_say_what_is_stored() -> None:
     layer(torch.zeros(1000, 2, 5))[0].sum().backward()
     assert "memory: 1 GB: all of the call fits" in str(layer.explain())
     other = elman.Recurrent(cells.GRU(5, 5), memory="100 kB")  # of the same program
-    other(torch.zeros(1000, 2, 5))[0].sum().backward()
+    other(torch.zeros(900, 2, 5))[0].sum().backward()
     assert "memory: 1 GB: all of the call fits" in str(layer.explain())
+    layer.memory = "100 kB"
+    layer(torch.zeros(1000, 2, 5))[0].sum().backward()
+    assert str(layer.explain()) == said
     deep = stack(memory=Segments(3))
     deep(torch.zeros(9, 4, 5, dtype=torch.float64))[0].sum().backward()
     assert "memory: segments: 3 segments of up to 3 steps" in " ".join(str(deep.explain()).split())
