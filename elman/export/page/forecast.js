@@ -203,7 +203,7 @@ const draw = () => {
   if (!(high > low)) (low -= 1), (high += 1);
   const x = (i) => left + ((width - left - right) * (i - first)) / Math.max(last - first, 1);
   const at = (value) => top + ((height - top - bottom) * (high - value)) / (high - low);
-  const size = 10 ** Math.floor(Math.log10((high - low) / 2)), unit = [1, 2, 5, 10].map((n) => n * size).find((n) => (high - low) / n <= 5);
+  const size = 10 ** Math.floor(Math.log10((high - low) / 5)), unit = [1, 2, 5, 10].map((n) => n * size).find((n) => (high - low) / n <= 5);
   const parts = [];
   for (let value = Math.ceil(low / unit) * unit; value <= high + 1e-9 * unit; value += unit) {
     parts.push(svg("line", {x1: left, x2: width - right, y1: at(value), y2: at(value), class: "rule"}));
