@@ -17,7 +17,7 @@ import torch
 
 from elman.recurrent import programs
 from tests import pairwise
-from tests.cases import CASES
+from tests.cases import CASES, SELDOM
 
 SEED = 0
 
@@ -52,7 +52,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)  # of what -k and -m have chosen: a test that is named runs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    out = set() if config.getoption("conformance") else pairwise.left_out(items)
+    out: set[pytest.Item] = set()
+    if not config.getoption("conformance"):
+        out = pairwise.seldom(items, CASES, SELDOM)
+        out |= pairwise.left_out([item for item in items if item not in out])
     if out:
         config.hook.pytest_deselected(items=list(out))
         items[:] = [item for item in items if item not in out]

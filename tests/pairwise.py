@@ -13,7 +13,7 @@ import heapq
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import Any
 
 import hypothesis
@@ -78,6 +78,18 @@ def left_out(items: Sequence[pytest.Item]) -> set[pytest.Item]:
         taken = {tests[i] for i in cover(rows, strength)}
         out |= {test for test in tests if test not in taken}
     return out
+
+
+def seldom(items: Sequence[pytest.Item], table: Collection[str], few: Collection[str]) -> set[pytest.Item]:
+    """Of tests that run nearly all of a table, named by one parameter, those of a few names."""
+    tests: defaultdict[str, list[tuple[str, pytest.Item]]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            said = {str(value) for value in item.callspec.params.values()} & set(table)
+            if not item.get_closest_marker("conformance"):
+                tests[item.nodeid.partition("[")[0]] += [(name, item) for name in said]
+    whole = [named for named in tests.values() if len({name for name, _ in named}) > 0.9 * len(table)]
+    return {item for named in whole for name, item in named if name in few}
 
 
 def _values(test: pytest.Function) -> list[Hashable]:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import elman
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.nn import swap
+from tests.pairwise import with_more
 
 Tensor = torch.Tensor
 KINDS = ("RNN", "GRU", "LSTM")
@@ -67,7 +68,7 @@ def same(theirs: nn.RNNBase, ours: nn.RNNBase, x: Any, hx: Any, leaves: list[Ten
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("both_ways", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", with_more([name for name in VARIANTS if name != "tanh"], ["tanh"]))
 def test_equal_to_torch(variant: str, layers: int, both_ways: bool, first: bool, bias: bool) -> None:
     kind, more = VARIANTS[variant]
     said = {"num_layers": layers, "bidirectional": both_ways, "batch_first": first, "bias": bias} | more
@@ -103,9 +104,9 @@ def test_initialisation_is_torchs(kind: str) -> None:
     ours.flatten_parameters()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", with_more(["LSTM"], ["RNN", "GRU"]))
 def test_dropout_between_layers(kind: str) -> None:
-    theirs, ours = pair(kind, num_layers=3, dropout=1.0)
+    theirs, ours = pair(kind, num_layers=2, dropout=1.0)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
     same(theirs, ours, x, None, [x])  # all of it is dropped: the same numbers
     same(theirs.eval(), ours.eval(), x, None, [x])
@@ -149,7 +150,7 @@ def test_torch_raises_for_wrong_constructors() -> None:
 # --- around the layers ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", with_more(["LSTM"], ["RNN", "GRU"]))
 def test_copies_files_and_dtypes(kind: str) -> None:
     theirs, ours = pair(kind, num_layers=2, bidirectional=True)
     x = torch.randn(T, B, I, dtype=torch.float64)
@@ -211,13 +212,12 @@ def test_hooks_clipping_and_compile() -> None:
     torch.testing.assert_close(norms[1], norms[0])
     assert seen == [(T, B, H)]
     with torch._dynamo.config.patch(allow_rnn=True):
-        for kind in KINDS:
-            theirs, ours = pair(kind, num_layers=2 if kind == "RNN" else 1)
-            compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(compiled(x)[0], theirs(x)[0])
-            made = torch.autograd.grad(compiled(x)[0].square().sum(), list(ours.parameters()))
-            expected = torch.autograd.grad(theirs(x)[0].square().sum(), list(theirs.parameters()))
-            torch.testing.assert_close(made, expected)
+        theirs, ours = pair("LSTM", num_layers=2)
+        compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+        outputs, right = compiled(x)[0], theirs(x)[0]
+        torch.testing.assert_close(outputs, right)
+        made = torch.autograd.grad(outputs.square().sum(), list(ours.parameters()))
+        torch.testing.assert_close(made, torch.autograd.grad(right.square().sum(), list(theirs.parameters())))
 
 
 class Tagger(nn.Module):

@@ -18,15 +18,8 @@ from tests.pairwise import with_more
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 V, T, B = 3, 4, 2
-CELLS = [
-    "elman",
-    "lstm",
-    "delayed_rnn",
-    "attention_rnn",
-    "lying_rnn",
-    "token_rnn",
-    "baddbmm_rnn",
-]
+CELLS = ["context_rnn", "lstm", "lying_rnn", "token_rnn"]
+MORE = ["elman", "gru", "layer_norm_rnn", "delayed_rnn", "attention_rnn", "baddbmm_rnn"]
 
 
 def weights_of(rnn: elman.Recurrent, generator: torch.Generator) -> dict[str, Tensor]:
@@ -52,7 +45,7 @@ def at(tree: Any, i: int) -> Any:
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize("over", ["inputs", "weights", "all"])
-@pytest.mark.parametrize("name", with_more(CELLS, ["gru", "layer_norm_rnn"]))
+@pytest.mark.parametrize("name", with_more(CELLS, MORE))
 def test_examples_are_as_each_by_itself(name: str, over: str, engine: str) -> None:
     """Outputs, final states and the gradients of all weights, per example."""
     rnn = elman.Recurrent(CASES[name].make().double(), engine=engine)
@@ -188,7 +181,7 @@ def test_batches_of_gradients(memory: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("randomness", ["same", "different"])
+@pytest.mark.parametrize("randomness", with_more(["different"], ["same"]))
 def test_noise_is_the_same_in_a_derivative(randomness: str) -> None:
     """f(x) = Σ w o(x) is linear in w, so what grad says of w is o itself: of every example its own."""
     rnn = elman.Recurrent(CASES["noisy_rnn"].make().double())

@@ -175,7 +175,7 @@ def test_an_output_that_is_no_dict_is_found() -> None:
         check_graph(a_tuple_as_output(copied()).graph, "here")
 
 
-@pytest.mark.parametrize("name", with_more([*CASES][::8], [n for i, n in enumerate(CASES) if i % 8]))
+@pytest.mark.parametrize("name", with_more([*CASES][::16], [n for i, n in enumerate(CASES) if i % 16]))
 def test_every_circuit_holds_the_rules(name: str) -> None:
     for circuit in (circuit_of(name), adjoint_of(name), pair_of(name).forward, pair_of(name).backward):
         assert circuit.check() is circuit

@@ -76,8 +76,7 @@ def tables(source: str) -> Iterator[int]:
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Dict(keys=parts) | ast.Set(elts=parts) | ast.List(elts=parts) | ast.Tuple(elts=parts):
-                named = [part for part in parts if part is not None and _is_operation(part)]
-                if len(named) > 2 and len(named) == len(parts):
+                if len(parts) > 2 and all(part is not None and _is_operation(part) for part in parts):
                     yield node.lineno
 
 

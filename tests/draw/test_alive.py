@@ -18,6 +18,7 @@ from elman.draw.example import Example, backward, example
 from elman.draw.told import Told, loss, told
 from elman.draw.variables import equations
 from tests.draw.things import thing
+from tests.pairwise import with_more
 
 
 def played(name: str, steps: int) -> tuple[Example, tuple[Told, ...]]:
@@ -178,7 +179,7 @@ document.title = JSON.stringify(seen);
 """
 
 
-@pytest.mark.parametrize("size", ["390,800", "1280,900"])
+@pytest.mark.parametrize("size", with_more(["390,800"], ["1280,900"]))
 def test_a_browser_opens_layers(tmp_path: Path, size: str) -> None:
     model = elman.models.LanguageModel(11, hidden=4, layers=3, embedding=4)
     drawing = elman.draw(model, torch.zeros(3, 2, dtype=torch.long))
@@ -191,7 +192,7 @@ def test_a_browser_opens_layers(tmp_path: Path, size: str) -> None:
     assert seen["wide"]
 
 
-@pytest.mark.parametrize("size", ["390,800", "1280,900"])
+@pytest.mark.parametrize("size", with_more(["1280,900"], ["390,800"]))
 def test_a_browser_shows_it(tmp_path: Path, size: str) -> None:
     text = page(tmp_path, "elman")
     seen = read(tmp_path, text, _READER, size)

@@ -92,6 +92,7 @@ def results(
         return [hs.detach(), *gradients, rnn(x, lengths=n)[0], rnn(x[:1])[0]]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, [6, 2, 4]], ids=["dense", "ragged"])
 def test_a_new_engine(toy: Toy, lengths: list[int] | None, reverse: bool) -> None:

@@ -13,6 +13,7 @@ import elman
 from elman.engines.native import why_not_built
 from tests.engines.loops import given, loops_at
 from tests.engines.test_native import ENGINES, REFERENCE
+from tests.pairwise import with_more
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
@@ -36,8 +37,9 @@ def test_a_state_that_fades_away(dtype: torch.dtype, steps: int) -> None:
     torch.testing.assert_close(outputs, expected.to(dtype)[:, None, None].expand_as(outputs), rtol=0, atol=0)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("cell", ["elman", "gru", "lstm", "leaky"])
+@pytest.mark.parametrize("cell", with_more(["gru", "lstm"], ["elman", "leaky"]))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_loops_on_denormals(cell: str, dtype: torch.dtype, name: str) -> None:
     """All but the weights is denormal, and so are sums and products."""

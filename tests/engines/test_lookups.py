@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import elman
 from elman.engines.native import why_not_built
 from elman.errors import InputError, NotSupported
+from tests import pairwise
 
 Tensor = torch.Tensor
 V, H, B = 7, 6, 3
@@ -67,7 +68,9 @@ def test_an_index_that_is_out_of_range(name: str, where: str) -> None:
     within = [run(cell, engine, None) for engine in ENGINES]
     for engine, value in zip(ENGINES, within, strict=True):
         torch.testing.assert_close(value, within[-1])
-        for bad in (size, -1, -size - 1, 2**62, -(2**63)):
+        for bad in (
+            (size, -1, -(2**63)) if not pairwise.exhaustive else (size, -1, -size - 1, 2**62, -(2**63))
+        ):
             if behind and bad == -1:
                 run(cell, engine, bad)
                 continue

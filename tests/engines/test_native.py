@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ SHIPPED = (
         *(pytest.param(*more, marks=pytest.mark.conformance) for more in ((34, 17), (68, 130))),
     ],
 )
-@pytest.mark.parametrize("name", with_more(("jordan", "lstm", "layer_norm_rnn"), ("elman", "gru", "leaky")))
+@pytest.mark.parametrize("name", with_more(("lstm", "layer_norm_rnn"), ("jordan", "elman", "gru", "leaky")))
 def test_odd_sizes(
     name: str, n_in: int, n_hidden: int, steps: int, batch: int, dtype: torch.dtype, native: Native
 ) -> None:
@@ -124,8 +125,8 @@ def test_odd_sizes(
 @pytest.mark.parametrize(
     "name",
     with_more(
-        ("lstm", "layer_norm_rnn", "attention_rnn"),
-        [n for n in SHIPPED if n not in ("lstm", "layer_norm_rnn", "attention_rnn")],
+        ("layer_norm_rnn", "attention_rnn"),
+        [n for n in SHIPPED if n not in ("layer_norm_rnn", "attention_rnn")],
     ),
 )
 def test_float32_is_as_near_to_float64_as_torch(name: str) -> None:
@@ -196,7 +197,10 @@ def _with_threads(n: int, at: Given, reverse: bool = False, engine: Native = NAT
     "sizes", [[33] * 40, [1] * 90, [3] * 50, [40, 40, 31, 31, 31, 9, 9, 2, 1], [2] * 70],
     ids=["many rows", "one row", "three rows", "fewer and fewer", "two rows"],
 )  # fmt: skip
-@pytest.mark.parametrize("name", with_more(BITS[:4], BITS[4:]))
+@pytest.mark.parametrize(
+    "name",
+    with_more(("gru", "layer_norm_lstm"), [name for name in BITS if name not in ("gru", "layer_norm_lstm")]),
+)
 @pytest.mark.parametrize("n_hidden", [17, 130])
 def test_bits_do_not_depend_on_threads(name: str, n_hidden: int, sizes: list[int], threads: int) -> None:
     for loop in loops_at(name, 5, n_hidden, torch.float32).values():
@@ -208,7 +212,7 @@ def test_bits_do_not_depend_on_threads(name: str, n_hidden: int, sizes: list[int
 @pytest.mark.parametrize("name", BITS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_bits_of_a_row_do_not_depend_on_the_batch(name: str, reverse: bool, native: Native) -> None:
-    for loop in loops_at(name, 5, 34, torch.float32).values():
+    for loop in loops_at(name, 5, 17, torch.float32).values():
         sizes = [14, 14, 9, 9, 6, 5, 1]
         together = given(loop, sizes, batch=15, scale=0.1)
         whole = together.run(native, reverse)
@@ -232,7 +236,7 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(name: str, reverse: bool, nati
             assert torch.equal(whole[f"{state.name} final"][14], together.values[state.name][14])
 
 
-@pytest.mark.parametrize("name", BITS)
+@pytest.mark.parametrize("name", with_more(BITS[1:4:2], (*BITS[::2], BITS[5])))
 def test_a_stretch_of_time_goes_on_from_a_stored_state(name: str) -> None:
     for what, loop in loops_at(name, 5, 17, torch.float32).items():
         reverse = what == "backward"
@@ -410,28 +414,34 @@ def test_python_threads_share_a_program() -> None:
         assert_same_bits(one, expected)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child() -> None:
     """After parallel work in the parent the engine still runs in a child, with one thread."""
-    code = """
-import os, sys, torch
-torch.set_num_threads(2)
-sys.path.insert(0, ".")
-from tests.engines.loops import given, loops_at
-from elman.engines.native import Native
-loop = loops_at("gru", 5, 130, torch.float32)["forward"]
-at, engine = given(loop, [8] * 60, scale=0.1), Native()
-expected = at.run(engine)
-out = {name: torch.zeros_like(expected[name]) for name in loop.emits}
-child = os.fork()
-if child == 0:  # torch itself may hang here, if it wants its threads: nothing large of its own
-    engine.run(loop, at.values, at.sizes, False, out)
-    os._exit(0 if all((out[k].numpy() == expected[k].numpy()).all() for k in out) else 3)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], timeout=240, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    loop = loops_at("gru", 5, 68, torch.float32)["forward"]
+    at = given(loop, [8] * 60, scale=0.1)
+    expected = _with_threads(2, at)
+    out = {name: torch.zeros_like(expected[name]) for name in loop.emits}
+    torch.set_num_threads(2)
+    try:
+        child = os.fork()
+        if child == 0:  # torch itself may hang here, if it wants its threads: nothing large of its own
+            status = 4
+            try:
+                NATIVE.run(loop, at.values, at.sizes, False, out)
+                status = 0 if all((out[k].numpy() == expected[k].numpy()).all() for k in out) else 3
+            finally:
+                os._exit(status)
+    finally:
+        torch.set_num_threads(1)
+    deadline = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for threads that it does not have")
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
 
 
 def test_the_choice_of_engines() -> None:

@@ -15,6 +15,7 @@ from elman.plan.form import Loop
 from elman.trace import trace
 from tests.engines.loops import CPU, given
 from tests.engines.test_native import ENGINES, assert_same
+from tests.pairwise import with_more
 
 pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
 
@@ -64,6 +65,10 @@ KINDS = (
 )  # fmt: skip
 
 
+# What they show, others show with more besides.
+SIMPLER = ("one tap", "padded", "without bias", "strided", "dilated", "groups", "turned")
+
+
 class Convolving(nn.Module):
     """h = tanh(h + x + a weighted sum over the convolution of h): its shape need not be the state's."""
 
@@ -91,7 +96,11 @@ def loops(kind: Kind, dtype: torch.dtype) -> dict[str, Loop]:
 
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    with_more([k for k in KINDS if k.name not in SIMPLER], [k for k in KINDS if k.name in SIMPLER]),
+    ids=str,
+)
 def test_loops(kind: Kind, dtype: torch.dtype) -> None:
     for what, loop in loops(kind, dtype).items():
         assert "convolution" in str(loop.graph), what

@@ -188,12 +188,14 @@ ALONE = (
 )  # fmt: skip
 
 
-# One number at a time: tests/engines/test_special_values.py has each of these rules, so `make conformance` is enough.
+# Tests of their own: tests/engines/test_special_values.py has each of these rules, so `make conformance` is enough.
 ARITHMETIC = {
     "reciprocal", "floor, ceil", "trunc, round", "sign", "sqrt, rsqrt", "logarithms", "logarithms of what has none",
     "waves", "atan2", "remainder", "division", "powers", "sides of a difference", "lerp", "products and sums",
     "addcmul, addcdiv", "clamps", "rectifiers", "prelu, elu", "gates", "smooth", "softplus", "hard",
-    "comparisons", "NaN",
+    "comparisons", "NaN", "logic", "choices", "masked", "whole sums", "whole quotients", "whole extremes",
+    "whole comparisons", "cumsum", "spread", "products along", "where the largest is", "logsumexp", "log_softmax",
+    "lengths", "largest, smallest", "layer norm, plain",
 }  # fmt: skip
 
 

@@ -235,6 +235,7 @@ def loops(dtype: torch.dtype) -> list[tuple[Loop, dict[str, Tensor]]]:
     return found
 
 
+@functools.cache
 def plainly(name: str, dtype: torch.dtype) -> list[dict[str, Tensor]]:
     """What PyTorch gives: for tensors in order, whose elements go through its vectors, and for others, one by one."""
     given = arguments(name, dtype)

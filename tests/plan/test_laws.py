@@ -60,7 +60,7 @@ def test_planned_is_unfolded(name: str, reverse: bool) -> None:
     [
         *((name, reverse, "cut") for name, reverse in WAYS),
         *(
-            pytest.param(name, False, "states", marks=[] if i % 4 == 0 else pytest.mark.conformance)
+            pytest.param(name, False, "states", marks=[] if i % 8 == 0 else pytest.mark.conformance)
             for i, name in enumerate(CASES)
         ),
     ],

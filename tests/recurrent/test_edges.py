@@ -170,6 +170,7 @@ def written(run: Any, x: Tensor, apart: bool) -> Tensor:
     return torch.stack([value.pow(3).sum() for value in (outputs, *ends)]).sum()
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "tied_rnn"])
 def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
@@ -213,7 +214,7 @@ def test_writing_between_forward_and_backward_is_detected(victim: str) -> None:
 # --- dtypes, modes --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["elman", "gru", "lstm", "layer_norm_rnn", "zoneout_lstm"])
+@pytest.mark.parametrize("name", with_more(["gru", "layer_norm_rnn"], ["elman", "lstm", "zoneout_lstm"]))
 def test_bfloat16(name: str) -> None:
     case = CASES[name]
     rnn = elman.Recurrent(case.make().bfloat16())
@@ -700,6 +701,7 @@ NAMES = (
 )  # fmt: skip
 
 
+@pytest.mark.conformance  # tests/test_names.py gives parameters most of these names
 @pytest.mark.parametrize(
     "names", with_more([NAMES], [(name,) for name in ("o", "h_next", "d_x", "noise_0", "tanh")]), ids="-".join
 )

@@ -98,6 +98,7 @@ def test_against_the_definition(engine: str) -> None:
         ragged.agree(rnn, Inputs.of(CASES["lstm"], 7, 4), **ragged.said(7, 4))
 
 
+@pytest.mark.grid(1)
 @ways
 @pytest.mark.parametrize("weight", [None, "bools", "numbers"])
 def test_teacher(reverse: bool, weight: str | None) -> None:
@@ -334,7 +335,7 @@ def test_sums_over_many_segments_do_not_lose_what_is_small() -> None:
     assert abs(float(total.value) - exact) <= 2e-7 * exact < abs(float(plain) - exact)
 
 
-@pytest.mark.parametrize("name", ["elman", "zoneout_lstm"])
+@pytest.mark.parametrize("name", with_more(["zoneout_lstm"], ["elman"]))
 def test_compiled(name: str, compiler: None) -> None:
     """Dense and ragged, with gradients and without, at sizes that differ."""
     rnn = layer(name, memory=Segments(2))

@@ -47,8 +47,7 @@ def stack(**options: Any) -> elman.Stack:
 
 LAYERS = {
     "stack": stack,
-    "residual": lambda: stack(residual=True),
-    "norms": lambda: stack(norms=[nn.LayerNorm(5), nn.LayerNorm(5)]),
+    "residual, norms": lambda: stack(residual=True, norms=[nn.LayerNorm(5), nn.LayerNorm(5)]),
     "both": lambda: elman.Bidirectional(cells.Elman(5, 5), cells.LSTM(5, 5), batch_first=False).double(),
     "both below": lambda: elman.Stack(
         elman.Bidirectional(cells.Elman(5, 5), cells.Elman(5, 5)), elman.Recurrent(cells.Elman(10, 5)),
@@ -76,7 +75,9 @@ def run(layer: Any, memory: Any, seed: int = 1, **said: Any) -> list[Tensor]:
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("memory", [Segments(2), "2 MB"], ids=str)
 @pytest.mark.parametrize("said", SAID)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", with_more(["residual, norms", "both below", "nested", "nn.LSTM"], ["stack", "both", "nn.RNN"])
+)
 def test_layers(name: str, said: str, memory: Any) -> None:
     layer = LAYERS[name]()
     before = list(layer.state_dict())
@@ -153,7 +154,7 @@ def test_a_teacher_and_a_state() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"layers": 2, "norm": True}, {"tie": True, "embedding": 16}, {"condition": 3}, {"cutoffs": [10, 20]}],
+    [{"layers": 2, "norm": True, "tie": True, "embedding": 16}, {"condition": 3, "cutoffs": [10, 20]}],
     ids=str,
 )  # fmt: skip
 def test_language_models(options: dict[str, Any]) -> None:
@@ -171,7 +172,7 @@ def test_language_models(options: dict[str, Any]) -> None:
         torch.testing.assert_close(other, found[0], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("layers", with_more([2], [1]))
 def test_dropout_of_a_language_model(layers: int) -> None:
     model = LanguageModel(50, "elman", hidden=16, layers=layers, dropout=0.4)
     x, losses = torch.zeros(30, 4, dtype=torch.int64), []

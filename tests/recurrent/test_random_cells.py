@@ -40,7 +40,7 @@ NAMESAKES = Program(
 )  # fmt: skip
 
 
-@examples(5, 200)
+@examples(3, 200)
 @hypothesis.example(RandomCell(NAMESAKES).double(), False, (4, 3))
 @hypothesis.given(random_cells(), st.booleans(), st.sampled_from([(1, 1), (4, 3), (3, 1), (2, 5)]))
 def test_a_random_cell_equals_its_eager_loop(cell: RandomCell, reverse: bool, size: tuple[int, int]) -> None:

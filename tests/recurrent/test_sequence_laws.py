@@ -22,7 +22,7 @@ from tests.tensors import differentiable
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-few = examples(4, 60)
+few = examples(3, 60)
 T = 6
 
 

@@ -56,6 +56,7 @@ def test_every_choice_equals_the_definition(name: str, reverse: bool, engine: st
             assert not got.gradients["x"][outside].any()
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize(
     "name",
@@ -114,17 +115,18 @@ def test_rows_of_noise_do_not_depend_on_where_they_are_cut() -> None:
     assert whole.unique().numel() > 0.99 * whole.numel()
 
 
+@pytest.mark.grid(1)
 @ways
-def test_second_derivatives(reverse: bool) -> None:
-    for name in ("lstm", "learned_start_rnn"):
-        rnn, inputs, told = layer(name, reverse=reverse), Inputs.of(CASES[name], 5, 3), ragged.said(5, 3, 2)
-        found = []
-        for run in (ragged.ours, ragged.theirs):
-            wanted = compare.wanted_of(rnn, inputs)
-            first = compare.gradients(compare.flat(*run(rnn, inputs, **told)), wanted, create_graph=True)
-            found.append((first, compare.gradients(first, wanted)))
-        for mine, right in zip(*found, strict=True):
-            compare.assert_equal(mine, right)
+@pytest.mark.parametrize("name", ["lstm", "learned_start_rnn"])
+def test_second_derivatives(name: str, reverse: bool) -> None:
+    rnn, inputs, told = layer(name, reverse=reverse), Inputs.of(CASES[name], 5, 3), ragged.said(5, 3, 2)
+    found = []
+    for run in (ragged.ours, ragged.theirs):
+        wanted = compare.wanted_of(rnn, inputs)
+        first = compare.gradients(compare.flat(*run(rnn, inputs, **told)), wanted, create_graph=True)
+        found.append((first, compare.gradients(first, wanted)))
+    for mine, right in zip(*found, strict=True):
+        compare.assert_equal(mine, right)
 
 
 @pytest.mark.conformance
@@ -293,7 +295,7 @@ def test_a_teacher_with_all_of_it(name: str, width: int, reverse: bool) -> None:
         assert not got.gradients["teacher"].isnan().any()
 
 
-@pytest.mark.grid
+@pytest.mark.grid(1)
 @ways
 @teachable
 @engines

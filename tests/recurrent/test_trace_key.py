@@ -146,7 +146,7 @@ KEEPERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any]
 }  # fmt: skip
 
 
-# tests/recurrent/test_again.py changes every one of them between two calls.
+# tests/recurrent/test_bound.py changes every one of them between two calls.
 @pytest.mark.parametrize("name", with_more(list(KEEPERS)[-1:], list(KEEPERS)[:-1]))
 def test_what_the_cell_keeps_in_objects(name: str, traces: list[str]) -> None:
     make, read, change = KEEPERS[name]
@@ -158,6 +158,7 @@ def test_what_the_cell_keeps_in_objects(name: str, traces: list[str]) -> None:
     assert not torch.allclose(first, agrees(rnn, x, h))
 
 
+@pytest.mark.conformance  # tests/recurrent/test_bound.py has the same changes and more, without gradients
 def test_a_number_changed_in_a_submodule() -> None:
     class Nested(zoo.Base):
         def __init__(self) -> None:
@@ -443,7 +444,7 @@ def test_functional_call(traces: list[str]) -> None:
     assert other["cell.W"].grad is not None
 
 
-@pytest.mark.parametrize("name", ["weight_norm", "orthogonal", "own"])
+@pytest.mark.parametrize("name", with_more(["own", "orthogonal"], ["weight_norm"]))
 def test_parametrizations(name: str) -> None:
     class Twice(nn.Module):
         def forward(self, W: Tensor) -> Tensor:

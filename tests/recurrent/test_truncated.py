@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 import elman
 from elman.errors import InputError, InputTypeError, NotSupported
+from tests.pairwise import with_more
 
 Tensor = torch.Tensor
 F64 = torch.float64
@@ -162,7 +163,10 @@ def same(one: Any, other: Any) -> None:
 @pytest.mark.grid
 @pytest.mark.parametrize("sizes", [(1,), (7,), (5, 11, 2), (64,)], ids=str)
 @pytest.mark.parametrize("lr", [0.0, 0.05])
-@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (4, 4), (3, 5), (1, 6), (4, 8), (5, 13), (6, 40), (23, 23)])
+@pytest.mark.parametrize(
+    ("k1", "k2"),
+    with_more([(1, 1), (3, 5), (5, 13), (6, 40)], [(4, 4), (1, 6), (4, 8), (23, 23)], together=True),
+)
 @pytest.mark.parametrize("events", EVENTS)
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "compiled"])
 def test_it_is_the_plain_loop(
@@ -188,6 +192,7 @@ def test_it_is_the_plain_loop(
     same(got, learn(module, theirs(), lr))
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("events", ["dense", "reset", "all"])
 @pytest.mark.parametrize("name", MODULES)
 def test_a_window_of_everything_is_a_call_on_the_whole(name: str, events: str) -> None:

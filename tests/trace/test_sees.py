@@ -28,6 +28,7 @@ from elman.caches import Recent
 from elman.errors import RetraceWarning
 from elman.recurrent import programs
 from tests import eager
+from tests.pairwise import with_more
 
 Tensor = torch.Tensor
 T, B, H = 4, 3, 5
@@ -248,7 +249,15 @@ HONOURED: dict[str, Row] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HONOURED)
+# Seen in the same way as another row, or as tests/recurrent/test_bound.py sees it.
+ALIKE = (
+    "an attribute", "a deque", "another array", "a static method", "the class of an object", "a global number",
+    "a closure's list", "getenv", "a class that holds settings", "a dict of the class",
+    "another parameter of a module in a list",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", with_more([name for name in HONOURED if name not in ALIKE], ALIKE))
 def test_honoured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HERE, "TENSOR", TENSOR.clone())
     make, edit = HONOURED[name]
