@@ -47,13 +47,13 @@ GROUPS: dict[str, dict[str, Operation]] = {
         "instance_norm": lambda a, u: F.instance_norm(square(a), weight=WEIGHT[:2]),
         "norm 3": lambda a, u: a.norm(3, -1, True) * u,
         "norm inf": lambda a, u: torch.linalg.norm(a, math.inf, dim=-1, keepdim=True) * u,
+        "normalize 1": lambda a, u: F.normalize(a, 1.0) * u,
         "numbers written down": lambda a, u: a[:, [1, 0, 3, 2]] * u,
+        "l1_loss": lambda a, u: F.l1_loss(a, u, reduction="none") * u,
     },
     "made of the same parts": {
-        "normalize 1": lambda a, u: F.normalize(a, 1.0) * u,
         "norm 1": lambda a, u: a.norm(1, dim=-1, keepdim=True) * u,
         "vector_norm": lambda a, u: torch.linalg.vector_norm(a, 1.5, dim=-1),
-        "l1_loss": lambda a, u: F.l1_loss(a, u, reduction="none") * u,
     },
     "straight": plain("relu", "relu6", "hardtanh", "hardshrink", "softshrink", "leaky_relu", "hardswish")
     | {

@@ -18,8 +18,8 @@ from tests.pairwise import with_more
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 V, T, B = 3, 4, 2
-CELLS = ["context_rnn", "lstm", "lying_rnn", "token_rnn"]
-MORE = ["elman", "gru", "layer_norm_rnn", "delayed_rnn", "attention_rnn", "baddbmm_rnn"]
+CELLS = ["context_rnn", "lstm", "lying_rnn", "token_rnn", "baddbmm_rnn"]
+MORE = ["elman", "gru", "layer_norm_rnn", "delayed_rnn", "attention_rnn"]
 
 
 def weights_of(rnn: elman.Recurrent, generator: torch.Generator) -> dict[str, Tensor]:
@@ -31,7 +31,8 @@ def weights_of(rnn: elman.Recurrent, generator: torch.Generator) -> dict[str, Te
 
 def given(name: str, seed: int) -> tuple[Any, Any, Any]:
     case, g = CASES[name], torch.Generator().manual_seed(seed)
-    return case.x(T, B, g), case.state(B, g), case.context(B, g) or {}
+    context = case.context(B, g)
+    return case.x(T, B, g), case.state(B, g), {} if context is None else context
 
 
 def stacked(trees: list[Any]) -> Any:
@@ -66,12 +67,12 @@ def test_examples_are_as_each_by_itself(name: str, over: str, engine: str) -> No
 
     def ours(weights: Any, given: Any) -> Any:
         x, state, context = given
-        return functional_call(rnn, weights, (x, state), {"context": context or None})
+        return functional_call(rnn, weights, (x, state), {"context": context if len(context) else None})
 
     def loop(weights: Any, given: Any) -> Any:
         cell = Functional(rnn.cell, {n.removeprefix("cell."): w for n, w in weights.items()})
         x, state, context = given
-        return eager.unroll(cell, x, state, context=context or None)
+        return eager.unroll(cell, x, state, context=context if len(context) else None)
 
     dims = (None if shared[1] else 0, None if shared[0] else 0)
     got = vmap(grad(lambda w, g: loss(w, g, ours), has_aux=True), dims)(weights, (x, state, context))

@@ -128,7 +128,7 @@ def test_an_interrupt_ends_a_loop() -> None:
             rnn(None, h, steps=100)
             each = (time.perf_counter() - began) / 100
             steps = int(60 / each)
-            for seconds in (0.1, 0.25):
+            for seconds in (0.2, 0.5):  # it asks four times a second, and two signals at once are one
                 threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
             began = time.perf_counter()
             with pytest.raises(KeyboardInterrupt):
