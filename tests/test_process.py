@@ -159,7 +159,6 @@ def test_nothing_of_the_process_stays_changed(kind: type[Plain], monkeypatch: py
     assert not seeds
     if kind in (
         Plain,
-        Dropped,
         Convolved,
     ):  # derivatives are derived at the first call that wants them, and need no generator
         layer(x)[0].sum().backward()
