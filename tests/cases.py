@@ -230,3 +230,4 @@ SELDOM = (
 
 CASES: Mapping[str, Case] = {case.name: case for case in _TABLE}
 assert len(CASES) == len(_TABLE), "two cases have one name"
+assert set(SELDOM) < set(CASES)

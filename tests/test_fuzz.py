@@ -17,7 +17,7 @@ import torch
 
 import elman
 from tests import fuzz, ways
-from tests.pairwise import examples
+from tests.pairwise import examples, with_more
 from tests.random_cells import NESTINGS, RULES, Instruction, Next, Program, RandomCell
 from tests.strategies import programs
 
@@ -58,7 +58,7 @@ def test_some_cells_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fuzz.run(RICH, "all, reversed") is None
 
 
-@pytest.mark.parametrize("way", ways.WAYS)
+@pytest.mark.parametrize("way", with_more([way for way in ways.WAYS if way != "compiled"], ["compiled"]))
 @pytest.mark.slow
 def test_every_way_runs(way: str) -> None:
     assert fuzz.run(SMALL, way) is None

@@ -25,9 +25,9 @@ from tests.recurrent.compare import Inputs
 
 Tensor = torch.Tensor
 T, B = 5, 3
-EACH = ["lstm", "jordan", "ind_rnn", "noisy_rnn", "token_rnn"]
+EACH = ["gru", "jordan", "ind_rnn", "noisy_rnn", "token_rnn"]
 MORE = [
-    "elman", "gru", "layer_norm_rnn", "leaky",
+    "elman", "lstm", "layer_norm_rnn", "leaky",
     "dict_output_rnn", "learned_start_rnn", "delayed_rnn", "kinked_rnn", "context_rnn", "nodes_rnn",
     "fast_weights_rnn", "layer_norm_lstm", "columns_rnn", "attention_rnn", "named_tuple_lstm", "dropout_rnn",
     "counting_rnn", "slots_rnn", "cat_rnn", "tied_rnn", "dale_rnn", "weight_norm_rnn", "convolutional_rnn",

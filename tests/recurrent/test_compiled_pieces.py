@@ -47,7 +47,7 @@ def results(run: Any, rnn: elman.Recurrent, inputs: Inputs, **more: Any) -> list
 
 
 KINDS = [("gru", "all"), ("gru", "nothing")]
-KINDS += [(name, "all") for name in ("context_rnn", "loss_rnn", "learned_start_rnn")]
+KINDS += [(name, "all") for name in ("context_rnn", "loss_rnn", "learned_start_rnn", "dict_output_rnn")]
 KINDS += [(name, "lengths") for name in STARTLESS]
 MORE = [
     ("gru", "lengths"),

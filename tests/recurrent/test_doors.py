@@ -97,9 +97,9 @@ def agrees(rnn: elman.Recurrent, fast: Any, inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     "name",
     with_more(  # others are compiled with lengths: tests/recurrent/test_compiled_pieces.py
-        ["gru", "delayed_rnn", "dict_output_rnn"],
-        ["lstm", "dict_input_rnn", "swing", "silent_rnn", "named_tuple_lstm", "zoneout_lstm", "context_rnn",
-         "loss_rnn"],
+        ["gru", "delayed_rnn"],
+        ["lstm", "dict_output_rnn", "dict_input_rnn", "swing", "silent_rnn", "named_tuple_lstm", "zoneout_lstm",
+         "context_rnn", "loss_rnn"],
     ),
 )  # fmt: skip
 def test_compiled_calls(name: str, compiler: None) -> None:
@@ -110,6 +110,7 @@ def test_compiled_calls(name: str, compiler: None) -> None:
         agrees(rnn, fast, Inputs.of(CASES[name], T, B))
 
 
+@pytest.mark.conformance  # test_compiled_pieces.py has one compilation for all sizes
 def test_compiled_with_dynamic_sizes(compiler: None) -> None:
     rnn = layer("lstm", reverse=True)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -142,6 +143,7 @@ def test_compiled_without_gradients(compiler: None) -> None:
     agrees(rnn, fast, inputs)
 
 
+@pytest.mark.conformance  # test_compiled_pieces.py has a teacher with a weight
 def test_compiled_teacher(compiler: None) -> None:
     rnn = elman.Recurrent(cells.Jordan(3, 5, 2).double())
     x, teacher = random(4, 2, 3), random(4, 2, 2, requires_grad=True)
