@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.pairwise import with_more
-
 NATIVE = Path(__file__).parent.parent / "native"
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
@@ -23,14 +21,9 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is at hand")
-@pytest.mark.parametrize(  # what differs between sets is the vector type, which both of the programs go through
-    ("what", "name"),
-    with_more(
-        [("products", [*SETS][min(1, len(SETS) - 1)]), *(("functions", name) for name in SETS)],
-        [("products", name) for i, name in enumerate(SETS) if i != min(1, len(SETS) - 1)],
-        together=True,
-    ),
-)
+@pytest.mark.grid(1)  # what differs between them is the vector type, which both of the programs go through
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("what", OPTIMISED)
 def test_native(what: str, name: str, tmp_path: Path) -> None:
     program = tmp_path / what
     source = NATIVE / "tests" / f"{what}.cpp"
