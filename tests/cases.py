@@ -225,7 +225,7 @@ SELDOM = (
     "elman_without_bias", "torch_rnn_tanh", "torch_rnn_relu", "zoneout_lstm_eval", "bernoulli_rnn", "dropout_rnn_eval",
     "mgu", "multiplicative_lstm", "hand_sliced_lstm", "antisymmetric_rnn", "time_constants", "henon", "gates_first_gru",
     "column_rates_rnn", "nodes_inner_gru", "batch_in_the_middle_rnn", "rounded_rnn", "no_grad_rnn",
-    "root_mean_square_rnn",
+    "root_mean_square_rnn", "detached_rnn", "kinked_rnn", "hard_gru",
 )  # fmt: skip
 
 CASES: Mapping[str, Case] = {case.name: case for case in _TABLE}

@@ -90,8 +90,8 @@ def test_parameters_may_have_any_name(at: int) -> None:
 @pytest.mark.parametrize(
     "keys",
     with_more(
-        [("a_before", "a"), ("t0", "x_t0")],
-        [("a", "a_next"), ("a_next", "a"), ("a", "a_final"), ("x", "x_next")],
+        [("a_before", "a")],
+        [("t0", "x_t0"), ("a", "a_next"), ("a_next", "a"), ("a", "a_final"), ("x", "x_next")],
     ),
 )
 def test_states_may_have_any_key(keys: tuple[str, str]) -> None:

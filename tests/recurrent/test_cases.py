@@ -123,7 +123,8 @@ def test_third_derivatives() -> None:
     compare.assert_equal(*found)
 
 
-@some("jordan", more=("gru", "elman", "leaky"))
+@pytest.mark.conformance  # test_second_derivatives_are_those_of_the_eager_loop has them exactly
+@some("jordan", "gru", more=("elman", "leaky"))
 @pytest.mark.slow
 def test_gradgradcheck(case: Case) -> None:
     sizes = {"n_in": 2, "n_hidden": 2}
