@@ -357,9 +357,9 @@ def test_it_is_cloned_searched_and_piped() -> None:
     from sklearn.model_selection import cross_val_score
 
     x, y = voices(45, 0)
-    model = Classifier(hidden=16, layers=1, steps=40, lr=0.02)
+    model = Classifier(**{**SMALL, "steps": 20, "lr": 0.04})
     assert sklearn.clone(model).get_params() == model.get_params()
-    assert cross_val_score(model, x, y, cv=2).mean() > 0.5
+    assert cross_val_score(model, x, y, cv=2, error_score="raise").mean() > 0.4
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
