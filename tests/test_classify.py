@@ -248,6 +248,7 @@ def test_it_is_fitted_kept_and_opened_again(
 ) -> None:
     x, y = strings
     assert fitted.score(x, y) > 0.9
+    assert float(fitted.model_.temperature) != 1
     assert fitted.predict_proba(x).sum(1) == pytest.approx(np.ones(len(x)))
     assert fitted.classes_.tolist() == ["ab", "cd", "ef"]
     fitted.save_pretrained(tmp_path / "kept")
@@ -482,6 +483,7 @@ def _digits() -> tuple[Any, Any, Any, Any]:
     return found.images[learnt], found.target[learnt], found.images[test], found.target[test]
 
 
+@pytest.mark.conformance  # that a temperature is found: test_it_is_fitted_kept_and_opened_again
 def test_a_little_training_on_digits_and_what_the_temperature_is_for() -> None:
     """Of 360 examples that took no part; half-learnt, the network is not sure enough."""
     x, y, test_x, test_y = _digits()
