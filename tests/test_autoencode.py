@@ -55,7 +55,8 @@ def learnt(steps: int) -> Autoencoder:
 
 @pytest.mark.parametrize("how", with_more(
     [{"cell": torch.nn.GRUCell}],
-    [{"channels": 3, "binary": True}, {"cell": "lstm", "layers": 2}, {"cell": "gru"}, {"cell": "elman"}, {"cell": "jordan"}, {"cell": "leaky"},
+    [{"channels": 3, "binary": True},
+     {"cell": "lstm", "layers": 2}, {"cell": "gru"}, {"cell": "elman"}, {"cell": "jordan"}, {"cell": "leaky"},
      {"channels": 3}],
 ), ids=str)  # fmt: skip
 def test_told_at_every_step_the_writer_does_what_it_does_on_the_shifted_sequence(how: dict[str, Any]) -> None:

@@ -336,7 +336,9 @@ def test_figures_tell_words_that_were_seen_from_others() -> None:
 
 @pytest.mark.parametrize(
     "how",
-    with_more([{"both": False}], [{"crf": True, "cell": "gru"}, {"cell": "lstm"}, {"both": False, "crf": True}]),
+    with_more(
+        [{"both": False}], [{"crf": True, "cell": "gru"}, {"cell": "lstm"}, {"both": False, "crf": True}]
+    ),
 )
 def test_a_tagger_learns_is_saved_and_found_again(tmp_path: Path, how: dict[str, Any]) -> None:
     words, tags = toy()
