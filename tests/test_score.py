@@ -96,7 +96,7 @@ def test_a_line_is_answered_before_the_next_is_given(monkeypatch: pytest.MonkeyP
                 ask.write(line)
                 ask.flush()
                 for _ in line.split():
-                    if not select.select([tell], [], [], 60)[0]:
+                    if not select.select([tell], [], [], 30)[0]:
                         return  # it is not answered, and the text ends here
                     answers.append(json.loads(tell.readline())["word"])
             ask.close()
