@@ -221,7 +221,7 @@ def test_killed_it_ends_with_the_same_bits_and_goes_on_when_it_has_ended(task: s
     assert "measured" in log(run)[-1]
 
 
-@every_task
+@mostly("lm", "toy")
 def test_a_folder_is_one_process_alone_and_one_run(task: str, learnt: Learnt) -> None:
     folder = learnt(task)
     with locked(folder / "run"):
@@ -354,7 +354,7 @@ def test_a_run_is_measured_reported_and_shown(task: str, tmp_path: Path) -> None
     assert len(said.splitlines()) > len(measured.out.splitlines())
 
 
-@every_task
+@mostly("lm", "tag", "toy")  # what each task predicts on the command line: its own file
 def test_predict_says_something_or_why_not(task: str, learnt: Learnt, tmp_path: Path) -> None:
     run, files = learnt(task) / "run", CASES[task].write(tmp_path)
     said = elman("predict", run, *files)
@@ -370,7 +370,7 @@ def test_predict_says_something_or_why_not(task: str, learnt: Learnt, tmp_path: 
     assert "leave --cold out" in elman("evaluate", run, *files, "--cold", "5").err
 
 
-@every_task
+@mostly("lm", "tag", "toy")
 def test_a_run_explains_itself_and_is_drawn(task: str, learnt: Learnt, tmp_path: Path) -> None:
     for name, *more in (["explain"], ["draw", "-o", str(tmp_path / "a.svg")]):
         done = elman(name, learnt(task) / "run", *more)
