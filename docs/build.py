@@ -1,19 +1,27 @@
 """The site and the notebooks: python docs/build.py [--small] writes site/, with `notebooks` docs/lecture as notebooks.
 
-The pages of the lecture are run (docs/execute.py), and what they print and draw is put under their blocks. Equations
-become MathML, which browsers show by themselves. The rest of docs/ is taken as it is: tests/test_docs.py runs it.
+Every page is run (docs/execute.py), and so are the examples, at their small size. What a page of the lecture prints and
+draws is put under its blocks; what another page prints is what it says, or there is no site. `guides` runs these alone.
+Equations become MathML, which browsers show by themselves.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import os
+import random
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,6 +34,9 @@ from docs.execute import Piece, run  # noqa: E402
 DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "site"
 EXTRA = ROOT / "build" / "extra"  # files that the site takes as they are
 LECTURE = DOCS / "lecture"
+# docs/results.md is written by a program, bench/reproduce.py.
+RUN = sorted([*(path for path in DOCS.glob("*.md") if path.name != "results.md"), ROOT / "README.md"])
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 GUIDES = [
     "install",
     "first_cell",
@@ -116,6 +127,42 @@ def lecture(small: bool) -> dict[Path, str]:
     return pages
 
 
+def guides(pages: Sequence[Path] = RUN, examples: Sequence[Path] = EXAMPLES) -> None:
+    """Run pages that are taken as they are, and examples, each in an empty folder, with the same random numbers.
+
+    AssertionError where a block prints something else than its page says, or an example has not learnt what it says;
+    a warning is an error as well.
+    """
+    for path in pages:
+        _alone(path, lambda path=path: run(path.read_text("utf-8"), str(path)))
+    for path in examples:
+        _alone(path, lambda path=path: example(path))
+
+
+def example(path: Path) -> None:
+    """Run an example at its small size: it asserts by itself that it has learnt what it says, and says it in a few
+    lines."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(str(path))["main"](small=True)
+    lines = out.getvalue().splitlines()
+    assert 1 <= len(lines) <= 12, f"{path}: {len(lines)} lines"
+
+
+def _alone(path: Path, runs: Callable[[], object]) -> None:
+    import numpy as np
+    import torch
+
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # PyTorch's own, when its inductor backend is imported.
+        warnings.filterwarnings("ignore", "`torch.jit.script(_method)?` is deprecated")
+        runs()
+    print(f"{path.name:32} {time.perf_counter() - began:6.1f} s", flush=True)
+
+
 # Rooms whose public names the reference tells of, behind those of `elman` itself.
 ROOMS = ["cells", "nn", "models", "dynamics", "online", "data", "training", "errors"]
 
@@ -177,7 +224,16 @@ def site(small: bool) -> None:
     (PAGES / "lecture").mkdir(parents=True)
     for picture in DOCS.glob("*.svg"):
         shutil.copy(picture, PAGES)
-    pages = lecture(small)
+    # In a process beside the lecture's, with one thread, as the number of threads changes the last bits of a product.
+    beside = subprocess.Popen(
+        [sys.executable, __file__, "guides"], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    try:
+        pages = lecture(small)
+        if beside.wait():
+            sys.exit("the site is not built: a page or an example does not do what it says, see above")
+    finally:
+        beside.kill()
     for path, page in pages.items():
         (PAGES / "lecture" / path.name).write_text(mathml(page), "utf-8")
     for path in DOCS.glob("*.md"):
@@ -289,8 +345,13 @@ def run_notebook(path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=escape(__doc__.splitlines()[0]))
-    parser.add_argument("what", nargs="?", choices=["site", "notebooks"], default="site")
+    parser.add_argument("what", nargs="?", choices=["site", "guides", "notebooks"], default="site")
     parser.add_argument("--small", action="store_true", help="experiments at the size of a test")
     parser.add_argument("--run", action="store_true", help="run the notebooks, each by itself")
     said = parser.parse_args()
-    notebooks(said.run) if said.what == "notebooks" else site(said.small)
+    if said.what == "site":
+        site(said.small)
+    elif said.what == "guides":
+        guides()
+    else:
+        notebooks(said.run)

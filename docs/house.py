@@ -7,7 +7,7 @@ way down. tests/test_house.py holds the picture against the imports.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -17,18 +17,22 @@ HIDDEN = {"", "errors", "caches", "_native", "__main__"}  # everybody's, or nobo
 WIDTH, HEIGHT, BESIDE, ABOVE, EDGE = 104, 30, 28, 38, 16
 
 
-def imports() -> dict[str, set[str]]:
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def imports(tree: Callable[[Path], ast.Module] = parsed) -> dict[str, set[str]]:
     """Room -> the rooms that it imports."""
     found: dict[str, set[str]] = {}
     for path in sorted((ROOT / "elman").rglob("*.py")):
         room = path.relative_to(ROOT / "elman").with_suffix("").parts[0]
         if room not in HIDDEN and room != "__init__":
-            found.setdefault(room, set()).update(set(_imported(path)) - HIDDEN - {room})
+            found.setdefault(room, set()).update(set(_imported(tree(path))) - HIDDEN - {room})
     return {room: others & found.keys() for room, others in found.items()}
 
 
-def _imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("elman"):
             parts = (node.module or "").split(".")
             yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
@@ -67,8 +71,8 @@ def rows(graph: dict[str, set[str]]) -> list[list[str]]:
     return floors
 
 
-def draw() -> str:
-    graph = reduced(imports())
+def draw(tree: Callable[[Path], ast.Module] = parsed) -> str:
+    graph = reduced(imports(tree))
     floors = rows(graph)
     widest = max(map(len, floors))
     width = 2 * EDGE + widest * (WIDTH + BESIDE) - BESIDE

@@ -42,16 +42,21 @@ def batch(model: AutoencoderNetwork) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def words() -> Autoencoder:
-    """Has learnt words of up to three of three letters."""
-    return Autoencoder(24, embedding=8, steps=250, batch=16, lr=0.02, seed=1).fit(WORDS[1:])
+    """Has learnt a little of words of up to three of three letters."""
+    return learnt(60)
+
+
+def learnt(steps: int) -> Autoencoder:
+    return Autoencoder(24, embedding=8, steps=steps, batch=16, lr=0.02, seed=1).fit(WORDS[1:])
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", with_more(
-    [{"cell": torch.nn.GRUCell}, {"channels": 3, "binary": True}],
-    [{"cell": "lstm", "layers": 2}, {"cell": "gru"}, {"cell": "elman"}, {"cell": "jordan"}, {"cell": "leaky"},
+    [{"cell": torch.nn.GRUCell}],
+    [{"channels": 3, "binary": True},
+     {"cell": "lstm", "layers": 2}, {"cell": "gru"}, {"cell": "elman"}, {"cell": "jordan"}, {"cell": "leaky"},
      {"channels": 3}],
 ), ids=str)  # fmt: skip
 def test_told_at_every_step_the_writer_does_what_it_does_on_the_shifted_sequence(how: dict[str, Any]) -> None:
@@ -176,7 +181,8 @@ def test_half_of_a_batch_is_real_and_none_is_changed() -> None:
 
 
 @pytest.mark.conformance
-def test_unseen_words_come_back(words: Autoencoder) -> None:
+def test_unseen_words_come_back() -> None:
+    words = learnt(250)
     assert words.score(WORDS) >= 0.9
     assert words.encode(["ab", "abc"]).shape == (2, 24)
     found = words.evaluate([*WORDS, "ax"])
@@ -329,7 +335,7 @@ def _distance(a: str, b: str) -> int:
 
 
 def trained(folder: Path, *given: object) -> Path:
-    said = elman("train", "autoencode", *given, "--hidden", 8, "--embedding", 4, "--steps", 20, "--quiet", "--out",
+    said = elman("train", "autoencode", *given, "--hidden", 8, "--embedding", 4, "--steps", 4, "--quiet", "--out",
                  folder / "run")  # fmt: skip
     assert said.status == 0, said.err
     return folder / "run"

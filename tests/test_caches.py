@@ -69,7 +69,9 @@ def test_nothing_is_kept_that_is_not_listed() -> None:
     found: dict[str, int] = {}
     for path in sorted(root.rglob("*.py")):
         if path.name != "caches.py":
-            calls = sum(_called(node) in _KEEPERS for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+            text = path.read_text("utf-8")
+            there = ast.walk(ast.parse(text)) if any(word in text for word in _KEEPERS) else ()
+            calls = sum(_called(node) in _KEEPERS for node in there)
             found |= {path.relative_to(root).as_posix(): calls} if calls else {}
     assert found == {file: len(words) for file, words in KEPT.items()}
     for file in KEPT:

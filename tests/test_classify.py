@@ -248,6 +248,7 @@ def test_it_is_fitted_kept_and_opened_again(
 ) -> None:
     x, y = strings
     assert fitted.score(x, y) > 0.9
+    assert float(fitted.model_.temperature) != 1
     assert fitted.predict_proba(x).sum(1) == pytest.approx(np.ones(len(x)))
     assert fitted.classes_.tolist() == ["ab", "cd", "ef"]
     fitted.save_pretrained(tmp_path / "kept")
@@ -357,9 +358,9 @@ def test_it_is_cloned_searched_and_piped() -> None:
     from sklearn.model_selection import cross_val_score
 
     x, y = voices(45, 0)
-    model = Classifier(hidden=16, layers=1, steps=40, lr=0.02)
+    model = Classifier(**{**SMALL, "steps": 20, "lr": 0.04})
     assert sklearn.clone(model).get_params() == model.get_params()
-    assert cross_val_score(model, x, y, cv=2).mean() > 0.5
+    assert cross_val_score(model, x, y, cv=2, error_score="raise").mean() > 0.4
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -482,6 +483,7 @@ def _digits() -> tuple[Any, Any, Any, Any]:
     return found.images[learnt], found.target[learnt], found.images[test], found.target[test]
 
 
+@pytest.mark.conformance  # that a temperature is found: test_it_is_fitted_kept_and_opened_again
 def test_a_little_training_on_digits_and_what_the_temperature_is_for() -> None:
     """Of 360 examples that took no part; half-learnt, the network is not sure enough."""
     x, y, test_x, test_y = _digits()

@@ -13,27 +13,49 @@ from typing import Any
 import pytest
 
 import elman
-from docs.build import notebook, run_notebook
+from docs.build import GUIDES, INSIDE, RUN, guides, notebook, run_notebook
 from docs.execute import BLOCK, run
 
 ROOT = Path(__file__).parent.parent
-# results.md is written by a program, bench/reproduce.py.
-FILES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+FILES = sorted([*RUN, ROOT / "docs" / "results.md"])
 LECTURE = sorted((ROOT / "docs" / "lecture").glob("[0-9]*.md"))
 every_page = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if file.name != "results.md"], ids=lambda file: file.name
-)
-def test_the_blocks_of_a_page_run_and_print_what_they_say(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # some save pictures
-    run(file.read_text("utf-8"), str(file))
+# `make docs ARGS=--small`, which every change has to pass, runs every page: here are those that everybody reads first.
+FIRST = ("README.md", "index.md")
+_PAGES = [
+    pytest.param(file, marks=() if file.name in FIRST else pytest.mark.conformance, id=file.name)
+    for file in RUN
+]
 
 
-@pytest.mark.conformance  # `make docs ARGS=--small`, which every change has to pass, runs them too
+@pytest.mark.parametrize("file", _PAGES)
+def test_the_blocks_of_a_page_run_and_print_what_they_say(file: Path) -> None:
+    guides([file], [])
+
+
+def test_every_page_is_run_when_the_site_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where one prints something else than it says, or warns, there is no site; what it saves is nobody's."""
+    assert {file.stem for file in RUN} == {*GUIDES, *INSIDE, "index", "README"} - {"results"}
+    block = "```python\nfrom pathlib import Path\nPath('a.svg').write_text('')\n{}\n```\n\n```text\n2\n```\n"
+    lines = {
+        "right": "print(2)",
+        "other": "print(3)",
+        "warned": "import warnings\nwarnings.warn('no')\nprint(2)",
+    }
+    for name, line in lines.items():
+        (tmp_path / name).write_text(block.format(line))
+    before = list(Path().iterdir())
+    guides([tmp_path / "right"], [])
+    assert capsys.readouterr().out.startswith("right ")
+    for name, error in {"other": AssertionError, "warned": UserWarning}.items():
+        with pytest.raises(error):
+            guides([tmp_path / name], [])
+    assert list(Path().iterdir()) == before
+
+
+@pytest.mark.conformance  # as above
 @pytest.mark.parametrize("file", LECTURE, ids=lambda file: file.name)
 def test_a_page_of_the_lecture_runs_and_what_it_claims_holds(file: Path) -> None:
     page = file.read_text("utf-8")

@@ -202,7 +202,7 @@ class Noisy(nn.Module):
 # --- traced, scripted, quantized --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", pairwise.with_more(["LSTM"], ["RNN", "GRU"]))
 def test_drop_ins_are_traced_as_torchs(kind: str) -> None:
     theirs, ours = swapped(kind)
     x, other = torch.randn(T, B, I), torch.randn(T + 2, B - 1, I)
@@ -294,7 +294,7 @@ def test_unswap() -> None:
     assert "no recurrent layer" in str(unswap(nn.Linear(1, 1)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", pairwise.with_more(["GRU"], ["RNN", "LSTM"]))
 def test_swapped_models_are_carried_about(kind: str) -> None:
     theirs, ours = swapped(kind, bidirectional=True)
     theirs, ours, x = theirs.rnn, ours.rnn, torch.randn(T, B, I)
@@ -335,6 +335,7 @@ def test_pickles_of_old_versions(missing: tuple[str, ...]) -> None:
 # --- written into -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "said", [{}, {"num_layers": 2, "batch_first": True}, {"bidirectional": True}], ids=str

@@ -107,7 +107,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with nothing in it but what a report needs."""
     here = tmp_path_factory.mktemp("report")
     (here / "text.txt").write_text("the cat sat on the mat; the rat sat on the cat.\n" * 40)
-    size = ["--hidden", "12", "--layers", "2", "--window", "16", "--batch", "4", "--steps", "40"]
+    size = ["--hidden=16", "--embedding=16", "--layers=2", "--window=16", "--batch=4", "--steps=40"]
     done = CliRunner().invoke(
         cli.app, ["train", "lm", str(here / "text.txt"), "--out", str(here / "run"), *size]
     )

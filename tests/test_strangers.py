@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from elman.app import cli, jobs
@@ -28,6 +28,7 @@ from elman.models import LanguageModel
 from elman.tasks import lm
 from elman.tasks.settings import KeepingSettings, StackSettings, TrainingSettings
 from elman.training import FORMAT, Measure, Run, Trainer, Training, locked
+from tests import pairwise
 from tests.strangers import (
     CELL,
     COMMANDS,
@@ -185,6 +186,8 @@ def test_a_spoiled_file_is_told_in_words(name: str, run: Path) -> None:
     for command in ("report", "evaluate", "held out", "generate"):
         if name.partition(":")[0] in ("log", "report", "lock") and command != "report":
             continue  # what they do not open
+        if refused and command not in (*refused, "report") and not pairwise.exhaustive:
+            continue  # they open it by the same door as one of those that refuse it
         said = on(run, command)
         fair(said)
         if command in refused:
@@ -257,7 +260,7 @@ ODD = [None, True, -1, 0, 3, 2**31, 2**64, BIG, 0.5, 1e308, float("nan"), float(
        "x" * 5000, [], {}, [[]], [None] * 20, {"": {}}, "/dev/zero", "/**/*"]  # fmt: skip
 
 
-@settings(max_examples=15)
+@pairwise.examples(6, 15)
 @given(
     st.sampled_from([CONFIG, TOKENIZER, LOG, WEIGHTS]),
     st.sampled_from(["flip", "cut", "insert"]),
@@ -279,7 +282,7 @@ def test_any_byte_may_be_another(name: str, how: str, place: float, other: bytes
     all_fair(spoil, name)
 
 
-@settings(max_examples=25)
+@pairwise.examples(10, 25)
 @given(st.sampled_from([CONFIG, TOKENIZER, LOG]), st.integers(0, 200), st.sampled_from(ODD))
 def test_any_field_may_be_of_any_type(name: str, place: int, other: Any) -> None:
     def spoil(run: Path) -> None:
@@ -518,7 +521,7 @@ def test_what_nobody_thought_of_is_a_line_and_a_file(monkeypatch: pytest.MonkeyP
     assert cli.plain("a\x1b[2J\x07\u202eb\n") == "a\ufffd[2J\ufffd\ufffdb\n"
 
 
-@pytest.mark.parametrize("name", ["a\udcff", "[/b]\x1b\n"])
+@pytest.mark.parametrize("name", ["[/b]\x1b\na\udcff"])
 def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     run = copy(tmp_path / name)
     for command in ("report", "evaluate", "generate", "resume"):

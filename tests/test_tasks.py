@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -111,7 +112,7 @@ CASES: dict[str, Case] = {
     "forecast": Case(
         _series, ("--hidden", "8", "--batch", "4", "--horizon", "3", "--season", "5", "--dropout", "0")
     ),
-    "lm": Case(_text, ("--hidden", "8", "--embedding", "4", "--window", "8", "--batch", "4")),
+    "lm": Case(_text, ("--hidden", "16", "--embedding", "8", "--window", "8", "--batch", "4")),
     "tag": Case(
         _sentences,
         ("--hidden", "8", "--spelling", "4", "--dropout", "0", "--word-dropout", "0", "--batch", "4"),
@@ -148,6 +149,22 @@ def train(task: str, folder: Path, out: str, *more: str) -> str:
     said = elman(*words(task, folder, out, *more))
     assert said.status == 0, said.err
     return said.out
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Of each task the folder of a run of two steps, `run`, which nobody changes, with what it has learnt from."""
+
+    @functools.cache
+    def folder(task: str) -> Path:
+        here = tmp_path_factory.mktemp(task)
+        train(task, here, "run", "--steps", "2")
+        return here
+
+    return folder
+
+
+Learnt = Callable[[str], Path]
 
 
 def log(run: Path) -> list[dict[str, Any]]:
@@ -204,31 +221,26 @@ def test_killed_it_ends_with_the_same_bits_and_goes_on_when_it_has_ended(task: s
     assert "measured" in log(run)[-1]
 
 
-@mostly("lm", "autoencode")
-def test_a_folder_is_one_process_alone(task: str, tmp_path: Path) -> None:
-    train(task, tmp_path, "run", "--steps", "2")
-    with locked(tmp_path / "run"):
-        said = elman(*words(task, tmp_path, "run", "--steps", "4", "--resume", "auto"))
+@mostly("lm", "toy")
+def test_a_folder_is_one_process_alone_and_one_run(task: str, learnt: Learnt) -> None:
+    folder = learnt(task)
+    with locked(folder / "run"):
+        said = elman(*words(task, folder, "run", "--steps", "4", "--resume", "auto"))
     assert said.status == 2
     assert "another process is training in this run folder" in said.err
-    assert "not empty" in elman(*words(task, tmp_path, "run", "--steps", "2")).err
-
-
-@mostly("lm", "tag")
-def test_other_settings_are_another_run(task: str, tmp_path: Path) -> None:
-    train(task, tmp_path, "run", "--steps", "2")
-    said = elman(*words(task, tmp_path, "run", "--steps", "2", "--resume", "auto", "--lr", "0.5"))
+    assert "not empty" in elman(*words(task, folder, "run", "--steps", "2")).err
+    said = elman(*words(task, folder, "run", "--steps", "2", "--resume", "auto", "--lr", "0.5"))
     assert "training.lr" in said.err
 
 
-def test_nothing_is_left_of_a_run_that_another_task_replaces(tmp_path: Path) -> None:
-    train("lm", tmp_path, "run", "--steps", "2")
+def test_nothing_is_left_of_a_run_that_another_task_replaces(learnt: Learnt, tmp_path: Path) -> None:
+    shutil.copytree(learnt("lm") / "run", tmp_path / "run")
     assert (tmp_path / "run" / "tokenizer.json").exists()
     train("toy", tmp_path, "run", "--steps", "2", "--overwrite")
     assert not (tmp_path / "run" / "tokenizer.json").exists()
 
 
-@mostly("lm", "classify")
+@mostly("lm")
 def test_a_full_disk_stops_no_run_that_has_room_again(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,21 +295,21 @@ def test_two_processes_take_the_steps_of_one(task: str, tmp_path: Path) -> None:
             assert torch.equal(weights[1][name], weights[0][name])
 
 
-@mostly("lm", "autoencode")
+@mostly("lm")
 def test_bfloat16_learns_the_same(task: str, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="it needs elman[accelerate]")
     found = []
     for precision in ("float32", "bfloat16"):
-        train(task, tmp_path, precision, "--steps", "20", "--precision", precision)
+        train(task, tmp_path, precision, "--steps", "10", "--precision", precision)
         found.append([line["loss"] for line in log(tmp_path / precision) if "loss" in line])
     assert found[0] != found[1]
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
-@mostly("lm", "autoencode")
+@mostly("toy")  # others from Python: each task's own file
 def test_the_seed_makes_the_run(task: str, tmp_path: Path) -> None:
     for out, seed in (("one", "3"), ("two", "3"), ("three", "4")):
-        train(task, tmp_path, out, "--steps", "5", "--seed", seed)
+        train(task, tmp_path, out, "--steps", "3", "--seed", seed)
     one, two, three = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("one", "two", "three"))
     assert one == two != three
 
@@ -315,7 +327,7 @@ def test_any_cell_will_do(task: str, tmp_path: Path) -> None:
 # --- what is said of it -----------------------------------------------------------------------------------------------
 
 
-@mostly("lm", "tag", "forecast")
+@mostly("lm", "toy")
 def test_a_run_is_measured_reported_and_shown(task: str, tmp_path: Path) -> None:
     said = train(task, tmp_path, "run", "--steps", "20", "--tensorboard")
     run, files = tmp_path / "run", CASES[task].write(tmp_path)
@@ -340,30 +352,33 @@ def test_a_run_is_measured_reported_and_shown(task: str, tmp_path: Path) -> None
     assert measured.status == 0, measured.err
     assert measured.out == elman("evaluate", run, *files).out
     assert len(said.splitlines()) > len(measured.out.splitlines())
-    for name, *more in (["explain"], ["draw", "-o", str(tmp_path / "a.svg")]):
-        done = elman(name, run, *more)
-        assert done.status == 0, done.err
 
 
-@every_task
-def test_predict_says_something_or_why_not(task: str, tmp_path: Path) -> None:
-    train(task, tmp_path, "run", "--steps", "2")
-    files = CASES[task].write(tmp_path)
-    said = elman("predict", tmp_path / "run", *files)
+@mostly("lm", "tag", "toy")  # what each task predicts on the command line: its own file
+def test_predict_says_something_or_why_not(task: str, learnt: Learnt, tmp_path: Path) -> None:
+    run, files = learnt(task) / "run", CASES[task].write(tmp_path)
+    said = elman("predict", run, *files)
     if task == "lm":
         assert said.status == 2
         assert "elman generate" in said.err
         return
     assert said.status == 0, said.err
     assert said.out
-    elman("predict", tmp_path / "run", *files, "--out", tmp_path / "out.txt")
+    elman("predict", run, *files, "--out", tmp_path / "out.txt")
     assert (tmp_path / "out.txt").read_text() == said.out
-    assert "only a language model writes" in elman("generate", tmp_path / "run").err
-    assert "leave --cold out" in elman("evaluate", tmp_path / "run", *files, "--cold", "5").err
+    assert "only a language model writes" in elman("generate", run).err
+    assert "leave --cold out" in elman("evaluate", run, *files, "--cold", "5").err
 
 
-def test_a_run_of_a_task_that_nobody_knows_is_refused(tmp_path: Path) -> None:
-    train("toy", tmp_path, "run", "--steps", "2")
+@mostly("lm", "tag", "toy")
+def test_a_run_explains_itself_and_is_drawn(task: str, learnt: Learnt, tmp_path: Path) -> None:
+    for name, *more in (["explain"], ["draw", "-o", str(tmp_path / "a.svg")]):
+        done = elman(name, learnt(task) / "run", *more)
+        assert done.status == 0, done.err
+
+
+def test_a_run_of_a_task_that_nobody_knows_is_refused(learnt: Learnt, tmp_path: Path) -> None:
+    shutil.copytree(learnt("toy") / "run", tmp_path / "run")
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace('"task": "toy"', '"task": "conduct"'))
     for name in ("evaluate", "predict", "report"):

@@ -60,7 +60,11 @@ def parts(report: Report, engine: str = "reference") -> set[tuple[str, str]]:
 
 # --- right cells ----------------------------------------------------------------------------------------------------
 
-FEW = ("noisy_rnn", "token_rnn", "named_tuple_lstm", "swing", "learned_start_rnn")
+FEW = (
+    "noisy_rnn",
+    "token_rnn",
+    "learned_start_rnn",
+)  # nested states, and no x: test_what_is_not_checked_says_why
 # The gradient of its weight is no sum over rows: see "Where it ends" in docs/gradients.md.
 MANY = sorted(set(CASES) - {*FEW, "clipped_rnn"})
 
@@ -173,6 +177,7 @@ def test_what_is_not_checked_says_why() -> None:
 def test_an_engine_that_cannot_run_the_cell_says_why() -> None:
     report = elman.verify(*example("clipped_rnn"))
     assert "sums over rows inside the loop" in str(report.engines["native"])
+    assert "native cannot run it: engine 'native' cannot run this loop: it has no form" in str(report)
     assert {check.engine for check in report.checks} == {"reference"}
 
 
@@ -265,6 +270,11 @@ def test_a_padding_that_is_looked_at_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert ("lengths", "outputs") in parts(elman.verify(CELL, X, engines=["reference"]))
 
 
+class Noisy(nn.Module):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + h) * torch.rand_like(h)
+
+
 def test_noise_that_is_another_in_the_backward_pass_is_found(
     fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,24 +283,32 @@ def test_noise_that_is_another_in_the_backward_pass_is_found(
 
     right, calls = noise.draw, itertools.count()
     monkeypatch.setattr(noise, "draw", other)
-    cell, x, state, _ = example("bernoulli_rnn")
-    assert not elman.verify(cell, x, state, engines=["reference"])
+    assert not elman.verify(Noisy(), X, X, engines=["reference"])
 
 
 ADJOINT = sys.modules["elman.adjoint"]  # the function of that name hides it
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -0.3, 0.8]))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + self.w * h)
+
+
 def test_a_wrong_rule_of_the_adjoint_is_found(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all that flows into a value, one part is forgotten."""
     monkeypatch.setattr(ADJOINT, "_added", lambda graph, terms: terms[0])
-    report = elman.verify(CELL, X, engines=["reference"])
+    report = elman.verify(Scaled(), X, X, engines=["reference"])
     assert {("whole", "d state"), ("whole", "d parameters"), ("lengths", "d inputs")} <= parts(report)
     assert "outputs" not in {part for _, part in parts(report)}
 
 
 def test_a_wrong_second_derivative_is_found(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ADJOINT, "_sum", lambda inputs, entries: inputs[entries[0].port.name])
-    report = elman.verify(CELL, X, engines=["reference"])
+    report = elman.verify(Scaled(), X, X, engines=["reference"])
     assert {way for way, _ in parts(report)} == {"second derivatives"}
 
 
@@ -365,6 +383,7 @@ def test_a_page_holds_nothing_but_what_it_says(tmp_path: Path) -> None:
         Report("GRU", checks, circuit, {}).save(tmp_path / "no" / "report.html")
 
 
+@pytest.mark.conformance  # in words of an engine that is there: test_an_engine_that_cannot_run_the_cell_says_why
 def test_without_the_compiled_part(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.Native, "supports", lambda *_: "it is not built")
     report = elman.verify(CELL, X)

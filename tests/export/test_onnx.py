@@ -214,9 +214,12 @@ def test_weights_beside(tmp_path: Path) -> None:
 
 def refused() -> dict[str, tuple[Callable[[], Any], type[Exception], str]]:
     def of(then: Callable[[Tensor], Tensor], **how: Any) -> Callable[[Path], Any]:
-        layer = elman.Recurrent(Own(then))
-        layer(torch.zeros(2, 1, I))
-        return lambda path: elman.export(layer, path, **how)
+        def call(path: Path) -> None:
+            layer = elman.Recurrent(Own(then))
+            layer(torch.zeros(2, 1, I))
+            elman.export(layer, path, **how)
+
+        return call
 
     none = elman.Recurrent(cells.GRU(I, H))
     plain = of(torch.sin)

@@ -108,7 +108,16 @@ def test_a_page_writes_what_python_writes(kind: str, tmp_path: Path) -> None:
 def test_a_page_tags_what_python_tags(both: bool, crf: bool, tmp_path: Path) -> None:
     sentences = [["the", "cat", "sat", "."], ["a", "rat", "ran"]] * 4
     tagger = elman.models.Tagger(
-        cell="elman", hidden=6, embedding=4, spelling=3, steps=4, both=both, crf=crf, residual=True, norm=True
+        cell="elman",
+        hidden=6,
+        layers=1,
+        embedding=4,
+        spelling=3,
+        steps=2,
+        both=both,
+        crf=crf,
+        residual=True,
+        norm=True,
     )
     tagger.fit(sentences, [["D", "N", "<b>", "P"], ["D", "N", "<b>"]] * 4)
     (page,) = elman.export(tagger.network, tmp_path / "tagger.html", weights="float32")

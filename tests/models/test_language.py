@@ -49,8 +49,8 @@ def own_cell(tmp_path: Path) -> Path:
     return path
 
 
-def model_of(cell: str = "gru", layers: int = 1, vocabulary: int = 11) -> LanguageModel:
-    embedding = 5 if layers == 1 else 9  # layers of the same widths are traced once
+def model_of(cell: str = "gru", layers: int = 1, vocabulary: int = 11, embedding: int = 9) -> LanguageModel:
+    """Layers of the same widths are traced once."""
     return LanguageModel(vocabulary, cell, hidden=9, layers=layers, embedding=embedding).double()
 
 
@@ -58,7 +58,7 @@ def model_of(cell: str = "gru", layers: int = 1, vocabulary: int = 11) -> Langua
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
 def test_loss_is_its_definition_by_hand(cell: str, layers: int) -> None:
-    model = model_of(cell, layers)
+    model = model_of(cell, layers, embedding=5 if layers == 1 else 9)
     x, y = torch.randint(11, (6, 3)), torch.randint(11, (6, 3))
     loss, _ = model.loss(x, y)
     nats = torch.zeros((), dtype=torch.float64)
@@ -94,9 +94,7 @@ def test_the_untrained_model_holds_every_symbol_equally_likely() -> None:
     assert loss.item() == pytest.approx(math.log(50), abs=0.05)
 
 
-@pytest.mark.parametrize(
-    "cell", with_more(["jordan", "lstm"], [c for c in CELLS if c not in ("jordan", "lstm")])
-)
+@pytest.mark.parametrize("cell", with_more(["lstm"], [c for c in CELLS if c != "lstm"]))
 def test_temperature_zero_is_argmax_step_by_step(cell: str) -> None:
     model = model_of(cell, layers=2)
     torch.nn.init.normal_(model.readout.weight)  # so that it does not say the same thing for ever
@@ -138,9 +136,10 @@ def test_a_seed_makes_a_text_repeatable_and_leaves_the_default_generator_alone()
 
 
 def test_excluded_symbols_are_never_written() -> None:
-    model = model_of(vocabulary=3)
-    assert set(model.generate([1], 60, seed=0, exclude=[0, 2])) == {1}
-    assert set(model.generate([1], 60, seed=0, temperature=0, exclude=[0, 2])) == {1}
+    model = model_of()
+    others = [symbol for symbol in range(11) if symbol not in (1, 4)]
+    assert set(model.generate([1], 60, seed=0, exclude=others)) == {1, 4}
+    assert set(model.generate([1], 60, seed=0, temperature=0, exclude=[*others, 4])) == {1}
 
 
 def test_symbols_come_one_at_a_time_and_the_callers_modes_stay() -> None:

@@ -15,7 +15,8 @@ CODES = torch.tensor([ord(c) % 64 for c in built_in_text()[:3000]])
 
 def test_a_mixture_is_the_mean_of_probabilities() -> None:
     torch.manual_seed(0)
-    model, counts, tokens = LanguageModel(64, hidden=8), NGram(CODES[:2000], 64, 3), CODES[2000:2200]
+    model, counts = LanguageModel(64, hidden=8, embedding=8), NGram(CODES[:2000], 64, 3)
+    tokens = CODES[2000:2200]
     assert evaluate_mixture(model, counts, tokens, 0).nats == pytest.approx(
         evaluate(model, tokens).nats, rel=1e-5
     )
@@ -33,7 +34,7 @@ def test_a_mixture_is_the_mean_of_probabilities() -> None:
 
 
 def test_what_is_no_mixture_is_refused() -> None:
-    model, counts = LanguageModel(64, hidden=8), NGram(CODES, 64, 2)
+    model, counts = LanguageModel(64, hidden=8, embedding=8), NGram(CODES, 64, 2)
     for weight, tokens in ((-0.1, CODES), (1.1, CODES), (0.5, CODES[:1])):
         with pytest.raises(InputError, match="weight from 0 to 1"):
             evaluate_mixture(model, counts, tokens, weight)

@@ -74,7 +74,7 @@ def test_the_logits_of_a_window_are_never_there_at_once() -> None:
 
 
 def test_a_tied_model_has_one_matrix() -> None:
-    model = LanguageModel(11, "gru", hidden=6, embedding=6, tie=True, dropout=0.3)
+    model = LanguageModel(11, "gru", hidden=8, embedding=8, tie=True, dropout=0.3)
     assert model.readout.weight is model.embedding.weight
     x = torch.randint(11, (5, 3))
     model.eval()

@@ -36,7 +36,7 @@ def stepped(made: LanguageModel, prompt: list[int], length: int, context: Tensor
 
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("prompt", [[3], [1, 4, 2, 2]])
-@pytest.mark.parametrize("cell", with_more(["jordan", "lstm"], ["elman", "gru", "leaky"]))
+@pytest.mark.parametrize("cell", with_more(["jordan"], ["elman", "gru", "leaky", "lstm"]))
 def test_the_likeliest_symbols_are_those_of_the_steps(cell: str, prompt: list[int]) -> None:
     made = model(cell).double()
     assert made.generate(prompt, 150, temperature=0) == stepped(made, prompt, 150)
@@ -172,7 +172,7 @@ def test_writing_runs_on_the_engine_whole() -> None:
     if isa() is None:
         pytest.skip("the compiled part is not there")
     made = model()
-    for options in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}):
+    for options in ({}, {"temperature": 1.5, "top_k": 5, "top_p": 0.8}, {"temperature": 0.0}):
         rnn = elman.Recurrent(
             Sampler(made.embedding, made.stack.as_cell(), made.readout, None, **options), engine="native"
         )
