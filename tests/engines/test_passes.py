@@ -107,11 +107,21 @@ def test_a_call_of_other_sizes_amid_another(monkeypatch: pytest.MonkeyPatch) -> 
         return native.Pass(*given[:-1], memory)
 
     monkeypatch.setattr(passes, "compiled", SimpleNamespace(**{**vars(passes.compiled), "Pass": made}))
-    rnn, x = elman.Recurrent(elman.cells.GRU(3, 17), batch_first=False), torch.randn(300, 9, 3)
-    wanted = rnn(x)[0].clone()
-    amid.append(lambda: rnn(torch.randn(400, 7, 3)))
-    assert torch.equal(rnn(x)[0], wanted)
+    rnn, generator = (
+        elman.Recurrent(elman.cells.LSTM(3, 17), batch_first=False),
+        torch.Generator().manual_seed(0),
+    )
+
+    def gradients(T: int, B: int, then: list[Callable[[], Any]]) -> tuple[torch.Tensor, ...]:
+        loss = rnn(torch.rand(T, B, 3, generator=generator.manual_seed(T)))[0].sum()
+        amid.extend(then)
+        return torch.autograd.grad(loss, list(rnn.parameters()))
+
+    wanted = gradients(300, 9, [])
+    few = rnn(torch.rand(50, 7, 3))[0].sum()
+    found = gradients(300, 9, [lambda: torch.autograd.grad(few, list(rnn.parameters()))])
     assert not amid
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_what_has_no_form_is_said() -> None:
