@@ -22,7 +22,6 @@ from elman.execute.executable import Call
 from elman.plan.memory import Schedule, marks, needs, reversal, schedule
 from elman.segments import Layout
 from elman.segments.segment import Segment
-from elman.trace.outside import LOCK
 
 if TYPE_CHECKING:
     from elman.execute.program import Program, Training
@@ -66,8 +65,7 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
             rows = call.steps * call.batch if sizes is None else int(sizes.sum())
             known = replace(known, extra=known.extra + _TOLD * rows, gathered=known.gathered + _TOLD)
         chosen = schedule(known, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
-    with LOCK:
-        whole.schedules.keep(key, chosen)  # the latest one comes last, for whoever explains it
+    whole.schedules.keep(key, chosen)  # the latest one comes last, for whoever explains it
     return Run(whole, call, chosen, training, len(program.outputs))
 
 

@@ -91,8 +91,6 @@ class Forecaster:
         }  # fmt: skip
         self.watch, self.progress = watch or (lambda event: None), progress
         self._network: ForecastNetwork | None = None
-        self._form: Form | None = None
-        self._panel: Panel | None = None
         self._frames: Frames | None = None
         self._like: Any = None
 
@@ -138,8 +136,8 @@ class Forecaster:
                 watch=self.watch,
                 progress=self.progress,
             )
-        self._network, self._form, self._panel = network.eval(), form, panel
         network.ends = form, panel
+        self._network = network.eval()
         return self
 
     # --- what it is for -----------------------------------------------------------------------------------------------
@@ -301,8 +299,7 @@ class Forecaster:
         if self._frames is not None:
             return self._frames.save(folder)
         network = self.network
-        assert self._panel is not None
-        return pretrained.save(folder, network.settings, network, {FILE: kept_form(self.form, self._panel)})
+        return pretrained.save(folder, network.settings, network, {FILE: kept_form(*self._ends)})
 
     @classmethod
     def from_pretrained(
@@ -316,14 +313,14 @@ class Forecaster:
             made = cls(distribution=FRAMES)
             made._frames = Frames.opened(config, folder, trust=trust, cell=cell, notify=notify)
             return made
-        form, panel, network = opened(config, folder, trust=trust, cell=cell, notify=notify)
+        form, _, network = opened(config, folder, trust=trust, cell=cell, notify=notify)
         how = {name: network.settings[name] for name in ("cell", "hidden", "layers", "dropout")}
         c = form.columns
         made = cls(
             form.horizon, distribution=network.settings["distribution"], season=form.season, context=form.context,
             id=c.id, time=c.time, target=c.target, known=c.known, past=c.past, static=c.static, **how,
         )  # fmt: skip
-        made._network, made._form, made._panel = network, form, panel
+        made._network = network
         return made
 
     def explain(self) -> Explanation:
@@ -336,7 +333,11 @@ class Forecaster:
 
     @property
     def form(self) -> Form:
-        return self._there(self._form)
+        return self._ends[0]
+
+    @property
+    def _ends(self) -> tuple[Form, Panel]:
+        return self._there(self.network.ends)
 
     def _there(self, part: Any) -> Any:
         if self._frames is not None:
@@ -353,8 +354,7 @@ class Forecaster:
     def _series(self, frame: Any) -> Panel:
         form = self.form
         if frame is None:
-            assert self._panel is not None
-            return self._panel
+            return self._ends[1]
         return panel_of([table_of(frame, form.columns)], form.columns, form.grid)
 
     def _like_this(self) -> Forecaster:

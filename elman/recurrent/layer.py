@@ -254,8 +254,9 @@ class Recurrent(Budget, torch.nn.Module):
         budget, memory = self._calls.budget, None
         if budget is not None:
             # Layers share programs: another one's latest call had another budget.
-            chosen = reversed(program.carrying_on.schedules.items())
-            memory = next(one for (_, _, said, *_), one in chosen if said == budget).said(budget)
+            kept = reversed([*program.carrying_on.schedules.items()])
+            chosen = next((one for (_, _, said, *_), one in kept if said == budget), None)
+            memory = None if chosen is None else chosen.said(budget)
         return Explanation(tuple(plans.values()), engines, memory=memory)
 
     def _of_latest_call(self) -> Binding:

@@ -192,9 +192,8 @@ def test_a_page_forecasts_what_python_forecasts(law: str, tmp_path: Path) -> Non
     assert found["rows"] == ["2005-03-01", "2005-04-01", "2005-05-01"], "two months have been added"
     assert found["wide"] <= 361
     made = model.predict(paths=4000)
-    assert model._panel is not None
     months = [f"{2002 + k // 12}-{k % 12 + 1:02}-01" for k in range(38)]
-    y = [*model._panel.series[0].y[-36:], 21.0, 22.0]
+    y = [*model._ends[1].series[0].y[-36:], 21.0, 22.0]
     longer = {"unique_id": ["one"] * 38, "kind": ["a"] * 38, "ds": months, "y": y}
     wanted = [made, model.predict(frame=longer, paths=4000)]
     for which, ours in enumerate([*found["forecasts"], found["longer"]]):

@@ -35,6 +35,7 @@ def plain(text: str) -> str:
 
 
 def facts(module: nn.Module, words: str, more: str = "") -> str:
+    """A paragraph: what the model is, in `words`, how large it is, and more."""
     count = sum(p.numel() for p in module.parameters())
     settings: Any = module.settings
     cell = settings.get("cell")

@@ -104,7 +104,7 @@ const features = (series, t) => {
 };
 const word = (series, t) => about.words[series.start + t - about.first];
 
-// Reads what is known: {raw, past, loc, scale, again}, raw of the first step to come. again() goes back to before it.
+// Reads what is known: {loc, scale, past, known, told, again}. told: what a step reads; again() goes back to before it.
 const read = (series, y) => {
   const [loc, scale] = scaling(y), t = y.length, z = [], there = [];
   let last = y.find(Number.isFinite);
@@ -135,10 +135,6 @@ const rawOf = (x) => {
   if (about.law === "quantiles") return raw.map((value, k) => value + base[Math.floor(k / levels.length)]);
   raw[0] += base[0];
   return raw;
-};
-const raw = (series, y) => {
-  const {told, past, known} = read(series, y);
-  return rawOf(told(past, known, y.length));
 };
 
 // Yields from time to time; what is found: {quantiles: [horizon][levels], mean: [horizon]}.
@@ -289,4 +285,4 @@ choice?.addEventListener("change", reset);
 one("reset").addEventListener("click", reset);
 window.addEventListener("resize", draw);
 reset();
-window.elman = {act, parsed, raw, forecasted, dice, about, features, word};
+window.elman = {act, parsed, forecasted, about};

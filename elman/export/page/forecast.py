@@ -55,7 +55,7 @@ def forecasts(network: ForecastNetwork) -> Content:
     if calendar.size:
         arrays["calendar"] = torch.from_numpy(calendar).flatten()
     about: dict[str, Any] = {
-        "task": "forecast", "layers": layers, "width": hidden, "lags": form.lags, "context": form.context,
+        "layers": layers, "width": hidden, "lags": form.lags, "context": form.context,
         "horizon": form.horizon, "counts": form.counts, "spread": form.spread, "levels": QUANTILES, "shares": SHARES,
         "law": DIRECT if network.law is None else network.settings["distribution"], "ahead": ahead is not None,
         "first": first, "calendar": calendar.shape[1], "words": form.grid.words(np.arange(first, last)),
@@ -75,7 +75,7 @@ def _body(network: ForecastNetwork, form: Form, kept: list[dict[str, Any]], coun
     )
     return f"""{facts(network, f"A forecaster, {steps} of {plain(form.grid.name)} ahead,", missing)}{choice}\
 <label for="text">Its latest numbers, the oldest first, a gap as -. Change one, or add some at the end.</label>
-<textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off" class="numbers"></textarea>
+<textarea id="text" spellcheck="false" autocomplete="off" autocapitalize="off"></textarea>
 <div class="controls"><button type="button" id="reset">As they were</button></div>
 <svg id="chart" role="img" height="300"></svg>
 <p id="said" aria-live="polite"></p>
