@@ -50,9 +50,7 @@ def verdict(node: fx.Node) -> Verdict:
     """What an operation does to the rows of its operands, and why it is not row by row."""
     try:
         if node.target is operator.getitem:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            return ROWWISE if carries(node.meta["val"]) or not carries(source.meta["val"]) else SUMMED
+            return ROWWISE  # what there is to say, the operation says that has several results
         parts = node.meta["val"] if isinstance(node.meta["val"], (tuple, list)) else (node.meta["val"],)
         for part in parts:
             rows_of(part)
@@ -116,15 +114,15 @@ def _nodes(value: Any) -> list[fx.Node]:
     return found
 
 
-def _argument(node: fx.Node, name: str, default: Any = None) -> Any:
-    """An argument of an ATen call by its schema name."""
+def _argument(node: fx.Node, name: str) -> Any:
+    """An argument of an ATen call by its schema name; its default where it is not given, None if it takes none such."""
     assert isinstance(node.target, torch._ops.OpOverload)
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.name == name:
             if position < len(node.args):
                 return node.args[position]
-            return node.kwargs.get(name, argument.default_value if default is None else default)
-    return default
+            return node.kwargs.get(name, argument.default_value)
+    return None
 
 
 def _value(node: Any) -> Any:
@@ -290,7 +288,7 @@ def _repeat(node: fx.Node) -> Verdict:
 def _cat(node: fx.Node) -> Verdict:
     parts, out = node.args[0], _value(node)
     mine = rows_of(out)
-    dim = int(_argument(node, "dim", 0) or 0) % out.dim()
+    dim = int(_argument(node, "dim") or 0) % out.dim()
     if mine is not None and mine.dim == dim:
         return _mixing("the concatenation runs along the batch")
     for part in parts:  # type: ignore[union-attr]
@@ -415,7 +413,7 @@ def _index(node: fx.Node) -> Verdict:
 def _index_put(node: fx.Node) -> Verdict:
     """Adding rows into a batchless table is a sum over rows; everything else is not known to keep rows apart."""
     source, indices, values = node.args[0], node.args[1], node.args[2]
-    accumulate = bool(_argument(node, "accumulate", False))
+    accumulate = bool(_argument(node, "accumulate"))
     mine = rows_of(_value(source))
     moving = [i for i in indices if i is not None and rows_of(_value(i)) is not None]  # type: ignore[union-attr]
     if mine is None and accumulate and moving and rows_of(_value(values)) is not None and is_zero(source):

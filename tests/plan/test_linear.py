@@ -94,6 +94,53 @@ def test_a_made_weight_is_made_once_and_so_is_its_gradient(group: str) -> None:
     assert len(backward.loop.nodes()) == 3
 
 
+class _Clipped(torch.autograd.Function):
+    """The parameter itself, and backward its gradient clipped: that of one step, a sum over the rows there."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clamp(-0.05, 0.05)
+
+
+class Clipped(nn.Module):
+    """Parameters whose gradients are sums over rows of every kind: of a layer norm, a bias, a product, a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = H
+        generator = torch.Generator().manual_seed(0)
+        self.w, self.table = (nn.Parameter(torch.randn(H, H, generator=generator)) for _ in range(2))
+        self.scale, self.shift, self.bias = (
+            nn.Parameter(torch.randn(H, generator=generator)) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        w, table, scale, shift, bias = map(
+            _Clipped.apply, (self.w, self.table, self.scale, self.shift, self.bias)
+        )
+        place = (x[:, 0] > 0).long()
+        pre = F.layer_norm(h @ w + F.embedding(place, table), (H,), scale, shift)
+        return torch.tanh(x + pre + bias)
+
+
+def test_a_gradient_clipped_at_each_step_is_not_the_sum_clipped() -> None:
+    cell = Clipped().double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(5, 3, H, generator=generator, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(3, H, generator=generator, dtype=torch.float64, requires_grad=True)
+    rnn = elman.Recurrent(cell)
+    got, expected = compare.both(rnn, Inputs(5, 3, x, state, None, None))
+    compare.assert_equal(got.values, expected.values)
+    compare.assert_equal(got.gradients, expected.gradients)
+    backward = elman.plan(pair(rnn.circuit).backward)
+    assert backward.loop is not None
+    assert len(backward.loop.sums) == 5, backward.loop.sums
+
+
 # --- what counts as linear ------------------------------------------------------------------------------------------
 
 aten = torch.ops.aten
