@@ -90,6 +90,7 @@ public:
             if (places_.back().kind == Place::given && n[2] > widest) widest = n[2];
         }
         zeros_.assign(size_t(widest), 0);
+        if (poisoned) zeros_.resize(size_t(widest + BEHIND), char(0xff));
         for (const nb::handle one : made) new_.push_back({nb::borrow(one[0]), numbers(one[1])});
         for (const nb::handle one : pieces) pieces_.push_back(piece(one));
         for (const nb::handle one : outcomes) {
@@ -159,6 +160,7 @@ public:
 
 private:
     static constexpr int64_t SMALL = 64 << 10;  // bytes between pieces that a workspace holds
+    static constexpr int64_t BEHIND = 4 << 10;  // bytes of NaN behind a row of zeros
 
     nb::object new_bytes(int64_t bytes) const {
         const nb::object size = nb::int_(bytes);
@@ -262,7 +264,7 @@ private:
         return latest_;
     }
 
-    Failure compute(int64_t steps, int64_t batch, const Counts& counts, std::vector<char*>& base, const std::vector<bool>& zero,
+    Failure compute(int64_t steps, int64_t batch, const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero,
                     const Arrangement& lies, char* arena, int threads) const {
         std::vector<Call> calls(pieces_.size(), Call{});
         std::vector<std::vector<Pointer>> pointers(pieces_.size());
@@ -297,7 +299,9 @@ private:
         for (size_t p = 0; p < places_.size(); p++) {
             const Place& place = places_[p];
             if (place.kind == Place::kept) base[p] = arena + lies.at[p];
-            if (place.kind == Place::within) base[p] = base[size_t(place.index)] + (place.batches * batch + place.all * steps * batch) * place.width;
+            if (place.kind != Place::within) continue;
+            base[p] = base[size_t(place.index)], zero[p] = zero[size_t(place.index)];  // of zeros there is one row
+            if (!zero[p]) base[p] += (place.batches * batch + place.all * steps * batch) * place.width;
         }
         nb::gil_scoped_release release;
         Failure failure = {};
@@ -348,7 +352,7 @@ private:
     std::vector<int64_t> given_;  // the place of every input, or -1
     nb::object failed_, threads_, empty_, bytes_of_;
     std::vector<Place> places_;
-    std::vector<char> zeros_;  // a row of them
+    std::vector<char> zeros_;  // a row of them; where memory is poisoned, NaN behind it
     std::vector<New> new_;
     std::vector<nb::object> kept_;
     std::vector<PassPiece> pieces_;

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import elman
 from elman.circuit.form import Kind
@@ -17,8 +18,10 @@ from elman.engines.native import passes
 from elman.execute import Call
 from elman.execute.executable import Executable
 from tests.cases import CASES
+from tests.eager import unroll
 from tests.pairwise import with_more
 
+Tensor = torch.Tensor
 native = pytest.importorskip("elman._native", reason="the compiled part is missing")
 WHOLE = with_more(
     ["elman", "gru", "lstm", "dropout_rnn", "dale_rnn", "spiking_rnn"], ["jordan", "leaky", "mgu"]
@@ -137,3 +140,28 @@ def _called(cell: torch.nn.Module) -> elman.Recurrent:
     rnn = elman.Recurrent(cell)
     rnn(torch.zeros(2, 2, 2))
     return rnn
+
+
+class HandsOn(torch.nn.Module):
+    """Hands out its state, and the x of the step before: what a cell that looks at two steps at once carries along."""
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
+        h, before = state
+        h = torch.tanh(0.5 * h + x)
+        return (h, before), (h, x)
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(batch, 3), torch.zeros(batch, 3)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_nothing_flows_back_to_is_zeros_in_a_delay_too(reverse: bool) -> None:
+    """Of a gradient that is not there the pass has one row of zeros, of which a delay takes no later rows."""
+    cell, x = HandsOn(), torch.randn(4, 2, 3, requires_grad=True)
+    results = elman.Recurrent(cell, reverse=reverse)(x)
+    loop = unroll(cell, x, cell.initial_state(2), reverse=reverse)
+    for got, expected in zip(*map(tree_leaves, (results, loop)), strict=True):
+        ours, theirs = (
+            torch.autograd.grad(one.square().sum(), x, retain_graph=True)[0] for one in (got, expected)
+        )
+        torch.testing.assert_close(ours, theirs)

@@ -122,6 +122,23 @@ def wanted_of(rnn: elman.Recurrent, inputs: Inputs) -> dict[str, Tensor]:
     return {**dict(rnn.cell.named_parameters()), **inputs.leaves()}
 
 
+def each_alone(rnn: elman.Recurrent, inputs: Inputs) -> tuple[dict[str, Named], dict[str, Named]]:
+    """(ours, theirs): by result, the gradients where nothing flows back but what comes from it alone."""
+    wanted, made = wanted_of(rnn, inputs), []
+    for run in (ours, theirs):
+        results = {name: value for name, value in flat(*run(rnn, inputs)).items() if value is not None}
+        reaching = {name: value for name, value in results.items() if value.requires_grad}
+        made.append({name: _of_one(value, wanted) for name, value in reaching.items()})
+    return made[0], made[1]
+
+
+def _of_one(value: Tensor, wanted: dict[str, Tensor]) -> Named:
+    found = torch.autograd.grad(
+        value.square().sum(), list(wanted.values()), allow_unused=True, retain_graph=True
+    )
+    return dict(zip(wanted, found, strict=True))
+
+
 def both(rnn: elman.Recurrent, inputs: Inputs, *, teacher: Any = None) -> tuple[Result, Result]:
     """(ours, theirs), with the gradients of parameters, inputs and teacher."""
     wanted = wanted_of(rnn, inputs)

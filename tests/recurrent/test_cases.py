@@ -33,6 +33,9 @@ def test_a_call_equals_the_eager_loop(case: Case, reverse: bool) -> None:
         got, expected = compare.both(rnn, Inputs.of(case, T, B, seed=T))
         compare.assert_equal(got.values, expected.values)
         compare.assert_equal(got.gradients, expected.gradients)
+    ours, loop = compare.each_alone(rnn, Inputs.of(case, 3, 2))
+    for name, gradients in loop.items():
+        compare.assert_equal(ours[name], gradients)
 
 
 @some("gru", more=("lstm",))
