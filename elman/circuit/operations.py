@@ -25,7 +25,6 @@ class RowRule(enum.Enum):
     ALONG_RESULT = "along a dimension `dim` of its result, which its operand may lack"
     TURNS = "turns dimensions, and the batch with them"
     RESHAPE = "reshape"
-    EXPAND = "expand"
     REPEAT = "repeat"
     JOIN = "puts its operands side by side"
     PAD = "constant_pad_nd"
@@ -136,7 +135,7 @@ _TABLE = (
     Operation("movedim", RowRule.TURNS, linear=(0,), addresses=True),
     Operation("squeeze", RowRule.TURNS, linear=(0,), addresses=True),
     Operation("unsqueeze", RowRule.TURNS, linear=(0,), addresses=True),
-    Operation("expand", RowRule.EXPAND, linear=(0,), addresses=True),
+    Operation("expand", RowRule.TURNS, linear=(0,), addresses=True),
     Operation("repeat", RowRule.REPEAT, linear=(0,)),
     Operation("slice", RowRule.ALONG, linear=(0,), addresses=True),
     Operation("select", RowRule.ALONG, linear=(0,), addresses=True),

@@ -249,8 +249,7 @@ def _addmm(node: fx.Node) -> Verdict:
 def _reshape(node: fx.Node) -> Verdict:
     before, after = _value(node.args[0]), _value(node)
     mine, theirs = rows_of(before), rows_of(after)
-    if mine is None:
-        return ROWWISE
+    assert mine is not None
     if theirs is None or math.prod(before.shape[: mine.dim]) != math.prod(after.shape[: theirs.dim]):
         return _mixing("the reshape moves the batch into another dimension")
     return ROWWISE
@@ -258,30 +257,15 @@ def _reshape(node: fx.Node) -> Verdict:
 
 @_rule(RowRule.TURNS)
 def _moves(node: fx.Node) -> Verdict:
-    return ROWWISE  # transpositions: rows_of finds the batch where it went
-
-
-@_rule(RowRule.EXPAND)
-def _expand(node: fx.Node) -> Verdict:
-    before, after = _value(node.args[0]), _value(node)
-    mine, theirs = rows_of(before), rows_of(after)
-    if mine is not None and (theirs is None or mine.dim - before.dim() != theirs.dim - after.dim()):
-        return _mixing("the expansion moves the batch into another dimension")
-    return ROWWISE
+    return ROWWISE  # transpositions, expansions: rows_of finds the batch where it went, and whether it is there twice
 
 
 @_rule(RowRule.REPEAT)
 def _repeat(node: fx.Node) -> Verdict:
     before, after = rows_of(_value(node.args[0])), rows_of(_value(node))
-    if before is None:
-        return ROWWISE
-    if after is None or after.factor != before.factor:
-        return _mixing("it repeats the batch")
-    return (
-        ROWWISE
-        if before.dim - _rank(node.args[0]) == after.dim - _rank(node)
-        else _mixing("it moves the batch")
-    )
+    assert before is not None
+    assert after is not None
+    return ROWWISE if after.factor == before.factor else _mixing("it repeats the batch")
 
 
 @_rule(RowRule.JOIN)

@@ -16,7 +16,9 @@ EXPLAINED: dict[str, str] = {
     r"recurrent/programs\.py: a cell computes with a tensor that another one has caught": "guarded: a tensor that is "
     "caught counts by identity in the trace key, so that no other cell has this key",
     r"trace/walk\.py Walk\._inside left out 2": "guarded: what a step reads of a module counts by itself",
-    r"circuit/verdict\.py _product_of turned 4": "unreachable: PyTorch pairs no dimension of any size with a fixed one",
+    r"circuit/verdict\.py (_product_of turned 4|_pointwise turned 1|_addmm turned 4)": "unreachable: PyTorch pairs no "
+    "dimension of any size with a fixed one",
+    r"circuit/verdict\.py _product_of turned 3": "guarded: a result that holds the batch twice is refused for that",
     r"plan/cut\.py _minimum_cut \+1 2": "equivalent: of n states no n + 1 can be chosen",
     r"plan/rewrite\.py _use_of_join condition 12": "unreachable: a turned concatenation of rows is not multiplied with "
     "itself",
