@@ -77,6 +77,9 @@ def main(
     online: Annotated[
         bool, typer.Option("--online", help="only this: learning on a stream, rule by rule; --steps 100000")
     ] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="with --online: draw error against memory into this file")
+    ] = None,
     streamed: Annotated[
         bool, typer.Option("--streams", help="only this: streams beside ONNX Runtime, tokens a second")
     ] = False,
@@ -120,7 +123,7 @@ def main(
         report.examples(seconds)
         report.tangents(seconds)
     if online:
-        report.online(steps)
+        report.online(steps, picture)
     if streamed:
         report.streams(seconds)
     if served:

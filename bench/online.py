@@ -6,11 +6,13 @@ ago.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import elman
@@ -18,13 +20,14 @@ from elman.online import RULES, cost
 
 LAG, EVERY, B, H = 6, 3, 8, 16
 WINDOWS = (3, 6, 30, 300)
+BUDGET = "64 MB"  # of back-propagation through the whole stream, once more
 CHUNK = 3000  # steps that are there at once
 
 
 @dataclass(frozen=True)
 class Run:
     """error: mean square over the last tenth of the stream; what always says the mean has 1. bytes: counted, of what is
-    held between steps. microseconds: a step."""
+    held between steps, or for the backward pass. microseconds: a step."""
 
     way: str
     steps: int
@@ -39,6 +42,22 @@ def runs(steps: int) -> Iterator[Run]:
         yield _run(rule, steps, 0)
     for window in WINDOWS:
         yield _run(f"truncated, {window} steps", steps, window)
+    for budget in (None, BUDGET):
+        yield _whole(steps, budget)
+
+
+def _whole(steps: int, budget: str | None) -> Run:
+    """Back-propagation through all of the stream, which has one gradient and comes to its first update at the end."""
+    torch.manual_seed(1)
+    rnn, V = elman.Recurrent(elman.cells.GRU(1, H), memory=budget), nn.Linear(H, 1)
+    x, y = (torch.cat(part) for part in zip(*_stream(steps), strict=True))
+    began = time.perf_counter()
+    each = (V(rnn(x)[0]) - y).square().mean((1, 2))
+    each.mean().backward()
+    took = 1e6 * (time.perf_counter() - began) / steps
+    held = elman.cost(elman.plan(rnn.circuit), T=steps, B=B, memory=budget).kept
+    way = "all steps" if budget is None else f"all steps, {budget}"
+    return Run(way, steps, float(each.detach()[-steps // 10 :].mean()), held, took)
 
 
 def _run(way: str, steps: int, window: int) -> Run:
@@ -98,6 +117,49 @@ def biases(learnt: Sequence[int] = (0, 3000), steps: int = 300) -> Iterator[Bias
         for rule, g in found.items():
             cosine = float(torch.cosine_similarity(g, exact, dim=0))
             yield Bias(rule, before, float((g - exact).norm() / exact.norm()), cosine)
+
+
+def picture(made: Sequence[Run]) -> Figure:
+    """Error against what is held, both logarithmic; beside every way the microseconds of a step."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot(
+        xscale="log", yscale="log", xlabel="bytes held", ylabel="mean square error at the end"
+    )
+    kinds = {
+        "carried forward": [run for run in made if run.way in RULES],
+        "truncated": [run for run in made if run.way.startswith("truncated")],
+        "all steps, one update": [run for run in made if run.way.startswith("all")],
+    }
+    for (kind, some), marker in zip(kinds.items(), "osD", strict=True):
+        axes.plot([run.bytes for run in some], [run.error for run in some], marker, label=kind)
+    for together in _close(made):
+        words = [
+            f"{run.way.removeprefix('truncated, ')}: {run.microseconds:,.0f} µs a step" for run in together
+        ]
+        place = together[0].bytes, together[0].error
+        axes.annotate("\n".join(words), place, (8, -3), textcoords="offset points", fontsize=8, va="top")
+    axes.axhline(1, color="0.7", linewidth=1, zorder=0)
+    axes.margins(x=0.25, y=0.2)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"What came in {LAG} steps ago, learnt on one stream of {made[0].steps:,} steps")
+    return figure
+
+
+def _close(made: Sequence[Run]) -> list[list[Run]]:
+    """Ways whose words would lie on each other, together."""
+    groups: list[list[Run]] = []
+    for run in made:
+        near = (
+            g
+            for g in groups
+            if max(abs(math.log(run.bytes / g[0].bytes)), abs(math.log(run.error / g[0].error))) < 0.8
+        )
+        group = next(near, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return groups
 
 
 def _learn(

@@ -206,10 +206,15 @@ class Report:
         self.console.print(tables.of_lines(words, found, [(tangents.LOOP, tangents.OURS)]))
         self.made["tangents"] = [{"what": line.words, "seconds": line.seconds} for line in found]
 
-    def online(self, steps: int) -> None:
-        """Rules that carry the gradient forward, and truncated back-propagation, over one stream."""
-        with self.console.status(f"{steps:,} steps, nine ways"):
-            found = list(online.runs(steps))
+    def online(self, steps: int, picture: Path | None) -> None:
+        """Rules that carry the gradient forward, and back-propagation, over one stream. picture: a file for one."""
+        found: list[online.Run] = []
+        with self.console.status(f"{steps:,} steps, eleven ways"):
+            for run in online.runs(steps):
+                found.append(run)
+                self.console.print(f"{run.way}: error {run.error:.4f}, {run.microseconds:.0f} us a step")
+        if picture is not None:
+            online.picture(found).savefig(picture)
         self.made["online"] = [run.__dict__ for run in found]
         words = f"GRU, B {online.B}, H {online.H}: what came in {online.LAG} steps ago, {steps:,} steps"
         self.console.print(tables.of_online(words, found))
