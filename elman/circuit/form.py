@@ -203,10 +203,10 @@ class Circuit:
 
     def wire(self, wire: Wire) -> fx.Node:
         """The node whose value a wire carries; CircuitError if there is none."""
-        found = placeholder(self.graph, wire.name) if wire.is_input else self.results().get(wire.name)
-        if found is None:
+        node = placeholder(self.graph, wire.name) if wire.is_input else self.results().get(wire.name)
+        if node is None:
             raise CircuitError(what=f"there is no wire '{wire.name}'", where=self.name)
-        return found
+        return node
 
     def state_of(self, out: OutPort) -> InPort | None:
         """The state that an output port tells of, if any."""

@@ -220,14 +220,14 @@ def viewed(node: fx.Node) -> fx.Node | None:
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     """Every node that the given ones are computed from, themselves included."""
-    found: set[fx.Node] = set()
+    reached: set[fx.Node] = set()
     pending = list(nodes)
     while pending:
         node = pending.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             pending.extend(node.all_input_nodes)
-    return found
+    return reached
 
 
 __all__ = [

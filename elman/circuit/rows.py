@@ -30,10 +30,10 @@ def factor(size: Any) -> int:
     """k if a size is k·B with B the symbolic batch, 0 if it is an ordinary number."""
     if isinstance(size, int):
         return 0
-    found = _factor(size.node.expr)
-    if isinstance(found, str):
-        raise Mixed(found)
-    return found
+    multiple = _factor(size.node.expr)
+    if isinstance(multiple, str):
+        raise Mixed(multiple)
+    return multiple
 
 
 @cached("what sizes are of the batch", 256)
@@ -53,10 +53,10 @@ def rows_of(value: Any) -> Rows | None:
     """Where a fake tensor carries rows, or None. Raises Mixed for two batch dimensions."""
     if not isinstance(value, torch.Tensor):
         return None
-    found = [(dim, k) for dim, size in enumerate(value.shape) if (k := factor(size))]
-    if len(found) > 1:
+    dims = [(dim, k) for dim, size in enumerate(value.shape) if (k := factor(size))]
+    if len(dims) > 1:
         raise Mixed("the result has the batch in two dimensions, so every row meets every other")
-    return Rows(*found[0]) if found else None
+    return Rows(*dims[0]) if dims else None
 
 
 def feature_shape(value: torch.Tensor, rows: bool) -> tuple[int, ...]:

@@ -103,8 +103,8 @@ def _fill(structure: Structure, tensors: Iterator[Any]) -> Any:
     if kind == "named":
         return structure[1](*parts)
     if kind == "dict":
-        made = dict(zip(structure[2], parts, strict=True))
-        return OrderedDict(made) if structure[1] == "OrderedDict" else made
+        mapping = dict(zip(structure[2], parts, strict=True))
+        return OrderedDict(mapping) if structure[1] == "OrderedDict" else mapping
     return pytree.SUPPORTED_NODES[structure[1]].unflatten_fn(parts, structure[2].value)
 
 

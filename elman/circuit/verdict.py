@@ -109,9 +109,9 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _nodes(value: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    map_arg(value, found.append)
-    return found
+    nodes: list[fx.Node] = []
+    map_arg(value, nodes.append)
+    return nodes
 
 
 def _argument(node: fx.Node, name: str) -> Any:

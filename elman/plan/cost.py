@@ -127,14 +127,14 @@ def _under(circuit: Circuit, memory: Memory, T: int, B: int) -> dict[str, int]:
         )  # fmt: skip
     whole = carrying_on(circuit)
     both = pair(whole)
-    known = needs(plan_of(whole), plan_of(both.forward), plan_of(both.backward), both.bytes_per_row)
-    chosen = schedule(known, memory, T, B, None, circuit.name)
+    needed = needs(plan_of(whole), plan_of(both.forward), plan_of(both.backward), both.bytes_per_row)
+    chosen = schedule(needed, memory, T, B, None, circuit.name)
     cuts = chosen.cuts
     rows = sum(cuts[cuts.count - 1 - i].end - cuts[cuts.count - 1 - i].start for i in range(chosen.kept))
     return {
-        "kept": known.residuals * rows + chosen.stored * known.state * B,
+        "kept": needed.residuals * rows + chosen.stored * needed.state * B,
         "peak": chosen.peak,
-        "again": int(chosen.advances * min(cuts.worst[2], T * B) * known.again),
+        "again": int(chosen.advances * min(cuts.worst[2], T * B) * needed.again),
         "segments": cuts.count,
         "segment": cuts.length,
     }

@@ -276,15 +276,15 @@ def _minimum_cut(circuit: Circuit, graph: fx.Graph, where: Regions, needed: set[
 
 def _used(graph: fx.Graph, needed: set[fx.Node], kept: set[str]) -> set[str]:
     """Placeholders that are still read when `kept` comes in from outside."""
-    found: set[fx.Node] = set()
+    reached: set[fx.Node] = set()
     pending = list(needed)
     while pending:
         node = pending.pop()
-        if node not in found:
-            found.add(node)
+        if node not in reached:
+            reached.add(node)
             if node.name not in kept:
                 pending.extend(node.all_input_nodes)
-    return {str(node.target) for node in found if node.op == "placeholder"}
+    return {str(node.target) for node in reached if node.op == "placeholder"}
 
 
 def _cut(

@@ -97,8 +97,8 @@ class Explanation:
                 rows.append(
                     f"<tr{shade}>" + "".join(f"<td style='text-align:left'>{c}</td>" for c in cells) + "</tr>"
                 )
-            said = "<br>".join(html.escape(line) for line in why(plan))
-            rows.append(f"<tr><td></td><td colspan=2 style='text-align:left'>{said}</td></tr>")
+            reasons = "<br>".join(html.escape(line) for line in why(plan))
+            rows.append(f"<tr><td></td><td colspan=2 style='text-align:left'>{reasons}</td></tr>")
         if self.engine is not None:
             rows.append(
                 f"<tr><td>engine</td><td colspan=2 style='text-align:left'>{html.escape(self.engine)}</td></tr>"
@@ -136,8 +136,8 @@ def explain(*things: Plan | Explains) -> Explanation:
 
 def parts(plan: Plan) -> list[Part]:
     """The four stages of a plan in words; a plan without a loop has three."""
-    found = []
-    origin, made = _origins(plan), _makers(plan)
+    stages = []
+    origin, makers = _origins(plan), _makers(plan)
     for name, stage in (
         ("once", plan.once),
         ("before", plan.before),
@@ -147,10 +147,12 @@ def parts(plan: Plan) -> list[Part]:
         if stage is None:
             continue
         nodes = stage.nodes()
-        computing = Counter(_label(node, origin, made) for node in nodes if not operation_of(node).addresses)
+        computing = Counter(
+            _label(node, origin, makers) for node in nodes if not operation_of(node).addresses
+        )
         addressing = sum(operation_of(node).addresses for node in nodes)
-        found.append(Part(name, tuple(computing.items()), addressing))
-    return found
+        stages.append(Part(name, tuple(computing.items()), addressing))
+    return stages
 
 
 def _origins(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -169,7 +171,7 @@ def _origins(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def _makers(plan: Plan) -> dict[fx.Node, str]:
     """Operation outside the loop -> the output that it makes, where nothing but addressing lies between."""
-    found: dict[fx.Node, str] = {}
+    makers: dict[fx.Node, str] = {}
     for out, name in plan.outputs.items():
         for stage in reversed(plan.stages()):
             node = graphs.results_of(stage.graph).get(name)
@@ -178,12 +180,12 @@ def _makers(plan: Plan) -> dict[fx.Node, str]:
             if node is not None and node.op == "placeholder":
                 name = str(node.target)  # made by a stage before
             elif node is not None:
-                found.setdefault(node, out)
+                makers.setdefault(node, out)
                 break
-    return found
+    return makers
 
 
-def _label(node: fx.Node, origin: dict[str, tuple[str, ...]], made: dict[fx.Node, str]) -> str:
+def _label(node: fx.Node, origin: dict[str, tuple[str, ...]], makers: dict[fx.Node, str]) -> str:
     """The operation; for a product the weights that it multiplies with, `addmm[U, b]`; what it makes, `d_W = mm`."""
     name = op_name(node)
     if operation_of(node).contracts is not None:
@@ -194,24 +196,26 @@ def _label(node: fx.Node, origin: dict[str, tuple[str, ...]], made: dict[fx.Node
             if source.op == "placeholder":
                 weights |= dict.fromkeys(origin.get(str(source.target), ()))
         name = f"{name}[{', '.join(weights)}]" if weights else name
-    return f"{made[node]} = {name}" if node in made else name
+    return f"{makers[node]} = {name}" if node in makers else name
 
 
 def why(plan: Plan) -> list[str]:
     """Sentences: which cycles make the loop sequential, what else is in it and why, what is kept."""
-    said = []
+    sentences = []
     if plan.loop is None:
-        said.append("no cycle is left: nothing waits for the step before, all T steps run at once")
+        sentences.append("no cycle is left: nothing waits for the step before, all T steps run at once")
     else:
         for state, way in cycles(plan.loop):
-            said.append(f"{state} waits for its own last value: {' → '.join([state, *way, state])}")
+            sentences.append(f"{state} waits for its own last value: {' → '.join([state, *way, state])}")
         for node, reason in plan.reasons.items():
-            said.append(f"{node} is in the loop because {reason}")
+            sentences.append(f"{node} is in the loop because {reason}")
     kept = [out.kept for out in plan.circuit.outputs if out.kept is not None]
     if kept:
         names = ", ".join(kept)
-        said.append(f"kept for the backward pass, {bytes_kept(plan.circuit)} bytes per row and step: {names}")
-    return said
+        sentences.append(
+            f"kept for the backward pass, {bytes_kept(plan.circuit)} bytes per row and step: {names}"
+        )
+    return sentences
 
 
 def cycles(loop: Loop) -> list[tuple[str, list[str]]]:
@@ -219,30 +223,30 @@ def cycles(loop: Loop) -> list[tuple[str, list[str]]]:
     results = graphs.results_of(loop.graph)
     inputs = {str(node.target): node for node in loop.graph.nodes if node.op == "placeholder"}
     ends = {s.name: results[s.next] for s in loop.states if s.next is not None and s.name in inputs}
-    found = []
+    ways = []
     for name in ends:
         way = _way(loop, inputs, ends, name)
         if way is not None:
-            found.append((name, way))
-    return found
+            ways.append((name, way))
+    return ways
 
 
 def _way(loop: Loop, inputs: dict[str, fx.Node], ends: dict[str, fx.Node], name: str) -> list[str] | None:
     """The operations from a state to what feeds it: in one step if it can be, else through the other states."""
     ways: dict[str, list[str]] = {name: []}
     for _ in ends:
-        found: dict[str, list[str]] = {}
+        longer: dict[str, list[str]] = {}
         for state, so_far in ways.items():
             longest = _longest(loop.graph, inputs[state])
             for other, end in ends.items():
                 if end in longest:
                     way = [*so_far, *([state] if state != name else []), *longest[end]]
-                    found.setdefault(other, way)
-        if name in found:
-            return found[name]
-        if set(found) <= set(ways):
+                    longer.setdefault(other, way)
+        if name in longer:
+            return longer[name]
+        if set(longer) <= set(ways):
             return None
-        ways = found | ways
+        ways = longer | ways
     return None
 
 

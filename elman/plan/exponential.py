@@ -25,11 +25,11 @@ def blocks(nodes: list[fx.Node], constant: Callable[[fx.Node], bool]) -> dict[fx
 
     constant: whether a node does not depend on time. Nothing is found where any other use is made of what lies between.
     """
-    found: dict[fx.Node, fx.Node] = {}
+    directions: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         if node.target is aten.linalg_matrix_exp.default:
-            found |= _block(node, constant)
-    return found
+            directions |= _block(node, constant)
+    return directions
 
 
 def _block(exponential: fx.Node, constant: Callable[[fx.Node], bool]) -> dict[fx.Node, fx.Node]:

@@ -62,11 +62,11 @@ class _Walk:
             elif port.kind in (Kind.CONSTANT, Kind.STATE):
                 self.single.add(port.name)
         self.stage(plan.once, _SEQUENCE)
-        made = self.stage(plan.before, _ROW)
+        names = self.stage(plan.before, _ROW)
         if plan.loop is not None:
             self.loop(plan.loop)
             later = {*plan.after.inputs(), *plan.outputs.values()}
-            for name in made:
+            for name in names:
                 if name not in later:
                     self.now = self.now - self.held.pop(name)
         self.stage(plan.after, _ROW)
@@ -107,15 +107,15 @@ class _Walk:
                 left[base] -= 1
                 if not left[base] and base in sizes:
                     self.now = self.now - sizes.pop(base)
-        made = []
+        names = []
         for name, node in results.items():
             if node in single:
                 self.single.add(name)
             base = root[node]
             if base in sizes:
                 self.held[name] = sizes.pop(base)
-                made.append(name)
-        return made
+                names.append(name)
+        return names
 
     def loop(self, loop: Loop) -> None:
         results = graphs.results_of(loop.graph)

@@ -123,9 +123,9 @@ class Loop:
     def check(self, where: str) -> None:
         check_graph(self.graph, f"{where}, loop")
         results = graphs.results_of(self.graph)
-        known = {*self.constants, *self.sequences, *(state.name for state in self.states), ROWS}
+        inputs = {*self.constants, *self.sequences, *(state.name for state in self.states), ROWS}
         for node in self.graph.nodes:
-            if node.op == "placeholder" and node.target not in known:
+            if node.op == "placeholder" and node.target not in inputs:
                 raise CircuitError(
                     what=f"placeholder '{node.target}' is no input of the loop", where=f"{where}, loop"
                 )
@@ -157,8 +157,8 @@ class Plan:
         lines = [f"plan of {self.circuit.name}" + (", time runs backward" if self.circuit.reverse else "")]
         names: dict[str, str] = {}
 
-        def block(label: str, said: list[str]) -> None:
-            lines.extend(f"  {'' if i else label:7} {line}" for i, line in enumerate(said or ["nothing"]))
+        def block(label: str, entries: list[str]) -> None:
+            lines.extend(f"  {'' if i else label:7} {line}" for i, line in enumerate(entries or ["nothing"]))
 
         for label, stage in (
             ("once", self.once),
@@ -170,17 +170,17 @@ class Plan:
                 continue
             results = graphs.results_of(stage.graph)
             names |= {name: word(node, names) for name, node in results.items()}
-            said = [
+            entries = [
                 f"{node.name} = {describe(node, names).replace(f', {TIMELINE})', ')')}"
                 for node in stage.graph.nodes
                 if node.op == "call_function" and not is_transposition(node)
             ]
             if isinstance(stage, Loop):
-                said += [f"next {s.name} = {names[s.next] if s.next else 'zero'}" for s in stage.states]
+                entries += [f"next {s.name} = {names[s.next] if s.next else 'zero'}" for s in stage.states]
                 names |= {f"{name} summed": f"Σ {names[name]}" for name in stage.sums}
                 names |= {final_of(s.name): f"{s.name} at the end of the loop" for s in stage.states}
-            block(label, said)
-        block("out", [f"{name} = {names.get(made, made)}" for name, made in self.outputs.items()])
+            block(label, entries)
+        block("out", [f"{name} = {names.get(value, value)}" for name, value in self.outputs.items()])
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -188,10 +188,10 @@ class Plan:
 
     def names(self) -> set[str]:
         """Of all values that travel between stages, and of the circuit's inputs."""
-        found = {port.name for port in self.circuit.inputs}
+        names = {port.name for port in self.circuit.inputs}
         for stage in self.stages():
-            found.update(stage.outputs())
-        return found if self.loop is None else found.union(self.loop.makes())
+            names.update(stage.outputs())
+        return names if self.loop is None else names.union(self.loop.makes())
 
     def check(self) -> Plan:
         """Return itself, or raise CircuitError: every value is made once, before it is used, and nothing outside the

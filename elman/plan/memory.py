@@ -127,11 +127,11 @@ def schedule(
     for rows in _candidates(max(batch, 1), total):
         cuts = _cuts(steps, batch, sizes, rows=rows)
         smallest = min(smallest, _least(needs, cuts) / _USED)
-        found = _stored(needs, cuts, memory * _USED)
-        if found.peak <= memory * _USED and (
-            best is None or _time(needs, found, total) < _time(needs, best, total)
+        candidate = _stored(needs, cuts, memory * _USED)
+        if candidate.peak <= memory * _USED and (
+            best is None or _time(needs, candidate, total) < _time(needs, best, total)
         ):
-            best = found
+            best = candidate
     if best is None:
         raise InputError(
             what="the budget is too small for this call", where=where, got=told(memory),
@@ -149,11 +149,11 @@ def _cuts(steps: int, batch: int, sizes: np.ndarray | None, rows: int = 0, lengt
 
 def _candidates(least: int, total: int) -> list[int]:
     """Packed rows of a segment: from one step to all of them."""
-    rows, found = float(least), []
+    rows, sizes = float(least), []
     while rows < total:
-        found.append(int(rows))
+        sizes.append(int(rows))
         rows *= 2**0.25
-    return [*dict.fromkeys(found), max(total, 1)]
+    return [*dict.fromkeys(sizes), max(total, 1)]
 
 
 def _working(needs: Needs, cuts: Cuts) -> float:
@@ -200,11 +200,11 @@ def _stored(needs: Needs, cuts: Cuts, memory: float | None) -> Schedule:
     return Schedule(cuts, count - kept, kept, int(working + states + spent), count - kept)
 
 
-def _time(needs: Needs, found: Schedule, rows: int) -> float:
+def _time(needs: Needs, candidate: Schedule, rows: int) -> float:
     """Operations of a call, those with which segments are called included."""
-    count = max(found.cuts.count, 1)
+    count = max(candidate.cuts.count, 1)
     each = rows / count * needs.again + _CALL
-    return rows * needs.work + 2 * count * _CALL + found.advances * each
+    return rows * needs.work + 2 * count * _CALL + candidate.advances * each
 
 
 def advances(count: int, slots: int) -> int:
@@ -237,11 +237,11 @@ def halfway(count: int, slots: int) -> int:
 
 def marks(count: int, slots: int) -> list[int]:
     """The segments whose states the forward pass stores; that of the last one, with which it ends, is one more."""
-    found = [0] if count else []
-    while found and slots > 1 and count - found[-1] > 1:
-        found.append(found[-1] + halfway(count - found[-1], slots))
+    stored = [0] if count else []
+    while stored and slots > 1 and count - stored[-1] > 1:
+        stored.append(stored[-1] + halfway(count - stored[-1], slots))
         slots -= 1
-    return found if not count or found[-1] == count - 1 else [*found, count - 1]
+    return stored if not count or stored[-1] == count - 1 else [*stored, count - 1]
 
 
 def reversal(count: int, slots: int) -> Iterator[tuple[int, int]]:

@@ -155,10 +155,10 @@ def _hull(edges: nx.DiGraph, nodes: set[fx.Node]) -> set[fx.Node]:
 
 def _reached(neighbours: Callable[[fx.Node], Iterable[fx.Node]], nodes: set[fx.Node]) -> set[fx.Node]:
     """The given nodes and all that lie on a way from any of them: one search, however many they are."""
-    found, pending = set(nodes), list(nodes)
+    reached, pending = set(nodes), list(nodes)
     while pending:
         for node in neighbours(pending.pop()):
-            if node not in found:
-                found.add(node)
+            if node not in reached:
+                reached.add(node)
                 pending.append(node)
-    return found
+    return reached

@@ -73,9 +73,9 @@ def open_products(graph: fx.Graph, where: Regions) -> None:
         if not _is_sum(user) or user not in where.loop or node.args[0].meta["val"].dim() != 1:
             continue
         with graph.inserting_before(node):
-            made = instead(graph, node, aten.mm.default, *node.args[1:])
-            made = instead(graph, node, aten.add.Tensor, made, node.args[0])
-        node.replace_all_uses_with(made)
+            product = instead(graph, node, aten.mm.default, *node.args[1:])
+            opened = instead(graph, node, aten.add.Tensor, product, node.args[0])
+        node.replace_all_uses_with(opened)
         graph.erase_node(node)
 
 
@@ -185,7 +185,7 @@ def _read_in_place(graph: fx.Graph, parts: list[fx.Node], joined: list[fx.Node])
     """The same columns in fewer parts, where runs of them stand side by side in another concatenation."""
     for whole in joined:
         others = list(whole.args[0])  # type: ignore[arg-type]
-        found: list[fx.Node] = []
+        fewer: list[fx.Node] = []
         i = 0
         while i < len(parts):
             at = others.index(parts[i]) if parts[i] in others else -1
@@ -195,14 +195,14 @@ def _read_in_place(graph: fx.Graph, parts: list[fx.Node], joined: list[fx.Node])
             ):
                 length += 1
             if not length:
-                found.append(parts[i])
+                fewer.append(parts[i])
                 i += 1
                 continue
             start = sum(map(_width, others[:at]))
             stop = start + sum(map(_width, others[at : at + length]))
-            found.append(insert(graph, aten.slice.Tensor, whole, 1, start, stop, like=whole))
+            fewer.append(insert(graph, aten.slice.Tensor, whole, 1, start, stop, like=whole))
             i += length
-        parts = found
+        parts = fewer
     return parts
 
 

@@ -33,10 +33,10 @@ def _one(plan: Plan, name: str) -> Plan:
     """Move what makes one sequence, if that takes no more sequences than it spares."""
     loop = plan.loop
     assert loop is not None
-    made = graphs.results_of(plan.before.graph)
-    if name not in made:
+    results = graphs.results_of(plan.before.graph)
+    if name not in results:
         return plan
-    moved = _movable(plan.before, made[name])
+    moved = _movable(plan.before, results[name])
     leaves = dict.fromkeys(
         source
         for node in plan.before.graph.nodes
@@ -46,7 +46,7 @@ def _one(plan: Plan, name: str) -> Plan:
     )
     taken, names = {*plan.names(), *graphs.results_of(loop.graph)}, {}
     for leaf in leaves:
-        names[leaf] = _name(leaf, made, taken)
+        names[leaf] = _name(leaf, results, taken)
     fresh = {n for leaf, n in names.items() if carries(leaf.meta["val"]) and n not in loop.sequences}
     if not moved or len(fresh) > 1 or any(not _enters(leaf) for leaf in leaves):
         return plan
@@ -66,7 +66,7 @@ def _one(plan: Plan, name: str) -> Plan:
         if node in moved:
             here[node] = graph.node_copy(node, lambda n: here[n])
             here[node].meta = dict(node.meta)
-    copies[inputs[name]] = here[made[name]]
+    copies[inputs[name]] = here[results[name]]
     for node in loop.graph.nodes:
         if node.op == "call_function":
             copies[node] = graph.node_copy(node, lambda n: copies[n])
@@ -76,7 +76,7 @@ def _one(plan: Plan, name: str) -> Plan:
     constants = [n for leaf, n in names.items() if not carries(leaf.meta["val"]) and n not in loop.constants]
     sequences = [n for n in loop.sequences if n != name] + sorted(fresh)
     built = replace(loop, graph=graph, constants=(*loop.constants, *constants), sequences=tuple(sequences))
-    kept = {key: node for key, node in made.items() if key != name}
+    kept = {key: node for key, node in results.items() if key != name}
     kept |= {n: leaf for leaf, n in names.items() if leaf.op != "placeholder"}
     before = Stage("before", graphs.extract(plan.before.graph, kept))
     return replace(plan, before=before, loop=built)
@@ -114,9 +114,9 @@ def _enters(leaf: fx.Node) -> bool:
     return rows_of(value) == Rows(0, 1) if carries(value) else leaf.op == "placeholder"
 
 
-def _name(leaf: fx.Node, made: dict[str, fx.Node], taken: set[str]) -> str:
+def _name(leaf: fx.Node, results: dict[str, fx.Node], taken: set[str]) -> str:
     """The name of a value between stages: a node's own may be that of another value there."""
     if leaf.op == "placeholder":
         return str(leaf.target)
-    known = next((name for name, node in made.items() if node is leaf), None)
-    return known or identifier(leaf.name, taken)
+    name = next((name for name, node in results.items() if node is leaf), None)
+    return name or identifier(leaf.name, taken)

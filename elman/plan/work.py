@@ -24,8 +24,8 @@ def work(node: fx.Node, rows: int) -> int:
         first = node.args[operation.contracts]
         assert isinstance(first, fx.Node)
         return 2 * _numel(node.meta["val"], rows) * _sizes(first.meta["val"], rows)[-1]
-    made = node.meta["val"]
-    out = made if isinstance(made, torch.Tensor) else made[0]
+    result = node.meta["val"]
+    out = result if isinstance(result, torch.Tensor) else result[0]
     return max(
         [_numel(value, rows) for value in (*values, out) if isinstance(value, torch.Tensor)], default=0
     )

@@ -28,15 +28,15 @@ Tensor = torch.Tensor
 def places(cell: torch.nn.Module) -> list[tuple[Place, ...]]:
     """Every tensor that a cell keeps: parameters, buffers, plain attributes, those of modules in plain lists and dicts
     too; tied ones are one entry of many places."""
-    found: dict[int, list[Place]] = {}
-    made = {id(module.__dict__[name]) for module, name in computed(cell)}
+    places_of: dict[int, list[Place]] = {}
+    computed_ids = {id(module.__dict__[name]) for module, name in computed(cell)}
     for path, module in modules(cell):
         for store in ("_parameters", "_buffers", "__dict__"):
             entries = module.__dict__ if store == "__dict__" else module.__dict__[store]
             for key, value in entries.items():
-                if isinstance(value, Tensor) and not (store == "__dict__" and id(value) in made):
-                    found.setdefault(id(value), []).append(Place(path, store, key))
-    return [tuple(entry) for entry in found.values()]
+                if isinstance(value, Tensor) and not (store == "__dict__" and id(value) in computed_ids):
+                    places_of.setdefault(id(value), []).append(Place(path, store, key))
+    return [tuple(entry) for entry in places_of.values()]
 
 
 _WEIGHTS = {  # hooks that make a weight out of others before each step, and the attribute with its name
@@ -48,15 +48,15 @@ _WEIGHTS = {  # hooks that make a weight out of others before each step, and the
 
 def computed(cell: torch.nn.Module) -> list[tuple[torch.nn.Module, str]]:
     """Plain attributes that a hook of PyTorch's computes before each step: values, and no tensors that a cell keeps."""
-    found = []
+    derived = []
     for module in cell.modules():
         hooks: list[Any] = list(module._forward_pre_hooks.values())
         for hook in hooks:
             for base in type(hook).__mro__:
                 name = getattr(hook, _WEIGHTS.get((base.__module__, base.__name__), ""), None)
                 if isinstance(name, str) and isinstance(module.__dict__.get(name), Tensor):
-                    found.append((module, name))
-    return found
+                    derived.append((module, name))
+    return derived
 
 
 def store_of(cell: torch.nn.Module, place: Place) -> dict[str, Any]:
@@ -104,12 +104,12 @@ def skeleton_of(cell: torch.nn.Module) -> torch.nn.Module:
 def _with_own_closure(function: types.FunctionType) -> types.FunctionType:
     """The same function with a closure of its own, empty as yet."""
     closure = tuple(types.CellType() for _ in function.__closure__ or ())
-    made = types.FunctionType(
+    copied = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
     )
-    made.__kwdefaults__ = function.__kwdefaults__
-    made.__dict__.update(function.__dict__)
-    return made
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__dict__.update(function.__dict__)
+    return copied
 
 
 def _taken_apart(cell: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
@@ -230,10 +230,10 @@ def in_order(value: Any, like: Any) -> Any:
         same = list(value) == list(like) and all(parts[key] is value[key] for key in like)
         return value if same else type(value)(parts)
     if isinstance(value, (tuple, list)) and isinstance(like, (tuple, list)) and len(value) == len(like):
-        made = [in_order(*pair) for pair in zip(value, like, strict=True)]
-        if all(map(operator.is_, made, value)):
+        ordered = [in_order(*pair) for pair in zip(value, like, strict=True)]
+        if all(map(operator.is_, ordered, value)):
             return value
-        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+        return type(value)(*ordered) if hasattr(value, "_fields") else type(value)(ordered)
     return value
 
 

@@ -23,15 +23,15 @@ class Changes:
     def look(self) -> tuple[str | None, str | None]:
         """(a random number generator, not of PyTorch's, that was drawn from; the path of what is changed), if any: a
         value that is another one now, or a tensor that has been kept."""
-        now = Walk(self._cell)
+        walk = Walk(self._cell)
         states = dict(self._walk.drawn)
         drawn = next((name for name, state in _dice().items() if state != self._dice[name]), None)
-        drawn = drawn or next((path for path, state in now.drawn if states.get(path, state) != state), None)
-        then, found = by_path(self._walk.found), by_path(now.found)
+        drawn = drawn or next((path for path, state in walk.drawn if states.get(path, state) != state), None)
+        then, now = by_path(self._walk.found), by_path(walk.found)
         for path, before in then.items():
-            if found.get(path) != before:
+            if now.get(path) != before:
                 return drawn, path
-        kept = (p for p, entries in found.items() if p not in then and any(e[0] == "tensor" for e in entries))
+        kept = (p for p, entries in now.items() if p not in then and any(e[0] == "tensor" for e in entries))
         return drawn, next(kept, None)
 
     def undo(self) -> None:
@@ -45,11 +45,11 @@ class Changes:
 def _dice() -> dict[str, Any]:
     """States of the random number generators that belong to the process."""
     numpy = sys.modules.get("numpy")
-    found: dict[str, Any] = {"random": random.getstate()}
+    states: dict[str, Any] = {"random": random.getstate()}
     if numpy is not None:
         kind, key, *rest = numpy.random.get_state()
-        found["numpy.random"] = (kind, key.tobytes(), *rest)
-    return found
+        states["numpy.random"] = (kind, key.tobytes(), *rest)
+    return states
 
 
 def _set_dice(name: str, state: Any) -> None:

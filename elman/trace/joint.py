@@ -200,13 +200,13 @@ def _trace_joint(
         )
         leads.update((result, _leads_to(value, leaves)) for result, value in flowing.items())
         sources = [leaves[port] for port in wants]
-        found: Sequence[torch.Tensor | None] = [None] * len(sources)
+        gradients: Sequence[torch.Tensor | None] = [None] * len(sources)
         if flowing and sources:
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 list(flowing.values()), sources, list(cotangents.values()), allow_unused=True
             )
-        gradients_found[:] = [gradient is not None for gradient in found]
-        return [*(outputs[result] for result in results), *(g for g in found if g is not None)]
+        gradients_found[:] = [gradient is not None for gradient in gradients]
+        return [*(outputs[result] for result in results), *(g for g in gradients if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
         module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=lines)(
@@ -224,7 +224,7 @@ def _trace_joint(
     graph, captured = _named(module, names, fakes, where, met)
     named = graphs.results_of(graph)
     keys = list(named)
-    flowing_to = [port for port, found in zip(wants, gradients_found, strict=True) if found]
+    flowing_to = [port for port, flows in zip(wants, gradients_found, strict=True) if flows]
     joint_results = dict(zip([*results, *map(_gradient, flowing_to)], keys, strict=True))
     _rename_results(graph, {key: new for new, key in joint_results.items()})
     gone = without_unchanging(graph) if forward else set()
@@ -254,18 +254,18 @@ def _leads_to(value: torch.Tensor, leaves: Mapping[str, torch.Tensor]) -> frozen
     names = {id(leaf): port for port, leaf in leaves.items()}
     if value.grad_fn is None:
         return frozenset(names[i] for i in (id(value),) if i in names)
-    found: set[str] = set()
+    inputs: set[str] = set()
     seen, pending = {value.grad_fn}, [value.grad_fn]
     while pending:
         function = pending.pop()
         leaf = names.get(id(getattr(function, "variable", None)))
         if leaf is not None:
-            found.add(leaf)
+            inputs.add(leaf)
         for source, _ in function.next_functions:
             if source is not None and source not in seen:
                 seen.add(source)
                 pending.append(source)
-    return frozenset(found)
+    return frozenset(inputs)
 
 
 def _recorded_input(name: str, like: torch.Tensor) -> torch.Tensor:
@@ -337,9 +337,9 @@ def _named(
             value = values[node]
             if value.requires_grad:
                 raise refuse.captured_gradient(where(node), value)
-            known = known_as.get(node)
-            if known is not None:
-                copies[node] = graphs.placeholder(new, known)
+            name = known_as.get(node)
+            if name is not None:
+                copies[node] = graphs.placeholder(new, name)
                 continue
             word = identifier(f"captured_{len(captured)}", taken)
             port = InPort(
@@ -383,14 +383,14 @@ def _is_one(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _met_again(values: Mapping[fx.Node, torch.Tensor], met: Mapping[str, torch.Tensor]) -> dict[fx.Node, str]:
     """Which of the tensors that a step found for itself before each one is. What lasts is found by where it lies; what
     the step makes anew at every trace, by its numbers, among those that do not last."""
-    found = {n: name for n, v in values.items() for name, old in met.items() if _is_one(old, v)}
-    anew = {name: old for name, old in met.items() if name not in found.values()}
+    names = {n: name for n, v in values.items() for name, old in met.items() if _is_one(old, v)}
+    anew = {name: old for name, old in met.items() if name not in names.values()}
     for node, value in values.items():
-        if node not in found:
+        if node not in names:
             name = next((name for name, old in anew.items() if _is_alike(old, value)), None)
             if name is not None:
-                found[node] = name
-    return found
+                names[node] = name
+    return names
 
 
 def _is_alike(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -53,10 +53,10 @@ def _orders(graph: fx.Graph) -> dict[fx.Node, int] | None:
             if len(summed) > 1:
                 return None
             continue
-        found = {order[n] for n in node.all_input_nodes if rows.carries(n.meta["val"])} - {ANY}
-        if len(found) > 1:
+        orders = {order[n] for n in node.all_input_nodes if rows.carries(n.meta["val"])} - {ANY}
+        if len(orders) > 1:
             return None
-        mine = found.pop() if found else ANY
+        mine = orders.pop() if orders else ANY
         if node.target is aten.reshape.default and (mine != ANY or _merges(node)):
             mine = _reshaped(node, mine or 1)
         elif mine > 1 and verdict(node) != ROWWISE:

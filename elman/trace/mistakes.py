@@ -72,17 +72,17 @@ def find(
     given = [
         leaf.shape[0] for leaf in pytree.tree_leaves((x, context)) if isinstance(leaf, Tensor) and leaf.dim()
     ]
-    found = []
+    failures = []
     for rows in dict.fromkeys((*given[:1], PROBED)):
         run = _Run(cell, *(_small(value, rows) for value in (x, state, context)))
         try:
             run()
         except Exception as error:
-            found.append((run, error))
+            failures.append((run, error))
     # At the batch size of the call, if the same goes wrong at another.
-    if len(found) == 2 and _same_place(found[0][1], found[1][1]):
-        found.pop()
-    return found[-1][0].told(found[-1][1], mend) if found else None
+    if len(failures) == 2 and _same_place(failures[0][1], failures[1][1]):
+        failures.pop()
+    return failures[-1][0].told(failures[-1][1], mend) if failures else None
 
 
 def of_step(cell: torch.nn.Module, x: Any, state: Any, context: Any, error: Exception) -> ElmanError:

@@ -21,9 +21,9 @@ PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, co
 
 def modules(cell: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """A cell and its submodules by path, those too that it keeps where PyTorch does not look: `target[0]`."""
-    found = list(cell.named_modules())
-    met = {id(module) for _, module in found}
-    for path, module in found:  # it grows
+    queue = list(cell.named_modules())
+    met = {id(module) for _, module in queue}
+    for path, module in queue:  # it grows
         yield path, module
         for name, value in module.__dict__.items():
             if name not in HIDDEN and not isinstance(value, PLAIN):
@@ -34,7 +34,7 @@ def modules(cell: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
                         if id(m) not in met
                     ]
                     met.update(id(m) for _, m in more)
-                    found += more
+                    queue += more
 
 
 def _kept_modules(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -55,8 +55,8 @@ def module_at(cell: torch.nn.Module, path: str) -> torch.nn.Module:
 
 def steps_to(path: str) -> tuple[tuple[str, Any], ...]:
     """How to get to the module of a path, in steps that a compiler can follow: ("attribute", name), ("item", key)."""
-    found = re.findall(r"\[(-?\d+|'[^']*')\]|([^.\[\]]+)", path)
-    return tuple(("attribute", name) if name else ("item", ast.literal_eval(item)) for item, name in found)
+    steps = re.findall(r"\[(-?\d+|'[^']*')\]|([^.\[\]]+)", path)
+    return tuple(("attribute", name) if name else ("item", ast.literal_eval(item)) for item, name in steps)
 
 
 def kept_values(cell: torch.nn.Module) -> Iterator[Any]:

@@ -91,8 +91,8 @@ def is_library(module: str | None) -> bool:
     """Whether a module is installed rather than written by the user: PyTorch, Python's own, what pip has brought."""
     if module is None or module == "__main__":
         return False
-    found = sys.modules.get(module) or sys.modules.get(module.partition(".")[0])
-    file = getattr(found, "__file__", None)
+    loaded = sys.modules.get(module) or sys.modules.get(module.partition(".")[0])
+    file = getattr(loaded, "__file__", None)
     if file is None:
         return module.partition(".")[0] in sys.builtin_module_names or module.partition(".")[0] in (
             sys.stdlib_module_names

@@ -38,11 +38,11 @@ class InParts(TorchFunctionMode):
         self.asked: tuple[str, traceback.StackSummary] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = len(self.env.guards)
-        made = self.parts.get(func, func)(*args, **(kwargs or {}))
-        if self.asked is None and len(self.env.guards) > known:
+        guards = len(self.env.guards)
+        result = self.parts.get(func, func)(*args, **(kwargs or {}))
+        if self.asked is None and len(self.env.guards) > guards:
             self.asked = getattr(func, "__name__", str(func)), traceback.extract_stack()
-        return made
+        return result
 
 
 def attend(
@@ -74,14 +74,14 @@ def attend(
 
 def _with_ours(function: types.FunctionType) -> types.FunctionType:
     """The same function of torch, computing with `attend`."""
-    known = {
+    namespace = {
         **function.__globals__,
         "scaled_dot_product_attention": attend,
         "has_torch_function": lambda tensors: False,
     }
-    made = types.FunctionType(function.__code__, known, function.__name__, function.__defaults__)
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
+    copy = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 class _Straight(torch.autograd.Function):

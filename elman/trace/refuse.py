@@ -56,10 +56,10 @@ def place_of(cell: str) -> Callable[[fx.Node], str]:
     """A function from a node to the words for its place: the cell and, where known, the user's line."""
 
     def where(node: fx.Node) -> str:
-        found = re.findall(
+        frames = re.findall(
             r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or ""
         )
-        mine = [entry for entry in found if _is_users(entry[0])]
+        mine = [entry for entry in frames if _is_users(entry[0])]
         return f"{cell}, {mine[-1][0]}:{mine[-1][1]} `{mine[-1][2]}`" if mine else cell
 
     return where
@@ -168,18 +168,18 @@ def guards(
     for guard in env.guards:
         place = getattr(guard.sloc, "framework_loc", None)
         mine = place if isinstance(place, traceback.FrameSummary) and _is_users(place.filename) else None
-        known = f"{cell}, {_line(mine)}" if mine is not None else _called_at(cell, asked)
+        where = f"{cell}, {_line(mine)}" if mine is not None else _called_at(cell, asked)
         numbered = sympy.Integer(pretended) in guard.expr.atoms(sympy.Integer)
         if mine is None and (numbered or not isinstance(guard.expr, (sympy.Eq, sympy.Ne))):
-            raise _asks(known, asked, "" if numbered else f", and decides by it: {_with_b(guard.expr)}")
+            raise _asks(where, asked, "" if numbered else f", and decides by it: {_with_b(guard.expr)}")
         if numbered:
             raise TraceError(
-                what="the step takes the batch size as a number", where=known,
+                what="the step takes the batch size as a number", where=where,
                 mend="write the step for any batch size: x.new_zeros(x.shape[0], …), not len(x) or int(x.shape[0])",
             )  # fmt: skip
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
-            where=known,
+            where=where,
             got=f"a decision by {_with_b(guard.expr)}, where B is the batch size",
             mend="write the step for any batch size; -1 in a reshape must stand for a width or for the batch alone",
         )
@@ -336,17 +336,17 @@ _ASKED = {
 @contextlib.contextmanager
 def asking(cell: str) -> Iterator[None]:
     """Refuse a step that asks what may have another answer at another call, and no key can say: seen while it runs."""
-    found: list[TraceError] = []
+    refusals: list[TraceError] = []
 
     def look(frame: Any, event: str, called: Any) -> None:
         # Not what is installed: some of it asks on its own account, in the middle of anything (garbage collection).
         if (
             event == "c_call"
-            and not found
+            and not refusals
             and _is_asked(called)
             and not is_library(frame.f_globals.get("__name__"))
         ):
-            found.append(
+            refusals.append(
                 TraceError(
                     what=f"the step asks {_ASKED[called]}, which is answered once, when it is traced",
                     where=f"{cell}, {frame.f_code.co_filename}:{frame.f_lineno}",
@@ -362,8 +362,8 @@ def asking(cell: str) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(None)
-    if found:
-        raise found[0]
+    if refusals:
+        raise refusals[0]
 
 
 def _is_asked(called: Any) -> bool:

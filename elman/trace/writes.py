@@ -34,12 +34,12 @@ def without_plain_writes(graph: fx.Graph) -> bool:
         if not is_write(node):
             lies(node, _memory(node, memory))
             continue
-        made = _replaced(graph, node, memory, sharing, places)
-        if made is None:
+        replacement = _replaced(graph, node, memory, sharing, places)
+        if replacement is None:
             whole = False
             lies(node, memory.get(node.args[0], node) if node.args else node)  # type: ignore[arg-type]
         else:
-            lies(made, made)
+            lies(replacement, replacement)
     return whole
 
 
@@ -75,14 +75,14 @@ def _replaced(
     if any(source is not written and memory[source] is where for source in node.all_input_nodes):
         return None
     with graph.inserting_before(node):
-        made = graphs.insert(graph, plain, *node.args, like=node, **node.kwargs)
-    value, before = made.meta["val"], node.meta["val"]
+        replacement = graphs.insert(graph, plain, *node.args, like=node, **node.kwargs)
+    value, before = replacement.meta["val"], node.meta["val"]
     if value.dtype != before.dtype or value.dim() != before.dim():  # it would have been cast, or broadcast
-        graph.erase_node(made)
+        graph.erase_node(replacement)
         return None
-    places[made] = now
-    node.replace_all_uses_with(made)
+    places[replacement] = now
+    node.replace_all_uses_with(replacement)
     for user in [user for user in written.users if places[user] > now]:
-        user.replace_input_with(written, made)
+        user.replace_input_with(written, replacement)
     graph.erase_node(node)
-    return made
+    return replacement

@@ -116,8 +116,8 @@ SLIPS = (
         "products are computed again in the backward pass", "plan/test_structure.py -k kept",
     ),
     Slip(
-        "circuit/structure.py", "made = dict(zip(structure[2], parts, strict=True))",
-        "made = dict(zip(sorted(structure[2]), parts, strict=True))", "dicts come out in another order",
+        "circuit/structure.py", "mapping = dict(zip(structure[2], parts, strict=True))",
+        "mapping = dict(zip(sorted(structure[2]), parts, strict=True))", "dicts come out in another order",
         "recurrent/test_cases.py -k dict",
     ),
     Slip(
