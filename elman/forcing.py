@@ -79,8 +79,8 @@ def blend(circuit: Circuit, weight: torch.dtype) -> Circuit:
         return step_before({port.name: seen[port.name] for port in circuit.inputs if port.name in seen})
 
     captured = circuit.signature.captured if circuit.signature is not None else {}
-    known = [p for p in circuit.inputs if p.kind is not Kind.NOISE and p.name not in captured]
-    ports = [*known, *taught, *delays.values()]
+    given = [p for p in circuit.inputs if p.kind is not Kind.NOISE and p.name not in captured]
+    ports = [*given, *taught, *delays.values()]
 
     record = Recording(step, tuple(ports), circuit.name)
     joint = record.joint

@@ -273,8 +273,8 @@ class _Layers(Budget, torch.nn.RNNBase, Compound, metaclass=_AsTorchs):
         return self._elman[0].explain()
 
     def extra_repr(self) -> str:
-        said = super().extra_repr() + ("" if self.memory is None else f", memory={self.memory!r}")
-        return said if self.engine == "auto" else f"{said}, engine={self.engine!r}"
+        text = super().extra_repr() + ("" if self.memory is None else f", memory={self.memory!r}")
+        return text if self.engine == "auto" else f"{text}, engine={self.engine!r}"
 
     def _build(self) -> None:
         """Make them. They are no submodules: the weights belong to this one."""

@@ -300,8 +300,8 @@ class Replay(TorchDispatchMode):
         result = lifting.formula(lambda op, *a, **k: op(*a, **k), noise, first, *args, **_plain(kwargs))
         if isinstance(result, tuple):
             return result
-        made = args[0] if func in _TWINS else torch.empty(first.shape, dtype=first.dtype, device=first.device)
-        return made.copy_(result)
+        into = args[0] if func in _TWINS else torch.empty(first.shape, dtype=first.dtype, device=first.device)
+        return into.copy_(result)
 
 
 def _fake(value: torch.Tensor) -> torch.Tensor:

@@ -145,7 +145,7 @@ def _along(
     """
     with _Hidden() as hidden:
         wanting, results = _recorded(step, values, directions)
-    if not dual and (hidden.found or _says_itself(results.values())):
+    if not dual and (hidden.switched_off or _says_itself(results.values())):
         return _by_dual_numbers(step, values, directions)
     return _twice_back(wanting, results, directions)
 
@@ -201,24 +201,24 @@ def _by_dual_numbers(
             name: forward_ad.make_dual(value, directions[name]) if name in directions else value
             for name, value in values.items()
         }
-        found = {result: forward_ad.unpack_dual(value).tangent for result, value in step(duals).items()}
-    return {result: value for result, value in found.items() if value is not None}
+        tangents = {result: forward_ad.unpack_dual(value).tangent for result, value in step(duals).items()}
+    return {result: value for result, value in tangents.items() if value is not None}
 
 
 class _Hidden(TorchFunctionMode):
     """Notes whether gradients are switched off inside, which forward mode does not care about."""
 
-    found = False
+    switched_off = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._C._set_grad_enabled and args and not args[0]:
-            self.found = True
+            self.switched_off = True
         return func(*args, **(kwargs or {}))
 
 
 def _says_itself(results: Collection[Tensor]) -> bool:
     """Whether a `torch.autograd.Function` with a `jvp` is among what results come from; refuses one without."""
-    found = False
+    has_jvp = False
     pending = [value.grad_fn for value in results]
     seen: set[Any] = set()
     while pending:
@@ -236,8 +236,8 @@ def _says_itself(results: Collection[Tensor]) -> bool:
                 where="the tangent of a step that uses it",
                 mend="give it a jvp, as torch.autograd.Function describes it; or use reverse mode",
             )  # fmt: skip
-        found = True
-    return found
+        has_jvp = True
+    return has_jvp
 
 
 @contextlib.contextmanager
@@ -267,8 +267,8 @@ def _reached(circuit: Circuit, step: _Step, joint: Joint, wanted: set[str]) -> s
                 if n.op == "placeholder" and n.target in names
             }
     reached = set(wanted)
-    while found := {state for state, sources in leads.items() if sources & reached} - reached:
-        reached |= found
+    while more := {state for state, sources in leads.items() if sources & reached} - reached:
+        reached |= more
     return reached
 
 

@@ -257,9 +257,9 @@ def _zeros(graph: fx.Graph, like: fx.Node, rows: fx.Node) -> fx.Node:
         graphs.insert(graph, operator.mul, rows, k) if k > 1 else rows if k else int(size)
         for k, size in zip(multiples, value.shape, strict=True)
     ]
-    made = graph.call_function(aten.zeros.default, (sizes,), {"dtype": value.dtype, "device": value.device})
-    made.meta["val"] = value
-    return made
+    zeros = graph.call_function(aten.zeros.default, (sizes,), {"dtype": value.dtype, "device": value.device})
+    zeros.meta["val"] = value
+    return zeros
 
 
 def _rows(circuit: Circuit) -> Any:

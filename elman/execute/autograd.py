@@ -146,8 +146,8 @@ def _tangents(
         for port in tangent.inputs
     ]
     ports = [str(out.tangent_of) for out in tangent.outputs]
-    found = dict(zip(ports, apply(tangent, call, given), strict=True))
-    return [found.get(out.name) for out in program.outputs]
+    tangents = dict(zip(ports, apply(tangent, call, given), strict=True))
+    return [tangents.get(out.name) for out in program.outputs]
 
 
 def _states_before(program: Program, exposed: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -193,8 +193,8 @@ class _Eager(torch.autograd.Function):
             tensors = saved[: len(program.inputs)]
 
             def gradients_of(given: Sequence[Tensor | None]) -> list[Tensor | None]:
-                found = _differentiable(program, ctx.call, training.wants, tensors, given)
-                return [found.get(port.name) for port in program.inputs]
+                gradients = _differentiable(program, ctx.call, training.wants, tensors, given)
+                return [gradients.get(port.name) for port in program.inputs]
 
             return (None, None, *of_a_batch(gradients_of, given))
         values = (*saved, *given, None)
@@ -264,8 +264,8 @@ def _differentiable_in_place(
     if layout is not None:
         tensors = _packed(layout, program.inputs, tensors)
         cotangents = _packed(layout, program.outputs, cotangents)
-    found = _differentiable(program, call, wants, tensors, cotangents)
-    gradients = [found.get(port.name) for port in program.inputs]
+    by_port = _differentiable(program, call, wants, tensors, cotangents)
+    gradients = [by_port.get(port.name) for port in program.inputs]
     return gradients if layout is None else _unpacked(layout, program.inputs, gradients)
 
 
@@ -353,11 +353,11 @@ class _Transformed(torch.autograd.Function):
         program, call, tensors = ctx.program, ctx.call, ctx.saved_tensors
         tensors = [None if t is None else forward_ad.unpack_dual(t).primal for t in tensors]
         exposed = apply(program.exposed, call, tensors)
-        found = _tangents(program, call, tensors, directions[2:], exposed)
+        tangents = _tangents(program, call, tensors, directions[2:], exposed)
         # What does not change has a direction all the same, which functorch asks for.
         return tuple(
             torch.zeros_like(o) if t is None and (o.is_floating_point() or o.is_complex()) else t
-            for t, o in zip(found, exposed, strict=False)
+            for t, o in zip(tangents, exposed, strict=False)
         )
 
     @staticmethod

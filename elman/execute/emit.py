@@ -250,8 +250,8 @@ class _Emitter:
         """What was made before the loop, and nobody needs after it: it may be larger than all the rest."""
         later = {*self.plan.after.inputs(), *self.plan.outputs.values()}
         needed = {form[name] for form in (self.whole, self.rows) for name in later if name in form}
-        made = graphs.results_of(self.plan.before.graph)
-        dead = {self.rows[name] for name, node in made.items() if node.op != "placeholder"} - needed
+        results = graphs.results_of(self.plan.before.graph)
+        dead = {self.rows[name] for name, node in results.items() if node.op != "placeholder"} - needed
         if dead:
             self.python.drop(sorted(dead))
 

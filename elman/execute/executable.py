@@ -86,8 +86,8 @@ class Executable:
     @locked
     def _function(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         if (engine, ragged) not in self._made:
-            made = "ragged" if ragged else self._passed(engine)
-            self._made[engine, ragged] = self._emitted(engine, ragged) if isinstance(made, str) else made
+            passed = "ragged" if ragged else self._passed(engine)
+            self._made[engine, ragged] = self._emitted(engine, ragged) if isinstance(passed, str) else passed
         return self._made[engine, ragged]
 
     @locked
@@ -109,10 +109,10 @@ class Executable:
                 executable._empty = executable._emitted(wanted, False)
             return executable._empty(*args)
 
-        made = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty)
+        passed = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty)
         ports, single = self.plan.circuit.inputs_of(Kind.NOISE), self.single
-        if isinstance(made, str) or not ports:
-            return made
+        if isinstance(passed, str) or not ports:
+            return passed
 
         def drawing(
             steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None
@@ -123,15 +123,15 @@ class Executable:
                 drawn = [noise.drawn_once(port, batch) for port in ports]
             else:
                 drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]
-            return made(steps, batch, seed, first, *tensors, *drawn)
+            return passed(steps, batch, seed, first, *tensors, *drawn)
 
         return drawing
 
     def split(self, wanted: str | engines.Engine) -> str | None:
         """Why an engine that could run the plan in one call does not; None where it does, or where none could."""
         engine = self.engine(wanted)
-        made = None if engine is None or not engine.cheap_to_start else self._passed(wanted)
-        return made if isinstance(made, str) else None
+        passed = None if engine is None or not engine.cheap_to_start else self._passed(wanted)
+        return passed if isinstance(passed, str) else None
 
     def engine(self, wanted: str | engines.Engine) -> engines.Engine | None:
         """The engine that runs the loop, None if there is no loop. Raises as `elman.engines.choose` does."""

@@ -221,7 +221,7 @@ def run_named(program: Program, call: Call, tensors: Sequence[Tensor | None]) ->
         for port, t in zip(program.inputs, tensors, strict=True)
     ]
     passed = {port.name: t for port, t in zip(program.inputs, given, strict=True)}
-    found = run_op(
+    outputs = run_op(
         [passed[n] for n in _passed(program.circuit)],
         name,
         call.steps,
@@ -231,7 +231,7 @@ def run_named(program: Program, call: Call, tensors: Sequence[Tensor | None]) ->
         None,
         0,
     )
-    return tuple(found)
+    return tuple(outputs)
 
 
 run_op.register_fake(_shapes)
@@ -328,8 +328,8 @@ def bounded_op(
         executable = call.entry.executable
         shapes = [_shape(executable, out, steps, batch, rows) for out in _outputs(executable)]
         ports = _outputs(executable)
-        made = [call.whole(o, out.kind, shape) for o, out, shape in zip(outputs, ports, shapes, strict=True)]
-        return _apart(tensors, made)
+        whole = [call.whole(o, out.kind, shape) for o, out, shape in zip(outputs, ports, shapes, strict=True)]
+        return _apart(tensors, whole)
 
 
 @bounded_op.register_fake
@@ -353,14 +353,14 @@ def bounded_backward_op(
         _, stored = run.forward(call.tensors)
         ports = zip(cotangents, program.outputs, program.carrying, strict=True)
         given = [call.cotangent(c, out) if flows else None for c, out, flows in ports]
-        found = dict(
+        by_name = dict(
             zip((p.name for p in program.inputs), run.backward(call.tensors, stored, given), strict=True)
         )
         kinds = {p.name: p.kind for p in program.inputs}
         gradients = []
         for name, like in zip(_passed(program.circuit), tensors, strict=True):
             if name in wants:
-                value = found[name]
+                value = by_name[name]
                 gradients.append(
                     torch.zeros_like(like) if value is None else call.whole(value, kinds[name], like.shape)
                 )
@@ -389,13 +389,13 @@ def _bounded_backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Any, .
     entry, tensors = _entry(ctx.key), list(ctx.saved_tensors)
     sizes = tensors.pop() if ctx.ragged else None
     seed = tensors.pop() if ctx.seeded else None
-    found = iter(
+    gradients = iter(
         bounded_backward_op(
             tensors, cotangents, ctx.key, ctx.steps, ctx.batch, seed, ctx.engine, sizes, ctx.rows, ctx.memory
         )
     )
     names = _passed(entry.program.circuit)
-    return [next(found) if name in entry.wants else None for name in names], *[None] * 8
+    return [next(gradients) if name in entry.wants else None for name in names], *[None] * 8
 
 
 bounded_op.register_autograd(_bounded_backward, setup_context=_save_bounded)

@@ -349,7 +349,7 @@ def _expect_linear(program: Program, name: str) -> None:
     if any(port.device.type == "meta" for port in program.inputs):
         return
     generator = torch.Generator().manual_seed(0)
-    found: list[tuple[Tensor, ...]] = []
+    results: list[tuple[Tensor, ...]] = []
     tensors: list[Tensor] = []
     for port in program.inputs:
         lead = ([1] if port.kind is Kind.SEQUENCE else []) + ([2] if port.rows else [])
@@ -364,8 +364,8 @@ def _expect_linear(program: Program, name: str) -> None:
                 t * scale if port.kind is Kind.STATE or port.cotangent_of is not None else t
                 for port, t in zip(program.inputs, tensors, strict=True)
             ]
-            found.append(program.run(Call(1, 2, 0, "reference"), given))
-    for once, scaled in zip(*found, strict=True):
+            results.append(program.run(Call(1, 2, 0, "reference"), given))
+    for once, scaled in zip(*results, strict=True):
         finite = bool(once.isfinite().all() and scaled.isfinite().all())
         if finite and not torch.allclose(scaled, once * _SCALE, rtol=1e-3, atol=0):
             raise NotSupported(

@@ -60,23 +60,23 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
             if training is None
             else (training.forward, training.backward, training.pair.bytes_per_row)
         )
-        known = needs(whole.plan, *plans, gathers=gathers, viewed=_viewed(whole, training, call.engine))
+        needed = needs(whole.plan, *plans, gathers=gathers, viewed=_viewed(whole, training, call.engine))
         if gathers or sizes is not None:  # where steps lie is told by numbers of rows
             rows = call.steps * call.batch if sizes is None else int(sizes.sum())
-            known = replace(known, extra=known.extra + _TOLD * rows, gathered=known.gathered + _TOLD)
-        chosen = schedule(known, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
+            needed = replace(needed, extra=needed.extra + _TOLD * rows, gathered=needed.gathered + _TOLD)
+        chosen = schedule(needed, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
     whole.schedules.keep(key, chosen)  # the latest one comes last, for whoever explains it
     return Run(whole, call, chosen, training, len(program.outputs))
 
 
 def _viewed(whole: Program, training: Training | None, engine: Any) -> int:
     """Bytes for each step of an engine that looks at the steps one by one."""
-    found = 0
+    most = 0
     for one in [whole.whole] if training is None else [training.forwards, training.backwards]:
         chosen, loop = one.engine(engine), one.plan.loop
         if chosen is not None and loop is not None and not chosen.cheap_to_start:
-            found = max(found, _VIEW * (len(loop.sequences) + len(loop.emits)))
-    return found
+            most = max(most, _VIEW * (len(loop.sequences) + len(loop.emits)))
+    return most
 
 
 @dataclass
@@ -182,7 +182,7 @@ class Run:
         if not count:
             return self._nothing(tensors), self._places((), states)
         stored = self._places(wanted, states)
-        made: list[Tensor | None] = [None] * self.outputs
+        outputs: list[Tensor | None] = [None] * self.outputs
         sums: dict[int, _Sum] = {}
         for turn in range(count):
             s = self.segment(turn)
@@ -196,9 +196,9 @@ class Run:
                 values = training.forwards.run(call, given)
                 stored.kept[turn] = values[len(self.program.outputs) :]
             for i, out in enumerate(self.program.outputs[: self.outputs]):
-                made[i] = self._collect(i, out, values[i], s, made[i], sums)
+                outputs[i] = self._collect(i, out, values[i], s, outputs[i], sums)
             self._move(s, states, values)
-        return cast("list[Tensor]", made), stored
+        return cast("list[Tensor]", outputs), stored
 
     def _places(self, wanted: Iterable[int], states: Sequence[Tensor]) -> Stored:
         """Memory for the states of some segments."""
@@ -263,12 +263,12 @@ class Run:
         """The outputs of a call without a step."""
         s = Segment(0, 0, 0, 0, self.call.batch, 0)
         values = self.program.whole.run(self._part(s), self._inputs(s, tensors, self._first(tensors)))
-        made = []
+        outputs = []
         for out, value in zip(self.program.outputs[: self.outputs], values, strict=False):
             rows = _has_rows(self.program.circuit, out)
             at_steps = out.kind is Kind.SEQUENCE and rows
-            made.append(self.layout.room(value.shape[2:], value.dtype) if at_steps else value.clone())
-        return made
+            outputs.append(self.layout.room(value.shape[2:], value.dtype) if at_steps else value.clone())
+        return outputs
 
     # --- backward -------------------------------------------------------------------------------------------------
 
@@ -307,13 +307,13 @@ class Run:
 
     def _into(self, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
         """dL/d(state) of all rows, to be written over: at first of the final states."""
-        found = [self._zeros(i) for i in self.states]
-        for i, zeros in zip(self.states, found, strict=True):
+        into = [self._zeros(i) for i in self.states]
+        for i, zeros in zip(self.states, into, strict=True):
             slot = self.fed[i]
             given = None if slot is None or slot >= self.outputs else cotangents[slot]
             if given is not None:
                 zeros.copy_(given)
-        return found
+        return into
 
     def _advanced(
         self, begin: int, turn: int, tensors: Sequence[Tensor | None], begins: Sequence[Tensor]
@@ -340,10 +340,10 @@ class Run:
             self._cotangent(i, out, s, into, cotangents) for i, out in enumerate(self.program.outputs)
         ]
         values = (*given, *kept, *arriving, None)
-        made = training.backwards.run(self._part(s), [values[place] for place in training.feeds])
+        results = training.backwards.run(self._part(s), [values[place] for place in training.feeds])
         for i, place in enumerate(training.gives):
             if place >= 0:
-                self._gather(i, made[place], s, into, gradients)
+                self._gather(i, results[place], s, into, gradients)
             elif self.ports[i].kind is Kind.STATE:  # no gradient flows back through this state
                 into[self.states.index(i)][: s.rows] = 0
 

@@ -45,8 +45,8 @@ class Stepping:
         """Take the program's constants, for as many rows: what depends on them alone is computed now."""
         values: dict[str, Any] = dict(zip(self._names, tensors, strict=True))
         if self._once is not None:
-            made = self._once(*[values[name] for name in self._read], rows, None)
-            values.update(zip(self._made, made, strict=True))
+            results = self._once(*[values[name] for name in self._read], rows, None)
+            values.update(zip(self._made, results, strict=True))
         self.stepper.load([values[name] for name in self._constants], sources, unchanged)
 
 

@@ -45,19 +45,19 @@ def of_a_batch(
     there: list[bool] = []
 
     def one(*given: Tensor | None) -> list[Tensor]:
-        found = gradients(given)
-        there[:] = [g is not None for g in found]
-        return [g for g in found if g is not None]
+        results = gradients(given)
+        there[:] = [g is not None for g in results]
+        return [g for g in results if g is not None]
 
     dims = tuple(0 if is_batch(c) else None for c in given)
     while torch._C._vmapmode_decrement_nesting():
         pass  # with it on, nothing may draw random numbers, nor what is traced meanwhile
     try:
-        made = iter(torch.func.vmap(one, dims)(*many))
+        batched = iter(torch.func.vmap(one, dims)(*many))
     finally:
         while torch._C._vmapmode_increment_nesting() < level:
             pass
-    return [torch._add_batch_dim(next(made), 0, level) if has else None for has in there]
+    return [torch._add_batch_dim(next(batched), 0, level) if has else None for has in there]
 
 
 def drawing_each(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

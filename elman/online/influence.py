@@ -83,14 +83,14 @@ def pattern(reach: Reach, parameters: int, onward: bool, units: Tensor | None = 
     reached, group = torch.unique(meets.float() @ closed.float().T > 0, dim=0, return_inverse=True)
     group = group[kind]
     members = [(group == g).nonzero().squeeze(1) for g in range(len(reached))]
-    found = [(r.nonzero().squeeze(1), m) for r, m in zip(reached, members, strict=True) if r.any()]
-    shapes = {(len(u), len(m)) for u, m in found}
+    groups = [(r.nonzero().squeeze(1), m) for r, m in zip(reached, members, strict=True) if r.any()]
+    shapes = {(len(u), len(m)) for u, m in groups}
     if len(shapes) > _SHAPES:
-        every = torch.cat([m for _, m in found])
-        found, shapes = [(torch.arange(n), every)], {(n, len(every))}
+        every = torch.cat([m for _, m in groups])
+        groups, shapes = [(torch.arange(n), every)], {(n, len(every))}
     blocks = []
     for u, q in sorted(shapes):
-        same = [(us, ms) for us, ms in found if (len(us), len(ms)) == (u, q)]
+        same = [(us, ms) for us, ms in groups if (len(us), len(ms)) == (u, q)]
         blocks.append(
             _blocks(
                 torch.stack([us for us, _ in same]),
@@ -173,7 +173,7 @@ class Influence:
 
     def back(self, cotangents: Tensor) -> Tensor:
         """[P]: Mᵀ g, summed over the rows. cotangents: [B, n]."""
-        found = cotangents.new_zeros(self.pattern.P)
+        gradient = cotangents.new_zeros(self.pattern.P)
         for block, value in zip(self.pattern.blocks, self.values, strict=True):
             mine, (G, u, q) = cotangents[:, block.units], block.shape
             if G == 1:
@@ -182,8 +182,8 @@ class Influence:
                 pulled = (mine * value.squeeze(2)).sum(0)
             else:
                 pulled = torch.einsum("bgu,bguq->gq", mine, value)
-            found[block.parameters] = pulled
-        return found
+            gradient[block.parameters] = pulled
+        return gradient
 
     def restart(self, rows: Tensor) -> None:
         """Rows [B] of bools begin anew, from states that no parameter has an influence on."""

@@ -253,11 +253,11 @@ def _cost(rule: str, derivatives: Derivatives, shape: Shape | None, batch: int) 
     n, P, size = derivatives.n, derivatives.P, derivatives.weights()[0].element_size()
     if shape is None:
         return Cost(rule, P + n, (P + batch * n) * 2 * size, n, 1)
-    found = shape.pattern
-    C, again = int(found.colours.max()) + 1, int(found.rows.max()) + 1
+    pattern = shape.pattern
+    C, again = int(pattern.colours.max()) + 1, int(pattern.rows.max()) + 1
     # ∂s/∂θ before and after, what a step adds to it, and the Jacobian with the passes that it is made of.
-    numbers = 2 * found.numbers + C * P + (again + n) * n
-    return Cost(rule, found.numbers, batch * numbers * size, found.products, C)
+    numbers = 2 * pattern.numbers + C * P + (again + n) * n
+    return Cost(rule, pattern.numbers, batch * numbers * size, pattern.products, C)
 
 
 def _check(rnn: object, rule: str) -> None:
@@ -276,9 +276,9 @@ def _check(rnn: object, rule: str) -> None:
 
 
 def _budget(memory: str | int | None) -> int | None:
-    found = read_memory(memory)
-    if isinstance(found, Segments):
+    budget = read_memory(memory)
+    if isinstance(budget, Segments):
         raise InputTypeError(
             what="a rule has no segments", where="memory=", expected='"64 MB", or a number of bytes'
         )
-    return found
+    return budget

@@ -46,15 +46,15 @@ def reach(
     for state in states:
         place = entering.get(state.name)
         for unit in range(math.prod(state.shape)):
-            found: Mapping[str, Tensor] = {}
+            results: Mapping[str, Tensor] = {}
             if place is not None:
                 seeded = inputs[place].clone()
                 seeded.view(_ROWS, -1)[:, unit] = torch.nan
-                found = _run(adjoint.graph, {**inputs, place: seeded})
-            units.append(torch.cat([_hit(found.get(gradients.get(s.name, "")), s, True) for s in states]))
+                results = _run(adjoint.graph, {**inputs, place: seeded})
+            units.append(torch.cat([_hit(results.get(gradients.get(s.name, "")), s, True) for s in states]))
             first = 0
             for p in parameters:
-                which = _hit(found.get(gradients.get(p.name, "")), p, False).nonzero().squeeze(1) + first
+                which = _hit(results.get(gradients.get(p.name, "")), p, False).nonzero().squeeze(1) + first
                 pairs.append(torch.stack([torch.full_like(which, number), which]))
                 first += math.prod(p.shape)
             number += 1
@@ -86,8 +86,8 @@ def _run(graph: fx.Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif node.op == "call_function":
             args, kwargs = (map_arg(part, values.__getitem__) for part in (node.args, node.kwargs))
             target: Any = node.target
-            made = target(*args, **kwargs)
-            values[node] = made if target is operator.getitem else _handed_on(node, args, made)
+            result = target(*args, **kwargs)
+            values[node] = result if target is operator.getitem else _handed_on(node, args, result)
     return {name: values[node] for name, node in graphs.results_of(graph).items()}
 
 
@@ -98,21 +98,21 @@ _BY_ITSELF = {
 }  # fmt: skip
 
 
-def _handed_on(node: fx.Node, args: tuple[Any, ...], made: Any) -> Any:
+def _handed_on(node: fx.Node, args: tuple[Any, ...], result: Any) -> Any:
     """The result of an operation, NaN wherever one of its operands may have a share in it."""
-    if not isinstance(made, Tensor) or not made.is_floating_point():
-        return made
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        return result
     operands = [part for arg in args for part in (arg if isinstance(arg, (list, tuple)) else [arg])]
     bad = [o.isnan() for o in operands if isinstance(o, Tensor) and o.is_floating_point()]
     bad = [one for one in bad if one.any()]
     operation = operation_of(node)
     if not bad:
-        return made
+        return result
     if torch.Tag.pointwise in getattr(node.target, "tags", ()):
         for one in bad:
-            made = torch.where(one, torch.nan, made)
-        return made
+            result = torch.where(one, torch.nan, result)
+        return result
     natural = operation.contracts is not None or operation.name in _BY_ITSELF
     if natural or (operation.addresses and operation.lookup is None):
-        return made
-    return torch.full_like(made, torch.nan)
+        return result
+    return torch.full_like(result, torch.nan)

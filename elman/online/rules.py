@@ -24,8 +24,8 @@ class Shape:
             units = derivatives.reach_within(self.adjoint).units
             if rule == "rflo":
                 units &= torch.eye(len(units), dtype=torch.bool)
-        found = pattern(derivatives.reach(), derivatives.P, rule != "snap-1", units)
-        self.pattern: Pattern = found.to(derivatives.weights()[0].device)
+        within = pattern(derivatives.reach(), derivatives.P, rule != "snap-1", units)
+        self.pattern: Pattern = within.to(derivatives.weights()[0].device)
 
 
 class Carried:
@@ -126,11 +126,11 @@ def _or_zeros(gradients: Sequence[Tensor | None], states: Sequence[Tensor]) -> l
 
 def _cut_at(values: Sequence[Tensor], loss: Tensor) -> list[Tensor]:
     """dL/d(values), each held fixed for the others; and `loss.backward()` for all that they are not on the way to."""
-    found: dict[int, Tensor] = {}
+    gradients: dict[int, Tensor] = {}
 
     def cut(number: int) -> Callable[[Tensor], Tensor]:
         def caught(gradient: Tensor) -> Tensor:
-            found[number] = gradient
+            gradients[number] = gradient
             return torch.zeros_like(gradient)
 
         return caught
@@ -142,7 +142,7 @@ def _cut_at(values: Sequence[Tensor], loss: Tensor) -> list[Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return [found.get(number, torch.zeros_like(value)) for number, value in enumerate(values)]
+    return [gradients.get(number, torch.zeros_like(value)) for number, value in enumerate(values)]
 
 
 def _add(weights: Sequence[Tensor], flat: Tensor) -> None:

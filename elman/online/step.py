@@ -65,9 +65,9 @@ class Derivatives:
         self, xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """The tensors of a step by port; sequences are `[1, B, …]`."""
-        found = self.binding.values(self.cell, xs, states, contexts)
+        tensors = self.binding.values(self.cell, xs, states, contexts)
         timed = {p.name for p in self.program.inputs if p.kind is not Kind.CONSTANT}
-        return {name: value.unsqueeze(0) if name in timed else value for name, value in found.items()}
+        return {name: value.unsqueeze(0) if name in timed else value for name, value in tensors.items()}
 
     @locked
     def reach(self) -> Reach:
@@ -109,8 +109,8 @@ class Derivatives:
         ]
         results = program.run(call, given)
         ended = {o.name: o.state for o in self.program.outputs if o.kind is Kind.STATE}
-        found = {ended.get(str(o.tangent_of)): r for o, r in zip(program.outputs, results, strict=True)}
-        return self.flat([found.get(p.name, torch.zeros_like(directions[p.name])) for p in self.states])
+        by_state = {ended.get(str(o.tangent_of)): r for o, r in zip(program.outputs, results, strict=True)}
+        return self.flat([by_state.get(p.name, torch.zeros_like(directions[p.name])) for p in self.states])
 
     # --- back ---------------------------------------------------------------------------------------------------------
 
@@ -136,8 +136,8 @@ class Derivatives:
 
     def back(self, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
         """∂s(t)/∂θᵀ g, `[P]`, summed over the rows. cotangents: `[B, n]`."""
-        found = self._backward(self._back, call, values, cotangents)
-        return self.joined([found.get(p.name) for p in self.parameters])
+        gradients = self._backward(self._back, call, values, cotangents)
+        return self.joined([gradients.get(p.name) for p in self.parameters])
 
     def jacobian(self, call: Call, values: dict[str, Tensor], cotangents: Tensor, program: Program) -> Tensor:
         """∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`. cotangents: `[C, n]`, the same for every row. program: `within` or `local`."""
@@ -152,9 +152,9 @@ class Derivatives:
         return self._pulled(many, call, values, cotangents.expand(call.batch, -1, -1))
 
     def _pulled(self, program: Program, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
-        found = self._backward(program, call, values, cotangents)
+        gradients = self._backward(program, call, values, cotangents)
         like = zip(self.states, self._parts(cotangents), strict=True)
-        return self.flat([found.get(p.name, torch.zeros_like(part)) for p, part in like])
+        return self.flat([gradients.get(p.name, torch.zeros_like(part)) for p, part in like])
 
     def _backward(
         self, program: Program, call: Call, values: dict[str, Tensor], cotangents: Tensor
@@ -198,7 +198,7 @@ class Derivatives:
         given = [(p, v) for p, v in zip(program.inputs, rows, strict=True)]
         many = program.vmapped(B * C, frozenset(p.name for p in program.inputs if p.rows), False)
         if isinstance(many, NotSupported):
-            found = torch.stack([
+            gradients = torch.stack([
                 self._gradients(program, program.run(one, [
                     v.narrow(_rows_at(p), i, 1) if p.rows and v is not None else v for p, v in given
                 ]), ())
@@ -206,12 +206,12 @@ class Derivatives:
             ])  # fmt: skip
         else:
             together = [v.unsqueeze(_rows_at(p)) if p.rows and v is not None else v for p, v in given]
-            found = self._gradients(many, many.run(one, together), (B * C,))
-        return found.unflatten(0, (B, C))
+            gradients = self._gradients(many, many.run(one, together), (B * C,))
+        return gradients.unflatten(0, (B, C))
 
     def _gradients(self, program: Program, results: Sequence[Tensor], lead: tuple[int, ...]) -> Tensor:
-        found = dict(zip((o.gradient_of for o in program.outputs), results, strict=True))
-        return self.joined([found.get(p.name) for p in self.parameters], lead)
+        gradients = dict(zip((o.gradient_of for o in program.outputs), results, strict=True))
+        return self.joined([gradients.get(p.name) for p in self.parameters], lead)
 
     def _drawn(self, call: Call) -> dict[str, Tensor]:
         """The random numbers of a step, where they are handed in."""

@@ -31,9 +31,9 @@ def as_arrays(value: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.numpy() if isinstance(leaf, Tensor) else leaf, value)
 
 
-def into(out: Any, made: Any) -> Any:
-    """`out`, tensors or arrays, with what was made written into it. Raises InputError where there is no room for it."""
-    mine, given = pytree.tree_leaves(made), pytree.tree_leaves(out)
+def into(out: Any, output: Any) -> Any:
+    """`out`, tensors or arrays, with an output written into it. Raises InputError where there is no room for it."""
+    mine, given = pytree.tree_leaves(output), pytree.tree_leaves(out)
     for value, place in zip(mine, given, strict=False):
         shape = tuple(getattr(place, "shape", ()))
         like = torch.from_numpy(place) if isinstance(place, np.ndarray) else place

@@ -211,10 +211,10 @@ class BoundCall:
                 self._came.clear()  # at once, as other threads may be reading it
             self._came[key] = None
             return
-        known = self._came[key] = self._came.get(key) or repeat(layer, self, noted, args, self.single)
+        repeated = self._came[key] = self._came.get(key) or repeat(layer, self, noted, args, self.single)
         kept = self.repeats[gradients]
-        if known is not never and known not in kept:
-            kept.insert(0, known)
+        if repeated is not never and repeated not in kept:
+            kept.insert(0, repeated)
             del kept[_REPEATED:]
 
     def numbered(self, args: Arguments) -> list[Any]:

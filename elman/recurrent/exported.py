@@ -218,9 +218,9 @@ class _Timeline(Timeline):
         happens = self.active.any(0)
         whole = self.unpack(value)
         place = _wide(ends.where(happens, 0), value).expand(self.batch, *value.shape[1:])
-        found = whole.gather(0, place.unsqueeze(0)).squeeze(0)
-        start = torch.zeros_like(found) if initial is None else initial
-        return torch.where(_wide(happens, found), found, start)
+        final = whole.gather(0, place.unsqueeze(0)).squeeze(0)
+        start = torch.zeros_like(final) if initial is None else initial
+        return torch.where(_wide(happens, final), final, start)
 
 
 def _stage(stage: Stage, have: dict[str, Tensor], rows: int, timeline: Timeline) -> dict[str, Tensor]:
@@ -243,26 +243,26 @@ def _scan(loop: Loop, have: dict[str, Tensor], timeline: _Timeline) -> dict[str,
         before, now, constants = _split(values, len(states), len(read))
         inputs = dict(zip((*states, *loop.constants), (*before, *constants), strict=False))
         inputs |= dict(zip(loop.sequences, now, strict=False))
-        made = _Results(loop.graph).of(inputs | {ROWS: before[0].shape[0]})
+        computed = _Results(loop.graph).of(inputs | {ROWS: before[0].shape[0]})
         nexts = [
-            torch.zeros_like(old) if state.next is None else made[state.next]
+            torch.zeros_like(old) if state.next is None else computed[state.next]
             for state, old in zip(loop.states, before, strict=True)
         ]
         if active is not None:  # the state waits where a step does not happen
             nexts = [
                 torch.where(_wide(now[-1], new), new, old) for new, old in zip(nexts, before, strict=True)
             ]
-        return [_own_memory(value) for value in (*nexts, *(made[name] for name in emits))]
+        return [_own_memory(value) for value in (*nexts, *(computed[name] for name in emits))]
 
     # B among what it reads: compiled ahead of time, a loop knows of no other sizes.
     told = [*fixed, timeline.batch] if isinstance(timeline.batch, torch.SymInt) else fixed
     results = scan_op(step, [_own_memory(have[name]) for name in states], read, tuple(told))
     finals, emitted, _ = _split(results, len(states), len(emits))
-    found = {final_of(name): value for name, value in zip(states, finals, strict=True)}
+    tensors = {final_of(name): value for name, value in zip(states, finals, strict=True)}
     for name, value in zip(emits, emitted, strict=True):
         whole = value.flip(0) if timeline.reverse else value
-        found[name] = whole if name in loop.stepped else timeline.pack(whole)
-    return found
+        tensors[name] = whole if name in loop.stepped else timeline.pack(whole)
+    return tensors
 
 
 def _own_memory(value: Tensor) -> Tensor:

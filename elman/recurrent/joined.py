@@ -59,8 +59,8 @@ class JoinedCell(StackCell):
         for i, (cell, own) in enumerate(zip(self.cells, states, strict=True)):
             given = self.between(x, i, context) if i else x
             told = context.get("own") if self.takes[i] else None
-            made = call_cell(cell, given, own, told, told is not None)
-            output, new = understand(made, flatten(own, "state")[1], type(cell).__name__)
+            returned = call_cell(cell, given, own, told, told is not None)
+            output, new = understand(returned, flatten(own, "state")[1], type(cell).__name__)
             x = pytree.tree_map(torch.add, x, output) if self.residual and self.residual[i] else output
             after.append(new)
         return x, tuple(after)
@@ -172,8 +172,8 @@ def start(
         if i < len(layers) - 1:
             with torch.no_grad():
                 own = _row(states[i])
-                made = call_cell(layer.cell, x, own, own_context, own_context is not None)
-            output, _ = understand(made, flatten(own, "state")[1], type(layer.cell).__name__)
+                returned = call_cell(layer.cell, x, own, own_context, own_context is not None)
+            output, _ = understand(returned, flatten(own, "state")[1], type(layer.cell).__name__)
             x = pytree.tree_map(torch.add, x, output) if stack._adds(i) else output
     if masks:
         told["masks"] = tuple(masks)
@@ -201,8 +201,8 @@ def _initial(layer: Recurrent, x: Any, context: Any) -> Zeros | None:
     if callable(getattr(layer.cell, "initial_state", None)):
         return None
     (xs, of_x), (contexts, of_context) = flatten(x, "x"), flatten(context, "context")
-    found = layer._calls.programs.initial(layer.cell, 1, (of_x, xs), (of_context, contexts))
-    tensors, structure = flatten(found, "state")
+    state = layer._calls.programs.initial(layer.cell, 1, (of_x, xs), (of_context, contexts))
+    tensors, structure = flatten(state, "state")
     return Zeros(structure, tuple(specs(tensors, 1)))
 
 
@@ -241,9 +241,9 @@ def shares(
     between, given = 0, _one(x)
     with torch.no_grad(), granted(dict.fromkeys(layers)):
         for layer, context in zip(layers[: len(layers) - chained], contexts, strict=False):
-            made, _ = layer(given, **{name: _row(value) for name, value in context.items()})
-            between += _bytes(made) * rows
-            given = made if chained else given
+            outputs, _ = layer(given, **{name: _row(value) for name, value in context.items()})
+            between += _bytes(outputs) * rows
+            given = outputs if chained else given
     left = (memory - between) // len(layers)
     if left <= 0:
         raise InputError(

@@ -68,10 +68,10 @@ class Plain:
         return [tensor.clone() for tensor in self.tensors]
 
     def write(self, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
-        made = self.read()  # what a step has given out may lie in the same memory
-        for mine, given in zip(made, tensors, strict=True):
+        current = self.read()  # what a step has given out may lie in the same memory
+        for mine, given in zip(current, tensors, strict=True):
             mine[list(rows)] = given.to(mine.device)
-        self.tensors = made
+        self.tensors = current
 
     def append(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = [torch.cat(pair) for pair in zip(self.tensors, tensors, strict=True)]
@@ -89,10 +89,10 @@ class Ready:
         self.rows = stepper.rows
 
     def read(self) -> list[Tensor]:
-        made = [torch.empty((self.rows(), *form.widths), dtype=form.dtype) for form in self.forms]
-        for place, tensor in zip(self.places, made, strict=True):
+        tensors = [torch.empty((self.rows(), *form.widths), dtype=form.dtype) for form in self.forms]
+        for place, tensor in zip(self.places, tensors, strict=True):
             self.stepper.read(place, 0, self.rows(), tensor)
-        return made
+        return tensors
 
     def write(self, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
         for place, tensor in zip(self.places, tensors, strict=True):

@@ -255,7 +255,7 @@ class Recurrent(Budget, torch.nn.Module):
         if budget is not None:
             # Layers share programs: another one's latest call had another budget.
             kept = reversed([*program.carrying_on.schedules.items()])
-            chosen = next((one for (_, _, said, *_), one in kept if said == budget), None)
+            chosen = next((one for (_, _, allowed, *_), one in kept if allowed == budget), None)
             memory = None if chosen is None else chosen.said(budget)
         return Explanation(tuple(plans.values()), engines, memory=memory)
 

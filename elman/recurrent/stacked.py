@@ -27,8 +27,8 @@ class StackCell(nn.Module):
         after = []
         for i, (cell, own) in enumerate(zip(self.cells, states, strict=True)):
             given = self.norms[i - 1](x) if i and len(self.norms) else x
-            made = call_cell(cell, given, own, None, False)
-            output, new = understand(made, flatten(own, "state")[1], type(cell).__name__)
+            returned = call_cell(cell, given, own, None, False)
+            output, new = understand(returned, flatten(own, "state")[1], type(cell).__name__)
             x = x + output if self.residual and self.residual[i] else output
             after.append(new)
         return x, tuple(after)

@@ -124,9 +124,9 @@ class Stream:
         Returns the output, arrays where x is one. Raises InputError or InputTypeError for what does not fit.
         """
         if reset is None and context is self._context:
-            made = self._short(x, out)
-            if made is not False:
-                return made
+            output = self._short(x, out)
+            if output is not False:
+                return output
         return self._long(x, reset, context, out)
 
     def refresh(self) -> None:
@@ -161,15 +161,15 @@ class Stream:
                     rows = rows_of_reset(reset, self.batch)
                     self.reset(torch.nonzero(rows).flatten().tolist())
                 if out is None:
-                    made = self._made(layer, given)
+                    output = self._made(layer, given)
                 else:
-                    before, made = self._kept.read(), self._made(layer, given)
+                    before, output = self._kept.read(), self._made(layer, given)
                     try:
-                        return into(out, made)
+                        return into(out, output)
                     except InputError:
                         self._kept.write(range(self.batch), before)
                         raise
-        return as_arrays(made) if arrays else made
+        return as_arrays(output) if arrays else output
 
     def _check(self, args: Arguments) -> None:
         """Raise for x and context that do not fit to the rows of the stream."""
@@ -195,12 +195,12 @@ class Stream:
             return o
         assert self._ready is not None
         xs = [t.resolve_neg().contiguous() for t in args.xs]
-        made = self._ready.stepper.step(self._sequences(xs), None)
-        if made is False:
+        output = self._ready.stepper.step(self._sequences(xs), None)
+        if output is False:
             raise NotSupported(
                 what="the engine does not take this step", where="step()", mend="use step() of the layer"
             )
-        return self._filled(made)
+        return self._filled(output)
 
     # --- binding --------------------------------------------------------------------------------------------------
 
@@ -286,10 +286,10 @@ class Stream:
                 [xs[one] if isinstance(one, int) else draw(one, self.batch, generator) for one in sequences]
             )
 
-        def filled(made: Any) -> Any:
+        def filled(output: Any) -> Any:
             if of_output == TENSOR:
-                return made
-            return fill(of_output, [made] if len(emits) == 1 else [made[i] for i in emits])
+                return output
+            return fill(of_output, [output] if len(emits) == 1 else [output[i] for i in emits])
 
         def short(x: Any, out: Any) -> Any:
             xs: list[Tensor] = []
@@ -298,8 +298,8 @@ class Stream:
                     return False
             except InputTypeError:
                 return False
-            made = step(picked(xs), None)
-            return made if made is False else filled(made)
+            output = step(picked(xs), None)
+            return output if output is False else filled(output)
 
         self._sequences, self._filled = picked, filled
         self._short = step if of_x == of_output == TENSOR and sequences == [0] else short

@@ -172,11 +172,11 @@ class Truncated:
         for a, b in ((begin, cut), (cut, stop)):
             if a == b:
                 continue
-            made, after = self._call([v.narrow(t, a - begin, b - a) for v in (*xs, happens, reset)], after)
+            output, after = self._call([v.narrow(t, a - begin, b - a) for v in (*xs, happens, reset)], after)
             if b == cut:
                 self._start = _detached(after)
             if b > first:
-                outputs.append(_last(made, b - max(a, first), b - a, t))
+                outputs.append(_last(output, b - max(a, first), b - a, t))
         self._begin, self._next, self.state = cut, stop, _detached(after)
         while self._held and self._held[0].stop <= cut:
             self._held.popleft()
@@ -201,13 +201,13 @@ class Truncated:
                 got=type(self.module).__name__, expected="module(x, state, mask=…, reset=…)",
                 mend="use elman.Recurrent, or of torch.nn's layers those of elman.nn",
             )  # fmt: skip
-        found = self.module(x, state, **given)
-        if not isinstance(found, (tuple, list)) or len(found) != 2:
+        returned = self.module(x, state, **given)
+        if not isinstance(returned, (tuple, list)) or len(returned) != 2:
             raise InputTypeError(
                 what="the module does not return outputs and a state", where="truncated(module)",
-                got=f"a {type(found).__name__}", expected="(outputs, new state)",
+                got=f"a {type(returned).__name__}", expected="(outputs, new state)",
             )  # fmt: skip
-        return found[0], found[1]
+        return returned[0], returned[1]
 
     # --- chunks ---------------------------------------------------------------------------------------------------
 
@@ -232,9 +232,9 @@ class Truncated:
 
     def _read(self, given: Any) -> _Chunk:
         """A chunk, checked; resets stand at steps that happen, so that it can be cut anywhere."""
-        said = _named(given)
-        xs, of_x = flatten(said["x"], "chunk['x']")
-        ys, of_y = flatten(said.get("y"), "chunk['y']")
+        parts = _named(given)
+        xs, of_x = flatten(parts["x"], "chunk['x']")
+        ys, of_y = flatten(parts.get("y"), "chunk['y']")
         if not xs:
             raise InputError(what="a chunk has no tensor that says how long it is", where="chunk['x']")
         names = [*paths(of_x, "chunk['x']"), *paths(of_y, "chunk['y']")]
@@ -252,7 +252,7 @@ class Truncated:
                     where=name, mend="compute it inside of the module that runs over the stream, or detach it",
                 )  # fmt: skip
         steps, batch = xs[0].shape[self._time], xs[0].shape[1 - self._time]
-        happens, reset = self._selection(said, steps, batch)
+        happens, reset = self._selection(parts, steps, batch)
         tensors = [*xs, *ys, *(turned(t) if self._time else t for t in (happens, reset))]
         chunk = _Chunk(self._came, steps, tensors, len(xs), (of_x, of_y))
         if self._like is None:
@@ -262,16 +262,16 @@ class Truncated:
         self._check(chunk, names, batch)
         return chunk
 
-    def _selection(self, said: Mapping[str, Any], steps: int, batch: int) -> tuple[Tensor, Tensor]:
+    def _selection(self, parts: Mapping[str, Any], steps: int, batch: int) -> tuple[Tensor, Tensor]:
         """Which steps happen, and at which of these a sequence begins, `[T, B]` bools."""
         order: Any = turned if self._time else lambda value: value
         happens = np.ones((steps, batch), bool)
-        if (lengths := said.get("lengths")) is not None:
+        if (lengths := parts.get("lengths")) is not None:
             happens &= np.arange(steps)[:, None] < read_lengths(lengths, steps, batch).numpy()
-        if (mask := said.get("mask")) is not None:
+        if (mask := parts.get("mask")) is not None:
             happens &= read_bools(order(mask), "mask", steps, batch).numpy()
         reset = np.zeros((steps, batch), bool)
-        if (given := said.get("reset")) is not None:
+        if (given := parts.get("reset")) is not None:
             reset |= read_bools(order(given), "reset", steps, batch).numpy()
         # Steps count from 1 here; 0 is what is owed from before, and -1 nothing. A step that happens begins a sequence
         # if the latest reset is later than the latest step that happened before.

@@ -40,13 +40,13 @@ def read_memory(memory: object, where: str = "memory=") -> Memory:
     if memory is None or isinstance(memory, Segments):
         return memory
     if isinstance(memory, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", memory)
-        if found is None or found[2] not in _UNITS:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", memory)
+        if match is None or match[2] not in _UNITS:
             raise InputError(
                 what="a budget is a number of bytes with its unit", where=where, got=repr(memory),
                 expected='"64 MB", "1.5 GB", "512 KiB"',
             )  # fmt: skip
-        memory = int(float(found[1]) * _UNITS[found[2]])
+        memory = int(float(match[1]) * _UNITS[match[2]])
     if isinstance(memory, bool) or not isinstance(memory, int):
         raise InputTypeError(
             what="memory is a budget, or the length of segments", where=where, got=type(memory).__name__,

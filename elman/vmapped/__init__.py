@@ -71,8 +71,8 @@ def differing(circuit: Circuit, over: Collection[str], noise: bool) -> frozenset
     wires += [port.next for port in circuit.inputs_of(Kind.STATE) if port.next is not None]
     states = {port.name for port in circuit.inputs_of(Kind.STATE)}
     drawn = {port.name for port in circuit.inputs_of(Kind.NOISE)} if noise else set()
-    known = {port.name for port in circuit.inputs}
-    return frozenset((known & set(over)) | states | {wire.name for wire in wires if wire.is_input} | drawn)
+    inputs = {port.name for port in circuit.inputs}
+    return frozenset((inputs & set(over)) | states | {wire.name for wire in wires if wire.is_input} | drawn)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,9 +41,9 @@ class Step:
         if target is operator.getitem:
             return target(*map_arg(node.args, self._get))
         rule = _rule(node)
-        found = rule(self, node) if rule is not None else None
-        if found is not None:
-            return found
+        value = rule(self, node) if rule is not None else None
+        if value is not None:
+            return value
 
         return self.mapped(node)
 
@@ -54,15 +54,15 @@ class Step:
 
         def one(*values: Any) -> Any:
             of = dict(zip(sources, values, strict=True))
-            made = target(*map_arg(node.args, of.__getitem__), **map_arg(node.kwargs, of.__getitem__))
-            return [m for m in made if m is not None] if isinstance(made, (tuple, list)) else made
+            result = target(*map_arg(node.args, of.__getitem__), **map_arg(node.kwargs, of.__getitem__))
+            return [m for m in result if m is not None] if isinstance(result, (tuple, list)) else result
 
         value, places = node.meta["val"], _place(node)
         into = tuple(_place(source) if source in self.several else None for source in sources)
-        made: Any = torch.vmap(one, into, places)(*map(self._get, sources))
+        result: Any = torch.vmap(one, into, places)(*map(self._get, sources))
         if not isinstance(value, (tuple, list)):
-            return made
-        parts = iter(made)
+            return result
+        parts = iter(result)
         return [None if part is None else next(parts) for part in value]
 
     def _get(self, node: fx.Node) -> Any:
@@ -148,12 +148,12 @@ def _along(step: Step, node: fx.Node) -> Any:
     given["dim"] = [d + (d >= place) for d in listed]
     if not isinstance(dims, (list, tuple)):
         (given["dim"],) = given["dim"]
-    made = target(**map_arg(given, step.of_each))
+    result = target(**map_arg(given, step.of_each))
     value = node.meta["val"]
     if isinstance(value, (tuple, list)):
-        return made if all(p == place for p in _place(node)) else None
+        return result if all(p == place for p in _place(node)) else None
     kept = value.dim() == rank
-    return made.movedim(place if kept else place - sum(d < place for d in listed), _place(node))
+    return result.movedim(place if kept else place - sum(d < place for d in listed), _place(node))
 
 
 def _reshape(step: Step, node: fx.Node) -> Tensor | None:

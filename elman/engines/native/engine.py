@@ -119,10 +119,10 @@ class Native(Engine):
         assert name is not None
 
         def ready(loop: Loop) -> Any:
-            made = self._ready(loop) if loop is plan.loop else _made(loop, name)
-            if isinstance(made, str):
-                raise Unsupported(made)
-            return made.interpreter
+            program = self._ready(loop) if loop is plan.loop else _made(loop, name)
+            if isinstance(program, str):
+                raise Unsupported(program)
+            return program.interpreter
 
         try:
             return passes.passed(plan, ends, single, name, ready, empty)

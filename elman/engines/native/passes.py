@@ -150,9 +150,9 @@ class _Writer:
             memory.count
         ]
         sizes = lead + [int(size) for size in (like.shape[1:] if rows else like.shape)]
-        for i, (other, _, known) in enumerate(self.made):
+        for i, (other, _, other_sizes) in enumerate(self.made):
             if other is memory:
-                if known != sizes:
+                if other_sizes != sizes:
                     raise Unsupported("one value that goes out under two shapes")
                 return i
         memory.place, memory.index = "made", len(self.made)

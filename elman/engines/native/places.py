@@ -51,9 +51,9 @@ class Places:
         self.values: dict[str, View] = {}
 
     def memory(self, type: str, width: int, count: str, **more: Any) -> Memory:
-        made = Memory("rows", type, width, count=count, **more)
-        self.memories.append(made)
-        return made
+        memory = Memory("rows", type, width, count=count, **more)
+        self.memories.append(memory)
+        return memory
 
     def new(self, like: Any, count: str) -> View:
         """A place for a value like a traced one."""
@@ -95,13 +95,13 @@ def delayed(name: str) -> str:
 
 
 def _real(plan: Plan) -> torch.dtype:
-    found = {
+    dtypes = {
         value.dtype
         for stage in (*plan.stages(), plan.loop)
         if stage is not None
         for node in stage.graph.nodes
         if isinstance(value := node.meta.get("val"), torch.Tensor) and value.dtype.is_floating_point
     }
-    if not found <= {torch.float32} and not found <= {torch.float64}:
+    if not dtypes <= {torch.float32} and not dtypes <= {torch.float64}:
         raise Unsupported("real numbers of several types, or other than float32 and float64")
-    return next(iter(found), torch.float32)
+    return next(iter(dtypes), torch.float32)

@@ -34,8 +34,8 @@ def stepper(interpreter: Any, widths: Sequence[int], loop: Loop, weights: str | 
             if rows and (not sizes or sizes[0] != 1):
                 return f"a row of '{name}' is several"
             forms_of.append((value.dtype, *_ARRAYS[value.dtype], sizes[1:] if rows else sizes, rows))
-    made = interpreter.stream(weights or "", *forms, torch.get_num_threads, failed)
-    return _Steps(made, widths[: len(loop.constants)])
+    stream = interpreter.stream(weights or "", *forms, torch.get_num_threads, failed)
+    return _Steps(stream, widths[: len(loop.constants)])
 
 
 class _Steps:
