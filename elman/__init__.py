@@ -97,9 +97,9 @@ def __getattr__(name: str) -> Any:
         if error.name != home:
             raise
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    found = getattr(room, name) if name in _HOMES else room
-    globals()[name] = found
-    return found
+    value = getattr(room, name) if name in _HOMES else room
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

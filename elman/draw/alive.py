@@ -34,11 +34,11 @@ def page(
     level: str,
 ) -> str:
     """The text of the file; the arguments are the fields of a `Drawing`."""
-    start, pictures, plays, loss_said = "", {"": scene}, {}, ""
+    start, pictures, plays, loss_text = "", {"": scene}, {}, ""
     if circuit is not None and variants is not None:
         most = MOST if level == "book" else MOST_OPS
         pictures = {str(t): variants(t) for t in range(most + 1)}
-        plays, loss_said = _plays(circuit) if level == "book" else ({}, "")
+        plays, loss_text = _plays(circuit) if level == "book" else ({}, "")
         start = str(3 if unfold is True else min(unfold or 0, most))
     elif variants is not None:
         pictures |= {key: variants(key) for key in _openings(scene)}
@@ -66,7 +66,7 @@ def page(
     )
     numbers = (
         f'<p id="now" aria-live="polite">{_invitation(circuit)}</p>'
-        f'<p id="loss">{loss_said}</p>'
+        f'<p id="loss">{loss_text}</p>'
         '<ol id="log" tabindex="0" aria-label="What was computed so far"></ol>'
         if plays
         else ""
@@ -117,27 +117,27 @@ def _plays(circuit: Circuit) -> tuple[dict[str, list[dict[str, Any]]], str]:
         if any(out.kind is Kind.SUM for out in circuit.outputs):
             runs = {tau: backward(circuit, rows, tau) for tau in range(1, MOST + 1)}
             return {str(tau): _events_back(run, rows, tau) for tau, run in runs.items()}, ""
-        made = loss(circuit, rows)
-        forth = {tau: example(circuit, rows, made, tau) for tau in range(1, MOST + 1)}
-        return {str(tau): _events(run, rows, made, tau) for tau, run in forth.items()}, html.escape(made.said)
+        sent = loss(circuit, rows)
+        forth = {tau: example(circuit, rows, sent, tau) for tau in range(1, MOST + 1)}
+        return {str(tau): _events(run, rows, sent, tau) for tau, run in forth.items()}, html.escape(sent.text)
     except Exception:  # numbers that mean nothing, in code that may raise anything
         return {}, ""
 
 
-def _events(run: Example, rows: tuple[Told, ...], made: Loss, steps: int) -> list[dict[str, Any]]:
+def _events(run: Example, rows: tuple[Told, ...], sent: Loss, steps: int) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for t in range(1, steps + 1):
         for row in rows:
             if (row.key, t) in run.values:
                 events.append(_event(row, t, f"{row.name}({t}) = {_number(run.values[row.key, t])}"))
-        if not made.own and (t == steps or not made.last):
-            sign = "L" if made.last else f"{made.sign}({t})"
+        if not sent.own and (t == steps or not sent.last):
+            sign = "L" if sent.last else f"{sent.sign}({t})"
             events.append({"node": None, "text": f"{sign} = {run.losses[t - 1]:.3g}", "back": False})
     for t, so_far in zip(range(steps, 0, -1), run.sums, strict=False):
         for row in reversed(rows):
             if (row.key, t) in run.gradients and row.role not in ("input", "share"):
-                said = f"∂L/∂{row.name}({t}) = {_number(run.gradients[row.key, t])}"
-                events.append(_event(row, t, f"δ({t}) = {said}" if row.delta else said, True))
+                text = f"∂L/∂{row.name}({t}) = {_number(run.gradients[row.key, t])}"
+                events.append(_event(row, t, f"δ({t}) = {text}" if row.delta else text, True))
         for name, total in so_far.items():
             events.append({
                 "node": None, "weight": name, "back": True,
@@ -156,8 +156,8 @@ def _events_back(run: Example, rows: tuple[Told, ...], steps: int) -> list[dict[
                 events.append(_event(row, t, text, row.role != "input"))
         for row in rows:
             if row.role == "sum" and row.name in so_far:
-                said = f"{row.name}, summed from step {steps} to {t} = {_number(so_far[row.name])}"
-                events.append(_event(row, t, said, True) | {"weight": row.name.removeprefix("∇")})
+                text = f"{row.name}, summed from step {steps} to {t} = {_number(so_far[row.name])}"
+                events.append(_event(row, t, text, True) | {"weight": row.name.removeprefix("∇")})
     return events
 
 
@@ -167,8 +167,8 @@ def _event(row: Told, t: int, text: str, back: bool = False) -> dict[str, Any]:
 
 def _number(value: torch.Tensor) -> str:
     flat = value.flatten()
-    said = ", ".join(f"{float(one):.3f}" for one in flat[:_SHOWN])
-    return f"[{said}{', …' if flat.numel() > _SHOWN else ''}]"
+    numbers = ", ".join(f"{float(one):.3f}" for one in flat[:_SHOWN])
+    return f"[{numbers}{', …' if flat.numel() > _SHOWN else ''}]"
 
 
 __all__ = ["MOST", "page"]

@@ -90,12 +90,12 @@ class _Around:
 def _times(steps: int | None, reverse: bool) -> list[str | None]:
     """The names of the steps in the order in which they are computed; None for those that are elided."""
     if steps is None:
-        found: list[str | None] = ["t-1", "t", "t+1"]
+        times: list[str | None] = ["t-1", "t", "t+1"]
     elif steps <= SHOWN:
-        found = [str(t) for t in range(1, steps + 1)]
+        times = [str(t) for t in range(1, steps + 1)]
     else:
-        found = ["1", "2", None, str(steps - 1), str(steps)]
-    return found[::-1] if reverse else found
+        times = ["1", "2", None, str(steps - 1), str(steps)]
+    return times[::-1] if reverse else times
 
 
 def _number(time: str, place: int) -> int:
@@ -108,8 +108,8 @@ def _number(time: str, place: int) -> int:
 def _exits(eq: Equations, step: Step) -> list[tuple[str, str]]:
     """("before" of a state, the variable whose value it is) for those that do not go straight on, the lowest first."""
     pairs = [(v.key, v.of) for v in eq.variables if v.role == "before" and v.key not in step.straight]
-    known = [(before, of) for before, of in pairs if of is not None and of in step.nodes]
-    return sorted(known, key=lambda pair: (-step.nodes[pair[1]].y, step.nodes[pair[0]].x))
+    drawn = [(before, of) for before, of in pairs if of is not None and of in step.nodes]
+    return sorted(drawn, key=lambda pair: (-step.nodes[pair[1]].y, step.nodes[pair[0]].x))
 
 
 def _way_out(step: Step, node: Node, x: float, number: int) -> list[Point]:
@@ -155,16 +155,16 @@ def _wire(
 
 def _simple(way: Sequence[Point]) -> list[Point]:
     """Without points that lie on the line between their neighbours."""
-    found: list[Point] = []
+    points: list[Point] = []
     for i, point in enumerate(way):
-        if found and point == found[-1]:
+        if points and point == points[-1]:
             continue
-        if found and i + 1 < len(way):
-            (x0, y0), (x1, y1) = found[-1], way[i + 1]
+        if points and i + 1 < len(way):
+            (x0, y0), (x1, y1) = points[-1], way[i + 1]
             if x0 == point[0] == x1 or y0 == point[1] == y1:
                 continue
-        found.append(point)
-    return found
+        points.append(point)
+    return points
 
 
 def _loop_square(node: Node, before: str) -> Node:
@@ -182,8 +182,8 @@ def _loop(eq: Equations, node: Node, influence: Influence, before: str) -> list[
     out = ((right, node.y + dy), (right + 14, node.y + 24), (x, node.y + 28), (x, node.y + half))
     into = ((x, node.y - half), (x, node.y - 28), (right + 14, node.y - 24), (right, node.y - dy))
     texts = ()
-    if said := influence.label:
-        texts = (Text(square.x + SQUARE / 2 + 5, node.y, said, NOTE, "start", "weight", color),)
+    if label := influence.label:
+        texts = (Text(square.x + SQUARE / 2 + 5, node.y, label, NOTE, "start", "weight", color),)
     return [
         Edge(node.id, before, out, arrow=False),
         Edge(before, node.id, into, texts, influence.weights, color),
@@ -231,11 +231,11 @@ def _ahead(
     t: int | None,
 ) -> Edge:
     """A straight line to a node from its left, with what it says above its end."""
-    color, said = color_of(eq, influence.weights), influence.label
+    color, label = color_of(eq, influence.weights), influence.label
     texts = ()
-    if said:
-        x = node.x - node.width / 2 - 17 - width(said, NOTE) / 2
-        texts = (Text(x, node.y - 11, said, NOTE, "middle", "weight", color),)
+    if label:
+        x = node.x - node.width / 2 - 17 - width(label, NOTE) / 2
+        texts = (Text(x, node.y - 11, label, NOTE, "middle", "weight", color),)
     end = (node.x - node.width / 2, node.y)
     return Edge(source, node.id, bent([start, end]), texts, influence.weights, color, t=t)
 
@@ -246,7 +246,7 @@ def _right(node: Node) -> Point:
 
 def _starts(eq: Equations, here: Step, time: str | None, exits: Sequence[tuple[str, str]]) -> _Around:
     """What the first step starts from: states of known time in dashed circles, or an ellipsis where time is None."""
-    found = _Around([], [], [])
+    around = _Around([], [], [])
     number = 0
     befores = [v for v in eq.variables if v.role == "before"]
     for before in sorted(befores, key=lambda v: v.key not in here.straight):
@@ -257,30 +257,30 @@ def _starts(eq: Equations, here: Step, time: str | None, exits: Sequence[tuple[s
         name = "…" if time is None else timed(before.name, time)
         wide = 16.0 if time is None else diameter(name)
         x, y = here.box.left - 24 - _TRACK * len(exits) - wide / 2, target.y
-        taken = [node.box for node in found.nodes] + [text.box for text in found.texts]
+        taken = [node.box for node in around.nodes] + [text.box for text in around.texts]
         while any(abs(y - (box.top + box.bottom) / 2) < ROUND + 6 for box in taken):
             y += 4
         ident = f"start {before.key}"
         if time is None:
-            found.texts.append(Text(x, y - 4, name, 22, role="note"))
+            around.texts.append(Text(x, y - 4, name, 22, role="note"))
         else:
             text = (Text(x, y, name),)
-            found.nodes.append(
+            around.nodes.append(
                 Node(ident, x, y, wide, ROUND, "variable", text, before.key, 0, "known", "given")
             )
         if straight is not None:
-            found.edges.append(_ahead(eq, straight, (x + wide / 2, y), target, ident, here.nodes, None))
+            around.edges.append(_ahead(eq, straight, (x + wide / 2, y), target, ident, here.nodes, None))
         else:
             margin = here.box.left - 12 - _TRACK * number
             way = [(x + wide / 2, y), (margin, y)]
-            found.edges.append(_wire(way, target, margin, number, here, -1, arrow=False, source=ident))
+            around.edges.append(_wire(way, target, margin, number, here, -1, arrow=False, source=ident))
             number += 1
-    return found
+    return around
 
 
 def _ends(eq: Equations, last: Step, exits: Sequence[tuple[str, str]]) -> _Around:
     """Lines that go on to an ellipsis."""
-    found = _Around([], [], [])
+    around = _Around([], [], [])
     x = last.box.right + 26
     for before in (v for v in eq.variables if v.role == "before"):
         straight = last.straight.get(before.key)
@@ -290,18 +290,18 @@ def _ends(eq: Equations, last: Step, exits: Sequence[tuple[str, str]]) -> _Aroun
         node = last.nodes[straight.target if straight is not None else str(before.of)]
         way = [_right(node), (x, node.y)] if straight is not None else _way_out(last, node, x, number or 0)
         text = Text(x + 14, way[-1][1] - 4, "…", 22, role="note")
-        while any(text.box.meets(other.box) for other in found.texts):
+        while any(text.box.meets(other.box) for other in around.texts):
             text = text.moved(30, 0)
         way[-1] = (text.x - 14, way[-1][1])
-        found.edges.append(Edge(node.id, "", bent(_simple(way)), arrow=False))
-        found.texts.append(text)
-    return found
+        around.edges.append(Edge(node.id, "", bent(_simple(way)), arrow=False))
+        around.texts.append(text)
+    return around
 
 
 def _finished(
-    eq: Equations, nodes: Sequence[Node], edges: Sequence[Edge], texts: Sequence[Text], said: str
+    eq: Equations, nodes: Sequence[Node], edges: Sequence[Edge], texts: Sequence[Text], description: str
 ) -> Scene:
-    scene = Scene(eq.name, said, tuple(nodes), tuple(edges), (), tuple(texts), eq.parameters)
+    scene = Scene(eq.name, description, tuple(nodes), tuple(edges), (), tuple(texts), eq.parameters)
     return scene.turned(across=eq.reverse, down=eq.back)
 
 

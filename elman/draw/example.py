@@ -44,35 +44,35 @@ def example(circuit: Circuit, rows: tuple[Told, ...], loss: Loss, steps: int, se
         for name in constants
         for t in range(steps)
     }
-    found: dict[str, Tensor] = {}
+    value: dict[str, Tensor] = {}
 
     def value_of(node, t: int):  # type: ignore[no-untyped-def]
-        return copies[str(node.target), t] if (str(node.target), t) in copies else found[node.name]
+        return copies[str(node.target), t] if (str(node.target), t) in copies else value[node.name]
 
     for node in graph.nodes:
         if node.op == "placeholder" and node.target not in constants:
             name, _, t = str(node.target).rpartition("_t")
             if node.target == ROWS:
-                found[node.name] = 1  # type: ignore[assignment]
+                value[node.name] = 1  # type: ignore[assignment]
                 continue
             at = inputs[name][int(t)] if name in inputs and t.isdigit() else inputs[str(node.target)]
             differs = at.dtype.is_floating_point
-            found[node.name] = at.clone().requires_grad_() if differs else at
+            value[node.name] = at.clone().requires_grad_() if differs else at
         elif node.op == "call_function":
             t = int(node.name.rpartition("_t")[2])
             args = map_arg(node.args, lambda one, t=t: value_of(one, t))
-            found[node.name] = node.target(*args, **map_arg(node.kwargs, lambda one, t=t: value_of(one, t)))  # type: ignore[operator]
+            value[node.name] = node.target(*args, **map_arg(node.kwargs, lambda one, t=t: value_of(one, t)))  # type: ignore[operator]
     results = results_of(graph)
     losses: list[Any] = []
     for t in range(steps):
-        parts = [found[results[part.name if loss.last else f"{part.name}_t{t}"].name] for part in loss.parts]
+        parts = [value[results[part.name if loss.last else f"{part.name}_t{t}"].name] for part in loss.parts]
         parts = [part.sum() if loss.own else part.square().sum() / 2 for part in parts]
         losses.append(sum(parts) if t == steps - 1 or not loss.last else 0)
     values = {
-        (row.key, t + 1): found[f"{row.key}_t{t}"]
+        (row.key, t + 1): value[f"{row.key}_t{t}"]
         for row in rows
         for t in range(steps)
-        if f"{row.key}_t{t}" in found
+        if f"{row.key}_t{t}" in value
     }
     total = sum(losses)
     gradients: dict[tuple[str, int], Tensor] = {}
@@ -102,20 +102,20 @@ def example(circuit: Circuit, rows: tuple[Told, ...], loss: Loss, steps: int, se
 def backward(circuit: Circuit, rows: tuple[Told, ...], steps: int, seed: int = 0) -> Example:
     """Run an adjoint on random numbers, one row, from the last step to the first, as it is unfolded."""
     inputs = _inputs(circuit, steps, seed)
-    found: dict[str, Any] = {}
+    value: dict[str, Any] = {}
     for node in unfold(circuit, steps).graph.nodes:
         if node.op == "placeholder":
             name, _, t = str(node.target).rpartition("_t")
             at = inputs[name][int(t)] if name in inputs and t.isdigit() else inputs.get(str(node.target), 1)
-            found[node.name] = at
+            value[node.name] = at
         elif node.op == "call_function":
-            args, more = (map_arg(given, lambda one: found[one.name]) for given in (node.args, node.kwargs))
-            found[node.name] = node.target(*args, **more)  # type: ignore[operator]
+            args, more = (map_arg(given, lambda one: value[one.name]) for given in (node.args, node.kwargs))
+            value[node.name] = node.target(*args, **more)  # type: ignore[operator]
     values = {
-        (row.key, t + 1): found[f"{row.key}_t{t}"]
+        (row.key, t + 1): value[f"{row.key}_t{t}"]
         for row in rows
         for t in range(steps)
-        if f"{row.key}_t{t}" in found
+        if f"{row.key}_t{t}" in value
     }
     sums: list[dict[str, Tensor]] = []
     for t in range(steps, 0, -1):

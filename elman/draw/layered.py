@@ -268,15 +268,15 @@ def _down(
     rows: Sequence[Sequence[str]], size: Mapping[str, Size], gap: float
 ) -> tuple[list[float], list[float]]:
     """The y of every row's middle, and half its height."""
-    y, found, half = 0.0, [], []
+    y, middles, half = 0.0, [], []
     for level, row in enumerate(rows):
         high = max((size[name].height for name in row), default=0.0)
         if level:
             y += gap / 2 + high / 2
-        found.append(y + (high / 2 if not level else 0.0))
-        y = found[-1] + high / 2
+        middles.append(y + (high / 2 if not level else 0.0))
+        y = middles[-1] + high / 2
         half.append(high / 2)
-    return found, half
+    return middles, half
 
 
 __all__ = ["GAP", "Link", "Placed", "Size", "layered"]

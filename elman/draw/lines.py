@@ -34,7 +34,7 @@ def connect(
     ends: Sequence[tuple[str, str]],
     placed: Placed,
     nodes: Mapping[str, Node],
-    said: Sequence[Saying],
+    sayings: Sequence[Saying],
     free: Sequence[Box] = (),
 ) -> tuple[list[Edge], int]:
     """(an edge for each pair of nodes, along the way that the layout has found for it; for how many words there is no
@@ -44,23 +44,23 @@ def connect(
     none stand where the layout has kept a place for them, and lines go round them. free: where no words may stand.
     """
     boxes = {node.id: _wider(node.box, 7) for node in nodes.values()}
-    kept = [_kept(mark, saying) for mark, saying in zip(placed.labels, said, strict=True)]
+    kept = [_kept(mark, saying) for mark, saying in zip(placed.labels, sayings, strict=True)]
 
     def line(number: int, words: Mapping[int, Box], through: Point | None) -> tuple[Point, ...]:
         source, target = nodes[ends[number][0]], nodes[ends[number][1]]
         others = [box for name, box in boxes.items() if name not in (source.id, target.id)]
         others += [box for other, box in words.items() if other != number]
         points: tuple[Point, ...] = ()
-        for points in _curves(source, target, placed.ways[number], through, others, _high(said[number])):
+        for points in _curves(source, target, placed.ways[number], through, others, _high(sayings[number])):
             if not _meets(points, others):
                 break
         return points
 
     curves = [line(number, {}, None) for number in range(len(ends))]
-    texts = beside(curves, said, [*(node.box for node in nodes.values()), *free])
-    said_once = {(ends[n][0], said[n].text) for n, text in enumerate(texts) if text is not None}
+    texts = beside(curves, sayings, [*(node.box for node in nodes.values()), *free])
+    said_once = {(ends[n][0], sayings[n].text) for n, text in enumerate(texts) if text is not None}
     missing = [n for n, box in enumerate(kept) if box is not None and texts[n] is None]
-    without = {n for n in missing if not said[n].shared or (ends[n][0], said[n].text) not in said_once}
+    without = {n for n in missing if not sayings[n].shared or (ends[n][0], sayings[n].text) not in said_once}
     while more := {n for n, t in enumerate(texts) if t and n not in without and _hits(t.box, kept, without)}:
         without |= more
     spots = {n: _wider(text.box, 6) for n, text in enumerate(texts) if text is not None and n not in without}
@@ -70,8 +70,8 @@ def connect(
             mark = placed.labels[n] if n in without else None
             curves[n] = line(n, spots, mark)
             if mark is not None:
-                x = min(_rightmost(curves[n], mark, _high(said[n])), mark[0] + _SIDE) + 5
-                texts[n] = _text(said[n], x, mark[1], "start")
+                x = min(_rightmost(curves[n], mark, _high(sayings[n])), mark[0] + _SIDE) + 5
+                texts[n] = _text(sayings[n], x, mark[1], "start")
     # A line that had to go round other words has left its own behind.
     fine = [(_bounds(points), points) for points in map(flat, curves)]
     crossed = {
@@ -80,13 +80,13 @@ def connect(
         if text and any(text.box.meets(bound) and _crossed(text.box, line) for bound, line in fine)
     }
     if crossed:
-        lost = [replace(saying, text=saying.text if n in crossed else "") for n, saying in enumerate(said)]
+        lost = [replace(saying, text=saying.text if n in crossed else "") for n, saying in enumerate(sayings)]
         kept_boxes = [text.box for n, text in enumerate(texts) if text is not None and n not in crossed]
         again = beside(curves, lost, [*(node.box for node in nodes.values()), *free, *kept_boxes])
         texts = [new or text for new, text in zip(again, texts, strict=True)]
     edges = [
         Edge(a, b, curve, () if text is None else (text,), saying.weights, saying.color, saying.arrow)
-        for (a, b), curve, text, saying in zip(ends, curves, texts, said, strict=True)
+        for (a, b), curve, text, saying in zip(ends, curves, texts, sayings, strict=True)
     ]
     return edges, len(missing)
 
@@ -114,18 +114,18 @@ def _hits(box: Box, kept: Sequence[Box | None], of: Iterable[int]) -> bool:
 
 
 def beside(
-    curves: Sequence[tuple[Point, ...]], said: Sequence[Saying], boxes: Sequence[Box]
+    curves: Sequence[tuple[Point, ...]], sayings: Sequence[Saying], boxes: Sequence[Box]
 ) -> list[Text | None]:
     """For each line its words, near its middle and on either side, where they meet no box, line or other words."""
     fine = [flat(curve, max(20, 120 // len(curve))) for curve in curves]
     bounds = [_bounds(line) for line in fine]
     taken = [_wider(box, 2) for box in boxes]
-    found: list[Text | None] = [None] * len(curves)
-    for number in sorted(range(len(curves)), key=lambda n: -len(said[n].text)):
-        if not said[number].text:
+    texts: list[Text | None] = [None] * len(curves)
+    for number in sorted(range(len(curves)), key=lambda n: -len(sayings[n].text)):
+        if not sayings[number].text:
             continue
         best = None
-        for _, text in sorted(_places(fine[number], said[number]), key=lambda pair: pair[0]):
+        for _, text in sorted(_places(fine[number], sayings[number]), key=lambda pair: pair[0]):
             close = _wider(text.box, 1)
             if any(close.meets(box) for box in taken):
                 continue
@@ -134,9 +134,9 @@ def beside(
                 best = text
                 break
         if best is not None:
-            found[number] = best
+            texts[number] = best
             taken.append(_wider(best.box, 2))
-    return found
+    return texts
 
 
 def _places(line: Sequence[Point], saying: Saying) -> Iterator[tuple[float, Text]]:
@@ -178,16 +178,16 @@ def _curves(
         yield _arched(source, target)
         yield _arched(target, source)[::-1]
     for points, line in ((straight, smooth), (straight, _cornered), (way, smooth)):
-        made = line([_border(source, points[1]), *points[1:-1], _border(target, points[-2])])
+        curve = line([_border(source, points[1]), *points[1:-1], _border(target, points[-2])])
         if (
-            mark is not None and _rightmost(made, mark, high) > mark[0] + _SIDE
+            mark is not None and _rightmost(curve, mark, high) > mark[0] + _SIDE
         ):  # it would cross its own words
             side = high if way[-1][1] < way[0][1] else -high
             i = points.index(mark)
             upright = [(mark[0], mark[1] + side), (mark[0], mark[1] - side)]
             points = [*points[:i], *upright, *points[i + 1 :]]
-            made = line([_border(source, points[1]), *points[1:-1], _border(target, points[-2])])
-        yield made
+            curve = line([_border(source, points[1]), *points[1:-1], _border(target, points[-2])])
+        yield curve
     yield _upright(source, target, way)
 
 
@@ -301,16 +301,16 @@ def _along(p: Point, a: Point, b: Point, far: float) -> Point:
 
 def flat(points: Sequence[Point], parts: int = 16) -> list[Point]:
     """Points on Bézier curves, close together."""
-    found = [points[0]]
+    line = [points[0]]
     for i in range(0, len(points) - 1, 3):
         p, a, b, q = points[i : i + 4]
         for k in range(1, parts + 1):
             u = k / parts
             v = 1 - u
-            found.append(
+            line.append(
                 tuple(v**3 * p[d] + 3 * v * v * u * a[d] + 3 * v * u * u * b[d] + u**3 * q[d] for d in (0, 1))  # type: ignore[arg-type]
             )
-    return found
+    return line
 
 
 def bent(way: Sequence[Point], radius: float = 9.0) -> tuple[Point, ...]:

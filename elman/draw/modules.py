@@ -47,7 +47,7 @@ def composed(module: torch.nn.Module, draw: Draw, opened: str = "") -> Scene:
             rows.append([part])
     name = type(module).__name__
     inputs = Node("in", 0, 0, 44, 44, "variable", (Text(0, 0, "x"),), "x", None, "input")
-    pieces, places, made, repeats = [Scene("", "", (inputs,))], [(inputs.box, "in")], [], 0
+    pieces, places, descriptions, repeats = [Scene("", "", (inputs,))], [(inputs.box, "in")], [], 0
     for number, parts in enumerate(rows):
         part, many = parts[0], len(parts) > 1
         title = f"{len(parts)} × {part.title}" if many else part.title
@@ -60,17 +60,19 @@ def composed(module: torch.nn.Module, draw: Draw, opened: str = "") -> Scene:
         repeats += many
         pieces.append(scene)
         places.append((scene.box, f"part {number}"))
-        made.append(title + (": " + " ".join(s.description for _, s in part.scenes) if part.scenes else ""))
+        descriptions.append(
+            title + (": " + " ".join(s.description for _, s in part.scenes) if part.scenes else "")
+        )
     y = places[-1][0].top - _ROOM - 22
     out = Node("out", 0, y, 44, 44, "variable", (Text(0, y, "o"),), "o")
     pieces.append(Scene("", "", (out,)))
     places.append((out.box, "out"))
     edges = [_up(low, high, a, b) for (low, a), (high, b) in zip(places, places[1:], strict=False)]
-    said = f"{name}, from the input up: " + "; ".join(made) + "."
+    description = f"{name}, from the input up: " + "; ".join(descriptions) + "."
     parameters = dict.fromkeys(p for parts in rows for _, s in parts[0].scenes for p in s.parameters)
     whole = _together(pieces)
     return replace(
-        whole, title=name, description=said, edges=(*whole.edges, *edges), parameters=tuple(parameters)
+        whole, title=name, description=description, edges=(*whole.edges, *edges), parameters=tuple(parameters)
     )
 
 

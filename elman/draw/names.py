@@ -63,12 +63,12 @@ class Heard:
             number = next((i for i, note in enumerate(self.notes) if _same(note.value, value)), None)
             if number is not None:
                 holds.setdefault(number, []).append(node)
-        found = {}
+        named = {}
         for number, nodes in holds.items():
             last = [node for node in nodes if node in results]
             node = last[0] if last else nodes[0]  # of several that hold the same the one that is handed on
-            found[node] = self.notes[number].name.replace(_RETURNED, self.word)
-        return found
+            named[node] = self.notes[number].name.replace(_RETURNED, self.word)
+        return named
 
 
 def listen(circuit: Circuit) -> Heard:
@@ -168,15 +168,15 @@ def _foreign(file: str) -> bool:
 
 def values(graph: fx.Graph, inputs: Mapping[str, Any]) -> dict[fx.Node, Tensor]:
     """Every tensor of a step's graph on given numbers."""
-    found: dict[fx.Node, Any] = {}
+    computed: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in graph.nodes:
             if node.op == "placeholder":
-                found[node] = _BATCH if node.target == ROWS else inputs[str(node.target)]
+                computed[node] = _BATCH if node.target == ROWS else inputs[str(node.target)]
             elif node.op == "call_function":
-                args = map_arg(node.args, found.__getitem__)
-                found[node] = node.target(*args, **map_arg(node.kwargs, found.__getitem__))  # type: ignore[operator]
-    return {node: value.detach() for node, value in found.items() if isinstance(value, Tensor)}
+                args = map_arg(node.args, computed.__getitem__)
+                computed[node] = node.target(*args, **map_arg(node.kwargs, computed.__getitem__))  # type: ignore[operator]
+    return {node: value.detach() for node, value in computed.items() if isinstance(value, Tensor)}
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -19,7 +19,8 @@ from elman.draw.scene import Box, Edge, Group, Node, Scene, Text
 from elman.draw.sentences import cut, operands_of, sentence, shape_of
 from elman.draw.variables import word
 from elman.errors import NotSupported
-from elman.plan import Loop, plan
+from elman.plan import Loop
+from elman.plan import plan as plan_of
 from elman.plan.form import TIMELINE
 from elman.unfold import unfold
 
@@ -55,8 +56,8 @@ class _Operation:
 
     @property
     def text(self) -> str:
-        said = self.said if self.node is None else sentence(self.node, self.words)
-        return f"{self.name} = {said}" if self.name and self.node is not None else said
+        text = self.said if self.node is None else sentence(self.node, self.words)
+        return f"{self.name} = {text}" if self.name and self.node is not None else text
 
 
 @dataclass
@@ -70,17 +71,17 @@ class _Sheet:
 
 def planned(circuit: Circuit) -> Scene:
     """The operations of a circuit's plan, and the delays of its loop."""
-    made, heard = plan(circuit), listen(circuit)
+    plan, heard = plan_of(circuit), listen(circuit)
     sheet = _Sheet(list(_WHEN.items()))
     ports = {port.name: port for port in circuit.inputs}
     value: dict[str, Any] = dict(heard.inputs) | {TIMELINE: _OneStep()}
     reads: dict[str, Any] = {
         port.name: word(port.path) for port in circuit.inputs_of(Kind.CONSTANT) if not port.rows
     }
-    for number, stage in enumerate((made.once, made.before, made.loop, made.after)):
+    for number, stage in enumerate((plan.once, plan.before, plan.loop, plan.after)):
         if stage is None:
             continue
-        found, named = _evaluated(heard, stage.graph, value)
+        computed, named = _evaluated(heard, stage.graph, value)
         if isinstance(stage, Loop):
             for state in stage.states:
                 key = f"state {state.name}"
@@ -96,7 +97,7 @@ def planned(circuit: Circuit) -> Scene:
             reader.read(node, ports)
         for name, node in graphs.results_of(stage.graph).items():
             reads[name] = reader.at.get(node)
-            value[name] = found.get(node)
+            value[name] = computed.get(node)
         if isinstance(stage, Loop):
             for name in stage.sums:
                 reads[f"{name} summed"], value[f"{name} summed"] = reads[name], value[name]
@@ -106,13 +107,13 @@ def planned(circuit: Circuit) -> Scene:
                 if end is not None and end in sheet.operations:
                     sheet.delays.append((end, f"state {state.name}"))
     for out in circuit.outputs:
-        end = reads.get(made.outputs[out.name])
+        end = reads.get(plan.outputs[out.name])
         if out.kind is not Kind.STATE and end in sheet.operations:
-            said = (
+            label = (
                 NABLA + word(out.path.removeprefix("gradient of ")) if "gradient of" in out.path else out.path
             )
             key = f"out {out.name}"
-            sheet.operations[key] = _Operation(key, len(sheet.stages), "output", said, [(end, "")])
+            sheet.operations[key] = _Operation(key, len(sheet.stages), "output", label, [(end, "")])
     return _drawn(sheet, f"{circuit.name}, operations", circuit.reverse)
 
 
@@ -155,9 +156,9 @@ def unfolded(circuit: Circuit, steps: int) -> Scene:
             and end in sheet.operations
             and out.kind is Kind.SUM
         ):
-            said = NABLA + word(out.path.removeprefix("gradient of "))
+            label = NABLA + word(out.path.removeprefix("gradient of "))
             sheet.operations[f"out {name}"] = _Operation(
-                f"out {name}", steps, "output", said, [(str(end), "")]
+                f"out {name}", steps, "output", label, [(str(end), "")]
             )
     return _drawn(sheet, f"{circuit.name}, operations of {steps} steps", circuit.reverse)
 
@@ -228,8 +229,8 @@ class _Stage:
                 suffix = self.start if port.kind is Kind.STATE else ""
             if port is not None and port.kind is Kind.SEQUENCE and port.path.endswith("before each step"):
                 suffix = f"({_before(self.suffix)})"
-            said = (self.named.get(node) or _port_word(port)) + suffix
-            self.sheet.operations[key] = _Operation(key, self.number, "input", said, name=said)
+            label = (self.named.get(node) or _port_word(port)) + suffix
+            self.sheet.operations[key] = _Operation(key, self.number, "input", label, name=label)
             self.reads[name] = key
         return self.reads[name]
 
@@ -241,22 +242,22 @@ class _Stage:
         ]
         silent = op_name(node) in _SILENT and len(operands) == 1
         if silent and operands[0][1] not in boxes:
-            said = str(operands[0][1])
-            return f"{said}ᵀ" if is_transposition(node) else f"{said}{cut(node)}"
+            parameter = str(operands[0][1])
+            return f"{parameter}ᵀ" if is_transposition(node) else f"{parameter}{cut(node)}"
         if silent:
             return str(operands[0][1])
         if op_name(node) == "scalar_tensor" and isinstance(node.args[0], (int, float)):
             return f"{node.args[0]:g}"
         key, name = f"{self.number} {node.name}", self.named.get(node)
-        made = _Operation(
+        box = _Operation(
             key, self.number, "operation", node=node, name=f"{name}{self.suffix}" if name else ""
         )
         for source, at in operands:
             line = at in boxes and at is not None
-            made.words.append(None if line else str(at))
+            box.words.append(None if line else str(at))
             if line:
-                made.sources.append((str(at), shape_of(source, self.rows)))
-        boxes[key] = made
+                box.sources.append((str(at), shape_of(source, self.rows)))
+        boxes[key] = box
         return key
 
 
@@ -275,12 +276,12 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
     boxes = {key: one for key, one in boxes.items() if key in used or one.sources}
     ranks = _rows(boxes, len(sheet.stages) + 1)
     sizes = {key: _size(one) for key, one in boxes.items()}
-    links, said, seen = [], [], set()
+    links, labels, seen = [], [], set()
     for key, one in boxes.items():
         for source, shape in dict(one.sources).items():
             label = shape if (source, shape, ranks[key]) not in seen else ""
             links.append(Link(source, key, label_size(label, _NOTE)))
-            said.append(label)
+            labels.append(label)
             seen.add((source, shape, ranks[key]))
     delays = [key for key, one in boxes.items() if one.kind == "delay"]
     placed = layered(sizes, links, ranks=ranks, last=delays, row_gap=26)
@@ -298,7 +299,7 @@ def _drawn(sheet: _Sheet, title: str, reverse: bool) -> Scene:
         [(link.source, link.target) for link in links],
         placed,
         nodes,
-        [Saying(label, _NOTE, shared=True) for label in said],
+        [Saying(label, _NOTE, shared=True) for label in labels],
         free,
     )
     left = min((node.box.left for node in nodes.values()), default=0.0)
@@ -345,28 +346,28 @@ def _read_by_name(boxes: Mapping[str, _Operation], rows: Mapping[str, int]) -> N
     number = 0
     for key, one in boxes.items():
         if one.kind == "output" and rows[key] - rows[one.sources[0][0]] > 2 * _NEAR:
-            made = boxes[one.sources.pop()[0]]
-            made.name = made.name or f"v{(number := number + 1)}"
-            one.said = f"{one.said} = {made.name}"
+            maker = boxes[one.sources.pop()[0]]
+            maker.name = maker.name or f"v{(number := number + 1)}"
+            one.said = f"{one.said} = {maker.name}"
         if one.node is None:
             continue
         lines = iter(list(one.sources))
-        for place, known in enumerate(one.words):
-            if known is not None:
+        for place, operand in enumerate(one.words):
+            if operand is not None:
                 continue
             source, shape = next(lines)
-            made = boxes[source]
-            far = rows[key] - rows[source] > (_NEAR if made.name else 2 * _NEAR)
-            if made.kind == "delay" or not far or (made.stage == one.stage and made.kind != "input"):
+            maker = boxes[source]
+            far = rows[key] - rows[source] > (_NEAR if maker.name else 2 * _NEAR)
+            if maker.kind == "delay" or not far or (maker.stage == one.stage and maker.kind != "input"):
                 continue
-            made.name = made.name or f"v{(number := number + 1)}"
-            one.words[place] = made.name
+            maker.name = maker.name or f"v{(number := number + 1)}"
+            one.words[place] = maker.name
             one.sources.remove((source, shape))
 
 
 def _texts(boxes: Mapping[str, _Operation], stage: int) -> Iterable[str]:
-    found = [one.text for one in boxes.values() if one.stage == stage and one.kind == "operation"]
-    return found or ["nothing"]
+    texts = [one.text for one in boxes.values() if one.stage == stage and one.kind == "operation"]
+    return texts or ["nothing"]
 
 
 def _rows(boxes: Mapping[str, _Operation], stages: int) -> dict[str, int]:

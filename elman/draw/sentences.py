@@ -21,9 +21,9 @@ _SIGNS = SIGNS | {
 
 def operands_of(node: fx.Node) -> list[fx.Node]:
     """The operands in order, as often as they occur, without sizes and the timeline."""
-    found: list[fx.Node] = []
-    map_arg((node.args, node.kwargs), found.append)
-    return [one for one in found if isinstance(one.meta.get("val"), (torch.Tensor, tuple, list))]
+    nodes: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), nodes.append)
+    return [one for one in nodes if isinstance(one.meta.get("val"), (torch.Tensor, tuple, list))]
 
 
 def sentence(node: fx.Node, words: Sequence[str | None]) -> str:
@@ -41,8 +41,8 @@ def sentence(node: fx.Node, words: Sequence[str | None]) -> str:
         return f"{words[0] or '∘'} {sign} {words[1] or '∘'}"
     if len(words) == 1 and numbers and sign in "+−×÷^":
         return f"∘ {sign} {numbers[0]:g}" if name != "rsub" else f"{numbers[0]:g} − ∘"
-    known = [one for one in words if one]
-    return f"{sign} {', '.join(known)}".strip() if known else sign
+    named = [one for one in words if one]
+    return f"{sign} {', '.join(named)}".strip() if named else sign
 
 
 def cut(node: fx.Node) -> str:

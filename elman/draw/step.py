@@ -43,21 +43,21 @@ def step_of(
     """Lay a step out; like: a step whose places it takes."""
     straight = _straight(eq) if like is None else like.straight
     while True:
-        made = _laid_out(eq, name, straight, folded, like, t)
-        crowded = [b for b, i in straight.items() if not _alone(made, i.target)]
+        step = _laid_out(eq, name, straight, folded, like, t)
+        crowded = [b for b, i in straight.items() if not _alone(step, i.target)]
         if not crowded or like is not None:
-            return made
+            return step
         straight = {b: i for b, i in straight.items() if b not in crowded}
 
 
 def _straight(eq: Equations) -> dict[str, Influence]:
     """States that act on their own next value and on nothing else: their line is a loop, or runs straight on."""
-    found = {}
+    straight = {}
     for before in (v for v in eq.variables if v.role == "before" and v.of is not None):
         acts = [i for i in eq.influences if i.source == before.key]
         if len(acts) == 1 and acts[0].target == before.of:
-            found[before.key] = acts[0]
-    return found
+            straight[before.key] = acts[0]
+    return straight
 
 
 def _alone(step: Step, key: str) -> bool:
@@ -142,11 +142,11 @@ def _size(v: Variable, name: str, eq: Equations, straight: Mapping[str, Influenc
     left = right = half
     for influence in straight.values():
         if influence.target == v.key:
-            said = width(influence.label, NOTE)
+            wide = width(influence.label, NOTE)
             if folded:
-                right += 52 + said
+                right += 52 + wide
             else:
-                left += 34 + said
+                left += 34 + wide
     return Size(left, right, ROUND)
 
 
@@ -180,9 +180,9 @@ def color_of(eq: Equations, weights: Sequence[str]) -> int | None:
 def _edges(
     eq: Equations, influences: Sequence[Influence], placed: Placed, nodes: Mapping[str, Node]
 ) -> tuple[list[Edge], int]:
-    said = []
+    sayings = []
     for i in influences:
-        said.append(
+        sayings.append(
             Saying(
                 i.label,
                 NOTE,
@@ -193,7 +193,7 @@ def _edges(
             )
         )
     ends = [(influence.source, influence.target) for influence in influences]
-    return connect(ends, _upright(placed), nodes, said)
+    return connect(ends, _upright(placed), nodes, sayings)
 
 
 def _upright(placed: Placed) -> Placed:

@@ -44,7 +44,7 @@ class Loss:
     own: bool
     last: bool
     sign: str
-    said: str
+    text: str
 
 
 def told(circuit: Circuit, eq: Equations) -> tuple[Told, ...]:
@@ -52,7 +52,7 @@ def told(circuit: Circuit, eq: Equations) -> tuple[Told, ...]:
     drawn = {v.key: v for v in eq.variables if v.name and v.role != "before"}
     if eq.back:
         return tuple(Told(v.key, v.name, v.role, v.key) for v in drawn.values())
-    known = {node: name for node, name in names(circuit).items() if node.op == "call_function"}
+    named = {node: name for node, name in names(circuit).items() if node.op == "call_function"}
     of = _sources(circuit, {v.key for v in eq.variables})
     bent = [
         node.all_input_nodes[0]
@@ -62,30 +62,30 @@ def told(circuit: Circuit, eq: Equations) -> tuple[Told, ...]:
     taken = {v.name for v in drawn.values()}
     inner = {
         name: node  # of several of one name the last
-        for node, name in known.items()
+        for node, name in named.items()
         if node.name not in drawn and name not in taken and (len(of[node]) > 1 or (of[node] and node in bent))
     }
     if (
         len(bent) == 1
         and bent[0].op == "call_function"
-        and bent[0] not in known
+        and bent[0] not in named
         and "a" not in taken | {*inner}
     ):
         inner["a"] = bent[0]
     called = {node: name for name, node in inner.items() if node.meta["val"].is_floating_point()}
-    found: list[Told] = []
+    rows: list[Told] = []
     for node in circuit.graph.nodes:
         delta = len(bent) == 1 and node is bent[0]
         if node.name in drawn:
-            found.append(Told(node.name, drawn[node.name].name, drawn[node.name].role, node.name, delta))
+            rows.append(Told(node.name, drawn[node.name].name, drawn[node.name].role, node.name, delta))
         elif node in called:
-            found.append(Told(node.name, called[node], "inner", _place(circuit, node, drawn), delta))
+            rows.append(Told(node.name, called[node], "inner", _place(circuit, node, drawn), delta))
         elif op_name(node) in _SOFTMAX and _to_a_loss(circuit, node):
             log = op_name(node) == "_log_softmax"
-            name = "ŷ" if log else known.get(node, "ŷ")
-            if name not in taken | {one.name for one in found}:
-                found.append(Told(node.name, name, "share", _place(circuit, node, drawn), log=log))
-    return tuple(found)
+            name = "ŷ" if log else named.get(node, "ŷ")
+            if name not in taken | {one.name for one in rows}:
+                rows.append(Told(node.name, name, "share", _place(circuit, node, drawn), log=log))
+    return tuple(rows)
 
 
 def loss(circuit: Circuit, rows: tuple[Told, ...]) -> Loss:
@@ -103,37 +103,37 @@ def loss(circuit: Circuit, rows: tuple[Told, ...]) -> Loss:
 
     if own:
         terms = of(own, "{}", "t")
-        said = f"L = Σ {terms if len(own) == 1 else f'({terms})'}: the loss is what the cell gives out."
-        return Loss(tuple(own.values()), own=True, last=False, sign=sign, said=said)
+        text = f"L = Σ {terms if len(own) == 1 else f'({terms})'}: the loss is what the cell gives out."
+        return Loss(tuple(own.values()), own=True, last=False, sign=sign, text=text)
     made_up = "a loss made up for this example."
     if outs:
-        said = f"L = Σ {sign}(t) with {sign}(t) = {of(outs, '½‖{}‖²', 't')}: {made_up}"
-        return Loss(tuple(outs.values()), own=False, last=False, sign=sign, said=said)
+        text = f"L = Σ {sign}(t) with {sign}(t) = {of(outs, '½‖{}‖²', 't')}: {made_up}"
+        return Loss(tuple(outs.values()), own=False, last=False, sign=sign, text=text)
     ends = {circuit.wire(out.wire): out for out in circuit.outputs_of(Kind.STATE)}
     ends = {node: out for node, out in ends.items() if node.meta["val"].is_floating_point()}
-    said = f"L = {of(ends, '½‖{}‖²', 'τ')}: {made_up}"
-    return Loss(tuple(ends.values()), own=False, last=True, sign=sign, said=said)
+    text = f"L = {of(ends, '½‖{}‖²', 'τ')}: {made_up}"
+    return Loss(tuple(ends.values()), own=False, last=True, sign=sign, text=text)
 
 
 def _sources(circuit: Circuit, drawn: set[str]) -> dict[fx.Node, frozenset[str]]:
     """Node -> the drawn variables that it is computed from, without others between."""
-    found: dict[fx.Node, frozenset[str]] = {}
+    sources: dict[fx.Node, frozenset[str]] = {}
     for node in circuit.graph.nodes:
-        of = [frozenset({one.name}) if one.name in drawn else found[one] for one in node.all_input_nodes]
-        found[node] = frozenset().union(*of)
-    return found
+        of = [frozenset({one.name}) if one.name in drawn else sources[one] for one in node.all_input_nodes]
+        sources[node] = frozenset().union(*of)
+    return sources
 
 
 def _onward(node: fx.Node, stop: Mapping[str, object]) -> list[fx.Node]:
     """What is computed from a node, no further than the drawn variables."""
-    found: dict[fx.Node, None] = {}
+    reached: dict[fx.Node, None] = {}
     left = list(node.users)
     while left:
         one = left.pop()
-        if one not in found and one.op == "call_function":
-            found[one] = None
+        if one not in reached and one.op == "call_function":
+            reached[one] = None
             left += [] if one.name in stop else one.users
-    return list(found)
+    return list(reached)
 
 
 def _place(circuit: Circuit, node: fx.Node, drawn: Mapping[str, object]) -> str | None:

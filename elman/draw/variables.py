@@ -92,11 +92,11 @@ class _Reader:
     data: set[fx.Node] = field(default_factory=set)  # what carries signals, of which the picture tells
     steady: set[fx.Node] = field(default_factory=set)  # what is made of parameters alone
     anchors: dict[fx.Node, str] = field(default_factory=dict)
-    known: dict[fx.Node, dict[fx.Node, tuple[tuple[fx.Node, ...], bool]]] = field(default_factory=dict)
+    memo: dict[fx.Node, dict[fx.Node, tuple[tuple[fx.Node, ...], bool]]] = field(default_factory=dict)
 
     def sources(self, node: fx.Node) -> dict[fx.Node, tuple[tuple[fx.Node, ...], bool]]:
         """Nearest variables that an operation is computed from -> (what multiplies on the way, whether bent)."""
-        found: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
+        nearest: dict[fx.Node, tuple[tuple[fx.Node, ...], bool]] = {}
         operands = [source for source in node.all_input_nodes if source in self.data]
         others = [source for source in node.all_input_nodes if source not in self.data and not _size(source)]
         product = op_name(node) in _PRODUCTS
@@ -108,15 +108,15 @@ class _Reader:
             through = {operand: ((), False)} if operand in self.anchors else self.between(operand)
             own = () if op_name(node) in ("addmm", "baddbmm") and operand is node.args[0] else weights
             for anchor, (way, was_bent) in through.items():
-                before, before_bent = found.get(anchor, ((), False))
+                before, before_bent = nearest.get(anchor, ((), False))
                 met = tuple(dict.fromkeys((*before, *way, *own)))
-                found[anchor] = (met, before_bent or bent or was_bent)
-        return found
+                nearest[anchor] = (met, before_bent or bent or was_bent)
+        return nearest
 
     def between(self, node: fx.Node) -> dict[fx.Node, tuple[tuple[fx.Node, ...], bool]]:
-        if node not in self.known:
-            self.known[node] = self.sources(node) if node.op == "call_function" else {}
-        return self.known[node]
+        if node not in self.memo:
+            self.memo[node] = self.sources(node) if node.op == "call_function" else {}
+        return self.memo[node]
 
 
 def _size(node: fx.Node) -> bool:
@@ -169,22 +169,22 @@ def _gradients(circuit: Circuit) -> set[str]:
 
 def _results(circuit: Circuit) -> dict[fx.Node, list[OutPort]]:
     """Node -> the outputs that it is; a node that feeds a state and is no output has none."""
-    found: dict[fx.Node, list[OutPort]] = {}
+    results: dict[fx.Node, list[OutPort]] = {}
     for out in circuit.outputs:
-        found.setdefault(circuit.wire(out.wire), []).append(out)
+        results.setdefault(circuit.wire(out.wire), []).append(out)
     for _, node in circuit.delays():
-        found.setdefault(node, [])
-    return found
+        results.setdefault(node, [])
+    return results
 
 
 def _thin(reader: _Reader) -> None:
     """Leave out variables that say nothing of their own, until none is left."""
     while True:
-        reader.known.clear()
+        reader.memo.clear()
         sources = {node: reader.sources(node) for node in reader.anchors if node.op == "call_function"}
         users: dict[fx.Node, set[fx.Node]] = {}
-        for node, found in sources.items():
-            for source in found:
+        for node, nearest in sources.items():
+            for source in nearest:
                 users.setdefault(source, set()).add(node)
         drop = _drop(reader, sources, users)
         if drop is None:
@@ -197,22 +197,22 @@ def _drop(
     sources: Mapping[fx.Node, Mapping[fx.Node, tuple[tuple[fx.Node, ...], bool]]],
     users: Mapping[fx.Node, set[fx.Node]],
 ) -> fx.Node | None:
-    for node, found in sources.items():
+    for node, nearest in sources.items():
         kind = reader.anchors[node]
         if kind == "port":
             continue
         if not users.get(node):
             return node  # nothing that is drawn is computed from it
-        source, (weights, bent) = next(iter(found.items()), (None, ((), False)))
-        if len(found) == 1 and source is not None:
+        source, (weights, bent) = next(iter(nearest.items()), (None, ((), False)))
+        if len(nearest) == 1 and source is not None:
             if not bent and (source.op == "placeholder" or not weights):
                 return node  # a part of U x, or the same value in another shape
             if kind == "sign" and not any(weight in reader.steady for weight in weights):
                 return node
-    for node, found in sources.items():
-        if len(found) != 1:
+    for node, nearest in sources.items():
+        if len(nearest) != 1:
             continue
-        (source, (weights, _)), kind = next(iter(found.items())), reader.anchors[node]
+        (source, (weights, _)), kind = next(iter(nearest.items())), reader.anchors[node]
         if not weights and source.op == "call_function" and users.get(source) == {node}:
             if reader.anchors[source] != "port":
                 return source  # a of h = tanh(a)
@@ -262,16 +262,16 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
         elif outs:
             out = outs[0]
             if out.kind is Kind.SUM:
-                said = ", ".join(NABLA + word(one.path.removeprefix("gradient of ")) for one in outs)
-                add(node, said, "sum", tip=out.path)
+                name = ", ".join(NABLA + word(one.path.removeprefix("gradient of ")) for one in outs)
+                add(node, name, "sum", tip=out.path)
             elif back:
                 called = reader.names.get(node, "")
-                said = (
+                name = (
                     called
                     if called.startswith(NABLA)
                     else NABLA + word(out.path.removeprefix("gradient of "))
                 )
-                add(node, said, "output", tip=out.path)
+                add(node, name, "output", tip=out.path)
             else:
                 name = reader.names.get(node) or out.path.replace("output", "o", 1)
                 add(node, name, "output", tip=out.path)
@@ -293,8 +293,8 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
         word(port.path) for port in circuit.inputs
     ]  # so that a circuit and its adjoint share their colours
     colored = tuple(sorted(parameters, key=lambda name: order.index(name) if name in order else len(order)))
-    made = Equations(circuit.name, tuple(variables), tuple(influences), circuit.reverse, colored, back)
-    return _gathered(made)
+    eq = Equations(circuit.name, tuple(variables), tuple(influences), circuit.reverse, colored, back)
+    return _gathered(eq)
 
 
 def _labels(reader: _Reader, way: Iterable[fx.Node]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -324,10 +324,10 @@ def _state_word(reader: _Reader, name: str, back: bool) -> str:
     old = next((n for n in reader.anchors if n.op == "placeholder" and n.target == name), None)
     new = reader.circuit.wire(port.next) if port.next is not None else None
     taught = new is not None and new.op == "placeholder"  # a teacher feeds it, whose name is its own
-    found = [reader.names[node] for node in (None if taught else new, old) if node in reader.names]
+    called = [reader.names[node] for node in (None if taught else new, old) if node in reader.names]
     if back:
-        return next((n for n in found if n.startswith(NABLA)), NABLA)
-    return min(found, key=len) if found else _state_port_word(port.path, name)
+        return next((n for n in called if n.startswith(NABLA)), NABLA)
+    return min(called, key=len) if called else _state_port_word(port.path, name)
 
 
 def _state_port_word(path: str, name: str) -> str:
@@ -341,8 +341,8 @@ def _input_word(reader: _Reader, node: fx.Node, port: InPort, back: bool) -> str
     if back and reader.names.get(node, "").startswith(NABLA):
         return reader.names[node]
     if back:
-        said = port.path.removeprefix("gradient of ")
-        return NABLA + (said.replace("output", "o", 1) if said.startswith("output") else said)
+        path = port.path.removeprefix("gradient of ")
+        return NABLA + (path.replace("output", "o", 1) if path.startswith("output") else path)
     return reader.names.get(node) or (port.path.split("'")[-2] if "'" in port.path else port.path)
 
 
@@ -352,24 +352,24 @@ def _gathered(eq: Equations) -> Equations:
     for influence in eq.influences:
         into.setdefault(influence.target, {})[influence.source] = influence
     groups: dict[frozenset[str], list[str]] = {}
-    for target, found in into.items():
-        groups.setdefault(frozenset(found), []).append(target)
+    for target, acting in into.items():
+        groups.setdefault(frozenset(acting), []).append(target)
     for sources, targets in groups.items():
         if len(sources) < 2 or len(targets) < 2 or len(sources) * len(targets) < 6:
             continue
-        said = {(s, t): (into[t][s].weights, into[t][s].factors) for s in sources for t in targets}
-        by_source = all(len({said[s, t] for t in targets}) == 1 for s in sources)
-        by_target = all(len({said[s, t] for s in sources}) == 1 for t in targets)
+        labels = {(s, t): (into[t][s].weights, into[t][s].factors) for s in sources for t in targets}
+        by_source = all(len({labels[s, t] for t in targets}) == 1 for s in sources)
+        by_target = all(len({labels[s, t] for s in sources}) == 1 for t in targets)
         if not (by_source or by_target):
             continue
         meet = f"meet {min(targets)}"
         order = [v.key for v in eq.variables]
         sources_in_order = sorted(sources, key=order.index)
         ins = [
-            Influence(s, meet, *(said[s, targets[0]] if by_source else ((), ()))) for s in sources_in_order
+            Influence(s, meet, *(labels[s, targets[0]] if by_source else ((), ()))) for s in sources_in_order
         ]
         outs = [
-            Influence(meet, t, *(((), ()) if by_source else said[sources_in_order[0], t])) for t in targets
+            Influence(meet, t, *(((), ()) if by_source else labels[sources_in_order[0], t])) for t in targets
         ]
         kept = [i for i in eq.influences if not (i.target in targets and i.source in sources)]
         eq = Equations(
@@ -401,18 +401,18 @@ def said(eq: Equations, steps: int | str | None) -> str:
 
 
 def _parts(eq: Equations, key: str, name: Mapping[str, str]) -> list[str]:
-    found = []
+    parts = []
     for i in eq.influences:
         if i.target != key:
             continue
         source = eq.of(i.source)
         if source.role == "joint" and not source.name:
-            found += _parts(eq, source.key, name)
+            parts += _parts(eq, source.key, name)
             continue
         time = ("t+1" if eq.reverse else "t-1") if source.role == "before" else "t"
         by = f" by {i.label}" if i.label else ""
-        found.append(timed(source.name, time) + by)
-    return found
+        parts.append(timed(source.name, time) + by)
+    return parts
 
 
 __all__ = ["SIGNS", "Equations", "Influence", "Variable", "equations", "said", "timed", "word"]

@@ -114,8 +114,8 @@ def fixed_points(
     h, residual = (torch.cat(part) for part in zip(*parts, strict=True))
     fixed = residual < tolerance
     is_slow = ~fixed & (residual < slow)
-    found = fixed | is_slow
-    h, residual, is_slow = h[found], residual[found], is_slow[found]
+    kept = fixed | is_slow
+    h, residual, is_slow = h[kept], residual[kept], is_slow[kept]
     h, residual, is_slow, counts = _merged(h, residual, is_slow, merge * scale)
     j = jacobian_of(flow.repeated(len(h)), h) if len(h) else h.new_zeros(0, flow.n, flow.n)
     values, vectors = torch.linalg.eig(j)
@@ -123,7 +123,7 @@ def fixed_points(
     values, vectors = values.gather(-1, order), vectors.gather(-1, order.unsqueeze(1).expand_as(vectors))
     stable = (values.abs() < 1).all(-1)
     return FixedPoints(
-        h, residual, values, vectors[..., :1].real.squeeze(-1), stable, is_slow, counts, int((~found).sum())
+        h, residual, values, vectors[..., :1].real.squeeze(-1), stable, is_slow, counts, int((~kept).sum())
     )
 
 

@@ -183,16 +183,16 @@ class Flow:
 
     def pushed(self, around: Values, directions: Tensor, stretch: slice = slice(None)) -> Tensor:
         """∂s(t+S)/∂s(t) v for directions v `[K, B, n]`, over a stretch of steps, S of them."""
-        made = self._push(self.linear, around, directions, stretch)
-        final = {out.state: value for out, value in made if out.kind is Kind.STATE}
+        outputs = self._push(self.linear, around, directions, stretch)
+        final = {out.state: value for out, value in outputs if out.kind is Kind.STATE}
         return self._directions(self.linear, final, directions)
 
     def pushed_along(self, around: Values, directions: Tensor) -> Tensor:
         """The same after each of the steps, `[S, K, B, n]`."""
         program = self.linear.exposed
-        made = self._push(program, around, directions, slice(None))
-        final = {out.state: value.unsqueeze(0) for out, value in made if out.kind is Kind.STATE}
-        before = {out.state: value for out, value in made if out.kind is Kind.SEQUENCE}
+        outputs = self._push(program, around, directions, slice(None))
+        final = {out.state: value.unsqueeze(0) for out, value in outputs if out.kind is Kind.STATE}
+        before = {out.state: value for out, value in outputs if out.kind is Kind.SEQUENCE}
         after = {state: torch.cat([before[state][1:], value]) for state, value in final.items()}
         return self._directions(program, after, directions)
 
@@ -226,20 +226,24 @@ class Flow:
     def _outputs(
         self, program: Program, steps: int, rows: int, values: Values
     ) -> list[tuple[OutPort, Tensor]]:
-        made = program.run(Call(steps, rows, 0, self.engine), [values[port.name] for port in program.inputs])
-        return [*zip(program.outputs, made, strict=True)]
+        results = program.run(
+            Call(steps, rows, 0, self.engine), [values[port.name] for port in program.inputs]
+        )
+        return [*zip(program.outputs, results, strict=True)]
 
-    def _directions(self, program: Program, made: dict[str | None, Tensor], like: Tensor) -> Tensor:
+    def _directions(self, program: Program, results: dict[str | None, Tensor], like: Tensor) -> Tensor:
         """Directions of every state, flattened, `[…, K, B, n]`; zero where nothing of before reaches a state."""
         ports = {port.tangent_of: port.name for port in program.inputs if port.tangent_of is not None}
-        found = {state: made[name] for state, name in ports.items() if state is not None and name in made}
+        directions = {
+            state: results[name] for state, name in ports.items() if state is not None and name in results
+        }
         for port in self.states:
-            if port.name not in found:
+            if port.name not in directions:
                 some, width = next(
-                    (v, len(p.shape)) for p in self.states for n, v in found.items() if n == p.name
+                    (v, len(p.shape)) for p in self.states for n, v in directions.items() if n == p.name
                 )
-                found[port.name] = like.new_zeros(*some.shape[: some.dim() - width], *port.shape)
-        return self.flat(found).unflatten(-2, like.shape[:2])
+                directions[port.name] = like.new_zeros(*some.shape[: some.dim() - width], *port.shape)
+        return self.flat(directions).unflatten(-2, like.shape[:2])
 
 
 @cached("linearised flows", 64)

@@ -296,10 +296,10 @@ def spectrum(found: Lyapunov) -> Picture:
             f'fill="{COLORS[color]}"><title>{escape(f"{i}: {value:+.4g} ± {error:.1g}")}</title></circle>'
         )
     left.frame("number", "exponent, nats per step")
-    said = f"dimension {found.dimension:.2f}" if math.isfinite(found.dimension) else ""
-    said += (", " if said else "") + f"entropy {found.entropy:.3g}" if found.entropy > 0 else ""
+    text = f"dimension {found.dimension:.2f}" if math.isfinite(found.dimension) else ""
+    text += (", " if text else "") + f"entropy {found.entropy:.3g}" if found.entropy > 0 else ""
     left.text(
-        left.left + 8, left.top + left.high - 10, said
+        left.left + 8, left.top + left.high - 10, text
     )  # exponents fall, so the lower left corner is free
 
     chosen = sorted({0, 1, 2, len(values) // 2, len(values) - 1} & {*range(len(values))})
@@ -370,8 +370,8 @@ def flow(found: GradientFlow) -> Picture:
         fit = [(k, math.exp(level + rate * (k - middle))) for k in (half[0], half[-1])] if half else []
         fit = [(k, min(max(v, panel.up.low), panel.up.high)) for k, v in fit]
         panel.line(fit, 1, 1.8, "6 4")
-        said = f"{'vanishes' if rate < 0 else 'grows'}, {rate:+.3g} nats a step".replace("-", "−")
-        panel.text(panel.left + panel.wide, panel.top - 14, said, "end", SMALL, 1)
+        label = f"{'vanishes' if rate < 0 else 'grows'}, {rate:+.3g} nats a step".replace("-", "−")
+        panel.text(panel.left + panel.wide, panel.top - 14, label, "end", SMALL, 1)
     panel.frame("k, steps back", "‖∂s(t)/∂s(t-k)‖" + {"rms": ", rms"}.get(found.norm, f", {found.norm}"))
     told = f"from {mean[0]:.3g} at k = 1 to {mean[-1]:.3g} at k = {ks[-1]}"
     return _picture([panel], 512, 356, "what is left of a state k steps later", told)

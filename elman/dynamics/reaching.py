@@ -96,17 +96,17 @@ def gradient_flow(
     firsts = sorted({room * place // max(places - 1, 1) for place in range(max(places, 1))})
     every = torch.eye(flow.n, dtype=flow.start.dtype, device=flow.start.device)[:, None]
     together = max(1, _ROOM // (k * flow.batch * flow.n**2))
-    found = []
+    norms = []
     for at in range(0, len(firsts), together):
         some = firsts[at : at + together]
         rows = flow.batch * len(some)
         pushed = flow.pushed_along(flow.side_by_side(around, some, k), every.expand(-1, rows, -1))
-        found.append(_norms(pushed.permute(2, 0, 3, 1), norm))
-    return GradientFlow(torch.cat(found), norm)
+        norms.append(_norms(pushed.permute(2, 0, 3, 1), norm))
+    return GradientFlow(torch.cat(norms), norm)
 
 
 def _norms(jacobians: Tensor, norm: str) -> Tensor:
     if norm == "spectral":
         return torch.linalg.matrix_norm(jacobians, 2)
-    found = torch.linalg.matrix_norm(jacobians)
-    return found / math.sqrt(jacobians.shape[-1]) if norm == "rms" else found
+    norms = torch.linalg.matrix_norm(jacobians)
+    return norms / math.sqrt(jacobians.shape[-1]) if norm == "rms" else norms

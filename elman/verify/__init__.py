@@ -64,8 +64,8 @@ def verify(
         chosen = tuple(by_name.values()) if engines is None else tuple(
             engine if isinstance(engine, Engine) else _named(engine, by_name) for engine in engines
         )  # fmt: skip
-        found, reasons = checked(subject, chosen)
-    return Report(type(cell).__name__, tuple(found), circuit, reasons, subject.note)
+        checks, reasons = checked(subject, chosen)
+    return Report(type(cell).__name__, tuple(checks), circuit, reasons, subject.note)
 
 
 def _named(name: str, engines: dict[str, Engine]) -> Engine:

@@ -202,14 +202,14 @@ class Bench:
         layout = Layout.of(drawn.T, drawn.B, torch.device("cpu"), **drawn.said.given())
         if layout.is_packed:
             return [noise.draw(p, i, seed, 0, drawn.T, drawn.B) for i, p in enumerate(self.ports())]
-        found: list[Tensor] = []
+        numbers: list[Tensor] = []
         for i, port in enumerate(self.ports()):
             if layout.packing is None:
                 rows = noise.draw(port, i, seed, 0, layout.steps, layout.pieces)
             else:
                 rows = noise.draw_rows(port, i, seed, 0, layout.packing.rows)
-            found.append(layout.unpack(rows.cpu()).to(port.device))  # type: ignore[union-attr]
-        return found
+            numbers.append(layout.unpack(rows.cpu()).to(port.device))  # type: ignore[union-attr]
+        return numbers
 
     def draw(self, way: Way, T: int, B: int) -> Drawn:
         """Sequences on which the loop stays finite, or those of the example's rows."""
@@ -229,14 +229,14 @@ class Bench:
 
     def leaves(self, drawn: Drawn, way: Way) -> dict[str, dict[str, Tensor]]:
         """What wants a gradient."""
-        found = {
+        parts = {
             "d inputs": {**named(drawn.x, "x"), **named(drawn.context, "context")},
             "d state": {} if way.own else named(drawn.state, "state"),
             "d parameters": dict(self.cell.named_parameters()),
         }
         return {
             part: {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
-            for part, tensors in found.items()
+            for part, tensors in parts.items()
         }
 
     def _parts(self, results: tuple[Any, Any], drawn: Drawn, way: Way, second: bool) -> Parts:
@@ -261,10 +261,10 @@ def _gradients(
     """Gradients of a random projection of all values."""
     total = projection({f"{part} {name}": v for part, of in values.items() for name, v in of.items()}, seed)
     flat = [leaf for named in leaves.values() for leaf in named.values()]
-    found: Sequence[Tensor | None] = [None] * len(flat)
+    gradients: Sequence[Tensor | None] = [None] * len(flat)
     if total is not None and flat:
-        found = torch.autograd.grad(total, flat, allow_unused=True, create_graph=create_graph)
-    each = iter(found)
+        gradients = torch.autograd.grad(total, flat, allow_unused=True, create_graph=create_graph)
+    each = iter(gradients)
     return {part: {name: next(each) for name in named} for part, named in leaves.items()}
 
 
@@ -280,16 +280,16 @@ def checked(subject: Subject, engines: Sequence[Engine]) -> tuple[list[Check], d
         tried = exact.ours(WHOLE, engine, drawn)
         reasons[engine.name] = tried.words if isinstance(tried, _Fault) and tried.refused else None
     able = [engine for engine in engines if reasons[engine.name] is None]
-    found: list[Check] = []
+    checks: list[Check] = []
     for way in WAYS:
         if (why := subject.prevents(way)) is not None:
-            found += [_unchecked(engine, way.name, why) for engine in able]
+            checks += [_unchecked(engine, way.name, why) for engine in able]
             continue
-        found += _compare(exact, way, able)
-    found += _compare(exact, Way("second derivatives", sizes=((2, 2), (5, 3))), able, second=True)
-    found += _rounding(subject, exact, able)
+        checks += _compare(exact, way, able)
+    checks += _compare(exact, Way("second derivatives", sizes=((2, 2), (5, 3))), able, second=True)
+    checks += _rounding(subject, exact, able)
     order = {engine.name: place for place, engine in enumerate(engines)}
-    return sorted(found, key=lambda check: order[check.engine]), reasons
+    return sorted(checks, key=lambda check: order[check.engine]), reasons
 
 
 def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = False) -> Iterator[Check]:
@@ -314,10 +314,10 @@ def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = F
             assert not isinstance(expected, _Fault)
             least = 1e-2 * max(largest(expected), 1e-30)
             for part, theirs in expected.items():
-                found = distance(got[part], theirs, least)
+                apart = distance(got[part], theirs, least)
                 key = engine.name, part
-                if theirs and (key not in worst or found.size > worst[key][0].size):
-                    worst[key] = found, f"{found.where} at T {T}, B {B}"
+                if theirs and (key not in worst or apart.size > worst[key][0].size):
+                    worst[key] = apart, f"{apart.where} at T {T}, B {B}"
     for engine in engines:
         if (fault := faults.get(engine.name)) is not None:
             if fault.refused:
@@ -355,9 +355,9 @@ def _rounding(subject: Subject, exact: Bench, engines: Sequence[Engine]) -> Iter
     for engine in engines:
         best: list[Check] = []
         for number in range(3):
-            made = list(_rounded(bench, exact, engine, name, least, number))
-            if not best or _badness(made) < _badness(best):
-                best = made
+            checks = list(_rounded(bench, exact, engine, name, least, number))
+            if not best or _badness(checks) < _badness(best):
+                best = checks
             if all(check.passed for check in best):
                 break
         yield from best

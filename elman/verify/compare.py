@@ -64,7 +64,7 @@ def distance(got: Named, expected: Named, least: float) -> Distance:
         if a.shape != b.shape:
             return Distance(math.inf, f"{name}: {list(a.shape)} for {list(b.shape)}")
         if not (b.is_floating_point() or b.is_complex()):
-            found, nothing = float((a != b).any()), False
+            difference, nothing = float((a != b).any()), False
         else:
             a, b = _real(a), _real(b)
             same = (a == b) | (a.isnan() & b.isnan())
@@ -72,9 +72,9 @@ def distance(got: Named, expected: Named, least: float) -> Distance:
             nothing &= not bool(finite.any()) and b.numel() > 0
             size = max(float(b[finite].abs().max()) if bool(finite.any()) else 0.0, least, 1e-300)
             apart = torch.where(same, 0.0, (a - b).abs()) / size
-            found = float(apart.nan_to_num(math.inf, math.inf).max()) if apart.numel() else 0.0
-        if found > worst.size or not worst.where:
-            worst = Distance(found, name)
+            difference = float(apart.nan_to_num(math.inf, math.inf).max()) if apart.numel() else 0.0
+        if difference > worst.size or not worst.where:
+            worst = Distance(difference, name)
     return worst._replace(nothing=nothing)
 
 

@@ -44,8 +44,8 @@ def converted(tree: Any, dtype: torch.dtype) -> Any:
     def leaf(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        made = as_dtype(value.detach(), dtype).clone()
-        return made.requires_grad_(made.is_floating_point() or made.is_complex())
+        tensor = as_dtype(value.detach(), dtype).clone()
+        return tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex())
 
     return pytree.tree_map(leaf, tree)
 

@@ -34,10 +34,10 @@ class Said:
 
     def happens(self, T: int, B: int) -> Tensor:
         """`[T, B]`: the steps that happen."""
-        found = torch.ones(T, B, dtype=torch.bool)
+        happens = torch.ones(T, B, dtype=torch.bool)
         if self.lengths is not None:
-            found &= torch.arange(T)[:, None] < self.lengths
-        return found if self.mask is None else found & self.mask
+            happens &= torch.arange(T)[:, None] < self.lengths
+        return happens if self.mask is None else happens & self.mask
 
 
 def whole(
@@ -73,29 +73,29 @@ def sequences(
     for b in range(B):
         own_x, own_context = _each(x, lambda leaf, b=b: leaf[:, b : b + 1]), _row(context, b)
         resets = [] if said.reset is None else [t for t in range(T) if said.reset[t, b]]
-        found: dict[int, Any] = {}
+        row: dict[int, Any] = {}
         last = _row(state, b)
         for number, piece in enumerate(pieces([t for t in range(T) if happens[t, b]], resets, reverse)):
             anew = number > 0 or (not reverse and any(r <= piece[0] for r in resets))
             start = initial() if anew else _row(state, b)
             outputs, last = whole(cell, own_x, start, own_context, T, reverse, replay, b, piece)
-            found |= outputs
-        rows.append(found)
+            row |= outputs
+        rows.append(row)
         finals.append(last)
-    some = next(output for found in rows for output in found.values())  # `Said` leaves one step at least
+    some = next(output for row in rows for output in row.values())  # `Said` leaves one step at least
     nothing = _each(some, torch.zeros_like)
-    sides = [_together(torch.stack, [found.get(t, nothing) for t in range(T)]) for found in rows]
+    sides = [_together(torch.stack, [row.get(t, nothing) for t in range(T)]) for row in rows]
     return _together(lambda leaves: torch.cat(leaves, 1), sides), _together(torch.cat, finals)
 
 
 def pieces(happens: Sequence[int], resets: Sequence[int], reverse: bool) -> list[list[int]]:
     """The pieces of a row's steps, in the order in which they run."""
-    found: list[list[int]] = []
+    cut: list[list[int]] = []
     for t in happens:
-        if not found or any(found[-1][-1] < r <= t for r in resets):
-            found.append([])
-        found[-1].append(t)
-    return [piece[::-1] for piece in reversed(found)] if reverse else found
+        if not cut or any(cut[-1][-1] < r <= t for r in resets):
+            cut.append([])
+        cut[-1].append(t)
+    return [piece[::-1] for piece in reversed(cut)] if reverse else cut
 
 
 def _each(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -79,12 +79,12 @@ class Report:
     @property
     def head(self) -> str:
         """The verdict, in one sentence."""
-        made = sum(check.passed is not None for check in self.checks)
+        count = sum(check.passed is not None for check in self.checks)
         if self.ok:
-            return f"{self.cell} is right: {made} checks"
+            return f"{self.cell} is right: {count} checks"
         if not self.wrong:
             return f"{self.cell} is not known to be right: nothing could be checked"
-        return f"{self.cell} is WRONG: {len(self.wrong)} of {made} checks"
+        return f"{self.cell} is WRONG: {len(self.wrong)} of {count} checks"
 
     def __str__(self) -> str:
         lines = [self.head, *([self.note] if self.note else [])]
@@ -101,11 +101,11 @@ class Report:
         return "\n".join([*lines, "", *_told(_LEGEND)])
 
     def _ways(self, engine: str) -> Iterator[tuple[str, list[Check]]]:
-        found: dict[str, list[Check]] = {}
+        ways: dict[str, list[Check]] = {}
         for check in self.checks:
             if check.engine == engine:
-                found.setdefault(check.way, []).append(check)
-        yield from found.items()
+                ways.setdefault(check.way, []).append(check)
+        yield from ways.items()
 
     def save(self, path: str | Path) -> Path:
         """Write the report as a page: one file with everything in it. Returns where it is; DataError if it cannot."""
