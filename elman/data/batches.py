@@ -127,13 +127,13 @@ class Ragged(Batches):
         if self._order[0] != turn:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) % 2**63)
             shuffled = torch.randperm(len(self.lengths), generator=generator)
-            found = [
+            batches = [
                 part
                 for pool in shuffled.split(_POOL * self.batch)
                 for part in pool[self.lengths[pool].argsort(stable=True)].split(self.batch)
             ]
-            order = torch.randperm(len(found), generator=generator).tolist()
-            self._order = (turn, [found[i].tolist() for i in order])
+            order = torch.randperm(len(batches), generator=generator).tolist()
+            self._order = (turn, [batches[i].tolist() for i in order])
         return self._order[1]
 
     def _counted(self, rows: Sequence[int]) -> int:

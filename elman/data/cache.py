@@ -76,13 +76,13 @@ def tokenise(
         return _in_memory(counter)
     path = folder / f"{_name('tokens', text.digest, tokenizer.to_json())}.tokens"
     about = path.with_suffix(".counts")
-    found = _find(path, about, tokenizer.size)
-    if found is not None:
+    tokens = _find(path, about, tokenizer.size)
+    if tokens is not None:
         _used.update((path, about))
         with contextlib.suppress(OSError):  # not the oldest
             os.utime(path)
             os.utime(about)
-        return found
+        return tokens
     if text.characters < _SMALL and not _writable(folder):
         return _in_memory(counter)
     check = 0
@@ -105,14 +105,14 @@ def trim(folder: Path, most: int = CACHED, keep: Collection[Path] = ()) -> None:
 
     Only files named as ours are, and none of `keep`. What a process has mapped stays readable to it.
     """
-    found = []
+    files = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 about = entry.stat(follow_symlinks=False)
-                found.append((about.st_mtime_ns, about.st_size, folder / entry.name))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+                files.append((about.st_mtime_ns, about.st_size, folder / entry.name))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= most:
             return
         if path not in keep:

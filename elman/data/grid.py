@@ -75,9 +75,9 @@ class Grid:
         if not len(every):
             return cls(WHOLE if whole else TIME, 1 if whole else DAY, first)
         if not whole and every.min() >= 28 * DAY:
-            found = _months(np.concatenate(list(series)))
-            if found is not None:
-                months, day, rest = found
+            split = _months(np.concatenate(list(series)))
+            if split is not None:
+                months, day, rest = split
                 steps = np.concatenate([np.diff(_month_numbers(one)) for one in series if len(one) > 1])
                 origin = int(months.min())
                 return cls(MONTHS, math.gcd(*map(int, np.unique(steps))) or 1, origin * DAY + rest, day)
@@ -88,10 +88,10 @@ class Grid:
     def places(self, stamps: np.ndarray) -> np.ndarray:
         """k of int64 stamps. Raises OffGrid."""
         if self.kind == MONTHS:
-            found = _months(stamps, self.day)
-            if found is None or (stamps % DAY != self.start % DAY).any():
+            split = _months(stamps, self.day)
+            if split is None or (stamps % DAY != self.start % DAY).any():
                 raise OffGrid(next(i for i, one in enumerate(stamps) if not self._fits(one)))
-            steps = found[0] - self.start // DAY
+            steps = split[0] - self.start // DAY
         else:
             steps = stamps - self.start
         if (off := steps % self.step != 0).any():

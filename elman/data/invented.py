@@ -67,10 +67,10 @@ class Invented(Batches):
     def _made(self, draw: random.Random) -> Tensor:
         front, back = draw.choice(self.x), draw.choice(self.x)
         cut, rest = draw.randint(1, len(front)), draw.randint(0, len(back) - 1)
-        made = torch.cat([front[:cut], back[rest:]])[: self.longest]
+        sequence = torch.cat([front[:cut], back[rest:]])[: self.longest]
         if self.symbols is None or (how := draw.random()) >= _RANDOM + _CHANGED:
-            return made
+            return sequence
         share = 1 if how < _RANDOM else _SHARE
         return torch.tensor([
-            draw.randint(*self.symbols) if draw.random() < share else symbol for symbol in made.tolist()
+            draw.randint(*self.symbols) if draw.random() < share else symbol for symbol in sequence.tolist()
         ])  # fmt: skip

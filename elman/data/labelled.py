@@ -47,11 +47,11 @@ class Labelled:
 
     @property
     def digest(self) -> str:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for one, label in zip(self.x, self.y, strict=True):
             raw = one.encode() if isinstance(one, str) else one.numpy().tobytes()
-            found.update(b"%d %d " % (len(label.encode()), len(raw)) + label.encode() + raw)
-        return found.hexdigest()
+            digest.update(b"%d %d " % (len(label.encode()), len(raw)) + label.encode() + raw)
+        return digest.hexdigest()
 
     def rows(self, rows: Sequence[int]) -> Labelled:
         return Labelled(*([values[i] for i in rows] for values in (self.x, self.y, self.places)))
@@ -59,19 +59,19 @@ class Labelled:
 
 def read_labelled(paths: Sequence[Path], columns: Columns = Columns()) -> Labelled:
     """The examples of files and folders, one after another. Raises DataError, with file and line."""
-    found, first = Labelled(), None
+    labelled, first = Labelled(), None
     for path in paths:
         for one, label, where in _examples(path, columns):
             _expect_like(first, one, where)
             first = one if first is None else first
-            found.x.append(one)
-            found.y.append(label)
-            found.places.append(where)
-    if not found.x:
+            labelled.x.append(one)
+            labelled.y.append(label)
+            labelled.places.append(where)
+    if not labelled.x:
         raise DataError(
             what="there are no examples", where=", ".join(map(str, paths)), mend="give files that hold some"
         )
-    return found
+    return labelled
 
 
 def read_sequences(path: Path, columns: Columns = Columns(), *, numbers: bool) -> Iterator[Any]:
@@ -173,12 +173,12 @@ def _whole(path: Path, columns: Columns) -> Any:
                 what="a sequence has no steps", where=path, expected="a row for each", mend="take it away"
             )
         return _steps([row for _, row in rows], [f"{path}:{n}" for n, _ in rows], columns)
-    found = "\n".join(line for _, line in text_lines(path)).strip()
-    if not found:
+    text = "\n".join(line for _, line in text_lines(path)).strip()
+    if not text:
         raise DataError(
             what="an example is empty", where=path, got="0 characters", mend="fill it, or take it away"
         )
-    return _bounded(found, columns, str(path))
+    return _bounded(text, columns, str(path))
 
 
 def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[Any, str, str]]:
@@ -192,7 +192,7 @@ def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[An
             got=", ".join(names)[:200] or "nothing", expected=f"{' and '.join(needed)} in the first line",
             mend="name the columns by --text, --label, --id",
         )  # fmt: skip
-    key, label = names.index(needed[0]), names.index(columns.label) if columns.label in names else None
+    key, label_at = names.index(needed[0]), names.index(columns.label) if columns.label in names else None
     series: dict[str, tuple[list[list[str]], list[str], str]] = {}
     for number, row in rows:
         where = f"{path}:{number}"
@@ -203,27 +203,27 @@ def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[An
                 what="a row has more or fewer fields than the first line has names", where=where, got=len(row),
                 expected=len(names), mend="put fields that hold a comma in quotes",
             )  # fmt: skip
-        said = "" if label is None else row[label].strip()
-        if labelled and not said:
+        label = "" if label_at is None else row[label_at].strip()
+        if labelled and not label:
             raise _unlabelled(where)
         if needed[0] == columns.text:
-            yield _bounded(row[key].strip(), columns, where), said, where
+            yield _bounded(row[key].strip(), columns, where), label, where
             continue
-        steps, places, before = series.setdefault(row[key], ([], [], said))
-        if before != said:
+        steps, places, before = series.setdefault(row[key], ([], [], label))
+        if before != label:
             raise DataError(
-                what=f"the steps of {row[key]!r} have different labels", where=where, got=said, expected=before,
+                what=f"the steps of {row[key]!r} have different labels", where=where, got=label, expected=before,
                 mend="give each sequence an id of its own",
             )  # fmt: skip
-        steps.append([field for i, field in enumerate(row) if i not in (key, label)])
+        steps.append([field for i, field in enumerate(row) if i not in (key, label_at)])
         places.append(where)
-    for steps, places, said in series.values():
-        yield _steps(steps, places, columns), said, places[0]
+    for steps, places, label in series.values():
+        yield _steps(steps, places, columns), label, places[0]
 
 
 def _steps(rows: list[list[str]], places: list[str], columns: Columns) -> Tensor:
     """[T, I] of fields."""
-    found = []
+    steps = []
     for row, where in zip(rows, places, strict=True):
         numbers = [_number(one) for one in row]
         if len(row) != len(rows[0]) or not row or None in numbers:
@@ -233,8 +233,8 @@ def _steps(rows: list[list[str]], places: list[str], columns: Columns) -> Tensor
                 got=f"{len(row)} fields" if odd is None else repr(odd[:60]),
                 expected=f"{len(rows[0]) or 'at least one'} finite numbers", mend="fill gaps in, or leave it out",
             )  # fmt: skip
-        found.append(numbers)
-    return _bounded(torch.tensor(found, dtype=torch.float32), columns, places[0])
+        steps.append(numbers)
+    return _bounded(torch.tensor(steps, dtype=torch.float32), columns, places[0])
 
 
 def _of_json(line: str, columns: Columns, where: str, *, labelled: bool) -> tuple[Any, str]:

@@ -64,8 +64,8 @@ class Lexicon:
         forms = {form: number[tagged[form].most_common(1)[0][0]] for form in often}
         ranked = sorted(words, key=lambda word: (-words[word], word))[:_MOST]
         frequent = sum(words[word] > 1 for word in ranked)
-        known = sorted(one for one, count in characters.items() if count > 1)
-        return cls(tags, ranked, frequent, known, forms, vectors)
+        letters = sorted(one for one, count in characters.items() if count > 1)
+        return cls(tags, ranked, frequent, letters, forms, vectors)
 
     def guess(self, word: str) -> int:
         """The tag that a word had most often; of one that was not seen, the one that most forms have."""
@@ -73,7 +73,7 @@ class Lexicon:
 
     def ids(self, sentence: Sentence) -> Tensor:
         """int64 [T]: the tags. Raises DataError for one that was not there in training, with file and line."""
-        found = []
+        tags = []
         for k, tag in enumerate(sentence.tags):
             if tag not in self.tag_of:
                 raise DataError(
@@ -81,34 +81,34 @@ class Lexicon:
                     expected=", ".join(self.tags[:20]) + (" …" if len(self.tags) > 20 else ""),
                     mend="mend it, leave the sentence out, or train again on sentences that have it",
                 )  # fmt: skip
-            found.append(self.tag_of[tag])
-        return torch.tensor(found, dtype=torch.int64)
+            tags.append(self.tag_of[tag])
+        return torch.tensor(tags, dtype=torch.int64)
 
     # --- its file ----------------------------------------------------------------------------------------------------
 
     def to_json(self) -> bytes:
-        said = {
+        fields = {
             name: getattr(self, name)
             for name in ("tags", "words", "frequent", "characters", "forms", "vectors")
         }
-        return json.dumps(said, ensure_ascii=False).encode()
+        return json.dumps(fields, ensure_ascii=False).encode()
 
     @classmethod
     def from_json(cls, raw: bytes, where: object) -> Lexicon:
         """Raises DataError for what `to_json` does not write."""
-        found = from_json(
+        fields = from_json(
             raw, _CHECK, what="this is no lexicon", where=where, mend="restore it, or train again"
         )
-        made = cls(
-            **{name: found[name] for name in ("tags", "words", "frequent", "characters", "forms", "vectors")}
+        lexicon = cls(
+            **{name: fields[name] for name in ("tags", "words", "frequent", "characters", "forms", "vectors")}
         )
         if (
-            not made.tags
-            or max(made.forms.values(), default=0) >= len(made.tags)
-            or made.frequent > len(made.words)
+            not lexicon.tags
+            or max(lexicon.forms.values(), default=0) >= len(lexicon.tags)
+            or lexicon.frequent > len(lexicon.words)
         ):
             raise DataError(what="the lexicon's parts do not fit together", where=where, mend="restore it")
-        return made
+        return lexicon
 
     def expect(self, settings: dict[str, Any], where: object) -> None:
         """Raise DataError unless a network with these settings is of this lexicon."""
@@ -144,21 +144,23 @@ class Forms:
     def _row_of(self, word: str) -> int:
         row = self._row.get(word)
         if row is None:
-            row, known = len(self._row), self.lexicon
+            row, lexicon = len(self._row), self.lexicon
             self._row[word] = row
-            self._spelled.append(torch.tensor([known._character.get(one, UNKNOWN) for one in word[:LONGEST]]))
+            self._spelled.append(
+                torch.tensor([lexicon._character.get(one, UNKNOWN) for one in word[:LONGEST]])
+            )
             lower = word.lower()
-            vector = known._vector.get(word) or known._vector.get(lower, UNKNOWN)
-            self._words.append((known._word.get(lower, UNKNOWN), vector))
+            vector = lexicon._vector.get(word) or lexicon._vector.get(lower, UNKNOWN)
+            self._words.append((lexicon._word.get(lower, UNKNOWN), vector))
         return row
 
     def batch(self, rows: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         distinct, of = torch.cat(list(rows)).unique(return_inverse=True)
         spelled = [self._spelled[row] for row in distinct.tolist()]
-        known = torch.tensor([self._words[row] for row in distinct.tolist()])
+        pairs = torch.tensor([self._words[row] for row in distinct.tolist()])
         sizes = torch.tensor([len(one) for one in spelled])
         parts = of.split([len(one) for one in rows])
-        words, vectors = (pad_sequence([column[part] for part in parts]) for column in known.T)
+        words, vectors = (pad_sequence([column[part] for part in parts]) for column in pairs.T)
         return words, vectors, pad_sequence(spelled), sizes, pad_sequence(list(parts))
 
 

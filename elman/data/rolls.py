@@ -39,12 +39,12 @@ class Rolls:
 
     @property
     def digest(self) -> str:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in (self.learnt, self.chosen, self.test):
             for one in part:
-                found.update(b"%d %d " % tuple(one.shape) + np.packbits(one.numpy().astype(bool)).tobytes())
-            found.update(b"|")
-        return found.hexdigest()
+                digest.update(b"%d %d " % tuple(one.shape) + np.packbits(one.numpy().astype(bool)).tobytes())
+            digest.update(b"|")
+        return digest.hexdigest()
 
 
 def are_rolls(files: Sequence[Path]) -> bool:
@@ -60,8 +60,8 @@ def read_rolls(files: Sequence[Path], seed: int) -> Rolls:
     parts: tuple[list[Tensor], ...] = ([], [], [])
     for file in files:
         if file.suffix.lower() == MAT:
-            for part, found in zip(parts, _mat(file), strict=True):
-                part += found
+            for part, rolls in zip(parts, _mat(file), strict=True):
+                part += rolls
         else:
             every = read_frames([file])
             order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed % 2**63)).tolist()
@@ -81,18 +81,18 @@ def read_rolls(files: Sequence[Path], seed: int) -> Rolls:
 
 def read_frames(files: Sequence[Path]) -> list[Tensor]:
     """All sequences of files, of .mat those of the part to measure on."""
-    found: list[Tensor] = []
+    frames: list[Tensor] = []
     for file in files:
         if file.suffix.lower() == MAT:
-            found += _mat(file)[2]
+            frames += _mat(file)[2]
         else:
-            found += [roll_of(value, place) for place, value in read_sequences([file])]
-    if not found:
+            frames += [roll_of(value, place) for place, value in read_sequences([file])]
+    if not frames:
         raise DataError(
             what="there are no sequences", where=", ".join(map(str, files)), mend="give one on each line"
         )
-    _expect_alike(found, str(files[0]))
-    return found
+    _expect_alike(frames, str(files[0]))
+    return frames
 
 
 def roll_of(value: Any, where: str, error: type[DataError] | type[InputError] = DataError) -> Tensor:
@@ -127,20 +127,20 @@ def _mat(path: Path) -> list[list[Tensor]]:
         ) from error
     with reading(path, "the rolls", "give a .mat file of MATLAB 4 … 7.2") as file:
         try:
-            said = loadmat(file)
+            variables = loadmat(file)
         except Exception as error:  # whatever scipy says of what is no such file
             raise DataError(
                 what=f"the rolls cannot be read: {str(error)[:200]}",
                 where=path,
                 mend="give a .mat file of MATLAB 4 … 7.2",
             ) from error
-    if missing := [name for name in _PARTS if name not in said]:
+    if missing := [name for name in _PARTS if name not in variables]:
         raise DataError(
-            what=f"the file has no {missing[0]}", where=path, got=", ".join(n for n in said if n[0] != "_")[:200],
+            what=f"the file has no {missing[0]}", where=path, got=", ".join(n for n in variables if n[0] != "_")[:200],
             expected=", ".join(_PARTS), mend="give sequences as JSON lines",
         )  # fmt: skip
     return [
-        [roll_of(one, f"{path}, {name}[{k}]") for k, one in enumerate(said[name].reshape(-1))] for name in _PARTS
+        [roll_of(one, f"{path}, {name}[{k}]") for k, one in enumerate(variables[name].reshape(-1))] for name in _PARTS
     ]  # fmt: skip
 
 

@@ -165,8 +165,8 @@ class Form:
         """A text, a list of symbols, or an array, of what `encode` gives."""
         if self.channels:
             return x.cpu().numpy()
-        found = ["\ufffd" if k == UNKNOWN else self.symbols[k - 2] for k in x.tolist()]
-        return "".join(found) if self.joined else found
+        symbols = ["\ufffd" if k == UNKNOWN else self.symbols[k - 2] for k in x.tolist()]
+        return "".join(symbols) if self.joined else symbols
 
     def line(self, sequence: Any) -> str:
         """A sequence as `read_sequences` reads it."""
@@ -180,21 +180,21 @@ class Form:
     @classmethod
     def from_json(cls, raw: bytes) -> Form:
         """Raises Odd."""
-        said = parsed(raw, _CHECK)
-        if bool(said["channels"]) == bool(said["symbols"]) or len(set(said["symbols"])) < len(
-            said["symbols"]
+        fields = parsed(raw, _CHECK)
+        if bool(fields["channels"]) == bool(fields["symbols"]) or len(set(fields["symbols"])) < len(
+            fields["symbols"]
         ):
-            raise Odd("symbols", f"{len(said['symbols'])}", "symbols, each once, or channels")
+            raise Odd("symbols", f"{len(fields['symbols'])}", "symbols, each once, or channels")
         names = ("symbols", "joined", "channels", "binary")
-        return cls(**{**{name: said[name] for name in names}, "symbols": tuple(said["symbols"])})
+        return cls(**{**{name: fields[name] for name in names}, "symbols": tuple(fields["symbols"])})
 
     @property
     def _numbers(self) -> dict[str, int]:
-        found = self.__dict__.get("_found")
-        if found is None:
-            found = {symbol: k for k, symbol in enumerate(self.symbols, 2)}
-            object.__setattr__(self, "_found", found)
-        return found
+        numbers = self.__dict__.get("_found")
+        if numbers is None:
+            numbers = {symbol: k for k, symbol in enumerate(self.symbols, 2)}
+            object.__setattr__(self, "_found", numbers)
+        return numbers
 
     def _split(self, sequence: Any, place: str) -> Sequence[str]:
         kind = str if self.joined else (list, tuple)

@@ -90,12 +90,12 @@ class Panel:
 
     @property
     def digest(self) -> str:
-        found = hashlib.sha256(repr((self.grid, self.columns)).encode())
+        digest = hashlib.sha256(repr((self.grid, self.columns)).encode())
         for one in self.series:
-            found.update(repr((one.name, one.start, one.static)).encode())
+            digest.update(repr((one.name, one.start, one.static)).encode())
             for values in (one.y, one.known, one.past):
-                found.update(np.ascontiguousarray(values).tobytes())
-        return found.hexdigest()
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def but(self, last: int) -> Panel:
         """Without the last steps of every series; of those that are not longer nothing is left."""
@@ -152,11 +152,11 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
             where=table.place(i), got=repr(table.columns[columns.time][i])[:60],
             expected="whole numbers" if whole else "dates, or whole numbers throughout", mend="write all in one way",
         )  # fmt: skip
-    for name, found in rows.items():
-        _expect_order(name, found, columns)
-    stamps = {name: np.array([stamp for stamp, _, _ in found], np.int64) for name, found in rows.items()}
+    for name, own in rows.items():
+        _expect_order(name, own, columns)
+    stamps = {name: np.array([stamp for stamp, _, _ in own], np.int64) for name, own in rows.items()}
     grid = grid or Grid.of(list(stamps.values()), whole=True in kinds)
-    series = [_series(name, stamps[name], found, columns, grid) for name, found in rows.items()]
+    series = [_series(name, stamps[name], own, columns, grid) for name, own in rows.items()]
     if all(one is None for one in series):
         table = tables[0]
         raise table.words(
@@ -180,9 +180,9 @@ def read_rows(columns: Columns, grid: Grid) -> Iterator[tuple[str, Series]]:
         if stamp is None or stamp[0] != (grid.kind == "whole"):
             raise _no_stamp(table, 0, columns)
         name = str(table.columns[columns.id][0]) if columns.id in names else ""
-        found = _series(name, np.array([stamp[1]]), [(stamp[1], 0, table)], columns, grid, gaps=True)
-        assert found is not None
-        return table.place(0), found
+        series = _series(name, np.array([stamp[1]]), [(stamp[1], 0, table)], columns, grid, gaps=True)
+        assert series is not None
+        return table.place(0), series
 
     return (one(number, row) for number, row in rows if row)
 
@@ -195,9 +195,9 @@ def table_of(frame: Any, columns: Columns) -> Table:
         return InputError(**parts)
 
     if isinstance(frame, Mapping):
-        found = {str(name): list(values) for name, values in frame.items()}
+        by_name = {str(name): list(values) for name, values in frame.items()}
     elif isinstance(frame, (list, tuple)) or (isinstance(frame, np.ndarray) and frame.ndim == 1):
-        found = {columns.time: range(len(frame)), columns.target: list(frame)}
+        by_name = {columns.time: range(len(frame)), columns.target: list(frame)}
     else:
         try:
             import narwhals as nw
@@ -215,12 +215,12 @@ def table_of(frame: Any, columns: Columns) -> Table:
                 expected="a frame of pandas, polars or pyarrow, a mapping of columns, or numbers in a row",
                 mend="give one of these",
             ) from error  # fmt: skip
-        found = {str(name): own[name].to_list() for name in own.columns}
-    if len({len(values) for values in found.values()}) > 1:
+        by_name = {str(name): own[name].to_list() for name in own.columns}
+    if len({len(values) for values in by_name.values()}) > 1:
         raise InputError(
             what="columns are not of one length", where="frame", mend="give a value for each row"
         )
-    return Table(list(found), found, lambda i: f"frame, row {i}", words, "frame")
+    return Table(list(by_name), by_name, lambda i: f"frame, row {i}", words, "frame")
 
 
 def frame_like(columns: Mapping[str, Any], like: Any) -> Any:
@@ -281,8 +281,8 @@ def _table_of_rows(path: Path, names: list[str], rows: Iterable[tuple[int, list[
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DataError(what="two columns have one name", where=f"{path}:1", got=twice, mend="rename one")
     columns = zip(*fields, strict=True) if fields else [()] * len(names)
-    found: dict[str, Sequence[Any]] = dict(zip(names, columns, strict=True))
-    return Table(names, found, lambda i: f"{path}:{places[i]}", DataError, f"{path}:1")
+    by_name: dict[str, Sequence[Any]] = dict(zip(names, columns, strict=True))
+    return Table(names, by_name, lambda i: f"{path}:{places[i]}", DataError, f"{path}:1")
 
 
 def _parquet(path: Path, columns: Columns) -> Table:
@@ -315,11 +315,11 @@ def _expect_columns(table: Table, columns: Columns) -> None:
         )  # fmt: skip
 
 
-def _expect_order(name: str, found: list[tuple[int, int, Table]], columns: Columns) -> None:
-    for (before, j, first), (stamp, i, table) in zip(found, found[1:], strict=False):
+def _expect_order(name: str, rows: list[tuple[int, int, Table]], columns: Columns) -> None:
+    for (before, j, first), (stamp, i, table) in zip(rows, rows[1:], strict=False):
         if stamp > before:
             continue
-        twice = next((one for one in found if one[0] == stamp and one[1:] != (i, table)), None)
+        twice = next((one for one in rows if one[0] == stamp and one[1:] != (i, table)), None)
         same = stamp == before or twice is not None
         other = (before, j, first) if stamp == before or twice is None else twice
         raise table.words(
@@ -333,14 +333,14 @@ def _expect_order(name: str, found: list[tuple[int, int, Table]], columns: Colum
 
 
 def _series(
-    name: str, stamps: np.ndarray, found: list[tuple[int, int, Table]], columns: Columns, grid: Grid,
+    name: str, stamps: np.ndarray, rows: list[tuple[int, int, Table]], columns: Columns, grid: Grid,
     *, gaps: bool = False,
 ) -> Series | None:  # fmt: skip
     """A series of rows; None where there is not one number, unless there may be gaps alone."""
     try:
         places = grid.places(stamps)
     except OffGrid as off:
-        _, i, table = found[off.index]
+        _, i, table = rows[off.index]
         raise table.words(
             what=f"a time stamp of series {name!r} lies between two steps", where=table.place(i),
             got=str(table.columns[columns.time][i]),
@@ -349,7 +349,7 @@ def _series(
         ) from off  # fmt: skip
     steps = places - places[0]
     if steps[-1] >= min(_LONGEST, 1000 * len(steps) + 100_000):
-        _, i, table = found[int(np.diff(steps).argmax()) + 1]
+        _, i, table = rows[int(np.diff(steps).argmax()) + 1]
         raise table.words(
             what=f"series {name!r} is nearly all gaps", where=table.place(i),
             got=f"{steps[-1] + 1:,} steps of {grid.name}",
@@ -360,8 +360,8 @@ def _series(
     kinds = ((y, (columns.target,), True), (known, columns.known, False), (past, columns.past, True))
     for values, names, missing in kinds:
         for k, column in enumerate(names):
-            values[steps, k] = [_number(table, column, i, gaps=missing) for _, i, table in found]
-    static = tuple(_static(column, name, found) for column in columns.static)
+            values[steps, k] = [_number(table, column, i, gaps=missing) for _, i, table in rows]
+    static = tuple(_static(column, name, rows) for column in columns.static)
     there = np.flatnonzero(~np.isnan(y[:, 0]))
     if not len(there) and not gaps:
         return None
@@ -395,9 +395,9 @@ def _number(table: Table, column: str, i: int, *, gaps: bool) -> float:
     return value
 
 
-def _static(column: str, name: str, found: list[tuple[int, int, Table]]) -> Any:
-    first: Any = found[0][2].columns[column][found[0][1]]
-    for _, i, table in found:
+def _static(column: str, name: str, rows: list[tuple[int, int, Table]]) -> Any:
+    first: Any = rows[0][2].columns[column][rows[0][1]]
+    for _, i, table in rows:
         if table.columns[column][i] != first:
             raise table.words(
                 what=f"{column!r} changes within series {name!r}", where=table.place(i),

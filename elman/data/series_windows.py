@@ -146,34 +146,34 @@ class Form:
         if grid.kind not in (WHOLE, TIME, MONTHS):
             raise Odd(f"{place}.grid.kind", grid.kind, "a grid")
         names = {name: tuple(columns[name]) for name in ("known", "past", "static")}
-        made = cls(
+        form = cls(
             grid, Columns(columns["id"], columns["time"], columns["target"], **names), value["season"],
             value["context"], value["horizon"], bool(value["counts"]), tuple(value["means"]), tuple(value["scales"]),
             tuple(map(tuple, value["words"])), value["spread"], value["span"],
         )  # fmt: skip
         count = sum(map(len, names.values()))
         if (
-            len(made.means) != count
-            or len(made.scales) != count
-            or len(made.words) != len(made.columns.static)
+            len(form.means) != count
+            or len(form.scales) != count
+            or len(form.words) != len(form.columns.static)
         ):
-            raise Odd(f"{place}.means", f"{len(made.means)} numbers", f"one for each of {count} columns")
-        return made
+            raise Odd(f"{place}.means", f"{len(form.means)} numbers", f"one for each of {count} columns")
+        return form
 
     def static(self, series: Series) -> np.ndarray:
         """[S] of a series. Raises DataError for a word that was not there in training."""
-        found: list[float] = []
+        values: list[float] = []
         first = len(self.columns.known) + len(self.columns.past)
         for k, (value, words) in enumerate(zip(series.static, self.words, strict=True)):
             if not words:
                 if not isinstance(value, float):
                     raise self._unknown(series, k, value, "a number")
-                found.append((value - self.means[first + k]) / self.scales[first + k])
+                values.append((value - self.means[first + k]) / self.scales[first + k])
             elif str(value) not in words:
                 raise self._unknown(series, k, value, ", ".join(words)[:200])
             else:
-                found += [float(str(value) == word) for word in words]
-        return np.array(found, np.float32)
+                values += [float(str(value) == word) for word in words]
+        return np.array(values, np.float32)
 
     def _unknown(self, series: Series, k: int, value: Any, expected: str) -> DataError:
         return DataError(
@@ -320,15 +320,15 @@ class Origins:
 
     def _scales(self, y: np.ndarray, series: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of contexts [B, context]; of one that says too little, by all that came before it."""
-        found = np.empty((2, len(y)))
+        scales = np.empty((2, len(y)))
         for k, (row, i, step) in enumerate(zip(y, series, steps, strict=True)):
             loc, scale = _scale(row[~np.isnan(row)], counts=self.form.counts)
             if not scale > 0:
                 before = self.panel.series[i].y[:step]
                 whole, scale = _scale(before[~np.isnan(before)], counts=self.form.counts)
                 loc = np.nan_to_num(whole) if np.isnan(loc) else loc
-            found[:, k] = loc, scale if scale > 0 else self.form.spread
-        return found[0], found[1]
+            scales[:, k] = loc, scale if scale > 0 else self.form.spread
+        return scales[0], scales[1]
 
 
 def _scale(y: np.ndarray, *, counts: bool = False) -> tuple[float, float]:
@@ -398,28 +398,30 @@ def from_tails(value: Any, form: Form) -> Panel:
          "static": each(lambda value, place: None, 1000)}
     )  # fmt: skip
     each(one, 10**7)(value, "tails")
-    found = []
-    for said in value:
-        count, known, past = len(said["y"]), len(form.columns.known), len(form.columns.past)
+    series = []
+    for tail in value:
+        count, known, past = len(tail["y"]), len(form.columns.known), len(form.columns.past)
         for name, width in (("known", known), ("past", past)):
-            if len(said[name]) < count or any(len(row) != width for row in said[name]):
+            if len(tail[name]) < count or any(len(row) != width for row in tail[name]):
                 raise Odd(f"tails.{name}", "other rows", f"{width} numbers for each step")
-        if len(said["static"]) != len(form.words) or not said["y"]:
+        if len(tail["static"]) != len(form.words) or not tail["y"]:
             raise Odd("tails.static", "other values", f"{len(form.words)}")
         arrays = {
-            name: np.array(said[name], float).reshape(len(said[name]), width)
+            name: np.array(tail[name], float).reshape(len(tail[name]), width)
             for name, width in (("known", known), ("past", past))
         }
-        static = tuple(float(v) if isinstance(v, (int, float)) else str(v) for v in said["static"])
-        found.append(Series(said["name"], said["start"], np.array(said["y"], float), **arrays, static=static))
-    return Panel(form.grid, form.columns, tuple(found))
+        static = tuple(float(v) if isinstance(v, (int, float)) else str(v) for v in tail["static"])
+        series.append(
+            Series(tail["name"], tail["start"], np.array(tail["y"], float), **arrays, static=static)
+        )
+    return Panel(form.grid, form.columns, tuple(series))
 
 
 def read_form(raw: bytes) -> tuple[Form, Panel]:
     """What `kept_form` wrote. Raises Odd."""
-    said = parsed(raw, record({"form": record({}), "tails": each(record({}), 10**7)}))
-    form = Form.from_json(said["form"], "form")
-    return form, from_tails(said["tails"], form)
+    fields = parsed(raw, record({"form": record({}), "tails": each(record({}), 10**7)}))
+    form = Form.from_json(fields["form"], "form")
+    return form, from_tails(fields["tails"], form)
 
 
 def kept_form(form: Form, panel: Panel) -> bytes:

@@ -43,18 +43,18 @@ class Sentence:
 
 def read_tagged(files: Iterable[Path], column: str = "upos") -> list[Sentence]:
     """The sentences of files, one after another. column: of CoNLL-U. Raises DataError, with file and line."""
-    found, files = [], list(files)
+    sentences, files = [], list(files)
     for file in files:
         suffix = file.suffix.lower()
         if suffix in JSON:
-            found += read_json(file)
+            sentences += read_json(file)
         else:
-            found += _columns(file, COLUMNS[column] if suffix in CONLLU else None)
-    if not found:
+            sentences += _columns(file, COLUMNS[column] if suffix in CONLLU else None)
+    if not sentences:
         raise DataError(
             what="there are no sentences", where=", ".join(map(str, files)), mend="give files that hold some"
         )
-    return found
+    return sentences
 
 
 def read_words(file: Path) -> Iterator[list[str]]:
@@ -77,11 +77,11 @@ def numbered_lines(file: Path, ends: bool = False) -> Iterator[tuple[int, str]]:
 
 def digest(sentences: Sequence[Sentence], others: bool = False) -> str:
     """SHA-256 of all words and tags, in hexadecimal. others: of what else is known of the words, too."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for sentence in sentences:
-        known = (sentence.words, sentence.tags)
-        found.update(repr((*known, sentence.also) if others else known).encode())
-    return found.hexdigest()
+        fields = (sentence.words, sentence.tags)
+        sha.update(repr((*fields, sentence.also) if others else fields).encode())
+    return sha.hexdigest()
 
 
 def _decoded(opened, where: object, ends: bool) -> Iterator[tuple[int, str]]:
@@ -122,19 +122,19 @@ def _columns(file: Path, column: int | None) -> Iterator[Sentence]:
             rows, lines = [], []
             continue
         if column is None:
-            found = tuple(line.split("\t")) if "\t" in line else tuple(line.split())
-            if len(found) != 2:
-                raise _odd(where, f"{len(found)} columns", "a word and its tag, parted by a tab or blanks")
+            fields = tuple(line.split("\t")) if "\t" in line else tuple(line.split())
+            if len(fields) != 2:
+                raise _odd(where, f"{len(fields)} columns", "a word and its tag, parted by a tab or blanks")
         elif (row := conllu_row(line, where)) is None:
             continue
         elif row[column] == "_":
             raise _odd(where, "_", "a tag", "tag the word, or name the column that is filled in: --column")
         else:
-            found = (row[1], row[column], *(row[other] or "_" for other in others))
-        _bounded(found, where)
-        rows.append(tuple(map(sys.intern, found)))
+            fields = (row[1], row[column], *(row[other] or "_" for other in others))
+        _bounded(fields, where)
+        rows.append(tuple(map(sys.intern, fields)))
         lines.append(number)
-        _bounded(found[:1], where, len(rows))
+        _bounded(fields[:1], where, len(rows))
     if rows:
         yield sentence()
 
@@ -167,10 +167,10 @@ def read_json(file: Path, tagged: bool = True) -> Iterator[Sentence]:
             continue
         where = f"{file}:{number}"
         try:
-            found = parsed(line, _SENTENCE)
+            fields = parsed(line, _SENTENCE)
         except Odd as odd:
             raise _odd(where, odd.got, f"{odd.place}: {odd.expected}" if odd.place else odd.expected) from odd
-        words, tags = found["words"], found.get("tags") if tagged else []
+        words, tags = fields["words"], fields.get("tags") if tagged else []
         if tagged and (tags is None or len(tags) != len(words)):
             got = "no tags" if tags is None else f"{len(tags)} tags"
             raise _odd(where, got, f"a tag for each of the {len(words)} words")

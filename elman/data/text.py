@@ -103,8 +103,8 @@ def open_files(names: Sequence[str], *, spool: Path | None = None, unix_newlines
     digest = hashlib.sha256()
     parts = [_File(name, digest, spool, unix_newlines) for name in names]
     characters, crlf = sum(part.characters for part in parts), sum(part.crlf for part in parts)
-    said = [part.name for part in parts[:_SAID]] + [f"{len(parts) - _SAID:,} more"] * (len(parts) > _SAID)
-    return Text(parts, ", ".join(said), digest.hexdigest(), 0, characters, crlf)
+    shown = [part.name for part in parts[:_SAID]] + [f"{len(parts) - _SAID:,} more"] * (len(parts) > _SAID)
+    return Text(parts, ", ".join(shown), digest.hexdigest(), 0, characters, crlf)
 
 
 def read_text(path: str | Path) -> str:
@@ -119,18 +119,18 @@ def expand(files: Sequence[str | Path]) -> list[str]:
     with a dot are found by patterns that do. Raises DataError for a pattern that no file matches, for one that leads
     through more than a million names, and where there are more than 100,000 files.
     """
-    found: list[str] = []
+    names: list[str] = []
     for name in map(str, files):
         if name == STDIN or not glob.has_magic(name) or os.path.lexists(name):
-            found.append(name)
+            names.append(name)
         else:
-            found += _matching(name)
-        if len(found) > _MOST_FILES:
+            names += _matching(name)
+        if len(names) > _MOST_FILES:
             raise DataError(
                 what="too many files", where=name, got=f"more than {_MOST_FILES:,}",
                 mend="join them to fewer ones: find books -name '*.txt' -exec cat {} + > books.txt",
             )  # fmt: skip
-    return found
+    return names
 
 
 def _matching(pattern: str) -> list[str]:
@@ -180,12 +180,12 @@ def _matching(pattern: str) -> list[str]:
     if parts and parts[-1] == "**":
         parts.append("*")
     matches = (path for path in walk(root, parts) if not os.path.isdir(path)) if parts else iter(())
-    found = sorted(set(itertools.islice(matches, _MOST_FILES + 1)))
-    if not found:
+    files = sorted(set(itertools.islice(matches, _MOST_FILES + 1)))
+    if not files:
         raise DataError(
             what="no file matches the pattern", where=pattern, mend="mend it, or name the files themselves"
         )
-    return found
+    return files
 
 
 def encoded(text: str) -> bytes:
@@ -403,5 +403,5 @@ def _unix(text: str, returned: bool) -> str:
 
 
 def _stamp(file: IO[bytes]) -> tuple[int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns

@@ -145,12 +145,12 @@ class Tokenizer:
         """
         from tokenizers import Tokenizer as Backend
 
-        said = from_json(text, _FORM, what="this is no tokenizer", where=where, mend=_MEND)
+        content = from_json(text, _FORM, what="this is no tokenizer", where=where, mend=_MEND)
         try:
-            _check(said)
-            made = cls(Backend.from_str(text if isinstance(text, str) else text.decode()))
-            made._check()
-            return made
+            _check(content)
+            tokenizer = cls(Backend.from_str(text if isinstance(text, str) else text.decode()))
+            tokenizer._check()
+            return tokenizer
         except (
             BaseException
         ) as error:  # the Rust side raises Exception itself, and panics, which are no Exception
@@ -198,10 +198,10 @@ class Tokenizer:
     @cached_property
     def kind(self) -> str:
         """Which of KINDS it is."""
-        said = json.loads(self.backend.to_str())
-        how = said["pre_tokenizer"] or {}
-        if said["model"]["type"] == "BPE":
-            return "bpe" if how.get("use_regex") or said["model"]["merges"] else "bytes"
+        content = json.loads(self.backend.to_str())
+        how = content["pre_tokenizer"] or {}
+        if content["model"]["type"] == "BPE":
+            return "bpe" if how.get("use_regex") or content["model"]["merges"] else "bytes"
         return "words" if how.get("pattern") == {"Regex": _WORDS} else "characters"
 
     def encode(self, text: str) -> Tensor:
@@ -219,8 +219,8 @@ class Tokenizer:
                 yield self._numbers[np.frombuffer(piece.encode("utf-32-le"), dtype=np.uint32)]
         else:
             for group in _groups(_cut(pieces)):
-                for found in self.backend.encode_batch_fast(group, add_special_tokens=False):
-                    yield np.array(found.ids, dtype=np.uint32)
+                for encoding in self.backend.encode_batch_fast(group, add_special_tokens=False):
+                    yield np.array(encoding.ids, dtype=np.uint32)
 
     @staticmethod
     def parts(pieces: Iterable[str]) -> Iterator[str]:
@@ -231,8 +231,8 @@ class Tokenizer:
         """The symbols of a text, int64 [N], and the characters that each stands for, all or part: (first, last + 1)."""
         if self.kind in ("words", "bpe"):
             encoded(part)
-            found = self.backend.encode(part, add_special_tokens=False)
-            return torch.tensor(found.ids, dtype=torch.int64), found.offsets
+            encoding = self.backend.encode(part, add_special_tokens=False)
+            return torch.tensor(encoding.ids, dtype=torch.int64), encoding.offsets
         numbers = self.encode(part)
         if self.kind == "characters":
             return numbers, [(k, k + 1) for k in range(len(part))]
@@ -278,8 +278,8 @@ class Tokenizer:
         if self.unknown is None:
             raw = self.raw[int(next(self.arrays([text]))[0])]
             return len(raw.decode("utf-8", "ignore")), len(raw)
-        found = self.backend.encode(text, add_special_tokens=False).offsets
-        length = found[0][1] if found else 0
+        offsets = self.backend.encode(text, add_special_tokens=False).offsets
+        length = offsets[0][1] if offsets else 0
         return length, len(text[:length].encode())
 
     def decode(self, tokens: Tensor | Iterable[int]) -> str:
@@ -330,21 +330,21 @@ def _backend(kind: str, vocabulary: dict[str, int] | None = None) -> tokenizers.
 
 def _rules(backend: tokenizers.Tokenizer) -> dict[str, Any]:
     """Everything of a tokenizer but its vocabulary, as JSON values."""
-    said = json.loads(backend.to_str())
-    model = {f"model's {name}": value for name, value in said.pop("model").items()}
+    content = json.loads(backend.to_str())
+    model = {f"model's {name}": value for name, value in content.pop("model").items()}
     left_out = ("version", "added_tokens", "model's vocab", "model's merges")
-    return {name: value for name, value in (said | model).items() if name not in left_out}
+    return {name: value for name, value in (content | model).items() if name not in left_out}
 
 
-def _check(said: dict[str, Any]) -> None:
+def _check(content: dict[str, Any]) -> None:
     """Raise ValueError for what a backend would crash on, or need more memory for than the file's size tells."""
-    vocabulary = said["model"]["vocab"]
+    vocabulary = content["model"]["vocab"]
     if sorted(vocabulary.values()) != list(range(len(vocabulary))) or not vocabulary:
         raise ValueError("its symbols are not numbered 0, 1, 2, …")
     for name in ("truncation", "padding"):
-        if said.get(name) is not None:
+        if content.get(name) is not None:
             raise ValueError(f"it has a {name}")
-    for added in said.get("added_tokens") or ():
+    for added in content.get("added_tokens") or ():
         if added["content"] != UNKNOWN or added["id"] != vocabulary.get(UNKNOWN):
             raise ValueError(f"it has symbols besides its vocabulary: {added['content'][:60]!r}")
 
@@ -363,9 +363,9 @@ def _cut(pieces: Iterable[str]) -> Iterator[str]:
         held += piece
         start = 0
         while len(held) > start + _PIECE:
-            found, last = _CUT.search(held, start + _PIECE), start + _LONGEST
-            if found is not None and found.start() <= last:
-                end = found.start()
+            match, last = _CUT.search(held, start + _PIECE), start + _LONGEST
+            if match is not None and match.start() <= last:
+                end = match.start()
             elif len(held) > last:
                 end = last
             else:

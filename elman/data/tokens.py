@@ -56,10 +56,10 @@ class Tokens:
 
     def frequencies(self) -> np.ndarray:
         """How often each symbol comes: [vocabulary]."""
-        found = np.zeros(self.vocabulary, dtype=np.int64)
+        counts = np.zeros(self.vocabulary, dtype=np.int64)
         for start in range(0, len(self), _SMALL):
-            found += np.bincount(self.array[start : start + _SMALL], minlength=self.vocabulary)
-        return found
+            counts += np.bincount(self.array[start : start + _SMALL], minlength=self.vocabulary)
+        return counts
 
     def __getitem__(self, part: slice) -> Tensor:
         return torch.from_numpy(self.array[part].astype(np.int64))
@@ -91,10 +91,10 @@ class _File:
                 raise self._spoiled("it is shorter than it was")
             parts.append(raw)
             wanted -= len(raw)
-        found = np.frombuffer(b"".join(parts), dtype=self.kind)
-        if len(found) and int(found.max()) >= self.vocabulary:
+        symbols = np.frombuffer(b"".join(parts), dtype=self.kind)
+        if len(symbols) and int(symbols.max()) >= self.vocabulary:
             raise self._spoiled("it holds what is no symbol")
-        return found
+        return symbols
 
     def _spoiled(self, got: str) -> DataError:
         return DataError(
