@@ -145,8 +145,8 @@ class Autoencoder:
     def score(self, sequences: Sequence[Any]) -> float:
         """The share of sequences that come back exactly, 0 … 1; of arrays of numbers, R²: 1 - the mean squared error in
         variances."""
-        found = self.evaluate(sequences)
-        return found.exact if self.form.size or self.form.binary else 1 - found.error**2
+        figures = self.evaluate(sequences)
+        return figures.exact if self.form.size or self.form.binary else 1 - figures.error**2
 
     def evaluate(self, sequences: Sequence[Any]) -> Compared:
         """Sequences beside what comes back of them."""
@@ -166,10 +166,12 @@ class Autoencoder:
         """The model of a folder by `save_pretrained`, or of a run folder: see `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
         form, network = opened(pretrained.settings_in(folder), folder, trust=trust, cell=cell, notify=notify)
-        made = cls()
-        made.model = {name: network.settings.get(name, value) for name, value in made.model.items()}
-        made._form, made._network = form, network
-        return made
+        autoencoder = cls()
+        autoencoder.model = {
+            name: network.settings.get(name, value) for name, value in autoencoder.model.items()
+        }
+        autoencoder._form, autoencoder._network = form, network
+        return autoencoder
 
     @property
     def network(self) -> AutoencoderNetwork:
@@ -282,15 +284,15 @@ def compared(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Compared:
     if not len(x):
         raise InputError(what="there is nothing to measure on", where="sequences", expected="at least one")
     z = encoded(network, x)
-    found: dict[int, Tensor] = {}
+    decoded: dict[int, Tensor] = {}
     for rows in together(list(map(len, x))):
         # One step more than there are: it has to end by itself.
-        found |= dict(zip(rows, network.decode(z[rows], len(x[rows[0]]) + 1), strict=True))
-    made = [found[i].cpu() for i in range(len(x))]
+        decoded |= dict(zip(rows, network.decode(z[rows], len(x[rows[0]]) + 1), strict=True))
+    outputs = [decoded[i].cpu() for i in range(len(x))]
     by_length: dict[int, tuple[int, int]] = {}
     same = most = 0
     square, frames = 0.0, 0
-    for given, own in zip(x, made, strict=True):
+    for given, own in zip(x, outputs, strict=True):
         both = min(len(given), len(own))
         right = given[:both] == own[:both]
         right = int((right if right.ndim == 1 else right.all(1)).sum())
@@ -309,23 +311,23 @@ def compared(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Compared:
     numbers = bool(network.channels and not network.binary)
     error = (square / max(frames, 1)) ** 0.5
     return Compared(
-        exact, same / max(most, 1), dict(sorted(by_length.items())), error, list(zip(x, made, strict=True)), numbers
+        exact, same / max(most, 1), dict(sorted(by_length.items())), error, list(zip(x, outputs, strict=True)), numbers
     )  # fmt: skip
 
 
 @torch.no_grad()
 def looked(network: AutoencoderNetwork, x: Sequence[Tensor]) -> Measure:
     """`compared`'s figure, by which the best weights are chosen: of equally exact ones those that are surer."""
-    found = compared(network, x).measure
-    if found.lower_is_better:
-        return found
+    measure = compared(network, x).measure
+    if measure.lower_is_better:
+        return measure
     device = network.condition.weight.device
     counts, nats = [len(one) + 1 for one in x], 0.0
     with evaluating(network):
         for rows in together(counts):
             mean, _ = network.loss(*_batch(x, rows, device))
             nats += float(mean) * sum(counts[i] for i in rows) / sum(counts)
-    return replace(found, value=found.value * (1 - _SURE * min(nats, 10.0)))
+    return replace(measure, value=measure.value * (1 - _SURE * min(nats, 10.0)))
 
 
 def opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[Form, AutoencoderNetwork]:

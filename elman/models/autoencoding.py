@@ -65,10 +65,10 @@ class AutoencoderNetwork(nn.Module):
                 mend="give one of the two",
             )  # fmt: skip
         how = {"dropout": dropout, "residual": residual, "norm": norm}
-        self.encoder, made = stack_of(cell, embedding, hidden, layers, **how)
+        self.encoder, settings = stack_of(cell, embedding, hidden, layers, **how)
         self.decoder, _ = stack_of(cell, embedding, hidden, layers, **how)
         self.settings = {
-            "symbols": symbols, "channels": channels, "binary": binary, **made, "hidden": hidden,
+            "symbols": symbols, "channels": channels, "binary": binary, **settings, "hidden": hidden,
             "layers": len(self.encoder), "embedding": embedding, "dropout": dropout, "noise": noise,
             "teacher": teacher, "longest": longest,
         }  # fmt: skip
@@ -84,7 +84,7 @@ class AutoencoderNetwork(nn.Module):
         if channels and not binary:
             self.register_buffer("mean", torch.zeros(channels))
             self.register_buffer("scale", torch.ones(channels))
-        named = made["cell"]
+        named = settings["cell"]
         self.names = named if isinstance(named, list) else [named] * len(self.decoder)
 
     # --- there -------------------------------------------------------------------------------------------------------
@@ -153,18 +153,18 @@ class AutoencoderNetwork(nn.Module):
 
         steps: after which it stops, if it did not before.
         """
-        found, steps = [], (steps or self.longest) + 1
+        sequences, steps = [], (steps or self.longest) + 1
         with evaluating(self):
             for part in z.split(max(min(_BATCH, _STEPS // steps), 1)):
                 start = part.new_zeros(len(part), self.readout.out_features), self._starts(part)
                 o, _ = self._writer()(None, start, steps=steps, context=part)
                 over = o.argmax(-1) == END if self.symbols else o[..., -1] > 0
                 over[-1] = True
-                made = o.argmax(-1) if self.symbols else _frames(o, self.binary)
+                written = o.argmax(-1) if self.symbols else _frames(o, self.binary)
                 if not self.symbols and not self.binary:
-                    made = made * self.scale + self.mean
-                found += [made[:n, i] for i, n in enumerate(over.to(torch.uint8).argmax(0).tolist())]
-        return found
+                    written = written * self.scale + self.mean
+                sequences += [written[:n, i] for i, n in enumerate(over.to(torch.uint8).argmax(0).tolist())]
+        return sequences
 
     def _writer(self) -> Recurrent:
         cell = Writer(self.written, self.condition, self.decoder.as_cell(), self.readout, self.binary)
@@ -222,12 +222,12 @@ def _frames(o: Tensor, binary: bool) -> Tensor:
 
 def together(lengths: Sequence[int]) -> list[list[int]]:
     """Indices of sequences that are read side by side, of like length, the longest ones first."""
-    order, found = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
+    order, groups = sorted(range(len(lengths)), key=lambda i: lengths[i]), []
     while order:
         most = max(min(_BATCH, _STEPS // lengths[order[-1]]), 1)
-        found.append(order[: -most - 1 : -1])
+        groups.append(order[: -most - 1 : -1])
         del order[-most:]
-    return found
+    return groups
 
 
 def _turned(x: Tensor, lengths: Tensor) -> Tensor:

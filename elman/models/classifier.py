@@ -98,12 +98,12 @@ class Classifier:
 
     def __repr__(self) -> str:
         defaults = inspect.signature(Classifier).parameters
-        said = [
+        changed = [
             f"{name}={value!r}"
             for name, value in self.get_params().items()
             if value is not defaults[name].default
         ]
-        return f"Classifier({', '.join(said)})"
+        return f"Classifier({', '.join(changed)})"
 
     def __sklearn_is_fitted__(self) -> bool:
         return "model_" in vars(self)
@@ -180,8 +180,8 @@ class Classifier:
 
     def predict(self, X: Any) -> Any:
         """The likeliest label of each sequence, `[N]`."""
-        found = self._logits(X).argmax(1).numpy()
-        return self.classes_[found]
+        best = self._logits(X).argmax(1).numpy()
+        return self.classes_[best]
 
     def predict_proba(self, X: Any) -> Any:
         """Probabilities `[N, K]`, float64, in the order of `classes_`."""
@@ -233,10 +233,10 @@ class Classifier:
 
     @classmethod
     def _of(cls, model: SequenceClassifier, coding: Coding) -> Classifier:
-        made = cls(**{name: value for name, value in model.settings.items() if name in _parameters()})
-        made.model_, made.coding_, made.classes_ = model, coding, np.array(coding.labels)
+        classifier = cls(**{name: value for name, value in model.settings.items() if name in _parameters()})
+        classifier.model_, classifier.coding_, classifier.classes_ = model, coding, np.array(coding.labels)
         model.coding = coding
-        return made
+        return classifier
 
     def explain(self) -> Explanation:
         """What of its recurrences runs once, before, in and after the loop; after a call. See `elman.explain`."""
@@ -324,14 +324,14 @@ def _sequences(X: Any) -> tuple[list[Any], int | None]:
         if "" in each:
             raise InputError(what="a string is empty", where=f"X[{each.index('')}]", mend="leave it out")
         return each, None
-    found = [_sequence(one, i) for i, one in enumerate(each)]
-    if len({one.shape[1] for one in found}) > 1:
-        odd = next(i for i, one in enumerate(found) if one.shape[1] != found[0].shape[1])
+    tensors = [_sequence(one, i) for i, one in enumerate(each)]
+    if len({one.shape[1] for one in tensors}) > 1:
+        odd = next(i for i, one in enumerate(tensors) if one.shape[1] != tensors[0].shape[1])
         raise InputError(
             what="a sequence has more or fewer numbers a step than the first", where=f"X[{odd}]",
-            got=found[odd].shape[1], expected=found[0].shape[1],
+            got=tensors[odd].shape[1], expected=tensors[0].shape[1],
         )  # fmt: skip
-    return found, whole.shape[1] if isinstance(whole, np.ndarray) and whole.ndim == 2 else None
+    return tensors, whole.shape[1] if isinstance(whole, np.ndarray) and whole.ndim == 2 else None
 
 
 def _sequence(one: Any, row: int) -> Tensor:

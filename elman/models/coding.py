@@ -62,14 +62,14 @@ class Coding:
         """Of a folder that anybody may have written. Raises DataError."""
         where, mend = folder / FILE, "restore the files of one run"
         raw = read_file(where, _SIZE, "the labels", mend)
-        said = from_json(raw, _KEPT, what="these are no labels", where=where, mend=mend)
-        if len(set(map(str, said["labels"]))) != len(said["labels"]) or len(said["labels"]) != len(
-            said["counts"]
+        fields = from_json(raw, _KEPT, what="these are no labels", where=where, mend=mend)
+        if len(set(map(str, fields["labels"]))) != len(fields["labels"]) or len(fields["labels"]) != len(
+            fields["counts"]
         ):
             raise DataError(
                 what="these are no labels", where=where, got="one twice, or one without a count", mend=mend
             )
-        return cls(said["labels"], said["counts"], said["characters"])
+        return cls(fields["labels"], fields["counts"], fields["characters"])
 
     @property
     def inputs(self) -> int:
@@ -78,8 +78,8 @@ class Coding:
 
     def kept(self) -> bytes:
         """The content of `FILE`."""
-        said = {"labels": self.labels, "counts": self.counts, "characters": self.characters}
-        return json.dumps(said, ensure_ascii=False).encode()
+        fields = {"labels": self.labels, "counts": self.counts, "characters": self.characters}
+        return json.dumps(fields, ensure_ascii=False).encode()
 
     def sequence(self, one: Any) -> Tensor:
         """Symbols int64 `[T + 2]` of a string, with the marks of its two ends; numbers as they are."""
@@ -121,12 +121,12 @@ class Coding:
         if kind is None:
             return torch.ones(len(counts))
         if kind == "balanced":
-            found = 1 / counts.clamp(min=1)
+            weights = 1 / counts.clamp(min=1)
         elif isinstance(kind, dict) and all(isinstance(w, (int, float)) and w >= 0 for w in kind.values()):
-            found = torch.tensor([float(kind.get(label, 1)) for label in self.labels])
+            weights = torch.tensor([float(kind.get(label, 1)) for label in self.labels])
         else:
             raise InputError(
                 what="there are no such class weights", where="class_weight", got=str(kind)[:60],
                 expected="None, 'balanced', or {label: weight}", mend="take one of these",
             )  # fmt: skip
-        return found * counts.sum() / (found * counts).sum().clamp(min=1e-12)
+        return weights * counts.sum() / (weights * counts).sum().clamp(min=1e-12)

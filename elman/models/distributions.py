@@ -132,16 +132,16 @@ def _gamma(shape: Tensor) -> Tensor:
     small = shape < 1
     d = torch.where(small, shape + 1, shape) - 1 / 3
     c = 1 / torch.sqrt(9 * d)
-    found, missing = torch.ones_like(d), torch.ones_like(d)
+    drawn, missing = torch.ones_like(d), torch.ones_like(d)
     for _ in range(_TRIES):
         x, u = torch.randn_like(d), torch.rand_like(d).clamp(min=1e-7)
         cube = (1 + c * x).clamp(min=1e-3)
         v = cube * cube * cube
         right = torch.log(u) < 0.5 * x * x + d * (1 - v + torch.log(v))
-        found = torch.where((missing > 0) & right, v, found)
+        drawn = torch.where((missing > 0) & right, v, drawn)
         missing = torch.where(right, torch.zeros_like(missing), missing)
     power = torch.exp(torch.log(torch.rand_like(d).clamp(min=1e-7)) / shape)
-    return torch.where(small, d * found * power, d * found).clamp(min=1e-8)
+    return torch.where(small, d * drawn * power, d * drawn).clamp(min=1e-8)
 
 
 def _freedom(raw: Tensor) -> Tensor:

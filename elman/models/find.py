@@ -98,14 +98,14 @@ def allow(
     except ElmanError as error:
         error.where, error.got = f"{where}, cell", name
         raise
-    found = "no file of its own" if code is None else f"{code.path}, SHA-256 {code.digest}"
+    source = "no file of its own" if code is None else f"{code.path}, SHA-256 {code.digest}"
     if not trust:
         raise InputError(
             what="the model's cell is code that is not elman's own, which is not run unless it is trusted",
-            where=where, got=f"{name}: {found}",
+            where=where, got=f"{name}: {source}",
             mend="read that file; if you trust it and all that it imports, add --trust (Python: trust=True)",
         )  # fmt: skip
-    words = f"running the code of the cell {name}: {found}"
+    words = f"running the code of the cell {name}: {source}"
     if known is None:
         words += "; what it was in training is not known"
     elif code is None or code.digest != known:
@@ -126,8 +126,8 @@ def find_cell(name: str) -> MakeCell:
         return SHIPPED[name]
     place, attribute = _place(name)
     module = _from_file(name) if place.endswith(".py") else _from_package(place)
-    found = getattr(module, attribute, None)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    kind = getattr(module, attribute, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         there = [
             key
             for key, value in vars(module).items()
@@ -135,13 +135,13 @@ def find_cell(name: str) -> MakeCell:
         ]
         raise InputError(
             what=f"{place} has no class {attribute}"
-            if found is None
+            if kind is None
             else f"{attribute} is no torch.nn.Module class",
             where=name,
             got=f"classes there: {', '.join(there) or 'none'}",
             mend="name a class derived from torch.nn.Module",
         )
-    return _checked(found, name)
+    return _checked(kind, name)
 
 
 def find_cells(cell: Any, layers: int | None = None) -> list[tuple[MakeCell, str | None]]:
@@ -182,9 +182,9 @@ def _maker(cell: Any) -> tuple[MakeCell, str | None]:
         )  # fmt: skip
 
     def make(n_in: int, n_hidden: int) -> nn.Module:
-        made: Any = cell(n_in, n_hidden)
-        expect(made, nn.Module, "a factory makes cells", "cell", "return a torch.nn.Module")
-        return made
+        instance: Any = cell(n_in, n_hidden)
+        expect(instance, nn.Module, "a factory makes cells", "cell", "return a torch.nn.Module")
+        return instance
 
     return make, None
 

@@ -60,13 +60,13 @@ class ForecastNetwork(nn.Module):
                 what="lags are whole numbers in ascending order", where="lags", got=str(list(lags))[:100]
             )
         width = 2 * len(lags) + features
-        self.stack, made = stack_of(
+        self.stack, settings = stack_of(
             cell, width, hidden, layers, dropout=dropout, residual=residual, norm=norm
         )
         self.dropout = LockedDropout(dropout)
         self.settings: dict[str, Any] = {
             "lags": list(lags), "features": features, "context": context, "horizon": horizon,
-            "distribution": distribution, "hidden": hidden, "layers": len(self.stack), "dropout": dropout, **made,
+            "distribution": distribution, "hidden": hidden, "layers": len(self.stack), "dropout": dropout, **settings,
         }  # fmt: skip
         self.lags, self.context, self.horizon = tuple(lags), context, horizon
         self.ends: tuple[Form, Panel] | None = None
@@ -109,18 +109,18 @@ class ForecastNetwork(nn.Module):
         if self.law is not None:
             nats = self.law.nats(raw[warm:], y[warm:], scale.expand_as(y[warm:]))
             return (nats * there[warm:]).sum(0).mean() / (len(y) - warm), None
-        found = self._quantiles(raw[: self.context + 1], features)[warm:]
+        quantiles = self._quantiles(raw[: self.context + 1], features)[warm:]
         targets, held = (v.unfold(0, self.horizon, 1)[warm : self.context + 1] for v in (y, there))
-        return (pinball(found, targets) * held).sum((0, 2)).mean() / targets[:, 0].numel(), None
+        return (pinball(quantiles, targets) * held).sum((0, 2)).mean() / targets[:, 0].numel(), None
 
     def _quantiles(self, raw: Tensor, features: Tensor) -> Tensor:
         """[T, B, horizon, Q] of raw [T, B, horizon · Q] and features of as many steps and a horizon more."""
-        found = raw.unflatten(-1, (self.horizon, len(QUANTILES)))
+        quantiles = raw.unflatten(-1, (self.horizon, len(QUANTILES)))
         if self.ahead is None:
-            return found
+            return quantiles
         # [T, B, Q, horizon]: of step t + k at place k
         told = self.ahead(features).unfold(0, self.horizon, 1)[: len(raw)]
-        return found + told.transpose(-1, -2)
+        return quantiles + told.transpose(-1, -2)
 
     @torch.no_grad()
     def begin(self, w: Windows) -> None:
@@ -141,9 +141,9 @@ class ForecastNetwork(nn.Module):
             scale = a.square().mean(0)
             weight = torch.diag(_RIDGE * len(a) * (scale + 1e-3))
             weight[-1, -1] = 1e-9
-            found = torch.linalg.solve(a.mT @ a + weight, a.mT @ b)
-            self.linear.weight[k], self.linear.bias[k] = found[:-1].float(), found[-1].float()
-            left.append(b - a @ found)
+            solution = torch.linalg.solve(a.mT @ a + weight, a.mT @ b)
+            self.linear.weight[k], self.linear.bias[k] = solution[:-1].float(), solution[-1].float()
+            left.append(b - a @ solution)
         if not left:
             return
         spread = max(float(torch.cat(left).abs().quantile(0.68)), 1e-3) if left[0].numel() < 10**6 else 0.3
@@ -162,8 +162,8 @@ class ForecastNetwork(nn.Module):
         """[B, horizon, Q] of scaled numbers, in ascending order; of a model of quantiles."""
         with evaluating(self):
             raw, _ = self(w.lags[: self.context + 1], w.features[: self.context + 1])
-            found = self._quantiles(raw[-1:], w.features[self.context :])[0]
-        return found.sort(-1).values
+            quantiles = self._quantiles(raw[-1:], w.features[self.context :])[0]
+        return quantiles.sort(-1).values
 
     @torch.no_grad()
     def paths(self, w: Windows, count: int, seed: int) -> Tensor:
@@ -172,7 +172,7 @@ class ForecastNetwork(nn.Module):
         The loop is a recurrence of its own, which an engine runs: see `PathSampler`.
         """
         steps = len(w.features) - self.context
-        generator, found = torch.Generator().manual_seed(seed % 2**63), []
+        generator, paths = torch.Generator().manual_seed(seed % 2**63), []
         each = max(_ROWS // count, 1)
         with evaluating(self):
             start = [v[: self.context] for v in (w.lags, w.features)]
@@ -185,8 +185,8 @@ class ForecastNetwork(nn.Module):
                 held = pytree.tree_map(lambda v, rows=rows: v[rows], tuple(states))
                 begin = (w.register[rows], w.held[rows], held)
                 z, _ = sampler(w.features[self.context :, rows], begin, context=w.scale[rows, None])
-                found.append(z.T.unflatten(0, (-1, count)))
-        return torch.cat(found) if found else w.scale.new_zeros(0, count, steps)
+                paths.append(z.T.unflatten(0, (-1, count)))
+        return torch.cat(paths) if paths else w.scale.new_zeros(0, count, steps)
 
     def _sampler(self) -> Recurrent:
         assert self.law is not None

@@ -153,10 +153,10 @@ class Forecaster:
         """
         if self._frames is not None:
             return self._frames.predict(horizon or self.horizon, frame, seed)
-        panel, made = self._forecast(horizon, frame, paths, seed)
+        panel, forecast = self._forecast(horizon, frame, paths, seed)
         starts = [(one.name, one.start + len(one.y)) for one in panel.series]
-        found = table(panel.grid, starts, made, panel.columns)
-        return frame_like(found, self._like if frame is None else backend_of(frame))
+        columns = table(panel.grid, starts, forecast, panel.columns)
+        return frame_like(columns, self._like if frame is None else backend_of(frame))
 
     def paths(
         self, horizon: int | None = None, frame: Any = None, *, count: int = 1000, seed: int = 0
@@ -164,14 +164,14 @@ class Forecaster:
         """unique_id -> [count, horizon], futures that are drawn. Raises InputError of a model of quantiles."""
         if self._frames is not None:
             return {"": self._frames.paths(horizon or self.horizon, frame, count, seed)}
-        panel, made = self._forecast(horizon, frame, count, seed)
-        if made.paths is None:
+        panel, forecast = self._forecast(horizon, frame, count, seed)
+        if forecast.paths is None:
             raise InputError(
                 what="a model of quantiles draws no paths",
                 where="paths()",
                 mend='take distribution="student-t"',
             )
-        return {one.name: paths for one, paths in zip(panel.series, made.paths, strict=True)}
+        return {one.name: paths for one, paths in zip(panel.series, forecast.paths, strict=True)}
 
     def _forecast(self, horizon: int | None, frame: Any, paths: int, seed: int) -> tuple[Panel, Forecasts]:
         form, network = self.form, self.network
@@ -206,28 +206,28 @@ class Forecaster:
         MASE. Of "bernoulli" the log-likelihood of a frame of sequences, in nats."""
         if self._frames is not None:
             return -self._frames.nats(frame)
-        found = self.evaluate(frame).scores
-        return 1 - found.mase / found.naive[0]
+        scores = self.evaluate(frame).scores
+        return 1 - scores.mase / scores.naive[0]
 
     def _tested(
         self, panel: Panel, ends: list[int | None], folds: int, stride: int | None, like: Any
     ) -> Backtest:
         origins = rolling(panel, self.form, ends, folds, stride)
-        made = forecasts(self.network, origins)
+        forecast = forecasts(self.network, origins)
         starts = [(panel.series[i].name, panel.series[i].start + t) for i, t in origins.places]
-        found = table(panel.grid, starts, made, panel.columns)
-        found[panel.columns.target] = origins.told(range(len(starts))).reshape(-1).tolist()
-        return Backtest(scored(origins, made), frame_like(found, like))
+        columns = table(panel.grid, starts, forecast, panel.columns)
+        columns[panel.columns.target] = origins.told(range(len(starts))).reshape(-1).tolist()
+        return Backtest(scored(origins, forecast), frame_like(columns, like))
 
     # --- a stream -----------------------------------------------------------------------------------------------------
 
     def begin(self, frame: Any = None, unique_id: str | None = None) -> Stream:
         """The state from which `step` follows one series, whose past is known: in frame, or learnt from."""
         panel, form = self._series(frame), self.form
-        found = [one for one in panel.series if unique_id in (None, one.name)]
-        if len(found) != 1:
+        matching = [one for one in panel.series if unique_id in (None, one.name)]
+        if len(matching) != 1:
             raise InputError(
-                what="a stream follows one series", where="begin(unique_id)", got=f"{len(found)} of {unique_id!r}",
+                what="a stream follows one series", where="begin(unique_id)", got=f"{len(matching)} of {unique_id!r}",
                 expected=", ".join(one.name for one in panel.series)[:200], mend="name one of them",
             )  # fmt: skip
         if form.features > form.calendar(0, 1).shape[1]:
@@ -235,7 +235,7 @@ class Forecaster:
                 what="a stream is of a series alone", where="begin()", got="a model that reads other columns too",
                 mend="predict(frame=…) with all that is known so far",
             )  # fmt: skip
-        one = found[0]
+        one = matching[0]
         w = Origins(form, Panel(form.grid, form.columns, (one,)), 1, [(0, len(one.y))]).take([0])
         with torch.no_grad():
             _, states = self.network(w.lags[: form.context], w.features[: form.context])
@@ -279,9 +279,12 @@ class Forecaster:
                 z = network.law.draw(raw.expand(paths, -1), after.scale.expand(paths)).double()
             levels, mean = z.quantile(torch.tensor(QUANTILES, dtype=torch.float64)), float(z.mean())
         loc, scale = float(after.loc), float(after.scale)
-        said: dict[str, Any] = {"ds": form.grid.words(np.array([after.place]))[0], "mean": loc + scale * mean}
-        said |= {str(q): loc + scale * v for q, v in zip(QUANTILES, levels.tolist(), strict=True)}
-        return said, after
+        forecast: dict[str, Any] = {
+            "ds": form.grid.words(np.array([after.place]))[0],
+            "mean": loc + scale * mean,
+        }
+        forecast |= {str(q): loc + scale * v for q, v in zip(QUANTILES, levels.tolist(), strict=True)}
+        return forecast, after
 
     def _raw(self, state: Stream) -> tuple[Tensor, Any]:
         places = torch.tensor([self.form.register - lag for lag in self.form.lags])
@@ -310,18 +313,18 @@ class Forecaster:
         folder = pretrained.find(name)
         config = pretrained.settings_in(folder)
         if config.get("distribution") == FRAMES:
-            made = cls(distribution=FRAMES)
-            made._frames = Frames.opened(config, folder, trust=trust, cell=cell, notify=notify)
-            return made
+            forecaster = cls(distribution=FRAMES)
+            forecaster._frames = Frames.opened(config, folder, trust=trust, cell=cell, notify=notify)
+            return forecaster
         form, _, network = opened(config, folder, trust=trust, cell=cell, notify=notify)
         how = {name: network.settings[name] for name in ("cell", "hidden", "layers", "dropout")}
         c = form.columns
-        made = cls(
+        forecaster = cls(
             form.horizon, distribution=network.settings["distribution"], season=form.season, context=form.context,
             id=c.id, time=c.time, target=c.target, known=c.known, past=c.past, static=c.static, **how,
         )  # fmt: skip
-        made._network = network
-        return made
+        forecaster._network = network
+        return forecaster
 
     def explain(self) -> Explanation:
         """What of its recurrences runs once, before, in and after the loop; after a call. See `elman.explain`."""

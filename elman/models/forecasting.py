@@ -54,14 +54,14 @@ def forecasts(
 ) -> Forecasts:  # fmt: skip
     """What a network says of windows; the same draws every time. Its mode is left as it was."""
     rows = list(range(len(origins.places))) if rows is None else list(rows)
-    device, found = network.linear.weight.device, []
+    device, parts = network.linear.weight.device, []
     for first in range(0, len(rows), _TOGETHER):
         w = origins.take(rows[first : first + _TOGETHER])
         w = type(w)(**{name: value.to(device) for name, value in vars(w).items()})
         z = network.quantiles(w) if network.law is None else network.paths(w, paths, seed + first)
         y = z.double().cpu() * w.scale.double().cpu()[:, None, None] + w.loc.double().cpu()[:, None, None]
-        found.append(y.numpy())
-    every = np.concatenate(found)
+        parts.append(y.numpy())
+    every = np.concatenate(parts)
     if network.law is None:
         return Forecasts((every * SHARES).sum(-1), every, None)
     return Forecasts(every.mean(1), np.moveaxis(np.quantile(every, QUANTILES, axis=1), 0, -1), every)
@@ -89,8 +89,8 @@ def naive_error(y: np.ndarray, season: int) -> float:
     """
     for lag in (season, 1):
         off = np.abs(y[lag:] - y[:-lag])
-        if len(off) and not np.isnan(off).all() and (found := float(np.nanmean(off))) > 0:
-            return found
+        if len(off) and not np.isnan(off).all() and (error := float(np.nanmean(off))) > 0:
+            return error
     return 0.0
 
 
@@ -100,15 +100,15 @@ def seasonal_naive(y: np.ndarray, season: int, steps: int) -> tuple[np.ndarray, 
 
     Source: Hyndman and Athanasopoulos, Forecasting: principles and practice, 3rd edition, 2021, 5.2 and 5.5.
     """
-    found, off = np.empty(steps), y[season:] - y[:-season] if len(y) > season else np.zeros(0)
+    forecast, off = np.empty(steps), y[season:] - y[:-season] if len(y) > season else np.zeros(0)
     off = off[~np.isnan(off)]
     deviation = math.sqrt(float((off**2).mean())) if len(off) else 0.0
     last = y[~np.isnan(y)][-1] if (~np.isnan(y)).any() else 0.0
     for k in range(steps):
         before = y[len(y) - season + k % season :: -season] if len(y) >= season - k % season else y[:0]
         before = before[~np.isnan(before)]
-        found[k] = before[0] if len(before) else last
-    return found, deviation * np.sqrt(np.arange(steps) // season + 1)
+        forecast[k] = before[0] if len(before) else last
+    return forecast, deviation * np.sqrt(np.arange(steps) // season + 1)
 
 
 def gaussian_crps(mean: np.ndarray, deviation: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -116,8 +116,8 @@ def gaussian_crps(mean: np.ndarray, deviation: np.ndarray, y: np.ndarray) -> np.
     d = np.where(deviation > 0, deviation, 1.0)
     z = torch.from_numpy(np.asarray((y - mean) / d))
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
-    found = z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi)
-    return np.where(deviation > 0, d * found.numpy(), np.abs(mean - y))
+    standard = z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi)
+    return np.where(deviation > 0, d * standard.numpy(), np.abs(mean - y))
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Scores:
     steps: tuple[tuple[float, float], ...]
 
 
-def scored(origins: Origins, made: Forecasts) -> Scores:
+def scored(origins: Origins, forecast: Forecasts) -> Scores:
     """Figures of forecasts of all places of `origins`."""
     y, places, series = origins.told(range(len(origins.places))), origins.places, origins.panel.series
     begin = {i: min(t for j, t in places if j == i) for i, _ in places}
@@ -143,22 +143,24 @@ def scored(origins: Origins, made: Forecasts) -> Scores:
     # A constant series has no error to measure by; where there is nothing else, figures are in its own units.
     sizes = {i: size or (0.0 if any(sizes.values()) else 1.0) for i, size in sizes.items()}
     size = np.array([sizes[i] or np.nan for i, _ in places])[:, None]
-    off = np.abs(made.median - y) / size
-    if made.paths is None:
-        found = pinball(torch.from_numpy(made.quantiles), torch.from_numpy(y)).numpy()
+    off = np.abs(forecast.median - y) / size
+    if forecast.paths is None:
+        losses = pinball(torch.from_numpy(forecast.quantiles), torch.from_numpy(y)).numpy()
     else:
-        found = crps(made.paths.transpose(0, 2, 1), y)
+        losses = crps(forecast.paths.transpose(0, 2, 1), y)
     guessed = [seasonal_naive(series[i].y[:t], season, origins.steps) for i, t in places]
     mean, deviation = (np.stack(parts) for parts in zip(*guessed, strict=True))
     naive = np.abs(mean - y) / size, gaussian_crps(mean, deviation, y) / size
     inside = {}
     for share in INTERVALS:
         low, high = (QUANTILES.index(round(level, 3)) for level in ((1 - share) / 2, (1 + share) / 2))
-        right = (y >= made.quantiles[..., low]) & (y <= made.quantiles[..., high])
+        right = (y >= forecast.quantiles[..., low]) & (y <= forecast.quantiles[..., high])
         inside[share] = float(right[~np.isnan(y)].mean()) if (~np.isnan(y)).any() else math.nan
-    steps = tuple((_mean(off[:, k : k + 1]), _mean(found[:, k : k + 1] / size)) for k in range(origins.steps))
+    steps = tuple(
+        (_mean(off[:, k : k + 1]), _mean(losses[:, k : k + 1] / size)) for k in range(origins.steps)
+    )
     return Scores(
-        _mean(off), _mean(found / size), inside, (_mean(naive[0]), _mean(naive[1])), len(places), steps
+        _mean(off), _mean(losses / size), inside, (_mean(naive[0]), _mean(naive[1])), len(places), steps
     )  # fmt: skip
 
 
@@ -205,19 +207,19 @@ def parted(panel: Panel, held: int, least: int) -> tuple[Panel, list[int | None]
 
 
 def table(
-    grid: Grid, starts: Sequence[tuple[str, int]], made: Forecasts, columns: Columns
+    grid: Grid, starts: Sequence[tuple[str, int]], forecast: Forecasts, columns: Columns
 ) -> dict[str, list[Any]]:
     """Rows of forecasts: unique_id, ds, mean, and a column for each quantile. starts: of each forecast, the series'
     name and the place of the first step."""
-    steps = made.mean.shape[1]
-    found: dict[str, list[Any]] = {columns.id: [], columns.time: []}
+    steps = forecast.mean.shape[1]
+    rows: dict[str, list[Any]] = {columns.id: [], columns.time: []}
     for name, place in starts:
-        found[columns.id] += [name] * steps
-        found[columns.time] += grid.words(place + np.arange(steps))
-    found["mean"] = made.mean.reshape(-1).tolist()
+        rows[columns.id] += [name] * steps
+        rows[columns.time] += grid.words(place + np.arange(steps))
+    rows["mean"] = forecast.mean.reshape(-1).tolist()
     for k, level in enumerate(QUANTILES):
-        found[str(level)] = made.quantiles[..., k].reshape(-1).tolist()
-    return found
+        rows[str(level)] = forecast.quantiles[..., k].reshape(-1).tolist()
+    return rows
 
 
 # --- what an estimator and a task have in common ----------------------------------------------------------------------
@@ -269,8 +271,8 @@ def looking(network: ForecastNetwork, aside: Origins, learnt: Origins) -> Callab
     some = replace(aside, places=aside.places[::every])
 
     def look() -> Measure:
-        found = scored(some, forecasts(network, some, paths=_LOOK_PATHS))
-        return Measure(found.crps, "CRPS", UNIT, details={"mase": found.mase})
+        scores = scored(some, forecasts(network, some, paths=_LOOK_PATHS))
+        return Measure(scores.crps, "CRPS", UNIT, details={"mase": scores.mase})
 
     return look
 
@@ -288,10 +290,10 @@ def ahead(
     longer = replace(form, horizon=horizon) if network.law is not None else form
     expect_future(panel, longer)
     origins = Origins(form, panel, longer.horizon, [(i, len(one.y)) for i, one in enumerate(panel.series)])
-    made = forecasts(network, origins, paths=paths, seed=seed)
+    forecast = forecasts(network, origins, paths=paths, seed=seed)
     if horizon == longer.horizon:
-        return made
-    return Forecasts(made.mean[:, :horizon], made.quantiles[:, :horizon], None)
+        return forecast
+    return Forecasts(forecast.mean[:, :horizon], forecast.quantiles[:, :horizon], None)
 
 
 def opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[Form, Panel, ForecastNetwork]:
@@ -306,10 +308,10 @@ def opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[Form, 
         ) from odd  # fmt: skip
     network = pretrained.load(ForecastNetwork, "a forecaster", SETTINGS, shapes, config, folder, **opening)
     own = (list(network.lags), network.settings["features"], network.context, network.horizon)
-    said = (list(form.lags), form.features, form.context, form.horizon)
-    if own != said:
+    of_form = (list(form.lags), form.features, form.context, form.horizon)
+    if own != of_form:
         raise DataError(
-            what="the series and the model are not of one run", where=path, got=str(said)[:200],
+            what="the series and the model are not of one run", where=path, got=str(of_form)[:200],
             expected=str(own)[:200], mend=_MEND,
         )  # fmt: skip
     network.ends = form, panel

@@ -111,11 +111,11 @@ def read(sequences: Any, where: str) -> list[Tensor]:
             what="of vectors there are several sequences", where=where, got=type(sequences).__name__,
             expected="a list of arrays [T, I]", mend="put one sequence into a list",
         )  # fmt: skip
-    found = [roll_of(one, f"{where}[{i}]", InputError) for i, one in enumerate(sequences)]
-    if not found or len({one.shape[1] for one in found}) > 1:
+    rolls = [roll_of(one, f"{where}[{i}]", InputError) for i, one in enumerate(sequences)]
+    if not rolls or len({one.shape[1] for one in rolls}) > 1:
         raise InputError(
-            what="there are no sequences" if not found else "sequences have different numbers of channels", where=where,
-            got=", ".join(str(one.shape[1]) for one in found[:10]),
+            what="there are no sequences" if not rolls else "sequences have different numbers of channels", where=where,
+            got=", ".join(str(one.shape[1]) for one in rolls[:10]),
             mend="give at least one, all with the same channels",
         )  # fmt: skip
-    return found
+    return rolls

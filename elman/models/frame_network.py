@@ -46,7 +46,7 @@ class FrameNetwork(nn.Module):
         dropout: float = 0.5, input_dropout: float | None = None, residual: bool = False, norm: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.stack, made = stack_of(
+        self.stack, settings = stack_of(
             cell, channels, hidden, layers, dropout=dropout, residual=residual, norm=norm
         )
         input_dropout = dropout / 5 if input_dropout is None else input_dropout
@@ -57,7 +57,7 @@ class FrameNetwork(nn.Module):
         self.length = length
         self.settings: dict[str, Any] = {
             "channels": channels, "length": length, "distribution": FRAMES, "hidden": hidden,
-            "layers": len(self.stack), "dropout": dropout, "input_dropout": input_dropout, **made,
+            "layers": len(self.stack), "dropout": dropout, "input_dropout": input_dropout, **settings,
         }  # fmt: skip
 
     @property
@@ -109,8 +109,8 @@ class FrameNetwork(nn.Module):
                 FrameSampler(self.stack.as_cell(), self.linear, self.readout).eval(), batch_first=False
             )
             sampler.generator = torch.Generator().manual_seed(seed % 2**63)
-            made, _ = sampler(None, (logits[-1].expand(count, -1).contiguous(), held), steps=steps)
-        return made.transpose(0, 1)
+            frames, _ = sampler(None, (logits[-1].expand(count, -1).contiguous(), held), steps=steps)
+        return frames.transpose(0, 1)
 
     def explain(self) -> Explanation:
         """The plan of the latest call."""
@@ -171,21 +171,21 @@ def guesses(learnt: Sequence[Tensor], x: Sequence[Tensor]) -> dict[str, float]:
     share = (after.sum(0) + 0.5) / (len(after) + 1)
     one = ((after * before).sum(0) + 0.5) / (before.sum(0) + 1)
     none = ((after * (1 - before)).sum(0) + 0.5) / ((1 - before).sum(0) + 1)
-    found = {
+    guessed = {
         "how often each is 1": share.expand_as(y),
         "by what each was before": torch.where(past > 0, one, none),
     }
     return {
         name: float(nn.functional.binary_cross_entropy(p, y, reduction="sum")) / max(len(y), 1)
-        for name, p in found.items()
+        for name, p in guessed.items()
     }
 
 
 def kept_frames(x: Sequence[Tensor]) -> bytes:
     """The end of the last sequence, from which a forecast goes on."""
     tail = x[-1][-_TAIL:]
-    said = {"channels": tail.shape[1], "tail": [row.nonzero()[:, 0].tolist() for row in tail]}
-    return json.dumps({"frames": said}).encode()
+    content = {"channels": tail.shape[1], "tail": [row.nonzero()[:, 0].tolist() for row in tail]}
+    return json.dumps({"frames": content}).encode()
 
 
 def frames_opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[Tensor, FrameNetwork]:
@@ -195,13 +195,13 @@ def frames_opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple
     )
     path, width = folder / FILE, network.settings["channels"]
     rows = each(each(whole(0, width - 1), width), _TAIL)
-    said = from_json(
+    kept = from_json(
         read_file(path, 2**25, "what came last", _MEND),
         record({"frames": record({"channels": whole(width, width), "tail": rows})}),
         what="this does not say what came last", where=path, mend=_MEND,
     )["frames"]["tail"]  # fmt: skip
-    tail = torch.zeros(len(said), width)
-    for row, notes in zip(tail, said, strict=True):
+    tail = torch.zeros(len(kept), width)
+    for row, notes in zip(tail, kept, strict=True):
         row[notes] = 1.0
     return tail, network
 

@@ -108,14 +108,16 @@ class LanguageModel(Budget, nn.Module):
         self.dropout = LockedDropout(dropout)
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
-        stack, made = stack_of(cell, embedding, hidden, layers, dropout=dropout, residual=residual, norm=norm)
+        stack, settings = stack_of(
+            cell, embedding, hidden, layers, dropout=dropout, residual=residual, norm=norm
+        )
         self.settings = {
-            "cell": made.pop("cell"),
+            "cell": settings.pop("cell"),
             **sizes,
             "dropout": dropout,
             "tie": tie,
             "condition": condition,
-            **made,
+            **settings,
             **({"cutoffs": list(cutoffs)} if cutoffs else {}),
         }
         # Its parts are registered here, and not the stack: so were the weights named from the beginning.
@@ -252,8 +254,8 @@ class LanguageModel(Budget, nn.Module):
             )  # fmt: skip
         if self.memory is not None:
             self._check_condition(x, context)
-            if (made := bounded_loss(self, x, y, state, context)) is not None:
-                return made[0].mean(), tuple(made[1])
+            if (bounded := bounded_loss(self, x, y, state, context)) is not None:
+                return bounded[0].mean(), tuple(bounded[1])
         h, after = self._hidden(x, state, context)
         return loss(self.readout, h.flatten(0, 1), y.flatten()), after
 
@@ -291,8 +293,8 @@ class LanguageModel(Budget, nn.Module):
     ) -> Surprisal:  # fmt: skip
         """How surprising a text is: -log2 p of each symbol and each word, in bits; exact, with the state carried.
 
-            found = model.score("The cat sat on the mat.")
-            pandas.DataFrame(found.words)            # line, offset, word, surprisal, end, unknown
+            score = model.score("The cat sat on the mat.")
+            pandas.DataFrame(score.words)            # line, offset, word, surprisal, end, unknown
 
         text: of any length. tokenizer: of its symbols, where the model has none of its own. begin: what is read before;
         "": nothing, so that the first symbol is only read, as `evaluate` does it. anew: every line begins so, and
@@ -306,10 +308,10 @@ class LanguageModel(Budget, nn.Module):
                 mend="pass tokenizer=, as Tokenizer.load(RUN / 'tokenizer.json') gives it",
             )  # fmt: skip
         self._expect(tokenizer, "tokenizer")
-        parts, found = each_line([text]) if anew else tokenizer.parts([text]), Surprisal()
+        parts, score = each_line([text]) if anew else tokenizer.parts([text]), Surprisal()
         for one in surprisal(self, tokenizer, parts, begin=begin, anew=anew, context=context):
-            (found.words if isinstance(one, Word) else found.symbols).append(one)  # type: ignore[arg-type]
-        return found
+            (score.words if isinstance(one, Word) else score.symbols).append(one)  # type: ignore[arg-type]
+        return score
 
     def generate(
         self, prompt: Tensor | Sequence[int], length: int, *, samples: int | None = None, stop: Sequence[int] = (),
@@ -429,17 +431,17 @@ class LanguageModel(Budget, nn.Module):
 
 def _shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, list[int] | None]:
     """Of a model by these settings."""
-    found: dict[str, list[int] | None] = {
+    shapes: dict[str, list[int] | None] = {
         "embedding.weight": [settings["vocabulary"], settings["embedding"]],
         "readout.weight": [settings["vocabulary"], settings["hidden"]],
     }
-    if settings["tie"] and there.keys() & found.keys():  # one of them is both
-        found |= {name: None for name in found if name not in there}
+    if settings["tie"] and there.keys() & shapes.keys():  # one of them is both
+        shapes |= {name: None for name in shapes if name not in there}
     if settings["cutoffs"]:
-        found["readout.groups.weight"] = [len(settings["cutoffs"]), settings["hidden"]]
+        shapes["readout.groups.weight"] = [len(settings["cutoffs"]), settings["hidden"]]
     if settings["condition"]:
-        found["condition.weight"] = [settings["embedding"], settings["condition"]]
-    return found
+        shapes["condition.weight"] = [settings["embedding"], settings["condition"]]
+    return shapes
 
 
 def _until(written: Iterator[list[int]], stop: set[int], one: bool) -> Iterator[Any]:

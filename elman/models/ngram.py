@@ -75,12 +75,12 @@ class NGram:
         for k, order in enumerate(self._orders):
             if k:
                 before = np.concatenate([np.zeros(k, dtype=np.int64), y[:-k]])[: len(y)]
-                found, known = _find(order.extended, context * v + before)
-                known &= (context >= 0) & (np.arange(len(y)) >= k)
-                context = np.where(known, found, -1)
+                index, seen = _find(order.extended, context * v + before)
+                seen &= (context >= 0) & (np.arange(len(y)) >= k)
+                context = np.where(seen, index, -1)
             at = context[1:]
-            found, known = _find(order.grams, at * v + y[1:])
-            longer = np.where(known, order.share[found], 0.0) + order.rest[at] * p
+            index, seen = _find(order.grams, at * v + y[1:])
+            longer = np.where(seen, order.share[index], 0.0) + order.rest[at] * p
             p = np.where(at >= 0, longer, p)
         return torch.from_numpy(-np.log(p))
 

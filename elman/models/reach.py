@@ -47,11 +47,11 @@ def _norms(model: Any, part: Tensor, warm: int) -> list[float]:
             loss, state = model.loss(x[t : t + 1], y[t : t + 1], state)
         leaves = [leaf for leaves in states for leaf in leaves]
         gradients = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
-    found = []
+    norms = []
     for leaves in states:
         parts = [gradient for _ in leaves if (gradient := next(gradients)) is not None]
-        found.append(sum(float(part.double().square().sum()) for part in parts) ** 0.5)
-    return found[::-1]
+        norms.append(sum(float(part.double().square().sum()) for part in parts) ** 0.5)
+    return norms[::-1]
 
 
 def _smooth(leaf: Any) -> bool:

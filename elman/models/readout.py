@@ -89,15 +89,15 @@ def choose_cutoffs(counts: np.ndarray) -> tuple[int, ...]:
 
 def expect_cutoffs(cutoffs: Sequence[int], vocabulary: int) -> tuple[int, ...]:
     """Raise InputError for what are no cutoffs of a vocabulary."""
-    found = tuple(cutoffs)
-    rising = all(a < b for a, b in pairwise((0, *found, vocabulary)))
-    if not rising or not all(type(one) is int for one in found) or len(found) > GROUPS:
+    listed = tuple(cutoffs)
+    rising = all(a < b for a, b in pairwise((0, *listed, vocabulary)))
+    if not rising or not all(type(one) is int for one in listed) or len(listed) > GROUPS:
         raise InputError(
             what="cutoffs are rising numbers of symbols, at which a group of rarer ones begins", where="cutoffs",
-            got=str(list(found))[:100], expected=f"at most {GROUPS}, each of 1 … {vocabulary - 1}",
+            got=str(list(listed))[:100], expected=f"at most {GROUPS}, each of 1 … {vocabulary - 1}",
             mend="leave them out: they are chosen by how often each symbol comes",
         )  # fmt: skip
-    return found
+    return listed
 
 
 def loss(readout: nn.Linear, h: Tensor, y: Tensor) -> Tensor:
@@ -144,30 +144,30 @@ class _Loss(torch.autograd.Function):
         ranges: list[tuple[int, int]],
     ) -> Tensor:  # fmt: skip
         given = (h, V, c, G, d)
-        made = [
+        gradients = [
             torch.empty_like(of) if of is not None and wanted else None
             for of, wanted in zip(given, ctx.needs_input_grad, strict=False)
         ]
-        dh, dV, dc, dG, dd = made
+        dh, dV, dc, dG, dd = gradients
         scale = 1 / len(h)
         if G is None:
             total = _nats(h, V, c, y, scale, dh, dV, dc)
         else:
             assert d is not None
             total = _nats_of_groups(h, V, c, G, d, y, ranges, scale, (dh, dV, dc, dG, dd))
-        ctx.save_for_backward(*[one for one in made if one is not None])
-        ctx.wants = [one is not None for one in made]
+        ctx.save_for_backward(*[one for one in gradients if one is not None])
+        ctx.wants = [one is not None for one in gradients]
         return total * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (cotangent,) = cotangents
-        made = iter(ctx.saved_tensors)
+        saved = iter(ctx.saved_tensors)
         # Elsewhere than on a CPU, asking costs more than it saves.
         as_it_is = cotangent.device.type == "cpu" and cotangent.item() == 1
-        found = [next(made) if wanted else None for wanted in ctx.wants]
-        return (*[one if one is None or as_it_is else one * cotangent for one in found], None, None)
+        gradients = [next(saved) if wanted else None for wanted in ctx.wants]
+        return (*[one if one is None or as_it_is else one * cotangent for one in gradients], None, None)
 
     @staticmethod
     def jvp(ctx: Any, *directions: Any) -> Any:

@@ -43,16 +43,16 @@ def calibration_error(probabilities: Tensor, y: Tensor, bins: int = _BINS) -> fl
 
     probabilities: `[N, K]`. Bins are of the likeliest label's probability, equally wide.
     """
-    sure, found = probabilities.double().max(1)
-    right = (found == y).double()
+    sure, predicted = probabilities.double().max(1)
+    right = (predicted == y).double()
     place = (sure * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - sure)
     return float(gaps.abs().sum() / max(len(y), 1))
 
 
-def confusion(found: Tensor, y: Tensor, labels: int) -> Tensor:
+def confusion(predicted: Tensor, y: Tensor, labels: int) -> Tensor:
     """int64 [K, K]: how many examples of a label (row) were given which (column)."""
-    return torch.bincount(y * labels + found, minlength=labels * labels).view(labels, labels)
+    return torch.bincount(y * labels + predicted, minlength=labels * labels).view(labels, labels)
 
 
 def by_label(right: Tensor, there: Tensor, given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,8 +71,10 @@ def by_label(right: Tensor, there: Tensor, given: Tensor) -> tuple[Tensor, Tenso
 def figures(probabilities: Tensor, y: Tensor) -> dict[str, Any]:
     """accuracy, balanced accuracy (mean recall of the labels there are), nats, calibration error, confusion matrix (of
     at most 300 labels); for each label precision, recall, f1 and examples: lists of K, as JSON values."""
-    found, labels = probabilities.argmax(1), probabilities.shape[1]
-    right, there, given = (torch.bincount(some, minlength=labels) for some in (y[found == y], y, found))
+    predicted, labels = probabilities.argmax(1), probabilities.shape[1]
+    right, there, given = (
+        torch.bincount(some, minlength=labels) for some in (y[predicted == y], y, predicted)
+    )
     precision, recall, f1 = by_label(right, there, given)
     chosen = probabilities.double()[torch.arange(len(y)), y]
     return {
@@ -80,7 +82,7 @@ def figures(probabilities: Tensor, y: Tensor) -> dict[str, Any]:
         "balanced": float(recall[there > 0].mean()),
         "nats": float(-chosen.clamp(min=1e-30).log().mean()),
         "calibration": calibration_error(probabilities, y),
-        "confusion": confusion(found, y, labels).tolist() if labels <= _MATRIX else [],
+        "confusion": confusion(predicted, y, labels).tolist() if labels <= _MATRIX else [],
         "precision": precision.tolist(),
         "recall": recall.tolist(),
         "f1": f1.tolist(),

@@ -73,7 +73,7 @@ class SequenceClassifier(nn.Module):
             self.register_buffer("mean", torch.zeros(inputs))
             self.register_buffer("deviation", torch.ones(inputs))
         self.input_dropout = LockedDropout(input_dropout)
-        self.stack, made = stack_of(
+        self.stack, settings = stack_of(
             cell, embedding if symbols else inputs, hidden, layers, dropout=dropout, residual=residual, norm=norm,
             both=both,
         )  # fmt: skip
@@ -87,7 +87,7 @@ class SequenceClassifier(nn.Module):
         self.settings: dict[str, Any] = {
             "inputs": inputs, "labels": labels, "symbols": symbols, "hidden": hidden, "layers": len(self.stack),
             "embedding": embedding, "pooling": pooling, "both": both, "dropout": dropout,
-            "input_dropout": input_dropout, "symbol_dropout": symbol_dropout, **made,
+            "input_dropout": input_dropout, "symbol_dropout": symbol_dropout, **settings,
         }  # fmt: skip
 
     @property
@@ -131,9 +131,9 @@ class SequenceClassifier(nn.Module):
         y, after = self._read(x[None])[0], []
         for k, (layer, before) in enumerate(zip(self.stack, states, strict=True)):
             read = self.stack.norms[k - 1](y) if k and self.settings.get("norm") else y
-            out, made = layer.step(read, before)
+            out, new = layer.step(read, before)
             y = y + out if k and self.settings.get("residual") else out
-            after.append(made)
+            after.append(new)
         kept = {how: self._running(how, y, kept.get(how)) for how in self.pools}
         parts = [top / total if total is not None else top for top, total, _ in kept.values()]
         if "last" in self.pools:
@@ -192,11 +192,11 @@ def batched(x: Sequence[Tensor]) -> Iterable[tuple[list[int], Tensor, Tensor]]:
 def logits_of(model: SequenceClassifier, x: Sequence[Tensor]) -> Tensor:
     """[N, K] float32, on the CPU, of the model in evaluation; its mode is left as it was."""
     device = model.readout.weight.device
-    found = torch.empty(len(x), model.settings["labels"])
+    logits = torch.empty(len(x), model.settings["labels"])
     with evaluating(model):
         for rows, padded, lengths in batched(x):
-            found[rows] = model(padded.to(device), lengths.to(device)).float().cpu()
-    return found
+            logits[rows] = model(padded.to(device), lengths.to(device)).float().cpu()
+    return logits
 
 
 SETTINGS: Mapping[str, Check] = {

@@ -33,25 +33,25 @@ def stack_of(
     """
     if layers is None:
         layers = len(cell) if isinstance(cell, (list, tuple, nn.ModuleList)) else 1
-    found = find_cells(cell, layers)
-    names = [name for _, name in found]
+    makers = find_cells(cell, layers)
+    names = [name for _, name in makers]
     settings: dict[str, Any] = {"cell": names if isinstance(cell, (list, tuple, nn.ModuleList)) else names[0]}
     if isinstance(named := settings["cell"], str) and (digest := digest_of(named)) is not None:
         settings["cell_digest"] = digest  # so that whoever opens the model learns of an edit
     settings |= {name: True for name, on in (("residual", residual), ("norm", norm), ("both", both)) if on}
     width = 2 * hidden if both else hidden
-    made = [
+    by_layer = [
         [make(n_in if k == 0 else width, hidden) for _ in range(1 + both)]
-        for k, (make, _) in enumerate(found)
+        for k, (make, _) in enumerate(makers)
     ]
-    if len({id(one) for layer in made for one in layer}) < layers * (1 + both):
+    if len({id(one) for layer in by_layer for one in layer}) < layers * (1 + both):
         raise InputError(
-            what="several layers would be one and the same cell", where="cell", got=type(made[0][0]).__name__,
+            what="several layers would be one and the same cell", where="cell", got=type(by_layer[0][0]).__name__,
             mend="pass a list with a cell for each layer, or a class, of which each layer and direction gets its own",
         )  # fmt: skip
-    norms = [nn.LayerNorm(width) for _ in made[1:]] if norm else []
+    norms = [nn.LayerNorm(width) for _ in by_layer[1:]] if norm else []
     stack = Stack(
-        *((Bidirectional if both else Recurrent)(*one) for one in made),
+        *((Bidirectional if both else Recurrent)(*one) for one in by_layer),
         dropout=dropout, locked=True, residual=residual, norms=norms, batch_first=False,
     )  # fmt: skip
     return stack, settings

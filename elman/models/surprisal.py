@@ -167,9 +167,9 @@ class _Reader:
 
     def _bits(self, numbers: Tensor) -> tuple[list[float], list[float]]:
         """-log2 p of symbols; and, of those that begin with white space, that of all such together, else nan."""
-        known = torch.cat([self.last, numbers])
-        x, y, self.last = known[:-1], known[1:], known[-1:]
-        found = [torch.full((2, len(numbers) - len(y)), math.nan, dtype=torch.float64)]
+        symbols = torch.cat([self.last, numbers])
+        x, y, self.last = symbols[:-1], symbols[1:], symbols[-1:]
+        parts = [torch.full((2, len(numbers) - len(y)), math.nan, dtype=torch.float64)]
         device = next(self.model.parameters()).device
         with evaluating(self.model), torch.no_grad():
             for t in range(0, len(y), self.window):
@@ -177,10 +177,10 @@ class _Reader:
                 logits, self.state = self.model(given, self.state, context=self.context)
                 log_p, right = torch.log_softmax(logits[:, 0], -1).cpu(), y[t : t + self.window]
                 end = torch.where(torch.isin(right, self.space), log_p[:, self.space].logsumexp(-1), math.nan)
-                found.append(
+                parts.append(
                     torch.stack([log_p.gather(1, right[:, None])[:, 0], end]).double() / -math.log(2)
                 )
-        bits, end = torch.cat(found, 1).tolist()
+        bits, end = torch.cat(parts, 1).tolist()
         return bits, end
 
 

@@ -86,7 +86,7 @@ def others_of(sentences: Sequence[Sentence]) -> list[Others]:
 def tag(network: TagNetwork, forms: Forms, rows: Sequence[Tensor]) -> list[Tensor]:
     """Tags of sentences, int64 [T] each; the network is left in the mode in which it was."""
     device = network.readout.weight.device
-    found: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(rows)
+    tags: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(rows)
     order = sorted((k for k, row in enumerate(rows) if len(row)), key=lambda k: len(rows[k]))
     with evaluating(network):
         for start in range(0, len(order), _TOGETHER):
@@ -95,20 +95,20 @@ def tag(network: TagNetwork, forms: Forms, rows: Sequence[Tensor]) -> list[Tenso
             read = [part.to(device) for part in forms.batch([rows[k] for k in some])]
             best = network.decode(network(*read, lengths), lengths).cpu()
             for column, k in enumerate(some):
-                found[k] = best[: len(rows[k]), column]
-    return found
+                tags[k] = best[: len(rows[k]), column]
+    return tags
 
 
 def measure(network: TagNetwork, data: Encoded) -> Measure:
     """The share of words with the right tag. details: of words seen in training and of others, of each tag (precision,
     recall, F1, how many), of the tag that a word had most often, and the most frequent mistakes."""
-    lexicon, found = data.forms.lexicon, torch.cat(tag(network, data.forms, data.rows))
+    lexicon, predicted = data.forms.lexicon, torch.cat(tag(network, data.forms, data.rows))
     y, words = torch.cat(list(data.y)), [word for one in data.sentences for word in one.words]
-    right = found == y
+    right = predicted == y
     seen = torch.tensor([word in lexicon.forms for word in words])
     guess = torch.tensor([lexicon.guess(word) for word in words])
     tags = lexicon.tags
-    table = confusion(found, y, len(tags))
+    table = confusion(predicted, y, len(tags))
     there = table.sum(1)
     columns = (*map(Tensor.tolist, by_label(table.diag(), there, table.sum(0))), there.tolist())
     of = {name: list(row) for name, *row in zip(tags, *columns, strict=True)}
@@ -213,7 +213,7 @@ class Tagger:
         network, lexicon = self._known()
         forms = Forms(lexicon)
         rows = [forms.rows(_words(one, f"sentences[{k}]")) for k, one in enumerate(sentences)]
-        return [[lexicon.tags[k] for k in found.tolist()] for found in tag(network, forms, rows)]
+        return [[lexicon.tags[k] for k in numbers.tolist()] for numbers in tag(network, forms, rows)]
 
     def evaluate(self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> Measure:
         """See `measure`. Raises DataError for a tag that was not there in training."""
@@ -264,9 +264,9 @@ class Tagger:
         """
         folder = pretrained.find(name)
         network, lexicon = load(pretrained.settings_in(folder), folder, trust=trust, cell=cell, notify=notify)
-        made = cls(**{key: network.settings[key] for key in cls().model if key in network.settings})
-        made._learnt = network, lexicon
-        return made
+        tagger = cls(**{key: network.settings[key] for key in cls().model if key in network.settings})
+        tagger._learnt = network, lexicon
+        return tagger
 
     def _known(self) -> tuple[TagNetwork, Lexicon]:
         if self._learnt is None:
@@ -276,8 +276,8 @@ class Tagger:
 
 def split(sentences: Sequence[Sentence]) -> tuple[list[Sentence], list[Sentence]]:
     """(to learn from, held out): every tenth is held out, but where it has a tag that no other of them has."""
-    known = {tag for k, one in enumerate(sentences) if k % _TENTH for tag in one.tags}
-    held_out = [known.issuperset(one.tags) and not k % _TENTH for k, one in enumerate(sentences)]
+    covered = {tag for k, one in enumerate(sentences) if k % _TENTH for tag in one.tags}
+    held_out = [covered.issuperset(one.tags) and not k % _TENTH for k, one in enumerate(sentences)]
     parts = (
         [one for one, out in zip(sentences, held_out, strict=True) if out is which] for which in (False, True)
     )
@@ -332,7 +332,7 @@ def _sentences(sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]
             what="there are tags for each sentence", where="tags", got=len(tags), expected=len(sentences) or "some",
             mend="give as many",
         )  # fmt: skip
-    found = []
+    tagged = []
     for k, (words, own) in enumerate(zip(sentences, tags, strict=True)):
         expect(own, (list, tuple), "tags are a list for each sentence", f"tags[{k}]")
         if len(words) != len(own) or not len(words):
@@ -341,7 +341,7 @@ def _sentences(sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]
                 mend="give as many",
             )  # fmt: skip
         where = f"sentences[{k}]"
-        found.append(
+        tagged.append(
             Sentence(tuple(_words(words, where)), tuple(own), f"{where}, word", tuple(range(len(words))))
         )
-    return found
+    return tagged

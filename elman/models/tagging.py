@@ -67,7 +67,7 @@ class TagNetwork(nn.Module):
         self.spelling, _ = stack_of(cell, _LETTER, spelling, 1, both=True)
         self.register_buffer("vectors", torch.zeros(vectors + 1, width))
         into = embedding + 2 * spelling + width
-        self.stack, made = stack_of(
+        self.stack, settings = stack_of(
             cell, into, hidden, layers, dropout=dropout, residual=residual, norm=norm, both=both
         )
         self.dropout = LockedDropout(dropout)
@@ -75,10 +75,10 @@ class TagNetwork(nn.Module):
         self.beside = nn.ModuleList(nn.Linear((1 + both) * hidden, labels) for labels in also)
         self.crf = CRF(tags) if crf else None
         self.settings: dict[str, Any] = {
-            "tags": tags, "words": words, "characters": characters, "frequent": frequent, "cell": made.pop("cell"),
+            "tags": tags, "words": words, "characters": characters, "frequent": frequent, "cell": settings.pop("cell"),
             "hidden": hidden, "layers": len(self.stack), "embedding": embedding, "spelling": spelling,
-            "dropout": dropout, "word_dropout": word_dropout, "crf": crf, "vectors": vectors, "width": width, **made,
-            "both": both, "also": list(also),
+            "dropout": dropout, "word_dropout": word_dropout, "crf": crf, "vectors": vectors, "width": width,
+            **settings, "both": both, "also": list(also),
         }  # fmt: skip
 
     def read(self, words: Tensor, vectors: Tensor, spelled: Tensor, sizes: Tensor, of: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ def continuations(
     **how: Any,
 ) -> list[str]:
     """Several texts, written side by side."""
-    found = model.generate(
+    written = model.generate(
         tokenizer.encode(prompt), length, exclude=_never(tokenizer), samples=samples, **how
     )
-    texts = [tokenizer.decode(tokens) for tokens in found]
+    texts = [tokenizer.decode(tokens) for tokens in written]
     return [text if not stop else text.partition(stop)[0] for text in texts]
