@@ -99,8 +99,8 @@ class _Late(TyperCommand):
             "machine": MachineSettings,
         }  # fmt: skip
         words = f"{inspect.cleandoc(task.Settings.__doc__ or '')}\n{_SURVIVES.format(name=task.name)}"
-        made = command(task.name, settings, lambda **given: _train(task, **given), words)
-        return made.make_context(info_name, args, parent, **extra)
+        subcommand = command(task.name, settings, lambda **given: _train(task, **given), words)
+        return subcommand.make_context(info_name, args, parent, **extra)
 
 
 def add(task: str) -> None:
@@ -263,8 +263,8 @@ def score(
     run, task, model = jobs.opened(folder, Opening(trust, cell, _note))
     task = _language(task, folder, "scores a text", "elman evaluate RUN FILE measures its model")
     _note_strange(task.tokenizer, begin)
-    found = task.score(model, files, run, begin=begin, anew=anew)
-    put(rows((one for one in found if isinstance(one, kinds[each])), kinds[each]._fields, form), out)
+    scores = task.score(model, files, run, begin=begin, anew=anew)
+    put(rows((one for one in scores if isinstance(one, kinds[each])), kinds[each]._fields, form), out)
 
 
 @app.command()
@@ -373,15 +373,15 @@ def _note_strange(tokenizer: Tokenizer, text: str) -> None:
         strange = sorted({char for char in text if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
         if strange:
             # By their numbers too: letters that run from right to left would turn the line round.
-            said = [f"{char!r} (U+{ord(char):04X})" for char in strange[:8]] + ["…"] * (len(strange) > 8)
-            _note(f"the model never saw {', '.join(said)}: read as <unk>.")
+            shown = [f"{char!r} (U+{ord(char):04X})" for char in strange[:8]] + ["…"] * (len(strange) > 8)
+            _note(f"the model never saw {', '.join(shown)}: read as <unk>.")
 
 
 def _going_on(processes: int) -> str:
     """The command that goes on with the run that this one was about."""
-    said = [word for word in sys.argv[1:] if word != "--overwrite"]
+    arguments = [word for word in sys.argv[1:] if word != "--overwrite"]
     ours = ["elman"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes), "-m", "elman"]
-    return shlex.join([*ours, *said, *([] if "--resume" in said else ["--resume", "auto"])])
+    return shlex.join([*ours, *arguments, *([] if "--resume" in arguments else ["--resume", "auto"])])
 
 
 def _leave(number: int | None) -> None:

@@ -33,22 +33,22 @@ class Export(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         own = [p for p in inspect.signature(_run, eval_str=True).parameters.values() if p.name != "settings"]
-        made = command("export", {"settings": _settings()}, _run, f"{HELP}\n{_MORE}", own)
-        return made.make_context(info_name, args, parent, **extra)
+        subcommand = command("export", {"settings": _settings()}, _run, f"{HELP}\n{_MORE}", own)
+        return subcommand.make_context(info_name, args, parent, **extra)
 
 
 def _settings() -> type:
     """The options of all targets as one dataclass; `given`: those that the user gave."""
     from elman.export import TARGETS
 
-    found: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for load in TARGETS.values():
         options = load().Options
         kinds = get_type_hints(options)
         for one in fields(options):
-            found.setdefault(one.name, (kinds[one.name], field(default=one.default, metadata=one.metadata)))
+            merged.setdefault(one.name, (kinds[one.name], field(default=one.default, metadata=one.metadata)))
     given = ("given", frozenset, field(default=frozenset(), metadata={"given": True}))
-    return make_dataclass("Settings", [*((name, *how) for name, how in found.items()), given], frozen=True)
+    return make_dataclass("Settings", [*((name, *how) for name, how in merged.items()), given], frozen=True)
 
 
 def _run(
@@ -67,10 +67,10 @@ def _run(
     from elman.export import TARGETS, export
     from elman.tasks.task import Opening
 
-    known = [suffix.removeprefix(".") for suffix in TARGETS]
-    if to is not None and to not in known:
+    targets = [suffix.removeprefix(".") for suffix in TARGETS]
+    if to is not None and to not in targets:
         raise InputError(
-            what=f"--to is {' or '.join(known)}", where="--to", got=to[:50], mend="take one of them"
+            what=f"--to is {' or '.join(targets)}", where="--to", got=to[:50], mend="take one of them"
         )
     if out is None and to is None:
         raise InputError(

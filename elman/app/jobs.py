@@ -173,24 +173,24 @@ def prepare(
         prepared.model, prepared.batches, loss=prepared.task.loss, processes=processes,
         **{name: value for name, value in how.items() if name != "batch"},
     )  # fmt: skip
-    said = {
+    section = {
         **how,
         **own.pop("training", {}),
         "weight_decay": made.weight_decay,
         "precision": processes.precision,
     }
-    return Job(prepared, made, keeping, {"task": kind.name, **own, "training": said}, processes)
+    return Job(prepared, made, keeping, {"task": kind.name, **own, "training": section}, processes)
 
 
 def logged(figure: Measure) -> dict[str, Any]:
     """A figure as a log keeps it."""
-    said = {
+    fields = {
         "value": figure.value,
         "name": figure.name,
         "unit": figure.unit,
         "lower_is_better": figure.lower_is_better,
     }
-    return {**said, **figure.details}
+    return {**fields, **figure.details}
 
 
 def measured(

@@ -21,9 +21,9 @@ def told(error: BaseException) -> str:
             f"\n  where: {os.fsdecode(error.filename)}" if isinstance(error.filename, (str, bytes)) else ""
         )
         return f"the system refuses: {error.strerror}{where}"
-    said = str(error).partition("\n")[0][:200]
+    message = str(error).partition("\n")[0][:200]
     return (
-        f"this is a defect of elman, please report it: {type(error).__name__}{f': {said}' if said else ''}\n"
+        f"this is a defect of elman, please report it: {type(error).__name__}{f': {message}' if message else ''}\n"
         f"  where: {_kept(error)}\n"
         "  mend: report it with that file, which names your folders but holds none of your files"
     )

@@ -25,8 +25,8 @@ def command(
     def body(typer_context: typer.Context, **values: Any) -> None:
         sources = {name: typer_context.get_parameter_source(name) for name in values}
         given = frozenset(name for name, source in sources.items() if source and source.name == "COMMANDLINE")
-        made = {name: _made(cls, values, given) for name, cls in settings.items()}
-        run(**made, **{one.name: values[one.name] for one in own})
+        filled = {name: _made(cls, values, given) for name, cls in settings.items()}
+        run(**filled, **{one.name: values[one.name] for one in own})
 
     first = inspect.Parameter("typer_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     body.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
@@ -54,8 +54,8 @@ def _options(cls: type, like: Any) -> Iterator[inspect.Parameter]:
             yield _parameter(field, kind, typer.Option(*names, **how), default)
 
 
-def _parameter(field: Field, kind: Any, made: Any, default: Any) -> inspect.Parameter:
-    annotation = Annotated[kind, made]
+def _parameter(field: Field, kind: Any, parameter: Any, default: Any) -> inspect.Parameter:
+    annotation = Annotated[kind, parameter]
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
     )
@@ -66,13 +66,13 @@ def _needed(field: Field) -> bool:
 
 
 def _made(cls: type, values: dict[str, Any], given: frozenset[str]) -> Any:
-    kinds, found = get_type_hints(cls), {}
+    kinds, arguments = get_type_hints(cls), {}
     for field in fields(cls):
         if is_dataclass(kinds[field.name]):
-            found[field.name] = _made(kinds[field.name], values, given)  # type: ignore[arg-type]
+            arguments[field.name] = _made(kinds[field.name], values, given)  # type: ignore[arg-type]
         elif "given" in field.metadata:
-            found[field.name] = given
+            arguments[field.name] = given
         else:
             value = values[field.name]
-            found[field.name] = list(value or []) if "argument" in field.metadata else value
-    return cls(**found)
+            arguments[field.name] = list(value or []) if "argument" in field.metadata else value
+    return cls(**arguments)

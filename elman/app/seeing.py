@@ -109,9 +109,9 @@ def verify(
     from elman.models import find_cell
     from elman.verify import verify as verified
 
-    made = find_cell(cell)(width, hidden)
+    module = find_cell(cell)(width, hidden)
     try:
-        report = verified(made, torch.zeros(2, width), seed=seed)
+        report = verified(module, torch.zeros(2, width), seed=seed)
     except TraceError as error:
         typer.secho(f"error: {plain(str(error))}", err=True, fg="red")
         raise typer.Exit(1) from error

@@ -30,8 +30,8 @@ class Serve(TyperCommand):
         from elman.serve import Serving
 
         own = [p for p in inspect.signature(_run, eval_str=True).parameters.values() if p.name != "settings"]
-        made = command("serve", {"settings": Serving}, _run, f"{HELP}\n{_MORE}", own)
-        return made.make_context(info_name, args, parent, **extra)
+        subcommand = command("serve", {"settings": Serving}, _run, f"{HELP}\n{_MORE}", own)
+        return subcommand.make_context(info_name, args, parent, **extra)
 
 
 def _run(*, settings: Any, folder: RunFolder, trust: Trust = False, cell: Cell = None) -> None:

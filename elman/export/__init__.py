@@ -96,13 +96,13 @@ def target_of(path: Path) -> Any:
 def options_for(target: Any, path: Path, shared: dict[str, Any], own: dict[str, Any]) -> Any:
     """The options of a target; shared: those of all targets, which one that does not take them leaves at their
     defaults (False and None)."""
-    known = {field.name for field in fields(target.Options)}
-    given = {**{name: value for name, value in shared.items() if value or name in known}, **own}
+    names = {field.name for field in fields(target.Options)}
+    given = {**{name: value for name, value in shared.items() if value or name in names}, **own}
     for name in given:
-        if name not in known:
+        if name not in names:
             raise InputError(
                 what=f"{path.suffix} files have no such option", where=f"export({name}=)", got=repr(given[name]),
-                expected=", ".join(sorted(known)) or "no option at all",
+                expected=", ".join(sorted(names)) or "no option at all",
             )  # fmt: skip
     try:
         return target.Options(**given)

@@ -290,9 +290,9 @@ def _state(like: Widths, start: Callable[[int], Any] | None) -> Given:
     default = None
     if start is not None:
         with contextlib.suppress(ElmanError), torch.no_grad():
-            found = flatten(start(2), "state")[0]
-            if all(torch.equal(value[0], value[1]) for value in found):
-                default = tuple(value[:1].detach().clone() for value in found)
+            states = flatten(start(2), "state")[0]
+            if all(torch.equal(value[0], value[1]) for value in states):
+                default = tuple(value[:1].detach().clone() for value in states)
     return Given("state", like[0], tuple(spec.zeros(B) for spec in like[1]), ("B",), default)
 
 

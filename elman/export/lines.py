@@ -27,13 +27,13 @@ def line_of(module: torch.nn.Module, target: Any) -> str:
 
 
 def _layers(module: torch.nn.Module) -> list[Recurrent]:
-    found = []
+    layers = []
     for part in module.modules():
         if isinstance(part, Recurrent):
-            found.append(part)
+            layers.append(part)
         elif isinstance(part, Compound):
-            found += _layers(part.as_layer())
-    return found
+            layers += _layers(part.as_layer())
+    return layers
 
 
 def _found(circuit: Any, target: Any, apart: bool) -> Any:

@@ -135,8 +135,8 @@ def bars(values: dict[str, float], unit: str) -> str:
             f'<rect x="{left}" y="{row * k + 5}" width="{max(length, 1):.1f}" height="16" rx="2" '
             'fill="var(--first)"/>'
         )
-        said = f"{value:,.1f} {unit}" + f", {percent(value / (total or 1))}" * (unit != "%")
-        parts.append(_text(left + length + 6, row * k + 17, said))
+        label = f"{value:,.1f} {unit}" + f", {percent(value / (total or 1))}" * (unit != "%")
+        parts.append(_text(left + length + 6, row * k + 17, label))
     return "".join(parts) + "</svg>"
 
 
@@ -221,17 +221,17 @@ def axis(low: float, high: float, *, log: bool, loose: bool = True) -> Axis:
     if log and high / low > 8:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         every = max(-(-(last - first) // 6), 1)
-        found = [10.0**k for k in range(first, last + 1, every) if low <= 10.0**k <= high]
-        if len(found) < 3 and every == 1:
-            found = [
+        ticks = [10.0**k for k in range(first, last + 1, every) if low <= 10.0**k <= high]
+        if len(ticks) < 3 and every == 1:
+            ticks = [
                 m * 10.0**k for k in range(first, last + 1) for m in (1, 2, 5) if low <= m * 10.0**k <= high
             ]
-        return Axis(low, high, tuple(found), log)
+        return Axis(low, high, tuple(ticks), log)
     if log:
-        found = [m * 10.0**k for k in range(-12, 13) for m in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
-        found = [tick for tick in found if low <= tick <= high]
-        if len(found) >= 3:
-            return Axis(low, high, tuple(found), log)
+        ticks = [m * 10.0**k for k in range(-12, 13) for m in (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 3:
+            return Axis(low, high, tuple(ticks), log)
     raw = (high - low) / 5
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)

@@ -109,15 +109,15 @@ def read_record(folder: str | Path, part: Part = Part()) -> Record:
                 what=f"the log has more than {_LINES:,} lines", where=folder / "log.jsonl",
                 mend="take every tenth line of it, in a copy of the folder",
             )  # fmt: skip
-        found = {name: _figure(line[name]) for name in curves if name in line and math.isfinite(line[name])}
-        for name, value in found.items():
+        figures = {name: _figure(line[name]) for name in curves if name in line and math.isfinite(line[name])}
+        for name, value in figures.items():
             curves[name].append(Point(line["step"], value))
         if "sample" in line:
-            samples.append(Sample(line["step"], line["sample"][:_SAMPLED], found.get("valid")))
+            samples.append(Sample(line["step"], line["sample"][:_SAMPLED], figures.get("valid")))
         if "loss" in line:  # a run that was gone on with has other weights since
             measured = {}
         measured = line.get("measured", measured)
-        if line.get("best") and "valid" in found:
+        if line.get("best") and "valid" in figures:
             best = curves["valid"][-1]
         more |= {name: line[name] for name in part.logged if name in line}
         last |= {name: line[name] for name in last if name in line}

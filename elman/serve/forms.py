@@ -56,25 +56,25 @@ def odd(error: Odd) -> Refused:
 def read_body(raw: bytes, known: Mapping[str, Check], needed: Sequence[str] = ()) -> dict[str, Any]:
     """An object with no other names than these; null is as if it were left out. Raises Refused."""
     try:
-        said = parsed(raw.decode(), record({}, {name: maybe(check) for name, check in known.items()}))
+        fields = parsed(raw.decode(), record({}, {name: maybe(check) for name, check in known.items()}))
     except UnicodeDecodeError as error:
         raise Refused(400, f"the body is no UTF-8: byte 0x{raw[error.start]:02x} at {error.start}") from error
     except Odd as error:
         raise odd(error) from error
-    said = {name: value for name, value in said.items() if value is not None}
-    for name, value in said.items():
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name, value in fields.items():
         if name in known:
             continue
         if name not in _NEUTRAL:
             raise Refused(400, f"there is no field '{name[:60]}'", param=name[:60], code="unknown_parameter")
-        if value not in _NEUTRAL[name] and not (name == "best_of" and value == said.get("n")):
+        if value not in _NEUTRAL[name] and not (name == "best_of" and value == fields.get("n")):
             raise Refused(
                 400, f"'{name}' is not supported: leave it out", param=name, code="unsupported_parameter"
             )
     for name in needed:
-        if name not in said:
+        if name not in fields:
             raise Refused(400, f"'{name}' is needed", param=name, code="missing_required_parameter")
-    return {name: value for name, value in said.items() if name in known}
+    return {name: value for name, value in fields.items() if name in known}
 
 
 # --- /v1/completions --------------------------------------------------------------------------------------------------
@@ -129,18 +129,18 @@ class Completion:
 
 def completion(raw: bytes, tokenizer: Tokenizer, limits: Serving) -> Completion:
     """Raises Refused."""
-    said = read_body(raw, _checks(limits))
-    prompts = said.get("prompt", "")
+    fields = read_body(raw, _checks(limits))
+    prompts = fields.get("prompt", "")
     if isinstance(prompts, str) or isinstance(prompts[0], int):
         prompts = [prompts]
-    n, echo, top = said.get("n", 1), said.get("echo", False), said.get("logprobs")
+    n, echo, top = fields.get("n", 1), fields.get("echo", False), fields.get("logprobs")
     if n * len(prompts) > limits.requests:
         raise Refused(400, f"more than {limits.requests:,} texts at once", param="n")
-    stop = said.get("stop", [])
+    stop = fields.get("stop", [])
     ask = Ask(
-        np.zeros(0, np.int64), said.get("max_tokens", 16), float(said.get("temperature", 1.0)),
-        float(said.get("top_p", 1.0)), said.get("seed"), stop=tuple([stop] if isinstance(stop, str) else stop),
-        logprobs=top, of_prompt=echo and top is not None, watched=said.get("units", False),
+        np.zeros(0, np.int64), fields.get("max_tokens", 16), float(fields.get("temperature", 1.0)),
+        float(fields.get("top_p", 1.0)), fields.get("seed"), stop=tuple([stop] if isinstance(stop, str) else stop),
+        logprobs=top, of_prompt=echo and top is not None, watched=fields.get("units", False),
     )  # fmt: skip
     asks, beginnings, unknown, total = [], [], 0, 0
     for prompt in prompts:
@@ -150,12 +150,12 @@ def completion(raw: bytes, tokenizer: Tokenizer, limits: Serving) -> Completion:
         for _ in range(n):
             asks.append(replace(ask, prompt=symbols, choice=len(asks)))
             beginnings.append(beginning if echo else "")
-    options = said.get("stream_options") or {}
+    options = fields.get("stream_options") or {}
     return Completion(
-        said.get("model"),
+        fields.get("model"),
         asks,
         beginnings,
-        said.get("stream", False),
+        fields.get("stream", False),
         bool(options.get("include_usage")),
         unknown,
         total,
@@ -208,8 +208,8 @@ class Choice:
         scored = []
         while job.scored:
             scored.append(job.scored.popleft())
-        found = None if job.ask.logprobs is None else self._logprobs(scored)
-        return "".join(parts), found
+        logprobs = None if job.ask.logprobs is None else self._logprobs(scored)
+        return "".join(parts), logprobs
 
     def _logprobs(self, scored: list[Scored]) -> dict[str, Any]:
         names = self.tokenizer.symbols
@@ -257,9 +257,9 @@ class Answer:
     def whole(self) -> dict[str, Any]:
         choices = []
         for one in self.choices:
-            said, logprobs = one.more()
+            piece, logprobs = one.more()
             choices.append(
-                {"index": one.index, "text": said, "logprobs": logprobs, "finish_reason": one.job.reason}
+                {"index": one.index, "text": piece, "logprobs": logprobs, "finish_reason": one.job.reason}
             )
         return {**self.head, "choices": choices, "usage": self.usage()}
 
@@ -269,23 +269,23 @@ class Answer:
             if k in self._ended:
                 continue
             reason = one.job.reason  # before the pieces, all of which are there when there is one
-            said, logprobs = one.more()
-            if not said and reason is None and not (logprobs and logprobs["tokens"]):
+            piece, logprobs = one.more()
+            if not piece and reason is None and not (logprobs and logprobs["tokens"]):
                 continue
             more = b"" if one.job.units is None else b',"units":' + dumped(one.job.units)
             one.job.units = None
             said_of = reason if reason in ("stop", "length") else None  # of others an error tells
-            yield self._before[k] + dumped(said) + b',"logprobs":%s,"finish_reason":%s%s}]}\n\n' % (
+            yield self._before[k] + dumped(piece) + b',"logprobs":%s,"finish_reason":%s%s}]}\n\n' % (
                 dumped(logprobs), dumped(said_of), more,
             )  # fmt: skip
             if reason is not None:
                 self._ended.add(k)
 
     def last(self) -> bytes:
-        found = b""
+        event = b""
         if self.asked.usage:
-            found = b"data: " + dumped({**self.head, "choices": [], "usage": self.usage()}) + b"\n\n"
-        return found + b"data: [DONE]\n\n"
+            event = b"data: " + dumped({**self.head, "choices": [], "usage": self.usage()}) + b"\n\n"
+        return event + b"data: [DONE]\n\n"
 
     def usage(self) -> dict[str, Any]:
         written = sum(len(job.symbols) for job in self.jobs)

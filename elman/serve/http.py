@@ -193,16 +193,16 @@ class Serve:
             raise Refused(415, "the body is JSON, with Content-Type: application/json")
         most, close = self.limits.body, {"connection": "close"}
         length = request.headers.get("content-length", "0")
-        found = bytearray()
+        body = bytearray()
         try:
             async with asyncio.timeout(self.limits.patience):
                 if not length.isdecimal() or int(length) <= most:
                     async for part in request.stream():
-                        found += part
-                        if len(found) > most:
+                        body += part
+                        if len(body) > most:
                             break
                     else:
-                        return bytes(found)
+                        return bytes(body)
         except TimeoutError as error:
             raise Refused(408, "the body did not come in time", code="timeout", headers=close) from error
         except ClientDisconnect as error:
@@ -242,9 +242,9 @@ class Serve:
         fields = {"model": text(1000), **service.fields}
 
         def answer() -> bytes:
-            said = read_body(raw, fields, service.needed)
-            self._expect(said.get("model"))
-            return dumped({"object": service.path, "model": self.name, **service.answer(said)})
+            asked = read_body(raw, fields, service.needed)
+            self._expect(asked.get("model"))
+            return dumped({"object": service.path, "model": self.name, **service.answer(asked)})
 
         self._waiting += 1
         asked = asyncio.get_running_loop().run_in_executor(self._worker, answer)
@@ -305,11 +305,11 @@ class Written(Response):
         while True:
             ended = self.answer.ended  # before what is told: then that is all
             failed = self.answer.failed() if ended else None
-            said = b"".join(self.answer.events())
+            events = b"".join(self.answer.events())
             if ended:
-                said += self.answer.last() if failed is None else b"data: " + failed.body + b"\n\n"
-            if said:
-                await send({"type": "http.response.body", "body": said, "more_body": not ended})
+                events += self.answer.last() if failed is None else b"data: " + failed.body + b"\n\n"
+            if events:
+                await send({"type": "http.response.body", "body": events, "more_body": not ended})
             if ended or not await self._news():
                 return
 

@@ -63,11 +63,11 @@ def _some(value: Any, place: str) -> None:
 
 
 def _tag(task: Tag, model: Any, limits: Serving) -> Service:
-    def answer(said: dict[str, Any]) -> dict[str, Any]:
-        words = [word for words in said["sentences"] for word in words]
-        _fit(said["sentences"], limits.prompt, "sentences")
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        words = [word for words in asked["sentences"] for word in words]
+        _fit(asked["sentences"], limits.prompt, "sentences")
         _fit(words, _SPELLED * limits.prompt, "words")
-        return {"tags": task.tags(model, said["sentences"])}
+        return {"tags": task.tags(model, asked["sentences"])}
 
     return Service("tag", {"sentences": each(each(_some, _MANY), _MANY)}, ("sentences",), answer)
 
@@ -82,9 +82,9 @@ def _classify(task: Classify, model: Any, limits: Serving) -> Service:
         if not value or any(len(step) != inputs for step in value):
             raise Odd(place, "other steps", f"steps of {inputs} numbers each, at least one")
 
-    def answer(said: dict[str, Any]) -> dict[str, Any]:
-        _fit(said["sequences"], limits.prompt, "sequences")
-        given = [one if symbols else torch.tensor(one, dtype=torch.float32) for one in said["sequences"]]
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        _fit(asked["sequences"], limits.prompt, "sequences")
+        given = [one if symbols else torch.tensor(one, dtype=torch.float32) for one in asked["sequences"]]
         if not given:
             return {"labels": [], "probabilities": []}
         x = task.coding.sequences(given, inputs, "sequences")
@@ -103,17 +103,17 @@ def _classify(task: Classify, model: Any, limits: Serving) -> Service:
 def _forecast(task: Forecast, model: Any, limits: Serving) -> Service:
     form = task.form
 
-    def answer(said: dict[str, Any]) -> dict[str, Any]:
-        columns, horizon = said.get("columns"), said.get("horizon", form.horizon)
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        columns, horizon = asked.get("columns"), asked.get("horizon", form.horizon)
         panel = task.panel
         if columns is not None:
             if (count := len(set(map(str, columns.get(form.columns.id, ()))))) > _SERIES:
                 raise Odd(f"columns.{form.columns.id}", f"{count:,} series", f"at most {_SERIES}")
             panel = panel_of([table_of(columns, form.columns)], form.columns, form.grid)
         _few(len(panel.series) * horizon, limits)
-        made = ahead(model, form, panel, horizon, _PATHS, said.get("seed", 0))
+        forecast = ahead(model, form, panel, horizon, _PATHS, asked.get("seed", 0))
         starts = [(one.name, one.start + len(one.y)) for one in panel.series]
-        return {"columns": table(panel.grid, starts, made, panel.columns)}
+        return {"columns": table(panel.grid, starts, forecast, panel.columns)}
 
     fields = {
         "columns": each(each(plain, _MANY), 1000, named=True), "horizon": whole(1, limits.tokens),
@@ -131,11 +131,11 @@ def _frames(task: ForecastFrames, model: Any, limits: Serving) -> Service:
         if not value or any(len(frame) != width for frame in value):
             raise Odd(place, "other frames", f"frames of {width} numbers each, at least one")
 
-    def answer(said: dict[str, Any]) -> dict[str, Any]:
-        horizon = said.get("horizon", task.horizon)
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        horizon = asked.get("horizon", task.horizon)
         _few(horizon, limits)
-        x = torch.tensor(said["frames"], dtype=task.tail.dtype) if "frames" in said else task.tail
-        return {"frames": model.paths(x, _PATHS, horizon, said.get("seed", 0)).mean(0).tolist()}
+        x = torch.tensor(asked["frames"], dtype=task.tail.dtype) if "frames" in asked else task.tail
+        return {"frames": model.paths(x, _PATHS, horizon, asked.get("seed", 0)).mean(0).tolist()}
 
     fields = {"frames": rolls, "horizon": whole(1, limits.tokens), "seed": whole(0, 2**63 - 1)}
     return Service("forecast", fields, (), answer)

@@ -36,8 +36,8 @@ class Prefixes:
 
     def keep_all(self, symbols: np.ndarray, states: Iterable[tuple[int, State]]) -> None:
         """states: (how many of the symbols it has seen, state), ascending."""
-        found = list(states)
-        for key, (_, state) in zip(self._digests(symbols, [n for n, _ in found]), found, strict=True):
+        pairs = list(states)
+        for key, (_, state) in zip(self._digests(symbols, [n for n, _ in pairs]), pairs, strict=True):
             self._keep(key, state)
 
     def _keep(self, key: tuple[int, bytes], state: State) -> None:

@@ -46,11 +46,11 @@ def drawn(logits: np.ndarray, temperature: np.ndarray, top_p: np.ndarray, u: np.
         p[cut] = _likeliest(p[cut], top_p[cut])
     passed = np.cumsum(p, 1, dtype=np.float64)
     total = passed[:, -1]
-    found = (passed > (u * total)[:, None]).argmax(1)
+    symbols = (passed > (u * total)[:, None]).argmax(1)
     if greedy.any():
-        found[greedy] = logits[greedy].argmax(1)
-    found[~np.isfinite(total)] = -1
-    return found
+        symbols[greedy] = logits[greedy].argmax(1)
+    symbols[~np.isfinite(total)] = -1
+    return symbols
 
 
 def _likeliest(p: np.ndarray, top_p: np.ndarray) -> np.ndarray:

@@ -277,10 +277,10 @@ class Scheduler:
             if self._unknown is not None:
                 some[:, self._unknown] = -np.inf  # it has no text
             u = uniform(self._key[which], self._count[which])
-            found = drawn(some, self._heat[which], self._share[which], u)
-            self._next[which], now = found, time.monotonic()
+            symbols = drawn(some, self._heat[which], self._share[which], u)
+            self._next[which], now = symbols, time.monotonic()
             self._count[which] += 1
-            for n, (i, symbol) in enumerate(zip(which.tolist(), found.tolist(), strict=True)):
+            for n, (i, symbol) in enumerate(zip(which.tolist(), symbols.tolist(), strict=True)):
                 if (reason := self._write(rows[i], symbol, raw.get(n), now)) is not None:
                     ends[rows[i]] = reason
             self.counts.written += len(which)

@@ -96,15 +96,15 @@ def listening(limits: Serving) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             limits.host, limits.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family)
+        listener = socket.socket(family)
         try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(address)
-            found.listen(_BACKLOG)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
         except OSError:
-            found.close()
+            listener.close()
             raise
-        return found
+        return listener
     except OSError as error:
         raise InputError(
             what=f"nothing can listen there: {error.strerror or error}", where="--host, --port",

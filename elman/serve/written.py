@@ -86,10 +86,10 @@ class Stops:
 
 def _borders(stop: str) -> list[int]:
     """For each beginning of a text, how long the longest beginning is with which it ends, itself apart."""
-    found, at = [0], 0
+    borders, at = [0], 0
     for letter in stop[1:]:
         while at and stop[at] != letter:
-            at = found[at - 1]
+            at = borders[at - 1]
         at += stop[at] == letter
-        found.append(at)
-    return found
+        borders.append(at)
+    return borders

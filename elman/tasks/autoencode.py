@@ -115,24 +115,25 @@ class Autoencode(Task):
     ) -> Prepared:
         expect_one_reader([*settings.files, *([settings.valid] if settings.valid else [])], processes)
         notify("reading the sequences …")
-        found = _distinct(settings.files)
+        sequences = _distinct(settings.files)
         valid = None if settings.valid is None else _distinct([settings.valid])
         if valid is None:
-            learnt, held_out = parted(list(found), len(found) // 10, 0)
+            learnt, held_out = parted(list(sequences), len(sequences) // 10, 0)
         else:
-            learnt, held_out = list(found), [line for line in valid if line not in found]
+            learnt, held_out = list(sequences), [line for line in valid if line not in sequences]
         if not learnt or not held_out:
             raise DataError(
                 what="there are too few different sequences" if valid is None
                 else "all that is to be measured on stands in what is learnt from",
-                where=settings.valid or settings.files[0], got=f"{len(found)}", expected="at least 10 different lines",
+                where=settings.valid or settings.files[0], got=f"{len(sequences)}",
+                expected="at least 10 different lines",
                 mend="give more lines" if valid is None else "give lines that are not learnt from",
             )  # fmt: skip
         # The weights are chosen by sequences that are neither learnt from nor measured at the end.
         learnt, looked_at = parted(learnt, looks(len(learnt)), training.seed)
-        form = _form(found, learnt)
-        x, quick, test = ([_encode(form, found, one) for one in part] for part in (learnt, looked_at, ()))
-        test = [_encode(form, {**found, **(valid or {})}, one) for one in held_out]
+        form = _form(sequences, learnt)
+        x, quick, test = ([_encode(form, sequences, one) for one in part] for part in (learnt, looked_at, ()))
+        test = [_encode(form, {**sequences, **(valid or {})}, one) for one in held_out]
         quick = quick or test[:LOOKED_AT]
         how = settings.model
         expect_memory(
@@ -182,25 +183,25 @@ class Autoencode(Task):
     def measure(self, model: Any, data: HeldOut, quick: bool) -> Measure:
         if quick:
             return looked(model, data.quick)
-        found = compared(model, data.x)
-        wrong = [pair for pair in found.pairs if not _same(*pair)]
-        pairs = [*wrong[: _SHOWN // 2], *(pair for pair in found.pairs if _same(*pair))][:_SHOWN]
+        figures = compared(model, data.x)
+        wrong = [pair for pair in figures.pairs if not _same(*pair)]
+        pairs = [*wrong[: _SHOWN // 2], *(pair for pair in figures.pairs if _same(*pair))][:_SHOWN]
         details = {
-            "symbols": found.symbols, "sequences": len(data.x),
-            "by_length": {str(length): list(counts) for length, counts in found.by_length.items()},
+            "symbols": figures.symbols, "sequences": len(data.x),
+            "by_length": {str(length): list(counts) for length, counts in figures.by_length.items()},
             "pairs": [[self.form.line(self.form.decode(one))[:_LONGEST] for one in pair] for pair in pairs]
             if self.form.size else [],
-            "rolls": [[_notes(one) for one in pair] for pair in found.pairs[:_ROLLS]] if self.form.binary else [],
+            "rolls": [[_notes(one) for one in pair] for pair in figures.pairs[:_ROLLS]] if self.form.binary else [],
         }  # fmt: skip
-        return replace(found.measure, details=details)
+        return replace(figures.measure, details=details)
 
     def sample(self, model: Any) -> str:
         if not self.form.size or not self.samples:
             return ""
-        found = compared(model, self.samples)
+        figures = compared(model, self.samples)
         return "\n".join(
             " → ".join(self.form.line(self.form.decode(one))[:_LONGEST] for one in pair)
-            for pair in found.pairs
+            for pair in figures.pairs
         )
 
     def closing(self, model: Any, data: HeldOut) -> Mapping[str, Callable[[], Any]]:
@@ -212,8 +213,8 @@ class Autoencode(Task):
     def _between(self, model: Any, *ends: Tensor) -> list[str]:
         first, last = encoded(model, ends)
         share = torch.linspace(0, 1, _BETWEEN, device=first.device)[:, None]
-        made = model.decode(first + share * (last - first))
-        return [self.form.line(self.form.decode(one))[:_LONGEST] for one in made]
+        decoded = model.decode(first + share * (last - first))
+        return [self.form.line(self.form.decode(one))[:_LONGEST] for one in decoded]
 
     # --- what is said ------------------------------------------------------------------------------------------------
 
@@ -227,26 +228,26 @@ class Autoencode(Task):
 
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         if files:
-            found = _distinct(files)
-            held_out = list(found)
+            sequences = _distinct(files)
+            held_out = list(sequences)
         else:
-            said = run.section(
+            saved = run.section(
                 "data", _DATA, "the run does not say what was held out", "name a file to measure on"
             )
-            names = [Path(name) for name in said["files"]]
-            own = None if said["valid"] is None else Path(said["valid"])
+            names = [Path(name) for name in saved["files"]]
+            own = None if saved["valid"] is None else Path(saved["valid"])
             if Path("-") in [*names, own]:
                 raise DataError(
                     what="what was held out came from standard input, and is not kept", where=run.folder,
                     mend="name a file to measure on",
                 )  # fmt: skip
-            found = _distinct(names)
-            held_out = parted(list(found), len(found) // 10, 0)[1]
+            sequences = _distinct(names)
+            held_out = parted(list(sequences), len(sequences) // 10, 0)[1]
             if own is not None:
                 valid = _distinct([own])
-                held_out = [line for line in valid if line not in found]
-                found = valid
-            if _digest(held_out) != said["digest"]:
+                held_out = [line for line in valid if line not in sequences]
+                sequences = valid
+            if _digest(held_out) != saved["digest"]:
                 raise DataError(
                     what="what was held out is not what it was in training any more", where=own or names[0],
                     mend="name a file to measure on",
@@ -257,7 +258,7 @@ class Autoencode(Task):
                 where=files[0] if files else run.folder,
                 mend="give a line for each",
             )
-        x = [_encode(self.form, found, line) for line in held_out]
+        x = [_encode(self.form, sequences, line) for line in held_out]
         return HeldOut(x, x)
 
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
@@ -288,22 +289,22 @@ _Found = Mapping[str, tuple[str, Any]]
 
 def _distinct(files: Iterable[Path]) -> dict[str, tuple[str, Any]]:
     """Different sequences, in order."""
-    found: dict[str, tuple[str, Any]] = {}
+    distinct: dict[str, tuple[str, Any]] = {}
     for place, value in read_sequences(files):
-        found.setdefault(value if isinstance(value, str) else repr(value), (place, value))
-    return found
+        distinct.setdefault(value if isinstance(value, str) else repr(value), (place, value))
+    return distinct
 
 
-def _form(found: _Found, names: Sequence[str]) -> Form:
+def _form(sequences: _Found, names: Sequence[str]) -> Form:
     try:
-        return Form.of([found[name][1] for name in names])
+        return Form.of([sequences[name][1] for name in names])
     except Odd as odd:
-        where = found[names[int(odd.place)]][0] if odd.place.isdigit() else None
+        where = sequences[names[int(odd.place)]][0] if odd.place.isdigit() else None
         raise _unlike(odd, where) from odd
 
 
-def _encode(form: Form, found: _Found, name: str) -> Tensor:
-    place, value = found[name]
+def _encode(form: Form, sequences: _Found, name: str) -> Tensor:
+    place, value = sequences[name]
     try:
         return form.encode(value, place)
     except Odd as odd:
@@ -325,8 +326,8 @@ def _absolute(file: Path) -> str:
     return "-" if str(file) == "-" else str(file.resolve())
 
 
-def _same(given: Tensor, made: Tensor) -> bool:
-    return given.shape == made.shape and bool((given == made).all())
+def _same(given: Tensor, output: Tensor) -> bool:
+    return given.shape == output.shape and bool((given == output).all())
 
 
 def _notes(x: Tensor) -> list[list[int]]:
@@ -338,27 +339,27 @@ def _notes(x: Tensor) -> list[list[int]]:
 
 
 def _sections(record: Record) -> dict[str, str]:
-    measured, found = record.measured, {}
+    measured, sections = record.measured, {}
     counts = {
         int(n): pair for n, pair in measured.get("by_length", {}).items() if n.isdecimal() and len(pair) == 2
     }
     points = [Point(n, 100 * good / count) for n, (good, count) in sorted(counts.items()) if count]
     if points and measured.get("unit") == "%":
         curve = Curve("exact", points, "first", marked=True)
-        found["Exactness against length"] = lines([curve], x="length", y="% exact")
+        sections["Exactness against length"] = lines([curve], x="length", y="% exact")
     if pairs := [pair for pair in measured.get("pairs", []) if len(pair) == 2]:
-        found["Reconstructions of what was held out, those that went wrong first"] = _table(pairs)
+        sections["Reconstructions of what was held out, those that went wrong first"] = _table(pairs)
     if between := record.more.get("between"):
-        found["From one to another"] = f"<pre>{plain(chr(10).join(between))}</pre>"
+        sections["From one to another"] = f"<pre>{plain(chr(10).join(between))}</pre>"
     for k, pair in enumerate(pair for pair in measured.get("rolls", []) if len(pair) == 2):
-        found[f"Held out, {k + 1}: given (above) and made"] = "".join(map(roll, pair))
-    return found
+        sections[f"Held out, {k + 1}: given (above) and made"] = "".join(map(roll, pair))
+    return sections
 
 
 def _table(pairs: Sequence[Sequence[str]]) -> str:
     rows = "".join(
-        f"<tr><td><bdi>{plain(given)}</bdi></td><td><bdi>{plain(made) if made != given else '='}</bdi></td></tr>"
-        for given, made in pairs
+        f"<tr><td><bdi>{plain(given)}</bdi></td><td><bdi>{plain(output) if output != given else '='}</bdi></td></tr>"
+        for given, output in pairs
     )
     return f"<table>{rows}</table>"
 

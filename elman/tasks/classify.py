@@ -107,21 +107,21 @@ class HeldOut:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    said = record.measured
+    measured = record.measured
     names = {
         "value": "accuracy",
         "balanced": "balanced accuracy",
         "calibration": "expected calibration error",
     }
-    return {f"held out, {label}": percent(said[name]) for name, label in names.items() if name in said} or {
-        "held out, best look": f"{record.best.value:.4f} nats" if record.best else "–"
-    }
+    return {
+        f"held out, {label}": percent(measured[name]) for name, label in names.items() if name in measured
+    } or {"held out, best look": f"{record.best.value:.4f} nats" if record.best else "–"}
 
 
 def _sections(record: Record) -> dict[str, str]:
-    said, labels = record.measured, record.measured.get("labels", [])
-    columns = [said.get(name, []) for name in ("precision", "recall", "f1", "examples")]
-    table = said.get("confusion", [])
+    measured, labels = record.measured, record.measured.get("labels", [])
+    columns = [measured.get(name, []) for name in ("precision", "recall", "f1", "examples")]
+    table = measured.get("confusion", [])
     if not labels or any(len(column) != len(labels) for column in [*columns, *table, table or labels]):
         return {}
     head = "".join(f"<th>{name}</th>" for name in ("", "precision", "recall", "F1", "examples"))
@@ -131,16 +131,16 @@ def _sections(record: Record) -> dict[str, str]:
         + f"<td>{count:,}</td></tr>"
         for name, *shares, count in zip(labels, *columns, strict=True)
     )
-    found = {
+    sections = {
         "Each label": f"<table><tr>{head}</tr>{rows}</table>",
         "Which labels are taken for which": matrix(table, labels if table else []),
     }
-    guessed = {"this model": said.get("value", 0.0), **record.more.get("baselines", {})}
+    guessed = {"this model": measured.get("value", 0.0), **record.more.get("baselines", {})}
     rows = (
         f"<tr><th>{plain(_GUESSES.get(name) or name)}</th><td>{percent(v)}</td></tr>"
         for name, v in guessed.items()
     )
-    return {**found, "Accuracy, and that of simpler guesses": f"<table>{''.join(rows)}</table>"}
+    return {**sections, "Accuracy, and that of simpler guesses": f"<table>{''.join(rows)}</table>"}
 
 
 _counts = each(whole(0, 10**12), _LABELS)
@@ -226,12 +226,12 @@ class Classify(Task):
         run = Run.open(run.folder, *cls.files)
         coding, model = Coding.load(run.folder), opened(run.folder, run.config, **vars(opening))
         symbols = coding.characters is not None
-        known = (len(coding.labels), symbols, coding.inputs if symbols else model.settings["inputs"])
+        got = (len(coding.labels), symbols, coding.inputs if symbols else model.settings["inputs"])
         expected = tuple(model.settings[name] for name in ("labels", "symbols", "inputs"))
-        if known != expected:
+        if got != expected:
             raise DataError(
                 what="the labels and the model are not of one run", where=run.folder / FILE,
-                got=f"{known[0]} labels, {known[2]} inputs", expected=f"{expected[0]} labels, {expected[2]} inputs",
+                got=f"{got[0]} labels, {got[2]} inputs", expected=f"{expected[0]} labels, {expected[2]} inputs",
                 mend="restore the files of one run",
             )  # fmt: skip
         model.coding = coding
@@ -253,13 +253,13 @@ class Classify(Task):
             return look(model, *data.looked)
         logits = logits_of(model, data.x)
         probabilities = (logits / model.temperature.cpu()).softmax(1)
-        found = figures(probabilities, data.y)
+        details = figures(probabilities, data.y)
         most = max(range(len(self.coding.labels)), key=lambda k: self.coding.counts[k])
-        found["majority"] = float((data.y == most).double().mean())
+        details["majority"] = float((data.y == most).double().mean())
         if data.learnt is not None and self.coding.characters is not None:
-            found["seen"] = _seen(data.learnt, data.examples, probabilities.argmax(1) == data.y)
-        found["labels"] = list(map(str, self.coding.labels))
-        return Measure(found.pop("accuracy"), "accuracy", "%", lower_is_better=False, details=found)
+            details["seen"] = _seen(data.learnt, data.examples, probabilities.argmax(1) == data.y)
+        details["labels"] = list(map(str, self.coding.labels))
+        return Measure(details.pop("accuracy"), "accuracy", "%", lower_is_better=False, details=details)
 
     def closing(self, model: Any, data: HeldOut) -> Mapping[str, Callable[[], Any]]:
         return {"plan": lambda: str(model.explain()), "baselines": lambda: self._baselines(data)}
@@ -268,11 +268,11 @@ class Classify(Task):
         """Shares that simpler guesses get right."""
         assert data.learnt is not None
         most = Counter(data.learnt.y).most_common(1)[0][0]
-        found = {"most frequent": sum(label == most for label in data.examples.y) / len(data.examples.y)}
+        shares = {"most frequent": sum(label == most for label in data.examples.y) / len(data.examples.y)}
         if (score := _n_grams(data.learnt, data.examples)) is not None:
-            found["n-grams"] = score
-        data.baselines = found
-        return found
+            shares["n-grams"] = score
+        data.baselines = shares
+        return shares
 
     # --- what is said -------------------------------------------------------------------------------------------------
 
@@ -285,18 +285,18 @@ class Classify(Task):
             yield f"held out: {share}{figure.value:.4f} nats", "old"
 
     def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
-        said = measure.details
+        details = measure.details
         count, right = len(data.y), measure.value
         error = 100 * (right * (1 - right) / max(count, 1)) ** 0.5
         lines = [
             f"{measure} ± {error:.1f}, of {count:,} sequences",
-            f"  balanced accuracy {percent(said['balanced'])}, {said['nats']:.4f} nats, "
-            f"expected calibration error {percent(said['calibration'])}",
+            f"  balanced accuracy {percent(details['balanced'])}, {details['nats']:.4f} nats, "
+            f"expected calibration error {percent(details['calibration'])}",
         ]
-        for name, (examples, share) in said.get("seen", {}).items():
+        for name, (examples, share) in details.get("seen", {}).items():
             if examples:
                 lines.append(f"  {name}: {percent(share)} of {examples:,}")
-        guessed = data.baselines or {"most frequent": said["majority"]}
+        guessed = data.baselines or {"most frequent": details["majority"]}
         words = [f"{_GUESSES[name]} {percent(share)}" for name, share in guessed.items()]
         return [*lines, f"  beside it: {', '.join(words)}"]
 
@@ -304,15 +304,17 @@ class Classify(Task):
 
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         mend = "name what to measure on"
-        said = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
-        columns = Columns(said["text"], said["label"], said["id"], said["longest"])
+        saved = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
+        columns = Columns(saved["text"], saved["label"], saved["id"], saved["longest"])
         learnt, test = None, None
         try:
-            valid = said["valid"] and Path(said["valid"])
-            learnt, _, test, digest = _read(list(map(Path, said["files"])), valid, columns, said["seed"])
-            if digest != said["digest"]:
+            valid = saved["valid"] and Path(saved["valid"])
+            learnt, _, test, digest = _read(list(map(Path, saved["files"])), valid, columns, saved["seed"])
+            if digest != saved["digest"]:
                 raise DataError(
-                    what="the examples are not those that were learnt from", where=said["files"][0], mend=mend
+                    what="the examples are not those that were learnt from",
+                    where=saved["files"][0],
+                    mend=mend,
                 )
         except DataError:
             if not files:
@@ -335,10 +337,10 @@ class Classify(Task):
                 where=run.folder,
                 mend="name a file, or - for standard input",
             )
-        said = run.section(
+        saved = run.section(
             "data", record(_SAVED), "the run does not say how its data were read", "restore it"
         )
-        columns = Columns(said["text"], said["label"], said["id"], said["longest"])
+        columns = Columns(saved["text"], saved["label"], saved["id"], saved["longest"])
         for file in files:
             for one in read_sequences(file, columns, numbers=self.coding.characters is None):
                 if one is None:
@@ -352,20 +354,20 @@ def _read(
     files: Sequence[Path], valid: Path | None, columns: Columns, seed: int
 ) -> tuple[Labelled, Labelled, Labelled, str]:
     """(to learn from, to choose weights by, to measure on, digest of all)."""
-    found = read_labelled(files, columns)
+    examples = read_labelled(files, columns)
     if valid is not None:
         held_out = read_labelled([valid], columns)
-        return found, held_out, held_out, Labelled(found.x + held_out.x, found.y + held_out.y).digest
-    places = {label: k for k, label in enumerate(sorted(set(found.y)))}
+        return examples, held_out, held_out, Labelled(examples.x + held_out.x, examples.y + held_out.y).digest
+    places = {label: k for k, label in enumerate(sorted(set(examples.y)))}
     shares = (1 - _HELD_OUT - _TEST, _HELD_OUT, _TEST)
-    learnt, chosen, test = stratified([places[label] for label in found.y], shares, seed)
+    learnt, chosen, test = stratified([places[label] for label in examples.y], shares, seed)
     if not chosen or not test:
         raise DataError(
             what="there are too few examples of each label to hold some out", where=", ".join(map(str, files)),
-            got=f"{len(found.y)} examples of {len(places)} labels", expected="ten of a label, at least",
+            got=f"{len(examples.y)} examples of {len(places)} labels", expected="ten of a label, at least",
             mend="name examples to measure on: --valid",
         )  # fmt: skip
-    return found.rows(learnt), found.rows(chosen), found.rows(test), found.digest
+    return examples.rows(learnt), examples.rows(chosen), examples.rows(test), examples.digest
 
 
 def _some(count: int) -> list[int]:
@@ -414,5 +416,5 @@ def _n_grams(learnt: Labelled, examples: Labelled) -> float | None:
             [torch.cat([one.mean(0), one.std(0, correction=0), one[0], one[-1]]).tolist() for one in part.x]
             for part in (learnt, examples)
         )
-    made = make_pipeline(reads, LogisticRegression(C=10.0, max_iter=300))
-    return float(made.fit(parts[0], learnt.y).score(parts[1], examples.y))
+    pipeline = make_pipeline(reads, LogisticRegression(C=10.0, max_iter=300))
+    return float(pipeline.fit(parts[0], learnt.y).score(parts[1], examples.y))

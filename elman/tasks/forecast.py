@@ -110,8 +110,8 @@ class Settings:
     @property
     def columns(self) -> Columns:
         names = (
-            tuple(filter(None, map(str.strip, said.split(","))))
-            for said in (self.known, self.past, self.static)
+            tuple(filter(None, map(str.strip, listed.split(","))))
+            for listed in (self.known, self.past, self.static)
         )
         return Columns(self.id, self.time, self.target, *names)
 
@@ -128,36 +128,40 @@ class HeldOut:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    said = record.measured
-    name = f"held out, {said.get('name', 'best look')}"
-    found = {name: said.get("value"), "CRPS": said.get("crps"), "MASE of seasonal naive": said.get("naive")}
-    facts = {name: f"{value:.3f}" for name, value in found.items() if value is not None}
-    inside = said.get("coverage", {})
+    measured = record.measured
+    name = f"held out, {measured.get('name', 'best look')}"
+    figures = {
+        name: measured.get("value"),
+        "CRPS": measured.get("crps"),
+        "MASE of seasonal naive": measured.get("naive"),
+    }
+    facts = {name: f"{value:.3f}" for name, value in figures.items() if value is not None}
+    inside = measured.get("coverage", {})
     return facts | {f"inside of {name} intervals": percent(v) for name, v in inside.items() if name == "0.8"}
 
 
 def _sections(record: Record) -> dict[str, str]:
-    said, found = record.measured, frame_sections(record)
-    for k, one in enumerate(said.get("shown", [])):
-        found[f"Held out, {k + 1}: {one['name']} {one['ds']}".strip()] = _picture(one)
-    if inside := said.get("coverage"):
+    measured, sections = record.measured, frame_sections(record)
+    for k, one in enumerate(measured.get("shown", [])):
+        sections[f"Held out, {k + 1}: {one['name']} {one['ds']}".strip()] = _picture(one)
+    if inside := measured.get("coverage"):
         rows = "".join(f"<tr><th>{plain(name)}</th><td>{percent(v)}</td></tr>" for name, v in inside.items())
-        found["Intervals: the share they are to hold, and what they hold"] = f"<table>{rows}</table>"
+        sections["Intervals: the share they are to hold, and what they hold"] = f"<table>{rows}</table>"
     rows = [
-        (name, said.get(mase), said.get(score))
+        (name, measured.get(mase), measured.get(score))
         for name, mase, score in (("this model", "value", "crps"), ("seasonal naive", "naive", "naive_crps"))
     ]
     if all(None not in row for row in rows):
         cells = "".join(f"<tr><th>{name}</th><td>{a:.3f}</td><td>{b:.3f}</td></tr>" for name, a, b in rows)
-        found["Beside it"] = f"<table><tr><th></th><th>MASE</th><th>CRPS</th></tr>{cells}</table>"
-    steps = [row for row in said.get("steps", []) if len(row) == 2]
+        sections["Beside it"] = f"<table><tr><th></th><th>MASE</th><th>CRPS</th></tr>{cells}</table>"
+    steps = [row for row in measured.get("steps", []) if len(row) == 2]
     if len(steps) > 1:
         curves = [
             Curve(name, [Point(k + 1, row[i]) for k, row in enumerate(steps)], colour, marked=True)
             for i, (name, colour) in enumerate((("MASE", "first"), ("CRPS", "second")))
         ]
-        found["By the step of the forecast"] = lines(curves, x="step ahead", y=UNIT)
-    return found
+        sections["By the step of the forecast"] = lines(curves, x="step ahead", y=UNIT)
+    return sections
 
 
 def _picture(one: Mapping[str, Any]) -> str:
@@ -284,36 +288,36 @@ class Forecast(Task):
             assert data.look is not None
             return data.look()
         origins = data.origins
-        made = forecasts(model, origins)
-        found = scored(origins, made)
+        forecast = forecasts(model, origins)
+        scores = scored(origins, forecast)
         details = {
-            "crps": found.crps, "naive": found.naive[0], "naive_crps": found.naive[1], "count": found.count,
-            "coverage": {str(share): value for share, value in found.coverage.items()},
-            "steps": [list(row) for row in found.steps], "shown": _shown(origins, made),
+            "crps": scores.crps, "naive": scores.naive[0], "naive_crps": scores.naive[1], "count": scores.count,
+            "coverage": {str(share): value for share, value in scores.coverage.items()},
+            "steps": [list(row) for row in scores.steps], "shown": _shown(origins, forecast),
         }  # fmt: skip
-        return Measure(found.mase, "MASE", UNIT, details=details)
+        return Measure(scores.mase, "MASE", UNIT, details=details)
 
     def sample(self, model: Any) -> str:
         first = replace(self.panel, series=self.panel.series[:1])
         if self.form.columns.known:
             return ""
-        made = ahead(model, self.form, first, self.form.horizon, 100)
+        forecast = ahead(model, self.form, first, self.form.horizon, 100)
         one = first.series[0]
         stamps = self.form.grid.words(one.start + len(one.y) + np.arange(min(self.form.horizon, 5)))
         low, high = QUANTILES.index(0.1), QUANTILES.index(0.9)
         return "\n".join(
-            f"{one.name} {stamp} {made.median[0, k]:.6g} ({q[low]:.6g} … {q[high]:.6g})".strip()
-            for k, (stamp, q) in enumerate(zip(stamps, made.quantiles[0], strict=False))
+            f"{one.name} {stamp} {forecast.median[0, k]:.6g} ({q[low]:.6g} … {q[high]:.6g})".strip()
+            for k, (stamp, q) in enumerate(zip(stamps, forecast.quantiles[0], strict=False))
         )
 
     # --- what is said -------------------------------------------------------------------------------------------------
 
     def said(self, measure: Measure, data: HeldOut) -> Sequence[str]:
-        said = measure.details
-        inside = ", ".join(f"{percent(share)} ({name})" for name, share in said["coverage"].items())
+        details = measure.details
+        inside = ", ".join(f"{percent(share)} ({name})" for name, share in details["coverage"].items())
         return [
-            f"{measure}, CRPS {said['crps']:.4f}, of {said['count']:,} forecasts of {data.origins.steps} steps",
-            f"  beside it: seasonal naive MASE {said['naive']:.4f}, CRPS {said['naive_crps']:.4f}",
+            f"{measure}, CRPS {details['crps']:.4f}, of {details['count']:,} forecasts of {data.origins.steps} steps",
+            f"  beside it: seasonal naive MASE {details['naive']:.4f}, CRPS {details['naive_crps']:.4f}",
             f"  inside of intervals: {inside}",
         ]
 
@@ -321,31 +325,31 @@ class Forecast(Task):
 
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         mend = "name a file to measure on"
-        said = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
+        saved = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
         form = self.form
         if files:
-            panel, places = self._after(read_series(files, form.columns, form.grid), said["folds"])
+            panel, places = self._after(read_series(files, form.columns, form.grid), saved["folds"])
             return HeldOut(Origins(form, panel, places=places))
-        if STDIN in said["files"]:
+        if STDIN in saved["files"]:
             raise DataError(
                 what="what was held out came from standard input, and is not kept",
                 where=run.folder,
                 mend=mend,
             )
-        panel = read_series(list(map(Path, said["files"])), form.columns)
-        if panel.digest != said["digest"]:
+        panel = read_series(list(map(Path, saved["files"])), form.columns)
+        if panel.digest != saved["digest"]:
             raise DataError(
-                what="the series are not those that were learnt from", where=said["files"][0], mend=mend
+                what="the series are not those that were learnt from", where=saved["files"][0], mend=mend
             )
-        _, ends, _, _ = _parts(panel, said["folds"], form.horizon)
-        return HeldOut(rolling(panel, form, ends, said["folds"]))
+        _, ends, _, _ = _parts(panel, saved["folds"], form.horizon)
+        return HeldOut(rolling(panel, form, ends, saved["folds"]))
 
     def _after(self, panel: Panel, folds: int) -> tuple[Panel, list[tuple[int, int]]]:
         """(series, places of forecasts): of one that goes on from where training ended, all of it is told; of another
         one its end."""
-        known, series, places = {one.name: one for one in self.panel.series}, [], []
+        learnt, series, places = {one.name: one for one in self.panel.series}, [], []
         for one in panel.series:
-            before = known.get(one.name)
+            before = learnt.get(one.name)
             if before is not None and one.start >= before.start + len(before.y):
                 begin, one = len(before.y), joined(before, one)
             else:
@@ -364,9 +368,9 @@ class Forecast(Task):
             yield from self._followed(model, head)
             return
         panel = read_series(files, form.columns, form.grid) if files else self.panel
-        made = ahead(model, form, panel, form.horizon, _PATHS)
+        forecast = ahead(model, form, panel, form.horizon, _PATHS)
         yield head
-        yield from self._rows(panel, made)
+        yield from self._rows(panel, forecast)
 
     def _followed(self, model: Any, head: str) -> Iterator[str]:
         """The next step of each series after every row of standard input."""
@@ -393,13 +397,13 @@ class Forecast(Task):
             one = last_steps(one, most)
             series[one.name] = one
             panel = Panel(form.grid, form.columns, (one,))
-            made = ahead(model, form, panel, form.horizon if model.law is None else 1, _PATHS)
-            made = Forecasts(made.mean[:, :1], made.quantiles[:, :1], None)
-            yield from self._rows(panel, made)
+            forecast = ahead(model, form, panel, form.horizon if model.law is None else 1, _PATHS)
+            forecast = Forecasts(forecast.mean[:, :1], forecast.quantiles[:, :1], None)
+            yield from self._rows(panel, forecast)
 
-    def _rows(self, panel: Panel, made: Forecasts) -> Iterator[str]:
+    def _rows(self, panel: Panel, forecast: Forecasts) -> Iterator[str]:
         starts = [(one.name, one.start + len(one.y)) for one in panel.series]
-        columns = table(panel.grid, starts, made, panel.columns)
+        columns = table(panel.grid, starts, forecast, panel.columns)
         for row in zip(*columns.values(), strict=True):
             yield _row([one if isinstance(one, str) else f"{one:.7g}" for one in row])
 
@@ -414,24 +418,24 @@ def _parts(panel: Panel, folds: int, horizon: int) -> tuple[Panel, list[int | No
     return before, ends, learnt, chosen
 
 
-def _shown(origins: Origins, made: Forecasts) -> list[dict[str, Any]]:
+def _shown(origins: Origins, forecast: Forecasts) -> list[dict[str, Any]]:
     """Some forecasts beside what happened, from different series where there are several."""
     last = {i: k for k, (i, _) in enumerate(origins.places)}
     rows = list(last.values())[:_SHOWN]
     if len(last) == 1:
         rows = np.linspace(0, len(origins.places) - 1, min(_SHOWN, len(origins.places))).astype(int).tolist()
     levels = [QUANTILES.index(level) for level in (0.025, 0.1, 0.5, 0.9, 0.975)]
-    found = []
+    shown = []
     for k in rows:
         i, t = origins.places[k]
         one = origins.panel.series[i]
         stamp = origins.form.grid.words(np.array([one.start + t]))[0]
         past = one.y[max(t - _PAST * origins.steps, 0) : t]
-        found.append({
+        shown.append({
             "name": one.name[:1000], "ds": stamp, "past": _plain(past), "y": _plain(origins.told([k])[0]),
-            "bands": [_plain(made.quantiles[k, :, q]) for q in levels],
+            "bands": [_plain(forecast.quantiles[k, :, q]) for q in levels],
         })  # fmt: skip
-    return found
+    return shown
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

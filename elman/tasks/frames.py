@@ -58,14 +58,14 @@ DETAILS: dict[str, Check] = {
 
 def frame_sections(record: Record) -> dict[str, str]:
     """Of the report: what happened, and how likely it was held before."""
-    found = {}
+    sections = {}
     for k, one in enumerate(record.measured.get("rolls", [])):
         likely, shares = one["likely"], one["shares"]
         if [len(row) for row in likely] == [len(row) for row in shares]:
-            found[f"Held out, {k + 1}: what happened (above), and how likely it was held"] = roll(
+            sections[f"Held out, {k + 1}: what happened (above), and how likely it was held"] = roll(
                 one["notes"]
             ) + roll(likely, shares)
-    return found
+    return sections
 
 
 @dataclass
@@ -209,10 +209,12 @@ class ForecastFrames(Task):
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         if files:
             return HeldOut([self._like(one, str(files[0])) for one in read_frames(files)])
-        said, mend = self._said(run), "name a file to measure on"
-        rolls = read_rolls(list(map(Path, said["files"])), said["seed"])
-        if rolls.digest != said["digest"]:
-            raise DataError(what="the sequences are not those learnt from", where=said["files"][0], mend=mend)
+        saved, mend = self._said(run), "name a file to measure on"
+        rolls = read_rolls(list(map(Path, saved["files"])), saved["seed"])
+        if rolls.digest != saved["digest"]:
+            raise DataError(
+                what="the sequences are not those learnt from", where=saved["files"][0], mend=mend
+            )
         return HeldOut(rolls.test, guessed=guesses(rolls.learnt, rolls.test))
 
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:

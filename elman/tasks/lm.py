@@ -259,7 +259,7 @@ class Language(Task):
         assert counts is not None  # without the first symbol, which is given, not predicted
         nats, unit = measure.value * symbols, self.unit
         bits = nats / math.log(2)
-        said = [
+        figures = [
             f"{bits / max(counts.characters, 1):.4f} per character",
             f"{bits / max(counts.bytes, 1):.4f} per byte",
             f"perplexity {_perplexity(measure.value)} per {unit}",
@@ -267,7 +267,7 @@ class Language(Task):
         ]
         lines = [
             f"{measure.value / math.log(2):.4f} bits per {unit} ({measure.value:.4f} nats), over {symbols:,} {unit}s",
-            f"  bits: {', '.join(said)}, {nats:,.0f} nats in all",
+            f"  bits: {', '.join(figures)}, {nats:,.0f} nats in all",
         ]
         if (cold := measure.details.get("cold")) is not None:
             lines.append(
@@ -286,14 +286,14 @@ class Language(Task):
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         cache, mend = cache or cache_folder(), "name a text"
         if files:
-            found = open_text(files, spool=cache, unix_newlines=_unix(run))
+            held_out = open_text(files, spool=cache, unix_newlines=_unix(run))
         else:
-            found = reread_held_out(
+            held_out = reread_held_out(
                 run.section("data", _DATA, "the run does not say what text was held out", mend)
             )
-        tokens = tokenise(found, self.tokenizer, cache, _turning(notify))
+        tokens = tokenise(held_out, self.tokenizer, cache, _turning(notify))
         return HeldOut(
-            tokens, found, self.tokenizer, whole=True,
+            tokens, held_out, self.tokenizer, whole=True,
             progress=lambda done, total: notify(f"{done:,} of {total:,} {self.unit}s"),
         )  # fmt: skip
 
@@ -313,8 +313,8 @@ class Language(Task):
         """
         unix = _unix(run)
         if [str(file) for file in files] == [STDIN]:
-            said = (line for _, line in numbered_lines(files[0], ends=True))
-            parts = (line.replace("\r\n", "\n") for line in said) if unix else said
+            lines = (line for _, line in numbered_lines(files[0], ends=True))
+            parts = (line.replace("\r\n", "\n") for line in lines) if unix else lines
         else:
             pieces = open_text(files, spool=cache_folder(), unix_newlines=unix).pieces()
             parts = each_line(pieces) if how.get("anew") else self.tokenizer.parts(pieces)
@@ -358,22 +358,22 @@ def _cutoffs(settings: Settings) -> list[int]:
         )  # fmt: skip
     if settings.cutoffs is None:
         return []
-    found = settings.cutoffs.split(",")
-    if settings.readout != ADAPTIVE or not all(one.strip().isdecimal() for one in found):
+    cutoffs = settings.cutoffs.split(",")
+    if settings.readout != ADAPTIVE or not all(one.strip().isdecimal() for one in cutoffs):
         raise InputError(
             what="cutoffs are numbers of symbols, of an adaptive readout", where="--cutoffs", got=settings.cutoffs[:50],
             expected="such as 1000,4000", mend="take --readout adaptive, or leave --cutoffs out",
         )  # fmt: skip
-    return [int(one) for one in found]
+    return [int(one) for one in cutoffs]
 
 
 def _chosen(tokens: Tokens) -> tuple[int, ...]:
-    if not (found := choose_cutoffs(tokens.frequencies())):
+    if not (cutoffs := choose_cutoffs(tokens.frequencies())):
         raise InputError(
             what="groups would not make this vocabulary faster", where="--readout", got=f"{tokens.vocabulary} symbols",
             expected="some thousands, the frequent ones first", mend="leave --readout out, or choose --cutoffs",
         )  # fmt: skip
-    return found
+    return cutoffs
 
 
 def _beginning(settings: Settings) -> Run:

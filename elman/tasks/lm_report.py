@@ -47,16 +47,16 @@ def _reach(reach: Sequence[float]) -> str:
     first = points[0].value if points else 0.0
     if not first:
         return figure
-    said = []
+    clauses = []
     for share, name in ((0.1, "a tenth"), (0.01, "a hundredth")):
         # Of good, not for once: the norm may rise again.
         after = max((p.step for p in points if p.value > share * first), default=0)
-        said.append(f"below {name} of that from k = {after + 1:.0f}" if after < len(points) else
+        clauses.append(f"below {name} of that from k = {after + 1:.0f}" if after < len(points) else
                     f"not below {name} of that within {len(points)} steps")  # fmt: skip
     words = (
         f"How much the loss of one step still hangs on the state k steps before it: {first:.2g} at k = 1, "
     )
-    return figure + f'<p class="note">{words}{", ".join(said)}.</p>'
+    return figure + f'<p class="note">{words}{", ".join(clauses)}.</p>'
 
 
 PART = Part(

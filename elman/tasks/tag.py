@@ -112,14 +112,14 @@ class Settings:
 
 
 def _facts(record: Record) -> dict[str, str]:
-    found = record.measured
-    if not {"value", *_DETAILS} <= found.keys():
+    measured = record.measured
+    if not {"value", *_DETAILS} <= measured.keys():
         return {"held out, best look": percent(record.best.value) if record.best else "–"}
     return {
-        f"of {found['words']:,} words held out": percent(found["value"]),
-        "of words seen in training": percent(found["seen"]),
-        f"of {found['unseen_words']:,} others": percent(found["unseen"]),
-        "by each word's most frequent tag": percent(found["baseline"]),
+        f"of {measured['words']:,} words held out": percent(measured["value"]),
+        "of words seen in training": percent(measured["seen"]),
+        f"of {measured['unseen_words']:,} others": percent(measured["unseen"]),
+        "by each word's most frequent tag": percent(measured["baseline"]),
     }
 
 
@@ -175,7 +175,7 @@ class Tag(Task):
             training, batch=batch, average=AVERAGE if training.average is None else training.average,
             lr=training.lr or learning_rate(network.stack, network.settings["hidden"]),
         )  # fmt: skip
-        said = {
+        saved = {
             "files": list(map(str, settings.files)), "valid": settings.valid and str(settings.valid),
             "column": settings.column, "digest": digest(learnt, bool(others)), "valid_digest": digest(held_out),
         }  # fmt: skip
@@ -186,7 +186,7 @@ class Tag(Task):
         notes = [] if settings.valid else ["without --valid, every tenth sentence is held out"]
         return Prepared(
             cls(lexicon, held_out[0].words[:30]), network, data.batches(batch, training.seed), looked, training,
-            {**network.settings, "data": said}, about, notes,
+            {**network.settings, "data": saved}, about, notes,
         )  # fmt: skip
 
     @classmethod
@@ -198,8 +198,8 @@ class Tag(Task):
         seed: int,
         processes: Processes,
     ) -> tuple[Lexicon, TagNetwork]:
-        how, known = settings.model, Lexicon.learn(sentences)
-        sizes = (len(known.tags), len(known.words), len(known.characters))
+        how, learnt = settings.model, Lexicon.learn(sentences)
+        sizes = (len(learnt.tags), len(learnt.words), len(learnt.characters))
         options = "--hidden, --layers, --embedding, --spelling"
         expect_memory(lambda: TagNetwork(*sizes, **how), how["cell"], processes, options)
         lexicon, network = new(sentences, seed, settings.vectors, how, others)
@@ -248,18 +248,18 @@ class Tag(Task):
     # --- what is done with a run -------------------------------------------------------------------------------------
 
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> Encoded:
-        said = run.section("data", _DATA, "the run does not say what it was trained on", "name files")
+        saved = run.section("data", _DATA, "the run does not say what it was trained on", "name files")
         if files:
-            return Encoded.of(read_tagged(files, said["column"]), self.lexicon)
-        valid = said["valid"]
-        found = read_tagged([Path(valid)] if valid else map(Path, said["files"]), said["column"])
-        found = found if valid else _split(found)[1]
-        if digest(found) != said["valid_digest"]:
+            return Encoded.of(read_tagged(files, saved["column"]), self.lexicon)
+        valid = saved["valid"]
+        sentences = read_tagged([Path(valid)] if valid else map(Path, saved["files"]), saved["column"])
+        sentences = sentences if valid else _split(sentences)[1]
+        if digest(sentences) != saved["valid_digest"]:
             raise DataError(
-                what="the sentences that were held out are others now", where=valid or ", ".join(said["files"]),
+                what="the sentences that were held out are others now", where=valid or ", ".join(saved["files"]),
                 mend="restore the file, or name one to measure on",
             )  # fmt: skip
-        return Encoded.of(found, self.lexicon)
+        return Encoded.of(sentences, self.lexicon)
 
     def predict(self, model: Any, files: Sequence[Path], run: Run) -> Iterator[str]:
         """A line of tags for each line of words; CoNLL-U with its column filled in."""
@@ -270,8 +270,8 @@ class Tag(Task):
         for file in files:
             suffix = file.suffix.lower()
             if suffix in CONLLU:
-                said = run.section("data", _DATA, "the run does not say what it was trained on")
-                yield from self._filled(model, file, COLUMNS[said["column"]])
+                saved = run.section("data", _DATA, "the run does not say what it was trained on")
+                yield from self._filled(model, file, COLUMNS[saved["column"]])
             elif suffix in JSON:
                 for some in _blocks(read_json(file, tagged=False)):
                     tags = self.tags(model, [one.words for one in some])
@@ -285,17 +285,17 @@ class Tag(Task):
         """The lines of CoNLL-U, with tags of ours in a column."""
         for some in _blocks(_paragraphs(file)):
             rows = [[conllu_row(line, f"{file}:{number}") for number, line in one] for one in some]
-            found = iter(self.tags(model, [[row[1] for row in one if row] for one in rows]))
+            tagged = iter(self.tags(model, [[row[1] for row in one if row] for one in rows]))
             for one, lines in zip(rows, some, strict=True):
-                tags = iter(next(found))
+                tags = iter(next(tagged))
                 for row, (_, line) in zip(one, lines, strict=True):
                     yield line if row is None else "\t".join([*row[:column], next(tags), *row[column + 1 :]])
 
     def tags(self, model: Any, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """Of each sentence the tags of its words."""
         forms = Forms(self.lexicon)
-        found = tag(model, forms, [forms.rows(words) for words in sentences])
-        return [[self.lexicon.tags[k] for k in one.tolist()] for one in found]
+        numbers = tag(model, forms, [forms.rows(words) for words in sentences])
+        return [[self.lexicon.tags[k] for k in one.tolist()] for one in numbers]
 
 
 def _blocks(things: Iterable[Any], size: int = _BLOCK) -> Iterator[list[Any]]:

@@ -29,8 +29,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     """Write a checkpoint. Raises DataError where that cannot be done; what stood there before is then untouched."""
     from safetensors.torch import save
 
-    said = json.dumps(facts)
-    metadata = {"format": "pt", "facts": said, "digest": _digest(tensors, said)}
+    text = json.dumps(facts)
+    metadata = {"format": "pt", "facts": text, "digest": _digest(tensors, text)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(tensors, metadata=metadata))
@@ -66,12 +66,12 @@ def _broken(path: Path, problem: object) -> DataError:
 
 
 def _digest(tensors: dict[str, Tensor], facts: str) -> str:
-    made = hashlib.blake2b(facts.encode(), digest_size=16)
+    digest = hashlib.blake2b(facts.encode(), digest_size=16)
     for name in sorted(tensors):
         value = tensors[name]
-        made.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        made.update(value.reshape(-1).view(_BYTES).numpy().data if value.numel() else b"")
-    return made.hexdigest()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(_BYTES).numpy().data if value.numel() else b"")
+    return digest.hexdigest()
 
 
 class Checkpoints:
@@ -82,8 +82,8 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The newest first."""
-        found = self.folder.glob("step-*.safetensors")
-        return sorted((path for path in found if not path.is_dir()), reverse=True)
+        paths = self.folder.glob("step-*.safetensors")
+        return sorted((path for path in paths if not path.is_dir()), reverse=True)
 
     def save(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Path:
         """Write one, then remove those that are not needed any more. facts: with "step"."""

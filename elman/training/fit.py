@@ -317,7 +317,7 @@ def _own_loss(model: Any, batch: Batch, state: Any) -> tuple[Tensor, Any]:
 
 def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
     """The first part of a model whose output is not finite, when its loss is computed once more."""
-    found: list[str] = []
+    broken: list[str] = []
 
     def looking(name: str) -> Callable[..., None]:
         def look(module: nn.Module, given: Any, output: Any) -> None:
@@ -325,7 +325,7 @@ def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
                 isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all()
                 for leaf in pytree.tree_leaves(output)
             ):
-                found.append(name)
+                broken.append(name)
 
         return look
 
@@ -342,7 +342,7 @@ def _first_bad(model: nn.Module, again: Callable[[], Any]) -> str:
         for hook in hooks:
             hook.remove()
     bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
-    return (found or bad or ["the loss itself"])[0]
+    return (broken or bad or ["the loss itself"])[0]
 
 
 def fit(model: Any, batches: Batches, **settings: Any) -> Iterator[Step]:

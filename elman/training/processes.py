@@ -35,10 +35,10 @@ class Processes:
     """
 
     def __init__(self, precision: str = "float32", device: str = "cpu") -> None:
-        for name, value, known in (("precision", precision, PRECISIONS), ("device", device, ("cpu", "cuda"))):
-            if value not in known:
+        for name, value, among in (("precision", precision, PRECISIONS), ("device", device, ("cpu", "cuda"))):
+            if value not in among:
                 raise InputError(
-                    what=f"unknown {name}", where=name, got=value, expected=" or ".join(known), mend="take one of them"
+                    what=f"unknown {name}", where=name, got=value, expected=" or ".join(among), mend="take one of them"
                 )  # fmt: skip
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError(what="PyTorch sees no GPU here", where="device", got=device, mend="take cpu")

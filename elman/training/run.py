@@ -259,8 +259,8 @@ class Run:
             if seen.setdefault(value.data_ptr(), name) != name and value.numel():
                 weights[name] = value.clone()
         # One entry: safetensors writes several in any order, and the same weights are to be the same bytes.
-        said = {"format": "pt"} if validation is None else {"validation": repr(validation)}
-        self._write("model.safetensors", save(weights, metadata=said))
+        metadata = {"format": "pt"} if validation is None else {"validation": repr(validation)}
+        self._write("model.safetensors", save(weights, metadata=metadata))
 
     def _write(self, name: str, content: bytes) -> None:
         with self._saving(self.folder / name):

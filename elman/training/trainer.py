@@ -114,8 +114,8 @@ class Trainer:
                     yield mean
                 if over or int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS):
                     with self.training.averaged():
-                        found = self._validate(step)
-                    yield found
+                        validation = self._validate(step)
+                    yield validation
                 done = step.done
                 due = (
                     step.seconds - saved_at > _SECONDS if self.every is None else step.step % self.every == 0
@@ -185,11 +185,11 @@ class Trainer:
         self.training.stages.begin()
         mine = self.measure() if self.first else Measure(0.0, "", lower_is_better=False)
         value, lower = self.training.processes.total(mine.value, float(mine.lower_is_better))
-        found = Validation(
+        validation = Validation(
             step.step, step.seconds, replace(mine, value=value, lower_is_better=lower > 0), False
         )
-        best = found.measure.beats(self.best)
-        found = replace(found, best=best)
+        best = validation.measure.beats(self.best)
+        validation = replace(validation, best=best)
         if best:
             self.best, self.lower_is_better, self.worse = value, lower > 0, 0
             if self.first:
@@ -200,11 +200,11 @@ class Trainer:
             self._trying(self._save_best)
             if self.unsaved is self.training.model:  # which goes on to be trained
                 self.unsaved = copy.deepcopy(self.unsaved)
-        line = {"step": found.step, "seconds": found.seconds, "valid": value, "best": best}
+        line = {"step": validation.step, "seconds": validation.seconds, "valid": value, "best": best}
         self.training.stages.end("validation")
         self._log(line | self._sampled())
         self.training.stages.end("samples")
-        return found
+        return validation
 
     def _sampled(self) -> dict[str, str]:
         if self.sample is None or not self.first:
@@ -254,12 +254,12 @@ class Trainer:
         stages.end("checkpoints")
 
     def _restore(self) -> bool:
-        found = self.run.checkpoints.newest(
+        newest = self.run.checkpoints.newest(
             lambda error: self.notify(f"passed over: {error.what} ({error.where})"), self._take
         )
-        if found is None:
+        if newest is None:
             return False
-        _, facts = found
+        _, facts = newest
         self.worse, self.losses, self.best = facts["worse"], list(facts["losses"]), facts["best"]
         self.lower_is_better = facts.get("lower_is_better", True)
         there = self.run.validation  # of the best weights, if they are there, and were written at all

@@ -25,8 +25,8 @@ def inside(path: Path, what: str = _WHAT, mend: str = _MEND) -> Iterator[Any]:
     with reading(path, what, mend) as file:
         _expect_header(file, path, what)
         own = f"/proc/self/fd/{file.fileno()}"  # the same file, for a library that takes names in UTF-8 alone
-        with safe_open(own if os.path.exists(own) else path, "pt") as found:
-            yield found
+        with safe_open(own if os.path.exists(own) else path, "pt") as opened:
+            yield opened
 
 
 def shapes_in(path: Path) -> dict[str, list[int]]:

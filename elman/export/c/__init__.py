@@ -41,12 +41,12 @@ def write(module: nn.Module, path: Path, options: Options) -> list[Path]:
             got=options.prefix[:50],
             mend="take such as elman",
         )
-    made = Source(
+    step = Source(
         Flat.of(single(module)), expect_kind(options.weights, ("float32", "int8"), "float32"), options.prefix,
         path.with_suffix(".h").name,
     )  # fmt: skip
-    write_atomically(path.with_suffix(".h"), made.header().encode())
-    write_atomically(path, made.source(main_for(module, made.flat, options.prefix)).encode())
+    write_atomically(path.with_suffix(".h"), step.header().encode())
+    write_atomically(path, step.source(main_for(module, step.flat, options.prefix)).encode())
     return [path, path.with_suffix(".h")]
 
 
@@ -221,8 +221,8 @@ def _said(flat: Flat, prefix: str, kept: int) -> str:
             sizes = f" [{', '.join(map(str, leaf.sizes))}]" if leaf.sizes else ""
             yield f" *   {word:6} {where}: {_plain(leaf.path)}{sizes}"
 
-    said = [*lines("in", flat.inputs), *lines("state", flat.states), *lines("out", flat.outputs)]
-    body = "\n".join(said)
+    ports = [*lines("in", flat.inputs), *lines("state", flat.states), *lines("out", flat.outputs)]
+    body = "\n".join(ports)
     return f"""/* A step of {_plain(flat.name)}, written by elman.
  *
  *   real state[{prefix.upper()}_STATE + {prefix.upper()}_SCRATCH];
@@ -235,8 +235,8 @@ def _said(flat: Flat, prefix: str, kept: int) -> str:
 
 def _plain(text: str) -> str:
     """Letters that end no comment and are nothing but ASCII."""
-    said = re.sub(r"[^ -~]|\\", "?", text).replace("*/", "* /").replace("/*", "/ *")
-    return re.sub(r"\?(?=\?)", "? ", said)
+    letters = re.sub(r"[^ -~]|\\", "?", text).replace("*/", "* /").replace("/*", "/ *")
+    return re.sub(r"\?(?=\?)", "? ", letters)
 
 
 def _table(kind: str, name: str, numbers: Any) -> str:

@@ -53,11 +53,11 @@ def write(module: torch.nn.Module, path: Path, options: Options) -> list[Path]:
     beside = path.with_name(f"{path.name}.data")
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}."))
     try:
-        made = folder / path.name
+        draft = folder / path.name
         onnx.save_model(
-            model, str(made), save_as_external_data=external, location=beside.name, size_threshold=1024
+            model, str(draft), save_as_external_data=external, location=beside.name, size_threshold=1024
         )
-        onnx.checker.check_model(str(made), full_check=True)
+        onnx.checker.check_model(str(draft), full_check=True)
         written = [beside, path] if external and (folder / beside.name).exists() else [path]
         for one in written:
             with (folder / one.name).open("rb") as file:

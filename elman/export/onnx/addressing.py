@@ -56,8 +56,8 @@ def unsqueezed(w: Nodes, node: Node, x: Any, dim: int) -> str:
 
 
 def squeezed(w: Nodes, node: Node, x: Any, dims: Any = None) -> str:
-    found = [d for d in dims_of(dims, rank_of(x)) if shape_of(x)[d] == 1 and isinstance(shape_of(x)[d], int)]
-    return w.add("Squeeze", w.names[x], w.ints(*found)) if found else w.names[x]
+    axes = [d for d in dims_of(dims, rank_of(x)) if shape_of(x)[d] == 1 and isinstance(shape_of(x)[d], int)]
+    return w.add("Squeeze", w.names[x], w.ints(*axes)) if axes else w.names[x]
 
 
 def expanded(w: Nodes, node: Node, x: Any, sizes: Any, implicit: bool = False) -> str:
@@ -153,16 +153,16 @@ def put_place(w: Nodes, node: Node, x: Any, src: Any, dim: int, index: int) -> s
 
 
 def flipped(w: Nodes, node: Node, x: Any, dims: Any) -> str:
-    found = dims_of(dims, rank_of(x))
-    if not found:
+    axes = dims_of(dims, rank_of(x))
+    if not axes:
         return w.names[x]
-    many = len(found)
+    many = len(axes)
     return w.add(
         "Slice",
         w.names[x],
         w.ints(*[-1] * many),
         w.ints(*[-LAST] * many),
-        w.ints(*found),
+        w.ints(*axes),
         w.ints(*[-1] * many),
     )
 
@@ -231,12 +231,12 @@ def index_added(w: Nodes, node: Node, x: Any, dim: int, index: Any, src: Any, al
 def _places(w: Nodes, x: Any, indices: Any) -> tuple[list[int], str, int]:
     """(dimensions that are indexed, `[…, n]` where, how many dimensions the indices have)."""
     dims = [dim for dim, index in enumerate(indices) if index is not None]
-    found = [indices[dim] for dim in dims]
-    if any(dtype_of(index) == torch.bool for index in found):
+    given = [indices[dim] for dim in dims]
+    if any(dtype_of(index) == torch.bool for index in given):
         raise NotSupported(
             what="a mask as an index has no form in ONNX", where="index", mend="use torch.where"
         )
-    names, rank = [w.tensor(index, torch.int64) for index in found], max(map(rank_of, found))
+    names, rank = [w.tensor(index, torch.int64) for index in given], max(map(rank_of, given))
     if len(names) > 1:
         whole = names[0]
         for name in names[1:]:  # adding spreads them over each other
@@ -252,12 +252,12 @@ def indexed(w: Nodes, node: Node, x: Any, indices: Any) -> str:
         return w.add("Gather", w.names[x], w.tensor(indices[dims[0]], torch.int64), axis=dims[0])
     dims, where, rank = _places(w, x, indices)
     rest = [dim for dim in range(rank_of(x)) if dim not in dims]
-    found = w.add("GatherND", w.add("Transpose", w.names[x], perm=[*dims, *rest]), where)
+    values = w.add("GatherND", w.add("Transpose", w.names[x], perm=[*dims, *rest]), where)
     first = dims[0] if dims == list(range(dims[0], dims[0] + len(dims))) else 0
     if not first:
-        return found
+        return values
     order = [*range(rank, rank + first), *range(rank), *range(rank + first, rank + len(rest))]
-    return w.add("Transpose", found, perm=order)
+    return w.add("Transpose", values, perm=order)
 
 
 def index_put(w: Nodes, node: Node, x: Any, indices: Any, values: Any, accumulate: bool = False) -> str:

@@ -25,17 +25,17 @@ def added(w: Nodes, node: Node, bias: Any, x: Any, y: Any, beta: Any = 1, alpha:
 def added_batches(w: Nodes, node: Node, bias: Any, x: Any, y: Any, beta: Any = 1, alpha: Any = 1) -> str:
     """baddbmm."""
     dtype = dtype_of(node)
-    found, start = w.add("MatMul", w.names[x], w.names[y]), w.names[bias]
-    found = found if alpha == 1 else w.add("Mul", found, w.constant(alpha, dtype))
-    return w.add("Add", start if beta == 1 else w.add("Mul", start, w.constant(beta, dtype)), found)
+    result, start = w.add("MatMul", w.names[x], w.names[y]), w.names[bias]
+    result = result if alpha == 1 else w.add("Mul", result, w.constant(alpha, dtype))
+    return w.add("Add", start if beta == 1 else w.add("Mul", start, w.constant(beta, dtype)), result)
 
 
 def linear(w: Nodes, node: Node, x: Any, weight: Any, bias: Any = None) -> str:
     turned = w.add("Transpose", w.names[weight], perm=[1, 0])
     if rank_of(x) == 2 and bias is not None:
         return w.add("Gemm", w.names[x], turned, w.names[bias])
-    found = w.add("MatMul", w.names[x], turned)
-    return found if bias is None else w.add("Add", found, w.names[bias])
+    result = w.add("MatMul", w.names[x], turned)
+    return result if bias is None else w.add("Add", result, w.names[bias])
 
 
 def convolution(
@@ -108,8 +108,8 @@ def truth(kind: str) -> Any:
 
     def rule(w: Nodes, node: Node, x: Any, dims: Any = None, keep: bool = False) -> str:
         numbers = w.cast(w.tensor(x, torch.bool), torch.bool, torch.int32)
-        found = reduction(w, kind, numbers, dims_of(dims, rank_of(x)), keep)
-        return w.cast(found, torch.int32, torch.bool)
+        result = reduction(w, kind, numbers, dims_of(dims, rank_of(x)), keep)
+        return w.cast(result, torch.int32, torch.bool)
 
     return rule
 
@@ -123,11 +123,11 @@ def multiplied(w: Nodes, node: Node, x: Any, dim: int, keep: bool = False, *_: A
 
 
 def logsumexp(w: Nodes, node: Node, x: Any, dims: Any, keep: bool = False) -> str:
-    found = dims_of(dims, rank_of(x))
-    top = reduction(w, "ReduceMax", w.names[x], found, True)
-    total = reduction(w, "ReduceSum", w.add("Exp", w.add("Sub", w.names[x], top)), found, True)
+    axes = dims_of(dims, rank_of(x))
+    top = reduction(w, "ReduceMax", w.names[x], axes, True)
+    total = reduction(w, "ReduceSum", w.add("Exp", w.add("Sub", w.names[x], top)), axes, True)
     value = w.add("Add", w.add("Log", total), top)
-    return value if keep else w.add("Squeeze", value, w.ints(*found))
+    return value if keep else w.add("Squeeze", value, w.ints(*axes))
 
 
 def softmax(kind: str) -> Any:
@@ -150,10 +150,10 @@ def _spread(
     count = 1
     for size in sizes:
         count *= size
-    found = w.add(
+    spread = w.add(
         "Div", squares, w.constant(max(count - (1 if correction is None else correction), 0), dtype)
     )
-    return found, mean if keep else w.add("Squeeze", mean, w.ints(*dims))
+    return spread, mean if keep else w.add("Squeeze", mean, w.ints(*dims))
 
 
 def variance(w: Nodes, node: Node, x: Any, dims: Any = None, correction: Any = 1, keep: bool = False) -> str:
@@ -167,13 +167,13 @@ def variance_and_mean(
 
 
 def norm(w: Nodes, node: Node, x: Any, p: Any = 2, dims: Any = None, keep: bool = False, *_: Any) -> str:
-    found, dtype = dims_of(dims, rank_of(x)), dtype_of(node)
+    axes, dtype = dims_of(dims, rank_of(x)), dtype_of(node)
     if p in (1, 2):
-        return reduction(w, f"ReduceL{p:.0f}", w.names[x], found, keep)
+        return reduction(w, f"ReduceL{p:.0f}", w.names[x], axes, keep)
     size = w.add("Abs", w.names[x])
     if p in (torch.inf, -torch.inf):
-        return reduction(w, "ReduceMax" if p > 0 else "ReduceMin", size, found, keep)
-    total = reduction(w, "ReduceSum", w.add("Pow", size, w.constant(p, dtype)), found, keep)
+        return reduction(w, "ReduceMax" if p > 0 else "ReduceMin", size, axes, keep)
+    total = reduction(w, "ReduceSum", w.add("Pow", size, w.constant(p, dtype)), axes, keep)
     return w.add("Pow", total, w.constant(1 / p, dtype))
 
 
@@ -188,20 +188,20 @@ def normalised(
     if dtype == torch.float32:
         scale = w.constant(torch.ones(list(widths)), dtype) if weight is None else w.names[weight]
         shift = [] if bias is None else [w.names[bias]]
-        found = w.several(
+        outputs = w.several(
             "LayerNormalization",
             (w.names[x], scale, *shift),
             3 if several else 1,
             axis=dims[0],
             epsilon=float(epsilon),
         )
-        return tuple(found) if several else found[0]
+        return tuple(outputs) if several else outputs[0]
     variance, mean = _spread(w, x, dims, 0, True, dtype)
     deviation = w.add("Sqrt", w.add("Add", variance, w.constant(epsilon, dtype)))
-    found = w.add("Div", w.add("Sub", w.names[x], mean), deviation)
-    found = found if weight is None else w.add("Mul", found, w.names[weight])
-    found = found if bias is None else w.add("Add", found, w.names[bias])
-    return (found, mean, w.add("Reciprocal", deviation)) if several else found
+    y = w.add("Div", w.add("Sub", w.names[x], mean), deviation)
+    y = y if weight is None else w.add("Mul", y, w.names[weight])
+    y = y if bias is None else w.add("Add", y, w.names[bias])
+    return (y, mean, w.add("Reciprocal", deviation)) if several else y
 
 
 def weight_norm(w: Nodes, node: Node, v: Any, g: Any, dim: int = 0) -> tuple[str, str]:

@@ -48,14 +48,14 @@ def results_of(module: GraphModule) -> list[Node]:
 
 def _needed(results: Any) -> set[Node]:
     """All that results are computed from."""
-    found: set[Node] = set()
+    needed: set[Node] = set()
     open_ = list(results)
     while open_:
         node = open_.pop()
-        if node not in found:
-            found.add(node)
+        if node not in needed:
+            needed.add(node)
             open_ += node.all_input_nodes
-    return found
+    return needed
 
 
 def _written(module: GraphModule, node: Node, w: Nodes) -> Any:
@@ -72,8 +72,8 @@ def _written(module: GraphModule, node: Node, w: Nodes) -> Any:
     rule = rule_of(target)
     if rule is None or name in SAID:
         raise NoRule(node)
-    made = rule(w, node, *arguments(node))
-    return list(made) if isinstance(made, tuple) else made
+    result = rule(w, node, *arguments(node))
+    return list(result) if isinstance(result, tuple) else result
 
 
 def _scan(module: GraphModule, node: Node, w: Nodes) -> list[str]:
@@ -89,10 +89,10 @@ def _scan(module: GraphModule, node: Node, w: Nodes) -> list[str]:
     for place in inside:
         inner.names[place] = inner.name("at_step")
     takes = [described(inner.names[place], place) for place in inside]
-    found = translate(body, inner)
+    outputs = translate(body, inner)
     results = results_of(body)
     # What comes out of a body is a name of its own, made in it.
-    names = [inner.add("Identity", name, wish="after_step") for name in found]
+    names = [inner.add("Identity", name, wish="after_step") for name in outputs]
     gives = [described(name, result) for name, result in zip(names, results, strict=True)]
     graph = helper.make_graph(inner.nodes, w.name("step"), takes, gives)
     given = [*states, *sequences]

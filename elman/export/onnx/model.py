@@ -18,30 +18,30 @@ from elman.export.onnx.nodes import Nodes
 from elman.export.program import Exported
 
 
-def model_of(made: Exported, opset: int, ir: int) -> onnx.ModelProto:
+def model_of(exported: Exported, opset: int, ir: int) -> onnx.ModelProto:
     """The model. What ONNX has no form for is tried again as PyTorch takes it apart, and then refused."""
     try:
-        graph = _graph(made, made.program)
+        graph = _graph(exported, exported.program)
     except NoRule:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # PyTorch's own
-            program = made.program.run_decompositions()
+            program = exported.program.run_decompositions()
         try:
-            graph = _graph(made, program)
+            graph = _graph(exported, program)
         except NoRule as error:
-            raise _refused(made, error) from error
+            raise _refused(exported, error) from error
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir, producer_name="elman"
     )
-    model.doc_string = f"{type(made.module).__name__}, exported by elman"
+    model.doc_string = f"{type(exported.module).__name__}, exported by elman"
     return model
 
 
-def _graph(made: Exported, program: torch.export.ExportedProgram) -> onnx.GraphProto:
+def _graph(exported: Exported, program: torch.export.ExportedProgram) -> onnx.GraphProto:
     w = Nodes()
-    for given in made.inputs:
+    for given in exported.inputs:
         w.taken.update(given.paths())
-    w.taken.update(made.outputs)
+    w.taken.update(exported.outputs)
     places = {str(n.name): n for n in program.graph.nodes if n.op == "placeholder"}
     module, users = program.graph_module, []
     for spec in program.graph_signature.input_specs:
@@ -51,30 +51,30 @@ def _graph(made: Exported, program: torch.export.ExportedProgram) -> onnx.GraphP
         elif isinstance(node.meta["val"], torch.Tensor) and node.users:
             target = str(spec.target)
             w.names[node] = w.weight(w.name(target.removeprefix("module.")), _tensor(program, target))
-    takes = _inputs(made, users, w)
-    found = translate(module, w)
-    words = _sizes(made, users)
+    takes = _inputs(exported, users, w)
+    outputs = translate(module, w)
+    words = _sizes(exported, users)
     gives = []
-    for name, result, wish in zip(found, results_of(module), made.outputs, strict=True):
+    for name, result, wish in zip(outputs, results_of(module), exported.outputs, strict=True):
         w.nodes.append(helper.make_node("Identity", [name], [wish], name=wish))
         sizes = [words.get(str(size)) for size in result.meta["val"].shape]
         gives.append(described(wish, result, sizes))
     return helper.make_graph(
-        w.nodes, type(made.module).__name__, takes, gives, initializer=list(w.weights.values())
+        w.nodes, type(exported.module).__name__, takes, gives, initializer=list(w.weights.values())
     )
 
 
 def _tensor(program: torch.export.ExportedProgram, target: str) -> torch.Tensor:
-    found: Any = program.state_dict.get(target)
+    weight: Any = program.state_dict.get(target)
     constant: Any = program.constants.get(target)
-    return constant if found is None else found
+    return constant if weight is None else weight
 
 
-def _inputs(made: Exported, users: list[Node], w: Nodes) -> list[onnx.ValueInfoProto]:
+def _inputs(exported: Exported, users: list[Node], w: Nodes) -> list[onnx.ValueInfoProto]:
     """Describe the arguments' tensors, and give each placeholder its name."""
     takes, left = [], list(users)
     rows: tuple[Node, int] | None = None
-    for given in made.inputs:
+    for given in exported.inputs:
         for i, path in enumerate(given.paths()):
             node = left.pop(0)
             w.names[node] = path
@@ -103,11 +103,11 @@ def rows_of(w: Nodes, node: Node, dim: int) -> str:
     return w.size(node, dim)
 
 
-def _sizes(made: Exported, users: list[Node]) -> dict[str, str]:
+def _sizes(exported: Exported, users: list[Node]) -> dict[str, str]:
     """What an open size is called."""
     words: dict[str, str] = {}
     left = list(users)
-    for given in made.inputs:
+    for given in exported.inputs:
         for _ in given.tensors:
             shape = left.pop(0).meta["val"].shape
             for size, axis in zip(shape, given.axes, strict=False):
@@ -116,10 +116,10 @@ def _sizes(made: Exported, users: list[Node]) -> dict[str, str]:
     return words
 
 
-def _refused(made: Exported, error: NoRule) -> NotSupported:
+def _refused(exported: Exported, error: NoRule) -> NotSupported:
     name = str(error.node.target)
     what = f"{name} has no form in ONNX" if error.why is None else error.why.what
     return NotSupported(
-        what=what, where=line_of(made.module, error.node.target),
+        what=what, where=line_of(exported.module, error.node.target),
         mend=(error.why and error.why.mend) or "write it with other operations, or export to .pt2",
     )  # fmt: skip

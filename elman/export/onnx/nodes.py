@@ -80,10 +80,10 @@ class Nodes:
 
     def weight(self, name: str, tensor: torch.Tensor) -> str:
         """An initializer under its name."""
-        made = helper.make_tensor(
+        initializer = helper.make_tensor(
             name, kind_of(tensor.dtype), list(tensor.shape), bits(tensor).tobytes(), raw=True
         )
-        self.weights[name] = made
+        self.weights[name] = initializer
         return name
 
     def ints(self, *values: int) -> str:

@@ -48,8 +48,8 @@ def compare(kind: str, negated: bool = False) -> Rule:
 
     def rule(w: Nodes, node: Node, x: Any, y: Any) -> str:
         dtype = torch.result_type(_value(x), _value(y))
-        found = w.add(kind, w.tensor(x, dtype), w.tensor(y, dtype))
-        return w.add("Not", found) if negated else found
+        result = w.add(kind, w.tensor(x, dtype), w.tensor(y, dtype))
+        return w.add("Not", result) if negated else result
 
     return rule
 
@@ -128,10 +128,10 @@ def masked(w: Nodes, node: Node, x: Any, mask: Any, value: Any) -> str:
 
 
 def clamped(w: Nodes, node: Node, x: Any, low: Any = None, high: Any = None) -> str:
-    dtype, found = dtype_of(node), w.tensor(x, dtype_of(node))
+    dtype, result = dtype_of(node), w.tensor(x, dtype_of(node))
     for kind, bound in (("Max", low), ("Min", high)):
-        found = found if bound is None else w.add(kind, found, w.tensor(bound, dtype))
-    return found
+        result = result if bound is None else w.add(kind, result, w.tensor(bound, dtype))
+    return result
 
 
 def at_most(w: Nodes, node: Node, x: Any, high: Any) -> str:
@@ -203,15 +203,15 @@ def _softplus(w: Nodes, x: str, dtype: torch.dtype, beta: Any = 1) -> str:
     """max(z, 0) + log1p(exp(-|z|)), z = beta x, over beta: ONNX's own loses what is small."""
     z = x if beta == 1 else w.add("Mul", x, w.constant(beta, dtype))
     small = _of_small(w, w.add("Exp", w.add("Neg", w.add("Abs", z))), dtype)
-    found = w.add("Add", w.add("Relu", z), small)
-    return found if beta == 1 else w.add("Div", found, w.constant(beta, dtype))
+    result = w.add("Add", w.add("Relu", z), small)
+    return result if beta == 1 else w.add("Div", result, w.constant(beta, dtype))
 
 
 def log_sigmoid(w: Nodes, node: Node, x: Any) -> Any:
     value = node.meta["val"]
     dtype = value[0].dtype if isinstance(value, (tuple, list)) else value.dtype
-    found = w.add("Neg", _softplus(w, w.add("Neg", w.tensor(x, dtype)), dtype))
-    return (found, found) if isinstance(value, (tuple, list)) else found
+    result = w.add("Neg", _softplus(w, w.add("Neg", w.tensor(x, dtype)), dtype))
+    return (result, result) if isinstance(value, (tuple, list)) else result
 
 
 def silu(w: Nodes, node: Node, x: Any) -> str:

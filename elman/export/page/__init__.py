@@ -77,8 +77,8 @@ def _page(content: Content, title: str, weights: str) -> str:
             f"{json.dumps(name)}: ((weights) => ({function(flat)})((name) => weights({name!r} + ' ' + name)))"
         )
         arrays += [Array(f"{name} {array.name}", array.values, array.row) for array in flat.arrays]
-    said, data = packed(arrays, weights)
-    about = {**content.about, "arrays": said}
+    index, data = packed(arrays, weights)
+    about = {**content.about, "arrays": index}
     script = "\n".join([
         '"use strict";', "(() => {", _file("run.js"), f"const programs = {{{', '.join(functions)}}};", _file("page.js"),
         _file("layers.js"),
@@ -109,8 +109,8 @@ def _row(value: Tensor) -> int | None:
 
 def _json(value: Any) -> str:
     """JSON that ends no element and holds no half of a pair of characters."""
-    said = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    return re.sub(r"[\ud800-\udfff\x00-\x1f]", lambda found: f"\\u{ord(found[0]):04x}", said).replace(
+    text = json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return re.sub(r"[\ud800-\udfff\x00-\x1f]", lambda match: f"\\u{ord(match[0]):04x}", text).replace(
         "\u2029", "\\u2029"
     )
 
@@ -152,8 +152,8 @@ def _writes(model: LanguageModel) -> Content:
 
 def _layer(path: str) -> str:
     """What a part of the state, such as `state[0][1]`, is called."""
-    found = re.fullmatch(r"state\[(\d+)\](.*)", path)
-    return path if found is None else f"layer {int(found[1]) + 1} {found[2]}".strip()
+    match = re.fullmatch(r"state\[(\d+)\](.*)", path)
+    return path if match is None else f"layer {int(match[1]) + 1} {match[2]}".strip()
 
 
 _UNITS = {"characters": "characters", "bytes": "bytes", "words": "words", "bpe": "pieces of words"}

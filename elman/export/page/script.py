@@ -81,7 +81,7 @@ def function(flat: Flat) -> str:
 def packed(arrays: Sequence[Array], weights: str) -> tuple[dict[str, list[Any]], str]:
     """({name: [kind, first byte, numbers, row]}, the bytes in base64). weights: one of `quantised.KINDS`; it is said of
     matrices, others stay in float32."""
-    said: dict[str, list[Any]] = {}
+    index: dict[str, list[Any]] = {}
     data = bytearray()
     for array in arrays:
         at, row, count = len(data), array.row or 0, array.values.numel()
@@ -93,11 +93,11 @@ def packed(arrays: Sequence[Array], weights: str) -> tuple[dict[str, list[Any]],
             kind = "float16" if weights == "float16" and array.row is not None else "float32"
             parts = [array.values.to(getattr(torch, kind))]
             _expect_finite(array.values, parts[0], array.name)
-        said[array.name] = [kind, at, count, row]
+        index[array.name] = [kind, at, count, row]
         for part in parts:
             data += part.contiguous().numpy().tobytes()
         data += bytes(-len(data) % 8)
-    return said, base64.b64encode(bytes(data)).decode()
+    return index, base64.b64encode(bytes(data)).decode()
 
 
 def _expect_finite(before: Tensor, after: Tensor, name: str) -> None:

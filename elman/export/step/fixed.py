@@ -28,11 +28,11 @@ _OWN: dict[str, Callable[..., Tensor]] = {
 
 def evaluated(prepare: Sequence[Op], constant: Callable[[Buffer], Tensor]) -> dict[Buffer, Tensor]:
     """The values of prepared memory, packed weights left out. constant: of what is handed in."""
-    found: dict[Buffer, Tensor] = {}
+    values: dict[Buffer, Tensor] = {}
 
     def read(view: View, strides: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
         buffer, inner = view.buffer.root()
-        flat = found[buffer] if buffer.kind == "prepared" else constant(buffer).contiguous().flatten()
+        flat = values[buffer] if buffer.kind == "prepared" else constant(buffer).contiguous().flatten()
         if any(stride < 0 for stride in strides):
             raise Unsupported("a constant that is turned round")
         return flat.as_strided(size, strides, inner + view.offset)
@@ -49,7 +49,7 @@ def evaluated(prepare: Sequence[Op], constant: Callable[[Buffer], Tensor]) -> di
         ]
         if op.code in ("fill", "int_fill"):
             kind = torch.int64 if op.code == "int_fill" else torch.float32
-            found[buffer] = torch.full(
+            values[buffer] = torch.full(
                 (buffer.width,), op.k if op.code == "int_fill" else op.number, dtype=kind
             )
             continue
@@ -57,5 +57,5 @@ def evaluated(prepare: Sequence[Op], constant: Callable[[Buffer], Tensor]) -> di
         function = _OWN.get(op.code) or getattr(torch, {"div": "true_divide"}.get(name, name), None)
         if function is None:
             raise Unsupported(f"{op.code} of what is the same at every step")
-        found[buffer] = function(*arguments).contiguous().flatten()
-    return found
+        values[buffer] = function(*arguments).contiguous().flatten()
+    return values

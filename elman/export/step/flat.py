@@ -160,9 +160,9 @@ class _Reading:
         }
         stage = self.plan.once
         rows = [ROWS] if any(n.op == "placeholder" and n.target == ROWS for n in stage.graph.nodes) else []
-        made = codegen.function(stage.graph, [*stage.inputs(), *rows], stage.outputs())
+        compute = codegen.function(stage.graph, [*stage.inputs(), *rows], stage.outputs())
         with torch.no_grad():
-            results = made(*[values[name] for name in stage.inputs()], *(1 for _ in rows))
+            results = compute(*[values[name] for name in stage.inputs()], *(1 for _ in rows))
         return values | dict(zip(stage.outputs(), results, strict=True))
 
     def flat(self) -> Flat:
@@ -242,11 +242,11 @@ class _Reading:
             if not (value.dtype.is_floating_point or value.dtype is torch.bool):
                 raise Unsupported("an output of whole numbers")
             name = self.plan.outputs[port.name]
-            made = str(after[name].target) if name in after and after[name].op == "placeholder" else name
-            if made not in self.loop.emits:
+            source = str(after[name].target) if name in after and after[name].op == "placeholder" else name
+            if source not in self.loop.emits:
                 raise Unsupported(f"the output {port.path}, which is made outside of the step")
             sizes = tuple(int(size) for size in value.shape[1:])
-            number = self.loop.emits.index(made)
+            number = self.loop.emits.index(source)
             if ("emit", number) in self.memory:
                 raise Unsupported(f"the output {port.path}, which comes out twice")
             leaves.append(Leaf(port.path, "out", self._take("out", math.prod(sizes)), sizes))
@@ -256,7 +256,7 @@ class _Reading:
     def _next(self) -> set[int]:
         """States whose next value is written over the one before: nobody looks at that any more but the operation
         itself, each element at its own."""
-        found = set()
+        overwritten = set()
         for i, (emit, _, _) in enumerate(self.low.states):
             writes = [
                 n for n, op in enumerate(self.low.ops) if _touches(op.operands[: op.results], "next", i)
@@ -274,9 +274,9 @@ class _Reading:
                 if _touches([view], "state", i)
             )
             if max(reads, default=-1) < n or (max(reads) == n and op.code in _ELEMENTWISE and same):
-                found.add(i)
+                overwritten.add(i)
                 self.memory["next", i] = self.memory["state", i]
-        return found
+        return overwritten
 
     def _share_out(self) -> None:
         """Scratch memory by lifetime: two values that are not needed at the same time may share a place."""
@@ -377,14 +377,14 @@ class _Reading:
         return value.data_ptr(), value.shape  # tied weights are one array
 
     def _array(self, flat: Tensor, row: int | None, key: Any, buffer: Buffer) -> Array:
-        known = self.arrays.get(key)
-        if known is None:
+        array = self.arrays.get(key)
+        if array is None:
             word = self.loop.constants[buffer.index] if buffer.kind != "prepared" else "made"
             name = identifier("w_" + re.sub(r"[^A-Za-z0-9_]", "_", word), self.names)
-            known = self.arrays[key] = Array(name, flat, row)
-        elif known.row is None and row is not None:
-            known = self.arrays[key] = Array(known.name, flat, row)
-        return known
+            array = self.arrays[key] = Array(name, flat, row)
+        elif array.row is None and row is not None:
+            array = self.arrays[key] = Array(array.name, flat, row)
+        return array
 
 
 def _touches(views: Sequence[View | None], kind: str, index: int) -> bool:

@@ -113,8 +113,8 @@ def _started(layer: Any, x: Any) -> tuple[Any, Any]:
     layer = layer.as_layer() if isinstance(layer, Compound) else layer
     if not isinstance(layer, Stack):
         state = initial_state(layer.cell, x)
-        made = call_cell(layer.cell, x, state, None, False)
-        return state, understand(made, flatten(state, "state")[1], type(layer.cell).__name__)[0]
+        returned = call_cell(layer.cell, x, state, None, False)
+        return state, understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)[0]
     states = []
     for i in range(len(layer)):
         given = layer._norms()[i - 1](x) if i and len(layer._norms()) else x

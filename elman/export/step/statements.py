@@ -81,8 +81,8 @@ class _Writing:
                 letter: self.at(place, self.step.size)
                 for letter, place in zip("abc", places[1:], strict=False)
             }
-            said = self.calls(form).format(**named)
-            return self.loops(self.step.size, [f"{self.at(assigned, self.step.size)} = {said};"])
+            expression = self.calls(form).format(**named)
+            return self.loops(self.step.size, [f"{self.at(assigned, self.step.size)} = {expression};"])
         along = getattr(self, f"_{code}", None)
         if along is None:
             raise NotSupported(
@@ -94,7 +94,7 @@ class _Writing:
     # --- pieces -----------------------------------------------------------------------------------------------------
 
     def calls(self, form: str) -> str:
-        form = _CALL.sub(lambda found: f"{self.to.call(found[1])}(", form)
+        form = _CALL.sub(lambda match: f"{self.to.call(match[1])}(", form)
         return form.replace("BAD", self.to.failing)
 
     def at(self, place: Place | None, size: Sequence[int], more: str = "") -> str:
@@ -269,7 +269,7 @@ class _Writing:
 
     def _gather(self) -> list[str]:
         out, x, index = self.step.places
-        return self._indexed(x, index, lambda found: f"{self.at(out, self.step.size)} = {found};")
+        return self._indexed(x, index, lambda place: f"{self.at(out, self.step.size)} = {place};")
 
     _int_gather = _gather
 
@@ -285,7 +285,7 @@ class _Writing:
 
     def _scattered(self, how: str) -> list[str]:
         out, x, index = self.step.places
-        return self._indexed(out, index, lambda found: f"{found} {how} {self.at(x, self.step.size)};")
+        return self._indexed(out, index, lambda place: f"{place} {how} {self.at(x, self.step.size)};")
 
     def _indexed(self, chosen: Place | None, index: Place | None, move: Callable[[str], str]) -> list[str]:
         """chosen: where indices choose along a dimension of length k."""
