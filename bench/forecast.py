@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from elman.data.series import Columns, Panel, read_series
-from elman.data.series_windows import Form
+from elman.data.series_windows import SeriesForm
 from elman.models.forecasting import Forecasts, Scores, folds_for, parted, rolling, scored
 
 HORIZON, PATHS = 12, 1000
@@ -88,7 +88,7 @@ def measured(panel: Panel, season: int, method: Callable[[np.ndarray, int, int],
     """Figures of a method at the places at which `elman train forecast` measures."""
     folds = folds_for(panel, HORIZON)
     _, ends = parted(panel, folds * HORIZON, HORIZON + 3)
-    origins = rolling(panel, Form.of(panel, season, 2 * season, HORIZON), ends, folds)
+    origins = rolling(panel, SeriesForm.of(panel, season, 2 * season, HORIZON), ends, folds)
     paths = np.stack([method(filled(panel.series[i].y[:t]), season, HORIZON) for i, t in origins.places])
     return scored(
         origins, Forecasts(paths.mean(1), np.moveaxis(np.quantile(paths, LEVELS, axis=1), 0, -1), paths)

@@ -16,7 +16,7 @@ from elman import explain
 from elman.data.grid import Grid, parsed_stamp
 from elman.data.rolls import read_rolls
 from elman.data.series import Columns, panel_of, read_series, table_of
-from elman.data.series_windows import Form, Origins, context_for
+from elman.data.series_windows import Origins, SeriesForm, context_for
 from elman.errors import DataError, InputError, NotYet
 from elman.models import Forecaster
 from elman.models.distributions import DISTRIBUTIONS, QUANTILES, SHARES, pinball
@@ -201,7 +201,7 @@ def test_a_window_is_what_was_known_there_and_nothing_else() -> None:
     rows["kind"] = ["a" if name == "s0" else "b" for name in rows["unique_id"]]
     columns = Columns(known=("price",), past=("sold",), static=("kind",))
     learnt = panel_of([table_of(rows, columns)], columns)
-    form = Form.of(learnt, 7, 10, 3)
+    form = SeriesForm.of(learnt, 7, 10, 3)
     origins = Origins(form, learnt, places=[(0, 30), (1, 4), (1, 40)])
     w = origins.take([0, 1, 2])
     series, width, lags = learnt.series, 13, form.lags
@@ -242,7 +242,7 @@ def test_a_window_is_what_was_known_there_and_nothing_else() -> None:
 
 
 def test_batches_of_windows_go_on_from_a_position_and_are_shared() -> None:
-    form = Form.of(panel(), 7, 14, 3)
+    form = SeriesForm.of(panel(), 7, 14, 3)
     made = [Origins(form, panel()).everywhere().batches(8, 3) for _ in range(3)]
     assert made[0].unit == "examples"
     for part in made[1:]:
@@ -261,7 +261,7 @@ def test_parts_of_series_are_apart() -> None:
     learnt, ends = parted(found, 14, 70)
     assert ends == [120, 100, None]  # the shortest one is learnt from as a whole
     assert [len(one.y) for one in learnt.series] == [106, 86, len(found.series[2].y)]
-    places = rolling(found, Form.of(learnt, 7, 14, 7), ends, 2).places
+    places = rolling(found, SeriesForm.of(learnt, 7, 14, 7), ends, 2).places
     assert places == [(0, 106), (0, 113), (1, 86), (1, 93)]
 
 
@@ -346,7 +346,7 @@ def test_figures_against_their_plain_formulas() -> None:
 
 def test_scores_are_means_by_the_naive_error() -> None:
     found = panel(count=2, gaps=False)
-    form = Form.of(found, 7, 14, 7)
+    form = SeriesForm.of(found, 7, 14, 7)
     origins = rolling(found, form, [120, 100], 2)
     network = ForecastNetwork(form.lags, form.features, 14, 7, cell="elman", hidden=8)
     network.begin(Origins(form, found).everywhere().take(range(0, 150, 5)))
@@ -372,7 +372,7 @@ def test_paths_are_what_the_network_says_step_by_step(name: str) -> None:
     found = panel(count=1, gaps=False)
     if name == "negative-binomial":
         found.series[0].y[:] = found.series[0].y.round()
-    form = Form.of(found, 7, 14, 3, counts=name == "negative-binomial")
+    form = SeriesForm.of(found, 7, 14, 3, counts=name == "negative-binomial")
     origins = Origins(form, found).everywhere()
     network = ForecastNetwork(form.lags, form.features, 14, 3, name, "elman", hidden=8, dropout=0.3)
     network.begin(origins.take(range(0, 100, 2)))
@@ -408,7 +408,7 @@ def test_paths_are_what_the_network_says_step_by_step(name: str) -> None:
 
 def test_least_squares_is_where_learning_begins() -> None:
     found = panel(count=1, gaps=False)
-    form = Form.of(found, 7, 14, 3)
+    form = SeriesForm.of(found, 7, 14, 3)
     origins = Origins(form, found).everywhere()
     for name in ("gaussian", "quantiles"):
         network = ForecastNetwork(form.lags, form.features, 14, 3, name, "elman", hidden=8)

@@ -394,7 +394,7 @@ def test_a_cell_of_ones_own_is_trusted_by_its_digest(run: Path, tmp_path: Path, 
 def test_a_run_says_what_its_cell_was(tmp_path: Path) -> None:
     mine, out = tmp_path / "mine.py", tmp_path / "new"
 
-    def begun(resume: str = "never") -> jobs.Job:
+    def begun(resume: str = "never") -> jobs.TrainingJob:
         stack = StackSettings(f"{mine}:Cell", hidden=4)
         how = lm.Settings([TEXT], cache=tmp_path / "cache", stack=stack, embedding=4, window=8)
         training = TrainingSettings(steps=2, batch=4)

@@ -173,7 +173,7 @@ def log(run: Path) -> list[dict[str, Any]]:
     return [{**line, "seconds": 0, "stages": 0} for line in lines]
 
 
-def job(task: str, folder: Path, *more: str) -> jobs.Job:
+def job(task: str, folder: Path, *more: str) -> jobs.TrainingJob:
     """A task about to be trained, as its command prepares it."""
     kind = task_of(task)
     given = [*CASES[task].write(folder), *CASES[task].small, *more]

@@ -13,12 +13,12 @@ import typer
 from typer.core import TyperCommand
 
 from elman.app.ending import Interrupted, ended
-from elman.app.exporting import HELP, Export
+from elman.app.exporting import HELP, ExportCommand
 from elman.app.last import plain, told
 from elman.app.options import command
 from elman.app.seeing import Cell, RunFolder, Trust, draw, explain, verify
 from elman.app.serving import HELP as SERVE
-from elman.app.serving import Serve
+from elman.app.serving import ServeCommand
 from elman.errors import InputError
 from elman.tasks import TASKS
 from elman.tasks.settings import COUNT, SIZE
@@ -342,8 +342,8 @@ def report(
 app.command()(explain)
 app.command()(draw)
 app.command()(verify)
-app.command("export", cls=Export, help=HELP)(lambda: None)
-app.command("serve", cls=Serve, help=SERVE)(lambda: None)
+app.command("export", cls=ExportCommand, help=HELP)(lambda: None)
+app.command("serve", cls=ServeCommand, help=SERVE)(lambda: None)
 
 
 @app.command()

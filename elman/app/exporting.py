@@ -28,7 +28,7 @@ Out = Annotated[
 To = Annotated[str | None, typer.Option(help="The target, where --out does not say it.", show_default=False)]
 
 
-class Export(TyperCommand):
+class ExportCommand(TyperCommand):
     """The command; what the targets take is imported when it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -91,4 +91,4 @@ def _run(
         typer.echo(plain(str(written)))
 
 
-__all__ = ["HELP", "Export"]
+__all__ = ["HELP", "ExportCommand"]

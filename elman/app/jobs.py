@@ -37,7 +37,7 @@ from elman.training.measure import percent
 
 
 @dataclass
-class Job:
+class TrainingJob:
     """A task about to be trained. config: of the run folder. processes: those that train it. figure: what the trained
     model reaches, exactly, once the run is over."""
 
@@ -153,7 +153,7 @@ class Job:
 def prepare(
     kind: type[Task], settings: Any, training: TrainingSettings, keeping: KeepingSettings,
     processes: Processes | None = None, notify: Callable[[str], None] = lambda words: None,
-) -> Job:  # fmt: skip
+) -> TrainingJob:  # fmt: skip
     """Let a task read its data and make its model, and check the settings; no run folder is made yet.
 
     settings: of the task. notify: is given words on what takes its time.
@@ -179,7 +179,7 @@ def prepare(
         "weight_decay": made.weight_decay,
         "precision": processes.precision,
     }
-    return Job(prepared, made, keeping, {"task": kind.name, **own, "training": section}, processes)
+    return TrainingJob(prepared, made, keeping, {"task": kind.name, **own, "training": section}, processes)
 
 
 def logged(figure: Measure) -> dict[str, Any]:

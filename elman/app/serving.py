@@ -23,7 +23,7 @@ who. Ctrl-C or SIGTERM lets what runs end.
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
-class Serve(TyperCommand):
+class ServeCommand(TyperCommand):
     """The command; what it is made of is imported when it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
@@ -53,4 +53,4 @@ def _run(*, settings: Any, folder: RunFolder, trust: Trust = False, cell: Cell =
     run(task, model, name_of(folder), settings, lambda words: typer.echo(plain(words)))
 
 
-__all__ = ["HELP", "Serve"]
+__all__ = ["HELP", "ServeCommand"]

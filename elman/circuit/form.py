@@ -144,7 +144,7 @@ class Joint:
 StepFunction = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
-class Record(Protocol):
+class StepRecord(Protocol):
     """What a circuit's graph does not know, since it was recorded from it.
 
     step: the same step as a function of real tensors under its own autograd; what higher derivatives and the
@@ -177,9 +177,9 @@ class Circuit:
     outputs: tuple[OutPort, ...]
     reverse: bool
     signature: Signature | None = None
-    record: Record | None = None
+    record: StepRecord | None = None
 
-    def recorded(self) -> Record:
+    def recorded(self) -> StepRecord:
         """Its record; InputError if it has none."""
         if self.record is None:
             raise InputError(

@@ -51,7 +51,7 @@ class Lookup(enum.Enum):
     EACH = "a list of them, one for each dimension of the first operand; -1 is the last place"
 
 
-class Native(NamedTuple):
+class NativeOp(NamedTuple):
     """A plain operation of the native engine, element by element. code: its name there (native/program.hpp)."""
 
     family: str  # "unary", "binary", or "compare", which has true or false as its result
@@ -92,19 +92,19 @@ class Operation:
     broadcasts: bool = False
     lookup: Lookup | None = None
     apart: bool = False
-    native: Native | None = None
+    native: NativeOp | None = None
 
 
 def _unary(name: str, code: str | None = None, **more: Any) -> Operation:
-    return Operation(name, native=Native("unary", code or name), **more)
+    return Operation(name, native=NativeOp("unary", code or name), **more)
 
 
 def _binary(name: str, **more: Any) -> Operation:
-    return Operation(name, native=Native("binary", name), **more)
+    return Operation(name, native=NativeOp("binary", name), **more)
 
 
 def _compare(name: str) -> Operation:
-    return Operation(name, native=Native("compare", name))
+    return Operation(name, native=NativeOp("compare", name))
 
 
 def _apart(name: str) -> Operation:

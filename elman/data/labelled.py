@@ -27,7 +27,7 @@ Sequences = list[str] | list[Tensor]
 
 
 @dataclass(frozen=True)
-class Columns:
+class LabelledColumns:
     """What the parts of an example are called, in tables and in JSON lines. longest: steps of a sequence, at most."""
 
     text: str = "text"
@@ -57,7 +57,7 @@ class Labelled:
         return Labelled(*([values[i] for i in rows] for values in (self.x, self.y, self.places)))
 
 
-def read_labelled(paths: Sequence[Path], columns: Columns = Columns()) -> Labelled:
+def read_labelled(paths: Sequence[Path], columns: LabelledColumns = LabelledColumns()) -> Labelled:
     """The examples of files and folders, one after another. Raises DataError, with file and line."""
     labelled, first = Labelled(), None
     for path in paths:
@@ -74,7 +74,9 @@ def read_labelled(paths: Sequence[Path], columns: Columns = Columns()) -> Labell
     return labelled
 
 
-def read_sequences(path: Path, columns: Columns = Columns(), *, numbers: bool) -> Iterator[Any]:
+def read_sequences(
+    path: Path, columns: LabelledColumns = LabelledColumns(), *, numbers: bool
+) -> Iterator[Any]:
     """What is to be labelled, one after another: of a text file a string a line (numbers: a JSON list a line), None for
     an empty one; of tables and JSON lines as in `read_labelled`, where labels are not needed. "-": standard input,
     line by line."""
@@ -113,7 +115,7 @@ def stratified(y: Sequence[int], shares: Sequence[float], seed: int) -> list[lis
     return [sorted(part) for part in parts]
 
 
-def _examples(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
+def _examples(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, str]]:
     """(sequence, label, where it stands)."""
     suffix = path.suffix.lower()
     if path.is_dir():
@@ -134,7 +136,7 @@ def _examples(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
         )  # fmt: skip
 
 
-def _folder(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
+def _folder(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, str]]:
     inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     folders = [p for p in inside if p.is_dir()]
     if folders and len(folders) < len(inside):
@@ -162,7 +164,7 @@ def _folder(path: Path, columns: Columns) -> Iterator[tuple[Any, str, str]]:
             )  # fmt: skip
 
 
-def _whole(path: Path, columns: Columns) -> Any:
+def _whole(path: Path, columns: LabelledColumns) -> Any:
     """A file that is one sequence."""
     if path.suffix.lower() in TABLES:
         rows = [row for row in table_rows(path) if row[1]]
@@ -181,7 +183,7 @@ def _whole(path: Path, columns: Columns) -> Any:
     return _bounded(text, columns, str(path))
 
 
-def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[Any, str, str]]:
+def _table(path: Path, columns: LabelledColumns, *, labelled: bool) -> Iterator[tuple[Any, str, str]]:
     rows = table_rows(path)
     _, names = next(rows, (1, []))
     needed = [columns.text if columns.text in names or columns.id not in names else columns.id]
@@ -221,7 +223,7 @@ def _table(path: Path, columns: Columns, *, labelled: bool) -> Iterator[tuple[An
         yield _steps(steps, places, columns), label, places[0]
 
 
-def _steps(rows: list[list[str]], places: list[str], columns: Columns) -> Tensor:
+def _steps(rows: list[list[str]], places: list[str], columns: LabelledColumns) -> Tensor:
     """[T, I] of fields."""
     steps = []
     for row, where in zip(rows, places, strict=True):
@@ -237,7 +239,7 @@ def _steps(rows: list[list[str]], places: list[str], columns: Columns) -> Tensor
     return _bounded(torch.tensor(steps, dtype=torch.float32), columns, places[0])
 
 
-def _of_json(line: str, columns: Columns, where: str, *, labelled: bool) -> tuple[Any, str]:
+def _of_json(line: str, columns: LabelledColumns, where: str, *, labelled: bool) -> tuple[Any, str]:
     anything = {columns.text: lambda value, place: None}
     value = _json(line, where, record(anything | ({columns.label: _label} if labelled else {})))
     one, label = value[columns.text], str(value.get(columns.label, ""))
@@ -280,7 +282,7 @@ def _numbers(value: Any, where: str) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def _bounded(one: Any, columns: Columns, where: str) -> Any:
+def _bounded(one: Any, columns: LabelledColumns, where: str) -> Any:
     if not 0 < len(one) <= columns.longest:
         long = len(one) > 0
         raise DataError(

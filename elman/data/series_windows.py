@@ -54,7 +54,7 @@ _FORM = record(
 
 
 @dataclass(frozen=True)
-class Form:
+class SeriesForm:
     """How series become what a network reads; kept beside its weights.
 
     season: steps after which they repeat themselves, 1 for none. context: steps that are read before a forecast.
@@ -77,7 +77,7 @@ class Form:
     span: int = 1
 
     @classmethod
-    def of(cls, panel: Panel, season: int, context: int, horizon: int, *, counts: bool = False) -> Form:
+    def of(cls, panel: Panel, season: int, context: int, horizon: int, *, counts: bool = False) -> SeriesForm:
         """Of the series learnt from."""
         means, scales = [], []
         columns = panel.columns
@@ -136,7 +136,7 @@ class Form:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any, place: str = "") -> Form:
+    def from_json(cls, value: Any, place: str = "") -> SeriesForm:
         """Raises Odd."""
         _FORM(value, place)
         grid, columns = (
@@ -189,7 +189,7 @@ def context_for(season: int, horizon: int) -> int:
 
 
 @dataclass
-class Windows:
+class SeriesWindows:
     """What a network reads of several windows, time-major, W = context + steps of the forecast.
 
     lags: [W, B, 2 L], scaled past values, then whether each is known. features: [W, B, F]. y: [W, B], scaled, 0 where
@@ -211,7 +211,7 @@ class Windows:
 class Origins:
     """Series laid out so that any window can be taken: see `take`. places: (series, step of the first that is told)."""
 
-    form: Form
+    form: SeriesForm
     panel: Panel
     steps: int = 0  # of a forecast; 0: the form's horizon
     places: list[tuple[int, int]] = field(default_factory=list)
@@ -251,7 +251,7 @@ class Origins:
         )
         return counts >= least
 
-    def take(self, rows: Sequence[int]) -> Windows:
+    def take(self, rows: Sequence[int]) -> SeriesWindows:
         """The windows of places."""
         form, (series, steps) = self.form, np.array([self.places[i] for i in rows], np.int64).T
         width, context, reach = form.context + self.steps, form.context, form.register
@@ -276,7 +276,7 @@ class Origins:
         def plain(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values.astype(np.float32)))
 
-        return Windows(
+        return SeriesWindows(
             turned(lags), turned(features), turned(target), turned(there[:, reach:]), plain(loc), plain(scale),
             plain(filled[:, before]), plain(there[:, before]),
         )  # fmt: skip
@@ -355,7 +355,7 @@ def _held(past: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
     return np.nan_to_num(np.take_along_axis(past, last, 1)), there.astype(np.float32)
 
 
-def expect_future(panel: Panel, form: Form) -> None:
+def expect_future(panel: Panel, form: SeriesForm) -> None:
     """Raise DataError where what has to be known of a forecast's steps is not."""
     if not form.columns.known:
         return
@@ -368,7 +368,7 @@ def expect_future(panel: Panel, form: Form) -> None:
             )  # fmt: skip
 
 
-def tails(panel: Panel, form: Form) -> list[dict[str, Any]]:
+def tails(panel: Panel, form: SeriesForm) -> list[dict[str, Any]]:
     """The ends of series, as much as a forecast reads, as JSON values."""
     size = form.context + form.register
 
@@ -388,7 +388,7 @@ def tails(panel: Panel, form: Form) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def from_tails(value: Any, form: Form) -> Panel:
+def from_tails(value: Any, form: SeriesForm) -> Panel:
     """Raises Odd."""
     size = 2 * LONGEST + form.register
     gap = lambda value, place: None if value is None else number(-1e300, 1e300)(value, place)  # noqa: E731
@@ -417,13 +417,13 @@ def from_tails(value: Any, form: Form) -> Panel:
     return Panel(form.grid, form.columns, tuple(series))
 
 
-def read_form(raw: bytes) -> tuple[Form, Panel]:
+def read_form(raw: bytes) -> tuple[SeriesForm, Panel]:
     """What `kept_form` wrote. Raises Odd."""
     fields = parsed(raw, record({"form": record({}), "tails": each(record({}), 10**7)}))
-    form = Form.from_json(fields["form"], "form")
+    form = SeriesForm.from_json(fields["form"], "form")
     return form, from_tails(fields["tails"], form)
 
 
-def kept_form(form: Form, panel: Panel) -> bytes:
+def kept_form(form: SeriesForm, panel: Panel) -> bytes:
     """A form with the ends of the series, from which a forecast goes on."""
     return json.dumps({"form": form.to_json(), "tails": tails(panel, form)}).encode()

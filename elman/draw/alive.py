@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from elman.circuit import Circuit, Kind
-from elman.draw.example import Example, backward, example
+from elman.draw.example import ExampleRun, backward, example
 from elman.draw.scene import Scene
 from elman.draw.svg import COLORS, svg
 from elman.draw.told import Loss, Told, loss, told
@@ -124,7 +124,7 @@ def _plays(circuit: Circuit) -> tuple[dict[str, list[dict[str, Any]]], str]:
         return {}, ""
 
 
-def _events(run: Example, rows: tuple[Told, ...], sent: Loss, steps: int) -> list[dict[str, Any]]:
+def _events(run: ExampleRun, rows: tuple[Told, ...], sent: Loss, steps: int) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for t in range(1, steps + 1):
         for row in rows:
@@ -146,7 +146,7 @@ def _events(run: Example, rows: tuple[Told, ...], sent: Loss, steps: int) -> lis
     return events
 
 
-def _events_back(run: Example, rows: tuple[Told, ...], steps: int) -> list[dict[str, Any]]:
+def _events_back(run: ExampleRun, rows: tuple[Told, ...], steps: int) -> list[dict[str, Any]]:
     """Of an adjoint: what comes in and is worked out of it, how the sums grow, from the last step to the first."""
     events: list[dict[str, Any]] = []
     for t, so_far in zip(range(steps, 0, -1), run.sums, strict=True):

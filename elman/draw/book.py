@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from elman.draw.lines import bent, flat
 from elman.draw.measure import width
 from elman.draw.scene import Box, Edge, Node, Point, Scene, Text
-from elman.draw.step import NOTE, ROUND, SQUARE, Step, color_of, diameter, moved, step_of
+from elman.draw.step import NOTE, ROUND, SQUARE, StepLayout, color_of, diameter, moved, step_of
 from elman.draw.variables import Equations, Influence, Variable, said, timed
 
 SHOWN = 6  # steps that are all drawn; of more, the first and last two
@@ -105,14 +105,14 @@ def _number(time: str, place: int) -> int:
 # What joins one step with the next.
 
 
-def _exits(eq: Equations, step: Step) -> list[tuple[str, str]]:
+def _exits(eq: Equations, step: StepLayout) -> list[tuple[str, str]]:
     """("before" of a state, the variable whose value it is) for those that do not go straight on, the lowest first."""
     pairs = [(v.key, v.of) for v in eq.variables if v.role == "before" and v.key not in step.straight]
     drawn = [(before, of) for before, of in pairs if of is not None and of in step.nodes]
     return sorted(drawn, key=lambda pair: (-step.nodes[pair[1]].y, step.nodes[pair[0]].x))
 
 
-def _way_out(step: Step, node: Node, x: float, number: int) -> list[Point]:
+def _way_out(step: StepLayout, node: Node, x: float, number: int) -> list[Point]:
     """From a node to the line at x, on its right: straight if nothing is there, else round."""
     blocks = [other.box for other in step.nodes.values() if other.id != node.id]
     blocks += [text.box for edge in step.edges for text in edge.texts]
@@ -139,8 +139,8 @@ def _beside(edges: Sequence[Edge], start: Point, end: Point) -> bool:
 
 
 def _wire(
-    way: list[Point], target: Node, x: float, number: int, step: Step, side: int, *, arrow: bool, source: str = "",
-    t: int | None = None,
+    way: list[Point], target: Node, x: float, number: int, step: StepLayout, side: int, *, arrow: bool,
+    source: str = "", t: int | None = None,
 ) -> Edge:  # fmt: skip
     """The rest of the way, from the line at x to a square or dot, from its left (-1) or right (1) or from below."""
     others = [other.box for other in step.nodes.values() if other.id != target.id]
@@ -192,8 +192,8 @@ def _loop(eq: Equations, node: Node, influence: Influence, before: str) -> list[
 
 def _joined(
     eq: Equations,
-    previous: Step,
-    here: Step,
+    previous: StepLayout,
+    here: StepLayout,
     before: Variable,
     exits: Sequence[tuple[str, str]],
     elided: bool,
@@ -244,7 +244,7 @@ def _right(node: Node) -> Point:
     return node.x + node.width / 2, node.y
 
 
-def _starts(eq: Equations, here: Step, time: str | None, exits: Sequence[tuple[str, str]]) -> _Around:
+def _starts(eq: Equations, here: StepLayout, time: str | None, exits: Sequence[tuple[str, str]]) -> _Around:
     """What the first step starts from: states of known time in dashed circles, or an ellipsis where time is None."""
     around = _Around([], [], [])
     number = 0
@@ -278,7 +278,7 @@ def _starts(eq: Equations, here: Step, time: str | None, exits: Sequence[tuple[s
     return around
 
 
-def _ends(eq: Equations, last: Step, exits: Sequence[tuple[str, str]]) -> _Around:
+def _ends(eq: Equations, last: StepLayout, exits: Sequence[tuple[str, str]]) -> _Around:
     """Lines that go on to an ellipsis."""
     around = _Around([], [], [])
     x = last.box.right + 26

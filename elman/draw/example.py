@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleRun:
     """values: (node, t) -> its value [B, …]; gradients: the same -> ∂L/∂it; losses: L(t) for t = 1 … τ.
 
     sums: for each step from the last to the first, parameter -> its gradient summed over the steps so far. inputs: what
@@ -31,7 +31,7 @@ class Example:
     sums: list[dict[str, Tensor]]
 
 
-def example(circuit: Circuit, rows: tuple[Told, ...], loss: Loss, steps: int, seed: int = 0) -> Example:
+def example(circuit: Circuit, rows: tuple[Told, ...], loss: Loss, steps: int, seed: int = 0) -> ExampleRun:
     """Run `steps` steps of a circuit on random numbers, one row, and its gradient back through time by autograd.
 
     Every step has its own copy of the parameters, as in the book, so that its share of their gradient is known.
@@ -94,12 +94,12 @@ def example(circuit: Circuit, rows: tuple[Told, ...], loss: Loss, steps: int, se
         (key, t): value.detach().exp() if key in logs else value.detach()
         for (key, t), value in values.items()
     }
-    return Example(
+    return ExampleRun(
         inputs, detached, gradients, [float(torch.as_tensor(one).detach()) for one in losses], sums
     )
 
 
-def backward(circuit: Circuit, rows: tuple[Told, ...], steps: int, seed: int = 0) -> Example:
+def backward(circuit: Circuit, rows: tuple[Told, ...], steps: int, seed: int = 0) -> ExampleRun:
     """Run an adjoint on random numbers, one row, from the last step to the first, as it is unfolded."""
     inputs = _inputs(circuit, steps, seed)
     value: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def backward(circuit: Circuit, rows: tuple[Told, ...], steps: int, seed: int = 0
             row.name: values[row.key, t] for row in rows if row.role == "sum" and (row.key, t) in values
         }
         sums.append({name: share + sums[-1][name] if sums else share for name, share in shares.items()})
-    return Example(inputs, values, {}, [], sums)
+    return ExampleRun(inputs, values, {}, [], sums)
 
 
 def _inputs(circuit: Circuit, steps: int, seed: int) -> dict[str, Tensor]:
@@ -151,4 +151,4 @@ def _inputs(circuit: Circuit, steps: int, seed: int) -> dict[str, Tensor]:
     return inputs
 
 
-__all__ = ["Example", "backward", "example"]
+__all__ = ["ExampleRun", "backward", "example"]

@@ -23,7 +23,7 @@ Name = Callable[[Variable], str]
 
 
 @dataclass(frozen=True)
-class Step:
+class StepLayout:
     """One time step in its place: its nodes by key, its edges, and which states go straight to their next value."""
 
     nodes: dict[str, Node]
@@ -37,9 +37,9 @@ def step_of(
     name: Name,
     *,
     folded: bool,
-    like: Step | None = None,
+    like: StepLayout | None = None,
     t: int | None = None,
-) -> Step:
+) -> StepLayout:
     """Lay a step out; like: a step whose places it takes."""
     straight = _straight(eq) if like is None else like.straight
     while True:
@@ -60,7 +60,7 @@ def _straight(eq: Equations) -> dict[str, Influence]:
     return straight
 
 
-def _alone(step: Step, key: str) -> bool:
+def _alone(step: StepLayout, key: str) -> bool:
     """Whether nothing stands beside a node in its row."""
     y = step.nodes[key].y
     return all(other.key == key or abs(other.y - y) > ROUND / 2 for other in step.nodes.values())
@@ -71,9 +71,9 @@ def _laid_out(
     name: Name,
     straight: Mapping[str, Influence],
     folded: bool,
-    like: Step | None,
+    like: StepLayout | None,
     t: int | None,
-) -> Step:
+) -> StepLayout:
     shown = [v for v in eq.variables if v.key not in straight]
     sizes = {v.key: _size(v, name(v), eq, straight, folded) for v in shown}
     influences = [i for i in eq.influences if i.source not in straight]
@@ -113,7 +113,7 @@ def _laid_out(
         max(b.right for b in boxes),
         max(b.bottom for b in boxes),
     )
-    return Step(nodes, tuple(edges), dict(straight), box)
+    return StepLayout(nodes, tuple(edges), dict(straight), box)
 
 
 def _bottom(eq: Equations) -> set[str]:
@@ -205,7 +205,7 @@ def _upright(placed: Placed) -> Placed:
     )
 
 
-def moved(step: Step, dx: float) -> Step:
+def moved(step: StepLayout, dx: float) -> StepLayout:
     return replace(
         step,
         nodes={key: node.moved(dx, 0) for key, node in step.nodes.items()},
@@ -214,4 +214,4 @@ def moved(step: Step, dx: float) -> Step:
     )
 
 
-__all__ = ["NOTE", "ROUND", "SQUARE", "Step", "color_of", "diameter", "moved", "step_of"]
+__all__ = ["NOTE", "ROUND", "SQUARE", "StepLayout", "color_of", "diameter", "moved", "step_of"]

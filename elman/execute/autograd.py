@@ -22,7 +22,7 @@ from elman.errors import NotSupported
 from elman.execute.executable import Call
 from elman.execute.operator import run_named
 from elman.execute.program import Program
-from elman.execute.segmented import Run, Stored, run_of
+from elman.execute.segmented import SegmentedRun, Stored, run_of
 from elman.execute.vmaps import drawing_each, is_batch, of_a_batch, vmaps
 from elman.segments import Layout
 
@@ -215,7 +215,12 @@ class _Segmented(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, program: Program, call: Call, run: Run, wants: frozenset[str], *tensors: Tensor | None
+        ctx: Any,
+        program: Program,
+        call: Call,
+        run: SegmentedRun,
+        wants: frozenset[str],
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         outputs, stored = run.forward(tensors)
         ctx.set_materialize_grads(False)

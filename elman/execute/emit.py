@@ -33,7 +33,7 @@ from elman.circuit.form import ROWS, InPort, Kind
 from elman.engines.base import PlanFunction, Runner, StageMaker
 from elman.engines.python import PythonFunction, tuple_of
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, delays_of, ends_of, final_of
-from elman.segments.timeline import Ragged, Timeline
+from elman.segments.timeline import RaggedTimeline, Timeline
 from elman.trace.outside import outside
 
 
@@ -125,7 +125,7 @@ class _Emitter:
 
     def _timeline(self) -> str:
         if not self.timeline:
-            kind, sizes = (Ragged, "packing") if self.ragged else (Timeline, "steps, batch")
+            kind, sizes = (RaggedTimeline, "packing") if self.ragged else (Timeline, "steps, batch")
             self.timeline = self.python.let(
                 f"{self.python.constant(kind)}({sizes}, {self.plan.circuit.reverse})"
             )

@@ -27,7 +27,7 @@ from elman.circuit.rows import carries
 from elman.errors import NotSupported, StateError
 from elman.execute.executable import Call, Executable
 from elman.execute.program import Program
-from elman.execute.segmented import Run, prepared, run_of
+from elman.execute.segmented import SegmentedRun, prepared, run_of
 from elman.segments.padded import Filled
 from elman.segments.segment import of_number
 from elman.trace.outside import locked
@@ -304,7 +304,7 @@ class _Bounded:
     def _part(self, value: Tensor, kind: Kind, rows: bool) -> Tensor:
         return value if self.filled is None else self.filled.part(value, kind is Kind.SEQUENCE, rows)
 
-    def run(self, wants: frozenset[str] | None) -> Run:
+    def run(self, wants: frozenset[str] | None) -> SegmentedRun:
         return run_of(self.entry.program, self.call, wants)
 
     def cotangent(self, value: Tensor | None, out: OutPort) -> Tensor | None:

@@ -29,7 +29,7 @@ Tensor = torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class TrainingPlans:
     """The two plans of training, for one choice of inputs that want gradients.
 
     `forwards` gives out the outputs of the circuit, then what is kept (the field's residuals); `backwards` takes what
@@ -80,8 +80,8 @@ class Program:
         self.circuit, self._is_adjoint, self._bare, self._examples = circuit, is_adjoint, bare, examples
         self.inputs: tuple[InPort, ...] = tuple(p for p in circuit.inputs if p.kind is not Kind.NOISE)
         self.outputs: tuple[OutPort, ...] = circuit.outputs
-        self._training: dict[frozenset[str], Training] = {}
-        self._needed: dict[tuple[bool, ...], Training] = {}
+        self._training: dict[frozenset[str], TrainingPlans] = {}
+        self._needed: dict[tuple[bool, ...], TrainingPlans] = {}
         self._stepping: dict[str | engines.Engine, bool] = {}
         self._adjoints: dict[frozenset[str], Program] = {}
         self._vmapped = Recent(8)
@@ -143,7 +143,7 @@ class Program:
             flows and out.wire in open_ for out, flows in zip(self.outputs, self.carrying, strict=True)
         )
 
-    def training(self, wants: frozenset[str]) -> Training:
+    def training(self, wants: frozenset[str]) -> TrainingPlans:
         """The plans for a call in which the inputs `wants` require gradients."""
         training = self._training.get(wants)
         if training is None:
@@ -152,7 +152,7 @@ class Program:
                 self._training[wants] = training
         return training
 
-    def training_for(self, needed: Sequence[bool]) -> Training:
+    def training_for(self, needed: Sequence[bool]) -> TrainingPlans:
         """The same, given for every input whether its gradient is needed."""
         training = self._needed.get(needed)  # type: ignore[call-overload]
         if training is None:
@@ -315,7 +315,7 @@ class Program:
         return tuple("copy" if shared else "own" for shared in sharing(self.circuit))
 
 
-def _training(program: Program, wants: frozenset[str]) -> Training:
+def _training(program: Program, wants: frozenset[str]) -> TrainingPlans:
     both = pair(program.circuit, wants)
     forward, backward = plan(both.forward), plan(both.backward)
     outputs = [out.name for out in program.outputs]
@@ -328,7 +328,7 @@ def _training(program: Program, wants: frozenset[str]) -> Training:
     # What is kept takes the place of an input of the same name.
     places = {name: i for i, name in enumerate([*inputs, *kept, *map(ports.get, outputs)])}
     gradients = {out.gradient_of: i for i, out in enumerate(both.backward.outputs)}
-    return Training(
+    return TrainingPlans(
         wants, both, forward, backward,
         Executable(forward, (*program.ends, *("" for _ in kept))),
         Executable(backward, ["copy" if shared and not program._bare else "" for shared in sharing(both.backward)]),

@@ -24,14 +24,14 @@ from elman.segments import Layout
 from elman.segments.segment import Segment
 
 if TYPE_CHECKING:
-    from elman.execute.program import Program, Training
+    from elman.execute.program import Program, TrainingPlans
 
 Tensor = torch.Tensor
 _TOLD = 32  # bytes for each packed row: where it and its neighbours lie
 _VIEW = 700  # bytes of a view of one step, of which the reference engine has one for each sequence
 
 
-def prepared(program: Program, wants: frozenset[str] | None) -> tuple[Program, Training | None]:
+def prepared(program: Program, wants: frozenset[str] | None) -> tuple[Program, TrainingPlans | None]:
     """What runs a segment: a program whose states all come out, and its plans for training, if gradients are wanted."""
     whole = program.carrying_on
     if not wants:
@@ -40,7 +40,7 @@ def prepared(program: Program, wants: frozenset[str] | None) -> tuple[Program, T
     return whole, whole.training(wants | states)
 
 
-def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
+def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> SegmentedRun:
     """How a call runs under its budget. wants: inputs whose gradients are wanted; None for a call without gradients.
 
     Raises InputError for a budget that is too small.
@@ -66,10 +66,10 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Run:
             needed = replace(needed, extra=needed.extra + _TOLD * rows, gathered=needed.gathered + _TOLD)
         chosen = schedule(needed, call.memory, call.steps, call.batch, sizes, whole.circuit.name)
     whole.schedules.keep(key, chosen)  # the latest one comes last, for whoever explains it
-    return Run(whole, call, chosen, training, len(program.outputs))
+    return SegmentedRun(whole, call, chosen, training, len(program.outputs))
 
 
-def _viewed(whole: Program, training: Training | None, engine: Any) -> int:
+def _viewed(whole: Program, training: TrainingPlans | None, engine: Any) -> int:
     """Bytes for each step of an engine that looks at the steps one by one."""
     most = 0
     for one in [whole.whole] if training is None else [training.forwards, training.backwards]:
@@ -92,7 +92,7 @@ class Stored:
     kept: dict[int, tuple[Tensor, ...]]
 
 
-class Run:
+class SegmentedRun:
     """One call of a program in segments.
 
     program: carries on; its first `outputs` outputs are those of the circuit that it was made of. training: its plans,
@@ -100,7 +100,7 @@ class Run:
     """
 
     def __init__(
-        self, program: Program, call: Call, chosen: Schedule, training: Training | None, outputs: int
+        self, program: Program, call: Call, chosen: Schedule, training: TrainingPlans | None, outputs: int
     ) -> None:
         self.program, self.call, self.schedule, self.training = program, call, chosen, training
         self.outputs = outputs

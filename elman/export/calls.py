@@ -49,7 +49,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """A call of a module: run(*arguments) -> results, a tuple. makes: the user's words for the results."""
 
     run: Callable[..., tuple[Any, ...]]
@@ -66,7 +66,7 @@ def network_of(thing: Any) -> torch.nn.Module:
     return thing
 
 
-def call_of(module: torch.nn.Module, *, lengths: bool, state: bool) -> Call:
+def call_of(module: torch.nn.Module, *, lengths: bool, state: bool) -> ModuleCall:
     """The call of a layer or a model, of evaluation. lengths, state: whether they are among its arguments."""
     for kind, make in _KINDS:
         if isinstance(module, kind):
@@ -81,7 +81,7 @@ def call_of(module: torch.nn.Module, *, lengths: bool, state: bool) -> Call:
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
-def _layer(layer: Recurrent | Bidirectional | Stack, lengths: bool, state: bool) -> Call:
+def _layer(layer: Recurrent | Bidirectional | Stack, lengths: bool, state: bool) -> ModuleCall:
     x, context = _read(layer)
     first = ("B", "T") if layer.batch_first else ("T", "B")
     # Of an autonomous system, a tensor [T] that says by its length alone how many steps there are.
@@ -109,7 +109,7 @@ def _layer(layer: Recurrent | Bidirectional | Stack, lengths: bool, state: bool)
             told["steps"] = told["steps"].shape[0]
         return layer(told.pop("x", None), told.pop("state", None), **told)
 
-    return Call(run, tuple(given), ("output", "final state"))
+    return ModuleCall(run, tuple(given), ("output", "final state"))
 
 
 Widths = tuple[Structure, tuple[TensorSpec, ...]]
@@ -163,7 +163,7 @@ def _specs(binding: Binding, name: str) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(port.shape, port.dtype, port.device) for port in ports)
 
 
-def _drop_in(layer: Any, lengths: bool, state: bool) -> Call:
+def _drop_in(layer: Any, lengths: bool, state: bool) -> ModuleCall:
     like = layer.weight_ih_l0
     x = TENSOR, (TensorSpec((layer.input_size,), like.dtype, like.device),)
     given = [_example("input", x, ("B", "T") if layer.batch_first else ("T", "B"))]
@@ -181,13 +181,13 @@ def _drop_in(layer: Any, lengths: bool, state: bool) -> Call:
         told = dict(zip(names, values, strict=True))
         return layer.recur(told.pop("input"), told.pop("hx", None), told)
 
-    return Call(run, tuple(given), ("output", "final hx"))
+    return ModuleCall(run, tuple(given), ("output", "final hx"))
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def _language(model: LanguageModel, lengths: bool, state: bool) -> Call:
+def _language(model: LanguageModel, lengths: bool, state: bool) -> ModuleCall:
     _no_lengths(lengths, "a language model", "the logits of padding are there, and nobody has to read them")
     given = [Given("x", TENSOR, (torch.zeros(T, B, dtype=torch.int64),), ("T", "B"))]
     width, like = model.settings["condition"], model.embedding.weight
@@ -203,16 +203,16 @@ def _language(model: LanguageModel, lengths: bool, state: bool) -> Call:
         given.append(_known_state(model.stack, lambda rows: call(
             torch.zeros(0, rows, dtype=torch.int64), *([like.new_zeros(rows, width)] if width else [])
         )[1]))  # fmt: skip
-    return Call(call, tuple(given), ("logits", "final state"))
+    return ModuleCall(call, tuple(given), ("logits", "final state"))
 
 
-def _classifier(model: SequenceClassifier, lengths: bool, state: bool) -> Call:
+def _classifier(model: SequenceClassifier, lengths: bool, state: bool) -> ModuleCall:
     x = torch.zeros(T, B, dtype=torch.int64) if model.symbols else torch.zeros(T, B, model.settings["inputs"])
     given = [Given("x", TENSOR, (x,), ("T", "B")), *([_lengths()] if lengths else [])]
-    return Call(lambda *values: (model(*values),), tuple(given), ("logits",))
+    return ModuleCall(lambda *values: (model(*values),), tuple(given), ("logits",))
 
 
-def _tagger(model: TagNetwork, lengths: bool, state: bool) -> Call:
+def _tagger(model: TagNetwork, lengths: bool, state: bool) -> ModuleCall:
     words = torch.zeros(T, B, dtype=torch.int64)
     spelled = torch.zeros(T + 2, T + 4, dtype=torch.int64)
     given = (
@@ -223,17 +223,17 @@ def _tagger(model: TagNetwork, lengths: bool, state: bool) -> Call:
         Given("of", TENSOR, (words,), ("T", "B")),
         _lengths(),
     )
-    return Call(lambda *values: (model(*values),), given, ("scores",))
+    return ModuleCall(lambda *values: (model(*values),), given, ("scores",))
 
 
-def _reader(model: AutoencoderNetwork, lengths: bool, state: bool) -> Call:
+def _reader(model: AutoencoderNetwork, lengths: bool, state: bool) -> ModuleCall:
     x = torch.zeros(T, B, dtype=torch.int64) if model.symbols else torch.zeros(T, B, model.channels)
-    return Call(
+    return ModuleCall(
         lambda *values: (model.encode(*values),), (Given("x", TENSOR, (x,), ("T", "B")), _lengths()), ("z",)
     )
 
 
-def _forecast(model: ForecastNetwork, lengths: bool, state: bool) -> Call:
+def _forecast(model: ForecastNetwork, lengths: bool, state: bool) -> ModuleCall:
     _no_lengths(lengths, "a forecaster", "give each series a call of its own")
     sizes = {"lags": 2 * len(model.lags), "features": model.settings["features"]}
     given = [Given(name, TENSOR, (torch.zeros(T, B, size),), ("T", "B")) for name, size in sizes.items()]
@@ -241,10 +241,10 @@ def _forecast(model: ForecastNetwork, lengths: bool, state: bool) -> Call:
         given.append(_known_state(model.stack, lambda rows: model(
             *(torch.zeros(0, rows, size) for size in sizes.values())
         )[1]))  # fmt: skip
-    return Call(lambda *values: model(*values), tuple(given), ("raw", "final state"))
+    return ModuleCall(lambda *values: model(*values), tuple(given), ("raw", "final state"))
 
 
-def _frames(model: FrameNetwork, lengths: bool, state: bool) -> Call:
+def _frames(model: FrameNetwork, lengths: bool, state: bool) -> ModuleCall:
     width = model.settings["channels"]
     given = [Given("x", TENSOR, (torch.zeros(T, B, width),), ("T", "B")), *([_lengths()] if lengths else [])]
     if state:
@@ -253,7 +253,7 @@ def _frames(model: FrameNetwork, lengths: bool, state: bool) -> Call:
     def call(x: Tensor, *more: Any) -> tuple[Any, ...]:
         return model(x, more[0] if lengths else None, more[lengths] if state else None)
 
-    return Call(call, tuple(given), ("logits", "final state"))
+    return ModuleCall(call, tuple(given), ("logits", "final state"))
 
 
 def _no_lengths(lengths: bool, what: str, mend: str) -> None:
@@ -296,7 +296,7 @@ def _state(like: Widths, start: Callable[[int], Any] | None) -> Given:
     return Given("state", like[0], tuple(spec.zeros(B) for spec in like[1]), ("B",), default)
 
 
-_KINDS: tuple[tuple[Any, Callable[[Any, bool, bool], Call]], ...] = (
+_KINDS: tuple[tuple[Any, Callable[[Any, bool, bool], ModuleCall]], ...] = (
     ((RNN, GRU, LSTM), _drop_in),
     ((Recurrent, Bidirectional, Stack), _layer),
     (LanguageModel, _language),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from elman.circuit.structure import Structure, fill, flatten, paths
-from elman.export.calls import Call, Given, call_of
+from elman.export.calls import Given, ModuleCall, call_of
 from elman.models.evaluating import evaluating
 
 
@@ -60,7 +60,7 @@ def plain(structure: Structure) -> Structure:
 class _Called(torch.nn.Module):
     """A call with its arguments by name, and in plain nesting."""
 
-    def __init__(self, module: torch.nn.Module, call: Call) -> None:
+    def __init__(self, module: torch.nn.Module, call: ModuleCall) -> None:
         super().__init__()
         self.module, self.call = module, call
         names = [one.name for one in call.given]

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from elman.data.schema import Odd, each, whole
 from elman.data.series import Panel
-from elman.data.series_windows import LONGEST, Form, Windows
+from elman.data.series_windows import LONGEST, SeriesForm, SeriesWindows
 from elman.errors import InputError
 from elman.models import pretrained
 from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, Distribution, pinball
@@ -69,7 +69,7 @@ class ForecastNetwork(nn.Module):
             "distribution": distribution, "hidden": hidden, "layers": len(self.stack), "dropout": dropout, **settings,
         }  # fmt: skip
         self.lags, self.context, self.horizon = tuple(lags), context, horizon
-        self.ends: tuple[Form, Panel] | None = None
+        self.ends: tuple[SeriesForm, Panel] | None = None
         self.law = None if distribution == DIRECT else DISTRIBUTIONS[distribution]()
         if self.law is None:
             self.linear = nn.Linear(width, horizon)
@@ -104,7 +104,7 @@ class ForecastNetwork(nn.Module):
         self, lags: Tensor, features: Tensor, y: Tensor, there: Tensor, loc: Tensor, scale: Tensor, state: None = None
     ) -> tuple[Tensor, None]:  # fmt: skip
         """Nats per step (of quantiles: CRPS per step), of scaled numbers; steps without a number count as 0. The first
-        half of the context is read only. Arguments: see `Windows`."""
+        half of the context is read only. Arguments: see `SeriesWindows`."""
         warm, raw = self.context // 2, self(lags, features)[0].float()
         if self.law is not None:
             nats = self.law.nats(raw[warm:], y[warm:], scale.expand_as(y[warm:]))
@@ -123,7 +123,7 @@ class ForecastNetwork(nn.Module):
         return quantiles + told.transpose(-1, -2)
 
     @torch.no_grad()
-    def begin(self, w: Windows) -> None:
+    def begin(self, w: SeriesWindows) -> None:
         """Take the linear forecast from least squares on windows, and the spread from what it leaves over."""
         warm, x = self.context // 2, torch.cat([w.lags, w.features], -1)
         ends = self.context + 1 if self.law is None else len(x)
@@ -158,7 +158,7 @@ class ForecastNetwork(nn.Module):
     # --- what it is for -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def quantiles(self, w: Windows) -> Tensor:
+    def quantiles(self, w: SeriesWindows) -> Tensor:
         """[B, horizon, Q] of scaled numbers, in ascending order; of a model of quantiles."""
         with evaluating(self):
             raw, _ = self(w.lags[: self.context + 1], w.features[: self.context + 1])
@@ -166,7 +166,7 @@ class ForecastNetwork(nn.Module):
         return quantiles.sort(-1).values
 
     @torch.no_grad()
-    def paths(self, w: Windows, count: int, seed: int) -> Tensor:
+    def paths(self, w: SeriesWindows, count: int, seed: int) -> Tensor:
         """[B, count, steps]: `count` futures of each window, of scaled numbers, drawn step by step.
 
         The loop is a recurrence of its own, which an engine runs: see `PathSampler`.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elman.data.series import Columns, Panel, backend_of, frame_like, panel_of, table_of
-from elman.data.series_windows import Form, Origins, kept_form
+from elman.data.series_windows import Origins, SeriesForm, kept_form
 from elman.errors import InputError, NotYet
 from elman.models import pretrained
 from elman.models.distributions import FRAMES, QUANTILES, SHARES
@@ -221,7 +221,7 @@ class Forecaster:
 
     # --- a stream -----------------------------------------------------------------------------------------------------
 
-    def begin(self, frame: Any = None, unique_id: str | None = None) -> Stream:
+    def begin(self, frame: Any = None, unique_id: str | None = None) -> SeriesStream:
         """The state from which `step` follows one series, whose past is known: in frame, or learnt from."""
         panel, form = self._series(frame), self.form
         matching = [one for one in panel.series if unique_id in (None, one.name)]
@@ -239,7 +239,9 @@ class Forecaster:
         w = Origins(form, Panel(form.grid, form.columns, (one,)), 1, [(0, len(one.y))]).take([0])
         with torch.no_grad():
             _, states = self.network(w.lags[: form.context], w.features[: form.context])
-        return Stream(one.name, one.start + len(one.y), w.register[0], w.held[0], w.loc, w.scale, states)
+        return SeriesStream(
+            one.name, one.start + len(one.y), w.register[0], w.held[0], w.loc, w.scale, states
+        )
 
     def step(self, y: Any, state: Any = None, *, paths: int = 1000) -> tuple[Any, Any]:
         """One number of a live stream: (ds, mean and quantiles of the next one, the state to go on from).
@@ -286,12 +288,12 @@ class Forecaster:
         forecast |= {str(q): loc + scale * v for q, v in zip(QUANTILES, levels.tolist(), strict=True)}
         return forecast, after
 
-    def _raw(self, state: Stream) -> tuple[Tensor, Any]:
+    def _raw(self, state: SeriesStream) -> tuple[Tensor, Any]:
         places = torch.tensor([self.form.register - lag for lag in self.form.lags])
         lags = torch.cat([state.past[places], state.known[places]])[None]
         return self.network.step(lags, self._calendar(state, 1)[0], state.states)
 
-    def _calendar(self, state: Stream, steps: int) -> Tensor:
+    def _calendar(self, state: SeriesStream, steps: int) -> Tensor:
         return torch.from_numpy(self.form.calendar(state.place, steps))[:, None]
 
     # --- kept ---------------------------------------------------------------------------------------------------------
@@ -335,11 +337,11 @@ class Forecaster:
         return self._there(self._network)
 
     @property
-    def form(self) -> Form:
+    def form(self) -> SeriesForm:
         return self._ends[0]
 
     @property
-    def _ends(self) -> tuple[Form, Panel]:
+    def _ends(self) -> tuple[SeriesForm, Panel]:
         return self._there(self.network.ends)
 
     def _there(self, part: Any) -> Any:
@@ -379,8 +381,8 @@ class Backtest:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """Where a live stream stands. place: of the number that comes next. past, known: [R], scaled, as of `Windows`."""
+class SeriesStream:
+    """Where a live stream stands. place: of the next number. past, known: [R], scaled, as of `SeriesWindows`."""
 
     name: str
     place: int

@@ -15,7 +15,7 @@ from elman.data.files import read_file
 from elman.data.grid import Grid
 from elman.data.schema import Odd
 from elman.data.series import Columns, Panel
-from elman.data.series_windows import LONGEST, Form, Origins, context_for, expect_future, read_form
+from elman.data.series_windows import LONGEST, Origins, SeriesForm, context_for, expect_future, read_form
 from elman.errors import DataError, InputError
 from elman.models import pretrained
 from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, SHARES, pinball
@@ -173,7 +173,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def rolling(
-    panel: Panel, form: Form, ends: Sequence[int | None], folds: int, stride: int | None = None
+    panel: Panel, form: SeriesForm, ends: Sequence[int | None], folds: int, stride: int | None = None
 ) -> Origins:
     """Places of forecasts, `stride` steps apart (None: a horizon), the last of which ends at the end of each series.
 
@@ -225,7 +225,9 @@ def table(
 # --- what an estimator and a task have in common ----------------------------------------------------------------------
 
 
-def form_of(learnt: Panel, distribution: str, season: int | None, context: int | None, horizon: int) -> Form:
+def form_of(
+    learnt: Panel, distribution: str, season: int | None, context: int | None, horizon: int
+) -> SeriesForm:
     """How these series are read. Raises InputError for settings that cannot be, DataError for series that cannot."""
     if distribution not in (*DISTRIBUTIONS, DIRECT):
         raise InputError(
@@ -245,10 +247,10 @@ def form_of(learnt: Panel, distribution: str, season: int | None, context: int |
                 what="a negative binomial distribution is of counts", where=f"series {one.name!r}", got=f"{odd:g}",
                 expected="whole numbers, not below 0", mend="take another distribution",
             )  # fmt: skip
-    return Form.of(learnt, season, context, horizon, counts=counts)
+    return SeriesForm.of(learnt, season, context, horizon, counts=counts)
 
 
-def begun(form: Form, learnt: Panel, distribution: str, **how: Any) -> tuple[ForecastNetwork, Origins]:
+def begun(form: SeriesForm, learnt: Panel, distribution: str, **how: Any) -> tuple[ForecastNetwork, Origins]:
     """(a network that forecasts linearly as yet, every place from which it can learn)."""
     network = network_of(form, distribution, **how)
     origins = Origins(form, learnt).everywhere()
@@ -257,7 +259,7 @@ def begun(form: Form, learnt: Panel, distribution: str, **how: Any) -> tuple[For
     return network, origins
 
 
-def network_of(form: Form, distribution: str, **how: Any) -> ForecastNetwork:
+def network_of(form: SeriesForm, distribution: str, **how: Any) -> ForecastNetwork:
     return ForecastNetwork(form.lags, form.features, form.context, form.horizon, distribution, **how)
 
 
@@ -278,7 +280,7 @@ def looking(network: ForecastNetwork, aside: Origins, learnt: Origins) -> Callab
 
 
 def ahead(
-    network: ForecastNetwork, form: Form, panel: Panel, horizon: int, paths: int, seed: int = 0
+    network: ForecastNetwork, form: SeriesForm, panel: Panel, horizon: int, paths: int, seed: int = 0
 ) -> Forecasts:
     """Forecasts from the end of each series."""
     expect_steps(horizon, "horizon")
@@ -296,7 +298,7 @@ def ahead(
     return Forecasts(forecast.mean[:, :horizon], forecast.quantiles[:, :horizon], None)
 
 
-def opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[Form, Panel, ForecastNetwork]:
+def opened(config: dict[str, Any], folder: Path, **opening: Any) -> tuple[SeriesForm, Panel, ForecastNetwork]:
     """The form, the ends of the series, and the network of a folder, whoever wrote it. Raises DataError, InputError."""
     path = folder / FILE
     try:

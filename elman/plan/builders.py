@@ -19,7 +19,7 @@ from elman.plan.regions import Regions
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class CutStep:
     """The step that is cut apart: a circuit, its graph (rewritten), and where the nodes of that belong."""
 
     circuit: Circuit
@@ -41,19 +41,19 @@ class Step:
 class Builders:
     """The builders of the four stages of one step; every value has the name of its node."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: CutStep) -> None:
         self.step = step
         self.once, self.before = StageBuilder(self, "once"), StageBuilder(self, "before")
         self.loop, self.after = LoopBuilder(self), StageBuilder(self, "after")
 
-    def of(self, node: fx.Node) -> Builder:
+    def of(self, node: fx.Node) -> GraphBuilder:
         """The builder of the stage that a node belongs to."""
         return {"once": self.once, "before": self.before, "loop": self.loop, "after": self.after}[
             self.step.where.stage(node)
         ]
 
 
-class Builder(ABC):
+class GraphBuilder(ABC):
     """The graph of one stage while it grows. `get` brings a value in: copied if it belongs here, else as an input."""
 
     def __init__(self, builders: Builders) -> None:
@@ -118,10 +118,10 @@ class Builder(ABC):
         """A sequence or noise port."""
 
     @abstractmethod
-    def _from(self, maker: Builder, node: fx.Node) -> fx.Node:
+    def _from(self, maker: GraphBuilder, node: fx.Node) -> fx.Node:
         """A value that varies in time and another stage makes."""
 
-    def _rows_as_in(self, node: fx.Node, maker: Builder, name: str) -> fx.Node:
+    def _rows_as_in(self, node: fx.Node, maker: GraphBuilder, name: str) -> fx.Node:
         """What a stage gives out with rows first, as the step's own operations expect it."""
         placed = self.place(name, maker.value_of(name))
         return placed if rows_of(node.meta["val"]) is None else graphs.rows_back(self.graph, placed, node)
@@ -166,7 +166,7 @@ def _name(node: fx.Node) -> str:
     return node.name if node.op != "placeholder" else f"{node.target} before"
 
 
-class StageBuilder(Builder):
+class StageBuilder(GraphBuilder):
     """A stage beside the loop, where time lies in the rows."""
 
     def __init__(self, builders: Builders, name: str) -> None:
@@ -213,7 +213,7 @@ class StageBuilder(Builder):
     def _sequence(self, node: fx.Node, name: str) -> fx.Node:
         return self.place(name, node.meta["val"])
 
-    def _from(self, maker: Builder, node: fx.Node) -> fx.Node:
+    def _from(self, maker: GraphBuilder, node: fx.Node) -> fx.Node:
         value = node.meta["val"]
         if not isinstance(maker, LoopBuilder):
             return self.place(maker.make(node), value)
@@ -253,7 +253,7 @@ class StageBuilder(Builder):
         return Stage(self.name, self.finish())
 
 
-class LoopBuilder(Builder):
+class LoopBuilder(GraphBuilder):
     """One step of the loop. What is neither the next value of a state nor a sum is kept at every step."""
 
     def __init__(self, builders: Builders) -> None:
@@ -287,7 +287,7 @@ class LoopBuilder(Builder):
         self._sequences.add(name)
         return self.place(name, node.meta["val"])
 
-    def _from(self, maker: Builder, node: fx.Node) -> fx.Node:
+    def _from(self, maker: GraphBuilder, node: fx.Node) -> fx.Node:
         name = maker.make_rows_first(node)
         self._sequences.add(name)
         return self._rows_as_in(node, maker, name)

@@ -26,7 +26,7 @@ _WHEN = {
 
 
 @dataclass(frozen=True)
-class Part:
+class StageSummary:
     """One stage in words: its operations in order with how often each occurs, and how many only address."""
 
     name: str
@@ -134,7 +134,7 @@ def explain(*things: Plan | Explains) -> Explanation:
     return Explanation(cast("tuple[Plan, ...]", things))
 
 
-def parts(plan: Plan) -> list[Part]:
+def parts(plan: Plan) -> list[StageSummary]:
     """The four stages of a plan in words; a plan without a loop has three."""
     stages = []
     origin, makers = _origins(plan), _makers(plan)
@@ -151,7 +151,7 @@ def parts(plan: Plan) -> list[Part]:
             _label(node, origin, makers) for node in nodes if not operation_of(node).addresses
         )
         addressing = sum(operation_of(node).addresses for node in nodes)
-        stages.append(Part(name, tuple(computing.items()), addressing))
+        stages.append(StageSummary(name, tuple(computing.items()), addressing))
     return stages
 
 
@@ -276,4 +276,4 @@ def _wrap(text: str, width: int) -> list[str]:
     return [line.removesuffix(" ") for line in (*lines[:-1], lines[-1].removesuffix(", "))]
 
 
-__all__ = ["Explanation", "Part", "cycles", "explain", "parts", "why"]
+__all__ = ["Explanation", "StageSummary", "cycles", "explain", "parts", "why"]

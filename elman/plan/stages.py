@@ -7,7 +7,7 @@ from torch import fx
 from elman.circuit.form import Circuit, Kind, OutPort
 from elman.circuit.rows import carries
 from elman.errors import expect
-from elman.plan.builders import Builders, Step
+from elman.plan.builders import Builders, CutStep
 from elman.plan.form import Plan, final_of, last, times, total
 from elman.plan.regions import Regions
 from elman.plan.rewrite import rewritten
@@ -27,7 +27,7 @@ def plan(circuit: Circuit) -> Plan:
 
 def cut_apart(circuit: Circuit, graph: fx.Graph, where: Regions) -> Plan:
     """The plan of a circuit whose step, rewritten as `graph`, is cut into these regions."""
-    step = Step(circuit, graph, where)
+    step = CutStep(circuit, graph, where)
     builders = Builders(step)
     for port in circuit.inputs_of(Kind.STATE):
         if step.inputs[port.name] in where.loop:

@@ -3,7 +3,7 @@
 The rows of all steps that happen are one tensor `[N, …]`: first those of step 0, then those of step 1, and so on;
 `batch_sizes[t]` rows run at step t, and the sizes never grow (as in torch's PackedSequence). A row keeps its place
 among the rows of a step. What knows about steps and rows asks a timeline and nothing else: `Timeline` where every step
-has B rows and packing is a view, `Ragged` where the rows are of different lengths.
+has B rows and packing is a view, `RaggedTimeline` where the rows are of different lengths.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def as_index(index: np.ndarray, device: torch.device) -> Tensor:
 
 
 @dataclass(eq=False, slots=True)
-class Ragged:
+class RaggedTimeline:
     """A Timeline for rows of different lengths: each begins at step 0 and ends at its own last, backward if `reverse`.
 
     What starts a sequence is given as `[B, …]`, and taken where it starts.

@@ -93,7 +93,7 @@ class Job:
 
 
 @dataclass
-class Counts:
+class SchedulerCounts:
     """What a scheduler has done since it began. blocks: symbols of prompts read in blocks; stepped: one by one; known:
     remembered."""
 

@@ -26,7 +26,7 @@ import torch
 from elman.circuit.structure import fill, flatten
 from elman.errors import ElmanError, InputError, StateError
 from elman.models import LanguageModel
-from elman.serve.asked import Ask, Counts, Job, Scored
+from elman.serve.asked import Ask, Job, SchedulerCounts, Scored
 from elman.serve.prefixes import Prefixes
 from elman.serve.reading import BLOCK, Reader
 from elman.serve.sampling import drawn, key, log_probabilities, uniform
@@ -59,7 +59,11 @@ class Scheduler:
                 got="no tokenizer" if model.tokenizer is None else "a model with a context", mend="serve another one",
             )  # fmt: skip
         self.model, self.most, self.seconds, self.notify = model.eval(), rows, seconds, notify
-        self.spelling, self.prefixes, self.counts = Spelling(model.tokenizer), Prefixes(kept), Counts()
+        self.spelling, self.prefixes, self.counts = (
+            Spelling(model.tokenizer),
+            Prefixes(kept),
+            SchedulerCounts(),
+        )
         self.changed = threading.Condition()
         self.failed: str | None = None
         self._closing: float | None = None  # when what runs has to have ended

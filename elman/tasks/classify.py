@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elman.data import ragged
-from elman.data.labelled import Columns, Labelled, read_labelled, read_sequences, stratified
+from elman.data.labelled import Labelled, LabelledColumns, read_labelled, read_sequences, stratified
 from elman.data.schema import Check, each, file_name, maybe, number, record, text, whole
 from elman.errors import DataError, InputError
 from elman.models.classifier import AVERAGE, DECAY, batch_for, input_dropout_for, look, opened
@@ -77,8 +77,8 @@ class Settings:
     symbol_dropout: float = option(0.05, "Share of characters that are read as unknown in training.")
 
     @property
-    def columns(self) -> Columns:
-        return Columns(self.text, self.label, self.id, self.longest)
+    def columns(self) -> LabelledColumns:
+        return LabelledColumns(self.text, self.label, self.id, self.longest)
 
     def model(self, symbols: bool) -> dict[str, Any]:
         """Arguments of SequenceClassifier."""
@@ -305,7 +305,7 @@ class Classify(Task):
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         mend = "name what to measure on"
         saved = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
-        columns = Columns(saved["text"], saved["label"], saved["id"], saved["longest"])
+        columns = LabelledColumns(saved["text"], saved["label"], saved["id"], saved["longest"])
         learnt, test = None, None
         try:
             valid = saved["valid"] and Path(saved["valid"])
@@ -340,7 +340,7 @@ class Classify(Task):
         saved = run.section(
             "data", record(_SAVED), "the run does not say how its data were read", "restore it"
         )
-        columns = Columns(saved["text"], saved["label"], saved["id"], saved["longest"])
+        columns = LabelledColumns(saved["text"], saved["label"], saved["id"], saved["longest"])
         for file in files:
             for one in read_sequences(file, columns, numbers=self.coding.characters is None):
                 if one is None:
@@ -351,7 +351,7 @@ class Classify(Task):
 
 
 def _read(
-    files: Sequence[Path], valid: Path | None, columns: Columns, seed: int
+    files: Sequence[Path], valid: Path | None, columns: LabelledColumns, seed: int
 ) -> tuple[Labelled, Labelled, Labelled, str]:
     """(to learn from, to choose weights by, to measure on, digest of all)."""
     examples = read_labelled(files, columns)

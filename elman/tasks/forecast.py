@@ -16,7 +16,7 @@ import torch
 from elman.data.rolls import are_rolls
 from elman.data.schema import Check, each, file_name, number, record, text, whole
 from elman.data.series import Columns, Panel, joined, last_steps, read_rows, read_series
-from elman.data.series_windows import LONGEST, Form, Origins, kept_form
+from elman.data.series_windows import LONGEST, Origins, SeriesForm, kept_form
 from elman.data.tables import STDIN
 from elman.errors import DataError, InputError
 from elman.models.distributions import FRAMES, QUANTILES
@@ -206,7 +206,7 @@ class Forecast(Task):
 
     name, Settings, files, part, unit = "forecast", Settings, (FILE,), PART, "window"
 
-    def __init__(self, form: Form, panel: Panel) -> None:
+    def __init__(self, form: SeriesForm, panel: Panel) -> None:
         self.form, self.panel = form, panel
 
     # --- how it comes about -------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from elman.trace.joint import Fakes, mark_primal
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.outside import derived, outside
-from elman.vmapped.step import Step
+from elman.vmapped.step import MappedStep
 
 Tensor = torch.Tensor
 
@@ -147,7 +147,7 @@ def _mapped(
     values = [_example(fakes, n.meta["val"], size if n.target in differ else None) for n in places]
 
     def examples(*inputs: Any) -> dict[str, Tensor]:
-        step = Step(size, {node for node in places if node.target in differ})
+        step = MappedStep(size, {node for node in places if node.target in differ})
         return step.run(graph, dict(zip(places, inputs, strict=True)), added)
 
     with outside(), torch.no_grad(), _no_fallback(), fakes.mode, enable_python_dispatcher():

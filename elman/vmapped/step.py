@@ -18,7 +18,7 @@ from elman.circuit.rows import Mixed, rows_of
 Tensor = torch.Tensor
 
 
-class Step:
+class MappedStep:
     """One step, run on several examples: `several` are the nodes whose values have their dimension, at `_place`."""
 
     def __init__(self, size: int, several: set[fx.Node]) -> None:
@@ -113,7 +113,7 @@ def _place(node: fx.Node) -> Any:
 # --- rules that keep the examples' dimension where it is; where one has no answer, torch.vmap turns it to the front --
 
 
-def _elements(step: Step, node: fx.Node) -> Tensor | None:
+def _elements(step: MappedStep, node: fx.Node) -> Tensor | None:
     """Element by element: operands line up from the right, the examples' dimension too."""
     value, sources = node.meta["val"], node.all_input_nodes
     if not isinstance(value, Tensor) or any(not isinstance(n.meta["val"], Tensor) for n in sources):
@@ -132,7 +132,7 @@ def _elements(step: Step, node: fx.Node) -> Tensor | None:
     return target(*map_arg(node.args, operands.__getitem__), **map_arg(node.kwargs, operands.__getitem__))
 
 
-def _along(step: Step, node: fx.Node) -> Any:
+def _along(step: MappedStep, node: fx.Node) -> Any:
     """Along dimensions of the features, or over the rows."""
     first: Any = node.args[0]
     target: Any = node.target
@@ -156,7 +156,7 @@ def _along(step: Step, node: fx.Node) -> Any:
     return result.movedim(place if kept else place - sum(d < place for d in listed), _place(node))
 
 
-def _reshape(step: Step, node: fx.Node) -> Tensor | None:
+def _reshape(step: MappedStep, node: fx.Node) -> Tensor | None:
     """Of the features alone: the rows stay in front, and the examples behind them."""
     source: Any = node.args[0]
     before, after = rows_of(source.meta["val"]), rows_of(node.meta["val"])
@@ -167,7 +167,7 @@ def _reshape(step: Step, node: fx.Node) -> Tensor | None:
     return value.reshape([*([-1] * place), step.size, *sizes])
 
 
-def _product(step: Step, node: fx.Node) -> Tensor | None:
+def _product(step: MappedStep, node: fx.Node) -> Tensor | None:
     """A product with a matrix that all examples share is one product of V times as many rows, or columns."""
     left, right = node.args
     assert isinstance(left, fx.Node)
@@ -183,7 +183,7 @@ def _product(step: Step, node: fx.Node) -> Tensor | None:
     return None
 
 
-def _products(step: Step, node: fx.Node) -> Tensor | None:
+def _products(step: MappedStep, node: fx.Node) -> Tensor | None:
     """A product for each row is one for each row of each example."""
     a, b = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, None)
     if a is None or b is None or _place(a) != 1 or _place(b) != 1:
@@ -192,7 +192,7 @@ def _products(step: Step, node: fx.Node) -> Tensor | None:
     return torch.bmm(left, right).unflatten(0, (-1, step.size))
 
 
-def _join(step: Step, node: fx.Node) -> Tensor | None:
+def _join(step: MappedStep, node: fx.Node) -> Tensor | None:
     """Side by side; torch.vmap's own rule asks how many rows there are."""
     parts: Any = node.args[0]
     along: Any = node.args[1] if len(node.args) > 1 else 0
@@ -202,7 +202,7 @@ def _join(step: Step, node: fx.Node) -> Tensor | None:
     return torch.cat([step.of_each(part) for part in parts], dim + (dim >= place))
 
 
-def _layer_norm(step: Step, node: fx.Node) -> Any:
+def _layer_norm(step: MappedStep, node: fx.Node) -> Any:
     """Scale and shift apart where they are each example's own; torch.vmap's own rule asks how many rows there are."""
     args: Any = node.args
     x, shape, scale, shift, epsilon = args
@@ -217,7 +217,7 @@ def _layer_norm(step: Step, node: fx.Node) -> Any:
     return out if own[1] is None else out + own[1], mean, inverse
 
 
-def _layer_norm_backward(step: Step, node: fx.Node) -> Any:
+def _layer_norm_backward(step: MappedStep, node: fx.Node) -> Any:
     gradient, x, shape, mean, inverse, scale, _, mask = node.args
     place, rank = _place(x), _rank(x)  # type: ignore[arg-type]
     if place > rank - len(shape):  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ def _layer_norm_backward(step: Step, node: fx.Node) -> Any:
     return None, d_scale, g.sum(over) if mask[2] else None  # type: ignore[index]
 
 
-def _slice_backward(step: Step, node: fx.Node) -> Tensor:
+def _slice_backward(step: MappedStep, node: fx.Node) -> Tensor:
     """Of slice and select: zeros but for a part."""
     gradient, _, dim, *rest = node.args
     place = _place(node)
@@ -253,7 +253,7 @@ def _slice_backward(step: Step, node: fx.Node) -> Tensor:
     return target(g, sizes, dim + (dim >= place), *rest)
 
 
-def _embedding(step: Step, node: fx.Node) -> Tensor | None:
+def _embedding(step: MappedStep, node: fx.Node) -> Tensor | None:
     table, index = node.args[:2]
     assert isinstance(table, fx.Node)
     assert isinstance(index, fx.Node)
@@ -267,7 +267,7 @@ def _embedding(step: Step, node: fx.Node) -> Tensor | None:
     return aten.index.Tensor(step.values[table], [step.counted(numbers), numbers])
 
 
-def _embedding_backward(step: Step, node: fx.Node) -> Tensor | None:
+def _embedding_backward(step: MappedStep, node: fx.Node) -> Tensor | None:
     args: Any = node.args
     gradient, index, number, padding, by_frequency = args
     if padding != -1 or by_frequency or _rank(index) != 1 or _place(index) != 1:  # type: ignore[arg-type]
@@ -281,7 +281,7 @@ def _rank(node: fx.Node) -> int:
     return int(node.meta["val"].dim())
 
 
-_RULES: dict[Any, Callable[[Step, fx.Node], Any]] = {
+_RULES: dict[Any, Callable[[MappedStep, fx.Node], Any]] = {
     aten.mm.default: _product,
     aten.bmm.default: _products,
     aten.cat.default: _join,
@@ -293,7 +293,7 @@ _RULES: dict[Any, Callable[[Step, fx.Node], Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
 }
-_RULES_OF_ROWS: dict[RowRule | None, Callable[[Step, fx.Node], Any]] = {
+_RULES_OF_ROWS: dict[RowRule | None, Callable[[MappedStep, fx.Node], Any]] = {
     RowRule.ELEMENTS: _elements,
     RowRule.ALONG: _along,
     RowRule.SUM: _along,
@@ -303,7 +303,7 @@ _RULES_OF_ROWS: dict[RowRule | None, Callable[[Step, fx.Node], Any]] = {
 _SIMPLER: dict[Any, Callable[..., Any]] = {aten.fill.Scalar: torch.full_like}
 
 
-def _rule(node: fx.Node) -> Callable[[Step, fx.Node], Any] | None:
+def _rule(node: fx.Node) -> Callable[[MappedStep, fx.Node], Any] | None:
     target: Any = node.target
     if target in _RULES:
         return _RULES[target]

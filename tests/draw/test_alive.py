@@ -14,14 +14,14 @@ import torch
 
 import elman
 from elman.circuit.form import Kind
-from elman.draw.example import Example, backward, example
+from elman.draw.example import ExampleRun, backward, example
 from elman.draw.told import Told, loss, told
 from elman.draw.variables import equations
 from tests.draw.things import thing
 from tests.pairwise import with_more
 
 
-def played(name: str, steps: int) -> tuple[Example, tuple[Told, ...]]:
+def played(name: str, steps: int) -> tuple[ExampleRun, tuple[Told, ...]]:
     circuit = thing(name)
     rows = told(circuit, equations(circuit))
     return example(circuit, rows, loss(circuit, rows), steps), rows

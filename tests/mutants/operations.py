@@ -68,13 +68,13 @@ def _turned(row: Any) -> tuple[Any, str]:
 
 def _another_code(row: Any) -> tuple[Any, str]:
     """The kernel that comes next in the table among its family."""
-    from elman.circuit.operations import OPERATIONS, Native
+    from elman.circuit.operations import OPERATIONS, NativeOp
 
     codes = list(dict.fromkeys(
         op.native.code for op in OPERATIONS.values() if op.native is not None and op.native.family == row.native.family
     ))  # fmt: skip
     code = codes[(codes.index(row.native.code) + 1) % len(codes)]
-    return Native(row.native.family, code), f"is computed by the kernel of {code}"
+    return NativeOp(row.native.family, code), f"is computed by the kernel of {code}"
 
 
 def _fault(name: str, field: str, value: Any, breaks: str, which: str = "") -> Mutant:

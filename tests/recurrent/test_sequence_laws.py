@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import elman
-from elman.segments.timeline import Packing, Ragged, Timeline
+from elman.segments.timeline import Packing, RaggedTimeline, Timeline
 from tests.cases import CASES
 from tests.pairwise import examples
 from tests.random_cells import RandomCell
@@ -169,7 +169,11 @@ def test_the_operations_on_time(lengths: list[int], reverse: bool) -> None:
     """Each row has what a Timeline of that row alone has."""
     sizes = [sum(n > t for n in lengths) for t in range(lengths[0])]
     packing, B = Packing(sizes, torch.device("cpu")), len(lengths)
-    line, value, start = Ragged(packing, reverse), torch.randn(sum(lengths), 3, 2), torch.randn(B, 3, 2)
+    line, value, start = (
+        RaggedTimeline(packing, reverse),
+        torch.randn(sum(lengths), 3, 2),
+        torch.randn(B, 3, 2),
+    )
     assert packing.even == (len(set(lengths)) == 1)
     for b, n in enumerate(lengths):
         alone = Timeline(n, 1, reverse)

@@ -16,9 +16,9 @@ from elman.errors import InputError
 from elman.export.c.text import main_for
 from elman.export.options import option
 from elman.export.step.flat import Flat, Leaf
-from elman.export.step.quantised import HELP, Rows, expect_kind, rows_of
+from elman.export.step.quantised import HELP, QuantisedRows, expect_kind, rows_of
 from elman.export.step.single import single
-from elman.export.step.statements import Language, statements
+from elman.export.step.statements import TargetLanguage, statements
 from elman.training import write_atomically
 
 _WIDTH = 110  # columns of a table of numbers
@@ -55,7 +55,7 @@ class Source:
 
     def __init__(self, flat: Flat, weights: str, prefix: str, header: str) -> None:
         self.flat, self.prefix, self.upper, self.name = flat, prefix, prefix.upper(), header
-        self.rows: dict[str, Rows] = {}
+        self.rows: dict[str, QuantisedRows] = {}
         if weights == "int8":
             self.rows = {
                 a.name: rows_of(a) for a in flat.arrays if a.row is not None and a.values.is_floating_point()
@@ -159,7 +159,7 @@ void {self.prefix}_step({arguments}) {{
 
     # --- pieces -----------------------------------------------------------------------------------------------------
 
-    def _language(self) -> Language:
+    def _language(self) -> TargetLanguage:
         def element(memory: str, at: str) -> str:
             if memory == "ids":
                 return f"(int64_t)ids[{at}]"
@@ -182,7 +182,9 @@ void {self.prefix}_step({arguments}) {{
         def matrix(name: str) -> str:
             return f"{name}, {name}_scale" if self.rows else name
 
-        return Language("int", "real", "int64_t", element, address, matrix, _number, call, "bad = 1;", "&bad")
+        return TargetLanguage(
+            "int", "real", "int64_t", element, address, matrix, _number, call, "bad = 1;", "&bad"
+        )
 
     def _arrays(self) -> Iterator[str]:
         for array in self.flat.arrays:

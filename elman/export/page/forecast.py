@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from elman.data.series_windows import Form, tails
+from elman.data.series_windows import SeriesForm, tails
 from elman.errors import InputError, NotSupported
 from elman.export.page.content import Content, facts, layers_of, plain
 from elman.models.distributions import DIRECT, QUANTILES, SHARES
@@ -64,7 +64,7 @@ def forecasts(network: ForecastNetwork) -> Content:
     return Content(programs, arrays, "forecast.js", _body(network, form, kept, len(panel.series)), about)
 
 
-def _body(network: ForecastNetwork, form: Form, kept: list[dict[str, Any]], count: int) -> str:
+def _body(network: ForecastNetwork, form: SeriesForm, kept: list[dict[str, Any]], count: int) -> str:
     steps = f"{form.horizon} step" + ("s" if form.horizon > 1 else "")
     options = "".join(f"<option>{plain(one['name'])}</option>" for one in kept)
     missing = f" {count - len(kept):,} further series are not in this page." if count > len(kept) else ""

@@ -14,7 +14,7 @@ from torch import Tensor
 from elman.errors import NotSupported
 from elman.export.step.flat import Array, Flat
 from elman.export.step.quantised import rows_of
-from elman.export.step.statements import Language, statements
+from elman.export.step.statements import TargetLanguage, statements
 
 _MATH = {
     name: f"Math.{name}"
@@ -55,7 +55,7 @@ def function(flat: Flat) -> str:
             raise NotSupported(what="a product of constants has no form in a page", where="export()")
         return f"{memory}, {offset}"
 
-    language = Language(
+    language = TargetLanguage(
         "let", "let", "let", lambda memory, at: f"{memory}[{at}]", address, lambda name: name, _number, call,
         "throw new RangeError(`there is no ${f}`);", "0",
     )  # fmt: skip

@@ -33,7 +33,7 @@ from elman.recurrent.programs import Argument
 
 
 @dataclass(frozen=True)
-class Place:
+class Operand:
     """Where an operand begins, and how far its elements are apart in each of the four dimensions of an operation.
 
     memory: "x" and "ids", real and whole numbers that go in; "state"; "out"; "scratch"; "whole", whole numbers, those
@@ -47,12 +47,12 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Step:
+class FlatOp:
     """An operation, as `elman.engines.native.builder.Op`. A product's last operand is an array [N, K]."""
 
     code: str
     size: tuple[int, ...]
-    places: tuple[Place | None, ...]
+    places: tuple[Operand | None, ...]
     k: int = 0
     number: float = 0.0
 
@@ -93,7 +93,7 @@ class Flat:
     states: tuple[Leaf, ...]
     outputs: tuple[Leaf, ...]
     arrays: tuple[Array, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[FlatOp, ...]
     reals: int
     ids: int
     outs: int
@@ -315,19 +315,19 @@ class _Reading:
 
     # --- operations -------------------------------------------------------------------------------------------------
 
-    def _step(self, op: Op) -> Step:
+    def _step(self, op: Op) -> FlatOp:
         if op.code == "product":
             out, left, start = (
                 self._place(v, s) for v, s in zip(op.operands[:3], op.strides[:3], strict=True)
             )
             assert op.operands[3] is not None
-            return Step("product", op.size, (out, left, start, self._matrix(op.operands[3])), op.k)
+            return FlatOp("product", op.size, (out, left, start, self._matrix(op.operands[3])), op.k)
         places = tuple(
             self._place(v, s, rows=op.code == "gather") for v, s in zip(op.operands, op.strides, strict=True)
         )
-        return Step(op.code, op.size, places, op.k, op.number)
+        return FlatOp(op.code, op.size, places, op.k, op.number)
 
-    def _place(self, view: View | None, strides: tuple[int, ...], rows: bool = False) -> Place | None:
+    def _place(self, view: View | None, strides: tuple[int, ...], rows: bool = False) -> Operand | None:
         if view is None:
             return None
         buffer, inner = view.buffer.root()
@@ -335,9 +335,9 @@ class _Reading:
         if buffer.fixed or buffer.kind == "rowed":
             return self._constant(buffer, offset, strides, rows)
         memory, at = self.at[buffer] if buffer in self.at else self.memory[buffer.kind, buffer.index]
-        return Place(memory, at + offset, strides)
+        return Operand(memory, at + offset, strides)
 
-    def _constant(self, buffer: Buffer, offset: int, strides: tuple[int, ...], rows: bool) -> Place:
+    def _constant(self, buffer: Buffer, offset: int, strides: tuple[int, ...], rows: bool) -> Operand:
         value = (
             self.fixed[buffer]
             if buffer.kind == "prepared"
@@ -345,11 +345,11 @@ class _Reading:
         )
         flat = value.contiguous().flatten()
         if flat.numel() and bool((flat == flat[0]).all()) and buffer.kind == "prepared":
-            return Place("", number=flat[0].item())
+            return Operand("", number=flat[0].item())
         row = value.shape[1] if rows and value.dim() == 2 else None
-        return Place(self._array(flat, row, self._key(buffer), buffer).name, offset, strides)
+        return Operand(self._array(flat, row, self._key(buffer), buffer).name, offset, strides)
 
-    def _matrix(self, packed: View) -> Place:
+    def _matrix(self, packed: View) -> Operand:
         """The array [N, K] of a packed weight: each row makes one number of the result."""
         op = self.packed[packed.buffer.root()[0]]
         view = op.operands[1]
@@ -366,9 +366,9 @@ class _Reading:
             inner + view.offset == 0 and n * k == flat.numel() and (sk == 1 or k == 1) and (sn == k or n == 1)
         )
         if whole:
-            return Place(self._array(flat, k, self._key(buffer), buffer).name)
+            return Operand(self._array(flat, k, self._key(buffer), buffer).name)
         turned = flat.as_strided((n, k), (sn, sk), inner + view.offset).contiguous().flatten()
-        return Place(self._array(turned, k, (self._key(buffer), view.offset, sk, sn, k, n), buffer).name)
+        return Operand(self._array(turned, k, (self._key(buffer), view.offset, sk, sn, k, n), buffer).name)
 
     def _key(self, buffer: Buffer) -> Any:
         if buffer.kind == "prepared":
@@ -397,9 +397,9 @@ def _start(view: View | None) -> int:
     return view.buffer.root()[1] + view.offset
 
 
-def _copy(source: tuple[str, int], to: tuple[str, int], width: int) -> Step:
+def _copy(source: tuple[str, int], to: tuple[str, int], width: int) -> FlatOp:
     ahead = (0, 0, 0, 1)
-    return Step("copy4", (1, 1, 1, width), (Place(*to, ahead), Place(*source, ahead)))
+    return FlatOp("copy4", (1, 1, 1, width), (Operand(*to, ahead), Operand(*source, ahead)))
 
 
 # Of whose results each element is made of the arguments' elements at the same place.

@@ -14,7 +14,7 @@ KINDS = ("float32", "float16", "int8")
 HELP = "How matrices are stored: float32; int8, with a scale for each row; in a page float16, too, and int8 by default."
 
 
-class Rows(NamedTuple):
+class QuantisedRows(NamedTuple):
     """A matrix whose element [n, k] is scales[n] · numbers[n, k]: int8 [N, K] in -127 … 127, float32 [N]."""
 
     numbers: Tensor
@@ -24,7 +24,7 @@ class Rows(NamedTuple):
         return self.numbers * self.scales[:, None]
 
 
-def rows_of(array: Array) -> Rows:
+def rows_of(array: Array) -> QuantisedRows:
     """A matrix in int8, symmetric: the largest of a row's absolute values is 127. Raises InputError for what is not
     finite."""
     assert array.row is not None
@@ -37,7 +37,7 @@ def rows_of(array: Array) -> Rows:
         )
     top = matrix.abs().amax(1)
     scales = torch.where(top > 0, top / 127, 1.0)
-    return Rows((matrix / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
+    return QuantisedRows((matrix / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales)
 
 
 def expect_kind(weights: str | None, kinds: tuple[str, ...], default: str) -> str:

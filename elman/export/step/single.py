@@ -127,7 +127,7 @@ def _started(layer: Any, x: Any) -> tuple[Any, Any]:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-class Reading(nn.Module):
+class LanguageStep(nn.Module):
     """A language model: (symbol `[B]`, states of the layers) -> (logits `[B, V]`, new states)."""
 
     def __init__(self, model: LanguageModel) -> None:
@@ -146,7 +146,9 @@ def _language(model: LanguageModel) -> Single:
             mend="train one without condition=",
         )  # fmt: skip
     x = torch.zeros(1, dtype=torch.int64, device=model.readout.weight.device)
-    return Single.of("LanguageModel", Reading(model).eval(), x, _started(model.stack, model.embedding(x))[0])
+    return Single.of(
+        "LanguageModel", LanguageStep(model).eval(), x, _started(model.stack, model.embedding(x))[0]
+    )
 
 
 class Following(nn.Module):

@@ -1,7 +1,7 @@
 """A step's operations as statements: loops over numbers, which C and JavaScript write nearly alike.
 
-`Language` says where they differ. What stands in braces in a form is an operand's element: {a}, {b}, {c}; names of
-functions stand in front of a bracket and are looked up by the language.
+`TargetLanguage` says where they differ. What stands in braces in a form is an operand's element: {a}, {b}, {c}; names
+of functions stand in front of a bracket and are looked up by the language.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from elman.errors import NotSupported
-from elman.export.step.flat import Flat, Place, Step
+from elman.export.step.flat import Flat, FlatOp, Operand
 
 # Element by element. Truths are the numbers 0 and 1.
 FORMS: dict[str, str] = {
@@ -42,7 +42,7 @@ _CALL = re.compile(r"\b([a-z_][a-z0-9_]*)\(")
 
 
 @dataclass(frozen=True)
-class Language:
+class TargetLanguage:
     """How a language says it.
 
     index, real, whole: how a variable is declared. element: of a memory at an address. address: the same as what a
@@ -62,13 +62,13 @@ class Language:
     failing: str
 
 
-def statements(flat: Flat, language: Language) -> list[str]:
+def statements(flat: Flat, language: TargetLanguage) -> list[str]:
     """Lines, one loop or call after another. Raises NotSupported for an operation without a form."""
     return [line for step in flat.steps for line in _Writing(step, language).lines()]
 
 
 class _Writing:
-    def __init__(self, step: Step, language: Language) -> None:
+    def __init__(self, step: FlatOp, language: TargetLanguage) -> None:
         self.step, self.to = step, language
 
     def lines(self) -> list[str]:
@@ -97,7 +97,7 @@ class _Writing:
         form = _CALL.sub(lambda match: f"{self.to.call(match[1])}(", form)
         return form.replace("BAD", self.to.failing)
 
-    def at(self, place: Place | None, size: Sequence[int], more: str = "") -> str:
+    def at(self, place: Operand | None, size: Sequence[int], more: str = "") -> str:
         """The element of an operand at the indices i, j, k, l of the loops; more: added to the address."""
         assert place is not None
         if not place.memory:
@@ -121,7 +121,7 @@ class _Writing:
         """Of an operation on lines: the loops around them."""
         return self.loops((*self.step.size[:3], 1), body)
 
-    def line(self, place: Place | None, index: str = "l") -> str:
+    def line(self, place: Operand | None, index: str = "l") -> str:
         """An operand's element `index` of the line."""
         assert place is not None
         return self.at(place, (*self.step.size[:3], 1), times(index, place.strides[3]))
@@ -138,7 +138,7 @@ class _Writing:
         assert left
         assert weight
         n, k = self.step.size[3], self.step.k
-        begin = Place("", number=0.0) if start is None else start
+        begin = Operand("", number=0.0) if start is None else start
         same = begin.memory == out.memory and begin.offset == out.offset
         element = f"{self.at(out, self.step.size)} = {self.at(begin, self.step.size)};"
         lines = [] if same else self.loops(self.step.size, [element])
@@ -215,7 +215,7 @@ class _Writing:
             body.append(f"{self.line(at, '0')} = f;")
         return self.along(body)
 
-    def _found(self, x: Place | None, sign: str) -> list[str]:
+    def _found(self, x: Operand | None, sign: str) -> list[str]:
         here, best = self.line(x), self.line(x, "f")
         return [
             f"{self.to.index} f = 0;",
@@ -287,7 +287,9 @@ class _Writing:
         out, x, index = self.step.places
         return self._indexed(out, index, lambda place: f"{place} {how} {self.at(x, self.step.size)};")
 
-    def _indexed(self, chosen: Place | None, index: Place | None, move: Callable[[str], str]) -> list[str]:
+    def _indexed(
+        self, chosen: Operand | None, index: Operand | None, move: Callable[[str], str]
+    ) -> list[str]:
         """chosen: where indices choose along a dimension of length k."""
         assert chosen is not None
         size = self.step.size
@@ -301,8 +303,8 @@ class _Writing:
         ])  # fmt: skip
 
 
-def replaced(place: Place, strides: tuple[int, ...]) -> Place:
-    return Place(place.memory, place.offset, strides, place.number)
+def replaced(place: Operand, strides: tuple[int, ...]) -> Operand:
+    return Operand(place.memory, place.offset, strides, place.number)
 
 
 def times(index: str, stride: int) -> str:
@@ -311,7 +313,7 @@ def times(index: str, stride: int) -> str:
     return index if stride == 1 else f"{stride} * {index}"
 
 
-def address(place: Place, size: Sequence[int], more: str = "") -> str:
+def address(place: Operand, size: Sequence[int], more: str = "") -> str:
     """What an operand's element lies at, of the indices i, j, k, l."""
 
     def terms() -> Iterator[str]:
