@@ -102,8 +102,8 @@ def open_own(path: Path, flags: int) -> int:
     return handle
 
 
-def _refuse(found: os.stat_result) -> None:
+def _refuse(status: os.stat_result) -> None:
     """Raise OSError for what is no file, by what it is."""
-    if not stat.S_ISREG(found.st_mode):
-        kind = next((name for test, name in _KINDS if test(found.st_mode)), "no file")
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for test, name in _KINDS if test(status.st_mode)), "no file")
         raise OSError(errno.EINVAL, f"it is {kind}, no file")

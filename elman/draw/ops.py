@@ -48,7 +48,7 @@ class _Operation:
     key: str
     stage: int
     kind: str
-    said: str = ""
+    label: str = ""
     sources: list[tuple[str, str]] = field(default_factory=list)
     name: str = ""
     node: fx.Node | None = None
@@ -56,7 +56,7 @@ class _Operation:
 
     @property
     def text(self) -> str:
-        text = self.said if self.node is None else sentence(self.node, self.words)
+        text = self.label if self.node is None else sentence(self.node, self.words)
         return f"{self.name} = {text}" if self.name and self.node is not None else text
 
 
@@ -348,7 +348,7 @@ def _read_by_name(boxes: Mapping[str, _Operation], rows: Mapping[str, int]) -> N
         if one.kind == "output" and rows[key] - rows[one.sources[0][0]] > 2 * _NEAR:
             maker = boxes[one.sources.pop()[0]]
             maker.name = maker.name or f"v{(number := number + 1)}"
-            one.said = f"{one.said} = {maker.name}"
+            one.label = f"{one.label} = {maker.name}"
         if one.node is None:
             continue
         lines = iter(list(one.sources))

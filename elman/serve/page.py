@@ -26,7 +26,7 @@ def page(name: str, scheduler: Scheduler) -> Response:
     style = _file("elman.export.page", "page.css") + _file("elman.serve", "page.css")
     script = f'"use strict";(() => {{\n{_file("elman.export.page", "page.js")}\n{_file("elman.serve", "page.js")}}})();'
     told = {"NAME": plain(name), "FACTS": facts, "ABOUT": about, "STYLE": style, "SCRIPT": script}
-    text = re.sub("@([A-Z]+)@", lambda found: told[found[1]], _file("elman.serve", "page.html"))
+    text = re.sub("@([A-Z]+)@", lambda match: told[match[1]], _file("elman.serve", "page.html"))
     policy = (
         f"default-src 'none'; connect-src 'self'; style-src {_digest(style)}; script-src {_digest(script)}; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
