@@ -29,8 +29,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     """Write a checkpoint. Raises DataError where that cannot be done; what stood there before is then untouched."""
     from safetensors.torch import save
 
-    text = json.dumps(facts)
-    metadata = {"format": "pt", "facts": text, "digest": _digest(tensors, text)}
+    encoded = json.dumps(facts)
+    metadata = {"format": "pt", "facts": encoded, "digest": _digest(tensors, encoded)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(tensors, metadata=metadata))
