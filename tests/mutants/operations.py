@@ -61,7 +61,7 @@ def _turned(row: Any) -> tuple[Any, str]:
     """Another rule: the dangerous one, that rows never meet; or where that is right, that they are added up."""
     from elman.circuit.operations import RowRule
 
-    if row.rows in (RowRule.ELEMENTS, RowRule.TURNS, RowRule.EXPAND):
+    if row.rows in (RowRule.ELEMENTS, RowRule.TURNS):
         return RowRule.ADDS_ROWS, "adds up its rows"
     return RowRule.TURNS, "keeps rows apart, whatever it does"
 
