@@ -77,7 +77,7 @@ def runs_in(program: Program, way: str) -> bool:
     share = zlib.crc32(f"{program!r} {way}".encode()) % ways.SHARES.get(way, 1) == 0
     if way == "second derivatives":  # of a gradient that is not linear in what comes in they are not defined
         share &= all(RULES[line.rule].linear for line in program.lines)
-    return share and not (way in ("two threads", "compiled") and program.noise)  # the numbers would be others
+    return share and not (way in ways.QUIET and program.noise)
 
 
 def run(program: Program, way: str) -> str | None:

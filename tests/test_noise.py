@@ -312,3 +312,34 @@ def test_random_numbers_of_a_layer_s_own_generator() -> None:
     assert torch.equal(drawn[0][2], drawn[0][3])  # a copy goes on where the layer was
     with pytest.raises(elman.ElmanError, match="Generator"):
         elman.Recurrent(cell, generator=3)  # type: ignore[arg-type]
+
+
+class NoisyReading(torch.nn.Module):
+    """Draws twice; of the first numbers the derivative of the state knows nothing."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        reading = h + 0.1 * torch.randn_like(h)
+        return reading, torch.tanh(torch.dropout(x, 0.5, True) + 0.5 * h)
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("way", ["forward", "second order"])
+def test_a_draw_that_a_derivative_does_not_need_has_its_number_all_the_same(way: str) -> None:
+    """Else the next one would draw the numbers of that one."""
+    generator, x, v = torch.Generator(), *(torch.randn(4, 2, 3, dtype=torch.float64) for _ in range(2))
+    rnn = elman.Recurrent(NoisyReading(), generator=generator)
+
+    def final(x: Tensor) -> Tensor:
+        generator.manual_seed(0)
+        return rnn(x)[1]
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: final(x).square().sum())(x)
+
+    f = final if way == "forward" else slope
+    moved = [f(x + 1e-6 * sign * v) for sign in (1, -1)]
+    torch.testing.assert_close(
+        torch.func.jvp(f, (x,), (v,))[1], (moved[0] - moved[1]) / 2e-6, rtol=1e-6, atol=1e-8
+    )

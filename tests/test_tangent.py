@@ -427,3 +427,20 @@ def test_a_buffer_may_change() -> None:
 
     scale = torch.tensor([0.5, 1.0, 2.0])
     torch.testing.assert_close(jacfwd(call)(scale), jacfwd(loop)(scale))
+
+
+class Detached(nn.Module):
+    """Hands out the state before, of which what comes after is a part of the same memory, but cut off."""
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return h, torch.tanh(0.5 * h.detach() + x.detach())
+
+
+@pytest.mark.parametrize("memory", [None, elman.Segments(2)])
+def test_outputs_beside_a_state_that_has_no_derivative(memory: Any) -> None:
+    rnn, x, h, v = (elman.Recurrent(Detached(), memory=memory), *(torch.randn(n, 2, 3) for n in (4, 1, 1)))
+    with torch.no_grad(), forward_ad.dual_level():
+        results = rnn(x, forward_ad.make_dual(h[0], v[0]))
+        outputs, final = (forward_ad.unpack_dual(value).tangent for value in results)
+    torch.testing.assert_close(outputs, torch.cat([v, torch.zeros(3, 2, 3)]))
+    assert final is None or not final.any()

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils import _pytree as pytree
 
 import elman
@@ -22,6 +24,7 @@ from elman.segments import Layout
 from elman.verify import loop
 
 Tensor = torch.Tensor
+NAMES = ("x", "state", "context")
 
 # What is read before it is written, or behind where it ends, is NaN.
 with contextlib.suppress(ImportError):
@@ -32,6 +35,12 @@ with contextlib.suppress(ImportError):
 
 def leaves_of(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def stacked(trees: list[Any]) -> Any:
+    return pytree.tree_map(
+        lambda *each: torch.stack(each) if isinstance(each[0], Tensor) else each[0], *trees
+    )
 
 
 class Call:
@@ -187,6 +196,69 @@ def compiled(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
         torch._dynamo.reset()
 
 
+def steps(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
+    """One step after the other, with their gradients."""
+    call = Call(cell, example, 4, 3, seeded=False)
+    state, outputs = call.state, []
+    for t in range(call.T):
+        x_t = pytree.tree_map(lambda leaf, t=t: leaf[t] if isinstance(leaf, Tensor) else leaf, call.x)
+        output, state = call.layer.step(x_t, state, context=call.context)
+        outputs.append(output)
+    got = stacked(outputs), state
+    expected = call.theirs()
+    agree("result", leaves_of(got), leaves_of(expected), 1e-9)
+    agree("gradient", call.gradients(got), call.gradients(expected), 1e-8)
+
+
+def forward(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
+    """Directions, of everything that is a real number."""
+    call, generator = Call(cell, example, 4, 2), torch.Generator().manual_seed(3)
+    call.ours()  # of random numbers the loop takes those that a call has drawn
+
+    def dual(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return forward_ad.make_dual(leaf.detach(), torch.randn(leaf.shape, generator=generator).to(leaf))
+
+    def tangents(results: Any) -> list[Tensor]:
+        pairs = [forward_ad.unpack_dual(v) for v in leaves_of(results)]
+        return [torch.zeros_like(v) if tangent is None else tangent for v, tangent in pairs]
+
+    with torch.no_grad(), forward_ad.dual_level():
+        call.x, call.state, call.context = (
+            pytree.tree_map(dual, v) for v in (call.x, call.state, call.context)
+        )
+        weights = {name: dual(p) for name, p in cell.named_parameters()}
+        with _reparametrize_module(cell, weights):
+            try:
+                expected = call.theirs()
+            except (RuntimeError, NotImplementedError) as error:
+                raise elman.errors.NotSupported(
+                    what=f"the loop has no direction: {error}", where="loop"
+                ) from error
+            got = call.ours()
+        agree("direction", tangents(got), tangents(expected), 1e-8)
+
+
+def examples(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
+    """Three batches at once by vmap, and the gradients of all."""
+    calls = [Call(cell, example, 4, 2, seed=seed, seeded=False) for seed in range(3)]
+    first = calls[0]
+    given = [stacked([getattr(call, name) for call in calls]) for name in NAMES]
+    dims = tuple(0 if leaves_of(tree) else None for tree in given)
+    length = None if leaves_of(first.x) else first.T
+    got = torch.func.vmap(
+        lambda x, state, context: first.layer(x, state, steps=length, context=context), dims
+    )(*given)
+    expected = stacked([call.theirs() for call in calls])
+    agree("result", leaves_of(got), leaves_of(expected), 1e-9)
+    first.leaves = [
+        *(leaf for c in calls for leaf in c.leaves[: -len([*cell.parameters()]) or None]),
+        *cell.parameters(),
+    ]
+    agree("gradient", first.gradients(got), first.gradients(expected), 1e-8)
+
+
 def way(T: int, B: int, second: bool = False, **options: Any) -> Callable[..., None]:
     return lambda cell, example: Call(cell, example, T, B, **options).check(second)
 
@@ -206,7 +278,11 @@ WAYS: dict[str, Callable[..., None]] = {
         6, 4, said=("lengths", "mask", "reset"), reverse=True, memory=elman.Segments(2)
     ),
     "second derivatives": way(3, 2, second=True),
+    "steps": steps,
+    "forward mode": forward,
+    "vmap": examples,
     "two threads": threads,
     "compiled": compiled,
 }
-SHARES = {"second derivatives": 3, "two threads": 2, "compiled": 10}
+SHARES = {"second derivatives": 3, "forward mode": 3, "vmap": 3, "two threads": 2, "compiled": 10}
+QUIET = ("steps", "vmap", "two threads", "compiled")  # not of cells that draw: the numbers would be others

@@ -292,6 +292,11 @@ def _apart(outputs: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> tuple[Tenso
     return tuple([o.clone() if o.untyped_storage()._cdata in memory else o for o in outputs])
 
 
+def _on_their_own(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs of which none shows a part of another: PyTorch gives no direction to a part of what has no derivative."""
+    return tuple([o.clone() if o._is_view() else o for o in outputs])
+
+
 def _differentiable(
     program: Program, call: Call, wants: frozenset[str], tensors: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
@@ -324,7 +329,8 @@ class _Transformed(torch.autograd.Function):
             if call.owner is not None:
                 return run_named(program, call, tensors)
             if call.memory is None:
-                return program.run(call, tensors)
+                outputs = program.run(call, tensors)
+                return outputs if program.carries_all else _on_their_own(outputs)
             return tuple(run_of(program, call, None).forward(tensors)[0])
 
     @staticmethod
