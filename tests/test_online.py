@@ -357,3 +357,32 @@ def test_weights_may_change_between_steps_and_so_may_the_cell() -> None:
     rnn.cell.alpha = 0.5  # traced anew; the influence goes on
     online.step(x[0], None, lambda o, _: o.square().mean())
     assert len(first) == 6
+
+
+class WrittenOnly(nn.Module):
+    """A state that nothing reads, and an output that has to do with no weight where `plain`."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        self.plain, self.W = plain, nn.Parameter(torch.eye(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
+        _, h = state
+        return (x if self.plain else h), (torch.tanh(x), torch.tanh(x + h @ self.W))
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(batch, 3, dtype=torch.float64), torch.zeros(batch, 3, dtype=torch.float64)
+
+
+def test_a_state_that_nothing_reads_and_a_loss_of_nothing_learnt() -> None:
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    online = elman.Online(elman.Recurrent(WrittenOnly(plain=False)))
+    for now in x:
+        online.step(now, None, lambda h, _: h.square().sum())
+    (expected,) = torch.autograd.grad(online.rnn(x)[0].square().sum(), [*online.rnn.parameters()])
+    torch.testing.assert_close(online.rnn.cell.W.grad, expected)
+    plain = elman.Online(elman.Recurrent(WrittenOnly(plain=True)))
+    assert plain.step(x[0], None, lambda o, _: o.square().sum()) == x[0].square().sum()
+    assert plain.rnn.cell.W.grad is None or not plain.rnn.cell.W.grad.any()
+    with pytest.raises(InputError, match="carries no gradient, though the output does"):
+        online.step(x[0], None, lambda h, _: h.detach().square().sum())

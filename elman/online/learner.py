@@ -126,6 +126,11 @@ class Online:
                 got=f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__,
                 mend="take its mean or its sum",
             )  # fmt: skip
+        if not loss.requires_grad and any(t.requires_grad for t in flatten(output, "output")[0]):
+            raise InputError(
+                what="the loss carries no gradient, though the output does", where="loss_fn",
+                mend="compute it from the output without detach(), item() and no_grad()",
+            )  # fmt: skip
         kept.learn(call, values, states, after, loss)
         self.state = fill(structure, [s.detach() for s in after])
         self._t += 1

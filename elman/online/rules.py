@@ -138,7 +138,8 @@ def _cut_at(values: Sequence[Tensor], loss: Tensor) -> list[Tensor]:
     numbers = {id(value): number for number, value in reversed([*enumerate(values)]) if value.requires_grad}
     handles = [values[number].register_hook(cut(number)) for number in numbers.values()]
     try:
-        loss.backward()
+        if loss.requires_grad:  # else the step has to do with nothing that is learnt
+            loss.backward()
     finally:
         for handle in handles:
             handle.remove()

@@ -311,6 +311,8 @@ class LoopBuilder(GraphBuilder):
         if port.next is not None:
             feeding = f"{port.name} next"
             self.outputs[feeding] = self.get(self.step.wire(port.next))
+        else:  # nobody else may say what it is like
+            self.place(port.name, self.step.wire(Wire.input(port.name)).meta["val"])
         self._states.append(LoopState(port.name, feeding))
 
     def loop(self) -> Loop:
