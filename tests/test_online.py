@@ -386,3 +386,26 @@ def test_a_state_that_nothing_reads_and_a_loss_of_nothing_learnt() -> None:
     assert plain.rnn.cell.W.grad is None or not plain.rnn.cell.W.grad.any()
     with pytest.raises(InputError, match="carries no gradient, though the output does"):
         online.step(x[0], None, lambda h, _: h.detach().square().sum())
+
+
+@pytest.mark.parametrize("rule", elman.online.RULES)
+def test_a_reservoir_learns_its_readout_alone(rule: str) -> None:
+    rnn, V = elman.Recurrent(cells.Elman(3, 4).requires_grad_(False)), nn.Linear(4, 1)
+    x, online = torch.randn(4, 2, 3), Online(rnn, rule)
+    for now in x:
+        online.step(now, None, lambda h, _: V(h).square().sum())
+    expected = torch.autograd.grad(V(rnn(x)[0]).square().sum(), [V.weight])[0]
+    torch.testing.assert_close(V.weight.grad, expected)
+    assert cost(rnn, x[0], rule).bytes == 0
+
+
+def test_only_a_start_learns() -> None:
+    cell = CASES["learned_start_rnn"].make()
+    for name, parameter in cell.named_parameters():
+        parameter.requires_grad_(name == "start")
+    x, online = torch.randn(4, 2, 5), Online(elman.Recurrent(cell))
+    for now in x:
+        online.step(now, None, lambda h, _: h.square().sum())
+    torch.testing.assert_close(
+        cell.start.grad, torch.autograd.grad(online.rnn(x)[0].square().sum(), cell.start)[0]
+    )

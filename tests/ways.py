@@ -196,23 +196,56 @@ def compiled(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
         torch._dynamo.reset()
 
 
+def at(tree: Any, t: int) -> Any:
+    return pytree.tree_map(lambda leaf: leaf[t] if isinstance(leaf, Tensor) else leaf, tree)
+
+
 def steps(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
-    """One step after the other, with their gradients."""
+    """One step after the other: with their gradients, and as a stream."""
     call = Call(cell, example, 4, 3, seeded=False)
     state, outputs = call.state, []
     for t in range(call.T):
-        x_t = pytree.tree_map(lambda leaf, t=t: leaf[t] if isinstance(leaf, Tensor) else leaf, call.x)
-        output, state = call.layer.step(x_t, state, context=call.context)
+        output, state = call.layer.step(at(call.x, t), state, context=call.context)
         outputs.append(output)
     got = stacked(outputs), state
     expected = call.theirs()
     agree("result", leaves_of(got), leaves_of(expected), 1e-9)
     agree("gradient", call.gradients(got), call.gradients(expected), 1e-8)
+    with torch.no_grad():
+        stream = call.layer.stream(3, call.state)
+        streamed = stacked([stream.step(at(call.x, t), context=call.context) for t in range(call.T)])
+        agree("stream", leaves_of((streamed, stream.state)), leaves_of(expected), 1e-9)
+
+
+def online(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
+    """The gradient of the weights carried forward, and that of the loop over all steps."""
+    call = Call(cell, example, 4, 2, seeded=False)
+    weights = [*cell.parameters()]
+
+    def loss(output: Any, _: Any = None) -> Tensor:
+        parts = [v.square().sum() for v in leaves_of(output) if v.is_floating_point()]
+        return torch.stack(parts).sum() if parts else torch.zeros(())
+
+    total = torch.stack([loss(at(call.theirs()[0], t)) for t in range(call.T)]).sum()
+    expected = [torch.zeros_like(w) for w in weights]
+    if weights and total.requires_grad:
+        found = torch.autograd.grad(total, weights, allow_unused=True)
+        expected = [zeros if g is None else g for g, zeros in zip(found, expected, strict=True)]
+    learner = elman.Online(call.layer, state=pytree.tree_map(torch.Tensor.detach, call.state))
+    with torch.no_grad():
+        for t in range(call.T):
+            learner.step(at(call.x, t), None, loss, context=call.context)
+    agree("online", [torch.zeros_like(w) if w.grad is None else w.grad for w in weights], expected, 1e-8)
 
 
 def forward(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
-    """Directions, of everything that is a real number."""
-    call, generator = Call(cell, example, 4, 2), torch.Generator().manual_seed(3)
+    """Directions, of everything that is a real number: whole, and ragged and reversed."""
+    directions(Call(cell, example, 4, 2))
+    directions(Call(cell, example, 5, 3, said=("lengths", "mask", "reset"), reverse=True))
+
+
+def directions(call: Call) -> None:
+    cell, generator = call.cell, torch.Generator().manual_seed(3)
     call.ours()  # of random numbers the loop takes those that a call has drawn
 
     def dual(leaf: Any) -> Any:
@@ -279,10 +312,24 @@ WAYS: dict[str, Callable[..., None]] = {
     ),
     "second derivatives": way(3, 2, second=True),
     "steps": steps,
+    "online": online,
     "forward mode": forward,
     "vmap": examples,
     "two threads": threads,
     "compiled": compiled,
 }
-SHARES = {"second derivatives": 3, "forward mode": 3, "vmap": 3, "two threads": 2, "compiled": 10}
-QUIET = ("steps", "vmap", "two threads", "compiled")  # not of cells that draw: the numbers would be others
+SHARES = {
+    "second derivatives": 3,
+    "online": 3,
+    "forward mode": 3,
+    "vmap": 3,
+    "two threads": 2,
+    "compiled": 10,
+}
+QUIET = (
+    "steps",
+    "online",
+    "vmap",
+    "two threads",
+    "compiled",
+)  # not of cells that draw: the numbers would be others

@@ -13,7 +13,7 @@ from elman import noise
 from elman.circuit.structure import fill, flatten
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.execute import Call
-from elman.online.rules import Carried, Shape, Unbiased
+from elman.online.rules import Carried, Fixed, Shape, Unbiased
 from elman.online.step import Derivatives
 from elman.recurrent import Recurrent
 from elman.recurrent.arguments import batch_of, rows_of_reset
@@ -89,7 +89,7 @@ class Online:
         self._binding: Binding | None = None
         self._derivatives: Derivatives | None = None
         self._known: Shape | None = None
-        self._kept: Carried | Unbiased | None = None
+        self._kept: Carried | Unbiased | Fixed | None = None
         self._pending: Tensor | None = None  # rows that begin anew with the next step
         self._batch, self._seed, self._t = 0, 0, 0
 
@@ -174,13 +174,15 @@ class Online:
         return self._derivatives, args
 
     def _shape(self, derivatives: Derivatives) -> Shape | None:
-        if self.rule == "uoro":
+        if self.rule == "uoro" or not derivatives.parameters:
             return None
         if self._known is None:
             self._known = Shape(derivatives, self.rule)
         return self._known
 
-    def _prepared(self, args: Arguments, reset: Any) -> tuple[Derivatives, Carried | Unbiased, Arguments]:
+    def _prepared(
+        self, args: Arguments, reset: Any
+    ) -> tuple[Derivatives, Carried | Unbiased | Fixed, Arguments]:
         """What the step is bound to, and its arguments, with what it starts from; the first one finds out what reaches
         what."""
         begins = not args.states
@@ -207,7 +209,7 @@ class Online:
             )  # fmt: skip
         return batch_of(args.states, state, args.contexts, context, batch)
 
-    def _fresh(self, derivatives: Derivatives, args: Arguments, begins: bool) -> Carried | Unbiased:
+    def _fresh(self, derivatives: Derivatives, args: Arguments, begins: bool) -> Carried | Unbiased | Fixed:
         batch, shape = args.states[0].shape[0], self._shape(derivatives)
         cost = _cost(self.rule, derivatives, shape, batch)
         if self.memory is not None and cost.bytes > self.memory:
@@ -216,6 +218,8 @@ class Online:
                 expected=f"at least {cost.bytes} for {self.rule}",
                 mend="another rule takes less (snap-1, e-prop, uoro), or elman.truncated",
             )  # fmt: skip
+        if not derivatives.parameters:
+            return Fixed(derivatives)
         start = self._start(derivatives, args)
         if shape is not None:
             kept = Carried(derivatives, shape, batch, start)
@@ -255,6 +259,8 @@ def cost(rnn: Recurrent, x_t: Any, rule: str = "rtrl", *, state: Any = None, con
 
 
 def _cost(rule: str, derivatives: Derivatives, shape: Shape | None, batch: int) -> Cost:
+    if not derivatives.parameters:
+        return Cost(rule, 0, 0, 0, 0)
     n, P, size = derivatives.n, derivatives.P, derivatives.weights()[0].element_size()
     if shape is None:
         return Cost(rule, P + n, (P + batch * n) * 2 * size, n, 1)

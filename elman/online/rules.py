@@ -119,6 +119,22 @@ class Unbiased:
         self.s[rows.to(self.s.device)] = 0
 
 
+class Fixed:
+    """Nothing: no weight of the cell learns, as in a reservoir. What the loss itself holds does, a readout."""
+
+    def __init__(self, derivatives: Derivatives) -> None:
+        self.of = derivatives
+
+    def learn(
+        self, call: Call, values: dict[str, Tensor], states: Sequence[Tensor], after: Sequence[Tensor], loss: Tensor
+    ) -> None:  # fmt: skip
+        """As that of `Carried`."""
+        _cut_at([], loss)
+
+    def restart(self, rows: Tensor) -> None:
+        """There is nothing to forget."""
+
+
 def _or_zeros(gradients: Sequence[Tensor | None], states: Sequence[Tensor]) -> list[Tensor]:
     pairs = zip(gradients, states, strict=True)
     return [torch.zeros_like(s) if g is None else g for g, s in pairs if s.is_floating_point()]
