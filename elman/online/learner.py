@@ -71,6 +71,8 @@ class Online:
     "uoro"    ∂s/∂θ as one product of two vectors, which is right on average: Tallec and Ollivier (2017), "Unbiased
               online recurrent optimization". It costs what back-propagation does, and is noisy.
 
+    Where no weight of the cell learns, as in a reservoir, nothing is carried, whatever the rule.
+
     rnn: a `Recurrent` that reads forward. state: where it starts, as for a call. memory: the most that the rule may
     hold, "64 MB" or a number of bytes: InputError where it does not fit. generator: of "uoro"'s random signs.
 
