@@ -243,3 +243,32 @@ def test_what_has_no_form_is_refused(what: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=words):
         call(tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+class Turning(nn.Module):
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        turn = torch.polar(torch.ones(2), torch.ones(2))
+        return torch.tanh(
+            x + torch.view_as_real(torch.view_as_complex(h.unflatten(-1, (2, 2))) * turn).flatten(-2)
+        )
+
+    def initial_state(self, batch: int) -> Tensor:
+        return torch.zeros(batch, 4)
+
+
+@pytest.mark.parametrize("taken_apart", [True, False])
+def test_what_has_no_form_is_said_also_where_pytorch_takes_nothing_apart(
+    taken_apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some loops it does not: "scan might be aliasing the input or the output"."""
+
+    def aliasing(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("scan might be aliasing the input or the output!")
+
+    if not taken_apart:
+        monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", aliasing)
+    layer = elman.Recurrent(Turning())
+    layer(torch.randn(3, 2, 4))
+    with pytest.raises(NotSupported, match=r"no form in ONNX(?s:.*)test_onnx.py"):
+        elman.export(layer, tmp_path / "turning.onnx")
+    assert not list(tmp_path.iterdir())

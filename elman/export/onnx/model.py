@@ -22,10 +22,17 @@ def model_of(exported: Exported, opset: int, ir: int) -> onnx.ModelProto:
     """The model. What ONNX has no form for is tried again as PyTorch takes it apart, and then refused."""
     try:
         graph = _graph(exported, exported.program)
-    except NoRule:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)  # PyTorch's own
-            program = exported.program.run_decompositions()
+    except NoRule as whole:
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", message=".*LeafSpec", category=FutureWarning
+                )  # PyTorch's own
+                program = exported.program.run_decompositions()
+        except (
+            RuntimeError
+        ) as error:  # of a loop whose results show parts of each other PyTorch takes nothing apart
+            raise _refused(exported, whole) from error
         try:
             graph = _graph(exported, program)
         except NoRule as error:
