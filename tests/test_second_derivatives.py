@@ -34,6 +34,12 @@ def plain(*names: str, module: Any = F) -> dict[str, Operation]:
     return {name: operation(name) for name in names}
 
 
+def turned(a: Tensor, u: Tensor) -> Tensor:
+    """Pairs as complex numbers, turned by those of the state."""
+    z, by = (torch.view_as_complex(v.reshape(-1, 2, 2)) for v in (a, u))
+    return torch.view_as_real(z * torch.polar(torch.ones_like(by.abs()), by.angle())).flatten(1)
+
+
 def square(a: Tensor) -> Tensor:
     return a.view(-1, 2, 2)
 
@@ -41,6 +47,7 @@ def square(a: Tensor) -> Tensor:
 # Of a = W h + U x and u = U x, [B, 4] both.
 GROUPS: dict[str, dict[str, Operation]] = {
     "made of parts": {
+        "turned": turned,
         "softsign": lambda a, u: F.softsign(a),
         "glu": lambda a, u: F.glu(a * u),
         "abs": lambda a, u: a.abs() * u,

@@ -294,6 +294,7 @@ _TABLE = (
     Operation("imag", linear=(0,)),
     Operation("conj", linear=(0,)),
     Operation("_conj", linear=(0,)),
+    Operation("_conj_physical", linear=(0,)),
     # X of A X = B, in B.
     Operation("linalg_lu_solve", linear=(2,)),
     Operation("linalg_solve_triangular", linear=(1,)),

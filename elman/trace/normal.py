@@ -301,6 +301,11 @@ def _summands(node: fx.Node) -> list[fx.Node]:
     return [node]
 
 
+def _conj(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """The numbers themselves: a tensor that only says that it is conjugated cannot be looked at as real numbers."""
+    return instead(graph, node, aten._conj_physical.default, node.args[0])
+
+
 def _view_as_complex(graph: fx.Graph, node: fx.Node) -> Any:
     """A view asks for strides, and where a value lies is not said any more: of two numbers a complex one is made."""
     (pairs,) = node.args
@@ -348,6 +353,7 @@ _HANDLERS: dict[Any, Handler] = {
     aten.native_layer_norm_backward.default: _parameters_apart,
     aten.convolution_backward.default: _parameters_apart,
     aten.view_as_complex.default: _view_as_complex,
+    aten._conj.default: _conj,
     aten.new_zeros.default: _new,
     aten.new_ones.default: _new,
     aten.new_full.default: _new,

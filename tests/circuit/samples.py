@@ -198,6 +198,7 @@ SAMPLES = [
     *of("_fft_r2c", ((B, 4),), [1], 0, True, said=UNKNOWN), *of("_fft_c2c", ((B, 4),), [1], 0, True, types=(COMPLEX,),
         said=UNKNOWN),
     *of("_fft_c2r", ((B, 3),), [1], 0, 4, types=(COMPLEX,), said=UNKNOWN),
+    *of("_conj_physical", (X,), types=(COMPLEX,)),
     *of("view_as_real real imag conj _conj", (X,), types=(COMPLEX,), said=ANY), *of("view_as_complex", ((B, 3, 2),),
         said=UNKNOWN),
     *of("complex", (X, Y)),

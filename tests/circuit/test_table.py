@@ -40,9 +40,9 @@ FILLED = ["zeros", "zeros_like", "new_zeros", "full", "full_like", "new_full", "
 NOT_SAID = {"lift_fresh_copy", "copy", "_unsafe_index", "embedding"}
 # Gives numbers of its operands, or constants, and counts as work all the same: it copies what it moves, ...
 COPIES = {
-    "_conj", "conj", "_unsafe_index", "alias", "clone", "complex", "copy", "detach", "diag_embed", "diagonal", "fill",
-    "imag", "index_select", "lift_fresh_copy", "new_full", "new_ones", "ones_like", "real", "repeat", "roll",
-    "split_with_sizes", "tril", "triu", "unbind", "unfold", "view_as_complex", "view_as_real",
+    "_conj", "_conj_physical", "conj", "_unsafe_index", "alias", "clone", "complex", "copy", "detach", "diag_embed",
+    "diagonal", "fill", "imag", "index_select", "lift_fresh_copy", "new_full", "new_ones", "ones_like", "real",
+    "repeat", "roll", "split_with_sizes", "tril", "triu", "unbind", "unfold", "view_as_complex", "view_as_real",
 }  # fmt: skip
 # ... or looks at them first.
 CHOOSES = {
