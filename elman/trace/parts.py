@@ -59,7 +59,8 @@ def attend(
     score = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     hides = attn_mask is not None
     if is_causal:
-        seen = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        places = (torch.arange(value.shape[-2], device=query.device) for value in (query, key))
+        seen = next(places)[:, None] >= next(places)
         score = torch.where(seen, score, -math.inf)
     if attn_mask is not None:
         hidden = attn_mask.dtype == torch.bool
