@@ -227,9 +227,8 @@ def _trace_joint(
     flowing_to = [port for port, flows in zip(wants, gradients_found, strict=True) if flows]
     joint_results = dict(zip([*results, *map(_gradient, flowing_to)], keys, strict=True))
     _rename_results(graph, {key: new for new, key in joint_results.items()})
-    drawn = noise.lift(
-        graph, where
-    )  # before anything goes that nobody reads: a draw has its number from all of them
+    # Before anything goes that nobody reads: a draw has its number from all of them.
+    drawn = noise.lift(graph, where)
     gone = without_unchanging(graph) if forward else set()
     normalise(graph)
     if batch_slow(graph):

@@ -59,8 +59,8 @@ def attend(
     score = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     hides = attn_mask is not None
     if is_causal:
-        places = (torch.arange(value.shape[-2], device=query.device) for value in (query, key))
-        seen = next(places)[:, None] >= next(places)
+        at, seen_from = (torch.arange(value.shape[-2], device=query.device) for value in (key, query))
+        seen = at <= seen_from[:, None]
         score = torch.where(seen, score, -math.inf)
     if attn_mask is not None:
         hidden = attn_mask.dtype == torch.bool

@@ -25,13 +25,11 @@ def model_of(exported: Exported, opset: int, ir: int) -> onnx.ModelProto:
     except NoRule as whole:
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*LeafSpec", category=FutureWarning
-                )  # PyTorch's own
+                # PyTorch's own.
+                warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
                 program = exported.program.run_decompositions()
-        except (
-            RuntimeError
-        ) as error:  # of a loop whose results show parts of each other PyTorch takes nothing apart
+        except RuntimeError as error:
+            # Of a loop whose results show parts of each other PyTorch takes nothing apart.
             raise _refused(exported, whole) from error
         try:
             graph = _graph(exported, program)
