@@ -56,10 +56,25 @@ def check_tensors(
         if any(key in tensors for key in mine):  # none before the first step
             for key, like in zip(mine, (torch.zeros(()), value, value), strict=True):
                 expect_like(key, tensors, like)
-    one = torch.get_rng_state()
-    states = tensors["random"]
-    if states.dtype != one.dtype or not states.numel() or states.numel() % one.numel():
-        raise ValueError("random is no state of a generator")
+    for name, one in generators(next(iter(parameters.values())).device).items():
+        states = tensors.get(name, one)  # a run that goes on upon a GPU may have begun without
+        if states.dtype != one.dtype or not states.numel() or states.numel() % one.numel():
+            raise ValueError(f"{name} is no state of a generator")
+
+
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of what random numbers are drawn from where a model is on a device, by their names in a checkpoint."""
+    states = {"random": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def draw_from(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on drawing from the states of `generators`."""
+    torch.set_rng_state(states["random"].clone())
+    if "random.cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["random.cuda"].clone(), device)
 
 
 def fitting(weights: dict[str, Tensor], model: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from elman.data.batches import Batch, Batches
 from elman.errors import DataError, ElmanError, InputError
 from elman.training.average import Average
-from elman.training.facts import check_facts, check_tensors, expect_like
+from elman.training.facts import check_facts, check_tensors, draw_from, expect_like, generators
 from elman.training.processes import Processes
 from elman.training.stopwatch import Stages
 
@@ -179,7 +179,7 @@ class Training:
 
     def _read(self) -> Batch:
         """The next batch, where the model is."""
-        device, batch = next(iter(self.parameters.values())).device, next(self.batches)
+        device, batch = self.device, next(self.batches)
         there = pytree.tree_map(
             lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch.values
         )
@@ -222,6 +222,11 @@ class Training:
 
     # --- stopping and going on --------------------------------------------------------------------------------------
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.parameters.values())).device
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors by name, everything else as JSON values), of all processes: every one of them has to ask."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -230,7 +235,8 @@ class Training:
                 tensors[f"optimizer.{name}.{key}"] = value
         for name, value in self.average.values.items() if self.average else ():
             tensors[f"average.{name}"] = value
-        tensors["random"] = self.processes.gathered(torch.get_rng_state())
+        for name, value in generators(self.device).items():
+            tensors[name] = self.processes.gathered(value)
         plain = []
         for i, leaf in enumerate(pytree.tree_leaves(self.carried)):
             plain.append(None if isinstance(leaf, Tensor) else leaf)
@@ -248,7 +254,7 @@ class Training:
         """Go on from a `state`. Raises DataError, with nothing changed, if it belongs to another model or is none."""
         check_facts(facts, self.batches.unit)
         weights = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
-        drawn = torch.get_rng_state()
+        before = generators(self.device)
         try:
             check_tensors(tensors, self.model.state_dict(), self.parameters)
             for name, p in self.parameters.items() if self.average else ():
@@ -256,12 +262,14 @@ class Training:
             if not self.batches.holds(tuple(facts["position"])):
                 raise ValueError(f"there is no position {facts['position']} in the data")
             carried = None if facts["carried"] is None else self._structured(tensors, facts["carried"])
-            states = tensors["random"].view(-1, drawn.numel())
-            if self.processes.rank < len(states):
-                torch.set_rng_state(states[self.processes.rank].clone())
+            states = {
+                name: tensors[name].view(-1, one.numel()) for name, one in before.items() if name in tensors
+            }
+            if self.processes.rank < len(states["random"]):
+                draw_from({name: each[self.processes.rank] for name, each in states.items()}, self.device)
             self.model.load_state_dict(weights)
         except (KeyError, RuntimeError, ValueError) as error:
-            torch.set_rng_state(drawn)
+            draw_from(before, self.device)
             raise DataError(
                 what=f"the checkpoint belongs to another model: {error}", where="Training.restore",
                 mend="go on with the model that it was made of",
@@ -271,7 +279,7 @@ class Training:
             start = f"optimizer.{name}."
             kept = {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
             self.optimizer.state[p] = {
-                key: value.clone() if key == "step" else value.to(p.device).clone()
+                key: value.to(p.device).clone()
                 for key, value in kept.items()
                 if key in ("step", "exp_avg", "exp_avg_sq")
             }
@@ -295,7 +303,6 @@ class Training:
         finally:
             batches.split(self.processes.rank, self.processes.count)
             batches.position = position
-        device = next(iter(self.parameters.values())).device
         leaves, spec = pytree.tree_flatten(like)
         if len(leaves) != len(plain):
             raise ValueError(f"its state has {len(plain)} parts rather than {len(leaves)}")
@@ -303,7 +310,7 @@ class Training:
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 expect_like(f"carried.{i}", tensors, leaf)
-                kept.append(self.processes.part(tensors[f"carried.{i}"]).to(device))
+                kept.append(self.processes.part(tensors[f"carried.{i}"]).to(self.device))
             elif type(plain[i]) is not type(leaf):
                 raise ValueError(f"part {i} of its state is {plain[i]!r} rather than {leaf!r}")
             else:
