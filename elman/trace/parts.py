@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from elman.trace import convolutions
+
 if TYPE_CHECKING:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -317,4 +319,12 @@ _TWICE: dict[Any, Any] = {
     F.embedding: _embedding,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
+    **{
+        getattr(F, name.format(dims)): made(dims)
+        for name, made in (
+            ("conv{}d", convolutions.convolution),
+            ("conv_transpose{}d", convolutions.transposed),
+        )
+        for dims in (1, 2, 3)
+    },
 }

@@ -84,11 +84,11 @@ def second(run: Any, rnn: elman.Recurrent, inputs: Inputs) -> tuple[Named, Named
 
 
 @some(
-    "lstm", "noisy_rnn", "token_rnn",
+    "lstm", "noisy_rnn", "token_rnn", "convolutional_rnn",
     # What a gradient means, when it is not the derivative of what is computed, only the cell's own autograd can say.
     "straight_through_rnn", "lying_rnn",
     more=(
-        "merged_heads_rnn", "cut_rnn",
+        "merged_heads_rnn", "cut_rnn", "conv_lstm", "frames_gru", "flattened_first_rnn",
         "dict_output_rnn", "columns_rnn", "batch_in_the_middle_rnn", "detached_rnn",
         "jordan", "layer_norm_rnn", "zoneout_lstm", "cat_rnn", "tied_rnn", "delayed_rnn", "swing", "loss_rnn",
         "stacked_columns_gru", "nodes_inner_gru", "stacked_inputs_rnn", "kinked_rnn", "smooth_rnn", "rounded_rnn",
@@ -140,19 +140,3 @@ def test_gradgradcheck(case: Case) -> None:
 
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
-
-
-@some("convolutional_rnn")
-def test_second_derivatives_that_cannot_be_traced_are_refused(case: Case) -> None:
-    """PyTorch fixes the batch size in computing them (convolution).
-
-    What would be wrong is refused; first derivatives are right.
-    """
-    rnn = elman.Recurrent(case.make().double())
-    inputs = Inputs.of(case, 2, 3)
-    with pytest.raises(
-        elman.ElmanError, match=r"adjoint(.|\n)*mend: (PyTorch has no such|if it is a function)"
-    ):
-        second(compare.ours, rnn, inputs)
-    got, expected = compare.both(rnn, inputs)
-    compare.assert_equal(got.gradients, expected.gradients)
