@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import elman
+from bench import traced
 from elman.online import RULES, cost
 
 LAG, EVERY, B, H = 6, 3, 8, 16
 WINDOWS = (3, 6, 30, 300)
 BUDGET = "64 MB"  # of back-propagation through the whole stream, once more
+PEER = "braintrace, "
 CHUNK = 3000  # steps that are there at once
 
 
@@ -44,6 +46,9 @@ def runs(steps: int) -> Iterator[Run]:
         yield _run(f"truncated, {window} steps", steps, window)
     for budget in (None, BUDGET):
         yield _whole(steps, budget)
+    for rule in () if traced.absent() else traced.RULES:
+        losses, held, took = traced.learnt(rule, _stream(steps), B, H, EVERY)
+        yield Run(f"{PEER}{rule}", steps, float(losses[-steps // 10 :].mean()), held, took)
 
 
 def _whole(steps: int, budget: str | None) -> Run:
@@ -129,9 +134,11 @@ def picture(made: Sequence[Run]) -> Figure:
         "carried forward": [run for run in made if run.way in RULES],
         "truncated": [run for run in made if run.way.startswith("truncated")],
         "all steps, one update": [run for run in made if run.way.startswith("all")],
+        "braintrace": [run for run in made if run.way.startswith(PEER)],
     }
-    for (kind, some), marker in zip(kinds.items(), "osD", strict=True):
-        axes.plot([run.bytes for run in some], [run.error for run in some], marker, label=kind)
+    for (kind, some), marker in zip(kinds.items(), "osD^", strict=True):
+        if some:
+            axes.plot([run.bytes for run in some], [run.error for run in some], marker, label=kind)
     for together in _close(made):
         words = [
             f"{run.way.removeprefix('truncated, ')}: {run.microseconds:,.0f} µs a step" for run in together

@@ -209,7 +209,7 @@ class Report:
     def online(self, steps: int, picture: Path | None) -> None:
         """Rules that carry the gradient forward, and back-propagation, over one stream. picture: a file for one."""
         found: list[online.Run] = []
-        with self.console.status(f"{steps:,} steps, eleven ways"):
+        with self.console.status(f"{steps:,} steps, every way"):
             for run in online.runs(steps):
                 found.append(run)
                 self.console.print(f"{run.way}: error {run.error:.4f}, {run.microseconds:.0f} us a step")
