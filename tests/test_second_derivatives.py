@@ -57,8 +57,13 @@ GROUPS: dict[str, dict[str, Operation]] = {
         "normalize 1": lambda a, u: F.normalize(a, 1.0) * u,
         "numbers written down": lambda a, u: a[:, [1, 0, 3, 2]] * u,
         "l1_loss": lambda a, u: F.l1_loss(a, u, reduction="none") * u,
+        "lp_pool": lambda a, u: F.lp_pool1d(a.square().unsqueeze(1) + 1, 3.0, 2).flatten(1),
     },
     "made of the same parts": {
+        "lp_pool of two": lambda a, u: F.lp_pool2d(
+            square(a).square().unsqueeze(1) + 1, 2.0, (2, 1), 1
+        ).flatten(1),
+        "rrelu": lambda a, u: F.rrelu(a, 0.1, 0.5) * u,
         "norm 1": lambda a, u: a.norm(1, dim=-1, keepdim=True) * u,
         "vector_norm": lambda a, u: torch.linalg.vector_norm(a, 1.5, dim=-1),
     },

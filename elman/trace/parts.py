@@ -193,6 +193,28 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+def _power_pool(pool: Callable[..., Tensor], dims: int) -> Callable[..., Tensor]:
+    """(Σ xᵖ)^(1/p) over each window, as F.lp_pool1d, … have it."""
+
+    def pooled(
+        input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+    ) -> Tensor:
+        mean = pool(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+        count = kernel_size**dims if isinstance(kernel_size, int) else math.prod(kernel_size)
+        return (torch.sign(mean) * F.relu(_abs(mean)) * count).pow(1 / norm_type)
+
+    return pooled
+
+
+def _rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    """Out of training it draws nothing, though PyTorch calls it by the name of what does."""
+    if training:
+        return F.rrelu(input, lower, upper, training, inplace)
+    return F.leaky_relu(input, (lower + upper) / 2, inplace)
+
+
 def _softsign(input: Tensor) -> Tensor:
     return input / (_abs(input) + 1)
 
@@ -303,6 +325,7 @@ _PARTS: dict[Any, Any] = {
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
     torch.linalg.multi_dot: _multi_dot,
     F.one_hot: _one_hot,
+    F.rrelu: _rrelu,
     **dict.fromkeys((torch.norm, Tensor.norm), _norm(torch.norm)),
     torch.linalg.norm: _norm(torch.linalg.norm),
     torch.linalg.vector_norm: _norm(torch.linalg.vector_norm),
@@ -319,6 +342,9 @@ _TWICE: dict[Any, Any] = {
     F.embedding: _embedding,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
+    F.lp_pool1d: _power_pool(F.avg_pool1d, 1),
+    F.lp_pool2d: _power_pool(F.avg_pool2d, 2),
+    F.lp_pool3d: _power_pool(F.avg_pool3d, 3),
     **{
         getattr(F, name.format(dims)): made(dims)
         for name, made in (
