@@ -55,6 +55,32 @@ def test_what_sinks_into_the_loop_is_computed_once_and_brings_no_more_sequences(
         assert len(sinking.loop.nodes()) > len(made.loop.nodes())  # the exponential is in it
 
 
+class Told(nn.Module):
+    """Hands out, at every step, what is the same for all rows: numbers made once, and numbers that are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.b, self.hidden_size = (
+            nn.Parameter(torch.randn(H, H) / H),
+            nn.Parameter(torch.randn(3)),
+            H,
+        )
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        h = torch.tanh(x + h @ self.W)
+        return (h, 2 * torch.rand(3, dtype=x.dtype), self.b.exp()), h
+
+
+def test_outputs_that_no_row_decides_come_from_where_they_are_made() -> None:
+    cell, x = Told().double(), torch.randn(5, 2, H).double()
+    hs, drawn, made = elman.Recurrent(cell)(x)[0]
+    assert drawn.shape == (5, 3)
+    assert len(drawn.unique()) == drawn.numel()
+    torch.testing.assert_close(made, cell.b.exp().expand(5, 2, 3))
+    (hs.sum() + made.sum()).backward()
+    torch.testing.assert_close(cell.b.grad, 10 * cell.b.exp())
+
+
 class Columns(nn.Module):
     """Columns all through: what is made of the context once has its rows last."""
 
