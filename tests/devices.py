@@ -100,6 +100,9 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "a training that goes on draws the same numbers", lambda: _resumed(device)
     for task in TASKS:
         yield f"elman train {task}, evaluated on the CPU", lambda task=task: _command(task, device)
+    mixed = ["--precision", "bfloat16", "--memory", "8 MB", "--dropout", "0.2", "--layers", "2"]
+    yield "elman train lm in half precision under a budget", lambda: _command("lm", device, *mixed)
+    yield "elman train tag in half precision", lambda: _command("tag", device, *mixed[:2])
 
 
 def _said(case: Case) -> dict[str, Tensor]:
@@ -372,12 +375,12 @@ def _resumed(device: torch.device) -> None:
     torch.testing.assert_close(first + [step.loss for step in on], whole)
 
 
-def _command(task: str, device: torch.device) -> None:
+def _command(task: str, device: torch.device, *how: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         name, text = TASKS[task]
         (Path(folder) / name).write_text(text)
         run = str(Path(folder) / "run")
-        more = ["--horizon", "6"] if task == "forecast" else []
+        more = [*how, *(["--horizon", "6"] if task == "forecast" else [])]
         words = [
             "--hidden",
             "16",
