@@ -74,7 +74,9 @@ def unfolded(eq: Equations, steps: int | None) -> Scene:
         at, previous, elided = here.box.right, here, False
     if steps is not None and previous is not None:  # what teaches a step that is not there
         idle = {v.of for v in states} - {i.source for i in eq.influences}
-        last = {previous.nodes[key].id for key in idle if key in previous.nodes and eq.of(key).role == "input"}
+        last = {
+            previous.nodes[key].id for key in idle if key in previous.nodes and eq.of(key).role == "input"
+        }
         nodes = [node for node in nodes if node.id not in last]
     if previous is not None and (steps is None or eq.back):
         around = _ends(eq, previous, bent, None if steps is None else "0" if eq.reverse else str(steps + 1))
@@ -311,18 +313,19 @@ def _ends(eq: Equations, last: StepLayout, exits: Sequence[tuple[str, str]], tim
             name, y = timed(before.name, time), way[-1][1]
             while any(abs(y - other.y) < ROUND + 6 for other in around.nodes):
                 y += 4
-            end = Node(f"end {before.key}", x + 12 + diameter(name) / 2, y, diameter(name), ROUND, "variable",
-                       (Text(x + 12 + diameter(name) / 2, y, name),), before.key, None, "plain", "the state's")  # fmt: skip
+            middle, wide = x + 12 + diameter(name) / 2, diameter(name)
+            text = (Text(middle, y, name),)
+            end = Node(f"end {before.key}", middle, y, wide, ROUND, "variable", text, before.key)
             way += [(x, y), (end.box.left, y)]
             around.nodes.append(end)
             around.edges.append(Edge(node.id, end.id, bent(_simple(way))))
             continue
-        text = Text(x + 14, way[-1][1] - 4, "…", 22, role="note")
-        while any(text.box.meets(other.box) for other in around.texts):
-            text = text.moved(30, 0)
-        way[-1] = (text.x - 14, way[-1][1])
+        dots = Text(x + 14, way[-1][1] - 4, "…", 22, role="note")
+        while any(dots.box.meets(other.box) for other in around.texts):
+            dots = dots.moved(30, 0)
+        way[-1] = (dots.x - 14, way[-1][1])
         around.edges.append(Edge(node.id, "", bent(_simple(way)), arrow=False))
-        around.texts.append(text)
+        around.texts.append(dots)
     return around
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from elman.draw.layered import Placed, Size
 from elman.draw.measure import LINE, width
 from elman.draw.routes import Candidate, Lines, bends, best, few, hits, rectangles
 from elman.draw.scene import Box, Edge, Node, Point, Text
 
+_MANY = 60  # lines; more of them keep to the rows of their layout
 _SIDE = 11.0  # how far from its axis a line may lie where its words begin
 
 
@@ -54,7 +55,7 @@ def connect(
         others = [box for name, box in boxes.items() if name not in (source.id, target.id)]
         wide, walls = [_wider(box, 3) for box in others], rectangles(others)
         careful = list(_curves(source, target, placed.ways[number], through, wide, _high(sayings[number])))
-        free = bends(source, target, _border, walls) if through is None else ()
+        free = bends(source, target, _border, walls) if through is None and len(ends) <= _MANY else ()
         return few([*careful, *free], walls, most) + few(careful[-1:], walls, 1)
 
     def line(number: int, words: Mapping[int, Box], through: Point | None) -> Candidate:
@@ -69,7 +70,9 @@ def connect(
         for number in order:
             lines.put(number, line(number, {}, None))
     curves = [lines.chosen[number][0] for number in range(len(ends))]
-    walls = [*(node.box for node in nodes.values()), *free]
+    walls = [box for node in nodes.values() for box in (node.box, *(text.box for text in node.texts))] + [
+        *free
+    ]
     texts = beside(curves, sayings, walls)
 
     def wanting() -> list[int]:
@@ -103,29 +106,32 @@ def connect(
             if mark is not None:
                 x = min(_rightmost(curves[n], mark, _high(sayings[n])), mark[0] + _SIDE) + 5
                 texts[n] = _text(sayings[n], x, mark[1], "start")
-    for _ in range(2):  # lines go round words, and take their own along
-        for n, curve in enumerate(curves):
-            around = {m: text.box for m, text in enumerate(texts) if text is not None and m != n}
-            fine = _fine(curve)
-            own = texts[n]
-            if not any(_crossed(box, fine) for box in around.values()) and not (own and _crossed(own.box, fine)):
-                continue
-            ways = [line(n, {m: _wider(box, 5) for m, box in around.items()}, None), lines.chosen[n]]
-            for way in ways:
-                fine = [_fine(other) for m, other in enumerate(curves) if m != n] + [_fine(way[0])]
-                taken = [_wider(box, 2) for box in (*walls, *around.values())]
-                bounds = [_bounds(one) for one in fine]
-                text = _spot(fine[-1], sayings[n], taken, fine, bounds) if own else None
-                if not any(_crossed(box, fine[-1]) for box in around.values()) and (text or not own):
-                    texts[n], curves[n] = text, way[0]
-                    lines.put(n, way)
-                    break
+    fine = [_fine(curve) for curve in curves]
+    bounds = [_bounds(one) for one in fine]
+    for n in [*range(len(ends))] * 2:  # lines go round words, and take their own along
+        around = {m: text.box for m, text in enumerate(texts) if text is not None and m != n}
+        own = texts[n]
+        if not any(
+            _crossed(box, fine[n], bounds[n]) for box in (*around.values(), *([own.box] if own else ()))
+        ):
+            continue
+        taken = [_wider(box, 2) for box in (*walls, *around.values())]
+        for way in (line(n, {m: _wider(box, 5) for m, box in around.items()}, None), lines.chosen[n]):
+            lines_then = [*fine[:n], _fine(way[0]), *fine[n + 1 :]]
+            bounds_then = [*bounds[:n], _bounds(lines_then[n]), *bounds[n + 1 :]]
+            text = _spot(lines_then[n], sayings[n], taken, lines_then, bounds_then) if own else None
+            if not any(_crossed(box, lines_then[n], bounds_then[n]) for box in around.values()) and (
+                text or not own
+            ):
+                texts[n], curves[n], fine, bounds = text, way[0], lines_then, bounds_then
+                lines.put(n, way)
+                break
     edges = [
         Edge(a, b, curve, () if text is None else (text,), saying.weights, saying.color, saying.arrow)
         for (a, b), curve, text, saying in zip(ends, curves, texts, sayings, strict=True)
     ]
-    fine = [_fine(curve) for curve in curves]
-    crossed = sum(any(_crossed(_wider(text.box, -2), one) for one in fine) for text in texts if text is not None)
+    words = [_wider(text.box, -2) for text in texts if text is not None]
+    crossed = sum(any(_crossed(box, *one) for one in zip(fine, bounds, strict=True)) for box in words)
     return edges, len(missing) + crossed
 
 
@@ -206,7 +212,9 @@ def _places(line: Sequence[Point], saying: Saying) -> Iterator[tuple[float, Text
                 yield wish + more + abs(near - y) / 100, _text(saying, x, near + side * (high + 1))
 
 
-def _crossed(box: Box, line: Sequence[Point]) -> bool:
+def _crossed(box: Box, line: Sequence[Point], bound: Box | None = None) -> bool:
+    if bound is not None and not box.meets(bound):
+        return False
     return any(not _free(a, b, (box,)) for a, b in zip(line, line[1:], strict=False))
 
 

@@ -20,7 +20,9 @@ _NEAR, _STEP = 7.0, 6.0  # nearer than this two lines look like one; distance of
 _TURNS = (0.0, 0.25, -0.25, 0.5, -0.5, 0.8, -0.8, 1.15, -1.15)  # radians
 
 
-def bends(source: Node, target: Node, border: Callable[[Node, Point], Point], boxes: np.ndarray) -> Iterator[Curve]:
+def bends(
+    source: Node, target: Node, border: Callable[[Node, Point], Point], boxes: np.ndarray
+) -> Iterator[Curve]:
     """Single curves: straight, and such as leave or come in with a turn, which is small where straight is free.
 
     border(node, toward): where a line leaves a node.
@@ -65,7 +67,9 @@ def effort(points: np.ndarray) -> float:
     turns = np.diff(np.unwrap(np.arctan2(steps[:, 1], steps[:, 0])))
     there = math.hypot(*(points[-1] - points[0])) + 1e-9
     both = min(turns[turns > 0].sum(), -turns[turns < 0].sum())
-    return float(2.5 * np.abs(turns).sum() + 5 * both + 16 * (turns**2).sum() + 6 * (length.sum() / there - 1))
+    return float(
+        2.5 * np.abs(turns).sum() + 5 * both + 16 * (turns**2).sum() + 6 * (length.sum() / there - 1)
+    )
 
 
 def hits(points: np.ndarray, boxes: np.ndarray) -> int:
@@ -106,7 +110,7 @@ class Lines:
             if pair not in self.known:
                 self.kept.append(candidate)
                 shared = bool(set(self.ends[number]) & set(self.ends[other]))
-                self.known[pair] = self.known[pair[::-1]] = _between(candidate[1], there[1], shared)
+                self.known[pair] = self.known[pair[1], pair[0]] = _between(candidate[1], there[1], shared)
             cost += self.known[pair]
             if cost > most:
                 break

@@ -315,7 +315,9 @@ def _labels(reader: _Reader, way: Iterable[fx.Node]) -> tuple[tuple[str, ...], t
             if one.op == "placeholder":
                 path = paths.get(str(one.target), "")
                 called = reader.names.get(one) or (
-                    _state_port_word(reader.circuit.name, path, one.name) if path.startswith("state") else one.name
+                    _state_port_word(reader.circuit.name, path, one.name)
+                    if path.startswith("state")
+                    else one.name
                 )
                 if one.target != ROWS:
                     into[word(path) if into is weights else called] = None
