@@ -99,6 +99,7 @@ class Lines:
 
     def put(self, number: int, candidate: Candidate) -> None:
         self.chosen[number] = candidate
+        self.kept.append(candidate)
 
     def disturbs(self, number: int, candidate: Candidate, most: float = math.inf) -> float:
         """The cost of crossing others and of running beside them; no more is looked for beyond `most`."""
