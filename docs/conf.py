@@ -6,6 +6,8 @@ warning an error, and furo, its theme, asks nothing of other addresses.
 
 import re
 
+from docutils import nodes
+
 project = "elman"
 author = "The elman authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
@@ -60,5 +62,13 @@ def _docstring(app, what, name, obj, options, lines) -> None:
     lines[:] = [*out, ""]
 
 
+def _told(app, doctree) -> None:
+    """A table whose last column has sentences in it says so, to page.css: numbers need no such width."""
+    for table in doctree.findall(nodes.table):
+        last = [row.children[-1].astext() for row in table.findall(nodes.row)]
+        table["classes"] += ["told"] * any(len(text) > 40 for text in last)
+
+
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", _docstring)
+    app.connect("doctree-read", _told)

@@ -5,6 +5,7 @@
   const plays = JSON.parse(one("plays").textContent);
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   const slider = one("tau"), now = one("now"), log = one("log"), play = one("play");
+  const invitation = now ? now.textContent : "";
   let place = 0, timer = null;
 
   const figure = () => all("figure").find((f) => !f.hidden);
@@ -46,7 +47,7 @@
     all("g.now, g.seen").forEach((g) => g.classList.remove("now", "seen"));
     relight();
     if (log) log.replaceChildren();
-    if (now) now.textContent = events().length ? "" : "Unfold it, and numbers can go through it.";
+    if (now) now.textContent = events().length ? invitation : "Unfold it, and numbers can go through it.";
   };
   const step = () => {
     const event = events()[place];
@@ -56,7 +57,13 @@
     relight();
     if (event.weight) light(event.weight, true);
     const node = event.node && all("g[data-node]", figure()).find((g) => g.dataset.node === event.node);
-    if (node) node.classList.add("now");
+    if (node) {
+      node.classList.add("now");
+      // Into sight, where the picture is wider than the screen; the page stays where it is.
+      const frame = figure().parentElement, view = frame.getBoundingClientRect(), at = node.getBoundingClientRect();
+      if (at.left < view.left || at.right > view.right)
+        frame.scrollLeft += (at.left + at.right - view.left - view.right) / 2;
+    }
     now.textContent = event.text;
     const line = document.createElement("li");
     line.textContent = event.text;

@@ -18,7 +18,7 @@ import torch
 from elman.circuit import Circuit, Kind
 from elman.draw.example import ExampleRun, backward, example
 from elman.draw.scene import Scene
-from elman.draw.svg import COLORS, svg
+from elman.draw.svg import COLORS, DARK_COLORS, svg
 from elman.draw.told import Loss, Told, loss, told
 from elman.draw.variables import equations
 
@@ -49,7 +49,8 @@ def page(
     )
     weights = "".join(
         f'<button type="button" class="weight" data-weight="{html.escape(name)}" aria-pressed="false">'
-        f'<span style="background:{COLORS[i % len(COLORS)]}"></span>{html.escape(name)}</button>'
+        f'<span style="--light:{COLORS[i % len(COLORS)]};--dark:{DARK_COLORS[i % len(COLORS)]}"></span>'
+        f"{html.escape(name)}</button>"
         for i, name in enumerate(scene.parameters)
     )
     slider = (

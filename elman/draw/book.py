@@ -47,7 +47,7 @@ def unfolded(eq: Equations, steps: int | None) -> Scene:
     edges: list[Edge] = []
     texts: list[Text] = []
     longest = max((time for time in times if time is not None), key=len, default="")
-    first = step_of(eq, lambda v: timed(v.name, longest), folded=False)
+    first = step_of(eq, lambda v: v.at(longest), folded=False)
     states = [v for v in eq.variables if v.role == "before"]
     bent = _exits(eq, first)
     channel = 30 + _TRACK * len(bent)
@@ -57,7 +57,7 @@ def unfolded(eq: Equations, steps: int | None) -> Scene:
             elided = True
             continue
         t = _number(time, number)
-        step = step_of(eq, lambda v, time=time: timed(v.name, time), folded=False, like=first, t=t)
+        step = step_of(eq, lambda v, time=time: v.at(time), folded=False, like=first, t=t)
         gap = channel + 64 * elided if previous is not None else 0
         here = moved(step, at - step.box.left + gap)
         nodes += here.nodes.values()
@@ -65,16 +65,22 @@ def unfolded(eq: Equations, steps: int | None) -> Scene:
         if previous is not None:
             for before in states:
                 edges += _joined(eq, previous, here, before, bent, elided, t)
-        if elided:
-            texts.append(Text(here.box.left - gap / 2, here.box.bottom - ROUND / 2, "…", 22, role="note"))
+        if elided and previous is not None:
+            texts += _elided(previous, here, 12 + _TRACK * len(bent) if bent else 0, edges)
         if previous is None:
             edge = None if steps is None else str((steps or 0) + 1) if eq.reverse else "0"
             around = _starts(eq, here, edge, bent)
             nodes, edges, texts = [*nodes, *around.nodes], [*edges, *around.edges], [*texts, *around.texts]
         at, previous, elided = here.box.right, here, False
-    if previous is not None and steps is None:
-        around = _ends(eq, previous, bent)
-        edges, texts = [*edges, *around.edges], [*texts, *around.texts]
+    if steps is not None and previous is not None:  # what teaches a step that is not there
+        idle = {v.of for v in states} - {i.source for i in eq.influences}
+        last = {
+            previous.nodes[key].id for key in idle if key in previous.nodes and eq.of(key).role == "input"
+        }
+        nodes = [node for node in nodes if node.id not in last]
+    if previous is not None and (steps is None or eq.back):
+        around = _ends(eq, previous, bent, None if steps is None else "0" if eq.reverse else str(steps + 1))
+        nodes, edges, texts = [*nodes, *around.nodes], [*edges, *around.edges], [*texts, *around.texts]
     return _finished(eq, nodes, edges, texts, said(eq, steps if steps is not None else "…"))
 
 
@@ -85,6 +91,20 @@ class _Around:
     nodes: list[Node]
     edges: list[Edge]
     texts: list[Text]
+
+
+def _elided(previous: StepLayout, here: StepLayout, room: float, edges: Sequence[Edge]) -> list[Text]:
+    """An ellipsis between two steps, in the lowest row, unless a dotted line goes through it that says the same.
+
+    room: what the lines take that come into the second.
+    """
+    low = previous.box.bottom - ROUND / 2
+    left = max(node.box.right for node in previous.nodes.values() if node.box.bottom > low - 1)
+    right = min(node.box.left for node in here.nodes.values() if node.box.bottom > low - 1)
+    text = Text((left + (here.box.left - room if room else right)) / 2, low, "…", 22, role="note")
+    dotted = (point for edge in edges if edge.dashed for point in flat(edge.points))
+    through = any(text.box.left < x < text.box.right and abs(y - low) < 14 for x, y in dotted)
+    return [] if through else [text]
 
 
 def _times(steps: int | None, reverse: bool) -> list[str | None]:
@@ -255,7 +275,7 @@ def _starts(eq: Equations, here: StepLayout, time: str | None, exits: Sequence[t
             continue
         target = here.nodes[straight.target if straight is not None else before.key]
         name = "…" if time is None else timed(before.name, time)
-        wide = 16.0 if time is None else diameter(name)
+        wide = 30.0 if time is None else diameter(name)
         x, y = here.box.left - 24 - _TRACK * len(exits) - wide / 2, target.y
         taken = [node.box for node in around.nodes] + [text.box for text in around.texts]
         while any(abs(y - (box.top + box.bottom) / 2) < ROUND + 6 for box in taken):
@@ -278,8 +298,8 @@ def _starts(eq: Equations, here: StepLayout, time: str | None, exits: Sequence[t
     return around
 
 
-def _ends(eq: Equations, last: StepLayout, exits: Sequence[tuple[str, str]]) -> _Around:
-    """Lines that go on to an ellipsis."""
+def _ends(eq: Equations, last: StepLayout, exits: Sequence[tuple[str, str]], time: str | None) -> _Around:
+    """Lines that go on: to an ellipsis, or to the gradients of the states that the first step started from."""
     around = _Around([], [], [])
     x = last.box.right + 26
     for before in (v for v in eq.variables if v.role == "before"):
@@ -289,12 +309,23 @@ def _ends(eq: Equations, last: StepLayout, exits: Sequence[tuple[str, str]]) -> 
             continue
         node = last.nodes[straight.target if straight is not None else str(before.of)]
         way = [_right(node), (x, node.y)] if straight is not None else _way_out(last, node, x, number or 0)
-        text = Text(x + 14, way[-1][1] - 4, "…", 22, role="note")
-        while any(text.box.meets(other.box) for other in around.texts):
-            text = text.moved(30, 0)
-        way[-1] = (text.x - 14, way[-1][1])
+        if time is not None:
+            name, y = timed(before.name, time), way[-1][1]
+            while any(abs(y - other.y) < ROUND + 6 for other in around.nodes):
+                y += 4
+            middle, wide = x + 12 + diameter(name) / 2, diameter(name)
+            text = (Text(middle, y, name),)
+            end = Node(f"end {before.key}", middle, y, wide, ROUND, "variable", text, before.key)
+            way += [(x, y), (end.box.left, y)]
+            around.nodes.append(end)
+            around.edges.append(Edge(node.id, end.id, bent(_simple(way))))
+            continue
+        dots = Text(x + 14, way[-1][1] - 4, "…", 22, role="note")
+        while any(dots.box.meets(other.box) for other in around.texts):
+            dots = dots.moved(30, 0)
+        way[-1] = (dots.x - 14, way[-1][1])
         around.edges.append(Edge(node.id, "", bent(_simple(way)), arrow=False))
-        around.texts.append(text)
+        around.texts.append(dots)
     return around
 
 

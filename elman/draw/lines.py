@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from elman.draw.layered import Placed, Size
 from elman.draw.measure import LINE, width
+from elman.draw.routes import Candidate, Lines, bends, best, few, hits, rectangles
 from elman.draw.scene import Box, Edge, Node, Point, Text
 
+_MANY = 60  # lines; more of them keep to the rows of their layout
 _SIDE = 11.0  # how far from its axis a line may lie where its words begin
 
 
@@ -37,30 +39,61 @@ def connect(
     sayings: Sequence[Saying],
     free: Sequence[Box] = (),
 ) -> tuple[list[Edge], int]:
-    """(an edge for each pair of nodes, along the way that the layout has found for it; for how many words there is no
-    room beside their line).
+    """(an edge for each pair of nodes, along the way that the layout has found for it; how many words have no room
+    beside their line, or are crossed by one).
 
     A line is as straight as the boxes allow, and its words go beside it where there is room. Words for which there is
     none stand where the layout has kept a place for them, and lines go round them. free: where no words may stand.
     """
-    boxes = {node.id: _wider(node.box, 7) for node in nodes.values()}
+    boxes = {node.id: _wider(node.box, 4) for node in nodes.values()}
     kept = [_kept(mark, saying) for mark, saying in zip(placed.labels, sayings, strict=True)]
+    lines = Lines(ends)
+    most = max(8, min(30, 1200 // (len(ends) + 1)))
 
-    def line(number: int, words: Mapping[int, Box], through: Point | None) -> tuple[Point, ...]:
+    def candidates(number: int, through: Point | None) -> list[Candidate]:
         source, target = nodes[ends[number][0]], nodes[ends[number][1]]
         others = [box for name, box in boxes.items() if name not in (source.id, target.id)]
-        others += [box for other, box in words.items() if other != number]
-        points: tuple[Point, ...] = ()
-        for points in _curves(source, target, placed.ways[number], through, others, _high(sayings[number])):
-            if not _meets(points, others):
-                break
-        return points
+        wide, walls = [_wider(box, 3) for box in others], rectangles(others)
+        careful = list(_curves(source, target, placed.ways[number], through, wide, _high(sayings[number])))
+        free = bends(source, target, _border, walls) if through is None and len(ends) <= _MANY else ()
+        return few([*careful, *free], walls, most) + few(careful[-1:], walls, 1)
 
-    curves = [line(number, {}, None) for number in range(len(ends))]
-    texts = beside(curves, sayings, [*(node.box for node in nodes.values()), *free])
-    said_once = {(ends[n][0], sayings[n].text) for n, text in enumerate(texts) if text is not None}
-    missing = [n for n, box in enumerate(kept) if box is not None and texts[n] is None]
-    without = {n for n in missing if not sayings[n].shared or (ends[n][0], sayings[n].text) not in said_once}
+    def line(number: int, words: Mapping[int, Box], through: Point | None) -> Candidate:
+        others = [box for name, box in boxes.items() if name not in ends[number]]
+        others += [_wider(box, -3) for other, box in words.items() if other != number]
+        found = free_ways[number] if through is None else candidates(number, through)
+        return best(number, found, lines, rectangles(others))
+
+    free_ways = [candidates(number, None) for number in range(len(ends))]
+    order = sorted(range(len(ends)), key=lambda number: len(placed.ways[number]))
+    for _ in range(3):
+        for number in order:
+            lines.put(number, line(number, {}, None))
+    curves = [lines.chosen[number][0] for number in range(len(ends))]
+    walls = [box for node in nodes.values() for box in (node.box, *(text.box for text in node.texts))] + [
+        *free
+    ]
+    texts = beside(curves, sayings, walls)
+
+    def wanting() -> list[int]:
+        """Lines without the words that they need: nothing beside them says the same."""
+        said = {(ends[n][0], sayings[n].text) for n, text in enumerate(texts) if text is not None}
+        lost = [n for n, box in enumerate(kept) if box is not None and texts[n] is None]
+        return [n for n in lost if not sayings[n].shared or (ends[n][0], sayings[n].text) not in said]
+
+    for n in wanting():  # another way, beside which there is room
+        taken = [_wider(box, 2) for box in (*walls, *(text.box for text in texts if text is not None))]
+        others = [_fine(curve) for m, curve in enumerate(curves) if m != n]
+        words = rectangles(text.box for text in texts if text is not None)
+        ways = [(way[2] + lines.disturbs(n, way), way) for way in free_ways[n] if not hits(way[1], words)]
+        for _, way in sorted(ways, key=lambda pair: pair[0])[:8]:
+            fine = [*others, _fine(way[0])]
+            if text := _spot(fine[-1], sayings[n], taken, fine, [_bounds(line) for line in fine]):
+                texts[n], curves[n] = text, way[0]
+                lines.put(n, way)
+                break
+    missing = wanting()
+    without = set(missing)
     while more := {n for n, t in enumerate(texts) if t and n not in without and _hits(t.box, kept, without)}:
         without |= more
     spots = {n: _wider(text.box, 6) for n, text in enumerate(texts) if text is not None and n not in without}
@@ -68,27 +101,38 @@ def connect(
     for n, curve in enumerate(curves):
         if n in without or _meets(curve, [spots[other] for other in without if other != n]):
             mark = placed.labels[n] if n in without else None
-            curves[n] = line(n, spots, mark)
+            lines.put(n, line(n, spots, mark))
+            curves[n] = lines.chosen[n][0]
             if mark is not None:
                 x = min(_rightmost(curves[n], mark, _high(sayings[n])), mark[0] + _SIDE) + 5
                 texts[n] = _text(sayings[n], x, mark[1], "start")
-    # A line that had to go round other words has left its own behind.
-    fine = [(_bounds(points), points) for points in map(flat, curves)]
-    crossed = {
-        n
-        for n, text in enumerate(texts)
-        if text and any(text.box.meets(bound) and _crossed(text.box, line) for bound, line in fine)
-    }
-    if crossed:
-        lost = [replace(saying, text=saying.text if n in crossed else "") for n, saying in enumerate(sayings)]
-        kept_boxes = [text.box for n, text in enumerate(texts) if text is not None and n not in crossed]
-        again = beside(curves, lost, [*(node.box for node in nodes.values()), *free, *kept_boxes])
-        texts = [new or text for new, text in zip(again, texts, strict=True)]
+    fine = [_fine(curve) for curve in curves]
+    bounds = [_bounds(one) for one in fine]
+    for n in [*range(len(ends))] * 2:  # lines go round words, and take their own along
+        around = {m: text.box for m, text in enumerate(texts) if text is not None and m != n}
+        own = texts[n]
+        if not any(
+            _crossed(box, fine[n], bounds[n]) for box in (*around.values(), *([own.box] if own else ()))
+        ):
+            continue
+        taken = [_wider(box, 2) for box in (*walls, *around.values())]
+        for way in (line(n, {m: _wider(box, 5) for m, box in around.items()}, None), lines.chosen[n]):
+            lines_then = [*fine[:n], _fine(way[0]), *fine[n + 1 :]]
+            bounds_then = [*bounds[:n], _bounds(lines_then[n]), *bounds[n + 1 :]]
+            text = _spot(lines_then[n], sayings[n], taken, lines_then, bounds_then) if own else None
+            if not any(_crossed(box, lines_then[n], bounds_then[n]) for box in around.values()) and (
+                text or not own
+            ):
+                texts[n], curves[n], fine, bounds = text, way[0], lines_then, bounds_then
+                lines.put(n, way)
+                break
     edges = [
         Edge(a, b, curve, () if text is None else (text,), saying.weights, saying.color, saying.arrow)
         for (a, b), curve, text, saying in zip(ends, curves, texts, sayings, strict=True)
     ]
-    return edges, len(missing)
+    words = [_wider(text.box, -2) for text in texts if text is not None]
+    crossed = sum(any(_crossed(box, *one) for one in zip(fine, bounds, strict=True)) for box in words)
+    return edges, len(missing) + crossed
 
 
 def _high(saying: Saying) -> float:
@@ -117,26 +161,34 @@ def beside(
     curves: Sequence[tuple[Point, ...]], sayings: Sequence[Saying], boxes: Sequence[Box]
 ) -> list[Text | None]:
     """For each line its words, near its middle and on either side, where they meet no box, line or other words."""
-    fine = [flat(curve, max(20, 120 // len(curve))) for curve in curves]
+    fine = [_fine(curve) for curve in curves]
     bounds = [_bounds(line) for line in fine]
     taken = [_wider(box, 2) for box in boxes]
     texts: list[Text | None] = [None] * len(curves)
     for number in sorted(range(len(curves)), key=lambda n: -len(sayings[n].text)):
-        if not sayings[number].text:
-            continue
-        best = None
-        for _, text in sorted(_places(fine[number], sayings[number]), key=lambda pair: pair[0]):
-            close = _wider(text.box, 1)
-            if any(close.meets(box) for box in taken):
-                continue
-            near = (line for line, bound in zip(fine, bounds, strict=True) if close.meets(bound))
-            if not any(_crossed(close, line) for line in near):
-                best = text
-                break
-        if best is not None:
-            texts[number] = best
-            taken.append(_wider(best.box, 2))
+        if sayings[number].text:
+            texts[number] = text = _spot(fine[number], sayings[number], taken, fine, bounds)
+            taken += [] if text is None else [_wider(text.box, 2)]
     return texts
+
+
+def _spot(
+    line: Sequence[Point], saying: Saying, taken: Sequence[Box], lines: Sequence[Sequence[Point]],
+    bounds: Sequence[Box],
+) -> Text | None:  # fmt: skip
+    """Where the words of a line meet no box and none of the lines."""
+    for _, text in sorted(_places(line, saying), key=lambda pair: pair[0]):
+        close = _wider(text.box, 1)
+        if any(close.meets(box) for box in taken):
+            continue
+        near = (other for other, bound in zip(lines, bounds, strict=True) if close.meets(bound))
+        if not any(_crossed(close, other) for other in near):
+            return text
+    return None
+
+
+def _fine(curve: tuple[Point, ...]) -> list[Point]:
+    return flat(curve, max(20, 120 // len(curve)))
 
 
 def _places(line: Sequence[Point], saying: Saying) -> Iterator[tuple[float, Text]]:
@@ -160,7 +212,9 @@ def _places(line: Sequence[Point], saying: Saying) -> Iterator[tuple[float, Text
                 yield wish + more + abs(near - y) / 100, _text(saying, x, near + side * (high + 1))
 
 
-def _crossed(box: Box, line: Sequence[Point]) -> bool:
+def _crossed(box: Box, line: Sequence[Point], bound: Box | None = None) -> bool:
+    if bound is not None and not box.meets(bound):
+        return False
     return any(not _free(a, b, (box,)) for a, b in zip(line, line[1:], strict=False))
 
 
@@ -188,7 +242,13 @@ def _curves(
             points = [*points[:i], *upright, *points[i + 1 :]]
             curve = line([_border(source, points[1]), *points[1:-1], _border(target, points[-2])])
         yield curve
-    yield _upright(source, target, way)
+    (_, high), (_, low) = way[0], way[-1]
+    left, right = min(x for x, _ in way), max(x for x, _ in way)
+    for x in (left - 4, left - 24, right + 4, right + 24) if mark is None and len(way) > 3 else ():
+        for part in (0.3, 0.5, 0.7):  # round all that lies between
+            past = x, high + part * (low - high)
+            yield smooth([_border(source, past), past, _border(target, past)])
+    yield _upright(source, target, way, others)
 
 
 def _arched(source: Node, target: Node) -> tuple[Point, ...]:
@@ -204,16 +264,22 @@ def _cornered(way: Sequence[Point]) -> tuple[Point, ...]:
     return bent(way, 24.0)
 
 
-def _upright(source: Node, target: Node, way: Sequence[Point]) -> tuple[Point, ...]:
+def _upright(source: Node, target: Node, way: Sequence[Point], others: Sequence[Box]) -> tuple[Point, ...]:
     """Curves that are upright at each point of a way, and so stay between its rows."""
     up = way[-1][1] < way[0][1]
-    ends = [(way[0][0], source.box.top if up else source.box.bottom)]
-    ends += [*way[1:-1], (way[-1][0], target.box.bottom if up else target.box.top)]
-    points = [ends[0]]
-    for (x0, y0), (x1, y1) in zip(ends, ends[1:], strict=False):
+
+    def out_of_row(y: float, up: bool) -> float:  # a dot is lower than the boxes of its row
+        row = [box for box in others if box.top < y < box.bottom]
+        return min([y, *(box.top for box in row)]) if up else max([y, *(box.bottom for box in row)])
+
+    start, end = (source.box.top, target.box.bottom) if up else (source.box.bottom, target.box.top)
+    points = [(way[0][0], start), (way[0][0], out_of_row(start, up))]
+    points += [*way[1:-1], (way[-1][0], out_of_row(end, not up)), (way[-1][0], end)]
+    curve = [points[0]]
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
         middle = (y0 + y1) / 2
-        points += [(x0, middle), (x1, middle), (x1, y1)]
-    return tuple(points)
+        curve += [(x0, middle), (x1, middle), (x1, y1)]
+    return tuple(curve)
 
 
 def _meets(points: Sequence[Point], boxes: Sequence[Box]) -> bool:

@@ -131,6 +131,7 @@ def unfolded(circuit: Circuit, steps: int) -> Scene:
     ports = {f"{p.name}_t{t}": p for p in circuit.inputs for t in order} | {p.name: p for p in circuit.inputs}
     reads: dict[str, Any] = {p.name: word(p.path) for p in circuit.inputs_of(Kind.CONSTANT) if not p.rows}
     names = {node.name: name for node, name in listen(circuit).names(circuit.graph).items()}
+    states = {p.name: circuit.wire(p.next).name for p in circuit.inputs_of(Kind.STATE) if p.next is not None}
     start = f"({steps + 1})" if circuit.reverse else "(0)"
     readers = {t: _Stage(sheet, place[t], reads, {}, "B", f"({t + 1})", start) for t in order}
     at: dict[fx.Node, str | None] = {}
@@ -142,6 +143,8 @@ def unfolded(circuit: Circuit, steps: int) -> Scene:
             step = min(int(u) for u in used if u.isdigit()) if any(u.isdigit() for u in used) else order[-1]
         reader = readers[step]
         reader.at = at
+        if node.op == "placeholder" and (called := names.get(states.get(node.name, ""))):
+            reader.named[node] = called
         if t.isdigit() and base in names:  # a sum over the steps has no name of the step's
             reader.named[node] = names[base]
         reader.read(node, ports)
@@ -196,7 +199,8 @@ def _port_word(port: Any) -> str:
     if port is None:
         return ""
     if port.path.startswith("gradient of"):
-        return NABLA + word(port.path.removeprefix("gradient of ").removeprefix("final "))
+        of = word(port.path.removeprefix("gradient of ").removeprefix("final "))
+        return NABLA + ("h" if of == "state" else of)
     return port.path if not port.path.startswith("state") else port.name
 
 

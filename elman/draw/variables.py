@@ -34,8 +34,9 @@ _MANY = 16  # variables above which those that the code did not name are left ou
 
 @dataclass(frozen=True)
 class Variable:
-    """role: "input", "context", "noise", "before" (a state's value of the step before), "hidden", "output", "state",
-    "sum" (a gradient added up over time), "joint" (a place where lines meet, without a name).
+    """role: "input", "context" (the same at every step), "noise", "before" (a state's value of the step before),
+    "hidden", "sign" (hidden, and named by its operation, as the code has no name for it), "output", "state", "sum" (a
+    gradient added up over time), "joint" (a place where lines meet, without a name).
     of: for "before", the variable whose value it is."""
 
     key: str
@@ -43,6 +44,10 @@ class Variable:
     role: str
     of: str | None = None
     tip: str = ""
+
+    def at(self, time: str) -> str:
+        """`h(3)`; without the time where it is the same at every step, and where tanh(3) would be read otherwise."""
+        return self.name if self.role in ("context", "sign") else timed(self.name, time)
 
 
 @dataclass(frozen=True)
@@ -276,8 +281,9 @@ def _written(reader: _Reader, results: Mapping[fx.Node, list[OutPort]], back: bo
                 name = reader.names.get(node) or out.path.replace("output", "o", 1)
                 add(node, name, "output", tip=out.path)
         else:
-            name = reader.names.get(node) or SIGNS.get(op_name(node), op_name(node))
-            add(node, name, "hidden", tip=op_name(node))
+            called = reader.names.get(node)
+            sign = SIGNS.get(op_name(node), op_name(node))
+            add(node, called or sign, "hidden" if called else "sign", tip=op_name(node))
     influences, parameters = [], {}
     for node in reader.anchors:
         if node.op != "call_function":
@@ -307,10 +313,14 @@ def _labels(reader: _Reader, way: Iterable[fx.Node]) -> tuple[tuple[str, ...], t
         while stack:
             one = stack.pop()
             if one.op == "placeholder":
+                path = paths.get(str(one.target), "")
+                called = reader.names.get(one) or (
+                    _state_port_word(reader.circuit.name, path, one.name)
+                    if path.startswith("state")
+                    else one.name
+                )
                 if one.target != ROWS:
-                    into[
-                        word(paths[str(one.target)]) if into is weights else reader.names.get(one, one.name)
-                    ] = None
+                    into[word(path) if into is weights else called] = None
             elif into is factors and one in reader.names:
                 into[reader.names[one]] = None
             elif into is weights or len(one.all_input_nodes) == 1:
@@ -320,18 +330,23 @@ def _labels(reader: _Reader, way: Iterable[fx.Node]) -> tuple[tuple[str, ...], t
 
 def _state_word(reader: _Reader, name: str, back: bool) -> str:
     """The name of a state: what the code calls its new or its old value, whichever is shorter; else its port's."""
-    port = reader.circuit.input(name)
+    circuit = reader.circuit
+    port = circuit.input(name)
     old = next((n for n in reader.anchors if n.op == "placeholder" and n.target == name), None)
-    new = reader.circuit.wire(port.next) if port.next is not None else None
+    new = circuit.wire(port.next) if port.next is not None else None
     taught = new is not None and new.op == "placeholder"  # a teacher feeds it, whose name is its own
     called = [reader.names[node] for node in (None if taught else new, old) if node in reader.names]
     if back:
-        return next((n for n in called if n.startswith(NABLA)), NABLA)
-    return min(called, key=len) if called else _state_port_word(port.path, name)
+        path = port.path.removeprefix("gradient of final ")
+        gradient = NABLA + _state_port_word(circuit.name, path, path.replace("state[", "h_").rstrip("]"))
+        return next((n for n in called if n.startswith(NABLA)), gradient)
+    return min(called, key=len) if called else _state_port_word(circuit.name, port.path, name)
 
 
-def _state_port_word(path: str, name: str) -> str:
-    leaf = path.removeprefix("state")
+def _state_port_word(cell: str, path: str, name: str) -> str:
+    leaf = path.removesuffix(" before each step").removeprefix("state")
+    if "LSTMCell" in cell.split() and leaf in ("[0]", "[1]"):  # torch.nn's, whose code has no names for them
+        return {"[0]": "h", "[1]": "c"}[leaf]
     return "h" if not leaf else leaf.split("'")[-2] if "'" in leaf else name
 
 
@@ -390,28 +405,27 @@ def timed(name: str, time: str) -> str:
 
 def said(eq: Equations, steps: int | str | None) -> str:
     """The picture in words."""
-    name = {v.key: v.name for v in eq.variables}
     when = "folded" if steps is None else f"unfolded for {steps} time steps" if steps != "…" else "unfolded"
     lines = [f"{eq.name}, {when}; time runs {'backward' if eq.reverse else 'forward'}."]
     for v in eq.variables:
-        parts = _parts(eq, v.key, name)
+        parts = _parts(eq, v.key)
         if parts and v.name:
-            lines.append(f"{timed(v.name, 't')} is computed from {', '.join(parts)}.")
+            lines.append(f"{v.at('t')} is computed from {', '.join(parts)}.")
     return " ".join(lines)
 
 
-def _parts(eq: Equations, key: str, name: Mapping[str, str]) -> list[str]:
+def _parts(eq: Equations, key: str) -> list[str]:
     parts = []
     for i in eq.influences:
         if i.target != key:
             continue
         source = eq.of(i.source)
         if source.role == "joint" and not source.name:
-            parts += _parts(eq, source.key, name)
+            parts += _parts(eq, source.key)
             continue
         time = ("t+1" if eq.reverse else "t-1") if source.role == "before" else "t"
         by = f" by {i.label}" if i.label else ""
-        parts.append(timed(source.name, time) + by)
+        parts.append(source.at(time) + by)
     return parts
 
 
