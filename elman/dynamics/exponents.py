@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from elman.dynamics.factors import Factors, eliminated, orthonormal
 from elman.dynamics.flow import Flow, Values
-from elman.errors import InputError, StateError, expect
+from elman.errors import ElmanError, InputError, StateError, expect
 
 Tensor = torch.Tensor
 _BLOCKS = 10  # of each sequence, whose spread is the error bar
 _ROOM = 2**22  # numbers of a stretch, or of a block of the trajectory, that are there at a time
 _LONGEST = 64  # steps of a stretch: longer ones save nothing
+_QRS = 50  # at least, if there are as many stretches; elimination between them
+_TRIAL, _RARELY = 16, 4  # float64 where the stretches are shorter than _RARELY after _TRIAL of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,23 +114,41 @@ def lyapunov(
             raise InputError(
                 what="it does not fit", where=f"lyapunov({name}=)", got=value, expected=f"{least} to {most}"
             )
-    lengths, logs = _pushed(flow, k, every, warm)
-    return _summary(lengths, logs, warm, flow.n)
+    found = _pushed(flow, k, every, warm, dtype is None and flow.start.dtype == torch.float32)
+    if found is None:
+        with suppress(ElmanError):  # a cell may know float32 alone
+            wide = Flow.of(rnn, x, state, steps=steps, context=context, dtype=torch.float64, where="lyapunov")
+            found = _pushed(wide, k, every, warm)
+    found = found or _pushed(flow, k, every, warm)
+    assert found is not None
+    return _summary(found, warm, n)
 
 
-def _pushed(flow: Flow, k: int, every: int | None, warm: int) -> tuple[Tensor, Tensor]:
-    """(steps of every stretch, [S]; log |diag R| of each, [S, B, k])."""
-    start = flow.start
+class _Course(NamedTuple):
+    """Of what lies between one QR and the next, S times: lengths in steps, `[S]`; how many stretches, `[S]`; log |diag R|,
+    `[S, B, k]`."""
+
+    lengths: Tensor
+    stretches: Tensor
+    logs: Tensor
+
+
+def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = False) -> _Course | None:
+    """choosy: return None, soon, where directions part too fast for the precision at hand and there is a better one."""
+    start, total = flow.start, flow.steps
     generator = torch.Generator().manual_seed(0)
     size = (flow.batch, flow.n, k)
-    drawn = torch.randn(size, generator=generator, dtype=torch.float64).to(start)
-    q = torch.linalg.qr(drawn).Q
+    q = torch.linalg.qr(torch.randn(size, generator=generator, dtype=torch.float64).to(start)).Q
+    probes = torch.randn(k, 4, generator=generator, dtype=torch.float64).to(start) / math.sqrt(k)
     pace = _Pace(every, start.dtype, max(1, _ROOM // (flow.batch * k * flow.n)))
     block = max(_LONGEST, _ROOM // (flow.batch * flow.n))
+    apart = max(1, (total - warm) // _QRS)
     states: Values = {}
-    lengths, logs = [], []
-    for first in range(0, flow.steps, block):
-        steps = min(block, flow.steps - first)
+    memory: Values = {}
+    lengths, stretches, logs, held = [], [], [], 0
+    since, grown = [0, 0], torch.zeros_like(q[:, 0])  # the latest QR: steps and stretches, and growth
+    for first in range(0, total, block):
+        steps = min(block, total - first)
         before, states = flow.run(first, steps, states)
         if not all(bool(value.isfinite().all()) for value in states.values()):
             raise StateError(
@@ -135,18 +157,26 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int) -> tuple[Tensor, T
             )  # fmt: skip
         around, at = flow.around(first, before), 0
         while at < steps:
-            left = (
-                (warm if first + at < warm else flow.steps) - first - at
-            )  # warm-up ends where a stretch does
+            left = (warm if first + at < warm else total) - first - at  # warm-up ends where a stretch does
             length = min(pace.length, steps - at, left)
-            pushed = flow.pushed(around, q.permute(2, 0, 1), slice(at, at + length)).permute(1, 2, 0)
-            new, r = torch.linalg.qr(pushed)
-            log = r.diagonal(dim1=-2, dim2=-1).abs().log()
-            if pace.holds(length, log):
-                q, at = new, at + length
-                lengths.append(length)
-                logs.append(log)
-    return torch.tensor(lengths), torch.stack(logs).double().cpu()
+            pushed = flow.pushed(around, q.permute(2, 0, 1), slice(at, at + length), memory).permute(1, 2, 0)
+            settled = pace.fixed or length == left or length == 1 or since[0] + length >= apart
+            factors = None if settled else eliminated(pushed, probes)
+            settled = factors is None
+            factors = factors or orthonormal(pushed)
+            if not pace.holds(length, factors):
+                continue
+            q, grown, at = factors.basis, grown + factors.log, at + length
+            since = [since[0] + length, since[1] + 1]
+            if settled:
+                lengths.append(since[0])
+                stretches.append(since[1])
+                logs.append(grown)
+                since, grown = [0, 0], torch.zeros_like(grown)
+            held += 1
+            if choosy and held == _TRIAL and pace.length < _RARELY:
+                return None
+    return _Course(torch.tensor(lengths), torch.tensor(stretches), torch.stack(logs).double().cpu())
 
 
 class _Pace:
@@ -158,24 +188,32 @@ class _Pace:
         self.most = min(_LONGEST, most) if every is None else every
         self.length = 1 if every is None else every
         self.fixed = every is not None
+        self.rate, self.longest = 0.0, 0  # how much of the spread a step takes; the longest stretch that was tried
 
-    def holds(self, length: int, log: Tensor) -> bool:
-        """Whether a stretch with these log |diag R| was short enough; changes `length` for the next."""
+    def holds(self, length: int, found: Factors) -> bool:
+        """Whether a stretch in which directions grew so was short enough; changes `length` for the next."""
         if self.fixed:
             return True
-        low, high = (float(v) for v in torch.aminmax(log))
-        strain = max((high - low) / self.spread, max(abs(low), abs(high)) / self.range)
-        if not strain <= 1:
-            self.length = max(1, int(0.9 * length / strain) if strain > 1 else length // 2)
+        low, high = (float(v) for v in torch.aminmax(found.log))
+        strain = max((high - low + math.log(found.flat)) / self.spread, max(abs(low), abs(high)) / self.range)
+        if not strain < math.inf:
+            self.length = max(1, length // 2)
             return length == 1
-        if 0.95 * length > strain * (length + 1):
-            self.length = min(self.most, 2 * length, int(0.95 * length / max(strain, 1e-9)))
+        # By the worst of late: directions part by fits and starts, and what is pushed in vain costs more than a step less.
+        self.rate = max(strain / length, 0.0 if length > self.longest else 0.99 * self.rate)
+        self.longest = max(length, self.longest)
+        if strain > 1:
+            self.length = max(1, min(length - 1, int(0.95 * length / strain)))
+            return length == 1
+        if self.rate * (length + 1) < 1:
+            self.length = min(self.most, 2 * length, int(1 / max(self.rate, 1e-9)))
         return True
 
 
-def _summary(lengths: Tensor, logs: Tensor, warm: int, n: int) -> Lyapunov:
+def _summary(found: _Course, warm: int, n: int) -> Lyapunov:
+    lengths, stretches, logs = found
     ends = lengths.cumsum(0)
-    lengths, logs, ends = (part[ends > warm] for part in (lengths, logs, ends))
+    lengths, stretches, logs, ends = (part[ends > warm] for part in (lengths, stretches, logs, ends))
     steps = int(lengths.sum())
     sums = logs.cumsum(0)
     each = sums[-1] / steps
@@ -190,5 +228,5 @@ def _summary(lengths: Tensor, logs: Tensor, warm: int, n: int) -> Lyapunov:
     history = sums[seen][:, :, order].mean(1) / lengths.cumsum(0)[seen, None]
     return Lyapunov(
         each.mean(0), blocks.std(0) / math.sqrt(len(blocks)), each, history, ends[seen] - warm, steps,
-        steps / len(lengths), n,
+        steps / int(stretches.sum()), n,
     )  # fmt: skip

@@ -15,7 +15,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from elman.caches import cached
-from elman.circuit.form import InPort, Kind, OutPort
+from elman.circuit import graphs
+from elman.circuit.form import Circuit, InPort, Kind, OutPort
 from elman.circuit.structure import apart, fill, flatten, side_by_side
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.execute import Call, Program
@@ -148,11 +149,15 @@ class Flow:
         return self.flat(self.values)
 
     def flat(self, values: Values) -> Tensor:
-        """States `[…, B, *shape]` as `[…, B, n]`."""
+        """States `[…, B, *shape]` as `[…, B, n]`; a single vector is what it was."""
+        if len(self.states) == 1 and len(self.states[0].shape) == 1:
+            return values[self.states[0].name]
         return side_by_side([values[port.name] for port in self.states], [port.shape for port in self.states])
 
     def unflat(self, rows: Tensor) -> Values:
         """The inverse: `[…, B, n]` as a state of each port."""
+        if len(self.states) == 1 and len(self.states[0].shape) == 1:
+            return {self.states[0].name: rows}
         parts = apart(rows, [port.shape for port in self.states])
         return {port.name: part for port, part in zip(self.states, parts, strict=True)}
 
@@ -181,9 +186,15 @@ class Flow:
         met = {str(out.kept): value for out, value in self._outputs(self.still, steps, batch, values)}
         return {**values, **met}
 
-    def pushed(self, around: Values, directions: Tensor, stretch: slice = slice(None)) -> Tensor:
-        """∂s(t+S)/∂s(t) v for directions v `[K, B, n]`, over a stretch of steps, S of them."""
-        outputs = self._push(self.linear, around, directions, stretch)
+    def pushed(
+        self, around: Values, directions: Tensor, stretch: slice = slice(None), memory: Values | None = None
+    ) -> Tensor:
+        """∂s(t+S)/∂s(t) v for directions v `[K, B, n]`, over a stretch of steps, S of them.
+
+        memory: where what goes in once for each direction is laid out, again and again; a dict that the caller keeps
+        and nobody else looks into. Megabytes that are new at every stretch cost more than the products.
+        """
+        outputs = self._push(self.linear, around, directions, stretch, memory)
         final = {out.state: value for out, value in outputs if out.kind is Kind.STATE}
         return self._directions(self.linear, final, directions)
 
@@ -208,7 +219,7 @@ class Flow:
         }
 
     def _push(
-        self, program: Program, around: Values, directions: Tensor, stretch: slice
+        self, program: Program, around: Values, directions: Tensor, stretch: slice, memory: Values | None = None
     ) -> list[tuple[OutPort, Tensor]]:
         count, batch, _ = directions.shape
         values, moved = {}, self.unflat(directions.flatten(0, 1))
@@ -219,7 +230,7 @@ class Flow:
             value = around[port.name]
             if port.kind is Kind.SEQUENCE:
                 value = value[stretch]
-            values[port.name] = _repeated(port, value, count)
+            values[port.name] = _repeated(port, value, count, memory)
         steps = len(around[self.states[0].name][stretch])
         return self._outputs(program, steps, count * batch, values)
 
@@ -248,17 +259,34 @@ class Flow:
 
 @cached("linearised flows", 64)
 def _parts(program: Program, changing: frozenset[str]) -> tuple[Program, Program]:
-    still, linear = parted(program.tangent(changing).circuit)
+    still, linear = parted(_of_states(program.tangent(changing).circuit))
     return Program(still), Program(linear)
 
 
-def _repeated(port: InPort, value: Tensor, count: int) -> Tensor:
-    """A value for rows that are there `count` times."""
+def _of_states(tangent: Circuit) -> Circuit:
+    """A tangent without the directions of the outputs of every step, which nobody reads here."""
+    outputs = tuple(out for out in tangent.outputs if out.kind is Kind.STATE)
+    wires = [out.wire for out in outputs] + [port.next for port in tangent.inputs if port.next is not None]
+    results = graphs.results_of(tangent.graph)
+    graph = graphs.extract(tangent.graph, {w.name: results[w.name] for w in wires if not w.is_input})
+    ports = [(p.name, graphs.placeholder(tangent.graph, p.name).meta["val"]) for p in tangent.inputs]
+    graphs.with_placeholders(graph, ports)
+    return replace(tangent, graph=graph, outputs=outputs, record=None).check()
+
+
+def _repeated(port: InPort, value: Tensor, count: int, memory: Values | None = None) -> Tensor:
+    """A value for rows that are there `count` times; in `memory`, if it is a sequence and there is one."""
     if not port.rows or count == 1:
         return value
     axis = 1 if port.kind is Kind.SEQUENCE else 0
     size = [*value.shape[:axis], count, *value.shape[axis:]]
-    return value.unsqueeze(axis).expand(size).flatten(axis, axis + 1)
+    value = value.unsqueeze(axis).expand(size)
+    if memory is None or not axis:
+        return value.flatten(axis, axis + 1)
+    there = memory.get(port.name)
+    if there is None or len(there) < len(value):
+        there = memory[port.name] = value.new_empty(size)
+    return there[: len(value)].copy_(value).flatten(axis, axis + 1)
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
