@@ -17,8 +17,8 @@ Tensor = torch.Tensor
 _BLOCKS = 10  # of each sequence, whose spread is the error bar
 _ROOM = 2**22  # numbers of a stretch, or of a block of the trajectory, that are there at a time
 _LONGEST = 64  # steps of a stretch: longer ones save nothing
-_QRS = 50  # at least, if there are as many stretches; elimination between them
-_TRIAL, _RARELY = 16, 4  # float64 where the stretches are shorter than _RARELY after _TRIAL of them
+_WIDE, _LONG, _QRS = 96, 8, 25  # from so many directions on, after fewer steps than that, and so many QRs nevertheless
+_TRIAL, _RARELY = 8, 4  # float64 where one of the first stretches says that so many steps are too long for float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = Fal
     generator = torch.Generator().manual_seed(0)
     size = (flow.batch, flow.n, k)
     q = torch.linalg.qr(torch.randn(size, generator=generator, dtype=torch.float64).to(start)).Q
-    probes = torch.randn(k, 4, generator=generator, dtype=torch.float64).to(start) / math.sqrt(k)
+    probes = torch.randn(k, 2, generator=generator, dtype=torch.float64).to(start) / math.sqrt(k)
     pace = _Pace(every, start.dtype, max(1, _ROOM // (flow.batch * k * flow.n)))
     block = max(_LONGEST, _ROOM // (flow.batch * flow.n))
     apart = max(1, (total - warm) // _QRS)
@@ -147,8 +147,9 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = Fal
     memory: Values = {}
     lengths, stretches, logs, held = [], [], [], 0
     since, grown = [0, 0], torch.zeros_like(q[:, 0])  # the latest QR: steps and stretches, and growth
-    for first in range(0, total, block):
-        steps = min(block, total - first)
+    first = steps = 0
+    while (first := first + steps) < total:
+        steps = min(_LONGEST if choosy and held < _TRIAL else block, total - first)
         before, states = flow.run(first, steps, states)
         if not all(bool(value.isfinite().all()) for value in states.values()):
             raise StateError(
@@ -160,7 +161,8 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = Fal
             left = (warm if first + at < warm else total) - first - at  # warm-up ends where a stretch does
             length = min(pace.length, steps - at, left)
             pushed = flow.pushed(around, q.permute(2, 0, 1), slice(at, at + length), memory).permute(1, 2, 0)
-            settled = pace.fixed or length == left or length == 1 or since[0] + length >= apart
+            seldom = k < _WIDE or length >= _LONG or pace.fixed
+            settled = seldom or length in (1, left) or since[0] + length >= apart
             factors = None if settled else eliminated(pushed, probes)
             settled = factors is None
             factors = factors or orthonormal(pushed)
@@ -174,7 +176,7 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = Fal
                 logs.append(grown)
                 since, grown = [0, 0], torch.zeros_like(grown)
             held += 1
-            if choosy and held == _TRIAL and pace.length < _RARELY:
+            if choosy and 1 < held <= _TRIAL and pace.rate * _RARELY > 1:
                 return None
     return _Course(torch.tensor(lengths), torch.tensor(stretches), torch.stack(logs).double().cpu())
 
@@ -200,7 +202,7 @@ class _Pace:
             self.length = max(1, length // 2)
             return length == 1
         # By the worst of late: directions part by fits and starts, and what is pushed in vain costs more than a step less.
-        self.rate = max(strain / length, 0.0 if length > self.longest else 0.99 * self.rate)
+        self.rate = max(strain / length, 0.0 if length > self.longest else 0.97 * self.rate)
         self.longest = max(length, self.longest)
         if strain > 1:
             self.length = max(1, min(length - 1, int(0.95 * length / strain)))

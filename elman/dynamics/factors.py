@@ -41,11 +41,11 @@ def eliminated(pushed: Tensor, probes: Tensor) -> Factors | None:
     flat = float(torch.linalg.vector_norm(tried, dim=-2).max())
     if not flat <= _FLAT:
         return None
+    log = _log(packed)
     rows = torch.lu_unpack(packed, pivots, unpack_data=False)[0].argmax(-1)
-    basis = packed.mT.triu(1)
-    basis.diagonal(dim1=-2, dim2=-1).fill_(1)
-    basis = basis.gather(-1, rows.unsqueeze(-2).expand_as(basis)).mT
-    return Factors(basis, _log(packed), max(flat, 1.0))
+    lower = packed.mT.triu_(1)  # the other way round, as LAPACK lays matrices out, and the next stretch wants its rows
+    lower.diagonal(dim1=-2, dim2=-1).fill_(1)
+    return Factors(lower.gather(-1, rows.unsqueeze(-2).expand_as(lower)).mT, log, max(flat, 1.0))
 
 
 def _log(triangle: Tensor) -> Tensor:

@@ -231,7 +231,7 @@ class Flow:
             if port.kind is Kind.SEQUENCE:
                 value = value[stretch]
             values[port.name] = _repeated(port, value, count, memory)
-        steps = len(around[self.states[0].name][stretch])
+        steps = around[self.states[0].name][stretch].shape[0]
         return self._outputs(program, steps, count * batch, values)
 
     def _outputs(
@@ -254,7 +254,8 @@ class Flow:
                     (v, len(p.shape)) for p in self.states for n, v in directions.items() if n == p.name
                 )
                 directions[port.name] = like.new_zeros(*some.shape[: some.dim() - width], *port.shape)
-        return self.flat(directions).unflatten(-2, like.shape[:2])
+        flat = self.flat(directions)
+        return flat.view(*flat.shape[:-2], *like.shape[:2], flat.shape[-1])
 
 
 @cached("linearised flows", 64)
@@ -284,9 +285,9 @@ def _repeated(port: InPort, value: Tensor, count: int, memory: Values | None = N
     if memory is None or not axis:
         return value.flatten(axis, axis + 1)
     there = memory.get(port.name)
-    if there is None or len(there) < len(value):
+    if there is None or there.shape[0] < size[0]:
         there = memory[port.name] = value.new_empty(size)
-    return there[: len(value)].copy_(value).flatten(axis, axis + 1)
+    return there[: size[0]].copy_(value).flatten(1, 2)
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
