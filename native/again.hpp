@@ -37,13 +37,14 @@ public:
 
     // What the target gives; None where the call is not like the one that this was made for, and nothing was done.
     nb::object operator()(nb::handle x, nb::handle state) const {
-        PyObject* given[MOST];
-        size_t count = 0;
-        if (!take(x.ptr(), parts_[0], given, count) || !take(state.ptr(), parts_[1], given, count)) return nb::none();
         for (const auto& [dict, key, value] : names_)
             if (PyDict_GetItem(dict, key) != value) return nb::none();
         for (const auto& [function, answer] : answers_)
             if (called(function).ptr() != answer) return nb::none();
+        // Behind these: a tensor of torch.func has no memory to describe, and PyTorch takes milliseconds to say so.
+        PyObject* given[MOST];
+        size_t count = 0;
+        if (!take(x.ptr(), parts_[0], given, count) || !take(state.ptr(), parts_[1], given, count)) return nb::none();
         for (PyObject* check : checks_)
             if (called(check).ptr() != Py_True) return nb::none();
         nb::object arguments = nb::steal(PyTuple_New(Py_ssize_t(inputs_.size())));

@@ -14,7 +14,7 @@ from torch.func import jacrev
 from torch.utils import _pytree as pytree
 
 import elman
-from elman.dynamics import fixed_points, gradient_flow, jacobian, lyapunov, trajectory
+from elman.dynamics import exponents, factors, fixed_points, gradient_flow, jacobian, lyapunov, trajectory
 from elman.errors import InputError, InputTypeError, NotSupported, StateError
 from tests.zoo import Henon
 
@@ -192,6 +192,71 @@ def test_what_no_stretch_can_hold_is_cut() -> None:
     found = lyapunov(elman.Recurrent(cell), torch.zeros(8, 1, 1, dtype=F64), warm=2)
     assert found.every == 1
     assert found.exponents.tolist() == pytest.approx([math.log(1e8), math.log(1e-8)])
+
+
+class Narrow(nn.Module):
+    """A cell that knows float32 alone."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.cell(x.float(), h.float())
+
+
+def parting(n: int = 12) -> nn.Module:
+    """A tanh network whose directions part by about e^7 a step."""
+    torch.manual_seed(0)
+    cell = elman.cells.Elman(3, n)
+    with torch.no_grad():
+        cell.W.copy_(torch.linalg.qr(torch.randn(n, n)).Q @ torch.diag(torch.linspace(1, -11, n).exp()))
+    return cell
+
+
+def test_elimination_between_qrs_is_as_right_as_qrs_alone(monkeypatch: Any) -> None:
+    x, h = torch.randn(160, 2, 3, dtype=F64), torch.randn(2, 12, dtype=F64)
+    rnn, bases = elman.Recurrent(parting().double()), []
+
+    def eliminated(pushed: Tensor, probes: Tensor) -> Any:
+        bases.append(factors.eliminated(pushed, probes))
+        return bases[-1]
+
+    for k in (12, 7):
+        exact, by_qr = (lyapunov(rnn, x, h, k, every=every).each for every in (1, None))
+        with monkeypatch.context() as patch:
+            patch.setattr(exponents, "_WIDE", 2)
+            patch.setattr(exponents, "_QRS", 4)
+            patch.setattr(exponents, "eliminated", eliminated)
+            found = lyapunov(rnn, x, h, k)
+        assert sum(basis is not None for basis in bases) > 10
+        assert 2 < found.every < 8
+        assert (found.each - exact).abs().max() < 3 * (by_qr - exact).abs().max() < 3e-4
+
+
+def test_a_basis_that_elimination_leaves_flat_is_not_gone_on_with(monkeypatch: Any) -> None:
+    """Wilkinson's triangle: no exchange of rows mends it, and L⁻¹ grows as 2^n."""
+    flat = torch.eye(24, dtype=F64) - torch.ones(24, 24, dtype=F64).tril(-1)
+    assert factors.eliminated(flat[None], torch.ones(24, 1, dtype=F64)) is None
+    found = factors.eliminated(torch.randn(3, 24, 9, dtype=F64), torch.randn(9, 2, dtype=F64) / 3)
+    assert found is not None
+    assert 1 <= found.flat < 30
+    monkeypatch.setattr(factors, "_FLAT", 0.0)
+    x, h = torch.randn(60, 1, 3, dtype=F64), torch.randn(1, 12, dtype=F64)
+    by_qr = lyapunov(elman.Recurrent(parting().double()), x, h)
+    monkeypatch.setattr(exponents, "_WIDE", 2)
+    monkeypatch.setattr(exponents, "_QRS", 4)
+    torch.testing.assert_close(lyapunov(elman.Recurrent(parting().double()), x, h).each, by_qr.each)
+
+
+def test_directions_that_part_too_fast_for_float32_are_pushed_in_float64() -> None:
+    cell, x, h = parting(), torch.randn(60, 1, 3), torch.randn(1, 12)
+    by_itself = lyapunov(elman.Recurrent(cell), x, h)
+    assert torch.equal(by_itself.each, lyapunov(elman.Recurrent(cell), x, h, dtype=F64).each)
+    narrow = lyapunov(elman.Recurrent(cell), x, h, dtype=torch.float32)
+    assert narrow.every < by_itself.every
+    stays = lyapunov(elman.Recurrent(Narrow(cell)), x, h)
+    assert torch.equal(stays.each, narrow.each)
 
 
 # --- fixed points --------------------------------------------------------------------------------------------------

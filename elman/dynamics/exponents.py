@@ -17,8 +17,15 @@ Tensor = torch.Tensor
 _BLOCKS = 10  # of each sequence, whose spread is the error bar
 _ROOM = 2**22  # numbers of a stretch, or of a block of the trajectory, that are there at a time
 _LONGEST = 64  # steps of a stretch: longer ones save nothing
-_WIDE, _LONG, _QRS = 96, 8, 25  # from so many directions on, after fewer steps than that, and so many QRs nevertheless
-_TRIAL, _RARELY = 8, 4  # float64 where one of the first stretches says that so many steps are too long for float32
+_WIDE, _LONG, _QRS = (
+    96,
+    8,
+    25,
+)  # from so many directions on, after fewer steps than that, and so many QRs nevertheless
+_TRIAL, _RARELY = (
+    8,
+    4,
+)  # float64 where one of the first stretches says that so many steps are too long for float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +34,7 @@ class Lyapunov:
 
     exponents: `[k]`, the mean over sequences. error: `[k]`, its standard error, of blocks of time and sequences; nan
     where there are fewer than two. each: `[B, k]`, of every sequence. history: `[P, k]`, the mean up to step
-    `at[p]`. steps: how many count, after the warm-up. every: how many of them lie between two QRs, on average.
+    `at[p]`. steps: how many count, after the warm-up. every: how many of them are a stretch, on average.
     n: the width of the state.
     """
 
@@ -86,16 +93,18 @@ def lyapunov(
     """The first k Lyapunov exponents of a layer along its trajectories, in nats per step.
 
     Orthonormal directions Q are pushed along, and each stretch of steps ends with M Q = Q' R: the exponents are the
-    mean log |diag R| per step (Benettin et al. 1980; of recurrent networks Engelken, Wolf and Abbott 2023).
+    mean log |diag R| per step (Benettin et al. 1980; of recurrent networks Engelken, Wolf and Abbott 2023). Where
+    stretches are short and directions many, elimination stands in for most of the QRs (`elman.dynamics.factors`).
 
     rnn: a `Recurrent`, or a `Stack` that reads forward. x: `[T, B, …]`, in the layer's order; None for an autonomous
         cell, which runs for `steps` from `state` `[B, …]`. The B sequences each give their exponents.
     k: how many; by default all n, the width of the flattened state.
-    every: steps between two QRs. By default a few, found on the way: as many as directions may part in without the
-        slowest being lost in the rounding of the fastest, exp(spread) < eps^-0.85, at most 64; a stretch over which
-        they part by more is run again, in parts.
+    every: steps of a stretch, and a QR after each. By default found on the way: as many as directions may part in
+        without the slowest being lost in the rounding of the fastest, exp(spread) < eps^-0.85, at most 64; a stretch
+        over which they part by more is run again, in parts.
     warm: steps that do not count, in which state and directions find the attractor; by default a tenth.
-    dtype: of a copy of the layer, to compute with: torch.float64 for exponents that lie far apart.
+    dtype: of a copy of the layer, to compute with. By default the layer's own; float64 in place of float32 where
+        float32 bears less than four steps, if the cell and its device know float64.
 
     Raises InputError for a k, every or warm that does not fit, StateError where the trajectory diverges, and what
     `jacobian` raises.
@@ -114,7 +123,8 @@ def lyapunov(
             raise InputError(
                 what="it does not fit", where=f"lyapunov({name}=)", got=value, expected=f"{least} to {most}"
             )
-    found = _pushed(flow, k, every, warm, dtype is None and flow.start.dtype == torch.float32)
+    narrow = flow.start.dtype == torch.float32 and flow.start.device.type != "mps"
+    found = _pushed(flow, k, every, warm, narrow and dtype is None)
     if found is None:
         with suppress(ElmanError):  # a cell may know float32 alone
             wide = Flow.of(rnn, x, state, steps=steps, context=context, dtype=torch.float64, where="lyapunov")
@@ -125,8 +135,8 @@ def lyapunov(
 
 
 class _Course(NamedTuple):
-    """Of what lies between one QR and the next, S times: lengths in steps, `[S]`; how many stretches, `[S]`; log |diag R|,
-    `[S, B, k]`."""
+    """What lies between one QR and the next, S times: how many steps, `[S]`; how many stretches, `[S]`; the growth,
+    log |diag R|, `[S, B, k]`."""
 
     lengths: Tensor
     stretches: Tensor
@@ -162,7 +172,7 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = Fal
             length = min(pace.length, steps - at, left)
             pushed = flow.pushed(around, q.permute(2, 0, 1), slice(at, at + length), memory).permute(1, 2, 0)
             seldom = k < _WIDE or length >= _LONG or pace.fixed
-            settled = seldom or length in (1, left) or since[0] + length >= apart
+            settled = seldom or length == left or since[0] + length >= apart
             factors = None if settled else eliminated(pushed, probes)
             settled = factors is None
             factors = factors or orthonormal(pushed)
@@ -190,7 +200,10 @@ class _Pace:
         self.most = min(_LONGEST, most) if every is None else every
         self.length = 1 if every is None else every
         self.fixed = every is not None
-        self.rate, self.longest = 0.0, 0  # how much of the spread a step takes; the longest stretch that was tried
+        self.rate, self.longest = (
+            0.0,
+            0,
+        )  # how much of the spread a step takes; the longest stretch that was tried
 
     def holds(self, length: int, found: Factors) -> bool:
         """Whether a stretch in which directions grew so was short enough; changes `length` for the next."""
@@ -201,7 +214,7 @@ class _Pace:
         if not strain < math.inf:
             self.length = max(1, length // 2)
             return length == 1
-        # By the worst of late: directions part by fits and starts, and what is pushed in vain costs more than a step less.
+        # By the worst of late: directions part by fits and starts, and a stretch in vain costs more than a shorter one.
         self.rate = max(strain / length, 0.0 if length > self.longest else 0.97 * self.rate)
         self.longest = max(length, self.longest)
         if strain > 1:

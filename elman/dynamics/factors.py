@@ -16,8 +16,8 @@ _FLAT = 100.0
 
 
 class Factors(NamedTuple):
-    """basis: `[B, n, k]`. log: log |diag R|, `[B, k]`. flat: how much nearer to each other than right angles its columns
-    may be, from 1 for an orthonormal one; it takes as much of the precision as directions that grew apart by it."""
+    """basis: `[B, n, k]`. log: log |diag R|, `[B, k]`. flat: how much nearer to each other than at right angles its
+    columns may lie, 1 for not at all: it takes of the precision what directions that part by as much take."""
 
     basis: Tensor
     log: Tensor
@@ -43,7 +43,9 @@ def eliminated(pushed: Tensor, probes: Tensor) -> Factors | None:
         return None
     log = _log(packed)
     rows = torch.lu_unpack(packed, pivots, unpack_data=False)[0].argmax(-1)
-    lower = packed.mT.triu_(1)  # the other way round, as LAPACK lays matrices out, and the next stretch wants its rows
+    lower = packed.mT.triu_(
+        1
+    )  # the other way round, as LAPACK lays matrices out, and the next stretch wants its rows
     lower.diagonal(dim1=-2, dim2=-1).fill_(1)
     return Factors(lower.gather(-1, rows.unsqueeze(-2).expand_as(lower)).mT, log, max(flat, 1.0))
 

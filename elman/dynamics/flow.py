@@ -219,7 +219,12 @@ class Flow:
         }
 
     def _push(
-        self, program: Program, around: Values, directions: Tensor, stretch: slice, memory: Values | None = None
+        self,
+        program: Program,
+        around: Values,
+        directions: Tensor,
+        stretch: slice,
+        memory: Values | None = None,
     ) -> list[tuple[OutPort, Tensor]]:
         count, batch, _ = directions.shape
         values, moved = {}, self.unflat(directions.flatten(0, 1))

@@ -9,6 +9,7 @@ mode does the same with the tangent circuit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from elman.execute.executable import Call
 from elman.execute.operator import run_named
 from elman.execute.program import Program
 from elman.execute.segmented import SegmentedRun, Stored, run_of
-from elman.execute.vmaps import drawing_each, is_batch, of_a_batch, vmaps
+from elman.execute.vmaps import by_rule, drawing_each, is_batch, of_a_batch, vmaps
 from elman.segments import Layout
 
 Tensor = torch.Tensor
@@ -37,9 +38,9 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     if peek_interpreter_stack() is not None:
         if call.level is None:
             call = call._replace(level=vmaps())
-            if program.has_noise:
-                tensors = drawing_each(tensors)
-        return _Transformed.apply(program, call, *tensors)
+            tensors = drawing_each(tensors) if program.has_noise else tensors
+        results = by_rule(partial(_examples, program, call), partial(apply, program, call), tensors)
+        return _Transformed.apply(program, call, *tensors) if results is None else results
     if forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
         return _dual(program, call, tensors)
     if call.memory is not None:
@@ -374,22 +375,23 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         program, call, *tensors = args
-        # A vmap that began after the seed was drawn (jacrev's, over cotangents) is no matter of the noise.
-        drawn_inside = program.has_noise and call.level > vmaps()
-        if drawn_inside and info.randomness == "error":
-            raise NotSupported(
-                what="this cell draws random numbers inside torch.func.vmap", where=program.circuit.name,
-                mend='say vmap(…, randomness="different") or "same"',
-            )  # fmt: skip
-        noise = drawn_inside and info.randomness == "different"
-        return _examples(program, call, tensors, in_dims[2:], info.batch_size, noise)
+        return _examples(program, call, tensors, in_dims[2:], info.batch_size, info.randomness)
 
 
 def _examples(
-    program: Program, call: Call, tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int, noise: bool
+    program: Program, call: Call, tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int,
+    randomness: str,
 ) -> tuple[Sequence[Tensor], Sequence[int]]:  # fmt: skip
     """The outputs for several examples, and where their dimension stands in each. dims: where it stands in each tensor,
-    None in what all examples share. noise: whether each draws its own random numbers."""
+    None in what all examples share."""
+    # A vmap that began after the seed was drawn (jacrev's, over cotangents) is no matter of the noise.
+    drawn_inside = program.has_noise and call.level > vmaps()
+    if drawn_inside and randomness == "error":
+        raise NotSupported(
+            what="this cell draws random numbers inside torch.func.vmap", where=program.circuit.name,
+            mend='say vmap(…, randomness="different") or "same"',
+        )  # fmt: skip
+    noise = drawn_inside and randomness == "different"
     if call.memory is not None:  # a budget is that of one example
         return _one_by_one(program, call, tensors, dims, size, noise)
 

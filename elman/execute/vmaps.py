@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch._C._functorch import (
@@ -10,10 +11,15 @@ from torch._C._functorch import (
     RandomnessType,
     TransformType,
     _add_batch_dim,
+    _unwrap_batched,
     get_interpreter_stack,
     is_legacy_batchedtensor,
 )
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._functorch.pyfunctorch import (
+    retrieve_current_functorch_interpreter,
+    temporarily_clear_interpreter_stack,
+)
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from elman.errors import NotSupported
 
@@ -73,6 +79,32 @@ def drawing_each(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
                     zeros = torch.zeros(vmap.batchSize(), dtype=torch.bool)
                 given[place] = given[place] + _add_batch_dim(zeros, 0, one.level())  # type: ignore[operator]
     return given
+
+
+def by_rule(
+    rule: Callable[..., tuple[Sequence[Tensor], Sequence[int]]],
+    alike: Callable[[Sequence[Tensor | None]], Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+) -> Sequence[Tensor] | None:
+    """What a Function's rule for vmap gives where the innermost transform is one; None where that is another.
+
+    It is what PyTorch does between `Function.apply` and the rule, less what takes as long as a small plan. rule: given
+    (tensors, where the examples stand in each, how many, randomness), as `torch.autograd.Function.vmap` describes it.
+    alike: what runs where no tensor differs between examples.
+    """
+    one: Any = retrieve_current_functorch_interpreter()
+    if one.key() != TransformType.Vmap:
+        return None
+    level = one.level()
+    parts = [
+        (t, None) if t is None else _unwrap_batched(t, level) for t in unwrap_dead_wrappers(tuple(tensors))
+    ]
+    given, dims = [tensor for tensor, _ in parts], [dim for _, dim in parts]
+    with one.lower():
+        if all(dim is None for dim in dims):
+            return alike(given)
+        results, places = rule(given, dims, one.batch_size(), one.randomness())
+    return [_add_batch_dim(result, place, level) for result, place in zip(results, places, strict=True)]
 
 
 def vmaps() -> int:
