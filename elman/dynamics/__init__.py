@@ -1,7 +1,7 @@
 """dynamics: a recurrence as a dynamical system. Jacobians, fixed points, Lyapunov exponents, how gradients flow.
 
 `flow` opens a layer and pushes directions along it, by planned calls of its circuit and of its tangent; `fixed`,
-`exponents` and `reaching` ask it; `pictures` draws what they find.
+`exponents` and `reaching` ask it; `factors` parts directions again; `pictures` draws what is found.
 """
 
 from elman.dynamics.exponents import Lyapunov, lyapunov

@@ -171,14 +171,14 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = Fal
             left = (warm if first + at < warm else total) - first - at  # warm-up ends where a stretch does
             length = min(pace.length, steps - at, left)
             pushed = flow.pushed(around, q.permute(2, 0, 1), slice(at, at + length), memory).permute(1, 2, 0)
-            seldom = k < _WIDE or length >= _LONG or pace.fixed
-            settled = seldom or length == left or since[0] + length >= apart
-            factors = None if settled else eliminated(pushed, probes)
-            settled = factors is None
-            factors = factors or orthonormal(pushed)
-            if not pace.holds(length, factors):
+            cheap = k >= _WIDE and pace.length < _LONG and not pace.fixed
+            due = length == left or since[0] + length >= apart
+            found = eliminated(pushed, probes) if cheap and not due else None
+            settled = found is None
+            found = found or orthonormal(pushed)
+            if not pace.holds(length, found):
                 continue
-            q, grown, at = factors.basis, grown + factors.log, at + length
+            q, grown, at = found.basis, grown + found.log, at + length
             since = [since[0] + length, since[1] + 1]
             if settled:
                 lengths.append(since[0])
@@ -200,10 +200,8 @@ class _Pace:
         self.most = min(_LONGEST, most) if every is None else every
         self.length = 1 if every is None else every
         self.fixed = every is not None
-        self.rate, self.longest = (
-            0.0,
-            0,
-        )  # how much of the spread a step takes; the longest stretch that was tried
+        # How much of the spread a step takes, at worst; the longest stretch that was tried.
+        self.rate, self.longest = 0.0, 0
 
     def holds(self, length: int, found: Factors) -> bool:
         """Whether a stretch in which directions grew so was short enough; changes `length` for the next."""
@@ -211,6 +209,8 @@ class _Pace:
             return True
         low, high = (float(v) for v in torch.aminmax(found.log))
         strain = max((high - low + math.log(found.flat)) / self.spread, max(abs(low), abs(high)) / self.range)
+        if length < self.length and strain <= 1:
+            return True  # cut short, which says little of longer ones
         if not strain < math.inf:
             self.length = max(1, length // 2)
             return length == 1
@@ -220,8 +220,8 @@ class _Pace:
         if strain > 1:
             self.length = max(1, min(length - 1, int(0.95 * length / strain)))
             return length == 1
-        if self.rate * (length + 1) < 1:
-            self.length = min(self.most, 2 * length, int(1 / max(self.rate, 1e-9)))
+        if self.rate * (length + 1) < 0.95:
+            self.length = min(self.most, 2 * length, int(0.95 / max(self.rate, 1e-9)))
         return True
 
 

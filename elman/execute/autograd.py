@@ -385,7 +385,7 @@ def _examples(
     """The outputs for several examples, and where their dimension stands in each. dims: where it stands in each tensor,
     None in what all examples share."""
     # A vmap that began after the seed was drawn (jacrev's, over cotangents) is no matter of the noise.
-    drawn_inside = program.has_noise and call.level > vmaps()
+    drawn_inside = program.has_noise and (call.level or 0) > vmaps()
     if drawn_inside and randomness == "error":
         raise NotSupported(
             what="this cell draws random numbers inside torch.func.vmap", where=program.circuit.name,
