@@ -17,15 +17,10 @@ Tensor = torch.Tensor
 _BLOCKS = 10  # of each sequence, whose spread is the error bar
 _ROOM = 2**22  # numbers of a stretch, or of a block of the trajectory, that are there at a time
 _LONGEST = 64  # steps of a stretch: longer ones save nothing
-_WIDE, _LONG, _QRS = (
-    96,
-    8,
-    25,
-)  # from so many directions on, after fewer steps than that, and so many QRs nevertheless
-_TRIAL, _RARELY = (
-    8,
-    4,
-)  # float64 where one of the first stretches says that so many steps are too long for float32
+# Elimination from so many directions on, after fewer steps than that, and so many QRs nevertheless.
+_WIDE, _LONG, _QRS = 96, 8, 25
+# Float64 where one of the first stretches says that so many steps are too long for float32.
+_TRIAL, _RARELY = 8, 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 Tensor = torch.Tensor
-_FLAT = 100.0
+_FLAT = 100.0  # what a basis may be, in the sense of `Factors.flat`
 
 
 class Factors(NamedTuple):
@@ -43,9 +43,7 @@ def eliminated(pushed: Tensor, probes: Tensor) -> Factors | None:
         return None
     log = _log(packed)
     rows = torch.lu_unpack(packed, pivots, unpack_data=False)[0].argmax(-1)
-    lower = packed.mT.triu_(
-        1
-    )  # the other way round, as LAPACK lays matrices out, and the next stretch wants its rows
+    lower = packed.mT.triu_(1)  # turned, as LAPACK lays matrices out, and the next stretch wants its rows
     lower.diagonal(dim1=-2, dim2=-1).fill_(1)
     return Factors(lower.gather(-1, rows.unsqueeze(-2).expand_as(lower)).mT, log, max(flat, 1.0))
 
