@@ -40,7 +40,7 @@ def weeks(count: int = 3, days: int = 120, seed: int = 0, gaps: bool = True) -> 
         for day, value in zip(t, y, strict=True):
             if gaps and k and day % 23 == 5:
                 continue
-            stamp = str(np.datetime64("2024-01-01") + day)
+            stamp = str(np.datetime64("2024-01-01") + np.timedelta64(day, "D"))
             rows.append((f"s{k}", stamp, math.nan if gaps and day % 31 == 7 else float(value)))
     return {name: [row[i] for row in rows] for i, name in enumerate(("unique_id", "ds", "y"))}
 
@@ -617,7 +617,9 @@ def test_it_goes_on_from_the_end_from_a_file_or_a_stream(
 
 
 def test_it_is_measured_on_what_came_later(run: Path, tmp_path: Path) -> None:
-    later = "".join(f"s0,{np.datetime64('2024-05-30') + k},{5 + k % 7}\n" for k in range(14))
+    later = "".join(
+        f"s0,{np.datetime64('2024-05-30') + np.timedelta64(k, 'D')},{5 + k % 7}\n" for k in range(14)
+    )
     (tmp_path / "later.csv").write_text("unique_id,ds,y\n" + later)
     said = elman("evaluate", run, tmp_path / "later.csv")
     assert said.status == 0, said.err

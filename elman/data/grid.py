@@ -169,7 +169,9 @@ class Grid:
         stamps = self.stamps(places)
         step = 30.4 * DAY * self.step if self.kind == MONTHS else self.step
         years = stamps.astype("datetime64[us]").astype("datetime64[Y]")
-        begin, end = (y.astype("datetime64[us]").astype(np.int64) for y in (years, years + 1))
+        begin, end = (
+            y.astype("datetime64[us]").astype(np.int64) for y in (years, years + np.timedelta64(1, "Y"))
+        )
         cycles = [
             (DAY, stamps % DAY / DAY, 2),
             (7 * DAY, (stamps + 3 * DAY) % (7 * DAY) / (7 * DAY), 3),  # 1970 began on a Thursday
@@ -190,7 +192,8 @@ def _month_numbers(stamps: np.ndarray) -> np.ndarray:
 def _month_days(months: np.ndarray) -> np.ndarray:
     """How many days months have."""
     begin = months.astype("datetime64[M]")
-    return ((begin + 1).astype("datetime64[D]") - begin.astype("datetime64[D]")).astype(np.int64)
+    end = begin + np.timedelta64(1, "M")
+    return (end.astype("datetime64[D]") - begin.astype("datetime64[D]")).astype(np.int64)
 
 
 def _months(stamps: np.ndarray, day: int | None = None) -> tuple[np.ndarray, int, int] | None:
