@@ -171,7 +171,7 @@ def test_what_is_no_file_is_refused_before_it_is_opened(kind: str, said: str, tm
 
 
 def test_a_name_that_no_file_has_is_told() -> None:
-    with pytest.raises(DataError, match="cannot be read: .*embedded null"):
+    with pytest.raises(DataError, match=r"cannot be read: .*embedded null"):
         data.open_text(["a\0b"])
 
 
