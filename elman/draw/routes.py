@@ -8,16 +8,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from elman.draw.lines import clear, flat
 from elman.draw.scene import Box, Node, Point
 
 Curve = tuple[Point, ...]
-Candidate = tuple[Curve, np.ndarray, float]  # a curve, points on it, its effort
 _MEETS, _CROSSES, _ALONG = 400.0, 9.0, 0.35  # for a box, for a line, for a pixel beside another line
 _NEAR, _STEP = 7.0, 6.0  # nearer than this two lines look like one; distance of the points that are looked at
 _TURNS = (0.0, 0.25, -0.25, 0.5, -0.5, 0.8, -0.8, 1.15, -1.15)  # radians
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A curve that a line may take; points [N, 2]: `sampled` from it; effort: what it costs by itself."""
+
+    curve: Curve
+    points: np.ndarray
+    effort: float
+
+    @cached_property
+    def fine(self) -> list[Point]:
+        """Points so close together that words can stand beside any of them."""
+        return flat(self.curve, max(20, 120 // len(self.curve)))
+
+    @cached_property
+    def box(self) -> Box:
+        """Where the whole curve is, with a pixel round it."""
+        xs, ys = [x for x, _ in self.fine], [y for _, y in self.fine]
+        return Box(min(xs), min(ys), max(xs), max(ys)).wider(1)
+
+    def meets(self, box: Box) -> bool:
+        return self.box.meets(box) and not all(
+            clear(a, b, (box,)) for a, b in zip(self.fine, self.fine[1:], strict=False)
+        )
 
 
 def bends(
@@ -94,12 +121,10 @@ class Lines:
     def __init__(self, ends: Sequence[tuple[str, str]]) -> None:
         self.ends = ends
         self.chosen: dict[int, Candidate] = {}
-        self.known: dict[tuple[int, int], float] = {}
-        self.kept: list[Candidate] = []
+        self.known: dict[tuple[Candidate, Candidate], float] = {}
 
     def put(self, number: int, candidate: Candidate) -> None:
         self.chosen[number] = candidate
-        self.kept.append(candidate)
 
     def disturbs(self, number: int, candidate: Candidate, most: float = math.inf) -> float:
         """The cost of crossing others and of running beside them; no more is looked for beyond `most`."""
@@ -107,11 +132,11 @@ class Lines:
         for other, there in self.chosen.items():
             if other == number:
                 continue
-            pair = id(candidate), id(there)  # both are kept, so that no other gets its id
+            pair = candidate, there
             if pair not in self.known:
-                self.kept.append(candidate)
                 shared = bool(set(self.ends[number]) & set(self.ends[other]))
-                self.known[pair] = self.known[pair[1], pair[0]] = _between(candidate[1], there[1], shared)
+                cost_of_both = _between(candidate.points, there.points, shared)
+                self.known[pair] = self.known[there, candidate] = cost_of_both
             cost += self.known[pair]
             if cost > most:
                 break
@@ -144,20 +169,19 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def few(candidates: Iterable[Curve], boxes: np.ndarray, most: int) -> list[Candidate]:
     """Of some curves those that enter the fewest boxes, and of these those of the least effort, which comes first."""
-    ready = [(curve, points := sampled(curve), effort(points)) for curve in candidates]
-    met = [hits(points, boxes) for _, points, _ in ready]
+    ready = [Candidate(curve, points := sampled(curve), effort(points)) for curve in candidates]
+    met = [hits(one.points, boxes) for one in ready]
     fine = [one for one, count in zip(ready, met, strict=True) if count == min(met)]
-    return sorted(fine, key=lambda one: one[2])[:most]
+    return sorted(fine, key=lambda one: one.effort)[:most]
 
 
 def best(number: int, candidates: Sequence[Candidate], lines: Lines, boxes: np.ndarray) -> Candidate:
     """The cheapest of some curves, of which that of the least effort comes first."""
     chosen, least = candidates[0], math.inf
     for candidate in candidates:
-        _, points, own = candidate
-        if own >= least:
+        if candidate.effort >= least:
             break
-        cost = own + _MEETS * hits(points, boxes)
+        cost = candidate.effort + _MEETS * hits(candidate.points, boxes)
         if cost < least:
             cost += lines.disturbs(number, candidate, least - cost)
         if cost < least:
