@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -31,6 +31,11 @@ class Candidate:
     effort: float
 
     @cached_property
+    def corners(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the rectangle in which the points are: the upper left one and the lower right one."""
+        return self.points.min(0), self.points.max(0)
+
+    @cached_property
     def fine(self) -> list[Point]:
         """Points so close together that words can stand beside any of them."""
         return flat(self.curve, max(20, 120 // len(self.curve)))
@@ -41,10 +46,18 @@ class Candidate:
         xs, ys = [x for x, _ in self.fine], [y for _, y in self.fine]
         return Box(min(xs), min(ys), max(xs), max(ys)).wider(1)
 
+    @cached_property
+    def _pieces(self) -> np.ndarray:
+        """The rectangles in which the straight pieces between the fine points are."""
+        points = np.array(self.fine)
+        a, b = points[:-1], points[1:]
+        return np.concatenate([np.minimum(a, b), np.maximum(a, b)], 1)
+
     def meets(self, box: Box) -> bool:
-        return self.box.meets(box) and not all(
-            clear(a, b, (box,)) for a, b in zip(self.fine, self.fine[1:], strict=False)
-        )
+        if not self.box.meets(box):
+            return False
+        near = np.flatnonzero(meeting(self._pieces, rectangles([box]))[:, 0]).tolist()
+        return any(not clear(self.fine[i], self.fine[i + 1], (box,)) for i in near)
 
 
 def bends(
@@ -58,15 +71,23 @@ def bends(
     angle, far = math.atan2(dy, dx), math.hypot(dx, dy)
     straight = np.linspace((source.x, source.y), (target.x, target.y), int(far / _STEP) + 2)
     turns = _TURNS if hits(straight, boxes) else _TURNS[:5]
-    for out in turns:
-        for into in turns:
-            leaves, comes = angle + out, angle + math.pi + into
-            if math.sin(leaves) * dy < 0 or math.sin(comes) * dy > 0:  # up, where all goes down
-                continue
-            start = border(source, _ahead((source.x, source.y), leaves, far))
-            end = border(target, _ahead((target.x, target.y), comes, far))
-            reach = 0.36 * math.hypot(end[0] - start[0], end[1] - start[1])
-            yield start, _ahead(start, leaves, reach), _ahead(end, comes, reach), end
+    leave = [angle + turn for turn in turns]
+    come = [angle + math.pi + turn for turn in turns]
+    # None of them goes up, where all goes down.
+    starts = [
+        (out, border(source, _ahead((source.x, source.y), out, far)))
+        for out in leave
+        if math.sin(out) * dy >= 0
+    ]
+    ends = [
+        (into, border(target, _ahead((target.x, target.y), into, far)))
+        for into in come
+        if math.sin(into) * dy <= 0
+    ]
+    for out, start in starts:
+        for into, end in ends:
+            reach = 0.36 * math.dist(start, end)
+            yield start, _ahead(start, out, reach), _ahead(end, into, reach), end
 
 
 def _ahead(p: Point, angle: float, far: float) -> Point:
@@ -76,27 +97,35 @@ def _ahead(p: Point, angle: float, far: float) -> Point:
 def sampled(curve: Curve) -> np.ndarray:
     """Points [N, 2] of a curve, about `_STEP` apart."""
     p = np.array(curve)
-    parts = []
-    for i in range(0, len(p) - 1, 3):
-        a, b, c, d = p[i : i + 4]
-        count = max(3, int(np.abs(np.diff(p[i : i + 4], axis=0)).sum() / _STEP))
-        u = np.linspace(0, 1, count + 1)[:, None][int(i > 0) :]
-        v = 1 - u
-        parts.append(v**3 * a + 3 * v * v * u * b + 3 * v * u * u * c + u**3 * d)
+    long = np.abs(p[1:] - p[:-1]).reshape(-1, 6).sum(1) / _STEP
+    parts = [p[:1]]
+    for i, steps in enumerate(long.tolist()):
+        a, b, c, d = p[3 * i : 3 * i + 4]
+        of_a, of_b, of_c, of_d = _bernstein(max(3, int(steps)))
+        parts.append(of_a * a + of_b * b + of_c * c + of_d * d)
     return np.concatenate(parts)
+
+
+@lru_cache
+def _bernstein(steps: int) -> tuple[np.ndarray, ...]:
+    """How much each of its four points counts at so many points of a Bézier curve, the first of them left out."""
+    u = np.linspace(0, 1, steps + 1)[1:, None]
+    v = 1 - u
+    return v**3, 3 * v * v * u, 3 * v * u * u, u**3
 
 
 def effort(points: np.ndarray) -> float:
     """What a line costs by itself: its turns, more where they are sharp or change sides, and its way round."""
-    steps = np.diff(points, axis=0)
-    steps = steps[np.hypot(*steps.T) > 0.1]
-    length = np.hypot(*steps.T)
-    turns = np.diff(np.unwrap(np.arctan2(steps[:, 1], steps[:, 0])))
-    there = math.hypot(*(points[-1] - points[0])) + 1e-9
-    both = min(turns[turns > 0].sum(), -turns[turns < 0].sum())
-    return float(
-        2.5 * np.abs(turns).sum() + 5 * both + 16 * (turns**2).sum() + 6 * (length.sum() / there - 1)
-    )
+    x, y = (points[1:] - points[:-1]).T
+    length = np.hypot(x, y)
+    moves = length > 0.1
+    angles = np.arctan2(y[moves], x[moves])
+    turns = (angles[1:] - angles[:-1] + math.pi) % (2 * math.pi) - math.pi
+    there = math.dist(points[0], points[-1]) + 1e-9
+    left = np.maximum(turns, 0.0).sum()
+    both = min(left, left - turns.sum())
+    own = 2.5 * np.abs(turns).sum() + 5 * both + 16 * (turns**2).sum() + 6 * (length[moves].sum() / there - 1)
+    return round(float(own), 9)  # of curves that are alike the first is taken, on every machine
 
 
 def hits(points: np.ndarray, boxes: np.ndarray) -> int:
@@ -112,6 +141,12 @@ def rectangles(boxes: Iterable[Box]) -> np.ndarray:
     return np.array([(box.left, box.top, box.right, box.bottom) for box in boxes]).reshape(-1, 4)
 
 
+def meeting(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[N, K]: which of some rectangles [N, 4] meet which of others [K, 4]."""
+    a, b = one[:, None], other
+    return (a[..., 0] < b[:, 2]) & (b[:, 0] < a[..., 2]) & (a[..., 1] < b[:, 3]) & (b[:, 1] < a[..., 3])
+
+
 class Lines:
     """The lines that are there so far, and what one more would cost beside them.
 
@@ -122,45 +157,63 @@ class Lines:
         self.ends = ends
         self.chosen: dict[int, Candidate] = {}
         self.known: dict[tuple[Candidate, Candidate], float] = {}
+        # The corners of the rectangle in which each line is: most lines are far from one another.
+        self.low, self.high = np.full((2, len(ends), 2), np.inf)
 
     def put(self, number: int, candidate: Candidate) -> None:
         self.chosen[number] = candidate
+        self.low[number], self.high[number] = candidate.corners
 
     def disturbs(self, number: int, candidate: Candidate, most: float = math.inf) -> float:
         """The cost of crossing others and of running beside them; no more is looked for beyond `most`."""
+        low, high = candidate.corners
+        near = (low <= self.high + _NEAR) & (self.low <= high + _NEAR)
         cost = 0.0
-        for other, there in self.chosen.items():
+        for other in np.flatnonzero(near[:, 0] & near[:, 1]).tolist():
             if other == number:
                 continue
-            pair = candidate, there
-            if pair not in self.known:
-                shared = bool(set(self.ends[number]) & set(self.ends[other]))
-                cost_of_both = _between(candidate.points, there.points, shared)
-                self.known[pair] = self.known[there, candidate] = cost_of_both
-            cost += self.known[pair]
+            there = self.chosen[other]
+            if (candidate, there) not in self.known:
+                shared = not set(self.ends[number]).isdisjoint(self.ends[other])
+                both = _between(candidate, there, shared)
+                self.known[candidate, there] = self.known[there, candidate] = both
+            cost += self.known[candidate, there]
             if cost > most:
                 break
         return cost
 
 
-def _between(a: np.ndarray, b: np.ndarray, shared: bool) -> float:
+def _between(one: Candidate, other: Candidate, shared: bool) -> float:
     """What two lines cost each other; shared: whether they have an end in common, where they may be near."""
-    if (a.max(0) + _NEAR < b.min(0)).any() or (b.max(0) + _NEAR < a.min(0)).any():
+    (low, high), b = other.corners, other.points
+    near = (one.points > low - _NEAR) & (one.points < high + _NEAR)
+    a = one.points[near[:, 0] & near[:, 1]]
+    if not len(a):
         return 0.0
-    gaps = np.hypot(*(a[:, None] - b[None]).transpose(2, 0, 1)).min(1)
-    beside = _STEP * float((gaps < _NEAR).sum()) - (45.0 if shared else 20.0)
-    crossed = crossings(a, b) if gaps.min() < _STEP else 0
+    square = (a[:, :1] - b[:, 0]) ** 2
+    square += (a[:, 1:] - b[:, 1]) ** 2
+    nearest = square.min(1)
+    beside = _STEP * int((nearest < _NEAR**2).sum()) - (45.0 if shared else 20.0)
+    crossed = crossings(one, other) if nearest.min() < _STEP**2 else 0
     return _CROSSES * crossed + _ALONG * max(0.0, beside)
 
 
-def crossings(a: np.ndarray, b: np.ndarray) -> int:
+def crossings(one: Candidate, other: Candidate) -> int:
     """How often two lines of straight pieces cross."""
-    p, r = a[:-1, None], np.diff(a, axis=0)[:, None]
-    q, s = b[None, :-1], np.diff(b, axis=0)[None]
+    (p, r), (q, s) = _pieces(one.points, other), _pieces(other.points, one)
+    p, r = p[:, None], r[:, None]
     d = _cross(r, s)
     d = np.where(np.abs(d) < 1e-9, np.inf, d)
     t, u = _cross(q - p, s) / d, _cross(q - p, r) / d
     return int(((t > 1e-6) & (t < 1 - 1e-6) & (u > 1e-6) & (u < 1 - 1e-6)).sum())
+
+
+def _pieces(points: np.ndarray, near: Candidate) -> tuple[np.ndarray, np.ndarray]:
+    """(where straight pieces of a line begin, how far they go): those that may cross another."""
+    (low, high), begin, end = near.corners, points[:-1], points[1:]
+    there = (np.minimum(begin, end) <= high) & (np.maximum(begin, end) >= low)
+    there = there[:, 0] & there[:, 1]
+    return begin[there], (end - begin)[there]
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -189,4 +242,4 @@ def best(number: int, candidates: Sequence[Candidate], lines: Lines, boxes: np.n
     return chosen
 
 
-__all__ = ["Candidate", "Curve", "Lines", "bends", "best", "few", "rectangles"]
+__all__ = ["Candidate", "Curve", "Lines", "bends", "best", "few", "hits", "meeting", "rectangles"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from elman.draw.layered import Size
 from elman.draw.lines import ASIDE
 from elman.draw.measure import LINE, width
-from elman.draw.routes import Candidate
+from elman.draw.routes import Candidate, meeting, rectangles
 from elman.draw.scene import Box, Point, Text
 
 
@@ -49,11 +51,12 @@ def kept(mark: Point | None, saying: Saying) -> Box | None:
 
 def beside(line: Candidate, saying: Saying, taken: Iterable[Box], lines: Sequence[Candidate]) -> Text | None:
     """The words of a line, on either side of it, where they meet no box and none of the lines."""
-    boxes = [box.wider(2) for box in taken]
-    for _, text in sorted(_places(line.fine, saying), key=lambda pair: pair[0]):
-        close = text.box.wider(1)
-        if not any(close.meets(box) for box in boxes) and not any(other.meets(close) for other in lines):
-            return text
+    texts = [text for _, text in sorted(_places(line.fine, saying), key=lambda pair: pair[0])]
+    close = [text.box.wider(1) for text in texts]
+    boxes = rectangles(box.wider(2) for box in taken)
+    for i in np.flatnonzero(~meeting(rectangles(close), boxes).any(1)).tolist():
+        if not any(other.meets(close[i]) for other in lines):
+            return texts[i]
     return None
 
 
@@ -72,20 +75,23 @@ def all_beside(
 def _places(line: Sequence[Point], saying: Saying) -> Iterator[tuple[float, Text]]:
     """(how far from what is wished, words) at points of a line, on both of its sides."""
     high, half = saying.half_height, width(saying.text, saying.size) / 2
-    lengths = [0.0]
-    for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
-        lengths.append(lengths[-1] + ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5)
-    for (x, y), so_far in zip(line, lengths, strict=True):
-        part = so_far / (lengths[-1] or 1.0)
+    points = np.array(line)
+    lengths = np.concatenate([[0.0], np.hypot(*(points[1:] - points[:-1]).T).cumsum()])
+    parts = lengths / (lengths[-1] or 1.0)
+    (xs, ys), inf = points.T, np.inf
+    # How far the line reaches to each side, within the height of the words, and up and down, within their width.
+    level = np.abs(ys - ys[:, None]) <= high + 4
+    right, left = np.where(level, xs, -inf).max(1).tolist(), np.where(level, xs, inf).min(1).tolist()
+    over = np.abs(xs - xs[:, None]) <= half + 4
+    top, bottom = np.where(over, ys, inf).min(1).tolist(), np.where(over, ys, -inf).max(1).tolist()
+    for i, ((x, y), part) in enumerate(zip(line, parts.tolist(), strict=True)):
         if not 0.12 < part < 0.88:
             continue
         wish = abs(part - 0.5)
-        level = [px for px, py in line if abs(py - y) <= high + 4]
-        for near, side, more in ((max(level), 1, 0.0), (min(level), -1, 0.05)):
+        for near, side, more in ((right[i], 1, 0.0), (left[i], -1, 0.05)):
             if abs(near - x) < 28:
                 yield wish + more + abs(near - x) / 120, saying.at(near + side * (5 + half), y)
-        over = [py for px, py in line if abs(px - x) <= half + 4]
-        for near, side, more in ((min(over), -1, 0.1), (max(over), 1, 0.12)):
+        for near, side, more in ((top[i], -1, 0.1), (bottom[i], 1, 0.12)):
             if abs(near - y) < 22:
                 yield wish + more + abs(near - y) / 100, saying.at(x, near + side * (high + 1))
 
