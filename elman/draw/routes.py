@@ -97,13 +97,19 @@ def _ahead(p: Point, angle: float, far: float) -> Point:
 def sampled(curve: Curve) -> np.ndarray:
     """Points [N, 2] of a curve, about `_STEP` apart."""
     p = np.array(curve)
-    long = np.abs(p[1:] - p[:-1]).reshape(-1, 6).sum(1) / _STEP
-    parts = [p[:1]]
-    for i, steps in enumerate(long.tolist()):
-        a, b, c, d = p[3 * i : 3 * i + 4]
-        of_a, of_b, of_c, of_d = _bernstein(max(3, int(steps)))
-        parts.append(of_a * a + of_b * b + of_c * c + of_d * d)
-    return np.concatenate(parts)
+    parts = [_points(p[i : i + 4], _steps(p[i : i + 4])) for i in range(0, len(p) - 1, 3)]
+    return np.concatenate([p[:1], *parts])
+
+
+def _steps(p: np.ndarray) -> int:
+    return max(3, int(np.abs(p[1:] - p[:-1]).sum() / _STEP))
+
+
+def _points(p: np.ndarray, steps: int) -> np.ndarray:
+    """So many points [..., steps, 2] of Bézier curves, each by its four [..., 4, 2], of which the first is left out."""
+    a, b, c, d = (p[..., i : i + 1, :] for i in range(4))
+    of_a, of_b, of_c, of_d = _bernstein(steps)
+    return of_a * a + of_b * b + of_c * c + of_d * d
 
 
 @lru_cache
@@ -114,27 +120,32 @@ def _bernstein(steps: int) -> tuple[np.ndarray, ...]:
     return v**3, 3 * v * v * u, 3 * v * u * u, u**3
 
 
-def effort(points: np.ndarray) -> float:
-    """What a line costs by itself: its turns, more where they are sharp or change sides, and its way round."""
-    x, y = (points[1:] - points[:-1]).T
-    length = np.hypot(x, y)
-    moves = length > 0.1
-    angles = np.arctan2(y[moves], x[moves])
-    turns = (angles[1:] - angles[:-1] + math.pi) % (2 * math.pi) - math.pi
-    there = math.dist(points[0], points[-1]) + 1e-9
-    left = np.maximum(turns, 0.0).sum()
-    both = min(left, left - turns.sum())
-    own = 2.5 * np.abs(turns).sum() + 5 * both + 16 * (turns**2).sum() + 6 * (length[moves].sum() / there - 1)
-    return round(float(own), 9)  # of curves that are alike the first is taken, on every machine
+def effort(points: np.ndarray) -> np.ndarray:
+    """What lines [..., N, 2] cost by themselves: their turns, more where they are sharp or change sides, and their way
+    round."""
+    steps = points[..., 1:, :] - points[..., :-1, :]
+    x, y = steps[..., 0], steps[..., 1]
+    angles = np.arctan2(y, x)
+    turns = (angles[..., 1:] - angles[..., :-1] + math.pi) % (2 * math.pi) - math.pi
+    left, all_of = np.maximum(turns, 0.0).sum(-1), np.abs(turns).sum(-1)
+    both = np.minimum(left, all_of - left)
+    there = np.hypot(*np.moveaxis(points[..., -1, :] - points[..., 0, :], -1, 0)) + 1e-9
+    round_ = np.hypot(x, y).sum(-1) / there - 1
+    # Of curves that are alike the first is taken, on every machine.
+    return np.round(2.5 * all_of + 5 * both + 16 * (turns**2).sum(-1) + 6 * round_, 9)
 
 
-def hits(points: np.ndarray, boxes: np.ndarray) -> int:
-    """How many of the boxes [K, 4] (left, top, right, bottom) a line enters."""
-    if not len(boxes):
-        return 0
-    x, y = points[:, :1], points[:, 1:]
+def _moving(points: np.ndarray) -> np.ndarray:
+    """The points without those that hardly differ from the one before: they have no direction."""
+    steps = points[1:] - points[:-1]
+    return points[np.concatenate([[True], np.hypot(*steps.T) > 0.1])]
+
+
+def hits(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """How many of the boxes [K, 4] (left, top, right, bottom) lines [..., N, 2] enter."""
+    x, y = points[..., :1], points[..., 1:]
     inside = (boxes[:, 0] < x) & (x < boxes[:, 2]) & (boxes[:, 1] < y) & (y < boxes[:, 3])
-    return int(inside.any(0).sum())
+    return inside.any(-2).sum(-1)
 
 
 def rectangles(boxes: Iterable[Box]) -> np.ndarray:
@@ -220,12 +231,25 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
-def few(candidates: Iterable[Curve], boxes: np.ndarray, most: int) -> list[Candidate]:
+def few(curves: Sequence[Curve], boxes: np.ndarray, most: int) -> list[Candidate]:
     """Of some curves those that enter the fewest boxes, and of these those of the least effort, which comes first."""
-    ready = [Candidate(curve, points := sampled(curve), effort(points)) for curve in candidates]
-    met = [hits(one.points, boxes) for one in ready]
-    fine = [one for one, count in zip(ready, met, strict=True) if count == min(met)]
-    return sorted(fine, key=lambda one: one.effort)[:most]
+    alike: dict[int, list[int]] = {}  # single curves with as many points are looked at together
+    ready: list[tuple[int, int, Candidate]] = []
+    for i, curve in enumerate(curves):
+        if len(curve) == 4:
+            alike.setdefault(_steps(np.array(curve)), []).append(i)
+        else:
+            points = sampled(curve)
+            own = float(effort(_moving(points)))
+            ready.append((int(hits(points, boxes)), i, Candidate(curve, points, own)))
+    for steps, numbers in alike.items():
+        p = np.array([curves[i] for i in numbers])
+        points = np.concatenate([p[:, :1], _points(p, steps)], 1)
+        own, met = effort(points).tolist(), hits(points, boxes).tolist()
+        ready += [(met[k], i, Candidate(curves[i], points[k], own[k])) for k, i in enumerate(numbers)]
+    fewest = min(count for count, _, _ in ready)
+    fine = [(one.effort, i, one) for count, i, one in ready if count == fewest]
+    return [one for *_, one in sorted(fine)[:most]]
 
 
 def best(number: int, candidates: Sequence[Candidate], lines: Lines, boxes: np.ndarray) -> Candidate:
@@ -234,7 +258,7 @@ def best(number: int, candidates: Sequence[Candidate], lines: Lines, boxes: np.n
     for candidate in candidates:
         if candidate.effort >= least:
             break
-        cost = candidate.effort + _MEETS * hits(candidate.points, boxes)
+        cost = candidate.effort + _MEETS * int(hits(candidate.points, boxes))
         if cost < least:
             cost += lines.disturbs(number, candidate, least - cost)
         if cost < least:
