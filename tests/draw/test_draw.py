@@ -116,8 +116,8 @@ def entered(points: np.ndarray, boxes: list[Box]) -> list[int]:
 
 
 def test_far_operations_are_read_by_name() -> None:
-    drawn = texts(elman.draw(elman.adjoint(thing("gru")), level="ops"))
-    assert {"h(t-1)", "∇h_n = ∘ × r", "∇x_n = tanh′ n", "∇x_n · x"} <= set(drawn)
+    said = texts(drawn("gru", True, None, "ops"))
+    assert {"h(t-1)", "∇h_n = ∘ × r", "∇x_n = tanh′ n", "∇x_n · x"} <= set(said)
 
 
 def test_more_parameters_than_colours() -> None:
@@ -204,11 +204,10 @@ def test_an_unfolded_graph_is_drawn_unfolded() -> None:
 
 
 def test_operations_are_grouped_by_when_they_run() -> None:
-    scene = elman.draw(thing("gru"), level="ops").scene
-    assert [group.key for group in scene.groups] == ["before", "loop"]
-    drawn = [text.text for text in scene.words()]
-    assert {"r = σ", "z = σ", "n = tanh", "[B, 4]", "step by step"} <= set(drawn)
-    assert "after" in [g.key for g in elman.draw(elman.adjoint(thing("gru")), level="ops").scene.groups]
+    drawing = drawn("gru", False, None, "ops")
+    assert [group.key for group in drawing.scene.groups] == ["before", "loop"]
+    assert {"r = σ", "z = σ", "n = tanh", "[B, 4]", "step by step"} <= set(texts(drawing))
+    assert "after" in [group.key for group in drawn("gru", True, None, "ops").scene.groups]
 
 
 def test_layers_and_models() -> None:
