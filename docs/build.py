@@ -237,7 +237,7 @@ def site(small: bool) -> None:
     for path, page in pages.items():
         (PAGES / "lecture" / path.name).write_text(mathml(page), "utf-8")
     for path in DOCS.glob("*.md"):
-        (PAGES / path.name).write_text(path.read_text("utf-8"), "utf-8")
+        (PAGES / path.name).write_text(mathml(path.read_text("utf-8")), "utf-8")
     print(f"the home page's picture: {living()}")
     (PAGES / "reference.md").write_text(reference(), "utf-8")
     nav = [

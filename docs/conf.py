@@ -27,6 +27,7 @@ autodoc_class_signature = "mixed"
 # A code block that a lexer cannot read is shown as it is.
 highlight_language = "text"
 suppress_warnings = ["misc.highlighting_failure"]
+UNITS = re.compile(r"(?<=\d) (?=(?:%|\d{3}|[kMG]?B|[µmn]?s)(?![\w.]))")
 ESCAPED = {ord(sign): "\\" + sign for sign in "\\*`|_"}
 
 
@@ -69,6 +70,20 @@ def _told(app, doctree) -> None:
         table["classes"] += ["told"] * any(len(text) > 40 for text in last)
 
 
+def _kept_whole(app, doctree) -> None:
+    """No line ends within a number, between it and its unit, or within an option: `--` would stand alone."""
+    for text in list(doctree.findall(nodes.Text)):
+        if isinstance(text.parent, nodes.literal) or not text.parent.parent:
+            continue
+        if not any(
+            isinstance(at, (nodes.literal_block, nodes.raw)) for at in (text.parent, text.parent.parent)
+        ):
+            text.parent.replace(text, nodes.Text(UNITS.sub("\u00a0", text)))
+    for code in doctree.findall(nodes.literal):
+        code["classes"] += ["short"] * (len(code.astext()) <= 22)
+
+
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", _docstring)
     app.connect("doctree-read", _told)
+    app.connect("doctree-read", _kept_whole)

@@ -20,6 +20,7 @@ from elman.recurrent.stack import Compound
 
 Draw = Callable[[Circuit], Scene]
 _PAD, _HEAD, _ROOM = 16.0, 30.0, 34.0  # inside a frame, its heading, between two parts
+_APART = 72.0  # two pictures in a frame, which are not one row
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _framed(title: str, key: str, part: _Part, number: str, bottom: float) -> Sc
     wides = [
         max(box.right - box.left, width(word, 13)) for box, (word, _) in zip(boxes, part.scenes, strict=True)
     ]
-    inner = sum(wides) + 2 * _PAD * (len(wides) - 1)
+    inner = sum(wides) + _APART * (len(wides) - 1)
     whole = max(inner, width(title, 15)) + 2 * _PAD
     x = -inner / 2
     high = max(box.bottom - box.top for box in boxes)
@@ -188,7 +189,7 @@ def _framed(title: str, key: str, part: _Part, number: str, bottom: float) -> Sc
         texts += here.texts
         if word:
             texts.append(Text(x + wide / 2, foot + 14, word, 13, role="note"))
-        x += wide + 2 * _PAD
+        x += wide + _APART
     top = foot - high - _HEAD
     heading = Text(-whole / 2 + _PAD, top + 15, title, 15, "start", "stage")
     frame = Group(Box(-whole / 2, top, whole / 2, bottom), (heading,), key)

@@ -11,13 +11,15 @@ from torch import fx
 
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, Kind, is_transposition, op_name
+from elman.draw.connect import connect
 from elman.draw.layered import Link, Size, layered
-from elman.draw.lines import Saying, bent, connect, label_size
+from elman.draw.lines import bent
 from elman.draw.measure import width
 from elman.draw.names import NABLA, listen, values
 from elman.draw.scene import Box, Edge, Group, Node, Scene, Text
 from elman.draw.sentences import cut, operands_of, sentence, shape_of
 from elman.draw.variables import word
+from elman.draw.words import Saying, label_size
 from elman.errors import NotSupported
 from elman.plan import Loop
 from elman.plan import plan as plan_of

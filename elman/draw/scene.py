@@ -38,6 +38,10 @@ class Box:
     def moved(self, dx: float, dy: float) -> Box:
         return Box(self.left + dx, self.top + dy, self.right + dx, self.bottom + dy)
 
+    def wider(self, by: float) -> Box:
+        """The same with so much more on every side."""
+        return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
+
 
 @dataclass(frozen=True)
 class Text:

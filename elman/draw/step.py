@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from elman.draw.connect import connect
 from elman.draw.layered import Link, Placed, Size, layered
-from elman.draw.lines import Saying, connect, flat, label_size
+from elman.draw.lines import flat
 from elman.draw.measure import width
 from elman.draw.scene import SIZE, Box, Edge, Node, Text
 from elman.draw.variables import Equations, Influence, Variable
+from elman.draw.words import Saying, label_size
 
 ROUND = 44.0  # diameter of a variable
 SQUARE = 11.0  # side of the square that stands for a delay of one step
