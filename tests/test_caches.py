@@ -41,6 +41,8 @@ def test_every_cache_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 KEPT = {
     "circuit/operations.py": ["operations that no table lists"],
     "circuit/rows.py": ["what sizes are of the batch"],
+    "draw/measure.py": ["widths of words in pictures"],
+    "draw/routes.py": ["shares of a curve's four points"],
     "dynamics/flow.py": ["linearised flows"],
     "engines/native/engine.py": ["products between stages, by instruction set and dtype", "loops of native"],
     "engines/reference.py": ["loops of reference"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
-from functools import lru_cache
+
+from elman.caches import cached
 
 # The widest of these is DejaVu Sans (Verdana is as wide); what is measured is that, and a little more.
 FONTS = "'DejaVu Sans', Verdana, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
@@ -18,7 +19,7 @@ _EM = {
 }  # fmt: skip
 
 
-@lru_cache(4096)
+@cached("widths of words in pictures", 4096)
 def width(text: str, size: float) -> float:
     """The width of one line of text in pixels, at a font size in pixels; no font of `FONTS` is wider."""
     return 1.03 * size * sum(_em(char) for char in text)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
+from elman.caches import cached
 from elman.draw.lines import clear, flat
 from elman.draw.scene import Box, Node, Point
 
@@ -112,7 +113,7 @@ def _points(p: np.ndarray, steps: int) -> np.ndarray:
     return of_a * a + of_b * b + of_c * c + of_d * d
 
 
-@lru_cache
+@cached("shares of a curve's four points", 64)
 def _bernstein(steps: int) -> tuple[np.ndarray, ...]:
     """How much each of its four points counts at so many points of a Bézier curve, the first of them left out."""
     u = np.linspace(0, 1, steps + 1)[1:, None]
