@@ -1,9 +1,9 @@
 """draw: a circuit, an unfolded graph, an adjoint, a cell, a layer or a whole model as a picture.
 
 `names` finds what the user's code called its values, `variables` reads a circuit at the level of the book and `ops` at
-that of operations, whose `sentences` it writes; `layered`, `lines`, `routes`, `step`, `book` and `modules` lay it out
-into a `scene` of plain data, of which `svg`, `raster` and `alive` write files; what `alive` plays is `told` of and
-computed by `example`.
+that of operations, whose `sentences` it writes; `layered`, `step`, `book` and `modules` lay it out into a `scene` of
+plain data, and `connect` draws the lines: `lines` has curves, of which `routes` takes one, and `words` stand beside.
+Of a scene `svg`, `raster` and `alive` write files; what `alive` plays is `told` of and computed by `example`.
 """
 
 from __future__ import annotations
