@@ -19,12 +19,13 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @every_width
 def test_a_convolution_is_pytorchs(dims: int) -> None:
     x, bias = drawn(2, 4, *SIZES[:dims]), drawn(6)
     paddings = (0, 1, (1,) * dims, "same", "valid")
     for stride, padding, dilation, groups, kernel in itertools.product(
-        (1, 2), paddings, (1, 2), (1, 2), (1, 3)
+        (1, 2), paddings, (1, 2), (1, 2), (2, 3)
     ):
         if padding == "same" and stride > 1:
             continue  # PyTorch refuses it
