@@ -398,13 +398,23 @@ NB_MODULE(_native, m) {
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
     m.def("cut", &cut_pieces, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none(),
           "The steps of a batch that happen, cut into pieces: see native/pieces.hpp.");
-    m.def("uniform", [](const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {
+    m.def("draw", [](const std::string& kind, const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {
         const Kernels& kernels = isa.empty() ? *usable().front() : named(isa);
         const Drawing drawing = {seed, first, steps, count, address(to.ptr())};
         nb::gil_scoped_release release;
-        (wide ? kernels.uniform64 : kernels.uniform32)(drawing, threads);
-    }, nb::arg("to"), nb::arg("wide"), nb::arg("seed"), nb::arg("first"), nb::arg("steps"), nb::arg("count"), nb::arg("threads"), nb::arg("isa") = "",
-          "Fill a contiguous tensor with the numbers of some steps, in [0, 1); a number depends on seed, step and place only.");
+        if (kind == "normal")
+            (wide ? kernels.normal64 : kernels.normal32)(drawing, threads);
+        else
+            (wide ? kernels.uniform64 : kernels.uniform32)(drawing, threads);
+    }, nb::arg("kind"), nb::arg("to"), nb::arg("wide"), nb::arg("seed"), nb::arg("first"), nb::arg("steps"), nb::arg("count"), nb::arg("threads"), nb::arg("isa") = "",
+          "Fill a contiguous tensor with the numbers of some steps, uniform in [0, 1) or standard normal; one depends on seed, step and place only.");
+    m.def("drop", [](const nb::object& x, const nb::object& to, bool wide, uint64_t seed, int64_t count, double p, int threads, const std::string& isa) {
+        const Kernels& kernels = isa.empty() ? *usable().front() : named(isa);
+        const Dropping dropping = {seed, count, p, address(x.ptr()), address(to.ptr())};
+        nb::gil_scoped_release release;
+        (wide ? kernels.dropped64 : kernels.dropped32)(dropping, threads);
+    }, nb::arg("x"), nb::arg("to"), nb::arg("wide"), nb::arg("seed"), nb::arg("count"), nb::arg("p"), nb::arg("threads"), nb::arg("isa") = "",
+          "Contiguous tensors: to = x m / (1 - p), m = 0 with probability p; one m depends on seed and place only.");
     nb::class_<Interpreter>(m, "Interpreter")
         .def("__init__",
              [](Interpreter* self, const std::string& isa, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,

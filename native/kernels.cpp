@@ -13,7 +13,8 @@ extern const Kernels kernels;
 const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run<float>, run<double>,
                          prepare<float>, prepare<double>, workspace_bytes,
                          multiply<float>, multiply<double>, multiply_bytes<float>, multiply_bytes<double>,
-                         uniform<float>, uniform<double>};
+                         drawn<float, uniform_step>, drawn<double, uniform_step>, drawn<float, normal_step>, drawn<double, normal_step>,
+                         dropped<float>, dropped<double>};
 
 }  // namespace ELMAN_ISA
 }  // namespace elman

@@ -167,6 +167,15 @@ struct Drawing {
     char* to;
 };
 
+// x m / (1 - p): each number by itself is left out with probability p, or kept.
+struct Dropping {
+    uint64_t seed;
+    int64_t count;
+    double p;
+    const char* from;
+    char* to;
+};
+
 // What an operation met that has no answer: an index that is none of a dimension of `size`; or, if size is 0, a division of
 // whole numbers by zero.
 struct Failure {
@@ -194,6 +203,10 @@ struct Kernels {
     int64_t (*multiply_bytes64)(const Matrices*, int64_t count, int threads);
     void (*uniform32)(const Drawing&, int threads);
     void (*uniform64)(const Drawing&, int threads);
+    void (*normal32)(const Drawing&, int threads);
+    void (*normal64)(const Drawing&, int threads);
+    void (*dropped32)(const Dropping&, int threads);
+    void (*dropped64)(const Dropping&, int threads);
 };
 
 }  // namespace elman

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable
 
@@ -142,21 +143,25 @@ def test_a_cell_with_the_operation_draws_it_ahead(name: str) -> None:
 
 @pytest.mark.parametrize("draw", ["uniform", "normal"])
 @pytest.mark.parametrize("rows", [False, True])
-def test_numbers_do_not_depend_on_where_a_sequence_is_cut(draw: str, rows: bool) -> None:
-    port = port_of(draw, (3,), rows=rows)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # ours, torch's
+def test_numbers_do_not_depend_on_where_a_sequence_is_cut(
+    draw: str, rows: bool, dtype: torch.dtype
+) -> None:
+    port = port_of(draw, (3,), rows=rows, dtype=dtype)
     whole = noise.draw(port, 2, 5, 0, 70, 4)
     assert whole.shape == ((70, 4, 3) if rows else (70, 3))
     for a, b in ((0, 1), (0, 16), (16, 32), (15, 17), (31, 70), (64, 65), (5, 5), (0, 0), (69, 70)):
         assert torch.equal(noise.draw(port, 2, 5, a, b, 4), whole[a:b])
 
 
-def test_two_ports_two_seeds_and_two_blocks_differ() -> None:
-    port = port_of("normal", (50,))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # ours, torch's
+def test_two_ports_two_seeds_and_two_blocks_differ(dtype: torch.dtype) -> None:
+    port = port_of("normal", (50,), dtype=dtype)
     draws = [noise.draw(port, index, seed, 0, 48, 1) for index in range(3) for seed in (0, 1, 2)]
     blocks = [draw[b : b + 16] for draw in draws for b in (0, 16, 32)]
     for i, one in enumerate(blocks):
         for other in blocks[i + 1 :]:
-            assert not (one == other).any()
+            assert (one == other).float().mean() < 0.01  # halves have few numbers to be
             correlation = float((one * other).mean())
             assert abs(correlation) < 5 / one.numel() ** 0.5
 
@@ -167,6 +172,35 @@ def test_uniform_numbers_lie_below_one() -> None:
         assert u.dtype is dtype
         assert u.min() >= 0
         assert u.max() < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_numbers_are_normal(dtype: torch.dtype) -> None:
+    """By their distribution, and by what neighbours and the two of a pair have to do with each other."""
+    z = noise.draw(port_of("normal", (4000,), dtype=dtype), 0, 1, 0, 250, 1).squeeze(1).double()
+    count, flat = z.numel(), z.reshape(-1)
+    places = torch.linspace(-4, 4, 17, dtype=torch.float64)
+    below = torch.searchsorted(flat.sort().values.contiguous(), places).double() / count
+    expected = torch.special.ndtr(places)
+    assert ((below - expected).abs() < 5 * (expected * (1 - expected) / count).sqrt() + 1 / count).all()
+    assert 4.5 < float(flat.abs().max()) < 6.5
+    for power, part in ((1, z), (2, z.square() - 1)):
+        for apart in (1, 16, 32, 4000):
+            one, other = part.reshape(-1)[:-apart], part.reshape(-1)[apart:]
+            assert abs(float((one * other).mean())) < 5 * power / len(one) ** 0.5
+
+
+def test_every_instruction_set_draws_the_same() -> None:
+    native = pytest.importorskip("elman._native")
+    for kind, dtype in itertools.product(("uniform", "normal"), (torch.float32, torch.float64)):
+        draws = []
+        for isa in native.instruction_sets():
+            to = torch.empty(3, 101, dtype=dtype)
+            native.draw(kind, to, dtype is torch.float64, 7, 2, 3, 101, 1, isa)
+            draws.append(to)
+        close = {"rtol": 0, "atol": 0 if kind == "uniform" else 16 * torch.finfo(dtype).eps}
+        for one in draws:
+            torch.testing.assert_close(one, draws[0], **close)
 
 
 def test_drawing_does_not_touch_the_default_generator() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch.autograd import forward_ad
 
+from elman import noise
 from elman.segments import Layout
 
 
@@ -29,10 +33,42 @@ def locked(
 
 
 def fresh(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """The same with other units at every step: torch.nn.functional.dropout, which takes no generator."""
+    """The same with other units at every step, as by torch.nn.functional.dropout, which takes no generator."""
+    if _is_plain(x) and (generator is None or generator.device.type == "cpu"):
+        seed = int(torch.randint(2**62, (), generator=generator).item())
+        return cast(Tensor, _Dropped.apply(x, p, seed))
     if generator is None:
         return nn.functional.dropout(x, p)
     return x * _mask(x, x.shape, p, generator)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether x is nothing but numbers in memory, which nobody is recording."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
+        and noise.drops(x)
+        and peek_interpreter_stack() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+        and not torch._C._get_tracing_state()
+    )
+
+
+class _Dropped(torch.autograd.Function):
+    """`noise.drop`, whose derivatives draw what was left out again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
+        ctx.p, ctx.seed = p, seed
+        return noise.drop(x, p, seed)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (g,) = grad_outputs
+        if _is_plain(g) and not is_legacy_batchedtensor(g):
+            return _Dropped.apply(g, ctx.p, ctx.seed), None, None
+        return g * noise.drop(torch.ones(g.shape, dtype=g.dtype), ctx.p, ctx.seed), None, None
 
 
 def _mask(x: Tensor, size: Sequence[int], p: float, generator: torch.Generator | None) -> Tensor:
