@@ -144,9 +144,7 @@ def test_a_cell_with_the_operation_draws_it_ahead(name: str) -> None:
 @pytest.mark.parametrize("draw", ["uniform", "normal"])
 @pytest.mark.parametrize("rows", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # ours, torch's
-def test_numbers_do_not_depend_on_where_a_sequence_is_cut(
-    draw: str, rows: bool, dtype: torch.dtype
-) -> None:
+def test_numbers_do_not_depend_on_where_a_sequence_is_cut(draw: str, rows: bool, dtype: torch.dtype) -> None:
     port = port_of(draw, (3,), rows=rows, dtype=dtype)
     whole = noise.draw(port, 2, 5, 0, 70, 4)
     assert whole.shape == ((70, 4, 3) if rows else (70, 3))
