@@ -434,7 +434,8 @@ NB_MODULE(_native, m) {
                             const nb::list& pieces, const nb::list& outcomes, const nb::object& failed, const nb::object& threads, const nb::object& empty, const nb::object& bytes) {
             new (self) Pass(named(isa), wide, places, given, made, pieces, outcomes, failed, threads, empty, bytes);
         })
-        .def("__call__", &Pass::run);
+        .def("__call__", &Pass::run)
+        .def("packed", &Pass::run_packed);
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
         .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&,

@@ -8,12 +8,25 @@
 namespace elman {
 namespace {
 
-// How many rows something has: 1, B, N = T B, T, those of a trail, N + B, or of all steps but one, N - B.
-enum Rows { ONE, BATCH, ALL, STEPS, TRAIL, REST, ROWS };
+// How many rows something has: 1, B, N, T, or those of a trail, N + B.
+enum Rows { ONE, BATCH, ALL, STEPS, TRAIL, ROWS };
 
+// T, B and N of a call. sizes, offsets: as in `Call`, empty where every step has B rows.
 struct Counts {
-    int64_t of[ROWS];
-    Counts(int64_t steps, int64_t batch) : of{1, batch, steps * batch, steps, steps * batch + batch, steps * batch - batch} {}
+    int64_t steps, batch, of[ROWS];
+    std::vector<int64_t> sizes, offsets;
+
+    Counts(int64_t steps, int64_t batch) : steps(steps), batch(batch), of{1, batch, steps * batch, steps, steps * batch + batch} {}
+
+    explicit Counts(std::vector<int64_t> rows) : steps(int64_t(rows.size())), batch(rows.empty() ? 0 : rows[0]), sizes(std::move(rows)) {
+        int64_t all = 0;
+        offsets.reserve(sizes.size());
+        for (const int64_t size : sizes) offsets.push_back(all), all += size;
+        of[ONE] = 1, of[BATCH] = batch, of[ALL] = all, of[STEPS] = steps, of[TRAIL] = all + batch;
+    }
+
+    int64_t size(int64_t t) const { return t >= steps ? 0 : sizes.empty() ? batch : sizes[size_t(t)]; }
+    int64_t offset(int64_t t) const { return sizes.empty() ? t * batch : offsets[size_t(t)]; }
 };
 
 // Where values lie. given: an input; made: a tensor that goes out; kept: in the pass's own memory, from its first piece to its
@@ -48,15 +61,17 @@ struct ProductOf {
     Side a, b, start, out;
 };
 
+// delay: `to` at every step is `from` at the step that ran before it, `start` at a row's first. ends: `to` is `from` at a row's
+// last step that ran.
 struct PassPiece {
-    enum Kind { program, loop, products, copy } kind;
+    enum Kind { program, loop, products, copy, delay, ends } kind;
     const Interpreter* interpreter;  // program, loop: spots are its constants, sequences, starts, emits, finals
     int64_t rows;                    // program: on how many rows it runs; copy: of how many
     bool reverse;
     std::vector<Spot> spots;
     std::vector<ProductOf> of;
-    Spot from, to;
-    int64_t width;  // copy: bytes of a row
+    Spot from, start, to;
+    int64_t width;  // copy, delay, ends: bytes of a row
 };
 
 // What comes out: a tensor that was made; or, of a trail, the steps that begin at `step` (0 or 1). detach: as a tensor of its own.
@@ -66,9 +81,9 @@ struct Outcome {
 };
 
 // For Python, in order.
-const char* const ROWS_NAMES[] = {"one", "batch", "all", "steps", "trail", "rest"};
+const char* const ROWS_NAMES[] = {"one", "batch", "all", "steps", "trail"};
 const char* const PLACE_NAMES[] = {"given", "made", "kept", "within"};
-const char* const PIECE_NAMES[] = {"program", "loop", "products", "copy"};
+const char* const PIECE_NAMES[] = {"program", "loop", "products", "copy", "delay", "ends"};
 
 std::vector<int64_t> numbers(nb::handle list) { return nb::cast<std::vector<int64_t>>(list); }
 
@@ -102,20 +117,30 @@ public:
     // (T, B, seed, first step, inputs) -> what comes out, a tuple. An input that is None is zeros.
     nb::object run(const nb::args& args) {
         const int64_t steps = entry(args, 0), batch = entry(args, 1);
-        if (size_t(PyTuple_GET_SIZE(args.ptr())) != given_.size() + 4) throw std::invalid_argument("a wrong number of tensors");
         if (steps <= 0 || batch <= 0) {
             nb::object results = nb::steal(PyObject_CallObject(empty_.ptr(), args.ptr()));
             if (!results.is_valid()) throw nb::python_error();
             return results;
         }
-        const Counts counts(steps, batch);
+        return on(Counts(steps, batch), args, 4);
+    }
+
+    // (the rows of each step, inputs) -> what comes out, for a pass on packed rows.
+    nb::object run_packed(const nb::args& args) { return on(Counts(numbers(args[0])), args, 1); }
+
+private:
+    static constexpr int64_t SMALL = 64 << 10;  // bytes between pieces that a workspace holds
+    static constexpr int64_t BEHIND = 4 << 10;  // bytes of NaN behind a row of zeros
+
+    nb::object on(const Counts& counts, const nb::args& args, size_t first) {
+        if (size_t(PyTuple_GET_SIZE(args.ptr())) != given_.size() + first) throw std::invalid_argument("a wrong number of tensors");
         std::vector<char*> base(places_.size(), nullptr);
         std::vector<bool> zero(places_.size(), false);
         std::vector<nb::object> held;  // tensors whose memory is in order, where those that came in were not
         for (size_t i = 0; i < given_.size(); i++) {
             if (given_[i] < 0) continue;
             const size_t place = size_t(given_[i]);
-            PyObject* tensor = PyTuple_GET_ITEM(args.ptr(), Py_ssize_t(i + 4));
+            PyObject* tensor = PyTuple_GET_ITEM(args.ptr(), Py_ssize_t(i + first));
             if (tensor == Py_None) {
                 base[place] = zeros_.data(), zero[place] = true;
                 continue;
@@ -132,15 +157,15 @@ public:
         }
         std::vector<nb::object> made;
         made.reserve(new_.size());
-        for (const New& one : new_) made.push_back(one(steps, batch));
+        for (const New& one : new_) made.push_back(one(counts));
         const int threads = int(PyLong_AsLong(nb::object(threads_()).ptr()));
-        const std::shared_ptr<const Arrangement> lies = arranged(steps, batch, counts);
+        const std::shared_ptr<const Arrangement> lies = arranged(counts);
         // A large one is memory of torch's: it goes back to the system afterwards, and whoever counts torch's memory sees it.
         char* arena = nullptr;
         if (lies->bytes > SMALL) held.push_back(new_bytes(lies->bytes)), arena = address(held.back().ptr());
         for (size_t p = 0; p < places_.size(); p++)
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
-        const Failure failure = compute(steps, batch, counts, base, zero, *lies, arena, threads);
+        const Failure failure = compute(counts, base, zero, *lies, arena, threads);
         if (failure.stopped) throw nb::python_error();
         if (failure.happened) {
             const nb::object error = failed_(failure.index, failure.size, failure.behind);
@@ -151,16 +176,12 @@ public:
         for (size_t i = 0; i < outcomes_.size(); i++) {
             const Outcome& out = outcomes_[i];
             nb::object tensor = made[size_t(out.made)];
-            if (out.step >= 0) tensor = nb::steal(narrowed(tensor.ptr(), out.step, steps));
+            if (out.step >= 0) tensor = nb::steal(narrowed(tensor.ptr(), out.step, counts.steps));
             if (out.detach) tensor = ask(tensor.ptr(), detach());
             PyTuple_SET_ITEM(results.ptr(), Py_ssize_t(i), tensor.release().ptr());
         }
         return results;
     }
-
-private:
-    static constexpr int64_t SMALL = 64 << 10;  // bytes between pieces that a workspace holds
-    static constexpr int64_t BEHIND = 4 << 10;  // bytes of NaN behind a row of zeros
 
     nb::object new_bytes(int64_t bytes) const {
         const nb::object size = nb::int_(bytes);
@@ -169,15 +190,16 @@ private:
         return found;
     }
 
-    // How a tensor is made: `new_empty` of one like it, and its sizes: numbers, or -1 for T, -2 for B, -3 for T + 1.
+    // How a tensor is made: `new_empty` of one like it, and its sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N.
     struct New {
         nb::object new_empty;
         std::vector<int64_t> sizes;
 
-        nb::object operator()(int64_t steps, int64_t batch) const {
+        nb::object operator()(const Counts& counts) const {
+            const int64_t known[] = {counts.of[ALL], counts.steps + 1, counts.batch, counts.steps};
             nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(sizes.size())));
             for (size_t d = 0; d < sizes.size(); d++) {
-                const int64_t size = sizes[d] >= 0 ? sizes[d] : sizes[d] == -1 ? steps : sizes[d] == -2 ? batch : steps + 1;
+                const int64_t size = sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 4];
                 PyTuple_SET_ITEM(shape.ptr(), Py_ssize_t(d), PyLong_FromLongLong(size));
             }
             const nb::object found = nb::steal(PyObject_CallOneArg(new_empty.ptr(), shape.ptr()));
@@ -209,7 +231,8 @@ private:
     static Size size_of(const std::vector<int64_t>& n, size_t at) { return {n.at(at), n.at(at + 1)}; }
     static Side side_of(const std::vector<int64_t>& n, size_t at) { return {n.at(at), n.at(at + 1), n.at(at + 2), n.at(at + 3), n.at(at + 4)}; }
 
-    // (kind, interpreter, rows, reverse, spots); (kind, products); or (kind, from, to, width, rows)
+    // (kind, interpreter, rows, reverse, spots); (kind, products); (copy, from, to, width, rows); (delay, from, to, width,
+    // reverse, start); or (ends, from, to, width, reverse)
     PassPiece piece(nb::handle list) {
         PassPiece made = {};
         made.kind = PassPiece::Kind(nb::cast<int64_t>(list[0]));
@@ -226,7 +249,10 @@ private:
             }
         } else {
             made.from = spot_of(list[1]), made.to = spot_of(list[2]);
-            made.width = nb::cast<int64_t>(list[3]), made.rows = nb::cast<int64_t>(list[4]);
+            made.width = nb::cast<int64_t>(list[3]);
+            if (made.kind == PassPiece::copy) made.rows = nb::cast<int64_t>(list[4]);
+            if (made.kind != PassPiece::copy) made.reverse = nb::cast<bool>(list[4]);
+            if (made.kind == PassPiece::delay) made.start = spot_of(list[5]);
         }
         return made;
     }
@@ -235,15 +261,15 @@ private:
 
     // Where what is kept between pieces lies for calls of certain sizes, and how much memory that is.
     struct Arrangement {
-        int64_t steps, batch, bytes;
+        int64_t steps, batch, rows, bytes;
         std::vector<int64_t> at;
     };
 
     // That of a call: the latest one's again, or made anew. The call holds it, as one of other sizes may come beside it
     // wherever Python runs.
-    std::shared_ptr<const Arrangement> arranged(int64_t steps, int64_t batch, const Counts& counts) {
-        if (latest_ && latest_->steps == steps && latest_->batch == batch) return latest_;
-        Arrangement made = {steps, batch, 0, std::vector<int64_t>(places_.size(), 0)};
+    std::shared_ptr<const Arrangement> arranged(const Counts& counts) {
+        if (latest_ && latest_->steps == counts.steps && latest_->batch == counts.batch && latest_->rows == counts.of[ALL]) return latest_;
+        Arrangement made = {counts.steps, counts.batch, counts.of[ALL], 0, std::vector<int64_t>(places_.size(), 0)};
         std::vector<int64_t>& at = made.at;
         std::vector<size_t> placed;
         for (size_t p = 0; p < places_.size(); p++) {
@@ -264,7 +290,7 @@ private:
         return latest_;
     }
 
-    Failure compute(int64_t steps, int64_t batch, const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero,
+    Failure compute(const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero,
                     const Arrangement& lies, char* arena, int threads) const {
         std::vector<Call> calls(pieces_.size(), Call{});
         std::vector<std::vector<Pointer>> pointers(pieces_.size());
@@ -282,10 +308,11 @@ private:
                     products[i].push_back(m);
                 }
                 bytes = (wide_ ? kernels_.multiply_bytes64 : kernels_.multiply_bytes32)(products[i].data(), int64_t(products[i].size()), threads);
-            } else if (piece.kind != PassPiece::copy) {
+            } else if (piece.kind == PassPiece::program || piece.kind == PassPiece::loop) {
                 Call& call = calls[i];
                 const bool loop = piece.kind == PassPiece::loop;
-                call.steps = loop ? steps : 1, call.batch = loop ? batch : counts.of[piece.rows];
+                call.steps = loop ? counts.steps : 1, call.batch = loop ? counts.batch : counts.of[piece.rows];
+                if (loop && !counts.sizes.empty()) call.sizes = counts.sizes.data(), call.offsets = counts.offsets.data();
                 call.reverse = piece.reverse, call.threads = threads, call.poison = poisoned, call.stop = signalled;
                 bytes = kernels_.workspace(piece.interpreter->program(), call);
             }
@@ -301,7 +328,7 @@ private:
             if (place.kind == Place::kept) base[p] = arena + lies.at[p];
             if (place.kind != Place::within) continue;
             base[p] = base[size_t(place.index)], zero[p] = zero[size_t(place.index)];  // of zeros there is one row
-            if (!zero[p]) base[p] += (place.batches * batch + place.all * steps * batch) * place.width;
+            if (!zero[p]) base[p] += (place.batches * counts.batch + place.all * counts.of[ALL]) * place.width;
         }
         nb::gil_scoped_release release;
         Failure failure = {};
@@ -311,7 +338,11 @@ private:
                 for (size_t j = 0; j < piece.of.size(); j++) bind(piece.of[j], products[i][j], base, zero);
                 (wide_ ? kernels_.multiply64 : kernels_.multiply32)(products[i].data(), int64_t(products[i].size()), threads, memory + inside);
             } else if (piece.kind == PassPiece::copy) {
-                copy(piece, counts.of[piece.rows], base, zero);
+                rows(piece.from, 0, piece.to, 0, counts.of[piece.rows], piece.width, base, zero);
+            } else if (piece.kind == PassPiece::delay) {
+                delay(piece, counts, base, zero);
+            } else if (piece.kind == PassPiece::ends) {
+                ends(piece, counts, base, zero);
             } else {
                 for (const Spot& spot : piece.spots)
                     pointers[i].push_back({base[size_t(spot.place)] + spot.offset, zero[size_t(spot.place)] ? 0 : spot.stride});
@@ -337,14 +368,34 @@ private:
         m.out = at(p.out, m.out_row, column);
     }
 
-    static void copy(const PassPiece& piece, int64_t rows, const std::vector<char*>& base, const std::vector<bool>& zero) {
-        const char* from = base[size_t(piece.from.place)] + piece.from.offset;
-        char* to = base[size_t(piece.to.place)] + piece.to.offset;
-        if (zero[size_t(piece.from.place)]) {
-            __builtin_memset(to, 0, size_t(rows * piece.width));
-            return;
+    // Rows in order, `begin` behind the beginning of one place, to `at` behind that of another.
+    static void rows(const Spot& from, int64_t begin, const Spot& to, int64_t at, int64_t count, int64_t width, const std::vector<char*>& base,
+                     const std::vector<bool>& zero) {
+        char* target = base[size_t(to.place)] + to.offset + at * width;
+        if (zero[size_t(from.place)])
+            __builtin_memset(target, 0, size_t(count * width));
+        else
+            __builtin_memcpy(target, base[size_t(from.place)] + from.offset + begin * width, size_t(count * width));
+    }
+
+    static void delay(const PassPiece& p, const Counts& c, const std::vector<char*>& base, const std::vector<bool>& zero) {
+        if (p.reverse)
+            for (int64_t t = 0; t < c.steps; t++) {
+                const int64_t at = c.offset(t), on = c.size(t + 1);  // rows that ran at the step behind it
+                if (on) rows(p.from, c.offset(t + 1), p.to, at, on, p.width, base, zero);
+                rows(p.start, on, p.to, at + on, c.size(t) - on, p.width, base, zero);
+            }
+        else
+            for (int64_t t = 0; t < c.steps; t++)
+                rows(t ? p.from : p.start, t ? c.offset(t - 1) : 0, p.to, c.offset(t), c.size(t), p.width, base, zero);
+    }
+
+    static void ends(const PassPiece& p, const Counts& c, const std::vector<char*>& base, const std::vector<bool>& zero) {
+        if (p.reverse) return rows(p.from, 0, p.to, 0, c.batch, p.width, base, zero);
+        for (int64_t t = 0; t < c.steps; t++) {
+            const int64_t on = c.size(t + 1);
+            rows(p.from, c.offset(t) + on, p.to, on, c.size(t) - on, p.width, base, zero);
         }
-        __builtin_memcpy(to, from, size_t(rows * piece.width));
     }
 
     const Kernels& kernels_;

@@ -134,11 +134,11 @@ class Engine(ABC):
         return f"the {self.name} engine keeps nothing from one step to the next"
 
     def passed(
-        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction
+        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False
     ) -> PlanFunction | str:
         """A plan as one function of this engine's own, whose loop it supports; or why it cannot be one.
 
-        ends, single: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the numbers of
+        ends, single, ragged: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the numbers of
         noise are inputs behind all others. empty: that function, for calls without a step or a row.
         """
         return "its stages are calls of PyTorch"

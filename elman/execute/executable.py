@@ -10,7 +10,7 @@ import torch
 
 from elman import engines, noise
 from elman.caches import cached
-from elman.circuit.form import Kind
+from elman.circuit.form import InPort, Kind
 from elman.engines import codegen
 from elman.engines.base import PlanFunction, Runner, StageMaker
 from elman.execute.emit import emit
@@ -86,7 +86,7 @@ class Executable:
     @locked
     def _function(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         if (engine, ragged) not in self._made:
-            passed = "ragged" if ragged else self._passed(engine)
+            passed = self._passed(engine, ragged)
             self._made[engine, ragged] = self._emitted(engine, ragged) if isinstance(passed, str) else passed
         return self._made[engine, ragged]
 
@@ -94,7 +94,7 @@ class Executable:
     def _emitted(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         return emit(*self.prepared(engine), self.ends, self.single, ragged)
 
-    def _passed(self, wanted: str | engines.Engine) -> PlanFunction | str:
+    def _passed(self, wanted: str | engines.Engine, ragged: bool = False) -> PlanFunction | str:
         """The plan as its engine's own function, or why it is one of Python."""
         engine = self.engine(wanted)
         if engine is None:
@@ -109,23 +109,11 @@ class Executable:
                 executable._empty = executable._emitted(wanted, False)
             return executable._empty(*args)
 
-        passed = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty)
-        ports, single = self.plan.circuit.inputs_of(Kind.NOISE), self.single
+        passed = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty, ragged)
+        ports = self.plan.circuit.inputs_of(Kind.NOISE)
         if isinstance(passed, str) or not ports:
             return passed
-
-        def drawing(
-            steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None
-        ) -> tuple[Tensor, ...]:
-            if not (steps and batch):
-                return empty(steps, batch, seed, first, *tensors)
-            if single:
-                drawn = [noise.drawn_once(port, batch) for port in ports]
-            else:
-                drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]
-            return passed(steps, batch, seed, first, *tensors, *drawn)
-
-        return drawing
+        return _drawing_packed(passed, ports) if ragged else _drawing(passed, ports, self.single, empty)
 
     def split(self, wanted: str | engines.Engine) -> str | None:
         """Why an engine that could run the plan in one call does not; None where it does, or where none could."""
@@ -154,6 +142,41 @@ class Executable:
             if engine.supports(viewing.loop, plan.circuit.inputs[0].device) is None:
                 return viewing, engine.stage, engine.runner(viewing.loop)
         return plan, engine.stage, engine.runner(plan.loop)
+
+
+def _drawing(
+    passed: PlanFunction, ports: Sequence[InPort], single: bool, empty: PlanFunction
+) -> PlanFunction:
+    """A pass that is given its noise."""
+
+    def drawing(
+        steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        if not (steps and batch):
+            return empty(steps, batch, seed, first, *tensors)
+        if single:
+            drawn = [noise.drawn_once(port, batch) for port in ports]
+        else:
+            drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]
+        return passed(steps, batch, seed, first, *tensors, *drawn)
+
+    return drawing
+
+
+def _drawing_packed(passed: PlanFunction, ports: Sequence[InPort]) -> PlanFunction:
+    """The same on packed rows."""
+
+    def drawing(packing: Packing, seed: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        row, step = packing.first_row, packing.first_step
+        drawn = [
+            noise.draw_rows(port, port.number, seed, row, row + packing.rows)
+            if port.rows
+            else noise.draw(port, port.number, seed, step, step + packing.steps, packing.batch)
+            for port in ports
+        ]
+        return passed(packing, seed, *tensors, *drawn)
+
+    return drawing
 
 
 @cached("plans run by the names of their ports", 64)

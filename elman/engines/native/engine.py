@@ -113,7 +113,7 @@ class Native(Engine):
         return stepping.stepper(ready.interpreter, ready.widths, loop, weights)
 
     def passed(
-        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction
+        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False
     ) -> PlanFunction | str:
         name = self.instructions
         assert name is not None
@@ -125,7 +125,7 @@ class Native(Engine):
             return program.interpreter
 
         try:
-            return passes.passed(plan, ends, single, name, ready, empty)
+            return passes.passed(plan, ends, single, name, ready, empty, ragged)
         except Unsupported as reason:
             return f"it has no form for {reason}"
 

@@ -33,25 +33,31 @@ def passed(
     isa: str,
     ready: Callable[[Loop], Any],
     empty: Callable[..., Any],
+    ragged: bool,
 ) -> Callable[..., tuple[torch.Tensor, ...]]:
     """`(steps, batch, seed, first, *inputs) -> outputs` as `elman.execute.emit.emit` makes it, with the numbers of
     noise as inputs behind all others. Raises Unsupported.
 
     ready: the interpreter of a loop. empty: called in its stead where there is no step or no row.
+    ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs` on packed rows.
     """
-    return _Writer(plan, ends, single, isa, ready, empty).function()
+    native = _Writer(plan, ends, single, isa, ready, empty, ragged).function()
+    if not ragged:
+        return native
+    packed = native.packed
+    return lambda packing, seed, *inputs: packed(packing.sizes, *inputs)
 
 
 class _Writer:
     def __init__(
         self, plan: Plan, ends: Sequence[str], single: bool, isa: str, ready: Callable[[Loop], Any],
-        empty: Callable[..., Any],
+        empty: Callable[..., Any], ragged: bool,
     ):  # fmt: skip
-        self.plan, self.ends, self.single, self.isa, self.empty = plan, ends, single, isa, empty
+        self.plan, self.ends, self.single, self.isa, self.empty, self.ragged = plan, ends, single, isa, empty, ragged
         self.places = Places(plan, single, ready)
         self.made: list[tuple[Memory, torch.dtype, list[int]]] = []
 
-    def function(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+    def function(self) -> Any:
         plan = self.plan
         ports = sorted(plan.circuit.inputs, key=lambda port: port.kind is Kind.NOISE)
         given = [self._given(i, port) for i, port in enumerate(ports)]
@@ -59,7 +65,8 @@ class _Writer:
         StageWriter(self.places, plan.before, "all").write()
         delays: dict[str, str] = {}
         if plan.loop is not None:
-            delays = delays_of(plan.after, plan.loop.emits)
+            # Where rows end, a trail's steps do not lie one batch apart.
+            delays = {} if self.ragged else delays_of(plan.after, plan.loop.emits)
             self._loop(plan.loop, delays)
         StageWriter(self.places, plan.after, "all", delays).write()
         outcomes = self._outcomes()
@@ -146,9 +153,8 @@ class _Writer:
 
     def _made(self, memory: Memory, like: torch.Tensor, rows: bool) -> int:
         """The number of the tensor that is made for a place."""
-        lead = {"one": [], "batch": [-2], "all": [-2] if self.single else [-1, -2], "trail": [-3, -2]}[
-            memory.count
-        ]
+        every = [-2] if self.single else [-4] if self.ragged else [-1, -2]
+        lead = {"one": [], "batch": [-2], "all": every, "trail": [-3, -2]}[memory.count]
         sizes = lead + [int(size) for size in (like.shape[1:] if rows else like.shape)]
         for i, (other, _, other_sizes) in enumerate(self.made):
             if other is memory:
@@ -159,9 +165,7 @@ class _Writer:
         self.made.append((memory, like.dtype, sizes))
         return memory.index
 
-    def _native(
-        self, given: list[Memory], outcomes: list[list[int]]
-    ) -> Callable[..., tuple[torch.Tensor, ...]]:
+    def _native(self, given: list[Memory], outcomes: list[list[int]]) -> Any:
         for i, piece in enumerate(self.places.pieces):
             for memory in piece.used:
                 home = memory.home

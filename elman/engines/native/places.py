@@ -78,6 +78,17 @@ class Places:
             (source.buffer, target.buffer),
         )
 
+    def in_time(self, kind: str, source: View, target: View, reverse: bool, *start: View) -> None:
+        """A delay, or the ends of rows."""
+        views = (source, target, *start)
+        whole = all(view.whole and view.type == source.type for view in views)
+        counts = [view.buffer.count for view in (source, *start)]  # type: ignore[attr-defined]
+        if not whole or len({view.numel for view in views}) > 1 or counts != ["all", "batch"][: len(counts)]:
+            raise Unsupported("a delay of a part of a value, or of other rows")
+        width = source.numel * self.bytes[source.type]
+        first, second, *third = map(self.spot, views)
+        self.piece([kind, first, second, width, reverse, *third], [view.buffer for view in views])
+
     def within(self, value: View, count: str, batches: int, all: int) -> View:
         """A value's rows from some row on."""
         assert type(value.buffer) is Memory

@@ -282,7 +282,7 @@ class StageWriter:
     # --- time -------------------------------------------------------------------------------------------------------
 
     def _in_time(self, node: fx.Node) -> None:
-        """shift and last, where every row has every step."""
+        """shift and last."""
         writer, reverse = self.writer, self.writer.plan.circuit.reverse
         if node.target not in (shift, last):
             raise Unsupported(f"{_said(node)} over time")
@@ -296,21 +296,14 @@ class StageWriter:
                 self._settle(one)
         if self.count != "all" or not isinstance(source, fx.Node):
             raise Unsupported("a delay of something without steps")
-        value, out = (
-            self.values[source],
-            writer.new(node.meta["val"], "all" if node.target is shift else "batch"),
-        )
+        value = self.values[source]
+        out = writer.new(node.meta["val"], "all" if node.target is shift else "batch")
         if node.target is last:
-            writer.copy(
-                writer.within(value, "batch", 0 if reverse else -1, 0 if reverse else 1), out, "batch"
-            )
+            writer.in_time("ends", value, out, reverse)
         elif not isinstance(start, fx.Node):
             raise Unsupported("a delay that starts from nothing")
         else:
-            first = writer.within(out, "batch", -1 if reverse else 0, 1 if reverse else 0)
-            rest = writer.within(out, "rest", 0 if reverse else 1, 0)
-            writer.copy(self.values[start], first, "batch")
-            writer.copy(writer.within(value, "rest", 1 if reverse else 0, 0), rest, "rest")
+            writer.in_time("delay", value, out, reverse, self.values[start])
         self.values[node] = out
 
 
