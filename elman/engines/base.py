@@ -138,8 +138,8 @@ class Engine(ABC):
     ) -> PlanFunction | str:
         """A plan as one function of this engine's own, whose loop it supports; or why it cannot be one.
 
-        ends, single, ragged: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the numbers of
-        noise are inputs behind all others. empty: that function, for calls without a step or a row.
+        ends, single, ragged: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the
+        numbers of noise are inputs behind all others. empty: that function, for calls without a step or a row.
         """
         return "its stages are calls of PyTorch"
 

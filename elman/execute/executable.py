@@ -149,9 +149,7 @@ def _drawing(
 ) -> PlanFunction:
     """A pass that is given its noise."""
 
-    def drawing(
-        steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def drawing(steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         if not (steps and batch):
             return empty(steps, batch, seed, first, *tensors)
         if single:

@@ -17,6 +17,7 @@ from elman.circuit.form import Kind
 from elman.engines.native import passes
 from elman.execute import Call
 from elman.execute.executable import Executable
+from elman.segments.timeline import Packing
 from tests.cases import CASES
 from tests.eager import unroll
 from tests.pairwise import with_more
@@ -28,20 +29,28 @@ WHOLE = with_more(
 )
 
 
-def plans_of(name: str) -> list[Executable]:
+def plans_of(name: str, reverse: bool = False) -> list[Executable]:
     """The forward and the backward pass of a case."""
-    rnn = elman.Recurrent(CASES[name].make().float(), batch_first=False)
-    rnn(CASES[name].x(2, 2, dtype=torch.float32))
+    rnn = elman.Recurrent(CASES[name].make().float(), reverse=reverse, batch_first=False)
+    rnn(CASES[name].x(2, 2, dtype=torch.float32), CASES[name].state(2, dtype=torch.float32))
     program = rnn._of_latest_call().program
     training = program.training(frozenset(port.name for port in program.inputs if port.differentiable))
     return [training.forwards, training.backwards]
 
 
-def inputs_of(executable: Executable, T: int, B: int, generator: torch.Generator) -> list[torch.Tensor]:
+def inputs_of(
+    executable: Executable, T: int, B: int, generator: torch.Generator, packing: Packing | None = None
+) -> list[torch.Tensor]:
     made = []
     for port in executable.plan.circuit.inputs:
         if port.kind is not Kind.NOISE:
             lead = ([T] if port.kind is Kind.SEQUENCE else []) + ([B] if port.rows else [])
+            if packing is not None and lead:
+                lead = [
+                    (packing.rows if port.rows else packing.steps)
+                    if port.kind is Kind.SEQUENCE
+                    else packing.batch
+                ]
             made.append(torch.rand((*lead, *port.shape), generator=generator).to(port.dtype) - 0.5)
     return made
 
@@ -65,6 +74,24 @@ def test_it_is_what_the_function_of_python_gives(name: str) -> None:
                 theirs = emitted(T, B, 7, 0, *tensors)
                 for a, b in zip(ours, theirs, strict=True):
                     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", ["gru", "lstm", "dropout_rnn", "delayed_rnn"])
+def test_on_packed_rows_too(name: str, reverse: bool) -> None:
+    """Rows that end early, one that is alone, a call of which all are as long; and what is left out."""
+    for executable in plans_of(name, reverse):
+        emitted = executable._emitted("auto", True)
+        for sizes in ((4, 4, 3, 1, 1), (2, 1), (1,), (3, 3), (5,) * 3 + (2,) * 40):
+            packing = Packing(sizes, torch.device("cpu"), origin=(2, 7))
+            given = inputs_of(executable, 1, 1, torch.Generator().manual_seed(0), packing)
+            timed = [port.kind in (Kind.STATE, Kind.SEQUENCE) for port in executable.plan.circuit.inputs]
+            for tensors in (given, [None if t else one for t, one in zip(timed, given, strict=False)]):
+                call = Call(packing.steps, packing.batch, 7, "auto", packing)
+                ours, theirs = executable.run(call, tensors), emitted(packing, 7, *tensors)
+                for a, b in zip(ours, theirs, strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        assert not isinstance(executable._passed("auto", True), str)
 
 
 def test_sizes_that_change_and_none() -> None:

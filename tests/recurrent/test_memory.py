@@ -186,7 +186,7 @@ def most_at_once(run: Callable[[], object]) -> int:
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "jordan"])
 def test_what_is_counted_is_enough(name: str, memory: Any) -> None:
     """Of all bytes that are seen at once, beside what is returned and the gradients: and the count is no mere guess."""
-    rnn, T, B = elman.Recurrent(CASES[name].make(), memory=memory, batch_first=False), 300, 8
+    rnn, T, B = elman.Recurrent(CASES[name].make(), memory=memory, batch_first=False), 300, 16
     x = CASES[name].x(T, B, dtype=torch.float32)
     lengths = torch.arange(B) + T - B + 1 if name == "gru" else None
 
