@@ -365,6 +365,8 @@ def test_what_has_no_dynamics_is_refused() -> None:
         lyapunov(elman.Recurrent(LSTM), x, k=9)
     with pytest.raises(InputError, match="no such norm"):
         gradient_flow(elman.Recurrent(LSTM), x, norm="nuclear")
+    with pytest.raises(InputError, match="neither time nor rows"):
+        fixed_points(elman.Recurrent(elman.cells.Elman(3, 4)), torch.zeros(1, 3), torch.zeros(5, 4))
     with pytest.raises(InputError, match="nowhere to start"):
         fixed_points(elman.Recurrent(LSTM), x[0, 0])
 

@@ -145,7 +145,23 @@ def _opened(
     lead = _leading(rnn, held, tensors, structure)
     given = None if context is None else pytree.tree_map(row, context)
     first = fill(structure, [t.flatten(0, lead - 1)[:1] for t in tensors])
-    flow = Flow.of(rnn, held, first, steps=1, context=given, dtype=dtype, where="fixed_points")
+
+    def of(held: Any) -> Flow:
+        return Flow.of(rnn, held, first, steps=1, context=given, dtype=dtype, where="fixed_points")
+
+    try:
+        flow = of(held)
+    except ElmanError as error:
+        sizes = [] if x is None else [list(leaf.shape) for leaf in flatten(x, "x")[0]]
+        one = False
+        with contextlib.suppress(ElmanError):
+            one = bool(sizes and all(sizes) and of(pytree.tree_map(lambda v: v[:, :, 0], held)))
+        if one:
+            raise InputError(
+                what="x is held for all starts, so it has neither time nor rows", where="fixed_points(x=)",
+                got=" and ".join(map(str, sizes)), mend="give one row of one step: x[0]",
+            ) from error  # fmt: skip
+        raise
     real = [t for t in tensors if t.is_floating_point()]
     h = torch.cat([t.flatten(0, lead - 1).flatten(1) for t in real], 1).detach().to(flow.start)
     if count is not None:
