@@ -195,7 +195,7 @@ ARITHMETIC = {
     "addcmul, addcdiv", "clamps", "rectifiers", "prelu, elu", "gates", "smooth", "softplus", "hard",
     "comparisons", "NaN", "logic", "choices", "masked", "whole sums", "whole quotients", "whole extremes",
     "whole comparisons", "cumsum", "spread", "products along", "where the largest is", "logsumexp", "log_softmax",
-    "lengths", "largest, smallest", "layer norm, plain",
+    "lengths", "largest, smallest", "largest of NaN", "extremes of two", "layer norm, plain",
 }  # fmt: skip
 
 # Cells of tests/cases.py show these, tests/engines/test_special_values.py or test_lookups.py.
