@@ -175,7 +175,8 @@ def test_an_output_that_is_no_dict_is_found() -> None:
         check_graph(a_tuple_as_output(copied()).graph, "here")
 
 
-SOME = [name for name in CASES if name not in SELDOM][::8]
+# One has rows that others come before.
+SOME = [*[name for name in CASES if name not in SELDOM][::8], "stacked_inputs_rnn"]
 
 
 @pytest.mark.parametrize("name", with_more(SOME, [name for name in CASES if name not in SOME]))
