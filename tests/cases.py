@@ -220,12 +220,16 @@ _TABLE = (
     Case("baddbmm_rnn", zoo_operations.BaddbmmRNN, X, H),
 )  # fmt: skip
 
-# What they show another case shows too: tests that run the whole table leave them to `make conformance`.
+# What they show another case shows too, or a test of their operations (tests/circuit/test_table.py and in
+# tests/engines/): tests that run the whole table leave them to `make conformance`.
 SELDOM = (
-    "elman_without_bias", "torch_rnn_tanh", "torch_rnn_relu", "zoneout_lstm_eval", "bernoulli_rnn", "dropout_rnn_eval",
-    "mgu", "multiplicative_lstm", "hand_sliced_lstm", "antisymmetric_rnn", "time_constants", "henon", "gates_first_gru",
-    "column_rates_rnn", "nodes_inner_gru", "batch_in_the_middle_rnn", "rounded_rnn", "no_grad_rnn",
-    "root_mean_square_rnn", "detached_rnn", "kinked_rnn", "hard_gru",
+    "elman_without_bias", "torch_rnn_tanh", "torch_rnn_relu", "torch_gru", "torch_lstm", "layer_norm_lstm",
+    "zoneout_lstm_eval", "bernoulli_rnn", "dropout_rnn_eval", "mgu", "multiplicative_lstm", "two_level_gru",
+    "hand_sliced_lstm", "dale_rnn", "antisymmetric_rnn", "ind_rnn", "time_constants", "henon", "gates_first_gru",
+    "stacked_columns_gru", "column_rates_rnn", "nodes_rnn", "nodes_inner_gru", "frames_gru", "batch_in_the_middle_rnn",
+    "stacked_inputs_rnn", "spiking_rnn", "no_grad_rnn", "detached_rnn", "heads_rnn", "slots_rnn", "hard_gru",
+    "smooth_rnn", "kinked_rnn", "root_mean_square_rnn", "standardised_rnn", "competing_rnn", "accumulating_rnn",
+    "conv_lstm", "baddbmm_rnn",
 )  # fmt: skip
 
 CASES: Mapping[str, Case] = {case.name: case for case in _TABLE}

@@ -71,10 +71,16 @@ def _place(item: pytest.Item) -> tuple[bool, str]:
     return item.get_closest_marker("slow") is None, cells[0] if cells else ""
 
 
+def pytest_collection() -> None:
+    """What is imported stays: to look through it for garbage again and again is a sixth of the time that it takes."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: a collection of garbage need not walk through all of PyTorch every time."""
+    """And later collections of garbage need not walk through all of PyTorch every time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +97,13 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OMP_NUM_THREADS", str(THREADS))  # of what tests start
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_samples() -> None:
+    """Runs write a little at every look, and there are many of them."""
+    if lm := sys.modules.get("elman.tasks.lm"):
+        lm.SAMPLED = 20
 
 
 class _TorchGenerator:

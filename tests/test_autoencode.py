@@ -102,6 +102,7 @@ def test_the_loss_is_a_mean_over_symbols_and_ends() -> None:
     torch.testing.assert_close(model.loss(x, lengths)[0], sum(each) / (lengths + 1).sum())
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("teacher", [0.0, 0.5])
 @pytest.mark.parametrize("how", [{}, {"channels": 3}, {"channels": 3, "binary": True}], ids=str)
 def test_free_running_has_gradients_everywhere(teacher: float, how: dict[str, Any]) -> None:

@@ -263,6 +263,7 @@ def test_second_derivatives_are_there(case: Case) -> None:
     assert all(g.isfinite().all() for g in second if g is not None)
 
 
+@pytest.mark.conformance  # about the table of cases, not about elman
 @every_case
 def test_it_is_said_whether_the_output_is_in_the_state(case: Case) -> None:
     cell, g = case.make().double(), generator()
@@ -285,6 +286,7 @@ def test_it_is_said_whether_it_starts_without_a_state(case: Case) -> None:
     assert [(s.shape, s.dtype) for s in tensors(start)] == [(s.shape, s.dtype) for s in tensors(given)]
 
 
+@pytest.mark.conformance  # about the table of cases, not about elman
 @every_case
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_state_keeps_its_shapes_and_dtypes(case: Case, dtype: torch.dtype) -> None:

@@ -214,6 +214,7 @@ def test_the_matrix_is_drawn_and_escaped() -> None:
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("pooling", [*POOLS, "max+mean+last"])
 @pytest.mark.parametrize("both", [True, False])
 def test_padding_changes_nothing_and_a_stream_is_the_whole(pooling: str, both: bool) -> None:

@@ -25,6 +25,7 @@ from elman.data import Tokenizer
 from elman.errors import ElmanError
 from elman.tasks import lm
 from elman.training import Step
+from tests.pairwise import with_more
 
 TEXT = "the cat sat on the mat; the rat sat on the cat.\n" * 40
 SMALL = [
@@ -109,7 +110,7 @@ def test_train_evaluate_generate(learnt: tuple[Path, Path, str]) -> None:
     assert elman("generate", run, "--prompt", "the ", "--length", 30, "--seed", 1).output == written.output
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bpe"])  # words: in the test after the next
+@pytest.mark.parametrize("kind", with_more(["bytes"], ["bpe"]))  # words: in the test after the next
 def test_other_symbols_than_characters(kind: str, text: Path, tmp_path: Path) -> None:
     more = [] if kind == "bytes" else ["--vocabulary", 300]
     run = trained(text, tmp_path / "run", "--tokenizer", kind, *more, "--steps", 2)

@@ -13,13 +13,14 @@ from elman.engines.reference import Reference
 from elman.execute.executable import Call, Executable, run
 from elman.execute.program import Program
 from elman.plan.stepwise import stepwise
-from tests.cases import CASES
+from tests.cases import CASES, SELDOM
 from tests.circuits import SEED, circuit_of, plan_of, problem
 from tests.pairwise import with_more
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 QUIET = [name for name, case in CASES.items() if not case.noise]
+SOME = [name for name in CASES if name not in SELDOM][::3]
 T, B = 3, 2
 
 
@@ -50,7 +51,7 @@ def test_one_step_is_one_step_in_every_form(name: str) -> None:
         torch.testing.assert_close(got, right[0] if out.kind is Kind.SEQUENCE else right, **EXACT)
 
 
-@pytest.mark.parametrize("name", with_more(list(CASES)[::3], [n for i, n in enumerate(CASES) if i % 3]))
+@pytest.mark.parametrize("name", with_more(SOME, [name for name in CASES if name not in SOME]))
 def test_layouts_of_what_comes_in_do_not_matter(name: str) -> None:
     """Strided sequences and states, as slices of something larger are."""
     call, tensors = Call(T, B, SEED, "auto"), inputs(name, T)
@@ -89,6 +90,7 @@ def test_nothing_stands_for_zeros(name: str, steps: int) -> None:
             )
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("name", QUIET)
 @pytest.mark.parametrize("steps", [1, T])
 def test_results_are_tensors_of_their_own(name: str, steps: int) -> None:

@@ -20,6 +20,7 @@ from elman.report import read_record as read
 from elman.report import render as rendered
 from elman.report import write_report as written
 from elman.report.figures import Curve, axis, bars, lines, short, thinned
+from elman.tasks import lm
 from elman.tasks.lm import Language
 from elman.training import FORMAT
 
@@ -147,7 +148,7 @@ def test_a_log_holds_what_a_report_says(trained: Path) -> None:
     record = read_record(trained)
     assert [point.step for point in record.loss] == [10, 20, 30, 40]
     assert [sample.step for sample in record.samples] == [0, *(point.step for point in record.valid)]
-    assert all(len(sample.text) == 200 for sample in record.samples)
+    assert all(len(sample.text) == lm.SAMPLED for sample in record.samples)
     assert record.samples[0].text != record.samples[-1].text
     assert "layer 1" in record.plan
     assert "in the loop" in record.plan

@@ -27,7 +27,7 @@ from tests.recurrent.along import directions, pushed
 from tests.recurrent.compare import Inputs
 
 Tensor = torch.Tensor
-EACH = ["lstm", "layer_norm_rnn", "columns_rnn", "token_rnn", "noisy_rnn"]
+EACH = ["lstm", "columns_rnn", "token_rnn", "noisy_rnn"]
 MORE = [
     name for name, case in CASES.items()
     if name not in (*EACH, "straight_through_rnn", "lying_rnn", "spiking_rnn", "clipped_rnn", "flattened_first_rnn")

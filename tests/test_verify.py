@@ -60,11 +60,7 @@ def parts(report: Report, engine: str = "reference") -> set[tuple[str, str]]:
 
 # --- right cells ----------------------------------------------------------------------------------------------------
 
-FEW = (
-    "noisy_rnn",
-    "token_rnn",
-    "learned_start_rnn",
-)  # nested states, and no x: test_what_is_not_checked_says_why
+FEW = ("noisy_rnn", "token_rnn")  # nested states, and no x: test_what_is_not_checked_says_why
 # The gradient of its weight is no sum over rows: see "Where it ends" in docs/gradients.md.
 MANY = sorted(set(CASES) - {*FEW, "clipped_rnn"})
 

@@ -96,7 +96,7 @@ def results(
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, [6, 2, 4]], ids=["dense", "ragged"])
 def test_a_new_engine(toy: Toy, lengths: list[int] | None, reverse: bool) -> None:
-    cell = elman.cells.GRU(4, next(SIZES)).double()
+    cell = elman.cells.Elman(4, next(SIZES)).double()
     expected = results("reference", cell, lengths, reverse)
     for engine in ("auto", "toy", toy):
         toy.steps = 0

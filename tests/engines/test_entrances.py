@@ -74,6 +74,7 @@ def _ports(steps: int) -> dict[str, tuple[int, ...]]:
     return found | {f"gradient {i}": (steps, B, H) for i in (0, 1)} | {"gradient 2": (B, H)}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("steps", [1, T])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("engine", ["native", "reference"])

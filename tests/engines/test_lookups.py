@@ -143,6 +143,7 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", EXACT)
 def test_whole_numbers_are_exact(name: str, dtype: torch.dtype) -> None:

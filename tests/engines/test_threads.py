@@ -28,6 +28,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("batch", "hidden"), [(8, 68), (1, 300)], ids=["rows", "columns"]

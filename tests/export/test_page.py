@@ -175,7 +175,7 @@ def forecaster(law: str) -> elman.models.Forecaster:
 
 @pytest.mark.parametrize("law", with_more(["gaussian"], ["quantiles", "student-t", "negative-binomial"]))
 def test_a_page_forecasts_what_python_forecasts(law: str, tmp_path: Path) -> None:
-    model, count = forecaster(law), 2000
+    model, count = forecaster(law), 1000
     (page,) = elman.export(model, tmp_path / "series.html", weights="float32")
     found = seen(page, f"""
         const own = ({{y}}) => y.map((value) => value ?? NaN);
@@ -191,11 +191,11 @@ def test_a_page_forecasts_what_python_forecasts(law: str, tmp_path: Path) -> Non
     assert found["names"] == names
     assert found["rows"] == ["2005-03-01", "2005-04-01", "2005-05-01"], "two months have been added"
     assert found["wide"] <= 361
-    made = model.predict(paths=4000)
+    made = model.predict(paths=1500)
     months = [f"{2002 + k // 12}-{k % 12 + 1:02}-01" for k in range(38)]
     y = [*model._ends[1].series[0].y[-36:], 21.0, 22.0]
     longer = {"unique_id": ["one"] * 38, "kind": ["a"] * 38, "ds": months, "y": y}
-    wanted = [made, model.predict(frame=longer, paths=4000)]
+    wanted = [made, model.predict(frame=longer, paths=1500)]
     for which, ours in enumerate([*found["forecasts"], found["longer"]]):
         theirs, rows = wanted[which // 2], slice(3 * (which % 2), 3 * (which % 2) + 3)
         middle = np.array(theirs["0.5"])[rows]
@@ -211,7 +211,9 @@ def test_a_page_forecasts_what_python_forecasts(law: str, tmp_path: Path) -> Non
 def test_a_page_reads_the_numbers_of_a_series_alone() -> None:
     days = [f"2020-01-{k:02}" for k in range(1, 31)]
     frame = {"unique_id": ["a"] * 30, "ds": days, "y": [float(k % 7) for k in range(30)], "rain": [1.0] * 30}
-    model = elman.models.Forecaster(horizon=2, hidden=4, steps=1, folds=0, past=["rain"]).fit(frame)
+    model = elman.models.Forecaster(
+        horizon=2, cell="elman", hidden=4, layers=1, steps=1, folds=0, past=["rain"]
+    ).fit(frame)
     with pytest.raises(NotSupported, match=r"other columns.*\n.*\n.*rain"):
         elman.export(model, "series.html")
     model.network.ends = None

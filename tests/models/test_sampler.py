@@ -79,6 +79,7 @@ def allowed(p: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     return p / p.sum()
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("compared", [0, 512], ids=["sorted", "compared"])
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
@@ -172,7 +173,7 @@ def test_writing_runs_on_the_engine_whole() -> None:
     if isa() is None:
         pytest.skip("the compiled part is not there")
     made = model()
-    for options in ({}, {"temperature": 1.5, "top_k": 5, "top_p": 0.8}, {"temperature": 0.0}):
+    for options in ({"temperature": 1.5, "top_k": 5, "top_p": 0.8}, {"temperature": 0.0}):
         rnn = elman.Recurrent(
             Sampler(made.embedding, made.stack.as_cell(), made.readout, None, **options), engine="native"
         )

@@ -233,7 +233,7 @@ def test_rows_of_different_lengths_are_rows_alone(name: str, lengths: tuple[int,
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize(
-    "name", ["elman", "gru", "layer_norm_lstm", "heads_rnn", "attention_rnn", "delayed_rnn"]
+    "name", ["elman", "gru", "layer_norm_rnn", "heads_rnn", "attention_rnn", "delayed_rnn"]
 )
 @pytest.mark.usefixtures("poisoned")
 def test_backward_loops_with_rows_of_different_lengths(name: str, reverse: bool) -> None:

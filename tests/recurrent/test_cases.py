@@ -49,8 +49,11 @@ def test_odd_widths(case: Case) -> None:
 
 
 @some(
-    "lstm", "competing_rnn",
-    more=("elman", "noisy_rnn", "jordan", "gru", "leaky", "torch_rnn_relu", "layer_norm_lstm", "weight_norm_rnn"),
+    "lstm",
+    more=(
+        "competing_rnn", "elman", "noisy_rnn", "jordan", "gru", "leaky", "torch_rnn_relu", "layer_norm_lstm",
+        "weight_norm_rnn",
+    ),
 )  # fmt: skip
 def test_float32_is_as_exact_as_eager_pytorch(case: Case) -> None:
     """The distance from the float64 loop is at most four times that of the float32 loop, where the map contracts."""
@@ -84,12 +87,12 @@ def second(run: Any, rnn: elman.Recurrent, inputs: Inputs) -> tuple[Named, Named
 
 
 @some(
-    "lstm", "noisy_rnn", "token_rnn", "convolutional_rnn",
+    "lstm", "noisy_rnn",
     # What a gradient means, when it is not the derivative of what is computed, only the cell's own autograd can say.
     "straight_through_rnn", "lying_rnn",
     more=(
-        "merged_heads_rnn", "cut_rnn", "conv_lstm", "frames_gru", "flattened_first_rnn",
-        "dict_output_rnn", "columns_rnn", "batch_in_the_middle_rnn", "detached_rnn",
+        "token_rnn", "convolutional_rnn", "merged_heads_rnn", "cut_rnn", "conv_lstm", "frames_gru",
+        "flattened_first_rnn", "dict_output_rnn", "columns_rnn", "batch_in_the_middle_rnn", "detached_rnn",
         "jordan", "layer_norm_rnn", "zoneout_lstm", "cat_rnn", "tied_rnn", "delayed_rnn", "swing", "loss_rnn",
         "stacked_columns_gru", "nodes_inner_gru", "stacked_inputs_rnn", "kinked_rnn", "smooth_rnn", "rounded_rnn",
         "spiking_rnn", "no_grad_rnn",

@@ -47,10 +47,12 @@ def results(run: Any, rnn: elman.Recurrent, inputs: Inputs, **more: Any) -> list
     return [values, compare.gradients(values, compare.wanted_of(rnn, inputs))]
 
 
-KINDS = [("gru", "all"), ("gru", "nothing")]
-KINDS += [(name, "all") for name in ("context_rnn", "loss_rnn", "learned_start_rnn", "dict_output_rnn")]
-KINDS += [(name, "lengths") for name in STARTLESS]
+KINDS = [("gru", "all"), ("gru", "nothing"), ("context_rnn", "all"), ("learned_start_rnn", "all")]
+KINDS += [(STARTLESS[0], "lengths")]
 MORE = [
+    ("loss_rnn", "all"),
+    ("dict_output_rnn", "all"),
+    (STARTLESS[1], "lengths"),
     ("gru", "lengths"),
     ("gru", "mask"),
     ("gru", "reset"),

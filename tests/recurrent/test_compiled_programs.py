@@ -16,6 +16,7 @@ from torch import nn
 
 import elman
 from elman.execute import operator
+from tests import pairwise
 from tests.eager import unroll
 
 
@@ -140,6 +141,8 @@ CHANGES: dict[str, Callable[[elman.Recurrent, Many], object]] = {
     "object": lambda layer, cell: setattr(cell, "maybe", object()),
     "cell": lambda layer, cell: setattr(layer, "cell", nn.RNNCell(3, 3)),
 }
+# Seen by guards of the same kind as others; without a compiler: tests/recurrent/test_bound.py.
+ALIKE = {"private", "namespace", "set", "partial", "object"}
 
 
 @pytest.mark.filterwarnings("ignore::elman.errors.RetraceWarning")
@@ -153,6 +156,8 @@ def test_a_change_is_seen() -> None:
     with torch.no_grad():
         before = run(x, h)[0]
         for name, change in CHANGES.items():
+            if name in ALIKE and not pairwise.exhaustive:
+                continue
             change(layer, cell)
             after = run(x, h)[0]
             expected = unroll(layer.cell, x.flip(0) if layer.reverse else x, h)[0]

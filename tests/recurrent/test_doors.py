@@ -121,7 +121,7 @@ def test_compiled_with_dynamic_sizes(compiler: None) -> None:
 
 
 def test_compiled_without_a_state(compiler: None) -> None:
-    for rnn in (layer("torch_lstm"), layer("learned_start_rnn")):
+    for rnn in (layer("elman"), layer("learned_start_rnn")):
         x, grads, values = random(3, 2, 5), [], []
         for run in (compiled(rnn), rnn):
             rnn.zero_grad()
@@ -134,7 +134,7 @@ def test_compiled_without_a_state(compiler: None) -> None:
 
 
 def test_compiled_without_gradients(compiler: None) -> None:
-    rnn, inputs = layer("lstm"), Inputs.of(CASES["lstm"], 3, 2)
+    rnn, inputs = layer("gru"), Inputs.of(CASES["gru"], 3, 2)
     fast = compiled(rnn)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -235,7 +235,7 @@ def test_train_and_eval_after_compiling(compiler: None) -> None:
 
 
 def test_requires_grad_after_compiling(compiler: None) -> None:
-    rnn, inputs = layer("gru"), Inputs.of(CASES["gru"], 3, 2)
+    rnn, inputs = layer("elman"), Inputs.of(CASES["elman"], 3, 2)
     fast = compiled(rnn)
     agrees(rnn, fast, inputs)
     rnn.cell.W.requires_grad_(False)
@@ -248,7 +248,7 @@ def test_requires_grad_after_compiling(compiler: None) -> None:
 
 
 def test_errors_while_compiling_are_ours(compiler: None) -> None:
-    rnn, packed = layer("gru"), nn.utils.rnn.pack_sequence([random(3, 5)])
+    rnn, packed = layer("elman"), nn.utils.rnn.pack_sequence([random(3, 5)])
     with pytest.raises(Exception, match="a PackedSequence is not"):
         torch.compile(rnn, backend="aot_eager")(packed)
     with pytest.raises(Exception, match="one length for each sequence"):

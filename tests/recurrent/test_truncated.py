@@ -168,7 +168,7 @@ def same(one: Any, other: Any) -> None:
     with_more([(1, 1), (3, 5), (5, 13), (6, 40)], [(4, 4), (1, 6), (4, 8), (23, 23)], together=True),
 )
 @pytest.mark.parametrize("events", EVENTS)
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "compiled"])
+@pytest.mark.parametrize("name", with_more(["lstm", "learned", "stack"], ["gru", "drop-in"]))
 def test_it_is_the_plain_loop(
     name: str, events: str, k1: int, k2: int, lr: float, sizes: tuple[int, ...]
 ) -> None:

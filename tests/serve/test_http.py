@@ -7,14 +7,15 @@ import http.client
 import importlib.util
 import json
 import logging
+import os
+import queue
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ from elman.errors import DataError, InputError
 from elman.models import forecasting, tagger
 from elman.models.coding import Coding
 from elman.models.sequence_classifier import SequenceClassifier
-from elman.serve import others
+from elman.serve import others, server
 from elman.serve.asked import Ask
 from elman.serve.http import read_keys
 from elman.serve.others import service
@@ -64,14 +65,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     )  # fmt: skip
     model = language()
     serve, listener = made(Language(model.tokenizer), model, "tiny", limits), listening(limits)  # type: ignore[arg-type]
-    server = Server(serve)
-    thread = threading.Thread(target=server.run, args=([listener],))
+    running = Server(serve)
+    thread = threading.Thread(target=running.run, args=([listener],))
     thread.start()
     port = listener.getsockname()[1]
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0)
     yield SimpleNamespace(port=port, client=client, scheduler=serve.scheduler, model=model)
     client.close()
-    server.should_exit = True
+    running.should_exit = True
     thread.join(WAIT)
     assert not thread.is_alive()
 
@@ -431,35 +432,36 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "pip install 'elman[serve]'" in str(found.exception)
 
 
-@pytest.mark.slow
-def test_sigterm_lets_a_stream_end_whole() -> None:
-    command = [sys.executable, "-m", "elman", "serve", str(KEPT / "run"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            port = int(process.stdout.readline().rpartition(":")[2])
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
-            asked = {
-                "prompt": "a",
-                "max_tokens": 2000,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            how = {"Content-Type": "application/json"}
-            connection.request("POST", "/v1/completions", json.dumps(asked), how)
-            answer = connection.getresponse()
-            assert answer.readline().startswith(b"data: ")
-            process.send_signal(signal.SIGTERM)
-            *_, last, usage, done = answer.read().decode().strip().split("\n\n")
-            assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-            assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 2000
-            assert done == "data: [DONE]"
-            connection.close()
-            said, complained = process.communicate(timeout=WAIT)
-            assert (said, complained.strip()) == ("", "")
-        finally:
-            process.kill()
-    assert process.returncode == 128 + signal.SIGTERM
+def test_sigterm_lets_a_stream_end_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in this process, which gets the signal from a client's thread in the middle of a stream."""
+    listeners: queue.Queue[socket.socket] = queue.Queue()
+
+    def listens(limits: Serving) -> socket.socket:
+        listeners.put(listener := listening(limits))
+        return listener
+
+    def client() -> list[str]:
+        connection = http.client.HTTPConnection(*listeners.get(timeout=WAIT).getsockname(), timeout=WAIT)
+        options = {"max_tokens": 2000, "stream": True, "stream_options": {"include_usage": True}}
+        how = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/completions", json.dumps({"prompt": "a", **options}), how)
+        answer = connection.getresponse()
+        assert answer.readline().startswith(b"data: ")
+        os.kill(os.getpid(), signal.SIGTERM)
+        events = answer.read().decode().strip().split("\n\n")
+        connection.close()
+        return events
+
+    monkeypatch.setattr(server, "listening", listens)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client)
+        said = elman_command("serve", str(KEPT / "run"), "--port", "0")
+        *_, last, usage, done = asked.result(WAIT)
+    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 2000
+    assert done == "data: [DONE]"
+    assert re.fullmatch(r"run is served at http://127.0.0.1:\d+\n", said.out)
+    assert (said.status, said.err.strip()) == (128 + signal.SIGTERM, "")
 
 
 def test_the_alphabet_is_as_the_tests_take_it() -> None:
