@@ -106,7 +106,7 @@ def process() -> dict[str, Any]:
         },
         "logging everywhere": logging.root.manager.disable,
         "transforms": peek_interpreter_stack(),
-        "fx": _symbolic_trace._is_fx_tracing_flag,
+        "fx": _symbolic_trace.is_fx_tracing(),
         "call": nn.Module.__call__,
         "getattr": nn.Module.__getattr__,
         "autocast": torch.is_autocast_enabled("cpu"),

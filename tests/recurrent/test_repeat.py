@@ -98,7 +98,7 @@ def test_what_looks_like_the_call_before(name: str, gradients: bool) -> None:
     assert frozenset() not in rnn._calls.latest.program._training
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch.jit
 @pytest.mark.parametrize(
     "record", [torch.jit.trace, lambda rnn, given: make_fx(rnn)(*given)], ids=["jit", "fx"]
 )
