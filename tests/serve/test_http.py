@@ -50,7 +50,8 @@ from tests.serve.test_scheduler import LETTERS, WAIT, alone, language
 from tests.strangers import KEPT
 from tests.strangers import elman as elman_command
 
-openai = pytest.importorskip("openai")
+if importlib.util.find_spec("openai") is None:
+    pytest.skip("its client is asked with", allow_module_level=True)
 KEY = "a key"
 
 
@@ -69,6 +70,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     thread = threading.Thread(target=running.run, args=([listener],))
     thread.start()
     port = listener.getsockname()[1]
+    import openai  # where it is needed: it takes seconds
+
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0)
     yield SimpleNamespace(port=port, client=client, scheduler=serve.scheduler, model=model)
     client.close()
@@ -99,6 +102,8 @@ def settled(scheduler: Scheduler) -> None:
 
 
 def test_openais_client(served: SimpleNamespace) -> None:
+    import openai
+
     client, tokenizer = served.client, served.model.tokenizer
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "elman"
