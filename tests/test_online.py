@@ -279,6 +279,29 @@ def test_rflo() -> None:
     torch.testing.assert_close(readout(h), torch.nn.functional.linear(h, readout.weight, readout.bias))
 
 
+class SeenCells(cells.LSTM):
+    """An LSTM whose output is c, of which h is a function without a product of weights."""
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
+        after = super().forward(x, state)
+        return after[1], after
+
+
+def test_rflo_keeps_the_diagonal_alone() -> None:
+    """M = diag(J) M + ∂s/∂θ where c goes to c by f, and to h as well, which is left away."""
+    torch.manual_seed(0)
+    cell = SeenCells(2, 3).double()
+    x, s = torch.randn(T, B, 2).double(), torch.randn(B, 6).double()
+    got = rows_learned(cell, "rflo", x, tuple(s.chunk(2, 1)), lambda c, w: (c * w).sin().sum())
+    kept = torch.tensor([0.0, 0, 0, 1, 1, 1]).double().diag()
+    losses = [lambda s, w=t + 1.0: (s[3:] * w).sin().sum() for t in range(T)]
+    expected = sum(
+        by_hand(cell, x[:, b], s[b], losses, lambda J, direct, M: (J * kept) @ M + direct, 2)
+        for b in range(B)
+    )
+    same([got], [expected])
+
+
 def test_uoro() -> None:
     """s̃ = ρ₀ J s̃ + ρ₁ ν, θ̃ = θ̃/ρ₀ + νᵀ ∂s/∂θ / ρ₁ (Tallec and Ollivier 2017, algorithm 1), for the same signs ν."""
     torch.manual_seed(0)

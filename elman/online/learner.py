@@ -109,6 +109,7 @@ class Online:
             of, kept, args = self._prepared(args, reset)
             call = Call(1, self._batch, self._seed, self.rnn.engine, first=self._t)
             values, structure = of.inputs(args.xs, args.states, args.contexts), args.structures[1]
+            after = kept.after(call, values)
             # A cell with hooks runs itself, and they with it.
             if (
                 of.shown is None
@@ -119,7 +120,7 @@ class Online:
                     cell, x_t, args.states, structure, context, of.numbers(call), loss_fn, target
                 )
             else:
-                signal = of_the_state(of.after(call, values), of.binding.output, of.shown, loss_fn, target)
+                signal = of_the_state(after, of.binding.output, of.shown, loss_fn, target)
             kept.learn(call, values, signal)
         self.state = fill(structure, signal.after)
         self._t += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -12,6 +14,7 @@ from elman import noise
 from elman.circuit.form import Circuit, InPort, Kind
 from elman.errors import NotSupported
 from elman.execute import Call, Program
+from elman.vmapped import beside, together
 
 Tensor = torch.Tensor
 Values = Sequence[
@@ -29,14 +32,13 @@ class Linear:
     def __init__(
         self, program: Program, inputs: Sequence[InPort], enters: Mapping[str, int], leaves: Sequence[int | None]
     ) -> None:  # fmt: skip
-        self.program = program
+        self.program, self.enters, self.leaves = program, enters, leaves
         places = {port.name: place for place, port in enumerate(inputs)}
         self._given = [places.get(port.name, -1) for port in program.inputs]
         self._entering = [(slot, enters[p.name]) for slot, p in enumerate(program.inputs) if p.name in enters]
-        # What nobody gave to the step, but its backward reads.
-        met = {} if program.circuit.signature is None else program.circuit.signature.captured
-        self._met = [(slot, met[p.name]) for slot, p in enumerate(program.inputs) if p.name in met]
-        self._leaving = leaves
+        # What nobody gives to the step, but its backward reads.
+        self.met = {} if program.circuit.signature is None else program.circuit.signature.captured
+        self._met = [(slot, self.met[p.name]) for slot, p in enumerate(program.inputs) if p.name in self.met]
         self.remains = any(place is not None for place in leaves)
 
     @classmethod
@@ -52,14 +54,14 @@ class Linear:
     ) -> list[Tensor | None]:  # fmt: skip
         """program: its own one by default, else that for several examples."""
         if not self.remains:
-            return [None] * len(self._leaving)
+            return [None] * len(self.leaves)
         given = [values[place] for place in self._given]
         for slot, tensor in self._met:
             given[slot] = tensor
         for slot, number in self._entering:
             given[slot] = parts[number]
         results = (program or self.program).run(call, given)
-        return [None if place is None else results[place] for place in self._leaving]
+        return [None if place is None else results[place] for place in self.leaves]
 
 
 class Pulled:
@@ -83,8 +85,24 @@ class Pulled:
 
     def __call__(self, call: Call, values: Values) -> Tensor:
         found = [self.pull(call, values, parts, self._program) for parts in self._runs]
-        shape = self.batch, self.count // len(found)
-        return _joined([_side_by_side(parts, self._zeros, shape) for parts in found], 1)
+        return _joined([self._shaped(parts) for parts in found], 1)
+
+    def _shaped(self, found: Sequence[Tensor | None]) -> Tensor:
+        return _side_by_side(found, self._zeros, (self.batch, self.count // len(self._runs)))
+
+    @property
+    def program(self) -> Program | None:
+        """What runs, if that is one run."""
+        return (self._program or self.pull.program) if self.pull.remains and len(self._runs) == 1 else None
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """What goes in at its ports besides the tensors of the step."""
+        return {port: self._runs[0][number] for port, number in self.pull.enters.items()}
+
+    def taken(self, results: Sequence[Tensor]) -> Tensor:
+        """The same as a call, of what its program gave out."""
+        return self._shaped([None if place is None else results[place] for place in self.pull.leaves])
 
 
 class PulledEach:
@@ -133,6 +151,47 @@ class PulledEach:
         ]
 
 
+class InTurn:
+    """The state after a step, by part, and what is pulled back through it."""
+
+    def __init__(self, program: Program, finals: Sequence[int], pulls: Sequence[Pulled | PulledEach]) -> None:
+        self.program, self.finals, self.pulls = program, finals, pulls
+        self._states = [p.kind is Kind.STATE for p in program.inputs]
+
+    def __call__(self, call: Call, values: Values) -> tuple[list[Tensor], list[Tensor]]:
+        return self.after(call, values), [pull(call, values) for pull in self.pulls]
+
+    def after(self, call: Call, values: Values) -> list[Tensor]:
+        """The state alone."""
+        given = [cast("Tensor", v)[0] if state else v for state, v in zip(self._states, values, strict=False)]
+        results = self.program.run(call, given)
+        return [results[place] for place in self.finals]
+
+
+class AtOnce:
+    """The same by one program of them all, where each is one."""
+
+    def __init__(self, step: InTurn, pulls: Sequence[Pulled]) -> None:
+        programs = [step.program, *(cast("Program", pull.program) for pull in pulls)]
+        self._program = Program(together([program.circuit for program in programs]), is_adjoint=True)
+        places = {port.name: place for place, port in enumerate(step.program.inputs)}
+        own = {beside(i, port): t for i, pull in enumerate(pulls, 1) for port, t in pull.given.items()}
+        for pull in pulls:
+            own |= pull.pull.met
+        self._given = [places.get(p.name, -1) for p in self._program.inputs]
+        self._own = [(slot, own[p.name]) for slot, p in enumerate(self._program.inputs) if p.name in own]
+        ends = [0, *itertools.accumulate(len(program.outputs) for program in programs)]
+        self._finals, self._pulls = step.finals, [*zip(pulls, itertools.pairwise(ends[1:]), strict=True)]
+
+    def __call__(self, call: Call, values: Values) -> tuple[list[Tensor], list[Tensor]]:
+        given = [values[place] for place in self._given]
+        for slot, tensor in self._own:
+            given[slot] = tensor
+        results = self._program.run(call, given)
+        pulled = [pull.taken(results[first:end]) for pull, (first, end) in self._pulls]
+        return [results[place][0] for place in self._finals], pulled
+
+
 def numbers(ports: Sequence[InPort], call: Call) -> list[Tensor]:
     """The random numbers that a step draws, `[1, B, …]` each."""
     return [noise.draw(p, p.number, call.seed, call.first, call.first + 1, call.batch) for p in ports]
@@ -150,5 +209,5 @@ def _side_by_side(parts: Sequence[Tensor | None], zeros: Sequence[Tensor], shape
     )
 
 
-def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter, is_
 
 import torch
 
@@ -45,6 +46,7 @@ class Carried:
         start: tuple[Sequence[Tensor], Tensor] | None,
     ) -> None:
         self.batch, like = batch, derivatives.weights[0]
+        self._gradients, self._begins = Gradients(), Gradients()
         self.influence = Influence(shape.pattern, batch, like.dtype, like.device)
         self.follow(derivatives, shape)
         self.begins, self._start = start or ((), like.new_zeros(derivatives.n, 0))
@@ -60,20 +62,24 @@ class Carried:
             )  # fmt: skip
         self.of, like, ones = derivatives, derivatives.weights[0], torch.nn.functional.one_hot
         rows, colours = (ones(t).T.to(like).contiguous() for t in (mine.rows, mine.colours))
-        self._jacobian = derivatives.jacobian(shape.adjoint, rows, self.batch)
-        self._immediate = derivatives.immediate(colours, self.batch)
+        self._step = derivatives.pulled(shape.adjoint, rows, colours, self.batch)
         self._units = mine.units.to(like)
 
+    def after(self, call: Call, values: Values) -> list[Tensor]:
+        """The state after a step, by part. values: the tensors of the step."""
+        after, self._pulled = self._step(call, values)
+        return after
+
     def learn(self, call: Call, values: Values, signal: Signal) -> None:
-        """Add the gradient of the loss at a step to `.grad`, and take the step. values: the tensors of the step.
+        """Add the gradient of the loss at that step to `.grad`, and take the step.
 
         What goes to the loss by way of the state after the step takes the influence on that; the rest, if there is any,
         that on the state before.
         """
         if signal.past is not None:
             self._give(signal.past)
-        pulled = self._jacobian(call, values)
-        self.influence.forward(pulled, self._immediate(call, values))
+        pulled, immediate = self._pulled
+        self.influence.forward(pulled, immediate)
         if len(self.begins):
             self._begun = (pulled[:, self.influence.pattern.rows] * self._units) @ self._begun
         self._give(signal.now)
@@ -81,9 +87,9 @@ class Carried:
     def _give(self, parts: Sequence[Tensor]) -> None:
         """Add Mᵀ g to the gradients. parts: g, of the state that ∂s/∂θ is of now."""
         cotangents = self.of.flat(parts)
-        _add(self.of.weights, self.influence.back(cotangents))
+        self._gradients.add(self.of.weights, self.influence.back(cotangents))
         if len(self.begins):
-            _add(self.begins, torch.einsum("bn,bnp->p", cotangents, self._begun))
+            self._begins.add(self.begins, torch.einsum("bn,bnp->p", cotangents, self._begun))
 
     def restart(self, rows: Tensor) -> None:
         """Rows [B] of bools begin anew."""
@@ -97,9 +103,13 @@ class Unbiased:
     """∂s/∂θ ≈ s̃ θ̃ᵀ, of all rows together."""
 
     def __init__(self, derivatives: Derivatives, batch: int, generator: torch.Generator | None) -> None:
-        self.of, self.generator = derivatives, generator
+        self.of, self.generator, self._gradients = derivatives, generator, Gradients()
         like = derivatives.weights[0]
         self.s, self.theta = like.new_zeros(batch, derivatives.n), like.new_zeros(derivatives.P)
+
+    def after(self, call: Call, values: Values) -> list[Tensor]:
+        """As that of `Carried`."""
+        return self.of.step.after(call, values)
 
     def learn(self, call: Call, values: Values, signal: Signal) -> None:
         """As that of `Carried`."""
@@ -107,7 +117,7 @@ class Unbiased:
         share = (now * moved).sum()
         if signal.past is not None:
             share += (self.of.flat(signal.past) * self.s).sum()
-        _add(self.of.weights, self.of.back(call, values, now).add_(share * self.theta))
+        self._gradients.add(self.of.weights, self.of.back(call, values, now).add_(share * self.theta))
         signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s) * 2 - 1
         more = self.of.back(call, values, signs)
         a = (self.theta.norm() / (moved.norm() + _TINY)).sqrt() + _TINY
@@ -125,6 +135,10 @@ class Fixed:
     def __init__(self, derivatives: Derivatives) -> None:
         self.of = derivatives
 
+    def after(self, call: Call, values: Values) -> list[Tensor]:
+        """As that of `Carried`."""
+        return self.of.step.after(call, values)
+
     def learn(self, call: Call, values: Values, signal: Signal) -> None:
         """There is nothing to add."""
 
@@ -132,8 +146,23 @@ class Fixed:
         """There is nothing to forget."""
 
 
-def _add(weights: Sequence[Tensor], flat: Tensor) -> None:
-    """Add parts of a flat gradient, which nobody else holds, to the `.grad` of weights."""
-    for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
-        gradient = part.view_as(weight)
-        weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+class Gradients:
+    """Adds flat gradients to the `.grad` of weights: in one go, while those are parts of one flat tensor."""
+
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+        self._parts: list[Tensor] = []
+
+    def add(self, weights: Sequence[Tensor], flat: Tensor) -> None:
+        """flat: `[P]`, which nobody else holds."""
+        if self._flat is not None and all(map(is_, map(_GRAD, weights), self._parts)):
+            self._flat.add_(flat)
+            return
+        sizes = [w.numel() for w in weights]
+        self._parts = [part.view_as(w) for part, w in zip(flat.split(sizes), weights, strict=True)]
+        self._flat = flat if all(w.grad is None for w in weights) else None
+        for weight, part in zip(weights, self._parts, strict=True):
+            weight.grad = part if weight.grad is None else weight.grad.add_(part)
+
+
+_GRAD = attrgetter("grad")

@@ -15,7 +15,7 @@ from elman.circuit.operations import operation_of
 from elman.circuit.structure import apart, side_by_side
 from elman.errors import NotSupported
 from elman.execute import Call, Program
-from elman.online.linear import Linear, Pulled, PulledEach, Values, numbers
+from elman.online.linear import AtOnce, InTurn, Linear, Pulled, PulledEach, Values, numbers
 from elman.online.reach import Reach, reach
 from elman.recurrent.programs import Binding, Owned
 from elman.tangent import tangent
@@ -51,6 +51,7 @@ class Derivatives:
         self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
         self._timed = [slot for slot in self._given if ports[slot].kind is not Kind.CONSTANT]
         self._learning = [i for i, yes in enumerate(learns) if yes]
+        self.step = InTurn(self.program, binding.finals, ())
         self.look(cell)
 
     def look(self, cell: torch.nn.Module) -> None:
@@ -73,13 +74,6 @@ class Derivatives:
         for slot in self._timed:
             values[slot] = values[slot].unsqueeze(0)  # type: ignore[union-attr]
         return values
-
-    def after(self, call: Call, values: Values) -> list[Tensor]:
-        """The state after the step, by part."""
-        ports = zip(self.program.inputs, values, strict=False)
-        given = [v[0] if p.kind is Kind.STATE else v for p, v in ports]  # type: ignore[index]
-        results = self.program.run(call, given)
-        return [results[place] for place in self.binding.finals]
 
     def numbers(self, call: Call) -> list[Tensor]:
         """The random numbers that a step draws, `[1, B, …]` each."""
@@ -151,22 +145,26 @@ class Derivatives:
         like = zip(self.parameters, gradients, strict=True)
         return torch.cat([cotangents.new_zeros(_size(p)) if g is None else g.reshape(-1) for p, g in like])
 
-    def jacobian(self, program: Program, cotangents: Tensor, batch: int) -> Pulled:
-        """∂s(t)/∂s(t-1)ᵀ g of each row, `[B, C, n]`. cotangents: `[C, n]`. program: `within` or `local`."""
-        pull = Linear.pulling(program, self.program.inputs, self._entering(program), self.states)
-        return Pulled(pull, self.parts(cotangents), [*map(_size, self.states)], batch)
-
-    def immediate(self, cotangents: Tensor, batch: int) -> Pulled | PulledEach:
-        """∂s(t)/∂θᵀ g of each row, `[B, C, P]`. cotangents: `[C, n]`."""
-        program, inputs, parts = self._back.program, self.program.inputs, self.parts(cotangents)
-        enters = self._entering(program)
+    def pulled(self, adjoint: Program, rows: Tensor, colours: Tensor, batch: int) -> InTurn | AtOnce:
+        """The state after the step, and two things of each row: ∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`, for every g of `rows`,
+        `[C, n]`, and ∂s(t)/∂θᵀ g, `[B, C, P]`, for those of `colours`. adjoint: `within` or `local`."""
+        jacobian = self._pulled(adjoint, self.states, rows, batch)
+        program = self._back.program
         try:
             with outside():
                 each = Program(rows_apart(program.circuit), is_adjoint=True)
         except NotSupported:
-            return PulledEach(program.circuit, inputs, enters, self.parameters, parts, batch)
-        pull = Linear.pulling(each, inputs, enters, self.parameters)
-        return Pulled(pull, parts, [*map(_size, self.parameters)], batch)
+            parts = self.parts(colours)
+            enters = self._entering(program)
+            every = PulledEach(program.circuit, self.program.inputs, enters, self.parameters, parts, batch)
+            return InTurn(self.program, self.binding.finals, [jacobian, every])
+        immediate = self._pulled(each, self.parameters, colours, batch)
+        step, pulls = InTurn(self.program, self.binding.finals, [jacobian, immediate]), [jacobian, immediate]
+        return AtOnce(step, pulls) if all(pull.program is not None for pull in pulls) else step
+
+    def _pulled(self, adjoint: Program, wanted: Sequence[InPort], cotangents: Tensor, batch: int) -> Pulled:
+        pull = Linear.pulling(adjoint, self.program.inputs, self._entering(adjoint), wanted)
+        return Pulled(pull, self.parts(cotangents), [*map(_size, wanted)], batch)
 
     def local(self) -> Program:
         """The adjoint in the states without what passes through a product: what a unit has of itself."""

@@ -28,8 +28,9 @@ from elman.trace.outside import derived
 from elman.vmapped.apart import apart
 from elman.vmapped.record import example, places_of, recorded
 from elman.vmapped.step import MappedStep
+from elman.vmapped.together import beside, together
 
-__all__ = ["apart", "differing", "vmapped"]
+__all__ = ["apart", "beside", "differing", "together", "vmapped"]
 
 Tensor = torch.Tensor
 
