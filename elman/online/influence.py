@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from elman.engines.base import Carrier, Engine
 from elman.online.reach import Reach
 
 Tensor = torch.Tensor
@@ -70,6 +71,19 @@ class Pattern:
             self.units,
             *(getattr(b, f.name) for b in self.blocks for f in fields(b)),
         ]
+
+    @property
+    def backward(self) -> tuple[int, int]:
+        """Passes for what is immediate, and for the Jacobian."""
+        return int(self.colours.max()) + 1, int(self.rows.max()) + 1
+
+    def held(self, in_place: bool) -> int:
+        """How many numbers there are for each row in all: M, and M again where it is not carried in place; what a step
+        adds to it, by parameter and put together; the Jacobian as it is pulled back, and as it lies in blocks."""
+        C, again = self.backward
+        blocks = [b.shape for b in self.blocks]
+        twice = sum(G * u * q for G, u, q in blocks if u > 1 and not in_place)
+        return self.numbers + twice + 2 * C * self.P + again * self.n + sum(G * u * u for G, u, _ in blocks)
 
     @property
     def numbers(self) -> int:
@@ -168,25 +182,25 @@ def _colours(item: Tensor, shared: Tensor, n: int) -> Tensor:
 class Influence:
     """∂s/∂θ of B rows: for each kind of block [B, G, u, q]."""
 
-    def __init__(self, pattern: Pattern, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, pattern: Pattern, batch: int, like: Tensor, engine: Engine | None) -> None:
         self.pattern, self.batch = pattern, batch
-        self.values = [torch.zeros(batch, *b.shape, dtype=dtype, device=device) for b in pattern.blocks]
-        self._spare = [torch.empty_like(v) if v.shape[2] > 1 else v for v in self.values]
-        seen = (
-            int(pattern.rows.max()) + 1 if pattern.n else 0,
-            int(pattern.colours.max()) + 1 if pattern.n else 0,
-        )
-        self._parts = [_Part(b, pattern, *seen, dtype) for b in pattern.blocks]
+        self.values = [like.new_zeros(batch, *b.shape) for b in pattern.blocks]
+        self._parts = [_Part(b, pattern, batch, like, engine) for b in pattern.blocks]
+        twice = [p.carry is None and p.shape[1] > 1 for p in self._parts]
+        self._spare = [torch.empty_like(v) if more else v for v, more in zip(self.values, twice, strict=True)]
 
     def forward(self, pulled: Tensor, immediate: Tensor) -> None:
         """M(t) = J M(t-1) + ∂s/∂θ of this step. pulled: [B, C, n], rows of ∂s_i/∂s_j added up by colour. immediate:
         [B, C, P], the same of ∂s/∂θ."""
         B = self.batch
-        pulled, immediate = pulled.reshape(B, -1), immediate.reshape(B, -1)
+        pulled, immediate = (t.reshape(B, -1).contiguous() for t in (pulled, immediate))
         for number, part in enumerate(self._parts):
             (G, u, q), before, after = part.shape, self.values[number], self._spare[number]
             mine = _chosen(pulled, part.through)
             mine = mine if part.there is None else mine * part.there
+            if part.carry is not None:
+                part.carry(before, mine, immediate)
+                continue
             if u == 1:
                 before.mul_(mine.view(B, G, 1, 1))
             else:
@@ -206,7 +220,7 @@ class Influence:
                 mine, value = (
                     mine.view(-1, G, u, 1).movedim(0, 3),
                     value.transpose(0, 1),
-                )  # [G, u, 1, B], [G, B, u, q]
+                )  # [G, u, 1, B], [G, B, …]
                 pulled = torch.bmm(mine[:, 0], value[:, :, 0])
                 for i in range(1, u):
                     pulled.baddbmm_(mine[:, i], value[:, :, i])
@@ -223,16 +237,24 @@ class Influence:
 
 
 class _Part:
-    """What is chosen for a kind of block; None where it is everything, in order, and nothing has to be copied."""
+    """What is chosen for a kind of block; None where it is everything, in order, and nothing has to be copied.
 
-    def __init__(self, block: Blocks, pattern: Pattern, rows: int, colours: int, dtype: torch.dtype) -> None:
-        self.shape, self.at = block.shape, block.at
+    carry: M = J M + D in place, where the engine has it.
+    """
+
+    def __init__(
+        self, block: Blocks, pattern: Pattern, batch: int, like: Tensor, engine: Engine | None
+    ) -> None:
+        self.shape, self.at, (colours, rows) = block.shape, block.at, pattern.backward
         self.units, self.parameters = _choice(block.units, pattern.n), _choice(block.parameters, pattern.P)
         self.through, self.of = (
             _choice(block.through, rows * pattern.n),
             _choice(block.of, colours * pattern.P),
         )
-        self.there = None if bool(block.there.all()) else block.there.reshape(-1).to(dtype)
+        self.there = None if bool(block.there.all()) else block.there.reshape(-1).to(like)
+        self.carry: Carrier | None = None
+        if engine is not None and engine.carries(like) and self.shape[1] > 1:
+            self.carry = engine.carrier(like, self.at, self.of, (batch, *self.shape, colours * pattern.P))
 
 
 def _choice(places: Tensor, size: int) -> Tensor | None:

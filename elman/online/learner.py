@@ -154,7 +154,7 @@ class Online:
         if before is not None and before.binding is binding:
             before.look(self.rnn.cell)
             return before, args
-        derivatives = self._derivatives = Derivatives(binding, self.rnn.cell)
+        derivatives = self._derivatives = Derivatives(binding, self.rnn.cell, self.rnn.engine)
         if before is not None and self._kept is not None and derivatives.sizes != before.sizes:
             raise InputError(
                 what="the cell has other parameters or another state than at the step before", where="rnn",
@@ -264,10 +264,13 @@ def _cost(rule: str, derivatives: Derivatives, shape: Shape | None, batch: int) 
     if shape is None:
         return Cost(rule, P + n, (P + batch * n) * 2 * size, n, 1)
     pattern = shape.pattern
-    C, again = int(pattern.colours.max()) + 1, int(pattern.rows.max()) + 1
-    # ∂s/∂θ before and after, what a step adds to it, and the Jacobian with the passes that it is made of.
-    numbers = 2 * pattern.numbers + C * P + (again + n) * n
-    return Cost(rule, pattern.numbers, batch * numbers * size, pattern.products, C)
+    return Cost(
+        rule,
+        pattern.numbers,
+        batch * pattern.held(derivatives.in_place) * size,
+        pattern.products,
+        pattern.backward[0],
+    )
 
 
 def _check(rnn: object, rule: str) -> None:

@@ -47,7 +47,7 @@ class Carried:
     ) -> None:
         self.batch, like = batch, derivatives.weights[0]
         self._gradients, self._begins = Gradients(), Gradients()
-        self.influence = Influence(shape.pattern, batch, like.dtype, like.device)
+        self.influence = Influence(shape.pattern, batch, like, derivatives.engine)
         self.follow(derivatives, shape)
         self.begins, self._start = start or ((), like.new_zeros(derivatives.n, 0))
         self._begun = torch.zeros_like(self._start).expand(batch, -1, -1)

@@ -13,6 +13,7 @@ from elman.circuit import graphs
 from elman.circuit.form import InPort, Kind
 from elman.circuit.operations import operation_of
 from elman.circuit.structure import apart, side_by_side
+from elman.engines import Engine
 from elman.errors import NotSupported
 from elman.execute import Call, Program
 from elman.online.linear import AtOnce, InTurn, Linear, Pulled, PulledEach, Values, numbers
@@ -33,8 +34,9 @@ class Derivatives:
     of the weights that learn, P is the number of theirs; `weights` are they.
     """
 
-    def __init__(self, binding: Binding, cell: torch.nn.Module) -> None:
+    def __init__(self, binding: Binding, cell: torch.nn.Module, engine: str | Engine) -> None:
         self.binding, self.program = binding, binding.program
+        self.engine = self.program.whole.engine(engine)
         ports = self.program.inputs
         self.states = [p for p in ports if p.kind is Kind.STATE and p.smooth]
         learns = [
@@ -58,6 +60,11 @@ class Derivatives:
         """Take the tensors that the cell has now."""
         self._fixed = [*self.binding.fixed(cell), None]
         self.weights = [cast("Tensor", self._fixed[i]) for i in self._learning]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the engine carries an influence forward where it lies."""
+        return self.engine is not None and self.engine.carries(self.weights[0])
 
     @property
     def sizes(self) -> tuple[Any, ...]:
