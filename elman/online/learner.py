@@ -145,11 +145,10 @@ class Online:
         if not args.states:
             state, structure = flatten(calls.start_of_step(self.rnn, args), "state")
             args = args.starting([s.detach() for s in state], structure)
-        seen, like = calls.programs.seen(self.rnn.cell), (args.structures, args.forms)
-        if self._derivatives is not None and seen is self._seen and like == self._like:
+        if self._derivatives is not None and self._is_again(args):
             return self._derivatives, args
         binding = calls.binding_of_step(self.rnn, args)
-        self._seen, self._like = calls.programs.seen(self.rnn.cell), like
+        self._seen, self._like = calls.programs.seen(self.rnn.cell), (args.structures, args.forms)
         before = self._derivatives
         if before is not None and before.binding is binding:
             before.look(self.rnn.cell)
@@ -168,6 +167,11 @@ class Online:
             self._kept.of = derivatives
         return derivatives, args
 
+    def _is_again(self, args: Arguments) -> bool:
+        """Whether the cell is as it was at the step before, and the arguments are like those."""
+        seen = self.rnn._calls.programs.seen(self.rnn.cell)
+        return seen is self._seen and (args.structures, args.forms) == self._like
+
     @property
     def _watched(self) -> bool:
         return self._seen is not None and self._seen.unchanged is not None
@@ -184,8 +188,9 @@ class Online:
     ) -> tuple[Derivatives, Carried | Unbiased | Fixed, Arguments]:
         """What the step is bound to, and its arguments, with what it starts from; the first one finds out what reaches
         what."""
-        begins = not args.states
-        batch = self._batch_of(args)
+        if reset is None and self._pending is None and self._kept is not None and self._is_again(args):
+            return self._kept.of, self._kept, args
+        begins, batch = not args.states, self._batch_of(args)
         derivatives, args = self._found(args)
         if self._kept is None:
             self._batch, self._pending = batch, None

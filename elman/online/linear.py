@@ -100,6 +100,11 @@ class Pulled:
         """What goes in at its ports besides the tensors of the step."""
         return {port: self._runs[0][number] for port, number in self.pull.enters.items()}
 
+    @property
+    def in_order(self) -> bool:
+        """Whether what its program gives out is what is wanted, in the same order."""
+        return self.program is not None and [*self.pull.leaves] == [*range(len(self.program.outputs))]
+
     def taken(self, results: Sequence[Tensor]) -> Tensor:
         """The same as a call, of what its program gave out."""
         return self._shaped([None if place is None else results[place] for place in self.pull.leaves])
@@ -173,22 +178,29 @@ class AtOnce:
 
     def __init__(self, step: InTurn, pulls: Sequence[Pulled]) -> None:
         programs = [step.program, *(cast("Program", pull.program) for pull in pulls)]
-        self._program = Program(together([program.circuit for program in programs]), is_adjoint=True)
+        # What each gives out is put together by the program, too.
+        joined = {i: 1 + (pull.count > 1) for i, pull in enumerate(pulls, 1) if pull.in_order}
+        self._program = Program(together([p.circuit for p in programs], joined), is_adjoint=True)
         places = {port.name: place for place, port in enumerate(step.program.inputs)}
         own = {beside(i, port): t for i, pull in enumerate(pulls, 1) for port, t in pull.given.items()}
         for pull in pulls:
             own |= pull.pull.met
         self._given = [places.get(p.name, -1) for p in self._program.inputs]
         self._own = [(slot, own[p.name]) for slot, p in enumerate(self._program.inputs) if p.name in own]
-        ends = [0, *itertools.accumulate(len(program.outputs) for program in programs)]
-        self._finals, self._pulls = step.finals, [*zip(pulls, itertools.pairwise(ends[1:]), strict=True)]
+        counts = [1 if i in joined else len(program.outputs) for i, program in enumerate(programs)]
+        ends = [*itertools.accumulate(counts)]
+        self._finals = step.finals
+        self._pulls = [(pull, i in joined, (ends[i - 1], ends[i])) for i, pull in enumerate(pulls, 1)]
 
     def __call__(self, call: Call, values: Values) -> tuple[list[Tensor], list[Tensor]]:
         given = [values[place] for place in self._given]
         for slot, tensor in self._own:
             given[slot] = tensor
         results = self._program.run(call, given)
-        pulled = [pull.taken(results[first:end]) for pull, (first, end) in self._pulls]
+        pulled = [
+            results[first].reshape(pull.batch, pull.count, -1) if joined else pull.taken(results[first:end])
+            for pull, joined, (first, end) in self._pulls
+        ]
         return [results[place][0] for place in self._finals], pulled
 
 

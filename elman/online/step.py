@@ -88,6 +88,8 @@ class Derivatives:
 
     def flat(self, parts: Sequence[Tensor]) -> Tensor:
         """[…, n], of the parts of a state `[…, widths]`."""
+        if len(parts) == 1 and (widths := self.states[0].shape):
+            return parts[0].flatten(-len(widths))
         return side_by_side(parts, [p.shape for p in self.states])
 
     def parts(self, flat: Tensor) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,24 +13,29 @@ from torch.fx.node import map_arg
 from elman.adjoint import seen_from_behind
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, InPort, Kind, OutPort, Wire
+from elman.circuit.structure import side_by_side
 from elman.trace.joint import Fakes
 from elman.vmapped.record import example, recorded
 
 Tensor = torch.Tensor
+_NOTHING: Mapping[int, int] = {}
 
 
 def beside(number: int, name: str) -> str:
-    """What a port of circuit `number` is called in `together`, where it is its own."""
-    return f"{name}_{number}"
+    """What a port of circuit `number` is called in `together`, where it is its own; as nothing else is."""
+    return f"{name}@{number}"
 
 
-def together(circuits: Sequence[Circuit]) -> Circuit:
+def together(circuits: Sequence[Circuit], joined: Mapping[int, int] = _NOTHING) -> Circuit:
     """The circuits' steps side by side: a circuit, its adjoints, those with their rows apart or for several examples.
 
     Inputs of one name are one, states being the sequences that adjoints take, but for cotangents: those, and all that
     comes out, are called as `beside` says. What no adjoint gives out as a state comes out as a sequence.
+
+    joined: number of a circuit -> dimensions in front of the numbers of what it gives out, which come out side by side,
+    as one sequence.
     """
-    parts = [_Part(number, circuit) for number, circuit in enumerate(circuits)]
+    parts = [_Part(number, circuit, joined.get(number)) for number, circuit in enumerate(circuits)]
     inputs = {port.name: (port, value) for part in parts for port, value in part.inputs}
     fakes, graph = Fakes(), fx.Graph()
     for name, (_, value) in inputs.items():
@@ -43,22 +48,27 @@ def together(circuits: Sequence[Circuit]) -> Circuit:
         return {name: value for part in parts for name, value in part.run(given).items()}
 
     examples = [example(fakes, value, None) for _, value in inputs.values()]
-    joined = recorded(graph, "a step", fakes, [*examples, fakes.batch], step)
+    whole = recorded(graph, "a step", fakes, [*examples, fakes.batch], step)
     ports = tuple(port for port, _ in inputs.values())
     name = f"{circuits[0].name} with its derivatives"
     outputs = tuple(out for part in parts for out in part.outputs)
-    return Circuit(name, joined, ports, outputs, True, circuits[0].signature).check()
+    return Circuit(name, whole, ports, outputs, True, circuits[0].signature).check()
 
 
 class _Part:
-    def __init__(self, number: int, circuit: Circuit) -> None:
-        self.number, self.circuit = number, circuit
+    def __init__(self, number: int, circuit: Circuit, lead: int | None) -> None:
+        self.number, self.circuit, self.lead = number, circuit, lead
         behind = any(port.cotangent_of is not None for port in circuit.inputs)
         ports = circuit.inputs if behind else tuple(map(seen_from_behind, circuit.inputs))
         self.names = {p.name: beside(number, p.name) if self._own(p) else p.name for p in ports}
         places = {str(n.target): n.meta["val"] for n in circuit.graph.nodes if n.op == "placeholder"}
         self.inputs = [(self._renamed(port), places[port.name]) for port in ports]
         self.outputs = [self._out(out, behind) for out in circuit.outputs]
+        if lead is not None:
+            name = beside(number, "joined")
+            self.outputs = [
+                OutPort(name, Kind.SEQUENCE, Wire.result(name), "what is given out, side by side")
+            ]
 
     def _own(self, port: InPort) -> bool:
         return port.cotangent_of is not None or port.kind is Kind.STATE
@@ -91,5 +101,8 @@ class _Part:
                 target: Any = node.target
                 args, kwargs = (map_arg(part, values.__getitem__) for part in (node.args, node.kwargs))
                 values[node] = target(*args, **kwargs)
-        results = graphs.results_of(self.circuit.graph)
-        return {beside(self.number, name): values[node] for name, node in results.items()}
+        found = {name: values[node] for name, node in graphs.results_of(self.circuit.graph).items()}
+        if self.lead is not None:
+            outputs = [values[self.circuit.wire(out.wire)] for out in self.circuit.outputs]
+            found["joined"] = side_by_side(outputs, [tuple(v.shape[self.lead :]) for v in outputs])
+        return {beside(self.number, name): value for name, value in found.items()}
