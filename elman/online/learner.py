@@ -121,7 +121,7 @@ class Online:
                 )
             else:
                 signal = of_the_state(after, of.binding.output, of.shown, loss_fn, target)
-            kept.learn(call, values, signal)
+            kept.learn(call, signal)
         self.state = fill(structure, signal.after)
         self._t += 1
         return signal.loss

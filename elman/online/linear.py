@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -174,34 +174,56 @@ class InTurn:
 
 
 class AtOnce:
-    """The same by one program of them all, where each is one."""
+    """The step and others on the same inputs, by one program.
 
-    def __init__(self, step: InTurn, pulls: Sequence[Pulled]) -> None:
-        programs = [step.program, *(cast("Program", pull.program) for pull in pulls)]
-        # What each gives out is put together by the program, too.
-        joined = {i: 1 + (pull.count > 1) for i, pull in enumerate(pulls, 1) if pull.in_order}
-        self._program = Program(together([p.circuit for p in programs], joined), is_adjoint=True)
+    joined: number of a program, the step being 0 -> dimensions in front of what it gives out, which is put together.
+    """
+
+    def __init__(self, step: InTurn, programs: Sequence[Program], joined: Mapping[int, int]) -> None:
+        every, self._finals = [step.program, *programs], step.finals
+        self._program = Program(together([p.circuit for p in every], joined), is_adjoint=True)
         places = {port.name: place for place, port in enumerate(step.program.inputs)}
-        own = {beside(i, port): t for i, pull in enumerate(pulls, 1) for port, t in pull.given.items()}
-        for pull in pulls:
-            own |= pull.pull.met
-        self._given = [places.get(p.name, -1) for p in self._program.inputs]
-        self._own = [(slot, own[p.name]) for slot, p in enumerate(self._program.inputs) if p.name in own]
-        counts = [1 if i in joined else len(program.outputs) for i, program in enumerate(programs)]
-        ends = [*itertools.accumulate(counts)]
-        self._finals = step.finals
-        self._pulls = [(pull, i in joined, (ends[i - 1], ends[i])) for i, pull in enumerate(pulls, 1)]
+        self._given = [places.get(port.name, -1) for port in self._program.inputs]
+        self._slots = {port.name: slot for slot, port in enumerate(self._program.inputs)}
+        counts = [1 if i in joined else len(program.outputs) for i, program in enumerate(every)]
+        self._parts = [slice(*ends) for ends in itertools.pairwise(itertools.accumulate(counts))]
 
-    def __call__(self, call: Call, values: Values) -> tuple[list[Tensor], list[Tensor]]:
+    def slots(self, given: Mapping[str, Any], number: int) -> list[tuple[int, Any]]:
+        """By port of a program -> by place among all inputs; of ports that are still there."""
+        found = (
+            (self._slots.get(beside(number, name), self._slots.get(name)), it) for name, it in given.items()
+        )
+        return [(slot, it) for slot, it in found if slot is not None]
+
+    def __call__(
+        self, call: Call, values: Values, own: Sequence[tuple[int, Tensor]]
+    ) -> tuple[list[Tensor], list[Sequence[Tensor]]]:
+        """The state after the step, and what each of the others gives out. own: what goes in besides."""
         given = [values[place] for place in self._given]
-        for slot, tensor in self._own:
+        for slot, tensor in own:
             given[slot] = tensor
         results = self._program.run(call, given)
-        pulled = [
-            results[first].reshape(pull.batch, pull.count, -1) if joined else pull.taken(results[first:end])
-            for pull, joined, (first, end) in self._pulls
+        return [results[place][0] for place in self._finals], [results[part] for part in self._parts]
+
+
+class PulledAtOnce:
+    """As `InTurn`, where each is one program."""
+
+    def __init__(self, step: InTurn, pulls: Sequence[Pulled]) -> None:
+        # What each gives out is put together by the program, too, if it is what is wanted.
+        joined = {i: 1 + (pull.count > 1) for i, pull in enumerate(pulls, 1) if pull.in_order}
+        self._run = AtOnce(step, [cast("Program", pull.program) for pull in pulls], joined)
+        self._own = [
+            slot for i, pull in enumerate(pulls, 1) for slot in self._run.slots(pull.given | pull.pull.met, i)
         ]
-        return [results[place][0] for place in self._finals], pulled
+        self._pulls = [(pull, i in joined) for i, pull in enumerate(pulls, 1)]
+
+    def __call__(self, call: Call, values: Values) -> tuple[list[Tensor], list[Tensor]]:
+        after, found = self._run(call, values, self._own)
+        return after, [
+            results[0].reshape(pull.batch, pull.count, -1) if joined else pull.taken(results)
+            for (pull, joined), results in zip(self._pulls, found, strict=True)
+        ]
 
 
 def numbers(ports: Sequence[InPort], call: Call) -> list[Tensor]:

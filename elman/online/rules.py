@@ -70,8 +70,8 @@ class Carried:
         after, self._pulled = self._step(call, values)
         return after
 
-    def learn(self, call: Call, values: Values, signal: Signal) -> None:
-        """Add the gradient of the loss at that step to `.grad`, and take the step.
+    def learn(self, call: Call, signal: Signal) -> None:
+        """Add the gradient of the loss at that step to `.grad`, and take the step. After `after`.
 
         What goes to the loss by way of the state after the step takes the influence on that; the rest, if there is any,
         that on the state before.
@@ -109,20 +109,21 @@ class Unbiased:
 
     def after(self, call: Call, values: Values) -> list[Tensor]:
         """As that of `Carried`."""
-        return self.of.step.after(call, values)
+        signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s).mul_(2).sub_(1)
+        after, moved, more = self.of.along_and_back(call, values, self.s, signs)
+        self._drawn = values, signs, moved, more
+        return after
 
-    def learn(self, call: Call, values: Values, signal: Signal) -> None:
+    def learn(self, call: Call, signal: Signal) -> None:
         """As that of `Carried`."""
-        now, moved = self.of.flat(signal.now), self.of.along(call, values, self.s)
+        now, (values, signs, moved, more) = self.of.flat(signal.now), self._drawn
         share = (now * moved).sum()
         if signal.past is not None:
             share += (self.of.flat(signal.past) * self.s).sum()
-        self._gradients.add(self.of.weights, self.of.back(call, values, now).add_(share * self.theta))
-        signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s) * 2 - 1
-        more = self.of.back(call, values, signs)
+        self._gradients.add(self.of.weights, self.of.back(call, values, now).addcmul_(share, self.theta))
         a = (self.theta.norm() / (moved.norm() + _TINY)).sqrt() + _TINY
         b = (more.norm() / (signs.norm() + _TINY)).sqrt() + _TINY
-        self.s, self.theta = a * moved + b * signs, self.theta / a + more / b
+        self.s, self.theta = signs.mul_(b).addcmul_(a, moved), self.theta.div_(a).addcdiv_(more, b)
 
     def restart(self, rows: Tensor) -> None:
         """As that of `Carried`."""
@@ -139,7 +140,7 @@ class Fixed:
         """As that of `Carried`."""
         return self.of.step.after(call, values)
 
-    def learn(self, call: Call, values: Values, signal: Signal) -> None:
+    def learn(self, call: Call, signal: Signal) -> None:
         """There is nothing to add."""
 
     def restart(self, rows: Tensor) -> None:

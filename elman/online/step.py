@@ -16,7 +16,7 @@ from elman.circuit.structure import apart, side_by_side
 from elman.engines import Engine
 from elman.errors import NotSupported
 from elman.execute import Call, Program
-from elman.online.linear import AtOnce, InTurn, Linear, Pulled, PulledEach, Values, numbers
+from elman.online.linear import AtOnce, InTurn, Linear, Pulled, PulledAtOnce, PulledEach, Values, numbers
 from elman.online.reach import Reach, reach
 from elman.recurrent.programs import Binding, Owned
 from elman.tangent import tangent
@@ -132,11 +132,30 @@ class Derivatives:
         enters = {p.name: names.index(p.tangent_of) for p in program.inputs if p.tangent_of is not None}
         return Linear(program, self.program.inputs, enters, [found.get(name) for name in names])
 
-    def along(self, call: Call, values: Values, way: Tensor) -> Tensor:
-        """∂s(t)/∂s(t-1) v, `[B, n]`: the transpose of what the cell's backward says, whatever it says forward."""
-        ways = self.parts(way)
-        moved = self._along(call, values, ways)
-        return self.flat([torch.zeros_like(w) if m is None else m for m, w in zip(moved, ways, strict=True)])
+    @derived
+    def _along_and_back(self) -> tuple[AtOnce, list[tuple[int, int]], list[tuple[int, int]]]:
+        ways = self._along, self._back
+        run = AtOnce(self.step, [way.program for way in ways], {})
+        return run, run.slots(self._along.enters, 1), run.slots(self._back.enters, 2)
+
+    def along_and_back(
+        self, call: Call, values: Values, way: Tensor, cotangents: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The state after the step, by part; ∂s(t)/∂s(t-1) v, `[B, n]`: the transpose of what the cell's backward says,
+        whatever it says forward; and `back`."""
+        run, *slots = self._along_and_back
+        ways, backs = self.parts(way), self.parts(cotangents)
+        own = [(slot, ways[i].unsqueeze(0)) for slot, i in slots[0]] + [
+            (slot, backs[i]) for slot, i in slots[1]
+        ]
+        after, (moved, gradients) = run(call, values, own)
+        parts = [None if i is None else moved[i][0] for i in self._along.leaves]
+        flat = self.flat([torch.zeros_like(w) if m is None else m for m, w in zip(parts, ways, strict=True)])
+        return (
+            after,
+            flat,
+            self._joined([None if i is None else gradients[i] for i in self._back.leaves], cotangents),
+        )
 
     @derived
     def within(self) -> Program:
@@ -150,11 +169,13 @@ class Derivatives:
 
     def back(self, call: Call, values: Values, cotangents: Tensor) -> Tensor:
         """∂s(t)/∂θᵀ g, `[P]`, summed over the rows. cotangents: `[B, n]`."""
-        gradients = self._back(call, values, self.parts(cotangents))
-        like = zip(self.parameters, gradients, strict=True)
-        return torch.cat([cotangents.new_zeros(_size(p)) if g is None else g.reshape(-1) for p, g in like])
+        return self._joined(self._back(call, values, self.parts(cotangents)), cotangents)
 
-    def pulled(self, adjoint: Program, rows: Tensor, colours: Tensor, batch: int) -> InTurn | AtOnce:
+    def _joined(self, gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
+        pairs = zip(self.parameters, gradients, strict=True)
+        return torch.cat([like.new_zeros(_size(p)) if g is None else g.reshape(-1) for p, g in pairs])
+
+    def pulled(self, adjoint: Program, rows: Tensor, colours: Tensor, batch: int) -> InTurn | PulledAtOnce:
         """The state after the step, and two things of each row: ∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`, for every g of `rows`,
         `[C, n]`, and ∂s(t)/∂θᵀ g, `[B, C, P]`, for those of `colours`. adjoint: `within` or `local`."""
         jacobian = self._pulled(adjoint, self.states, rows, batch)
@@ -169,7 +190,7 @@ class Derivatives:
             return InTurn(self.program, self.binding.finals, [jacobian, every])
         immediate = self._pulled(each, self.parameters, colours, batch)
         step, pulls = InTurn(self.program, self.binding.finals, [jacobian, immediate]), [jacobian, immediate]
-        return AtOnce(step, pulls) if all(pull.program is not None for pull in pulls) else step
+        return PulledAtOnce(step, pulls) if all(pull.program is not None for pull in pulls) else step
 
     def _pulled(self, adjoint: Program, wanted: Sequence[InPort], cotangents: Tensor, batch: int) -> Pulled:
         pull = Linear.pulling(adjoint, self.program.inputs, self._entering(adjoint), wanted)
