@@ -172,10 +172,6 @@ class Online:
         seen = self.rnn._calls.programs.seen(self.rnn.cell)
         return seen is self._seen and (args.structures, args.forms) == self._like
 
-    @property
-    def _watched(self) -> bool:
-        return self._seen is not None and self._seen.unchanged is not None
-
     def _shape(self, derivatives: Derivatives) -> Shape | None:
         if self.rule == "uoro" or not derivatives.parameters:
             return None
