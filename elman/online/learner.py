@@ -110,12 +110,10 @@ class Online:
             call = Call(1, self._batch, self._seed, self.rnn.engine, first=self._t)
             values, structure = of.inputs(args.xs, args.states, args.contexts), args.structures[1]
             after = kept.after(call, values)
-            # A cell with hooks runs itself, and they with it.
-            if (
-                of.shown is None
-                or not self._watched
-                or any(t.requires_grad for t in (*args.xs, *args.contexts))
-            ):
+            # A cell with hooks, which nobody watches, runs itself, and they with it.
+            watched = self._seen is not None and self._seen.unchanged is not None
+            learnt = any(t.requires_grad for t in (*args.xs, *args.contexts))
+            if of.shown is None or learnt or not watched:
                 signal = through_the_cell(
                     cell, x_t, args.states, structure, context, of.numbers(call), loss_fn, target
                 )
