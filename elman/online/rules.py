@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from operator import attrgetter, is_
 
@@ -121,9 +122,10 @@ class Unbiased:
         if signal.past is not None:
             share += (self.of.flat(signal.past) * self.s).sum()
         self._gradients.add(self.of.weights, self.of.back(call, values, now).addcmul_(share, self.theta))
-        a = (self.theta.norm() / (moved.norm() + _TINY)).sqrt() + _TINY
-        b = (more.norm() / (signs.norm() + _TINY)).sqrt() + _TINY
-        self.s, self.theta = signs.mul_(b).addcmul_(a, moved), self.theta.div_(a).addcdiv_(more, b)
+        # The norm of n signs is √n.
+        a = math.sqrt(_norm(self.theta) / (_norm(moved) + _TINY)) + _TINY
+        b = math.sqrt(_norm(more) / (math.sqrt(signs.numel()) + _TINY)) + _TINY
+        self.s, self.theta = signs.mul_(b).add_(moved, alpha=a), self.theta.div_(a).add_(more, alpha=1 / b)
 
     def restart(self, rows: Tensor) -> None:
         """As that of `Carried`."""
@@ -145,6 +147,10 @@ class Fixed:
 
     def restart(self, rows: Tensor) -> None:
         """There is nothing to forget."""
+
+
+def _norm(tensor: Tensor) -> float:
+    return torch.linalg.vector_norm(tensor).item()
 
 
 class Gradients:
