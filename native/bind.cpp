@@ -448,11 +448,7 @@ NB_MODULE(_native, m) {
              nb::arg("checks"), nb::arg("answers"), nb::arg("names"), nb::arg("target"), nb::arg("head"), nb::arg("tensors"), nb::arg("arguments"),
              nb::arg("wants"))
         .def("__call__", &Again::operator(), nb::arg("x").none(), nb::arg("state").none());
-    nb::class_<Carrier>(m, "Carrier")
-        .def("__init__", [](Carrier* self, const std::string& isa, bool wide, const nb::object& at, const nb::object& of, const std::vector<int64_t>& sizes) {
-            new (self) Carrier(named(isa), wide, at, of, sizes);
-        }, nb::arg("isa"), nb::arg("wide"), nb::arg("at"), nb::arg("of").none(), nb::arg("sizes"))
-        .def("__call__", &Carrier::operator());
+    bind_carrier(m);
     nb::class_<Multiplier>(m, "Multiplier")
         .def("__init__", [](Multiplier* self, const std::string& isa, bool wide) { new (self) Multiplier{named(isa), wide}; })
         .def("__call__", [](const Multiplier& self, const nb::tuple& products, int threads) { multiply(self.kernels, self.wide, products, threads); });

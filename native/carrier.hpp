@@ -32,5 +32,15 @@ private:
     Carried all_;
 };
 
+const Kernels& named(const std::string& name);
+
+void bind_carrier(nb::module_& m) {
+    nb::class_<Carrier>(m, "Carrier")
+        .def("__init__", [](Carrier* self, const std::string& isa, bool wide, const nb::object& at, const nb::object& of, const std::vector<int64_t>& sizes) {
+            new (self) Carrier(named(isa), wide, at, of, sizes);
+        }, nb::arg("isa"), nb::arg("wide"), nb::arg("at"), nb::arg("of").none(), nb::arg("sizes"))
+        .def("__call__", &Carrier::operator());
+}
+
 }  // namespace
 }  // namespace elman
