@@ -94,7 +94,8 @@ def main(
     ] = False,
     overheads: Annotated[bool, typer.Option(help="import, trace and call times as well")] = True,
     json_to: Annotated[
-        Path | None, typer.Option("--json", help="write every measurement into this file")
+        Path | None,
+        typer.Option("--json", help="write every measurement into this file; --online goes on from it"),
     ] = None,
 ) -> None:
     """Time elman beside its peers: in one process, in turns, after checking that the results agree."""
@@ -123,7 +124,7 @@ def main(
         report.examples(seconds)
         report.tangents(seconds)
     if online:
-        report.online(steps, picture)
+        report.online(steps, picture, json_to)
     if streamed:
         report.streams(seconds)
     if served:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,10 @@ from elman.online import RULES, cost
 LAG, EVERY, B, H = 6, 3, 8, 16
 WINDOWS = (3, 6, 30, 300)
 BUDGET = "64 MB"  # of back-propagation through the whole stream, once more
-PEER = "braintrace, "
+PEER, CUT, WHOLE = "braintrace, ", "truncated, ", "all steps"
 CHUNK = 3000  # steps that are there at once
+Stream = Iterator[tuple[Tensor, Tensor]]
+Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,51 @@ class Run:
     microseconds: float
 
 
-def runs(steps: int) -> Iterator[Run]:
-    """Every way over a stream of `steps`."""
-    for rule in RULES:
-        yield _run(rule, steps, 0)
-    for window in WINDOWS:
-        yield _run(f"truncated, {window} steps", steps, window)
-    for budget in (None, BUDGET):
-        yield _whole(steps, budget)
-    for rule in () if traced.absent() else traced.RULES:
-        losses, held, took = traced.learnt(rule, _stream(steps), B, H, EVERY)
-        yield Run(f"{PEER}{rule}", steps, float(losses[-steps // 10 :].mean()), held, took)
+def ways() -> list[str]:
+    """Rules, windows of truncation, the whole stream without a budget and with one, and the peer's rules."""
+    peers = [] if traced.absent() else [f"{PEER}{rule}" for rule in traced.RULES]
+    return [*RULES, *(f"{CUT}{window} steps" for window in WINDOWS), WHOLE, f"{WHOLE}, {BUDGET}", *peers]
 
 
-def _whole(steps: int, budget: str | None) -> Run:
+def run(way: str, steps: int, tell: Tell = lambda done: None) -> Run:
+    """One way over a stream of `steps`. tell: called now and then with the steps that are done."""
+    if way.startswith(WHOLE):
+        return _whole(way, steps)
+    if way.startswith(PEER):
+        losses, held, took = traced.learnt(way.removeprefix(PEER), _stream(steps, tell), B, H, EVERY)
+        return Run(way, steps, float(losses[-steps // 10 :].mean()), held, took)
+    torch.manual_seed(1)
+    rnn, V = elman.Recurrent(elman.cells.GRU(1, H)), nn.Linear(H, 1)
+    optimizer = _adam(rnn, V)
+    last, window = (
+        _Last(steps // 10, steps),
+        int(way.removeprefix(CUT).split()[0]) if way.startswith(CUT) else 0,
+    )
+    began = time.perf_counter()
+    if window:
+        pairs, targets = _apart(_stream(steps, tell))
+        for newest in elman.truncated(rnn, pairs, k1=EVERY, k2=window):
+            y = torch.stack([targets.popleft() for _ in range(len(newest.outputs))])
+            each = (V(newest.outputs) - y).square().mean((1, 2))
+            each.sum().backward()
+            last.add(each.detach())
+            optimizer.step()
+            optimizer.zero_grad()
+    else:
+        online = elman.Online(rnn, way, generator=torch.Generator().manual_seed(0))
+        _learn(online, V, _stream(steps, tell), optimizer, last)
+    took = 1e6 * (time.perf_counter() - began) / steps
+    if window:
+        held = elman.cost(elman.plan(rnn.circuit), T=window, B=B).kept
+    else:
+        held = cost(rnn, torch.zeros(B, 1), way).bytes
+    return Run(way, steps, last.mean, held, took)
+
+
+def _whole(way: str, steps: int) -> Run:
     """Back-propagation through all of the stream, which has one gradient and comes to its first update at the end."""
     torch.manual_seed(1)
+    budget = None if way == WHOLE else BUDGET
     rnn, V = elman.Recurrent(elman.cells.GRU(1, H), memory=budget), nn.Linear(H, 1)
     x, y = (torch.cat(part) for part in zip(*_stream(steps), strict=True))
     began = time.perf_counter()
@@ -61,33 +93,28 @@ def _whole(steps: int, budget: str | None) -> Run:
     each.mean().backward()
     took = 1e6 * (time.perf_counter() - began) / steps
     held = elman.cost(elman.plan(rnn.circuit), T=steps, B=B, memory=budget).kept
-    way = "all steps" if budget is None else f"all steps, {budget}"
     return Run(way, steps, float(each.detach()[-steps // 10 :].mean()), held, took)
 
 
-def _run(way: str, steps: int, window: int) -> Run:
-    torch.manual_seed(1)
-    rnn, V = elman.Recurrent(elman.cells.GRU(1, H)), nn.Linear(H, 1)
-    optimizer = torch.optim.Adam([*rnn.parameters(), *V.parameters()], lr=0.01)
-    losses: list[Tensor] = []
-    began = time.perf_counter()
-    if window:
-        chunks = ((x, y) for x, y in _stream(steps))
-        pairs, targets = _apart(chunks)
-        for newest in elman.truncated(rnn, pairs, k1=EVERY, k2=window):
-            y = torch.stack([next(targets) for _ in range(len(newest.outputs))])
-            each = (V(newest.outputs) - y).square().mean((1, 2))
-            each.sum().backward()
-            losses += each.detach()
-            optimizer.step()
-            optimizer.zero_grad()
-        held = elman.cost(elman.plan(rnn.circuit), T=window, B=B).kept
-    else:
-        online = elman.Online(rnn, way, generator=torch.Generator().manual_seed(0))
-        losses = _learn(online, V, steps, optimizer)
-        held = cost(rnn, torch.zeros(B, 1), way).bytes
-    took = 1e6 * (time.perf_counter() - began) / steps
-    return Run(way, steps, float(torch.stack(losses[-steps // 10 :]).mean()), held, took)
+class _Last:
+    """The mean of the last `count` losses of a stream."""
+
+    def __init__(self, count: int, steps: int) -> None:
+        self._count, self._left, self._sum = count, steps, torch.zeros((), dtype=torch.float64)
+
+    def add(self, losses: Tensor) -> None:
+        """losses: of the next steps, `[T]`, or of one, `[]`."""
+        before, self._left = self._left, self._left - losses.numel()
+        if self._left < self._count:
+            self._sum += losses.reshape(-1)[max(before - self._count, 0) :].sum()
+
+    @property
+    def mean(self) -> float:
+        return float(self._sum / self._count)
+
+
+def _adam(*modules: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam([p for m in modules for p in m.parameters()], lr=0.01, fused=True)
 
 
 @dataclass(frozen=True)
@@ -107,16 +134,12 @@ def biases(learnt: Sequence[int] = (0, 3000), steps: int = 300) -> Iterator[Bias
         torch.manual_seed(1)
         rnn, V = elman.Recurrent(elman.cells.GRU(1, H)), nn.Linear(H, 1)
         if before:
-            _learn(
-                elman.Online(rnn, "rtrl"),
-                V,
-                before,
-                torch.optim.Adam([*rnn.parameters(), *V.parameters()], lr=0.01),
-            )
+            _learn(elman.Online(rnn, "rtrl"), V, _stream(before), _adam(rnn, V))
         found = {}
         for rule in RULES:
             rnn.zero_grad()
-            _learn(elman.Online(rnn, rule, generator=torch.Generator().manual_seed(0)), V, steps)
+            online = elman.Online(rnn, rule, generator=torch.Generator().manual_seed(0))
+            _learn(online, V, _stream(steps))
             found[rule] = torch.cat([p.grad.flatten() for p in rnn.parameters() if p.grad is not None])
         exact = found.pop("rtrl")
         for rule, g in found.items():
@@ -132,17 +155,15 @@ def picture(made: Sequence[Run]) -> Figure:
     )
     kinds = {
         "carried forward": [run for run in made if run.way in RULES],
-        "truncated": [run for run in made if run.way.startswith("truncated")],
-        "all steps, one update": [run for run in made if run.way.startswith("all")],
+        "truncated": [run for run in made if run.way.startswith(CUT)],
+        "all steps, one update": [run for run in made if run.way.startswith(WHOLE)],
         "braintrace": [run for run in made if run.way.startswith(PEER)],
     }
     for (kind, some), marker in zip(kinds.items(), "osD^", strict=True):
         if some:
             axes.plot([run.bytes for run in some], [run.error for run in some], marker, label=kind)
     for together in _close(made):
-        words = [
-            f"{run.way.removeprefix('truncated, ')}: {run.microseconds:,.0f} µs a step" for run in together
-        ]
+        words = [f"{run.way.removeprefix(CUT)}: {run.microseconds:,.0f} µs a step" for run in together]
         place = together[0].bytes, together[0].error
         axes.annotate("\n".join(words), place, (8, -3), textcoords="offset points", fontsize=8, va="top")
     axes.axhline(1, color="0.7", linewidth=1, zorder=0)
@@ -170,23 +191,27 @@ def _close(made: Sequence[Run]) -> list[list[Run]]:
 
 
 def _learn(
-    online: elman.Online, V: nn.Linear, steps: int, optimizer: torch.optim.Optimizer | None = None
-) -> list[Tensor]:
-    """The losses of a stream. Without an optimizer gradients add up."""
-    losses: list[Tensor] = []
-    for xs, ys in _stream(steps):
+    online: elman.Online, V: nn.Linear, stream: Stream, optimizer: torch.optim.Optimizer | None = None,
+    last: _Last | None = None,
+) -> None:  # fmt: skip
+    """Learn a stream. Without an optimizer gradients add up."""
+    step = 0
+    for xs, ys in stream:
         for x, y in zip(xs, ys, strict=True):
-            losses.append(online.step(x, y, lambda h, target: (V(h) - target).square().mean()))
-            if optimizer is not None and len(losses) % EVERY == 0:
+            loss = online.step(x, y, lambda h, target: (V(h) - target).square().mean())
+            step += 1
+            if last is not None:
+                last.add(loss)
+            if optimizer is not None and step % EVERY == 0:
                 optimizer.step()
                 optimizer.zero_grad()
-    return losses
 
 
-def _stream(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _stream(steps: int, tell: Tell = lambda done: None) -> Stream:
     """(x, y) `[T, B, 1]`, a chunk after the other: y is the x of `LAG` steps before."""
     generator, last = torch.Generator().manual_seed(0), torch.zeros(LAG, B, 1)
     for start in range(0, steps, CHUNK):
+        tell(start)
         count = min(CHUNK, steps - start)
         x = torch.randint(2, (count, B, 1), generator=generator).float() * 2 - 1
         whole = torch.cat([last, x])
@@ -194,17 +219,13 @@ def _stream(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield x, whole[:count]
 
 
-def _apart(chunks: Iterator[tuple[Tensor, Tensor]]) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+def _apart(stream: Stream) -> tuple[Iterator[Tensor], deque[Tensor]]:
     """The inputs, and the targets of those that have been taken, step by step."""
-    waiting: list[Tensor] = []
+    waiting: deque[Tensor] = deque()
 
     def inputs() -> Iterator[Tensor]:
-        for x, y in chunks:
+        for x, y in stream:
             waiting.extend(y)
             yield x
 
-    def targets() -> Iterator[Tensor]:
-        while True:
-            yield waiting.pop(0)
-
-    return inputs(), targets()
+    return inputs(), waiting

@@ -206,16 +206,34 @@ class Report:
         self.console.print(tables.of_lines(words, found, [(tangents.LOOP, tangents.OURS)]))
         self.made["tangents"] = [{"what": line.words, "seconds": line.seconds} for line in found]
 
-    def online(self, steps: int, picture: Path | None) -> None:
-        """Rules that carry the gradient forward, and back-propagation, over one stream. picture: a file for one."""
+    def online(self, steps: int, picture: Path | None, json_to: Path | None) -> None:
+        """Rules that carry the gradient forward, and back-propagation, over one stream. picture: a file for one.
+
+        json_to: a file that holds what there is after every way; ways that it holds already, of the same commit and as
+        many steps, are not run again.
+        """
+        before = json.loads(json_to.read_text("utf-8")) if json_to is not None and json_to.exists() else {}
+        same = before.get("about", {}).get("commit") == self.made["about"]["commit"]
+        runs = [online.Run(**kept) for kept in before.get("online", []) if same and kept["steps"] == steps]
+        known = {run.way: run for run in runs}
         found: list[online.Run] = []
-        with self.console.status(f"{steps:,} steps, every way"):
-            for run in online.runs(steps):
-                found.append(run)
-                self.console.print(f"{run.way}: error {run.error:.4f}, {run.microseconds:.0f} us a step")
+        for way in online.ways():
+            with self.console.status(way) as status:
+                found.append(
+                    known.get(way)
+                    or online.run(
+                        way, steps, lambda done, way=way: status.update(f"{way}: {done / steps:.0%}")
+                    )
+                )
+            run = found[-1]
+            self.say(
+                f"{way}: error {run.error:.4f}, {run.microseconds:.0f} us a step"
+                + ", as before" * (way in known)
+            )
+            self.made["online"] = [run.__dict__ for run in found]
+            self.write(json_to)
         if picture is not None:
             online.picture(found).savefig(picture)
-        self.made["online"] = [run.__dict__ for run in found]
         words = f"GRU, B {online.B}, H {online.H}: what came in {online.LAG} steps ago, {steps:,} steps"
         self.console.print(tables.of_online(words, found))
         with self.console.status("gradients beside the exact one"):
@@ -321,10 +339,16 @@ class Report:
         ):
             self.console.print(tables.of_times(title, self.made[name], scale, digits))
 
+    def write(self, json_to: Path | None) -> None:
+        """What there is, into a file."""
+        if json_to is not None:
+            beside = json_to.with_name(f"{json_to.name}.part")
+            beside.write_text(json.dumps(self.made, indent=1), "utf-8")
+            beside.replace(json_to)
+
     def close(self, json_to: Path | None) -> int:
         """Write the file, name what was wrong, and give the exit code."""
-        if json_to is not None:
-            json_to.write_text(json.dumps(self.made, indent=1), "utf-8")
+        self.write(json_to)
         for line in self.wrong:
             self.say(f"NOT TIMED  {line}", style="bold red")
         for line in self.missed:

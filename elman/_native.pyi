@@ -113,6 +113,17 @@ class Multiplier:
     ) -> None:
         """Compute out = start + a b for each (a, b, start, out), or out = the sum of b's rows where a is None."""
 
+class Carrier:
+    """A step of what learning forward in time carries along: M = J M + D, in place (native/carry.hpp).
+
+    at, of: int64; of each row, D is D[of[i]] at place at[i] and zero elsewhere; of None: i itself. sizes: rows, blocks,
+    units, columns, and numbers of a row of D.
+    """
+
+    def __init__(self, isa: str, wide: bool, at: Tensor, of: Tensor | None, sizes: list[int]) -> None: ...
+    def __call__(self, influence: Tensor, jacobian: Tensor, added: Tensor, threads: int, /) -> None:
+        """influence: [rows, blocks, units, columns]; jacobian: [rows, blocks, units, units]; all lie in order."""
+
 class Watch:
     """Whether objects are as they were: their classes, and what holds what, by identity; and what tensors are like."""
 

@@ -307,6 +307,7 @@ private:
 
 #include "pass.hpp"
 #include "again.hpp"
+#include "carrier.hpp"
 
 namespace elman {
 namespace {
@@ -448,6 +449,7 @@ NB_MODULE(_native, m) {
              nb::arg("checks"), nb::arg("answers"), nb::arg("names"), nb::arg("target"), nb::arg("head"), nb::arg("tensors"), nb::arg("arguments"),
              nb::arg("wants"))
         .def("__call__", &Again::operator(), nb::arg("x").none(), nb::arg("state").none());
+    bind_carrier(m);
     nb::class_<Multiplier>(m, "Multiplier")
         .def("__init__", [](Multiplier* self, const std::string& isa, bool wide) { new (self) Multiplier{named(isa), wide}; })
         .def("__call__", [](const Multiplier& self, const nb::tuple& products, int threads) { multiply(self.kernels, self.wide, products, threads); });

@@ -1,4 +1,5 @@
 // Everything that depends on the instruction set, compiled once for each: -DELMAN_ISA says which.
+#include "carry.hpp"
 #include "draws.hpp"
 #include "loop.hpp"
 #include "matrices.hpp"
@@ -14,7 +15,8 @@ const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run
                          prepare<float>, prepare<double>, workspace_bytes,
                          multiply<float>, multiply<double>, multiply_bytes<float>, multiply_bytes<double>,
                          drawn<float, uniform_step>, drawn<double, uniform_step>, drawn<float, normal_step>, drawn<double, normal_step>,
-                         dropped<float>, dropped<double>};
+                         dropped<float>, dropped<double>,
+                         carry<float>, carry<double>, carry_bytes<float>, carry_bytes<double>};
 
 }  // namespace ELMAN_ISA
 }  // namespace elman

@@ -176,6 +176,20 @@ struct Dropping {
     char* to;
 };
 
+// --- learning forward in time ---------------------------------------------------------------------------------------------
+
+// influence [rows, blocks, units, columns] = jacobian [rows, blocks, units, units] times it, for each row and block; then, of each
+// row, added[of[i]] is added at at[i]. of: null for i itself. added_row: elements between the rows of added.
+struct Carried {
+    int64_t rows, blocks, units, columns;
+    const char* jacobian;
+    char* influence;
+    const char* added;
+    int64_t added_row;
+    const int64_t *at, *of;
+    int64_t count;
+};
+
 // What an operation met that has no answer: an index that is none of a dimension of `size`; or, if size is 0, a division of
 // whole numbers by zero.
 struct Failure {
@@ -207,6 +221,11 @@ struct Kernels {
     void (*normal64)(const Drawing&, int threads);
     void (*dropped32)(const Dropping&, int threads);
     void (*dropped64)(const Dropping&, int threads);
+    // And the bytes it needs for so many units.
+    void (*carry32)(const Carried&, int threads, char* space);
+    void (*carry64)(const Carried&, int threads, char* space);
+    int64_t (*carry_bytes32)(int64_t units, int threads);
+    int64_t (*carry_bytes64)(int64_t units, int threads);
 };
 
 }  // namespace elman

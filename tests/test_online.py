@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev
 from torch.utils import _pytree as pytree
 
 import elman
-from elman import cells, noise
+from elman import cells, engines, noise
 from elman.circuit.structure import flatten
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.execute import Call
@@ -173,6 +173,53 @@ def test_a_diagonal_recurrence_is_cheap() -> None:
     assert "rtrl" in str(whole)
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_engine_carries_an_influence_in_place(dtype: torch.dtype, threads: int) -> None:
+    """M = J M + D, of more and of fewer rows than threads, and units and columns that fill no vector."""
+    engine, before = engines.Native(), torch.get_num_threads()
+    if not engine.carries(torch.zeros((), dtype=dtype)):
+        pytest.skip("there is no compiled part")
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    for sizes in ((2, 1, 19, 3001), (5, 3, 7, 85), (1, 1, 300, 300), (3, 2, 2, 1)):
+        (batch, G, u, q), many = sizes, 11
+        M, J = torch.randn(sizes, dtype=dtype), torch.randn(batch, G, u, u, dtype=dtype) / u
+        D, at = torch.randn(batch, many, dtype=dtype), torch.randperm(G * u * q)[:4].sort().values
+        for of in (None, torch.tensor([7, 7, 0, 10])):
+            expected = (J @ M).view(batch, -1).index_add(1, at, D[:, :4] if of is None else D[:, of])
+            got = M.clone()
+            engine.carrier(got, at, of, (*sizes, many))(got, J, D)
+            torch.testing.assert_close(got.view(batch, -1), expected)
+    torch.set_num_threads(before)
+
+
+def test_gradients_add_up_wherever_they_lie() -> None:
+    """Those of two steps, though a `.grad` is there before, or is replaced or taken away in between."""
+    cell, x = cells.Elman(2, 3).double(), torch.randn(2, 2, 2).double()
+    online, each = Online(elman.Recurrent(cell)), []
+    for now in x:
+        online.step(now, None, lambda h, _: h.square().sum())
+        each.append(taken(cell))
+    one, other, *_ = cell.parameters()
+    for before, change in (
+        (None, torch.clone),
+        (None, lambda g: None),
+        (torch.ones_like(other), torch.clone),
+    ):
+        online.reset()
+        other.grad = before
+        expected = [a + b for a, b in zip(*each, strict=True)]
+        for t, now in enumerate(x):
+            online.step(now, None, lambda h, _: h.square().sum())
+            if t == 0:
+                one.grad = change(one.grad)
+        if change is not torch.clone:
+            expected[0] = each[1][0]
+        expected[1] = expected[1] + (0 if before is None else 1)
+        same(taken(cell), expected)
+
+
 # --- approximations -------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +324,29 @@ def test_rflo() -> None:
     torch.testing.assert_close(got["W"], dW.detach(), rtol=1e-10, atol=1e-10)
     assert not torch.allclose(readout.weight, readout.feedback)
     torch.testing.assert_close(readout(h), torch.nn.functional.linear(h, readout.weight, readout.bias))
+
+
+class SeenCells(cells.LSTM):
+    """An LSTM whose output is c, of which h is a function without a product of weights."""
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> Any:
+        after = super().forward(x, state)
+        return after[1], after
+
+
+def test_rflo_keeps_the_diagonal_alone() -> None:
+    """M = diag(J) M + ∂s/∂θ where c goes to c by f, and to h as well, which is left away."""
+    torch.manual_seed(0)
+    cell = SeenCells(2, 3).double()
+    x, s = torch.randn(T, B, 2).double(), torch.randn(B, 6).double()
+    got = rows_learned(cell, "rflo", x, tuple(s.chunk(2, 1)), lambda c, w: (c * w).sin().sum())
+    kept = torch.tensor([0.0, 0, 0, 1, 1, 1]).double().diag()
+    losses = [lambda s, w=t + 1.0: (s[3:] * w).sin().sum() for t in range(T)]
+    expected = sum(
+        by_hand(cell, x[:, b], s[b], losses, lambda J, direct, M: (J * kept) @ M + direct, 2)
+        for b in range(B)
+    )
+    same([got], [expected])
 
 
 def test_uoro() -> None:

@@ -88,6 +88,10 @@ PlanFunction = Callable[..., tuple[torch.Tensor, ...]]
 StageMaker = Callable[[fx.Graph, Sequence[str], Sequence[str]], Callable[..., tuple[Any, ...]]]
 
 
+# (M [B, blocks, units, columns], J [B, blocks, units, units], D [B, …]), all of which lie in order.
+Carrier = Callable[[Tensor, Tensor, Tensor], None]
+
+
 class Engine(ABC):
     """Runs loops. Engines are stateless for the user: the same loop and values give the same bits."""
 
@@ -132,6 +136,18 @@ class Engine(ABC):
         weights: None, "bfloat16" or "int8": the numbers that constant factors of products are kept in.
         """
         return f"the {self.name} engine keeps nothing from one step to the next"
+
+    def carries(self, like: Tensor) -> bool:
+        """Whether it has `carrier` for numbers like these."""
+        return False
+
+    def carrier(self, like: Tensor, at: Tensor, of: Tensor | None, sizes: Sequence[int]) -> Carrier:
+        """M = J M + D in place: what learning forward in time carries along.
+
+        at, of: D is D[of[i]] at place at[i] of a row of M, and zero elsewhere; of None: i itself. sizes: (B, blocks,
+        units, columns, numbers of a row of D).
+        """
+        raise NotImplementedError
 
     def passed(
         self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False

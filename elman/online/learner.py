@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from elman import noise
 from elman.circuit.structure import fill, flatten
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.execute import Call
 from elman.online.rules import Carried, Fixed, Shape, Unbiased
+from elman.online.signal import of_the_state, through_the_cell
 from elman.online.step import Derivatives
 from elman.recurrent import Recurrent
 from elman.recurrent.arguments import batch_of, rows_of_reset
 from elman.recurrent.bound import Arguments
-from elman.recurrent.programs import Binding
 from elman.segments.segment import Segments, read_memory
-from elman.trace.call import call_cell, understand
+from elman.trace.fingerprint import Seen
 
 Tensor = torch.Tensor
 RULES = ("rtrl", "snap-1", "rflo", "e-prop", "uoro")
@@ -88,7 +86,10 @@ class Online:
         _check(rnn, rule)
         self.rnn, self.rule, self.state, self.generator = rnn, rule, state, generator
         self.memory = _budget(memory)
-        self._binding: Binding | None = None
+        self._seen: Seen | None = (
+            None  # the cell, and what the arguments were like, that the derivatives are of
+        )
+        self._like: Any = None
         self._derivatives: Derivatives | None = None
         self._known: Shape | None = None
         self._kept: Carried | Unbiased | Fixed | None = None
@@ -104,39 +105,24 @@ class Online:
         `[B]` of bools, the rows that begin anew with this step.
         """
         cell, args = self.rnn.cell, Arguments.of(1, x_t, self.state, context, step=True)
-        derivatives, kept, args = self._prepared(args, reset)
-        call = Call(1, self._batch, self._seed, self.rnn.engine, first=self._t)
-        values = derivatives.inputs(args.xs, args.states, args.contexts)
-        structure, drawn = args.structures[1], derivatives.numbers(call)
-        # Where the loss sees the state after the step alone, nothing of the cell has to be recorded.
-        apart = derivatives.shown is not None and not any(t.requires_grad for t in (*args.xs, *args.contexts))
-        states = [s.detach().requires_grad_(s.is_floating_point() and not apart) for s in args.states]
-        with torch.set_grad_enabled(not apart):
-            with noise.Replay([numbers[0] for numbers in drawn]) if drawn else contextlib.nullcontext():
-                returned = call_cell(cell, x_t, fill(structure, states), context, context is not None)
-            output, state = understand(returned, structure, type(cell).__name__)
-        after = flatten(state, "state")[0]
-        if apart:
-            assert derivatives.shown is not None
-            after = [a.detach().requires_grad_(a.is_floating_point()) for a in after]
-            output = fill(flatten(output, "output")[1], [after[i] for i in derivatives.shown])
-        with torch.enable_grad():
-            loss = loss_fn(output, target)
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise InputTypeError(
-                what="loss_fn returns one number", where="loss_fn",
-                got=f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__,
-                mend="take its mean or its sum",
-            )  # fmt: skip
-        if not loss.requires_grad and any(t.requires_grad for t in flatten(output, "output")[0]):
-            raise InputError(
-                what="the loss carries no gradient, though the output does", where="loss_fn",
-                mend="compute it from the output without detach(), item() and no_grad()",
-            )  # fmt: skip
-        kept.learn(call, values, states, after, loss)
-        self.state = fill(structure, [s.detach() for s in after])
+        with torch.no_grad():
+            of, kept, args = self._prepared(args, reset)
+            call = Call(1, self._batch, self._seed, self.rnn.engine, first=self._t)
+            values, structure = of.inputs(args.xs, args.states, args.contexts), args.structures[1]
+            after = kept.after(call, values)
+            # A cell with hooks, which nobody watches, runs itself, and they with it.
+            watched = self._seen is not None and self._seen.unchanged is not None
+            learnt = any(t.requires_grad for t in (*args.xs, *args.contexts))
+            if of.shown is None or learnt or not watched:
+                signal = through_the_cell(
+                    cell, x_t, args.states, structure, context, of.numbers(call), loss_fn, target
+                )
+            else:
+                signal = of_the_state(after, of.binding.output, of.shown, loss_fn, target)
+            kept.learn(call, signal)
+        self.state = fill(structure, signal.after)
         self._t += 1
-        return loss.detach()
+        return signal.loss
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew with the next step, from the cell's own initial state, everywhere or in `rows`, `[B]` of bools."""
@@ -157,23 +143,32 @@ class Online:
         if not args.states:
             state, structure = flatten(calls.start_of_step(self.rnn, args), "state")
             args = args.starting([s.detach() for s in state], structure)
+        if self._derivatives is not None and self._is_again(args):
+            return self._derivatives, args
         binding = calls.binding_of_step(self.rnn, args)
-        if self._binding is not binding:
-            derivatives = Derivatives(binding, self.rnn.cell)
-            before = self._derivatives
-            if before is not None and self._kept is not None and derivatives.sizes != before.sizes:
-                raise InputError(
-                    what="the cell has other parameters or another state than at the step before", where="rnn",
-                    mend="call reset(), or make a new Online",
-                )  # fmt: skip
-            self._binding, self._derivatives, self._known = binding, derivatives, None
-            shape = self._shape(derivatives)
-            if isinstance(self._kept, Carried) and shape is not None:
-                self._kept.follow(derivatives, shape)
-            elif self._kept is not None:
-                self._kept.of = derivatives
-        assert self._derivatives is not None
-        return self._derivatives, args
+        self._seen, self._like = calls.programs.seen(self.rnn.cell), (args.structures, args.forms)
+        before = self._derivatives
+        if before is not None and before.binding is binding:
+            before.look(self.rnn.cell)
+            return before, args
+        derivatives = self._derivatives = Derivatives(binding, self.rnn.cell, self.rnn.engine)
+        if before is not None and self._kept is not None and derivatives.sizes != before.sizes:
+            raise InputError(
+                what="the cell has other parameters or another state than at the step before", where="rnn",
+                mend="call reset(), or make a new Online",
+            )  # fmt: skip
+        self._known = None
+        shape = self._shape(derivatives)
+        if isinstance(self._kept, Carried) and shape is not None:
+            self._kept.follow(derivatives, shape)
+        elif self._kept is not None:
+            self._kept.of = derivatives
+        return derivatives, args
+
+    def _is_again(self, args: Arguments) -> bool:
+        """Whether the cell is as it was at the step before, and the arguments are like those."""
+        seen = self.rnn._calls.programs.seen(self.rnn.cell)
+        return seen is self._seen and (args.structures, args.forms) == self._like
 
     def _shape(self, derivatives: Derivatives) -> Shape | None:
         if self.rule == "uoro" or not derivatives.parameters:
@@ -187,8 +182,9 @@ class Online:
     ) -> tuple[Derivatives, Carried | Unbiased | Fixed, Arguments]:
         """What the step is bound to, and its arguments, with what it starts from; the first one finds out what reaches
         what."""
-        begins = not args.states
-        batch = self._batch_of(args)
+        if reset is None and self._pending is None and self._kept is not None and self._is_again(args):
+            return self._kept.of, self._kept, args
+        begins, batch = not args.states, self._batch_of(args)
         derivatives, args = self._found(args)
         if self._kept is None:
             self._batch, self._pending = batch, None
@@ -263,14 +259,17 @@ def cost(rnn: Recurrent, x_t: Any, rule: str = "rtrl", *, state: Any = None, con
 def _cost(rule: str, derivatives: Derivatives, shape: Shape | None, batch: int) -> Cost:
     if not derivatives.parameters:
         return Cost(rule, 0, 0, 0, 0)
-    n, P, size = derivatives.n, derivatives.P, derivatives.weights()[0].element_size()
+    n, P, size = derivatives.n, derivatives.P, derivatives.weights[0].element_size()
     if shape is None:
         return Cost(rule, P + n, (P + batch * n) * 2 * size, n, 1)
     pattern = shape.pattern
-    C, again = int(pattern.colours.max()) + 1, int(pattern.rows.max()) + 1
-    # ∂s/∂θ before and after, what a step adds to it, and the Jacobian with the passes that it is made of.
-    numbers = 2 * pattern.numbers + C * P + (again + n) * n
-    return Cost(rule, pattern.numbers, batch * numbers * size, pattern.products, C)
+    return Cost(
+        rule,
+        pattern.numbers,
+        batch * pattern.held(derivatives.in_place) * size,
+        pattern.products,
+        pattern.backward[0],
+    )
 
 
 def _check(rnn: object, rule: str) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
+from operator import attrgetter, is_
 
 import torch
 
+from elman.errors import InputError
 from elman.execute import Call
 from elman.online.influence import Influence, Pattern, pattern
+from elman.online.linear import Values
+from elman.online.signal import Signal
 from elman.online.step import Derivatives
 
 Tensor = torch.Tensor
@@ -18,14 +23,14 @@ class Shape:
     """Of a rule that carries ∂s/∂θ: where it is stored, and the adjoint whose Jacobian carries it."""
 
     def __init__(self, derivatives: Derivatives, rule: str) -> None:
-        self.adjoint, units = derivatives.within, None
+        self.adjoint, units, carried = derivatives.within, None, None
         if rule in ("e-prop", "rflo"):
             self.adjoint = derivatives.local()
-            units = derivatives.reach_within(self.adjoint).units
+            units = carried = derivatives.reach_within(self.adjoint).units
             if rule == "rflo":
-                units &= torch.eye(len(units), dtype=torch.bool)
-        within = pattern(derivatives.reach(), derivatives.P, rule != "snap-1", units)
-        self.pattern: Pattern = within.to(derivatives.weights()[0].device)
+                carried = units & torch.eye(len(units), dtype=torch.bool)
+        within = pattern(derivatives.reach(), derivatives.P, rule != "snap-1", units, carried)
+        self.pattern: Pattern = within.to(derivatives.weights[0].device)
 
 
 class Carried:
@@ -41,51 +46,54 @@ class Carried:
         batch: int,
         start: tuple[Sequence[Tensor], Tensor] | None,
     ) -> None:
-        self.batch, like = batch, derivatives.weights()[0]
-        self.influence = Influence(shape.pattern, batch, like.dtype, like.device)
+        self.batch, like = batch, derivatives.weights[0]
+        self._gradients, self._begins = Gradients(), Gradients()
+        self.influence = Influence(shape.pattern, batch, like, derivatives.engine)
         self.follow(derivatives, shape)
         self.begins, self._start = start or ((), like.new_zeros(derivatives.n, 0))
         self._begun = torch.zeros_like(self._start).expand(batch, -1, -1)
 
     def follow(self, derivatives: Derivatives, shape: Shape) -> None:
         """Take the derivatives of the cell as it is now."""
-        self.of, self.shape = derivatives, shape
-        like, ones = derivatives.weights()[0], torch.nn.functional.one_hot
-        self._rows = ones(shape.pattern.rows).T.to(like).contiguous()
-        self._cotangents = ones(shape.pattern.colours).T.to(like).contiguous()
-        self._units = shape.pattern.units.to(like)
+        pattern, mine = shape.pattern, self.influence.pattern
+        if not pattern.same(mine):
+            raise InputError(
+                what="a parameter reaches other parts of the state than at the step before", where="rnn",
+                mend="call reset(), or make a new Online",
+            )  # fmt: skip
+        self.of, like, ones = derivatives, derivatives.weights[0], torch.nn.functional.one_hot
+        rows, colours = (ones(t).T.to(like).contiguous() for t in (mine.rows, mine.colours))
+        self._step = derivatives.pulled(shape.adjoint, rows, colours, self.batch)
+        self._units = mine.units.to(like)
 
-    def learn(
-        self, call: Call, values: dict[str, Tensor], states: Sequence[Tensor], after: Sequence[Tensor], loss: Tensor
-    ) -> None:  # fmt: skip
-        """Add the gradient of the loss at a step to `.grad`, and take the step.
+    def after(self, call: Call, values: Values) -> list[Tensor]:
+        """The state after a step, by part. values: the tensors of the step."""
+        after, self._pulled = self._step(call, values)
+        return after
 
-        values: the tensors of the step by port. states, after: the parts of the state before and after it, of which the
-        loss was computed with gradients.
+    def learn(self, call: Call, signal: Signal) -> None:
+        """Add the gradient of the loss at that step to `.grad`, and take the step. After `after`.
+
+        What goes to the loss by way of the state after the step takes the influence on that; the rest, if there is any,
+        that on the state before.
         """
-        # What goes to the loss by way of the state after the step takes the influence on that; the rest, if there is
-        # any, that on the state before.
-        by_way = _cut_at([a for a in after if a.is_floating_point()], loss)
-        past = [s.grad for s in states]
-        if any(g is not None for g in past):
-            self._give(self.of.flat(_or_zeros(past, states)))
-        self._forward(call, values)
-        self._give(self.of.flat(by_way))
-
-    def _give(self, cotangents: Tensor) -> None:
-        """Add Mᵀ g to the gradients. cotangents: of the state that ∂s/∂θ is of now."""
-        _add(self.of.weights(), self.influence.back(cotangents))
+        if signal.past is not None:
+            self._give(signal.past)
+        pulled, immediate = self._pulled
+        self.influence.forward(pulled, immediate)
         if len(self.begins):
-            _add(self.begins, torch.einsum("bn,bnp->p", cotangents, self._begun))
+            self._begun = (pulled[:, self.influence.pattern.rows] * self._units) @ self._begun
+        self._give(signal.now)
 
-    def _forward(self, call: Call, values: dict[str, Tensor]) -> None:
-        pulled = self.of.jacobian(call, values, self._rows, self.shape.adjoint)  # [B, C, n]
-        jacobian = pulled[:, self.shape.pattern.rows] * self._units
-        self.influence.forward(jacobian, self.of.immediate(call, values, self._cotangents))
+    def _give(self, parts: Sequence[Tensor]) -> None:
+        """Add Mᵀ g to the gradients. parts: g, of the state that ∂s/∂θ is of now."""
+        cotangents = self.of.flat(parts)
+        self._gradients.add(self.of.weights, self.influence.back(cotangents))
         if len(self.begins):
-            self._begun = jacobian @ self._begun
+            self._begins.add(self.begins, torch.einsum("bn,bnp->p", cotangents, self._begun))
 
     def restart(self, rows: Tensor) -> None:
+        """Rows [B] of bools begin anew."""
         rows = rows.to(self._begun.device)
         self.influence.restart(rows)
         if len(self.begins):
@@ -96,26 +104,31 @@ class Unbiased:
     """∂s/∂θ ≈ s̃ θ̃ᵀ, of all rows together."""
 
     def __init__(self, derivatives: Derivatives, batch: int, generator: torch.Generator | None) -> None:
-        self.of, self.generator = derivatives, generator
-        like = derivatives.weights()[0]
+        self.of, self.generator, self._gradients = derivatives, generator, Gradients()
+        like = derivatives.weights[0]
         self.s, self.theta = like.new_zeros(batch, derivatives.n), like.new_zeros(derivatives.P)
 
-    def learn(
-        self, call: Call, values: dict[str, Tensor], states: Sequence[Tensor], after: Sequence[Tensor], loss: Tensor
-    ) -> None:  # fmt: skip
+    def after(self, call: Call, values: Values) -> list[Tensor]:
         """As that of `Carried`."""
-        by_way = self.of.flat(_cut_at([a for a in after if a.is_floating_point()], loss))
-        past = self.of.flat(_or_zeros([s.grad for s in states], states))
-        moved = self.of.along(call, values, self.s)
-        gradient = ((past * self.s).sum() + (by_way * moved).sum()) * self.theta
-        _add(self.of.weights(), gradient + self.of.back(call, values, by_way))
-        signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s) * 2 - 1
-        more = self.of.back(call, values, signs)
-        a = (self.theta.norm() / (moved.norm() + _TINY)).sqrt() + _TINY
-        b = (more.norm() / (signs.norm() + _TINY)).sqrt() + _TINY
-        self.s, self.theta = a * moved + b * signs, self.theta / a + more / b
+        signs = torch.randint(0, 2, self.s.shape, generator=self.generator).to(self.s).mul_(2).sub_(1)
+        after, moved, more = self.of.along_and_back(call, values, self.s, signs)
+        self._drawn = values, signs, moved, more
+        return after
+
+    def learn(self, call: Call, signal: Signal) -> None:
+        """As that of `Carried`."""
+        now, (values, signs, moved, more) = self.of.flat(signal.now), self._drawn
+        share = (now * moved).sum()
+        if signal.past is not None:
+            share += (self.of.flat(signal.past) * self.s).sum()
+        self._gradients.add(self.of.weights, self.of.back(call, values, now).addcmul_(share, self.theta))
+        # The norm of n signs is √n.
+        a = math.sqrt(_norm(self.theta) / (_norm(moved) + _TINY)) + _TINY
+        b = math.sqrt(_norm(more) / (math.sqrt(signs.numel()) + _TINY)) + _TINY
+        self.s, self.theta = signs.mul_(b).add_(moved, alpha=a), self.theta.div_(a).add_(more, alpha=1 / b)
 
     def restart(self, rows: Tensor) -> None:
+        """As that of `Carried`."""
         self.s[rows.to(self.s.device)] = 0
 
 
@@ -125,46 +138,38 @@ class Fixed:
     def __init__(self, derivatives: Derivatives) -> None:
         self.of = derivatives
 
-    def learn(
-        self, call: Call, values: dict[str, Tensor], states: Sequence[Tensor], after: Sequence[Tensor], loss: Tensor
-    ) -> None:  # fmt: skip
+    def after(self, call: Call, values: Values) -> list[Tensor]:
         """As that of `Carried`."""
-        _cut_at([], loss)
+        return self.of.step.after(call, values)
+
+    def learn(self, call: Call, signal: Signal) -> None:
+        """There is nothing to add."""
 
     def restart(self, rows: Tensor) -> None:
         """There is nothing to forget."""
 
 
-def _or_zeros(gradients: Sequence[Tensor | None], states: Sequence[Tensor]) -> list[Tensor]:
-    pairs = zip(gradients, states, strict=True)
-    return [torch.zeros_like(s) if g is None else g for g, s in pairs if s.is_floating_point()]
+def _norm(tensor: Tensor) -> float:
+    return torch.linalg.vector_norm(tensor).item()
 
 
-def _cut_at(values: Sequence[Tensor], loss: Tensor) -> list[Tensor]:
-    """dL/d(values), each held fixed for the others; and `loss.backward()` for all that they are not on the way to."""
-    gradients: dict[int, Tensor] = {}
+class Gradients:
+    """Adds flat gradients to the `.grad` of weights: in one go, while those are parts of one flat tensor."""
 
-    def cut(number: int) -> Callable[[Tensor], Tensor]:
-        def caught(gradient: Tensor) -> Tensor:
-            gradients[number] = gradient
-            return torch.zeros_like(gradient)
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+        self._parts: list[Tensor] = []
 
-        return caught
-
-    numbers = {id(value): number for number, value in reversed([*enumerate(values)]) if value.requires_grad}
-    handles = [values[number].register_hook(cut(number)) for number in numbers.values()]
-    try:
-        if loss.requires_grad:  # else the step has to do with nothing that is learnt
-            loss.backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [gradients.get(number, torch.zeros_like(value)) for number, value in enumerate(values)]
+    def add(self, weights: Sequence[Tensor], flat: Tensor) -> None:
+        """flat: `[P]`, which nobody else holds."""
+        if self._flat is not None and all(map(is_, map(_GRAD, weights), self._parts)):
+            self._flat.add_(flat)
+            return
+        sizes = [w.numel() for w in weights]
+        self._parts = [part.view_as(w) for part, w in zip(flat.split(sizes), weights, strict=True)]
+        self._flat = flat if all(w.grad is None for w in weights) else None
+        for weight, part in zip(weights, self._parts, strict=True):
+            weight.grad = part if weight.grad is None else weight.grad.add_(part)
 
 
-def _add(weights: Sequence[Tensor], flat: Tensor) -> None:
-    """Add parts of a flat gradient to the `.grad` of weights."""
-    parts = flat.split([w.numel() for w in weights]) if len(weights) else ()
-    for weight, part in zip(weights, parts, strict=True):
-        gradient = part.view_as(weight)
-        weight.grad = gradient.clone() if weight.grad is None else weight.grad.add_(gradient)
+_GRAD = attrgetter("grad")

@@ -1,4 +1,4 @@
-"""The derivatives of one step: the programs of its tangent and its adjoint, run on the tensors of a step."""
+"""The derivatives of one step: the programs of its tangent and its adjoints, run on the tensors of a step."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any, cast
 
 import torch
 
-from elman import noise
 from elman.circuit import graphs
-from elman.circuit.form import Circuit, InPort, Kind
+from elman.circuit.form import InPort, Kind
 from elman.circuit.operations import operation_of
 from elman.circuit.structure import apart, side_by_side
+from elman.engines import Engine
 from elman.errors import NotSupported
 from elman.execute import Call, Program
+from elman.online.linear import AtOnce, InTurn, Linear, Pulled, PulledAtOnce, PulledEach, Values, numbers
 from elman.online.reach import Reach, reach
 from elman.recurrent.programs import Binding, Owned
 from elman.tangent import tangent
-from elman.trace.outside import LOCK, locked
+from elman.trace.outside import derived, locked, outside
 from elman.trace.unchanging import MARK, without_unchanging
+from elman.vmapped import apart as rows_apart
 
 Tensor = torch.Tensor
 
@@ -29,45 +31,72 @@ class Derivatives:
     """∂s(t)/∂s(t-1) and ∂s(t)/∂θ of the cell of a binding.
 
     states: the ports of what of the state can change a little; n is the number of their numbers. parameters: the ports
-    of the weights that learn, P is the number of theirs.
+    of the weights that learn, P is the number of theirs; `weights` are they.
     """
 
-    def __init__(self, binding: Binding, cell: torch.nn.Module) -> None:
-        self.binding, self.program, self.cell = binding, binding.program, cell
+    def __init__(self, binding: Binding, cell: torch.nn.Module, engine: str | Engine) -> None:
+        self.binding, self.program = binding, binding.program
+        self.engine = self.program.whole.engine(engine)
         ports = self.program.inputs
         self.states = [p for p in ports if p.kind is Kind.STATE and p.smooth]
-        self.parameters = [
-            p for p, s in zip(ports, binding.sources, strict=True)
-            if p.kind is Kind.CONSTANT and p.differentiable and isinstance(s, Owned) and s.of(cell).requires_grad
-        ]  # fmt: skip
-        self.n, self.P = (sum(math.prod(p.shape) for p in part) for part in (self.states, self.parameters))
+        learns = [
+            p.kind is Kind.CONSTANT and p.differentiable and isinstance(s, Owned) and s.of(cell).requires_grad
+            for p, s in zip(ports, binding.sources, strict=True)
+        ]
+        self.parameters = [p for p, yes in zip(ports, learns, strict=True) if yes]
+        self.n, self.P = (sum(map(_size, part)) for part in (self.states, self.parameters))
         # The outputs, by the number of the state that each of them is after the step; None if one is something else.
         fed = {p.next: i for i, p in enumerate(p for p in ports if p.kind is Kind.STATE)}
         wires = [o.wire for o in self.program.outputs if o.kind is Kind.SEQUENCE]
         self.shown = [fed[w] for w in wires] if all(w in fed for w in wires) else None
-        states, weights = (frozenset(p.name for p in part) for part in (self.states, self.parameters))
-        self.within, self._back = self.program.adjoint(states), self.program.adjoint(weights)
-        self._apart = Program(_given_noise(self._back.circuit), is_adjoint=True)
-        self._along: Program | None = None
+        self.noises = self.program.circuit.inputs_of(Kind.NOISE)
+        self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
+        self._timed = [slot for slot in self._given if ports[slot].kind is not Kind.CONSTANT]
+        self._learning = [i for i, yes in enumerate(learns) if yes]
+        self.step = InTurn(self.program, binding.finals, ())
+        self.look(cell)
+
+    def look(self, cell: torch.nn.Module) -> None:
+        """Take the tensors that the cell has now."""
+        self._fixed = [*self.binding.fixed(cell), None]
+        self.weights = [cast("Tensor", self._fixed[i]) for i in self._learning]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the engine carries an influence forward where it lies."""
+        return self.engine is not None and self.engine.carries(self.weights[0])
 
     @property
     def sizes(self) -> tuple[Any, ...]:
         """What an influence depends on."""
         return tuple((p.path, p.shape, p.dtype, p.device) for p in (*self.states, *self.parameters))
 
-    def weights(self) -> list[Tensor]:
-        """The parameters themselves, as they are now."""
-        names = (p.name for p in self.program.inputs)
-        of = dict(zip(names, self.binding.fixed(self.cell), strict=True))
-        return [cast("Tensor", of[p.name]) for p in self.parameters]
-
     def inputs(
         self, xs: Sequence[Tensor], states: Sequence[Tensor], contexts: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
-        """The tensors of a step by port; sequences are `[1, B, …]`."""
-        tensors = self.binding.values(self.cell, xs, states, contexts)
-        timed = {p.name for p in self.program.inputs if p.kind is not Kind.CONSTANT}
-        return {name: value.unsqueeze(0) if name in timed else value for name, value in tensors.items()}
+    ) -> list[Tensor | None]:
+        """The tensors of a step, by port; what varies in time is `[1, B, …]`."""
+        values = self._fixed.copy()
+        for slot, tensor in zip(self._given, (*xs, *states, *contexts), strict=True):
+            values[slot] = tensor
+        for slot in self._timed:
+            values[slot] = values[slot].unsqueeze(0)  # type: ignore[union-attr]
+        return values
+
+    def numbers(self, call: Call) -> list[Tensor]:
+        """The random numbers that a step draws, `[1, B, …]` each."""
+        return numbers(self.noises, call)
+
+    def flat(self, parts: Sequence[Tensor]) -> Tensor:
+        """[…, n], of the parts of a state `[…, widths]`."""
+        if len(parts) == 1 and (widths := self.states[0].shape):
+            return parts[0].flatten(-len(widths))
+        return side_by_side(parts, [p.shape for p in self.states])
+
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """The inverse of `flat`."""
+        return apart(flat, [p.shape for p in self.states])
+
+    # --- what reaches what --------------------------------------------------------------------------------------------
 
     @locked
     def reach(self) -> Reach:
@@ -86,33 +115,86 @@ class Derivatives:
         ports = [p for p in program.inputs if p.kind is Kind.STATE and p.cotangent_of in ended]
         return {str(ended[str(p.cotangent_of)]): p.name for p in ports}
 
-    def flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        """[…, n], of the tensors of a state `[…, widths]`."""
-        return side_by_side(tensors, [p.shape for p in self.states])
+    def _entering(self, program: Program) -> dict[str, int]:
+        """The same, by port: the number of the state."""
+        places = self._places(program)
+        return {places[s.name]: number for number, s in enumerate(self.states) if s.name in places}
 
-    def _parts(self, flat: Tensor) -> list[Tensor]:
-        """The inverse of `flat`."""
-        return apart(flat, [p.shape for p in self.states])
+    # --- along, and back ----------------------------------------------------------------------------------------------
 
-    # --- along --------------------------------------------------------------------------------------------------------
-
-    def along(self, call: Call, values: dict[str, Tensor], way: Tensor) -> Tensor:
-        """∂s(t)/∂s(t-1) v, `[B, n]`: the transpose of what the cell's backward says, whatever it says forward."""
-        if self._along is None:
-            with LOCK:
-                names = frozenset(p.name for p in self.states)
-                self._along = Program(tangent(self.program.circuit, names, of_backward=True))
-        program = self._along
-        directions = dict(zip((p.name for p in self.states), self._parts(way), strict=True))
-        given = [
-            directions[p.tangent_of] if p.tangent_of is not None else values[p.name] for p in program.inputs
-        ]
-        results = program.run(call, given)
+    @derived
+    def _along(self) -> Linear:
+        names = [p.name for p in self.states]
+        with outside():
+            program = Program(tangent(self.program.circuit, frozenset(names), of_backward=True))
         ended = {o.name: o.state for o in self.program.outputs if o.kind is Kind.STATE}
-        by_state = {ended.get(str(o.tangent_of)): r for o, r in zip(program.outputs, results, strict=True)}
-        return self.flat([by_state.get(p.name, torch.zeros_like(directions[p.name])) for p in self.states])
+        found = {ended.get(str(o.tangent_of)): place for place, o in enumerate(program.outputs)}
+        enters = {p.name: names.index(p.tangent_of) for p in program.inputs if p.tangent_of is not None}
+        return Linear(program, self.program.inputs, enters, [found.get(name) for name in names])
 
-    # --- back ---------------------------------------------------------------------------------------------------------
+    @derived
+    def _along_and_back(self) -> tuple[AtOnce, list[tuple[int, int]], list[tuple[int, int]]]:
+        ways = self._along, self._back
+        run = AtOnce(self.step, [way.program for way in ways], {})
+        return run, run.slots(self._along.enters, 1), run.slots(self._back.enters, 2)
+
+    def along_and_back(
+        self, call: Call, values: Values, way: Tensor, cotangents: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The state after the step, by part; ∂s(t)/∂s(t-1) v, `[B, n]`: the transpose of what the cell's backward says,
+        whatever it says forward; and `back`."""
+        run, *slots = self._along_and_back
+        ways, backs = self.parts(way), self.parts(cotangents)
+        own = [(slot, ways[i].unsqueeze(0)) for slot, i in slots[0]] + [
+            (slot, backs[i]) for slot, i in slots[1]
+        ]
+        after, (moved, gradients) = run(call, values, own)
+        parts = [None if i is None else moved[i][0] for i in self._along.leaves]
+        flat = self.flat([torch.zeros_like(w) if m is None else m for m, w in zip(parts, ways, strict=True)])
+        return (
+            after,
+            flat,
+            self._joined([None if i is None else gradients[i] for i in self._back.leaves], cotangents),
+        )
+
+    @derived
+    def within(self) -> Program:
+        """The adjoint in the states."""
+        return self.program.adjoint(frozenset(p.name for p in self.states))
+
+    @derived
+    def _back(self) -> Linear:
+        program = self.program.adjoint(frozenset(p.name for p in self.parameters))
+        return Linear.pulling(program, self.program.inputs, self._entering(program), self.parameters)
+
+    def back(self, call: Call, values: Values, cotangents: Tensor) -> Tensor:
+        """∂s(t)/∂θᵀ g, `[P]`, summed over the rows. cotangents: `[B, n]`."""
+        return self._joined(self._back(call, values, self.parts(cotangents)), cotangents)
+
+    def _joined(self, gradients: Sequence[Tensor | None], like: Tensor) -> Tensor:
+        pairs = zip(self.parameters, gradients, strict=True)
+        return torch.cat([like.new_zeros(_size(p)) if g is None else g.reshape(-1) for p, g in pairs])
+
+    def pulled(self, adjoint: Program, rows: Tensor, colours: Tensor, batch: int) -> InTurn | PulledAtOnce:
+        """The state after the step, and two things of each row: ∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`, for every g of `rows`,
+        `[C, n]`, and ∂s(t)/∂θᵀ g, `[B, C, P]`, for those of `colours`. adjoint: `within` or `local`."""
+        jacobian = self._pulled(adjoint, self.states, rows, batch)
+        program = self._back.program
+        try:
+            with outside():
+                each = Program(rows_apart(program.circuit), is_adjoint=True)
+        except NotSupported:
+            parts = self.parts(colours)
+            enters = self._entering(program)
+            every = PulledEach(program.circuit, self.program.inputs, enters, self.parameters, parts, batch)
+            return InTurn(self.program, self.binding.finals, [jacobian, every])
+        immediate = self._pulled(each, self.parameters, colours, batch)
+        step, pulls = InTurn(self.program, self.binding.finals, [jacobian, immediate]), [jacobian, immediate]
+        return PulledAtOnce(step, pulls) if all(pull.program is not None for pull in pulls) else step
+
+    def _pulled(self, adjoint: Program, wanted: Sequence[InPort], cotangents: Tensor, batch: int) -> Pulled:
+        pull = Linear.pulling(adjoint, self.program.inputs, self._entering(adjoint), wanted)
+        return Pulled(pull, self.parts(cotangents), [*map(_size, wanted)], batch)
 
     def local(self) -> Program:
         """The adjoint in the states without what passes through a product: what a unit has of itself."""
@@ -134,108 +216,7 @@ class Derivatives:
         local = replace(circuit, graph=graph, inputs=inputs, outputs=kept, record=None)
         return Program(local.check(), is_adjoint=True)
 
-    def back(self, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
-        """∂s(t)/∂θᵀ g, `[P]`, summed over the rows. cotangents: `[B, n]`."""
-        gradients = self._backward(self._back, call, values, cotangents)
-        return self.joined([gradients.get(p.name) for p in self.parameters])
 
-    def jacobian(self, call: Call, values: dict[str, Tensor], cotangents: Tensor, program: Program) -> Tensor:
-        """∂s(t)/∂s(t-1)ᵀ g, `[B, C, n]`. cotangents: `[C, n]`, the same for every row. program: `within` or `local`."""
-        C = len(cotangents)
-        if not program.outputs:  # nothing is left of it
-            return cotangents.new_zeros(call.batch, C, self.n)
-        ports = [p.name for p in program.inputs if p.kind is Kind.STATE]
-        many = program.vmapped(C, frozenset(ports), False)
-        if isinstance(many, NotSupported):
-            each = [self._pulled(program, call, values, g.expand(call.batch, -1)) for g in cotangents]
-            return torch.stack(each, 1)
-        return self._pulled(many, call, values, cotangents.expand(call.batch, -1, -1))
-
-    def _pulled(self, program: Program, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
-        gradients = self._backward(program, call, values, cotangents)
-        like = zip(self.states, self._parts(cotangents), strict=True)
-        return self.flat([gradients.get(p.name, torch.zeros_like(part)) for p, part in like])
-
-    def _backward(
-        self, program: Program, call: Call, values: dict[str, Tensor], cotangents: Tensor
-    ) -> dict[str | None, Tensor]:  # fmt: skip
-        """Input of the step -> its gradient, by an adjoint."""
-        entering = self._entering(program, cotangents)
-        given = [entering.get(p.name) if p.kind is Kind.STATE else values.get(p.name) for p in program.inputs]
-        return dict(zip((o.gradient_of for o in program.outputs), program.run(call, given), strict=True))
-
-    def _entering(self, program: Program, cotangents: Tensor) -> dict[str, Tensor]:
-        """Port -> cotangent of a state after the step."""
-        places = self._places(program)
-        parts = zip(self.states, self._parts(cotangents), strict=True)
-        return {places[s.name]: part for s, part in parts if s.name in places}
-
-    def joined(self, gradients: Sequence[Tensor | None], lead: tuple[int, ...] = ()) -> Tensor:
-        """[…, P], of a gradient for each parameter."""
-        like = self.parameters[0]
-        return torch.cat(
-            [
-                torch.zeros(*lead, math.prod(p.shape), dtype=like.dtype, device=like.device)
-                if g is None
-                else g.reshape(*lead, -1)
-                for p, g in zip(self.parameters, gradients, strict=True)
-            ],
-            -1,
-        )
-
-    def immediate(self, call: Call, values: dict[str, Tensor], cotangents: Tensor) -> Tensor:
-        """∂s(t)/∂θᵀ g of each row by itself, `[B, C, P]`. cotangents: `[C, n]`, the same for every row."""
-        B, C = call.batch, len(cotangents)
-        program, one = self._apart, call._replace(batch=1)
-        values = {**values, **self._drawn(call)}
-        each = self._entering(program, cotangents.repeat(B, 1))
-        rows = [
-            each[p.name] if p.name in each
-            else value if (value := values.get(p.name)) is None or not p.rows
-            else value.repeat_interleave(C, _rows_at(p))
-            for p in program.inputs
-        ]  # fmt: skip
-        given = [(p, v) for p, v in zip(program.inputs, rows, strict=True)]
-        many = program.vmapped(B * C, frozenset(p.name for p in program.inputs if p.rows), False)
-        if isinstance(many, NotSupported):
-            gradients = torch.stack([
-                self._gradients(program, program.run(one, [
-                    v.narrow(_rows_at(p), i, 1) if p.rows and v is not None else v for p, v in given
-                ]), ())
-                for i in range(B * C)
-            ])  # fmt: skip
-        else:
-            together = [v.unsqueeze(_rows_at(p)) if p.rows and v is not None else v for p, v in given]
-            gradients = self._gradients(many, many.run(one, together), (B * C,))
-        return gradients.unflatten(0, (B, C))
-
-    def _gradients(self, program: Program, results: Sequence[Tensor], lead: tuple[int, ...]) -> Tensor:
-        gradients = dict(zip((o.gradient_of for o in program.outputs), results, strict=True))
-        return self.joined([gradients.get(p.name) for p in self.parameters], lead)
-
-    def _drawn(self, call: Call) -> dict[str, Tensor]:
-        """The random numbers of a step, where they are handed in."""
-        return dict(zip((p.name for p in self._noises), self.numbers(call), strict=True))
-
-    @property
-    def _noises(self) -> list[InPort]:
-        return [p for p in self.program.circuit.inputs if p.kind is Kind.NOISE]
-
-    def numbers(self, call: Call) -> list[Tensor]:
-        """The random numbers that a step draws, `[1, B, …]` each."""
-        return [
-            noise.draw(p, p.number, call.seed, call.first, call.first + 1, call.batch) for p in self._noises
-        ]
-
-
-def _rows_at(port: InPort) -> int:
-    """The dimension in which the rows of a step stand."""
-    return 1 if port.kind is Kind.SEQUENCE else 0
-
-
-def _given_noise(circuit: Circuit) -> Circuit:
-    """The same circuit, its random numbers handed in: examples of one row each are to have those of the whole batch."""
-    inputs: tuple[Any, ...] = tuple(
-        replace(p, kind=Kind.SEQUENCE, draw=None) if p.kind is Kind.NOISE else p for p in circuit.inputs
-    )
-    return replace(circuit, inputs=inputs)
+def _size(port: InPort) -> int:
+    """How many numbers a port takes, of each row."""
+    return math.prod(port.shape)

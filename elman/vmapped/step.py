@@ -29,10 +29,11 @@ class MappedStep:
         self.values |= inputs
         for node in graph.nodes:
             if node.op == "call_function":
-                self.values[node] = self._call(node)
+                self.values[node] = self.run_one(node)
         return {name: self._result(node, name in added) for name, node in graphs.results_of(graph).items()}
 
-    def _call(self, node: fx.Node) -> Any:
+    def run_one(self, node: fx.Node) -> Any:
+        """The value of an operation, whose operands are there."""
         target: Any = node.target
         sources = node.all_input_nodes
         if not any(source in self.several for source in sources):

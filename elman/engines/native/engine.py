@@ -13,7 +13,7 @@ from torch import fx
 
 from elman.caches import cached, listed
 from elman.circuit import graphs
-from elman.engines.base import Engine, LoopResult, PlanFunction, Runner, Stepper
+from elman.engines.base import Carrier, Engine, LoopResult, PlanFunction, Runner, Stepper
 from elman.engines.lookups import failed
 from elman.engines.native import grouped, passes, stepping
 from elman.engines.native.builder import Op
@@ -111,6 +111,13 @@ class Native(Engine):
         if isinstance(ready, str):
             return ready
         return stepping.stepper(ready.interpreter, ready.widths, loop, weights)
+
+    def carries(self, like: Tensor) -> bool:
+        return self.instructions is not None and like.device.type == "cpu" and like.dtype in _REAL
+
+    def carrier(self, like: Tensor, at: Tensor, of: Tensor | None, sizes: Sequence[int]) -> Carrier:
+        run = compiled.Carrier(self.instructions or "", like.dtype is torch.float64, at, of, [*sizes])
+        return lambda influence, jacobian, added: run(influence, jacobian, added, _threads())
 
     def passed(
         self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False
