@@ -33,10 +33,24 @@ def team() -> str:
 def poison(on: bool) -> None:
     """Fill scratch memory with NaN before every call (for tests)."""
 
-def uniform(
-    to: Tensor, wide: bool, seed: int, first: int, steps: int, count: int, threads: int, isa: str = ""
+def draw(
+    kind: str,
+    to: Tensor,
+    wide: bool,
+    seed: int,
+    first: int,
+    steps: int,
+    count: int,
+    threads: int,
+    isa: str = "",
 ) -> None:
-    """Fill a contiguous tensor with `count` numbers in [0, 1) for each step from `first`. The same for every isa."""
+    """Fill a contiguous tensor with `count` numbers for each step from `first`: "uniform" in [0, 1), the same for every
+    isa, or standard "normal"."""
+
+def drop(
+    x: Tensor, to: Tensor, wide: bool, seed: int, count: int, p: float, threads: int, isa: str = ""
+) -> None:
+    """to = x m / (1 - p), contiguous, of `count` numbers: m = 0 with probability p. The same for every isa."""
 
 def cut(
     steps: int, batch: int, lengths: Tensor | None, happens: Tensor | None, resets: Tensor | None
@@ -103,6 +117,8 @@ class Pass:
         self, steps: int, batch: int, seed: int, first: int, *inputs: Tensor | None
     ) -> tuple[Tensor, ...]:
         """What comes out; inputs that are None are zeros. `empty` is called where there is no step or no row."""
+    def packed(self, sizes: list[int], *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """The same of a pass on packed rows. sizes: the rows of each step, never growing."""
 
 class Multiplier:
     """Products of matrices outside the loop."""

@@ -176,8 +176,8 @@ def _function(one: Stage, multiply: object) -> tuple[object, list[object]]:
 def test_uniform_numbers_are_threefry(isa: str) -> None:
     """Random123's known answers for threefry2x32, 20 rounds: counters 0, 0 and key 0, 0."""
     single, double = torch.empty(1, 40), torch.empty(1, 40, dtype=torch.float64)
-    native().uniform(single, False, 0, 0, 1, 40, 1, isa)  # type: ignore[attr-defined]
-    native().uniform(double, True, 0, 0, 1, 40, 1, isa)  # type: ignore[attr-defined]
+    native().draw("uniform", single, False, 0, 0, 1, 40, 1, isa)  # type: ignore[attr-defined]
+    native().draw("uniform", double, True, 0, 0, 1, 40, 1, isa)  # type: ignore[attr-defined]
     first, second = 0x6B200159, 0x99BA4EFE
     assert single[0, 0].item() == (first >> 8) / 2**24
     assert single[0, 16].item() == (second >> 8) / 2**24
@@ -190,7 +190,7 @@ def test_uniform_numbers_depend_on_seed_step_and_place_only(dtype: torch.dtype) 
         first: int, steps: int, count: int, threads: int = 1, isa: str = "", seed: int = 2**63 + 5
     ) -> Tensor:
         to = torch.full((steps, count), float("nan"), dtype=dtype)
-        native().uniform(to, dtype is torch.float64, seed, first, steps, count, threads, isa)  # type: ignore[attr-defined]
+        native().draw("uniform", to, dtype is torch.float64, seed, first, steps, count, threads, isa)  # type: ignore[attr-defined]
         return to
 
     all_steps = drawn(0, 50, 1000)
