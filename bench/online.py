@@ -1,7 +1,7 @@
 """Learning on a stream that never ends: the gradient carried forward, beside back-propagation through its latest steps.
 
-Every way sees the same stream and takes a step of Adam every three steps. The task is to say what came in six steps
-ago.
+Every way sees the same stream and takes a step of Adam every three steps, at a rate that falls. The task is to say what
+came in six steps ago.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ WINDOWS = (3, 6, 30, 300)
 BUDGET = "64 MB"  # of back-propagation through the whole stream, once more
 PEER, CUT, WHOLE = "braintrace, ", "truncated, ", "all steps"
 CHUNK = 3000  # steps that are there at once
+RATE = 0.01  # of Adam, at the beginning
 Stream = Iterator[tuple[Tensor, Tensor]]
 Tell = Callable[[int], None]
 
@@ -56,7 +57,7 @@ def run(way: str, steps: int, tell: Tell = lambda done: None) -> Run:
         return Run(way, steps, float(losses[-steps // 10 :].mean()), held, took)
     torch.manual_seed(1)
     rnn, V = elman.Recurrent(elman.cells.GRU(1, H)), nn.Linear(H, 1)
-    optimizer = _adam(rnn, V)
+    update = _Updates(rnn, V)
     last, window = (
         _Last(steps // 10, steps),
         int(way.removeprefix(CUT).split()[0]) if way.startswith(CUT) else 0,
@@ -69,11 +70,10 @@ def run(way: str, steps: int, tell: Tell = lambda done: None) -> Run:
             each = (V(newest.outputs) - y).square().mean((1, 2))
             each.sum().backward()
             last.add(each.detach())
-            optimizer.step()
-            optimizer.zero_grad()
+            update()
     else:
         online = elman.Online(rnn, way, generator=torch.Generator().manual_seed(0))
-        _learn(online, V, _stream(steps, tell), optimizer, last)
+        _learn(online, V, _stream(steps, tell), update, last)
     took = 1e6 * (time.perf_counter() - began) / steps
     if window:
         held = elman.cost(elman.plan(rnn.circuit), T=window, B=B).kept
@@ -113,8 +113,20 @@ class _Last:
         return float(self._sum / self._count)
 
 
-def _adam(*modules: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam([p for m in modules for p in m.parameters()], lr=0.01, fused=True)
+class _Updates:
+    """Steps of Adam. At a rate that stays, weights walk on at random once there is nothing left to learn: after 3.5·10^5
+    steps of the stream states are chaotic, ∂s/∂θ grows without end, and what is carried forward never forgets it."""
+
+    def __init__(self, *modules: nn.Module) -> None:
+        self._adam = torch.optim.Adam([p for m in modules for p in m.parameters()], lr=RATE, fused=True)
+        self._count = 0
+
+    def __call__(self) -> None:
+        if self._count % 100 == 0:
+            self._adam.param_groups[0]["lr"] = RATE / math.sqrt(1 + self._count / 3000)
+        self._count += 1
+        self._adam.step()
+        self._adam.zero_grad()
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ def biases(learnt: Sequence[int] = (0, 3000), steps: int = 300) -> Iterator[Bias
         torch.manual_seed(1)
         rnn, V = elman.Recurrent(elman.cells.GRU(1, H)), nn.Linear(H, 1)
         if before:
-            _learn(elman.Online(rnn, "rtrl"), V, _stream(before), _adam(rnn, V))
+            _learn(elman.Online(rnn, "rtrl"), V, _stream(before), _Updates(rnn, V))
         found = {}
         for rule in RULES:
             rnn.zero_grad()
@@ -191,10 +203,13 @@ def _close(made: Sequence[Run]) -> list[list[Run]]:
 
 
 def _learn(
-    online: elman.Online, V: nn.Linear, stream: Stream, optimizer: torch.optim.Optimizer | None = None,
+    online: elman.Online,
+    V: nn.Linear,
+    stream: Stream,
+    update: _Updates | None = None,
     last: _Last | None = None,
-) -> None:  # fmt: skip
-    """Learn a stream. Without an optimizer gradients add up."""
+) -> None:
+    """Learn a stream. Without updates gradients add up."""
     step = 0
     for xs, ys in stream:
         for x, y in zip(xs, ys, strict=True):
@@ -202,9 +217,8 @@ def _learn(
             step += 1
             if last is not None:
                 last.add(loss)
-            if optimizer is not None and step % EVERY == 0:
-                optimizer.step()
-                optimizer.zero_grad()
+            if update is not None and step % EVERY == 0:
+                update()
 
 
 def _stream(steps: int, tell: Tell = lambda done: None) -> Stream:
