@@ -114,8 +114,8 @@ class _Last:
 
 
 class _Updates:
-    """Steps of Adam. At a rate that stays, weights walk on at random once there is nothing left to learn: after 3.5·10^5
-    steps of the stream states are chaotic, ∂s/∂θ grows without end, and what is carried forward never forgets it."""
+    """Steps of Adam. At a rate that stays, weights walk on at random once there is nothing left to learn: 3.5·10^5
+    steps on, states are chaotic, ∂s/∂θ grows without end, and what is carried on never forgets it."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self._adam = torch.optim.Adam([p for m in modules for p in m.parameters()], lr=RATE, fused=True)
