@@ -47,6 +47,7 @@ def shown(text: str) -> dict[str, Any]:
     return space
 
 
+@pytest.mark.conformance  # every way runs below, on one cell
 def test_some_cells_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `make fuzz`, in this process: a few cells, all ways but the slow one."""
     monkeypatch.setitem(ways.SHARES, "compiled", 2**32)

@@ -49,12 +49,12 @@ GROUPS: dict[str, dict[str, Operation]] = {
     "made of parts": {
         "turned": turned,
         "abs": lambda a, u: a.abs() * u,
-        "norm 3": lambda a, u: a.norm(3, -1, True) * u,
         "norm inf": lambda a, u: torch.linalg.norm(a, math.inf, dim=-1, keepdim=True) * u,
-        "normalize 1": lambda a, u: F.normalize(a, 1.0) * u,
-        "l1_loss": lambda a, u: F.l1_loss(a, u, reduction="none") * u,
     },
     "made of the same parts": {
+        "norm 3": lambda a, u: a.norm(3, -1, True) * u,
+        "normalize 1": lambda a, u: F.normalize(a, 1.0) * u,
+        "l1_loss": lambda a, u: F.l1_loss(a, u, reduction="none") * u,
         "lp_pool": lambda a, u: F.lp_pool1d(a.square().unsqueeze(1) + 1, 3.0, 2).flatten(1),
         "numbers written down": lambda a, u: a[:, [1, 0, 3, 2]] * u,
         "instance_norm": lambda a, u: F.instance_norm(square(a), weight=WEIGHT[:2]),
