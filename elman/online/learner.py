@@ -86,9 +86,8 @@ class Online:
         _check(rnn, rule)
         self.rnn, self.rule, self.state, self.generator = rnn, rule, state, generator
         self.memory = _budget(memory)
-        self._seen: Seen | None = (
-            None  # the cell, and what the arguments were like, that the derivatives are of
-        )
+        # The cell, and what the arguments were like, that the derivatives are of.
+        self._seen: Seen | None = None
         self._like: Any = None
         self._derivatives: Derivatives | None = None
         self._known: Shape | None = None

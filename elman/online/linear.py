@@ -17,9 +17,8 @@ from elman.execute import Call, Program
 from elman.vmapped import beside, together
 
 Tensor = torch.Tensor
-Values = Sequence[
-    Tensor | None
-]  # the tensors of a step, in the order of its program's inputs, and None behind them
+# The tensors of a step, in the order of its program's inputs, and None behind them.
+Values = Sequence[Tensor | None]
 
 
 class Linear:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman import noise
@@ -68,7 +69,9 @@ class _Dropped(torch.autograd.Function):
         (g,) = grad_outputs
         if _is_plain(g) and not is_legacy_batchedtensor(g):
             return _Dropped.apply(g, ctx.p, ctx.seed), None, None
-        return g * noise.drop(torch.ones(g.shape, dtype=g.dtype), ctx.p, ctx.seed), None, None
+        with temporarily_clear_interpreter_stack():  # in a transform, ones would be its own
+            mask = noise.drop(torch.ones(g.shape, dtype=g.dtype), ctx.p, ctx.seed)
+        return g * mask, None, None
 
 
 def _mask(x: Tensor, size: Sequence[int], p: float, generator: torch.Generator | None) -> Tensor:

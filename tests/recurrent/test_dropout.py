@@ -55,6 +55,14 @@ def test_it_hangs_on_the_generator_alone() -> None:
     assert torch.equal(fresh(x, P), first)
 
 
+def test_a_tensor_whose_memory_has_the_other_sign() -> None:
+    x = torch.randn(50, requires_grad=True)
+    y, mask = left_out(x)
+    torch.testing.assert_close(torch.autograd.grad(y, x, torch._neg_view(mask))[0], -mask.square())
+    out, mask = left_out(torch._neg_view(x.detach()))
+    torch.testing.assert_close(out, -x.detach() * mask)
+
+
 def _each(y: Tensor, x: Tensor, g: Tensor) -> Tensor:
     return torch.autograd.grad(y, x, g, retain_graph=True)[0]
 
@@ -85,6 +93,17 @@ def test_its_second_derivative_too() -> None:
     (first,) = torch.autograd.grad(y, x, g, create_graph=True)
     (second,) = torch.autograd.grad(first.square().sum(), g)
     torch.testing.assert_close(second, 2 * g * mask.square())
+
+
+def test_a_transform_of_its_gradient() -> None:
+    x, v = torch.randn(4, 33, requires_grad=True), torch.randn(4, 33)
+    y, mask = left_out(x)
+
+    def length(g: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, g, retain_graph=True, create_graph=True)[0].square().sum()
+
+    torch.testing.assert_close(torch.func.grad(length)(v), 2 * v * mask.square())
+    torch.testing.assert_close(torch.func.jvp(length, (v,), (v,))[1], 2 * (v * mask).square().sum())
 
 
 def test_inside_a_transform_it_is_pytorchs_own() -> None:

@@ -53,14 +53,8 @@ class _Writer:
         self, plan: Plan, ends: Sequence[str], single: bool, isa: str, ready: Callable[[Loop], Any],
         empty: Callable[..., Any], ragged: bool,
     ):  # fmt: skip
-        self.plan, self.ends, self.single, self.isa, self.empty, self.ragged = (
-            plan,
-            ends,
-            single,
-            isa,
-            empty,
-            ragged,
-        )
+        self.plan, self.ends, self.isa, self.empty = plan, ends, isa, empty
+        self.single, self.ragged = single, ragged
         self.places = Places(plan, single, ready)
         self.made: list[tuple[Memory, torch.dtype, list[int]]] = []
 
