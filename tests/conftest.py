@@ -80,6 +80,7 @@ def pytest_collection_finish() -> None:
     """And later collections of garbage need not walk through all of PyTorch every time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
     gc.enable()
 
 

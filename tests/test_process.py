@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +114,7 @@ def process() -> dict[str, Any]:
         "autocast": torch.is_autocast_enabled("cpu"),
         "dispatch": torch._C._len_torch_dispatch_stack(),
         "functions": torch._C._len_torch_function_stack(),
+        "garbage": (gc.isenabled(), gc.get_threshold()),
     }  # fmt: skip
 
 
@@ -329,6 +332,35 @@ def test_the_copy_of_a_cell_that_cannot_be_copied() -> None:
     assert skeleton.hook.__self__ is skeleton.inner[0]
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_not_collected_in_the_middle_of_a_step(collects: bool) -> None:
+    """And what somebody does at every collection (here it asks for the time) is not the step's doing."""
+    asked = []
+
+    class Cyclic(Plain):
+        def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            for _ in range(100):
+                ring: list[Any] = []
+                ring.append(ring)
+            return super().forward(x, h)
+
+    def clock(phase: str, info: dict[str, int]) -> None:
+        asked.append(time.perf_counter())
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(clock)
+    gc.set_threshold(50, *threshold[1:])
+    gc.enable() if collects else gc.disable()
+    try:
+        elman.Recurrent(Cyclic())(torch.randn(4, 2, 3))
+        assert gc.isenabled() is collects
+    finally:
+        gc.callbacks.remove(clock)
+        gc.set_threshold(*threshold)
+        gc.enable()
+    assert bool(asked) is collects
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_fork_while_another_thread_traces() -> None:
     """A child process has the lock, and not the thread that would let go of it: there it is free."""
@@ -347,7 +379,10 @@ def test_a_fork_while_another_thread_traces() -> None:
             warnings.simplefilter("ignore", DeprecationWarning)  # of Python: a fork beside threads
             child = os.fork()
         if child == 0:
-            os._exit(0 if LOCK.acquire(blocking=False) else 1)
+            threading.Timer(WAIT / 2, os._exit, (1,)).start()
+            with LOCK:
+                collects = gc.isenabled()
+            os._exit(0 if gc.isenabled() and not collects else 2)
         assert os.waitpid(child, 0)[1] == 0
     finally:
         done.set()

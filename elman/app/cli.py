@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import shlex
 import sys
@@ -404,6 +405,7 @@ def _note(text: str) -> None:
 @ended
 def main() -> None:
     """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
+    gc.set_threshold(10_000, 10, 10)  # importing PyTorch makes millions of objects that stay
     try:
         app()
     except (SystemExit, KeyboardInterrupt, Interrupted):
