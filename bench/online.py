@@ -53,7 +53,7 @@ def run(way: str, steps: int, tell: Tell = lambda done: None) -> Run:
     if way.startswith(WHOLE):
         return _whole(way, steps)
     if way.startswith(PEER):
-        losses, held, took = traced.learnt(way.removeprefix(PEER), _stream(steps, tell), B, H, EVERY)
+        losses, held, took = traced.learnt(way.removeprefix(PEER), _stream(steps, tell), B, H, EVERY, _rate)
         return Run(way, steps, float(losses[-steps // 10 :].mean()), held, took)
     torch.manual_seed(1)
     rnn, V = elman.Recurrent(elman.cells.GRU(1, H)), nn.Linear(H, 1)
@@ -113,9 +113,14 @@ class _Last:
         return float(self._sum / self._count)
 
 
+def _rate(updates: int) -> float:
+    """Of Adam after so many updates. At a rate that stays, weights walk on at random once there is nothing left to
+    learn: 3.5·10^5 steps on, states are chaotic, ∂s/∂θ grows without end, and what is carried on never forgets it."""
+    return RATE / math.sqrt(1 + updates / 3000)
+
+
 class _Updates:
-    """Steps of Adam. At a rate that stays, weights walk on at random once there is nothing left to learn: 3.5·10^5
-    steps on, states are chaotic, ∂s/∂θ grows without end, and what is carried on never forgets it."""
+    """Steps of Adam."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self._adam = torch.optim.Adam([p for m in modules for p in m.parameters()], lr=RATE, fused=True)
@@ -123,7 +128,7 @@ class _Updates:
 
     def __call__(self) -> None:
         if self._count % 100 == 0:
-            self._adam.param_groups[0]["lr"] = RATE / math.sqrt(1 + self._count / 3000)
+            self._adam.param_groups[0]["lr"] = _rate(self._count)
         self._count += 1
         self._adam.step()
         self._adam.zero_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,17 @@ def absent() -> bool:
 
 
 def learnt(
-    rule: str, stream: Iterator[tuple[Tensor, Tensor]], batch: int, width: int, every: int
+    rule: str,
+    stream: Iterator[tuple[Tensor, Tensor]],
+    batch: int,
+    width: int,
+    every: int,
+    rate: Callable[[int], float],
 ) -> tuple[np.ndarray, int, float]:
-    """(losses, bytes of what is carried, microseconds a step of what was compiled before)."""
+    """(losses, bytes of what is carried, microseconds a step of what was compiled before).
+
+    rate: of Adam after so many updates; asked for every chunk of the stream.
+    """
     import brainstate
     import braintools
     import braintrace
@@ -48,7 +56,7 @@ def learnt(
         learner = braintrace.compile(
             net, getattr(braintrace, name), jnp.zeros((batch, 1)), batch_size=batch, **options
         )
-    optimizer = braintools.optim.Adam(0.01)
+    optimizer = braintools.optim.Adam(rate(0))
     optimizer.register_trainable_weights(net.states(brainstate.ParamState))
 
     def update(x: Any, y: Any) -> Any:
@@ -60,8 +68,9 @@ def learnt(
     chunk = brainstate.transform.jit(lambda x, y: brainstate.transform.for_loop(update, x, y))
     carried = [s.value for s in learner.states().values() if not isinstance(s, brainstate.ParamState)]
     held = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(carried))
-    losses, steps, seconds, compiled = [], 0, 0.0, set()
+    losses, updates, steps, seconds, compiled = [], 0, 0, 0.0, set()
     for pair in stream:
+        optimizer.current_lr = jnp.float32(rate(updates))
         whole = len(pair[0]) // every * every
         x, y = (jnp.asarray(part[:whole].numpy()).reshape(-1, every, batch, 1) for part in pair)
         began = time.perf_counter()
@@ -69,5 +78,6 @@ def learnt(
         if whole in compiled:
             seconds, steps = seconds + time.perf_counter() - began, steps + len(found)
         compiled.add(whole)
+        updates += len(x)
         losses.append(found)
     return np.concatenate(losses), held, 1e6 * seconds / max(steps, 1)
