@@ -11,9 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from torch import Tensor, nn
 
 import elman
@@ -179,15 +184,39 @@ def picture(made: Sequence[Run]) -> Figure:
     for (kind, some), marker in zip(kinds.items(), "osD^", strict=True):
         if some:
             axes.plot([run.bytes for run in some], [run.error for run in some], marker, label=kind)
-    for together in _close(made):
-        words = [f"{run.way.removeprefix(CUT)}: {run.microseconds:,.0f} µs a step" for run in together]
-        place = together[0].bytes, together[0].error
-        axes.annotate("\n".join(words), place, (8, -3), textcoords="offset points", fontsize=8, va="top")
     axes.axhline(1, color="0.7", linewidth=1, zorder=0)
     axes.margins(x=0.25, y=0.2)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"What came in {LAG} steps ago, learnt on one stream of {made[0].steps:,} steps")
+    figure.draw_without_rendering()
+    taken = [Bbox.from_bounds(*axes.transData.transform((run.bytes, run.error)) - 5, 10, 10) for run in made]
+    for together in sorted(_close(made), key=lambda group: -group[0].bytes):
+        words = "\n".join(
+            f"{run.way.removeprefix(CUT)}: {run.microseconds:,.0f} µs a step" for run in together
+        )
+        taken.append(_said(axes, words, (together[0].bytes, together[0].error), taken))
     return figure
+
+
+_LINE: dict[str, Any] = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 0}
+
+
+def _said(axes: Axes, words: str, place: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
+    """Words beside a place, or further up or down with a line to it, where they lie on nothing that is taken."""
+    for right, far, up in product((1, -1), (5, 14, 30, 46, 62), (-1, 1)):
+        said = axes.annotate(
+            words, place, (right * 8, up * far), textcoords="offset points", fontsize=8,
+            ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
+            arrowprops=_LINE | {"relpos": (right < 0, up < 0)} if far > 14 else None,
+        )  # fmt: skip
+        said.get_window_extent()  # puts it there
+        box = Text.get_window_extent(said)
+        inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+        if inside and not box.count_overlaps(taken):
+            return box
+        said.remove()
+    axes.annotate(words, place, (8, -5), textcoords="offset points", fontsize=8, va="top")
+    return box
 
 
 def _close(made: Sequence[Run]) -> list[list[Run]]:
