@@ -40,8 +40,16 @@ TESTS = {
         "tests/recurrent/test_stream.py",
         "tests/recurrent/test_bound.py",
         "tests/recurrent/test_repeat.py",
+        "tests/recurrent/test_dropout.py",
+        "tests/test_noise.py",
+        "tests/test_online.py",
     ],
-    "thread": ["tests/engines"],
+    "thread": [
+        "tests/engines",
+        "tests/recurrent/test_dropout.py",
+        "tests/test_noise.py",
+        "tests/test_online.py",
+    ],
 }
 SHORT = {
     "address": [
