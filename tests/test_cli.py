@@ -497,20 +497,6 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(("said", "policy"), [(None, "passive"), ("active", "active")])
-def test_its_threads_let_go_of_a_core_while_they_wait(said: str | None, policy: str) -> None:
-    """Which OpenMP reads when PyTorch is imported: it must not have been before."""
-    code = (
-        "import os, sys\nfrom elman.app.cli import main\nassert 'torch' not in sys.modules\n"
-        "sys.argv = ['elman', '--version']\ntry: main()\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'])"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    environment |= {} if said is None else {"OMP_WAIT_POLICY": said}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert done.stdout.split()[-1] == policy
-
-
 def test_the_version_is_said_and_help_is_short() -> None:
     assert elman("--version").output == f"elman {__version__}\n"
     for command in ([], ["train", "lm"], ["generate"]):

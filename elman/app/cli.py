@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -407,9 +406,6 @@ def _note(text: str) -> None:
 def main() -> None:
     """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
     gc.set_threshold(10_000, 10, 10)  # importing PyTorch makes millions of objects that stay
-    # Threads of OpenMP that wait for their next piece of work keep a core that another process could use: two trainings
-    # at once took four times as long (docs/native.md). PyTorch, which is imported later, reads it then.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except (SystemExit, KeyboardInterrupt, Interrupted):
