@@ -33,23 +33,16 @@ OPTIONS = {
     },
     "thread": {"TSAN_OPTIONS": f"halt_on_error=1:die_after_fork=0:suppressions={SUPPRESSIONS}"},
 }
+BOTH = ["tests/engines", "tests/recurrent/test_dropout.py", "tests/test_noise.py", "tests/test_online.py"]
 TESTS = {
     "address": [
-        "tests/engines",
+        *BOTH,
         "tests/recurrent/test_sequences.py",
         "tests/recurrent/test_stream.py",
         "tests/recurrent/test_bound.py",
         "tests/recurrent/test_repeat.py",
-        "tests/recurrent/test_dropout.py",
-        "tests/test_noise.py",
-        "tests/test_online.py",
     ],
-    "thread": [
-        "tests/engines",
-        "tests/recurrent/test_dropout.py",
-        "tests/test_noise.py",
-        "tests/test_online.py",
-    ],
+    "thread": BOTH,
 }
 SHORT = {
     "address": [
