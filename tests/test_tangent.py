@@ -429,18 +429,34 @@ def test_a_buffer_may_change() -> None:
     torch.testing.assert_close(jacfwd(call)(scale), jacfwd(loop)(scale))
 
 
-class Detached(nn.Module):
-    """Hands out the state before, of which what comes after is a part of the same memory, but cut off."""
+class Before(nn.Module):
+    """Hands out the state before, and the one after lies in the same memory; cut: that has no derivative."""
+
+    def __init__(self, cut: bool) -> None:
+        super().__init__()
+        self.W, self.cut = nn.Linear(3, 3), cut
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return h, torch.tanh(0.5 * h.detach() + x.detach())
+        after = torch.tanh(self.W(h) + x)
+        return h, after.detach() if self.cut else after
 
 
 @pytest.mark.parametrize("memory", [None, elman.Segments(2)])
-def test_outputs_beside_a_state_that_has_no_derivative(memory: Any) -> None:
-    rnn, x, h, v = (elman.Recurrent(Detached(), memory=memory), *(torch.randn(n, 2, 3) for n in (4, 1, 1)))
-    with torch.no_grad(), forward_ad.dual_level():
-        results = rnn(x, forward_ad.make_dual(h[0], v[0]))
+@pytest.mark.parametrize(("cut", "recorded"), [(True, False), (True, True), (False, True)])
+def test_outputs_that_are_the_states_before(cut: bool, recorded: bool, memory: Any) -> None:
+    cell = Before(cut)
+    rnn, x, h, v, w = (elman.Recurrent(cell, memory=memory), *(torch.randn(n, 2, 3) for n in (4, 1, 1, 4)))
+    with torch.set_grad_enabled(recorded), forward_ad.dual_level():
+        state, expected = forward_ad.make_dual(h[0], v[0]), list[Tensor]()
+        x = x if cut else forward_ad.make_dual(x, w)
+        results = rnn(x, state)
         outputs, final = (forward_ad.unpack_dual(value).tangent for value in results)
-    torch.testing.assert_close(outputs, torch.cat([v, torch.zeros(3, 2, 3)]))
-    assert final is None or not final.any()
+        for x_t in x:
+            before, state = cell(x_t, state)
+            tangent = forward_ad.unpack_dual(before).tangent
+            expected.append(torch.zeros(2, 3) if tangent is None else tangent)
+        last = forward_ad.unpack_dual(state).tangent
+    torch.testing.assert_close(outputs, torch.stack(expected))
+    assert last is not None or final is None or not final.any()
+    if last is not None:
+        torch.testing.assert_close(final, last)

@@ -294,7 +294,7 @@ def _apart(outputs: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 def _on_their_own(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Outputs of which none shows a part of another: PyTorch gives no direction to a part of what has no derivative."""
+    """Outputs of which none is a part of a larger tensor: PyTorch gives no direction to a part."""
     return tuple([o.clone() if o._is_view() else o for o in outputs])
 
 
@@ -330,8 +330,7 @@ class _Transformed(torch.autograd.Function):
             if call.owner is not None:
                 return run_named(program, call, tensors)
             if call.memory is None:
-                outputs = program.run(call, tensors)
-                return outputs if program.carries_all else _on_their_own(outputs)
+                return _on_their_own(program.run(call, tensors))
             return tuple(run_of(program, call, None).forward(tensors)[0])
 
     @staticmethod
@@ -341,11 +340,9 @@ class _Transformed(torch.autograd.Function):
         ctx.program, ctx.call = program, call
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
-        if any(
-            ctx.needs_input_grad
-        ):  # else what carries a gradient is asked for in vain, and may want a trace
-            silent = [o for o, flows in zip(output, program.carrying, strict=True) if not flows]
-            ctx.mark_non_differentiable(*silent)
+        # Where nobody wants a gradient, what carries one is asked for in vain, and may want a trace.
+        ctx.carrying = program.carrying if any(ctx.needs_input_grad) else (True,) * len(output)
+        ctx.mark_non_differentiable(*[o for o, flows in zip(output, ctx.carrying, strict=True) if not flows])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -366,10 +363,14 @@ class _Transformed(torch.autograd.Function):
         tensors = [None if t is None else forward_ad.unpack_dual(t).primal for t in tensors]
         exposed = apply(program.exposed, call, tensors)
         tangents = _tangents(program, call, tensors, directions[2:], exposed)
-        # What does not change has a direction all the same, which functorch asks for.
+        # What does not change has a direction all the same, which functorch asks for; what is cut off must have none.
         return tuple(
-            torch.zeros_like(o) if t is None and (o.is_floating_point() or o.is_complex()) else t
-            for t, o in zip(tangents, exposed, strict=False)
+            None
+            if not flows
+            else torch.zeros_like(o)
+            if t is None and (o.is_floating_point() or o.is_complex())
+            else t
+            for t, o, flows in zip(tangents, exposed, ctx.carrying, strict=False)
         )
 
     @staticmethod
