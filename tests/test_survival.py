@@ -94,6 +94,30 @@ def test_windows_go_on_from_a_position() -> None:
         assert torch.equal(next(other).values[0], x)
 
 
+def test_a_share_of_windows_begins_anew() -> None:
+    """Which ones hangs on seed and position alone, so a resumed run and other processes choose the same."""
+    tokens = torch.arange(4 * 700 + 9)
+
+    def fresh(restart: float, seed: int = 3, part: tuple[int, int] | None = None) -> list[tuple[Any, bool]]:
+        stream = data.windows(tokens, 7, 4, seed=seed, restart=restart)
+        if part is not None:
+            stream.split(*part)
+        return [(stream.position, next(stream).fresh) for _ in range(300)]
+
+    plain, some = fresh(0.0), fresh(0.2)
+    assert [t == 0 for (_, t), _ in plain] == [is_fresh for _, is_fresh in plain]
+    assert all(is_fresh for _, is_fresh in fresh(1.0))
+    assert 40 < sum(is_fresh for _, is_fresh in some) < 80
+    assert all(is_fresh for (_, t), is_fresh in some if t == 0)
+    assert some == fresh(0.2, part=(1, 2)) != fresh(0.2, seed=4)
+    for position, is_fresh in some[:50]:
+        other = data.windows(tokens, 7, 4, seed=3, restart=0.2)
+        other.position = position
+        assert next(other).fresh == is_fresh
+    with pytest.raises(InputError, match="restart"):
+        fresh(1.5)
+
+
 def test_windows_take_slices_only() -> None:
     class Slices:
         def __len__(self) -> int:

@@ -26,11 +26,14 @@ class Windows(Batches):
 
     A batch is (x, y), int64 [T, B], y(t) = x(t+1); it is fresh where the lanes begin. Of several processes each
     reads as many of the lanes. `position` is (passes over the text, step within its lanes).
+
+    restart: the share of windows that are fresh all the same, chosen by seed and position: a model that is to read
+    texts from their beginning, too, has to begin now and then.
     """
 
     unit = "symbols"
 
-    def __init__(self, tokens: Any, window: int, batch: int, seed: int = 0) -> None:
+    def __init__(self, tokens: Any, window: int, batch: int, seed: int = 0, restart: float = 0.0) -> None:
         for name, value in (("window", window), ("batch", batch)):
             if value < 1:
                 raise InputError(
@@ -48,7 +51,12 @@ class Windows(Batches):
                 expected=f"at least {needed} (batch {batch} · window {window} + 1)",
                 mend="take a smaller batch or window, or more text",
             )
+        if not 0 <= restart <= 1:
+            raise InputError(
+                what="restart is a share of the windows", where="restart", got=restart, mend="take 0 … 1"
+            )
         self.tokens, self.window, self.batch, self.seed = tokens, window, batch, seed
+        self.restart = restart
         self.size, self.count = len(tokens), batch * window
         self.lanes = slice(0, batch)  # that are read here
 
@@ -74,7 +82,8 @@ class Windows(Batches):
         after = t + self.window
         self.position = (turn, after) if after + self.window <= length else (turn + 1, 0)
         values = (both[:-1], both[1:])
-        return Batch(values, fresh=t == 0, count=self.batch * self.window, part=1 / self.processes)
+        fresh = t == 0 or self._restarts(turn, t)
+        return Batch(values, fresh=fresh, count=self.batch * self.window, part=1 / self.processes)
 
     def holds(self, position: tuple[int, ...]) -> bool:
         if len(position) != 2:
@@ -89,10 +98,22 @@ class Windows(Batches):
             return 0
         # Starts that leave every lane a whole window.
         spare = min(self.window, len(self.tokens) - self.batch * self.window)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) % 2**63)
-        return int(torch.randint(spare, (), generator=generator))
+        return int(torch.randint(spare, (), generator=_generator(self.seed, turn)))
+
+    def _restarts(self, turn: int, t: int) -> bool:
+        if not self.restart:
+            return False
+        return bool(torch.rand((), generator=_generator(self.seed, turn, t)) < self.restart)
 
 
-def windows(tokens: Any, window: int, batch: int, seed: int = 0) -> Windows:
+def _generator(*numbers: int) -> torch.Generator:
+    """One for these numbers: nothing has to be kept."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number) % 2**63
+    return torch.Generator().manual_seed(seed)
+
+
+def windows(tokens: Any, window: int, batch: int, seed: int = 0, restart: float = 0.0) -> Windows:
     """See `Windows`."""
-    return Windows(tokens, window, batch, seed)
+    return Windows(tokens, window, batch, seed, restart)

@@ -106,6 +106,10 @@ class Settings:
     window: int | None = option(
         None, "T, steps through which gradients flow back. (default: 64, less for a short text)", max=SIZE
     )
+    restart: float = option(
+        0.0,
+        "Share of windows that begin as if nothing came before: 0.1 where texts are read from their beginning.",
+    )
     given: frozenset[str] = given()
 
     @property
@@ -189,6 +193,8 @@ class Language(Task):
             **model.settings, "tokenizer": {"kind": tokenizer.kind, "digest": _digest(tokenizer)},
             "data": corpus.source, "training": {"window": window},
         }  # fmt: skip
+        if settings.restart:
+            config["training"]["restart"] = settings.restart
         if beginning is not None:
             config["training"]["init_from"] = str(beginning.folder.resolve())
         if crlf := corpus.train.crlf + (corpus.held_out.crlf if valid else 0):
@@ -201,8 +207,8 @@ class Language(Task):
             f"by and to measure on; {tokenizer.size} symbols"
         )
         return Prepared(
-            task, model, windows(tokens, window, batch, training.seed), HeldOut(held_out, corpus.held_out, tokenizer),
-            replace(training, batch=batch), config, about, notes,
+            task, model, windows(tokens, window, batch, training.seed, settings.restart),
+            HeldOut(held_out, corpus.held_out, tokenizer), replace(training, batch=batch), config, about, notes,
         )  # fmt: skip
 
     @classmethod
