@@ -264,6 +264,12 @@ def _is_ours(device: torch.device, dtype: torch.dtype) -> bool:
     return _native is not None and device.type == "cpu" and dtype in _REAL
 
 
+def written(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers as they stand in memory: of another sign there (the negative bit), or nowhere, as zeros that
+    autograd has not written down, they are for PyTorch alone."""
+    return x.clone() if x._is_zerotensor() else x.resolve_neg()
+
+
 def drops(x: torch.Tensor) -> bool:
     """Whether `drop` is there for tensors like x."""
     return _is_ours(x.device, x.dtype)
@@ -272,7 +278,7 @@ def drops(x: torch.Tensor) -> bool:
 def drop(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
     """x m / (1 - p), each m for itself 0 with probability p, else 1; zeros where p is 1. The same m for every tensor of
     that many numbers and that seed, which torch.nn.functional.dropout draws in 12 ns each; here it takes 1."""
-    x = x.contiguous().resolve_neg()  # whose memory says what it is
+    x = written(x.contiguous())
     into = torch.empty_like(x)
     _native.drop(x, into, x.dtype is torch.float64, _mix(seed, 0, 0), x.numel(), p, torch.get_num_threads())
     return into

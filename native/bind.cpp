@@ -116,9 +116,6 @@ const int guarded = 0;
 
 // --- tensors ----------------------------------------------------------------------------------------------------------------
 
-// A tensor whose memory holds its numbers.
-nb::object plain_tensor(PyObject* tensor) { return is_negative(tensor) ? ask(tensor, asked().resolve_neg) : nb::borrow(tensor); }
-
 int64_t entry(const nb::object& tuple, Py_ssize_t i) {
     const int64_t found = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
     if (found == -1 && PyErr_Occurred()) throw nb::python_error();
@@ -229,8 +226,9 @@ public:
         Pointer* at = found.data();
         for (int64_t i = 0; i < given; i++) {
             PyObject* value = PyTuple_GET_ITEM(values.ptr(), i);
-            if (strides.is_none() && (!is_contiguous(value) || is_negative(value))) return nb::bool_(false);
-            *at++ = {address(value), strides.is_none() ? widths_[size_t(i)] : nb::cast<int64_t>(strides[i])};
+            char* const data = address(value);
+            if (strides.is_none() && (!is_contiguous(value) || is_negative(value) || is_unwritten(value, data))) return nb::bool_(false);
+            *at++ = {data, strides.is_none() ? widths_[size_t(i)] : nb::cast<int64_t>(strides[i])};
         }
         for (int64_t i = 0; i < emits_; i++) *at++ = {address(PyTuple_GET_ITEM(out.ptr(), i)), 0};
         for (int64_t i = 0; i < states; i++) *at++ = {address(PyList_GET_ITEM(finals.ptr(), i)), 0};

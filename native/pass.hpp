@@ -147,13 +147,11 @@ private:
             }
             Described known;
             const bool is_known = describe(tensor, known), ready = is_known ? known.in_order() : is_contiguous(tensor);
-            if (ready && !is_negative(tensor)) {
-                base[place] = is_known ? known.data : address(tensor);
-                continue;
-            }
+            base[place] = is_known ? known.data : address(tensor);
+            if (ready && !is_negative(tensor) && !is_unwritten(tensor, base[place])) continue;
             if (!ready) held.push_back(ask(tensor, contiguous())), tensor = held.back().ptr();
-            if (is_negative(tensor)) held.push_back(ask(tensor, asked().resolve_neg)), tensor = held.back().ptr();
-            base[place] = address(tensor);
+            held.push_back(plain_tensor(tensor));
+            base[place] = address(held.back().ptr());
         }
         std::vector<nb::object> made;
         made.reserve(new_.size());

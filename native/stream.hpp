@@ -332,7 +332,8 @@ private:
             if (got(value, words().dtype).ptr() != leaf.dtype.ptr() || got(value, words().is_cpu).ptr() != Py_True) return nullptr;
             if (PyObject_RichCompareBool(got(value, words().shape).ptr(), shape(leaf).ptr(), Py_EQ) != 1) return nullptr;
             if (got(value, words().requires_grad).ptr() == Py_True || !is_contiguous(value) || is_negative(value)) return nullptr;
-            return address(value);
+            char* const data = address(value);
+            return is_unwritten(value, data) ? nullptr : data;
         }
         if (!is_array(value)) return nullptr;
         const Py_buffer* view = views.of(value, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (written ? PyBUF_WRITABLE : 0));

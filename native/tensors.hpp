@@ -20,6 +20,8 @@ struct Asked {
     PyObject* stride = PyUnicode_InternFromString("stride");
     PyObject* is_neg = PyUnicode_InternFromString("is_neg");
     PyObject* resolve_neg = PyUnicode_InternFromString("resolve_neg");
+    PyObject* is_zero = PyUnicode_InternFromString("_is_zerotensor");
+    PyObject* clone = PyUnicode_InternFromString("clone");
     PyObject* copy_ = PyUnicode_InternFromString("copy_");
     PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
 };
@@ -137,6 +139,18 @@ bool wants_gradient(PyObject* tensor) {
 
 // Whether its memory holds its numbers with the other sign, as that of an imaginary part of a conjugate does.
 bool is_negative(PyObject* tensor) { return ask(tensor, asked().is_neg).ptr() == Py_True; }
+
+// Whether it is zeros that autograd has not written down (torch._efficientzerotensor): its address is a place in nothing. It is
+// asked only where the address is lower than those that an allocator gives; an answer costs as much as the address.
+bool is_unwritten(PyObject* tensor, const char* address) {
+    return (uint64_t(reinterpret_cast<uintptr_t>(address)) >> 40) == 0 && ask(tensor, asked().is_zero).ptr() == Py_True;
+}
+
+// The same numbers as they stand in memory.
+nb::object plain_tensor(PyObject* tensor) {
+    const nb::object plain = is_negative(tensor) ? ask(tensor, asked().resolve_neg) : nb::borrow(tensor);
+    return is_unwritten(plain.ptr(), address(plain.ptr())) ? ask(plain.ptr(), asked().clone) : plain;
+}
 
 }  // namespace
 }  // namespace elman

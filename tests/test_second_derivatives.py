@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import grad, jvp
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn import functional as F
+from torch.nn.utils.stateless import _reparametrize_module
 
 import elman
 from elman.trace.parts import InParts
@@ -198,6 +200,61 @@ def test_second_derivatives_that_pytorch_does_not_have(name: str) -> None:
         beside.append(first(eager.unroll(cell, x, h)[0], wants))
     for ours, after, before in zip(found, *beside, strict=True):
         torch.testing.assert_close(ours, (after - before) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+# PyTorch's own are wrong, or NaN, in some of these ways.
+STATISTICS: dict[str, Operation] = {
+    **GROUPS["norms"],
+    "layer_norm of two dimensions": lambda a, u: (
+        F.layer_norm(square(a), (2, 2), WEIGHT.view(2, 2)).flatten(1) * u
+    ),
+    "torch.layer_norm": lambda a, u: torch.layer_norm(a, (H,), None, WEIGHT) * u,
+    "native_layer_norm": lambda a, u: torch.native_layer_norm(a, (H,), WEIGHT, None, 1e-5)[0] * u,
+    "logcumsumexp": lambda a, u: a.logcumsumexp(-1) * u,
+    "logcumsumexp of columns": lambda a, u: torch.logcumsumexp(square(a), 1).flatten(1),
+}
+EVERY: dict[str, dict[str, Operation]] = {"statistics": STATISTICS, **GROUPS}
+WAYS: dict[str, Callable[..., Any]] = {
+    "reverse over reverse": lambda f, at, way: grad(lambda v: along(grad(f)(v), way))(at),
+    "forward over reverse": lambda f, at, way: jvp(grad(f), (at,), (way,))[1],
+    "reverse over forward": lambda f, at, way: grad(lambda v: jvp(f, (v,), (way,))[1])(at),
+    "forward over forward": lambda f, at, way: jvp(lambda v: jvp(f, (v,), (way,))[1], (at,), (way,))[1],
+}
+
+
+def along(gradient: dict[str, Tensor], way: dict[str, Tensor]) -> Tensor:
+    return torch.stack([(gradient[name] * v).sum() for name, v in way.items()]).sum()
+
+
+@pytest.mark.parametrize(
+    "group", ["statistics", *(pytest.param(g, marks=pytest.mark.conformance) for g in GROUPS)]
+)
+def test_forward_and_reverse_over_each_other(group: str) -> None:
+    """Against central differences of the loop's first derivatives."""
+    cell, x, h, _ = made(Cell(EVERY[group]))
+    at = {"x": x.detach(), "h": h.detach()} | {n: p.detach() for n, p in cell.named_parameters()}
+    way, rnn = {name: torch.randn_like(value) for name, value in at.items()}, elman.Recurrent(cell)
+
+    def value(run: Any) -> Callable[[dict[str, Tensor]], Tensor]:
+        def of(v: dict[str, Tensor]) -> Tensor:
+            with _reparametrize_module(cell, {name: v[name] for name in v if name not in ("x", "h")}):
+                outputs, _ = run(v["x"], v["h"])
+            return torch.stack([(o * weights(o)).sum() for o in outputs.values()]).sum()
+
+        return of
+
+    def weights(output: Tensor) -> Tensor:
+        return torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view(output.shape)
+
+    step, loop = 1e-6, value(lambda x, h: eager.unroll(cell, x, h))
+    after, before = (grad(loop)({name: at[name] + far * way[name] for name in at}) for far in (step, -step))
+    expected: Any = {name: (after[name] - before[name]) / (2 * step) for name in at}
+    for name, derive in WAYS.items():
+        found = derive(value(rnn), at, way)
+        wanted = expected if isinstance(found, dict) else along(expected, way)
+        torch.testing.assert_close(
+            found, wanted, rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_second_derivatives_that_nobody_has_are_refused() -> None:

@@ -41,6 +41,7 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
             tensors = drawing_each(tensors) if program.has_noise else tensors
         results = by_rule(partial(_examples, program, call), partial(apply, program, call), tensors)
         return _Transformed.apply(program, call, *tensors) if results is None else results
+    tensors = _written(tensors)
     if forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
         return _dual(program, call, tensors)
     if call.memory is not None:
@@ -61,6 +62,13 @@ def ending(
         return _Eager.apply, (program, call)
     executable = program.single if single else program.executable(call)
     return executable.function(call.engine), (call.steps, call.batch, call.seed, call.first)
+
+
+def _written(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The same with memory of their own for zeros that autograd has not written down, which only PyTorch can read."""
+    if any(t is not None and t._is_zerotensor() for t in tensors):
+        return [t.clone() if t is not None and t._is_zerotensor() else t for t in tensors]
+    return tensors
 
 
 def _under_budget(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:
@@ -205,9 +213,9 @@ class _Eager(torch.autograd.Function):
 
 def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:
     """The cotangents of outputs through which gradients flow; None if there are none."""
-    given = cotangents
+    given = _written(cotangents)
     if not program.carries_all:
-        given = [c if flows else None for c, flows in zip(cotangents, program.carrying, strict=True)]
+        given = [c if flows else None for c, flows in zip(given, program.carrying, strict=True)]
     return given if any(c is not None for c in given) else None
 
 
@@ -327,11 +335,12 @@ class _Transformed(torch.autograd.Function):
     @staticmethod
     def forward(program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with torch.no_grad():
+            given = _written(tensors)
             if call.owner is not None:
-                return run_named(program, call, tensors)
+                return run_named(program, call, given)
             if call.memory is None:
-                return _on_their_own(program.run(call, tensors))
-            return tuple(run_of(program, call, None).forward(tensors)[0])
+                return _on_their_own(program.run(call, given))
+            return tuple(run_of(program, call, None).forward(given)[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -13,6 +13,7 @@ import torch
 from elman.circuit.structure import TensorSpec
 from elman.engines.base import Stepper
 from elman.errors import InputError
+from elman.noise import written
 from elman.recurrent.arguments import rows_of_reset
 
 Tensor = torch.Tensor
@@ -96,7 +97,7 @@ class Ready:
 
     def write(self, rows: Sequence[int], tensors: Sequence[Tensor]) -> None:
         for place, tensor in zip(self.places, tensors, strict=True):
-            own = tensor.resolve_neg().contiguous()
+            own = written(tensor).contiguous()
             # Rows side by side are written at once.
             for _, run in groupby(enumerate(rows), lambda pair: pair[1] - pair[0]):
                 pairs = list(run)

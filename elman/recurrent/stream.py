@@ -21,6 +21,7 @@ from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, p
 from elman.engines import report
 from elman.errors import InputError, InputTypeError, NotSupported, NotYet, TraceError, expect
 from elman.execute.stepping import Stepping, draw, expect_narrow, stepping
+from elman.noise import written
 from elman.plan import Explanation
 from elman.recurrent.arguments import batch_of, is_recorded, not_recorded, rows_of_reset
 from elman.recurrent.arrays import as_arrays, as_tensors, into
@@ -194,7 +195,7 @@ class Stream:
             self._kept.tensors = flatten(state, "state")[0]
             return o
         assert self._ready is not None
-        xs = [t.resolve_neg().contiguous() for t in args.xs]
+        xs = [written(t).contiguous() for t in args.xs]
         output = self._ready.stepper.step(self._sequences(xs), None)
         if output is False:
             raise NotSupported(

@@ -280,6 +280,34 @@ def _normed(
     return out if bias is None else out + bias.view(channels)
 
 
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
+    """PyTorch's own derivatives beyond the second, of its forward mode beyond the first, take mean and variance for
+    constants (2.13), without an error."""
+    return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
+
+
+def _native_layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    variance, mean = torch.var_mean(
+        input, tuple(range(-len(normalized_shape), 0)), correction=0, keepdim=True
+    )
+    scale = (variance + eps).rsqrt()
+    out = (input - mean) * scale
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias, mean, scale
+
+
+def _logcumsumexp(input: Tensor, dim: int, **more: Any) -> Tensor:
+    """PyTorch's own second derivatives are NaN where a gradient is 0."""
+    x = input.movedim(dim, -1)
+    before = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).tril()
+    return torch.where(before, x.unsqueeze(-2), -math.inf).logsumexp(-1).movedim(-1, dim)
+
+
 def gru_cell(
     input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:  # fmt: skip
@@ -342,6 +370,9 @@ _TWICE: dict[Any, Any] = {
     F.embedding: _embedding,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm), _layer_norm),
+    torch.native_layer_norm: _native_layer_norm,
+    **dict.fromkeys((torch.logcumsumexp, Tensor.logcumsumexp), _logcumsumexp),
     F.lp_pool1d: _power_pool(F.avg_pool1d, 1),
     F.lp_pool2d: _power_pool(F.avg_pool2d, 2),
     F.lp_pool3d: _power_pool(F.avg_pool3d, 3),

@@ -18,7 +18,7 @@ from elman.recurrent import Recurrent
 from elman.segments import Layout, Segments
 from elman.trace.initial import starting_state
 from elman.trace.refuse import message
-from elman.verify import loop, report
+from elman.verify import loop, referee, report
 from elman.verify.compare import Distance, Parts, distance, largest, named, projection
 from elman.verify.draw import Drawn, Example, copy_of
 from elman.verify.report import Check
@@ -240,12 +240,24 @@ class Bench:
         }
 
     def _parts(self, results: tuple[Any, Any], drawn: Drawn, way: Way, second: bool) -> Parts:
-        values: Parts = {"outputs": named(results[0], "outputs"), "final state": named(results[1], "state")}
-        leaves = self.leaves(drawn, way)
+        values, leaves = _values(results), self.leaves(drawn, way)
         first = _gradients(values, leaves, 7, create_graph=second)
         if not second:
             return {**values, **first}
         return _gradients(first, leaves, 11)
+
+    def settled(
+        self, way: Way, drawn: Drawn, numbers: Sequence[Tensor], part: str, got: Parts, expected: Parts
+    ) -> Distance | None:
+        """How far second derivatives are from central differences, where those of the loop are wrong."""
+        leaves = self.leaves(drawn, way)
+
+        def total() -> Tensor:
+            values = _values(self._loop(way, drawn, numbers))
+            found = _projected(_gradients(values, leaves, 7, create_graph=True), 11)
+            return torch.zeros(()) if found is None else found
+
+        return referee.settled(got[part], expected[part], leaves[part], total, self.subject.bound)
 
 
 def _as(tree: Any, dtype: torch.dtype) -> Any:
@@ -259,13 +271,21 @@ def _gradients(
     values: Parts, leaves: dict[str, dict[str, Tensor]], seed: int, create_graph: bool = False
 ) -> Parts:
     """Gradients of a random projection of all values."""
-    total = projection({f"{part} {name}": v for part, of in values.items() for name, v in of.items()}, seed)
+    total = _projected(values, seed)
     flat = [leaf for named in leaves.values() for leaf in named.values()]
     gradients: Sequence[Tensor | None] = [None] * len(flat)
     if total is not None and flat:
         gradients = torch.autograd.grad(total, flat, allow_unused=True, create_graph=create_graph)
     each = iter(gradients)
     return {part: {name: next(each) for name in named} for part, named in leaves.items()}
+
+
+def _values(results: tuple[Any, Any]) -> Parts:
+    return {"outputs": named(results[0], "outputs"), "final state": named(results[1], "state")}
+
+
+def _projected(values: Parts, seed: int) -> Tensor | None:
+    return projection({f"{part} {name}": v for part, of in values.items() for name, v in of.items()}, seed)
 
 
 # --- what is compared -----------------------------------------------------------------------------------------------
@@ -295,6 +315,7 @@ def checked(subject: Subject, engines: Sequence[Engine]) -> tuple[list[Check], d
 def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = False) -> Iterator[Check]:
     """One way on each engine: a check for each part, the worst of all sizes."""
     worst: dict[tuple[str, str], tuple[Distance, str]] = {}
+    wrong_loop: dict[tuple[str, str], Distance] = {}
     faults: dict[str, _Fault] = {}
     for T, B in way.sizes:
         drawn = bench.draw(way, T, B)
@@ -316,6 +337,11 @@ def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = F
             for part, theirs in expected.items():
                 apart = distance(got[part], theirs, least)
                 key = engine.name, part
+                if second and apart.size > bench.subject.bound:
+                    numbers = bench.numbers_of(drawn)
+                    if (settled := bench.settled(way, drawn, numbers, part, got, expected)) is not None:
+                        wrong_loop[key] = max(settled, wrong_loop.get(key, settled))
+                        continue
                 if theirs and (key not in worst or apart.size > worst[key][0].size):
                     worst[key] = apart, f"{apart.where} at T {T}, B {B}"
     for engine in engines:
@@ -328,8 +354,14 @@ def _compare(bench: Bench, way: Way, engines: Sequence[Engine], second: bool = F
                 )
             continue
         for part in PARTS:
-            if (engine.name, part) in worst:
-                far, where = worst[engine.name, part]
+            key = engine.name, part
+            far, where = worst.get(key, (None, ""))
+            if key in wrong_loop and (far is None or far.size <= bench.subject.bound):
+                size = wrong_loop[key].size
+                yield Check(
+                    engine.name, way.name, part, True, size, referee.BOUND, referee.WORDS, settled=True
+                )
+            elif far is not None:
                 yield _judged(engine, way.name, part, far, bench.subject.bound, where)
 
 

@@ -25,7 +25,8 @@ class Check:
 
     engine, way, part: who ran it, how the sequences ran, and what is compared (one of `COLUMNS`; "" for all of a way).
     passed: None if it is not checked. difference, bound: as shares of the largest number. said: where the largest
-    difference is, or why it is not checked. own: the loop's error, where both are held against float64.
+    difference is, or why it is not checked. own: the loop's error, where both are held against float64. settled: by
+    central differences, which the loop's own second derivative is not near to.
     """
 
     engine: str
@@ -36,6 +37,7 @@ class Check:
     bound: float | None
     said: str
     own: float | None = None
+    settled: bool = False
 
     @property
     def name(self) -> str:
@@ -96,6 +98,12 @@ class Report:
             lines += ["", f"{engine:{_FIRST}}{title}".rstrip()]
             for way, checks in self._ways(engine):
                 lines += _row(way, checks)
+        if settled := [check for check in self.checks if check.settled]:
+            lines += [
+                "",
+                "right, where PyTorch is not",
+                *(line for one in settled for line in _told(f"  {one}")),
+            ]
         if self.wrong:
             lines += ["", "wrong", *(line for check in self.wrong for line in _told(f"  {check}"))]
         return "\n".join([*lines, "", *_told(_LEGEND)])
@@ -129,6 +137,9 @@ class Report:
         if self.wrong:
             items = "".join(f"<li>{plain(str(check))}</li>" for check in self.wrong)
             parts.append(f'<section><h2>Wrong</h2><ul class="bad">{items}</ul></section>')
+        if settled := [check for check in self.checks if check.settled]:
+            items = "".join(f"<li>{plain(str(check))}</li>" for check in settled)
+            parts.append(f"<section><h2>Right, where PyTorch is not</h2><ul>{items}</ul></section>")
         for engine, reason in self.engines.items():
             inner = f"<p>cannot run it: {plain(reason)}</p>" if reason is not None else self._table(engine)
             parts.append(f"<section><h2>{plain(engine)}</h2>{inner}</section>")

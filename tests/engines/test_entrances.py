@@ -143,3 +143,25 @@ def test_single_steps_have_the_bits_of_the_whole(engine: Native) -> None:
         for t in range(5):
             out, h = rnn(x[t : t + 1], h)
             assert torch.equal(out[0], whole[t])
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_zeros_that_autograd_has_not_written_down(engine: str) -> None:
+    """Autograd hands such tensors on, forward mode above all; their address is a place in nothing."""
+    rnn = elman.Recurrent(elman.cells.GRU(4, 5), engine=engine)
+    nowhere, start = torch._efficientzerotensor((4, 2, 4)), torch._efficientzerotensor((2, 5))
+    stream, other, lengths = rnn.stream(2), rnn.stream(2), torch.tensor([2, 3])
+    for _ in range(3):  # a call that has come before takes a shorter way
+        for x in (nowhere, nowhere[1:]):
+            zeros = torch.zeros(x.shape)
+            for said in ({}, {"lengths": lengths}):
+                torch.testing.assert_close(rnn(x, start, **said)[0], rnn(zeros, torch.zeros(2, 5), **said)[0])
+            with torch.no_grad():
+                torch.testing.assert_close(rnn(x, start)[0], rnn(zeros, torch.zeros(2, 5))[0])
+                torch.testing.assert_close(rnn.step(x[1], start)[0], rnn.step(zeros[1], torch.zeros(2, 5))[0])
+            torch.testing.assert_close(stream.step(x[1]), other.step(zeros[1]))
+        outputs, _ = rnn(torch.randn(4, 2, 4, requires_grad=True))
+        found = torch.autograd.grad(
+            outputs, list(rnn.parameters()), torch._efficientzerotensor(outputs.shape)
+        )
+        assert not any(gradient.any() for gradient in found)

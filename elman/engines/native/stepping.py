@@ -12,6 +12,7 @@ from elman.circuit import graphs
 from elman.engines.base import Stepper
 from elman.engines.lookups import failed
 from elman.engines.native.values import row_sizes
+from elman.noise import written
 from elman.plan.form import Loop
 
 Tensor = torch.Tensor
@@ -60,7 +61,7 @@ def in_order(values: Sequence[Tensor], widths: Sequence[int]) -> tuple[tuple[Ten
     """
     kept, strides = [], []
     for value, width in zip(values, widths, strict=True):
-        value = value.resolve_neg()
+        value = written(value)
         if value.is_contiguous():
             strides.append(width)
         elif width * value.shape[0] == value.numel() and _rows_in_order(value):
