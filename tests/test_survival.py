@@ -356,7 +356,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(wanted: int, tmp_path: 
     text.write_text(TEXT)
 
     def command(out: str) -> list[str]:
-        steps = "60" if wanted == 1 else "200"
+        steps = "60" if wanted == 1 else "800"
         more = ["--steps", steps, "--checkpoint-every", "7", "--out", str(tmp_path / out)]
         return ["train", "lm", str(text), *SMALL, *more]
 

@@ -167,9 +167,10 @@ Learnt = Callable[[str], Path]
 
 
 def log(run: Path) -> list[dict[str, Any]]:
-    """Without what the clock says."""
+    """Without what the clock says, and with samples as short as those that a test's own process writes (conftest.py)."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{**line, "seconds": 0, "stages": 0} for line in lines]
+    shorter = [{**line, "sample": line["sample"][:20]} if "sample" in line else line for line in lines]
+    return [{**line, "seconds": 0, "stages": 0} for line in shorter]
 
 
 def job(task: str, folder: Path, *more: str) -> jobs.TrainingJob:
