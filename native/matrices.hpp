@@ -94,11 +94,12 @@ static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
     }
 }
 
-// out [n] += or = the sum of b's rows first_k … stop_k - 1, columns first … stop - 1.
-template <class T>
+// out [n] += or = the sum of b's rows first_k … stop_k - 1, columns first … stop - 1; NORMAL: each times a normalised row of a.
+template <class T, bool NORMAL>
 static void sum_piece(const Matrices& p, const Piece& piece) {
-    constexpr int64_t L = LANES<T>, MANY = 8;
-    const T* b = reinterpret_cast<const T*>(p.b);
+    constexpr int64_t L = LANES<T>, MANY = NORMAL ? 4 : 8;
+    const T *a = reinterpret_cast<const T*>(p.a), *b = reinterpret_cast<const T*>(p.b);
+    const T *means = reinterpret_cast<const T*>(p.start), *times = reinterpret_cast<const T*>(p.times);
     T* out = reinterpret_cast<T*>(p.out);
     int64_t n = piece.first, k0 = piece.first_k;
     do {
@@ -106,20 +107,31 @@ static void sum_piece(const Matrices& p, const Piece& piece) {
         auto columns = [&](auto width) {
             constexpr int W = decltype(width)::value;
             Vec<T> sum[W] = {};
-            for (int64_t k = k0; k < k1; k++)
+            for (int64_t k = k0; k < k1; k++) {
+                const Vec<T> mean = splat<T>(NORMAL ? means[k * p.start_row] : T(0)), by = splat<T>(NORMAL ? times[k * p.times_row] : T(0));
 #pragma GCC unroll 8
-                for (int i = 0; i < W; i++) sum[i] += load(b + k * p.b_row + n + i * L);
+                for (int i = 0; i < W; i++) {
+                    const Vec<T> here = load(b + k * p.b_row + n + i * L);
+                    if constexpr (NORMAL)
+                        sum[i] += here * by_itself<T>((load(a + k * p.a_row + n + i * L) - mean) * by);
+                    else
+                        sum[i] += here;
+                }
+            }
             for (int i = 0; i < W; i++) store<T>(out + n + i * L, k0 > 0 ? load(out + n + i * L) + sum[i] : sum[i]);
             n += W * L;
         };
         n = piece.first;
-        if (p.b_column == 1) {
+        if (p.b_column == 1 && (!NORMAL || p.a_column == 1)) {
             while (n + MANY * L <= piece.stop) columns(Number<MANY>{});
             while (n + L <= piece.stop) columns(Number<1>{});
         }
         for (; n < piece.stop; n++) {
             T sum = 0;
-            for (int64_t k = k0; k < k1; k++) sum += b[k * p.b_row + n * p.b_column];
+            for (int64_t k = k0; k < k1; k++) {
+                const T here = b[k * p.b_row + n * p.b_column];
+                sum += !NORMAL ? here : here * ((a[k * p.a_row + n * p.a_column] - means[k * p.start_row]) * times[k * p.times_row]);
+            }
             out[n] = k0 > 0 ? out[n] + sum : sum;
         }
         k0 += DEEP;
@@ -151,7 +163,7 @@ struct Multiplying {
             // What begins with another one's sum has to find it complete.
             for (int64_t j = 0; j < i; j++)
                 if (p.start && p.start == products[j].out && p.m != all) return all;
-            wide += p.n + (p.sums ? 0 : p.m == all ? p.k : p.m);
+            wide += p.n + (p.sums ? (p.a ? p.n : 0) : p.m == all ? p.k : p.m);
         }
         const int64_t fitting = (512 << 10) / (wide * int64_t(sizeof(T)) + 1) / DEEP * DEEP;
         return fitting < DEEP ? all : fitting;
@@ -178,8 +190,10 @@ struct Multiplying {
                         piece.first = shared(p.n, PANEL<T>, thread, threads), piece.stop = shared(p.n, PANEL<T>, thread + 1, threads);
                 }
                 if (piece.first_row >= piece.stop_row || piece.first >= piece.stop) continue;
-                if (p.sums)
-                    sum_piece<T>(p, piece);
+                if (p.sums && p.a)
+                    sum_piece<T, true>(p, piece);
+                else if (p.sums)
+                    sum_piece<T, false>(p, piece);
                 else
                     multiply_piece<T>(p, piece, mine);
             }

@@ -5,40 +5,10 @@
 // Part of bind.cpp, whose words for tensors and workspaces it uses.
 #pragma once
 
+#include "arranged.hpp"
+
 namespace elman {
 namespace {
-
-// How many rows something has: 1, B, N, T, or those of a trail, N + B.
-enum Rows { ONE, BATCH, ALL, STEPS, TRAIL, ROWS };
-
-// T, B and N of a call. sizes, offsets: as in `Call`, empty where every step has B rows.
-struct Counts {
-    int64_t steps, batch, of[ROWS];
-    std::vector<int64_t> sizes, offsets;
-
-    Counts(int64_t steps, int64_t batch) : steps(steps), batch(batch), of{1, batch, steps * batch, steps, steps * batch + batch} {}
-
-    explicit Counts(std::vector<int64_t> rows) : steps(int64_t(rows.size())), batch(rows.empty() ? 0 : rows[0]), sizes(std::move(rows)) {
-        int64_t all = 0;
-        offsets.reserve(sizes.size());
-        for (const int64_t size : sizes) offsets.push_back(all), all += size;
-        of[ONE] = 1, of[BATCH] = batch, of[ALL] = all, of[STEPS] = steps, of[TRAIL] = all + batch;
-    }
-
-    int64_t size(int64_t t) const { return t >= steps ? 0 : sizes.empty() ? batch : sizes[size_t(t)]; }
-    int64_t offset(int64_t t) const { return sizes.empty() ? t * batch : offsets[size_t(t)]; }
-};
-
-// Where values lie. given: an input; made: a tensor that goes out; kept: in the pass's own memory, from its first piece to its
-// last; within: in another place, a number of rows behind its beginning.
-struct Place {
-    enum Kind { given, made, kept, within } kind;
-    int64_t index;         // of the input or the tensor; of the place that it lies in
-    int64_t width;         // bytes of a row
-    int64_t rows;          // Rows
-    int64_t first, last;   // pieces
-    int64_t batches, all;  // within: B and N times so many rows behind
-};
 
 struct Spot {
     int64_t place, offset, stride;  // bytes behind the place's beginning; elements between rows
@@ -58,7 +28,7 @@ struct Side {
 struct ProductOf {
     bool sums;
     Size m, n, k;
-    Side a, b, start, out;
+    Side a, b, start, times, out;
 };
 
 // delay: `to` at every step is `from` at the step that ran before it, `start` at a row's first. ends: `to` is `from` at a row's
@@ -158,12 +128,13 @@ private:
         for (const New& one : new_) made.push_back(one(counts));
         const int threads = int(PyLong_AsLong(nb::object(threads_()).ptr()));
         const std::shared_ptr<const Arrangement> lies = arranged(counts);
-        // A large one is memory of torch's: it goes back to the system afterwards, and whoever counts torch's memory sees it.
-        char* arena = nullptr;
-        if (lies->bytes > SMALL) held.push_back(new_bytes(lies->bytes)), arena = address(held.back().ptr());
+        // A large one is memory of torch's: it goes back afterwards, and whoever counts torch's memory sees it.
+        std::vector<char*> arenas(lies->blocks.size(), nullptr);
+        for (size_t i = 0; i < arenas.size() && lies->bytes > SMALL; i++)
+            if (lies->blocks[i]) held.push_back(new_bytes(lies->blocks[i])), arenas[i] = address(held.back().ptr());
         for (size_t p = 0; p < places_.size(); p++)
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
-        const Failure failure = compute(counts, base, zero, *lies, arena, threads);
+        const Failure failure = compute(counts, base, zero, *lies, arenas, threads);
         if (failure.stopped) throw nb::python_error();
         if (failure.happened) {
             const nb::object error = failed_(failure.index, failure.size, failure.behind);
@@ -243,7 +214,8 @@ private:
         } else if (made.kind == PassPiece::products) {
             for (const nb::handle one : nb::borrow<nb::list>(list[1])) {
                 const auto n = numbers(one);
-                made.of.push_back({n.at(0) != 0, size_of(n, 1), size_of(n, 3), size_of(n, 5), side_of(n, 7), side_of(n, 12), side_of(n, 17), side_of(n, 22)});
+                made.of.push_back({n.at(0) != 0, size_of(n, 1), size_of(n, 3), size_of(n, 5), side_of(n, 7), side_of(n, 12), side_of(n, 17), side_of(n, 22),
+                                   side_of(n, 27)});
             }
         } else {
             made.from = spot_of(list[1]), made.to = spot_of(list[2]);
@@ -255,45 +227,20 @@ private:
         return made;
     }
 
-    static int64_t whole_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
-
-    // Where what is kept between pieces lies for calls of certain sizes, and how much memory that is.
-    struct Arrangement {
-        int64_t steps, batch, rows, bytes;
-        std::vector<int64_t> at;
-    };
-
-    // That of a call: the latest one's again, or made anew. The call holds it, as one of other sizes may come beside it
+    // Where values lie in a call: the latest one's again, or made anew. The call holds it, as one of other sizes may come beside it
     // wherever Python runs.
     std::shared_ptr<const Arrangement> arranged(const Counts& counts) {
         if (latest_ && latest_->steps == counts.steps && latest_->batch == counts.batch && latest_->rows == counts.of[ALL]) return latest_;
-        Arrangement made = {counts.steps, counts.batch, counts.of[ALL], 0, std::vector<int64_t>(places_.size(), 0)};
-        std::vector<int64_t>& at = made.at;
-        std::vector<size_t> placed;
-        for (size_t p = 0; p < places_.size(); p++) {
-            if (places_[p].kind != Place::kept) continue;
-            const int64_t size = whole_lines(places_[p].width * counts.of[places_[p].rows]);
-            for (bool moved = true; moved;) {  // behind all whom it would meet there
-                moved = false;
-                for (const size_t q : placed) {
-                    const bool together = places_[q].first <= places_[p].last && places_[p].first <= places_[q].last;
-                    const int64_t stop = at[q] + whole_lines(places_[q].width * counts.of[places_[q].rows]);
-                    if (together && at[p] < stop && at[q] < at[p] + size) at[p] = stop, moved = true;
-                }
-            }
-            placed.push_back(p);
-            if (at[p] + size > made.bytes) made.bytes = at[p] + size;
-        }
-        latest_ = std::make_shared<const Arrangement>(std::move(made));
+        latest_ = std::make_shared<const Arrangement>(arrange(places_, counts));
         return latest_;
     }
 
     Failure compute(const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero,
-                    const Arrangement& lies, char* arena, int threads) const {
+                    const Arrangement& lies, std::vector<char*>& arenas, int threads) const {
         std::vector<Call> calls(pieces_.size(), Call{});
         std::vector<std::vector<Pointer>> pointers(pieces_.size());
         std::vector<std::vector<Matrices>> products(pieces_.size());
-        const int64_t inside = arena ? 0 : lies.bytes;
+        const int64_t inside = lies.bytes > SMALL ? 0 : lies.bytes;
         int64_t most = 0;
         // Sizes first: they say how much memory is needed.
         for (size_t i = 0; i < pieces_.size(); i++) {
@@ -319,11 +266,12 @@ private:
         Workspaces::Block block = workspaces().take(inside + most + LINE);
         char* memory = block.data.get();
         memory += (LINE - int64_t(reinterpret_cast<uintptr_t>(memory)) % LINE) % LINE;
-        if (!arena) arena = memory;
-        if (poisoned) __builtin_memset(arena, 0xff, size_t(lies.bytes));
+        if (lies.bytes <= SMALL) arenas[0] = memory;
+        for (size_t i = 0; i < arenas.size() && poisoned; i++)
+            if (arenas[i]) __builtin_memset(arenas[i], 0xff, size_t(lies.blocks[i]));
         for (size_t p = 0; p < places_.size(); p++) {
             const Place& place = places_[p];
-            if (place.kind == Place::kept) base[p] = arena + lies.at[p];
+            if (place.kind == Place::kept) base[p] = arenas[size_t(lies.at[p] / BLOCK)] + lies.at[p] % BLOCK;
             if (place.kind != Place::within) continue;
             base[p] = base[size_t(place.index)], zero[p] = zero[size_t(place.index)];  // of zeros there is one row
             if (!zero[p]) base[p] += (place.batches * counts.batch + place.all * counts.of[ALL]) * place.width;
@@ -359,10 +307,11 @@ private:
             return side.place < 0 ? nullptr : base[size_t(side.place)] + side.offset;
         };
         int64_t column;
-        if (!p.sums) m.a = at(p.a, m.a_row, m.a_column);
-        if (m.k == 1) m.a_column = 1;
+        m.a = at(p.a, m.a_row, m.a_column);
+        if (m.k == 1 && !p.sums) m.a_column = 1;
         m.b = at(p.b, m.b_row, m.b_column);
         m.start = at(p.start, m.start_row, column);
+        m.times = at(p.times, m.times_row, column);
         m.out = at(p.out, m.out_row, column);
     }
 

@@ -142,9 +142,9 @@ struct Call {
 
 // --- products outside the loop ------------------------------------------------------------------------------------------
 
-// out [m, n] = start + a [m, k] b [k, n]; or, if sums, out [n], the sum of b's k rows. Strides in elements; columns of out and
-// start lie side by side, start may be null or have one row for all (start_row 0), and out may be start but overlaps
-// neither a nor b.
+// out [m, n] = start + a [m, k] b [k, n]; or, if sums, out [n], the sum of b's k rows, each times a normalised row where there
+// is an a: b (a [k, n] - start [k]) times [k]. Strides in elements; columns of out and start lie side by side, start may be null
+// or have one row for all (start_row 0), and out may be start but overlaps neither a nor b.
 struct Matrices {
     bool sums;
     int64_t m, n, k;
@@ -154,6 +154,8 @@ struct Matrices {
     int64_t b_row, b_column;
     const char* start;
     int64_t start_row;
+    const char* times;
+    int64_t times_row;
     char* out;
     int64_t out_row;
 };

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import elman
 from elman.circuit.form import Kind
-from elman.engines.native import passes
+from elman.engines.native import Native, passes
 from elman.execute import Call
 from elman.execute.executable import Executable
 from elman.segments.timeline import Packing
@@ -29,10 +29,15 @@ WHOLE = with_more(
 )
 
 
-def plans_of(name: str, reverse: bool = False) -> list[Executable]:
+def plans_of(name: str, reverse: bool = False, dtype: torch.dtype = torch.float32) -> list[Executable]:
     """The forward and the backward pass of a case."""
-    rnn = elman.Recurrent(CASES[name].make().float(), reverse=reverse, batch_first=False)
-    rnn(CASES[name].x(2, 2, dtype=torch.float32), CASES[name].state(2, dtype=torch.float32))
+    case = CASES[name]
+    return plans(case.make(), case.x(2, 2, dtype=dtype), case.state(2, dtype=dtype), reverse)
+
+
+def plans(cell: torch.nn.Module, x: Any, state: Any, reverse: bool = False) -> list[Executable]:
+    rnn = elman.Recurrent(cell.to(tree_leaves(x)[0].dtype), reverse=reverse, batch_first=False)
+    rnn(x, state)
     program = rnn._of_latest_call().program
     training = program.training(frozenset(port.name for port in program.inputs if port.differentiable))
     return [training.forwards, training.backwards]
@@ -92,6 +97,119 @@ def test_on_packed_rows_too(name: str, reverse: bool) -> None:
                 for a, b in zip(ours, theirs, strict=True):
                     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
         assert not isinstance(executable._passed("auto", True), str)
+
+
+class NormedNodes(torch.nn.Module):
+    """Layer norm of several lines in a row, along one dimension and along two, one of them without a shift."""
+
+    def __init__(self, nodes: int, width: int) -> None:
+        super().__init__()
+        self.each, self.both = torch.nn.LayerNorm(width), torch.nn.LayerNorm((nodes, width), bias=False)
+        self.W = torch.nn.Parameter(torch.rand(width, width) - 0.5)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.both(self.each(h @ self.W) + x.unsqueeze(2)))
+
+
+def normed(nodes: int, width: int, dtype: torch.dtype) -> list[Executable]:
+    g = torch.Generator().manual_seed(2)
+    x, h = (torch.rand(sizes, generator=g).to(dtype) for sizes in ((2, 2, nodes), (2, nodes, width)))
+    return plans(NormedNodes(nodes, width), x, h)
+
+
+def check_close(executable: Executable, T: int, B: int) -> None:
+    assert executable.split("auto") is None
+    emitted = executable._emitted("auto", False)
+    given: list[Any] = inputs_of(executable, T, B, torch.Generator().manual_seed(0))
+    turned = [t.mT.contiguous().mT if t.dim() > 1 else t for t in given]
+    timed = [port.kind in (Kind.STATE, Kind.SEQUENCE) for port in executable.plan.circuit.inputs]
+    left_out = [None if t else one for t, one in zip(timed, given, strict=True)]
+    for tensors, same in ((given, given), (turned, given), (left_out, left_out)):
+        ours, theirs = executable.run(Call(T, B, 7, "auto"), tensors), emitted(T, B, 7, 0, *same)
+        for a, b in zip(ours, theirs, strict=True):
+            bound = 1e-9 * max(1.0, float(b.abs().max()))
+            torch.testing.assert_close(a, b, rtol=0, atol=bound, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    with_more(
+        ["layer_norm_rnn", "weight_norm_rnn", "heads_rnn", "baddbmm_rnn"],
+        ["layer_norm_lstm", "antisymmetric_rnn", "columns_rnn", "column_rates_rnn", "gates_first_gru", "nodes_rnn",
+         "slots_rnn"],
+    ),
+)  # fmt: skip
+def test_sums_over_rows_and_what_stands_before_them_are_part_of_the_call(name: str) -> None:
+    """Gradients of a layer norm's parameters among them. What sums begin with is torch's in the function of Python, so
+    close is all that they can be."""
+    for T, B in ((1, 1), (3, 2), (40, 17)):
+        check_close(plans_of(name, dtype=torch.float64)[1], T, B)
+
+
+@pytest.mark.parametrize(("nodes", "width"), [(3, 7), (2, 36), (1, 1)])
+def test_layer_norm_of_several_lines_in_a_row(nodes: int, width: int) -> None:
+    for T, B in ((1, 1), (3, 2), (40, 17)):
+        check_close(normed(nodes, width, torch.float64)[1], T, B)
+
+
+SPECIAL = ((0.0, 0.0), (3.0, -4.0), (2.0, 1e25), (float("inf"), 1.0), (float("nan"), 1.0), (1e-3, 0.0))
+
+
+class Shifted(torch.nn.Module):
+    """Unit i hears of row i of a weight alone (of column i, along dimension 1): special values stay where they are."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.v = torch.nn.Parameter(torch.ones((6, 2) if dim == 0 else (2, 6)))
+        self.g = torch.nn.Parameter(torch.linspace(-1, 2, 6).unsqueeze(1 - dim))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        weight = torch._weight_norm(self.v, self.g, self.dim)
+        return x + h * 0.5 + (weight[:, 1] if self.dim == 0 else weight[1]) + torch.eye(6, 7)[:, 2]
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_weight_norm_of_special_values(dim: int) -> None:
+    v, g = torch.tensor(SPECIAL), torch.linspace(-1, 2, 6)
+    for executable in plans(Shifted(dim), torch.zeros(2, 2, 6), torch.zeros(2, 6)):
+        assert executable.split("auto") is None
+        given = inputs_of(executable, 2, 2, torch.Generator().manual_seed(0))
+        for i, port in enumerate(executable.plan.circuit.inputs):
+            if port.kind is Kind.CONSTANT:
+                given[i] = g.reshape(port.shape) if port.name == "g" else v if dim == 0 else v.T.contiguous()
+        ours = executable.run(Call(2, 2, 7, "auto"), given)
+        theirs = executable._emitted("auto", False)(2, 2, 7, 0, *given)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", native.instruction_sets())
+def test_sums_over_rows_have_the_same_bits_for_all_threads(isa: str) -> None:
+    backwards, before = normed(2, 70, torch.float32)[1], torch.get_num_threads()
+    engine = Native(isa)
+    given = inputs_of(backwards, 50, 30, torch.Generator().manual_seed(0))
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(backwards.run(Call(50, 30, 7, engine), given))
+    finally:
+        torch.set_num_threads(before)
+    assert backwards.split(engine) is None
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("T", [1300, 3000])
+def test_much_memory_between_pieces_lies_in_blocks(T: int) -> None:
+    """Values of 14.6 MB, of which two fit into a block, and of 33.6 MB, which are more than one."""
+    backwards = plans_of("layer_norm_lstm")[1]
+    given = inputs_of(backwards, T, 100, torch.Generator().manual_seed(0))
+    ours = backwards.run(Call(T, 100, 7, "auto"), given)
+    theirs = backwards._emitted("auto", False)(T, 100, 7, 0, *given)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * float(b.abs().max()))
 
 
 def test_sizes_that_change_and_none() -> None:

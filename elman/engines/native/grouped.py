@@ -111,7 +111,15 @@ def is_product(node: fx.Node, dtype: torch.dtype) -> bool:
             and node.args[2] is True
             and summed.meta["val"].dim() == 2
         )
-    return node.target in _PRODUCTS and not node.kwargs
+    return node.target is normal_sum or (node.target in _PRODUCTS and not node.kwargs)
+
+
+def normal_sum(x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """Σ g (x - mean) inverse over rows: the gradient of a layer norm's scale, as a pass has it.
+
+    x, g: `[N, n]`. mean, inverse: `[N, 1]`, of x's rows. Returns `[1, n]`.
+    """
+    return (g * ((x - mean) * inverse)).sum([0], True)
 
 
 def start_of(node: fx.Node, dtype: torch.dtype) -> Any:
@@ -123,6 +131,6 @@ def start_of(node: fx.Node, dtype: torch.dtype) -> Any:
 
 def parts_of(node: fx.Node) -> tuple[Any, Any, Any]:
     """(start, left, right) of a product: start may be None; left is None for a sum over the rows of right."""
-    if node.target is aten.sum.dim_IntList:
-        return None, None, node.args[0]
+    if node.target is aten.sum.dim_IntList or node.target is normal_sum:
+        return None, None, node.args[-1] if node.target is normal_sum else node.args[0]
     return (None, *node.args) if node.target is aten.mm.default else node.args  # type: ignore[return-value]

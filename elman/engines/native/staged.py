@@ -14,9 +14,10 @@ from elman.circuit.form import op_name
 from elman.circuit.rows import Rows, carries, rows_of
 from elman.engines.native.builder import Builder
 from elman.engines.native.extension import compiled
-from elman.engines.native.grouped import in_rounds, is_product, parts_of, start_of
+from elman.engines.native.grouped import in_rounds, is_product, normal_sum, parts_of, start_of
 from elman.engines.native.places import Memory, Places, delayed
 from elman.engines.native.rules import RULES, ResultSpec
+from elman.engines.native.sums import summed
 from elman.engines.native.values import REAL, Unsupported, View, row_sizes, type_of
 from elman.plan.form import TIME_OPERATIONS, Loop, Stage, ends_of, last, shift
 
@@ -39,8 +40,8 @@ class StageWriter:
     """Writes the pieces of a stage."""
 
     def __init__(self, writer: Places, stage: Stage, count: str, delays: dict[str, str] | None = None):
-        self.writer, self.graph, self.count, self.delays = writer, stage.graph, count, delays or {}
-        self.results = graphs.results_of(stage.graph)
+        self.writer, self.graph, self.count, self.delays = writer, summed(stage.graph), count, delays or {}
+        self.results = graphs.results_of(self.graph)
         self.values: dict[fx.Node, View] = {}
         self.products, self.program = _Waiting(), _Waiting()
         self.joined: dict[fx.Node, View] = {}  # product -> its place in a concatenation
@@ -149,7 +150,10 @@ class StageWriter:
         (k, n), b = self._side(right)
         a = none if left is None else self._side(left)[1]
         start_side, out_side = self._start(begin, sizes, rows), [out.buffer, offset, width, 1, 0]
-        flat = [int(left is None), *m, *n, *k, *a, *b, *start_side, *out_side]
+        times = none
+        if node.target is normal_sum:
+            a, start_side, times = (self._side(source)[1] for source in node.args[:3])  # type: ignore[arg-type]
+        flat = [int(left is None), *m, *n, *k, *a, *b, *start_side, *times, *out_side]
         self.products.products.append(flat)
         self.products.made.add(out.buffer)  # type: ignore[arg-type]
         self.products.read += [item for item in flat if isinstance(item, Memory)]
@@ -234,15 +238,27 @@ class StageWriter:
     def _program(self, nodes: list[fx.Node], count: str) -> None:
         writer = self.writer
         graph, copies = fx.Graph(), {}
-        leaves: dict[str, fx.Node] = {}
+        leaves: dict[str, tuple[fx.Node, View]] = {}
+
+        def come_in(node: fx.Node) -> fx.Node:
+            """A value that lies in memory; one that is turned, as it lies there, and turned back."""
+            name, view, value = f"in{len(leaves)}", self.values[node], node.meta["val"]
+            dims = range(len(view.sizes))
+            order = [*dims] if view.contiguous else sorted(dims, key=lambda dim: -view.strides[dim])
+            leaves[name] = node, view.permute(order)
+            if order == [*dims]:
+                return graphs.add_placeholder(graph, name, value)
+            leaf = graphs.add_placeholder(graph, name, value.permute(order))
+            return graphs.insert(
+                graph, aten.permute.default, leaf, [order.index(dim) for dim in dims], val=value
+            )
 
         def enter(node: fx.Node) -> None:
             """A value that is read; of what it is a view of comes in, and is seen so there."""
             if node in copies:
                 return
             if node in self.values and graphs.viewed(node) not in self.values:
-                name = f"in{len(leaves)}"
-                copies[node], leaves[name] = graphs.add_placeholder(graph, name, node.meta["val"]), node
+                copies[node] = come_in(node)
             elif node.op == "placeholder":
                 copies[node] = graphs.add_placeholder(graph, str(node.target), node.meta["val"])
             else:
@@ -255,12 +271,12 @@ class StageWriter:
             enter(node)
         computed = {*copies} - {*self.values}
         kept = {*self.results.values()}
-        out = [node for node in nodes if _outlives(node, computed, kept)]
+        seen = kept.difference(nodes)  # views that go out
+        out = [node for node in nodes if node in kept or _outlives(node, computed, seen)]
         graph.output({f"out{i}": copies[node] for i, node in enumerate(out)})
         constants, sequences = [], []
-        for name, node in leaves.items():
-            value, rowed = self.values[node], carries(node.meta["val"])
-            memory = value.buffer
+        for name, (node, view) in leaves.items():
+            memory, rowed = view.buffer, carries(node.meta["val"])
             assert type(memory) is Memory
             if rowed and count == "one":
                 raise Unsupported(f"{' and '.join(dict.fromkeys(map(_said, nodes)))} over rows")
@@ -272,7 +288,7 @@ class StageWriter:
         loop = Loop(
             ordered, tuple(constants), tuple(sequences), (), tuple(emits), (), frozenset(), frozenset()
         )
-        spots = [writer.spot(self.values[leaves[name]]) for name in (*constants, *sequences)]
+        spots = [writer.spot(leaves[name][1]) for name in (*constants, *sequences)]
         spots += [writer.spot(value) for value in emits.values()]
         writer.piece(
             ["program", writer.ready(loop), compiled.ROWS[count], False, spots], [spot[0] for spot in spots]

@@ -11,6 +11,7 @@ features.py     sums, softmax, layer norm
 products.py     products of matrices
 convolutions.py the taps of a convolution as views, and a product
 indices.py      gather, scatter, and their like
+weights.py      of weights alone: weight norm, the matrix one
 """
 
 from elman.engines.native.rules import (
@@ -21,8 +22,9 @@ from elman.engines.native.rules import (
     indices,
     pointwise,
     products,
+    weights,
 )
 from elman.engines.native.rules.table import RULES, ResultSpec, Rule
 
-FAMILIES = (pointwise, activations, addressing, features, products, convolutions, indices)
+FAMILIES = (pointwise, activations, addressing, features, products, convolutions, indices, weights)
 __all__ = ["FAMILIES", "RULES", "ResultSpec", "Rule"]

@@ -1,0 +1,82 @@
+// Where the values of a pass lie (pass.hpp): what is kept between its pieces shares memory by lifetime, block by block.
+//
+// Part of bind.cpp.
+#pragma once
+
+namespace elman {
+namespace {
+
+// How many rows something has: 1, B, N, T, or those of a trail, N + B.
+enum Rows { ONE, BATCH, ALL, STEPS, TRAIL, ROWS };
+
+// T, B and N of a call. sizes, offsets: as in `Call`, empty where every step has B rows.
+struct Counts {
+    int64_t steps, batch, of[ROWS];
+    std::vector<int64_t> sizes, offsets;
+
+    Counts(int64_t steps, int64_t batch) : steps(steps), batch(batch), of{1, batch, steps * batch, steps, steps * batch + batch} {}
+
+    explicit Counts(std::vector<int64_t> rows) : steps(int64_t(rows.size())), batch(rows.empty() ? 0 : rows[0]), sizes(std::move(rows)) {
+        int64_t all = 0;
+        offsets.reserve(sizes.size());
+        for (const int64_t size : sizes) offsets.push_back(all), all += size;
+        of[ONE] = 1, of[BATCH] = batch, of[ALL] = all, of[STEPS] = steps, of[TRAIL] = all + batch;
+    }
+
+    int64_t size(int64_t t) const { return t >= steps ? 0 : sizes.empty() ? batch : sizes[size_t(t)]; }
+    int64_t offset(int64_t t) const { return sizes.empty() ? t * batch : offsets[size_t(t)]; }
+};
+
+// Where values lie. given: an input; made: a tensor that goes out; kept: in the pass's own memory, from its first piece to its
+// last; within: in another place, a number of rows behind its beginning.
+struct Place {
+    enum Kind { given, made, kept, within } kind;
+    int64_t index;         // of the input or the tensor; of the place that it lies in
+    int64_t width;         // bytes of a row
+    int64_t rows;          // Rows
+    int64_t first, last;   // pieces
+    int64_t batches, all;  // within: B and N times so many rows behind
+};
+
+// Bytes of a block of memory. glibc gives a piece of more than 32 MiB back to the system at once: at the next call each of its
+// pages is a fault.
+constexpr int64_t BLOCK = 31 << 20;
+
+int64_t whole_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
+
+// Where what is kept between pieces lies for calls of certain sizes, in how many bytes, and how many of them each block has: what
+// begins at `at` lies `at % BLOCK` behind the beginning of block `at / BLOCK`.
+struct Arrangement {
+    int64_t steps, batch, rows, bytes;
+    std::vector<int64_t> at, blocks;
+};
+
+// Each value behind all that it would meet there; within one block, or, where it is larger, from the beginning of one on.
+Arrangement arrange(const std::vector<Place>& places, const Counts& counts) {
+    Arrangement made = {counts.steps, counts.batch, counts.of[ALL], 0, std::vector<int64_t>(places.size(), 0), {0}};
+    auto size_of = [&](size_t p) { return whole_lines(places[p].width * counts.of[places[p].rows]); };
+    std::vector<int64_t>& at = made.at;
+    std::vector<size_t> placed;
+    for (size_t p = 0; p < places.size(); p++) {
+        if (places[p].kind != Place::kept) continue;
+        const int64_t size = size_of(p);
+        for (bool moved = true; moved;) {
+            moved = false;
+            for (const size_t q : placed) {
+                const bool together = places[q].first <= places[p].last && places[p].first <= places[q].last;
+                const int64_t stop = at[q] + size_of(q);
+                if (together && at[p] < stop && at[q] < at[p] + size) at[p] = stop, moved = true;
+            }
+            if (at[p] % BLOCK != 0 && at[p] % BLOCK + size > BLOCK) at[p] += BLOCK - at[p] % BLOCK, moved = true;
+        }
+        placed.push_back(p);
+        if (at[p] + size > made.bytes) made.bytes = at[p] + size;
+        const size_t block = size_t(at[p] / BLOCK);
+        if (block >= made.blocks.size()) made.blocks.resize(block + 1, 0);
+        if (at[p] % BLOCK + size > made.blocks[block]) made.blocks[block] = at[p] % BLOCK + size;
+    }
+    return made;
+}
+
+}  // namespace
+}  // namespace elman
