@@ -134,7 +134,7 @@ def check_close(executable: Executable, T: int, B: int) -> None:
 @pytest.mark.parametrize(
     "name",
     with_more(
-        ["layer_norm_rnn", "weight_norm_rnn", "heads_rnn", "baddbmm_rnn"],
+        ["layer_norm_rnn", "weight_norm_rnn", "heads_rnn", "baddbmm_rnn", "competing_rnn"],
         ["layer_norm_lstm", "antisymmetric_rnn", "columns_rnn", "column_rates_rnn", "gates_first_gru", "nodes_rnn",
          "slots_rnn"],
     ),
@@ -146,10 +146,50 @@ def test_sums_over_rows_and_what_stands_before_them_are_part_of_the_call(name: s
         check_close(plans_of(name, dtype=torch.float64)[1], T, B)
 
 
+def test_sums_over_packed_rows_too() -> None:
+    backwards = plans_of("layer_norm_rnn", dtype=torch.float64)[1]
+    packing = Packing((4, 4, 3, 1, 1), torch.device("cpu"), origin=(2, 7))
+    given = inputs_of(backwards, 1, 1, torch.Generator().manual_seed(0), packing)
+    ours = backwards.run(Call(packing.steps, packing.batch, 7, "auto", packing), given)
+    assert not isinstance(backwards._passed("auto", True), str)
+    torch.testing.assert_close(
+        ours, backwards._emitted("auto", True)(packing, 7, *given), rtol=1e-9, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize(("nodes", "width"), [(3, 7), (2, 36), (1, 1)])
 def test_layer_norm_of_several_lines_in_a_row(nodes: int, width: int) -> None:
     for T, B in ((1, 1), (3, 2), (40, 17)):
         check_close(normed(nodes, width, torch.float64)[1], T, B)
+
+
+class Counting(torch.nn.Module):
+    """Constants that are counted out, triangles of a weight, a scale of one number, and the largest of a row, which may
+    be several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = torch.nn.Parameter(torch.linspace(-0.5, 0.5, 35).reshape(7, 5))
+        self.scale = torch.nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        triangles = self.W.tril(1) + self.W.triu(-1) + self.W.tril(-2).tril()
+        counted = (
+            torch.arange(7) * 0.25
+            + torch.arange(1, 15, 2)
+            - torch.arange(1.5, -2, -0.5)
+            + torch.arange(-3, 4)
+        )
+        largest = torch.stack([h[:, 0], h[:, 0], h[:, 1]], 1).amax(1, keepdim=True)
+        return torch.tanh(self.scale * h + 0.1 * counted + x @ triangles.T) + largest * 0.5
+
+
+def test_what_is_counted_out_is_part_of_the_call() -> None:
+    for executable in plans(
+        Counting(), torch.rand(2, 2, 5, dtype=torch.float64), torch.rand(2, 7, dtype=torch.float64)
+    ):
+        for T, B in ((1, 1), (5, 3)):
+            check_close(executable, T, B)
 
 
 SPECIAL = ((0.0, 0.0), (3.0, -4.0), (2.0, 1e25), (float("inf"), 1.0), (float("nan"), 1.0), (1e-3, 0.0))
@@ -279,6 +319,9 @@ def test_what_has_no_form_is_said() -> None:
         r"the (forward|backward) pass is not one call: it has no form for \S", str(rnn.explain())
     )
     assert "not one call" not in str(_called(elman.cells.GRU(2, 3)).explain())
+    assert (
+        plans_of("convolutional_rnn")[1].split("auto") == "it has no form for convolution_backward over rows"
+    )
 
 
 def _called(cell: torch.nn.Module) -> elman.Recurrent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -336,4 +337,5 @@ def _outlives(node: fx.Node, computed: set[fx.Node], kept: set[fx.Node]) -> bool
 
 
 def _said(node: fx.Node) -> str:
-    return op_name(node)
+    source: Any = node.args[0] if node.target is operator.getitem else node
+    return op_name(source)

@@ -51,7 +51,7 @@ def _value(node: Any) -> Any:
 def _sum(graph: fx.Graph, node: fx.Node) -> None:
     """Over rows and any other dimensions: those first, the rest are columns."""
     source: Any = node.args[0]
-    given: Any = node.args[1]
+    given: Any = node.args[1] if len(node.args) > 1 else None
     value, out = _value(source), _value(node)
     dims = {dim % value.dim() for dim in given or range(value.dim())}
     if value.dtype != out.dtype or not value.dtype.is_floating_point:
@@ -99,6 +99,7 @@ def _bmm(graph: fx.Graph, node: fx.Node) -> None:
 
 _REWRITERS: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     aten.sum.dim_IntList: _sum,
+    aten.sum.default: _sum,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
     aten.bmm.default: _bmm,
 }

@@ -11,7 +11,7 @@ features.py     sums, softmax, layer norm
 products.py     products of matrices
 convolutions.py the taps of a convolution as views, and a product
 indices.py      gather, scatter, and their like
-weights.py      of weights alone: weight norm, the matrix one
+weights.py      of weights alone: weight norm, triangles, numbers counted out
 """
 
 from elman.engines.native.rules import (

@@ -46,9 +46,11 @@ def reduced(p: Builder, want: ResultSpec, code: str, x: View, dims: Any, type: s
 
 @rule(aten.sum.dim_IntList)
 def _sum(p: Builder, want: ResultSpec, x: View, dims: Any, keepdim: bool = False, dtype: Any = None) -> View:
-    if want.type != REAL:
+    counts = x.type == BOOL and math.prod(x.sizes) < 1 << 24  # float32 has all of these numbers
+    if want.type != REAL and not counts:
         raise Unsupported("sums of whole numbers")
-    return reduced(p, want, "sum", cast(p, x, REAL), dims)  # type: ignore[arg-type]
+    total = reduced(p, want, "sum", cast(p, x, REAL), dims)  # type: ignore[arg-type]
+    return cast(p, total, want.type)  # type: ignore[return-value]
 
 
 @rule(aten.mean.dim)

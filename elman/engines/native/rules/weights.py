@@ -1,4 +1,4 @@
-"""Of weights alone, once per call: weight norm, and the matrix one."""
+"""Of weights alone, once per call: weight norm, and constants that are counted out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from elman.engines.native.builder import Builder
+from elman.engines.native.builder import NUMBER, Builder
 from elman.engines.native.rules.features import reduced
-from elman.engines.native.rules.table import ResultSpec, rule
-from elman.engines.native.values import REAL, View
+from elman.engines.native.rules.pointwise import where
+from elman.engines.native.rules.table import RULES, ResultSpec, Rule, cast, rule
+from elman.engines.native.values import BOOL, INT, REAL, Unsupported, View
 
 aten = torch.ops.aten
 
@@ -20,6 +21,39 @@ def _eye(p: Builder, want: ResultSpec, *_: Any, **__: Any) -> View:
     n = min(want.sizes)
     p.copy(p.number(1, want.type, (n,)), into=View(out.buffer, out.offset, (n,), (sum(out.strides),)))
     return out
+
+
+def _counted(p: Builder, n: int) -> View:
+    """0, 1, … n - 1."""
+    if n > 1 << 24:
+        raise Unsupported("so many numbers counted out")  # float32 has no more of them
+    ones, up = p.copy(p.number(1, REAL, (n,))), p.new(REAL, (n,))
+    p.lines("cumsum", (), n, [(View(up.buffer, 0, (), ()), 1), (View(ones.buffer, 0, (), ()), 1)])
+    return p.map("sub", REAL, (n,), up, 1.0)
+
+
+@rule(aten.arange.default, aten.arange.start, aten.arange.start_step)
+def _arange(p: Builder, want: ResultSpec, *bounds: NUMBER, **_: Any) -> View:
+    start, step = bounds[0] if len(bounds) > 1 else 0, bounds[2] if len(bounds) > 2 else 1
+    (n,) = want.sizes
+    if want.type == INT and max(abs(start), abs(start + n * step)) > 1 << 24:
+        raise Unsupported("so large numbers counted out")
+    return cast(p, p.map("fma", REAL, (n,), _counted(p, n), float(step), float(start)), want.type)  # type: ignore[return-value]
+
+
+def _triangle(code: str) -> Rule:
+    """What lies on one side of a diagonal, which is so many columns to the right of the main one."""
+
+    def lower(p: Builder, want: ResultSpec, x: View, diagonal: int = 0) -> View:
+        rows, columns = want.sizes[-2:]
+        right = p.map("sub", REAL, (rows, columns), _counted(p, columns), _counted(p, rows).unsqueeze(1))
+        kept = p.map(code, BOOL, (rows, columns), right, float(diagonal))
+        return where(p, want, kept.expand(want.sizes), x, 0)
+
+    return lower
+
+
+RULES[aten.tril.default], RULES[aten.triu.default] = _triangle("le"), _triangle("ge")
 
 
 @rule(aten._weight_norm_interface.default)
