@@ -167,7 +167,7 @@ Learnt = Callable[[str], Path]
 
 
 def log(run: Path) -> list[dict[str, Any]]:
-    """Without what the clock says, and with samples as short as those that a test's own process writes (conftest.py)."""
+    """Without what the clock says, and with samples as short as a test's own process writes them (conftest.py)."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     shorter = [{**line, "sample": line["sample"][:20]} if "sample" in line else line for line in lines]
     return [{**line, "seconds": 0, "stages": 0} for line in shorter]
