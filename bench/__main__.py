@@ -83,6 +83,10 @@ def main(
     streamed: Annotated[
         bool, typer.Option("--streams", help="only this: streams beside ONNX Runtime, tokens a second")
     ] = False,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="only this: what elman.cost says of times; status 1 where it is far off"),
+    ] = False,
     served: Annotated[
         bool,
         typer.Option(
@@ -129,8 +133,11 @@ def main(
         report.streams(seconds)
     if served:
         report.serving()
+    if cost:
+        report.cost(seconds)
     if not (
         streamed
+        or cost
         or served
         or online
         or tangent

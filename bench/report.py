@@ -22,6 +22,7 @@ from bench import (
     online,
     others,
     overhead,
+    pace,
     peers,
     ragged,
     serving,
@@ -287,6 +288,19 @@ class Report:
         self.console.print(
             tables.of_streams("GRU language model, thousand tokens a second, by rows", "", found)
         )
+
+    def cost(self, seconds: float) -> None:
+        """What cost() says of times, beside the times."""
+        lines = list(pace.lines(seconds / 5))
+        self.made["cost"] = [dataclasses.asdict(line) for line in lines]
+        title = f"what elman.cost says of a call's time, and what it takes: at most {pace.WITHIN:.0%} apart"
+        self.console.print(tables.of_pace(title, lines))
+        far = [line for line in lines if not line.met]
+        self.say(f"{len(lines) - len(far)} of {len(lines)} lie within {pace.WITHIN:.0%}")
+        self.missed += [
+            f"cost: {x.cell}, {x.shape} T {x.steps}, {'training' if x.training else 'inference'}: {x.ratio:.2f} ×"
+            for x in far
+        ]
 
     def memory(self, steps: int) -> None:
         """One sequence under a budget, each way in a process of its own."""

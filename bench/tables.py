@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from bench import busy, measure, memory, online, peers, ragged, targets
+from bench import busy, measure, memory, online, pace, peers, ragged, targets
 from bench.bound import BOUND
 from bench.form import OURS
 
@@ -151,6 +151,19 @@ def of_biases(title: str, found: Sequence[online.Bias]) -> Table:
     for one in found:
         made.add_row(one.rule, f"{one.learnt:,}", f"{one.error:.2f}", f"{one.cosine:.2f}")
     return made
+
+
+def of_pace(title: str, lines: Sequence[pace.Line]) -> Table:
+    table = _table(title)
+    for column in ("cell", "shape", "T", "inference, us", "said ×", "training, us", "said ×"):
+        table.add_column(column, justify="left" if column in ("cell", "shape") else "right")
+    for inference, training in zip(lines[::2], lines[1::2], strict=True):
+        cells = [inference.cell, inference.shape, str(inference.steps)]
+        for line in (inference, training):
+            mark = "" if line.met else "[bold red]"
+            cells += [f"{1e6 * line.taken:,.0f}", f"{mark}{line.ratio:.2f}"]
+        table.add_row(*cells)
+    return table
 
 
 def of_streams(title: str, first: str, found: Mapping[str, Mapping[str, float]]) -> Table:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from elman.export import export
     from elman.forcing import force
     from elman.online import Online
-    from elman.plan import cost, explain, pair, plan
+    from elman.plan import Machine, cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool, truncated
     from elman.segments import Segments
     from elman.tangent import tangent
@@ -33,6 +33,7 @@ __all__ = [
     "Bidirectional",
     "Circuit",
     "ElmanError",
+    "Machine",
     "Online",
     "Recurrent",
     "Segments",
@@ -64,6 +65,7 @@ _HOMES = {
     "Bidirectional": "recurrent",
     "Circuit": "circuit",
     "ElmanError": "errors",
+    "Machine": "plan",
     "Online": "online",
     "Recurrent": "recurrent",
     "Segments": "segments",

@@ -69,6 +69,7 @@ PUBLIC = (
     "Bidirectional",
     "Circuit",
     "ElmanError",
+    "Machine",
     "Online",
     "Recurrent",
     "Segments",

@@ -15,8 +15,9 @@ from elman.errors import InputError, expect
 from elman.plan.cut import pair
 from elman.plan.form import TIME_OPERATIONS, Plan
 from elman.plan.memory import needs, schedule
+from elman.plan.pace import Machine, seconds
 from elman.plan.stages import plan as plan_of
-from elman.plan.work import count, size, total_work
+from elman.plan.work import count, duration, size, total_work
 from elman.segments.segment import Memory, read_memory
 
 
@@ -34,6 +35,7 @@ class Cost:
     peak: bytes that training needs at once besides what comes in, what is returned and the gradients handed back.
     again: operations that the backward pass does once more, since their results were not kept.
     segments, segment: how many, of how many steps, where there is a budget.
+    seconds: about how long the native engine takes, where a machine is given (`elman.Machine`).
     """
 
     steps: int
@@ -50,6 +52,7 @@ class Cost:
     again: int = 0
     segments: int = 1
     segment: int = 0
+    seconds: float | None = None
 
     @property
     def total(self) -> int:
@@ -80,15 +83,18 @@ class Cost:
                 *cut,
                 f"  path       {self.path:,} operations one after the other, {self.depth} at every step",
                 f"  parameters {self.parameters:,}",
+                *([] if self.seconds is None else [f"  time       about {duration(self.seconds)}"]),
             ]
         )
 
 
-def cost(plan: Plan, T: int, B: int, memory: str | Memory = None) -> Cost:
+def cost(plan: Plan, T: int, B: int, memory: str | Memory = None, machine: Machine | None = None) -> Cost:
     """Count what a plan does on T steps of B rows; a plan of the adjoint counts the backward pass.
 
     memory: a budget as of `elman.Recurrent`, for the plan of a circuit itself: what training then keeps, needs at once,
         and computes again (for the native engine; the reference engine needs more for each step).
+    machine: `elman.Machine.measured()` for this one: `seconds` then says about how long the call takes, in float32, of
+        dense sequences and without a budget. A training step is two plans, those of `elman.pair(circuit)`.
     Raises InputError for negative sizes, and for a budget that is too small.
     """
     expect(plan, Plan, "the cost is that of a plan", "cost(plan, T, B)", "elman.plan(circuit) gives one")
@@ -115,6 +121,7 @@ def cost(plan: Plan, T: int, B: int, memory: str | Memory = None) -> Cost:
             if memory is None
             else _under(plan.circuit, memory, T, B)
         ),
+        seconds=None if machine is None else seconds(plan, T, B, machine),
     )
 
 

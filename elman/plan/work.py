@@ -23,12 +23,10 @@ def work(node: fx.Node, rows: int) -> int:
     if operation.contracts is not None:
         first = node.args[operation.contracts]
         assert isinstance(first, fx.Node)
-        return 2 * _numel(node.meta["val"], rows) * _sizes(first.meta["val"], rows)[-1]
+        return 2 * numel(node.meta["val"], rows) * _sizes(first.meta["val"], rows)[-1]
     result = node.meta["val"]
     out = result if isinstance(result, torch.Tensor) else result[0]
-    return max(
-        [_numel(value, rows) for value in (*values, out) if isinstance(value, torch.Tensor)], default=0
-    )
+    return max([numel(value, rows) for value in (*values, out) if isinstance(value, torch.Tensor)], default=0)
 
 
 def total_work(nodes: list[fx.Node], rows: int) -> int:
@@ -39,7 +37,7 @@ def _sizes(value: torch.Tensor, rows: int) -> list[int]:
     return [size if isinstance(size, int) else factor(size) * rows for size in value.shape]
 
 
-def _numel(value: torch.Tensor, rows: int) -> int:
+def numel(value: torch.Tensor, rows: int) -> int:
     return math.prod(_sizes(value, rows))
 
 
@@ -65,6 +63,14 @@ def size(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     raise AssertionError
+
+
+def duration(number: float) -> str:
+    """Seconds for people: `1.5 ms`."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number / 1e-6:.3g} us"
 
 
 def told(number: float) -> str:

@@ -31,6 +31,14 @@ EXPLAINED: dict[str, str] = {
     r"recurrent/truncated\.py _joined \+1 3": "equivalent: all parts have one structure",
     r"noise\.py .*\+1 6": "slower: from how many numbers on threads share them",
     r"table addmm\.recomputed": "unreachable: where it is decided what is kept, addmm is a product and a sum",
+    r"table square\.native": "unreachable: torch.square is traced as a power",
+    r"trace/watch\.py Watched\._same not compared 1: _native": "slower: the same comparison in Python",
+    r"engines/native/builder\.py Builder\.(in_order|_pack) left out [1-4]: (view|weight)\.(offset|sizes|strides)": ""
+    "unreachable: parts of what is fixed are values of their own, which the once stage takes",
+    r"engines/native/builder\.py Builder\.number (condition 1|left out 1)": "guarded: whole numbers and others are 0 "
+    "and 1 only, and none is read as another type",
+    r"engines/native/engine\.py _multiplier without name": "equivalent but for rounding: the products of another "
+    "instruction set",
     r"table arange\.counts": "guarded: its size goes in where a number is expected, which is looked for as well",
     r"table empty\.linear gained": "equivalent: it has no operand that could be a sum",
     r"table (unbind|select_backward)\.rows": "unreachable: PyTorch cannot trace it along a batch of any size",

@@ -30,6 +30,7 @@ _TRUTHS = ("engines/test_native_operations.py", "engines/test_special_values.py"
 
 # In front of everything: `FAULT("name")` is whether that fault is on.
 _SWITCH = """
+#ifndef FAULT
 namespace elman {
 constexpr uint32_t fault_number(const char* name) {
     uint32_t hash = 2166136261u;
@@ -39,6 +40,7 @@ constexpr uint32_t fault_number(const char* name) {
 extern uint32_t fault_that_is_on;
 }  // namespace elman
 #define FAULT(name) (::elman::fault_that_is_on == ::elman::fault_number(name))
+#endif
 
 namespace elman {
 """
@@ -147,7 +149,8 @@ def with_faults(sources: dict[str, str]) -> dict[str, str]:
         except Stale as stale:
             raise Stale(f"native/{file}: {stale}: {old}") from None
 
-    made["program.hpp"] = made["program.hpp"].replace("\nnamespace elman {\n", _SWITCH, 1)
+    for first in ("program.hpp", "vector.hpp"):  # whichever comes in first
+        made[first] = made[first].replace("\nnamespace elman {\n", _SWITCH, 1)
     change("bind.cpp", "\nnamespace nb = nanobind;\n", _SWITCH_SET)
     for head, tail in _MACROS:
         change("pointwise.hpp", head, head.removesuffix(tail) + tail.replace("expression", f"({_WRAPPED})"))

@@ -8,7 +8,8 @@ from elman.errors import InputError
 from elman.forcing import force
 from elman.plan import cost, plan
 from elman.plan.cost import Cost
-from elman.plan.work import count, size
+from elman.plan.pace import Counts, Machine, counts
+from elman.plan.work import count, duration, size
 from tests.circuits import circuit_of, plan_of, training_of
 
 I, H = 5, 7
@@ -114,3 +115,53 @@ def test_numbers_for_people(number: float, text: str) -> None:
 
 def test_bytes_for_people() -> None:
     assert [size(n) for n in (5, 1500, 2.5e6, 7e9)] == ["5 B", "1.5 kB", "2.5 MB", "7 GB"]
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+MACHINE = Machine(flops=1e11, bandwidth=2e11, call=1e-5)
+
+
+def test_what_a_step_has_to_do_is_counted() -> None:
+    """h W by hand: [B, H] by [H, H] at every step, and U x + b for all at once."""
+    T, B = 10, 3
+    found, one = counts(plan_of("elman"), T, B), counts(plan_of("elman"), 1, B)
+    assert found.flops == 2 * T * B * (I * H + H * H)
+    assert (found.read, one.read) == (T * H * H * 8, H * H * 8)
+    assert found.packed == one.packed == (I * H + H * H) * 8
+    assert found.curved == T * B * H
+    assert found.trained == 0
+    assert [counts(made, T, B).trained for made in training_of("elman")] == [1, 1]
+
+
+def test_a_call_takes_longer_with_more_to_do_and_less_on_a_better_machine() -> None:
+    def taken(T: int = 10, B: int = 3, machine: Machine = MACHINE) -> float:
+        found = cost(plan_of("gru"), T, B, machine=machine).seconds
+        assert found is not None
+        return found
+
+    assert 0 < taken(1) < taken() < taken(20) < taken(20, 6)
+    for better in (Machine(2e11, 2e11, 1e-5), Machine(1e11, 4e11, 1e-5), Machine(1e11, 2e11, 5e-6)):
+        assert taken() / 2 <= taken(machine=better) < taken()
+    assert taken(machine=Machine(2e11, 4e11, 5e-6)) == pytest.approx(taken() / 2)
+    assert cost(plan_of("gru"), 10, 3).seconds is None
+    assert "  time       about " in str(cost(plan_of("gru"), 10, 3, machine=MACHINE))
+
+
+def test_more_bytes_than_the_cache_holds_come_slower() -> None:
+    sizes = [10**5, 512_000, 10**7, 64_000_000, 10**9]
+    found = [MACHINE.bytes_a_second(size) for size in sizes]
+    assert found[0] == found[1] == 2e11 > found[2] > found[3] == found[4] == 5e10
+
+
+def test_a_machine_is_measured_once() -> None:
+    machine = Machine.measured()
+    assert machine is Machine.measured()
+    assert min(machine.flops, machine.bandwidth) > 1e6
+    assert 0 < machine.call < 1
+    assert Counts(flops=1e9).units(machine)["flops"] == pytest.approx(1e9 / machine.flops)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (8.04e-6, "8.04 us")])
+def test_times_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

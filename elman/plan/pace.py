@@ -1,0 +1,183 @@
+"""How long a plan takes on a machine, by three numbers about it: for choosing sizes before anything has run.
+
+What a call has to do is counted by what it is bound by, and each kind has a price: in operations that the machine could
+do in that time, in bytes that it could read, in calls that Python could make. The prices were fitted once to some 900
+calls (GRU, LSTM and others, widths 32 to 512, batches 1 to 64, 1 to 400 steps; `python -m bench --cost` holds them to
+other calls) and are the same for every machine; the three numbers are measured.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import fx
+
+from elman.caches import cached
+from elman.circuit import graphs
+from elman.circuit.operations import operation_of
+from elman.plan.form import TIME_OPERATIONS, Plan
+from elman.plan.work import numel, work
+
+_CURVED = frozenset(
+    {"tanh", "sigmoid", "exp", "log", "softplus", "gelu", "erf", "sin", "cos", "pow", "native_layer_norm"}
+)
+_NEAR, _FAR = 512_000, 64_000_000  # bytes: what the second cache holds, and what lies in memory
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine in three numbers, for `elman.cost(plan, T, B, machine=)`.
+
+    flops: floating-point operations a second of a product of matrices. bandwidth: bytes a second that are read again
+    and again, out of the second cache. call: seconds of an empty `autograd.Function` and its gradient.
+    """
+
+    flops: float
+    bandwidth: float
+    call: float
+
+    @staticmethod
+    def measured() -> Machine:
+        """This machine, with the threads that torch has now; it takes a second, once in a process for each number."""
+        return _measured(torch.get_num_threads())
+
+    def bytes_a_second(self, size: float) -> float:
+        """Of what is so large altogether: the larger, the slower, down to a quarter for what no cache holds."""
+        far = math.log(max(size, _NEAR) / _NEAR) / math.log(_FAR / _NEAR)
+        return self.bandwidth / 4 ** min(far, 1.0)
+
+
+@cached("how fast this machine is", 64)
+def _measured(threads: int) -> Machine:
+    n = 384
+    a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+    line, x = torch.ones(_NEAR // 8).expand(64, -1), torch.ones(1, requires_grad=True)
+    with torch.no_grad():
+        product, read = _least(lambda: torch.mm(a, b, out=out)), _least(lambda: line.sum(1))
+    with torch.enable_grad():
+        call = _least(lambda: torch.autograd.grad(_Empty.apply(x), x))
+    return Machine(2 * n**3 / product, line.numel() * 4 / read, call)
+
+
+class _Empty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0]
+
+
+def _least(call: Callable[[], Any], seconds: float = 0.25) -> float:
+    found, end = math.inf, time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < end:
+        call()
+        found = min(found, time.perf_counter() - begun)
+    return found
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The work of one run of a plan."""
+
+    trained: float = 0  # 1 where it is one half of a training step, …
+    tensors: float = 0  # … what goes in and comes out: in calls
+    steps: float = 0  # operations of the loop, at every step
+    flops: float = 0  # of products
+    curved: float = 0  # numbers that exponentials and the like give in the loop, …
+    plain: float = 0  # … and all others, …
+    beside: float = 0  # … and operations beside the loop: in operations
+    read: float = 0  # bytes of weights, at every step, …
+    packed: float = 0  # … made ready once, …
+    moved: float = 0  # … and of sequences
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*[getattr(self, f.name) + getattr(other, f.name) for f in fields(self)])
+
+    def units(self, machine: Machine) -> dict[str, float]:
+        """Each in seconds, before it has a price."""
+        weights, sequences = machine.bytes_a_second(self.packed), machine.bytes_a_second(self.moved)
+        by = {
+            **dict.fromkeys(("trained", "tensors", "steps"), machine.call),
+            **dict.fromkeys(("flops", "curved", "plain", "beside"), 1 / machine.flops),
+            **dict.fromkeys(("read", "packed"), 1 / weights), "moved": 1 / sequences,
+        }  # fmt: skip
+        return {f.name: getattr(self, f.name) * by[f.name] for f in fields(self)}
+
+
+PRICES = Counts(
+    trained=0.87, tensors=0.065, steps=0.0005, flops=0.43, curved=26, plain=1, beside=15, read=0.57, packed=1.7,
+    moved=2.1,
+)  # fmt: skip
+
+
+def seconds(plan: Plan, T: int, B: int, machine: Machine) -> float:
+    """Of one run of a plan by the native engine; of a training step, the sum over its two plans."""
+    found = counts(plan, T, B).units(machine)
+    return sum(getattr(PRICES, name) * value for name, value in found.items())
+
+
+def counts(plan: Plan, T: int, B: int) -> Counts:
+    """What one run of a plan on T steps of B rows has to do."""
+    ports = (*plan.circuit.inputs, *plan.circuit.outputs)
+    found = Counts(trained=any(port.kept is not None for port in ports), tensors=len(ports))
+    for stage, rows in ((plan.once, B), (plan.before, T * B), (plan.after, T * B)):
+        for node in stage.nodes():
+            found += _beside(node, rows)
+    if plan.loop is not None:
+        results = graphs.results_of(plan.loop.graph)
+        passing = [results[name] for name in plan.loop.emits]
+        passing += [
+            n for n in plan.loop.graph.nodes if n.op == "placeholder" and n.target in plan.loop.sequences
+        ]
+        found += Counts(
+            moved=T * sum(numel(v, B) * v.dtype.itemsize for node in passing for v in _tensors(node))
+        )
+        for node in plan.loop.nodes():
+            found += _inside(node, T, B)
+    return found
+
+
+def _beside(node: fx.Node, rows: int) -> Counts:
+    if _addresses(node):
+        return Counts()
+    values = [*_tensors(node), *(v for source in node.all_input_nodes for v in _tensors(source))]
+    moved = sum(numel(v, rows) * v.dtype.itemsize for v in values)
+    if operation_of(node).contracts is not None:
+        return Counts(flops=work(node, rows), packed=_weights(node), moved=moved)
+    return Counts(beside=work(node, rows), moved=moved)
+
+
+def _inside(node: fx.Node, T: int, B: int) -> Counts:
+    if _addresses(node):
+        return Counts()
+    if operation_of(node).contracts is not None:
+        return Counts(steps=T, flops=T * work(node, B), read=T * _weights(node), packed=_weights(node))
+    numbers = T * work(node, B)
+    curved = str(node.target).split(".")[1] in _CURVED
+    return Counts(steps=T, curved=numbers) if curved else Counts(steps=T, plain=numbers)
+
+
+def _addresses(node: fx.Node) -> bool:
+    return node.target in TIME_OPERATIONS or operation_of(node).addresses
+
+
+def _tensors(node: fx.Node) -> list[torch.Tensor]:
+    value = node.meta["val"]
+    return [v for v in (value if isinstance(value, tuple | list) else [value]) if isinstance(v, torch.Tensor)]
+
+
+def _weights(node: fx.Node) -> int:
+    """Bytes of the operands of a product that have no rows."""
+    return sum(
+        math.prod(v.shape) * v.dtype.itemsize
+        for source in node.all_input_nodes
+        for v in _tensors(source)
+        if v.dim() == 2 and all(isinstance(size, int) for size in v.shape)
+    )
