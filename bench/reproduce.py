@@ -241,7 +241,9 @@ def written(kept: Path, before: str) -> str:
     made = page.table(HEAD, _reached(found))
     made += page.table(FAST, _fast(results[-1]) if fast.is_file() else [])
     made += page.table(RUNS, [_ran(name, some) for name, some in found.items()])
-    made += page.table(tasks.HEAD, tasks.rows(kept) if list(kept.glob("task-*.json")) else [])
+    of_tasks = [json.loads(path.read_bytes()) for path in sorted(kept.glob("task-*.json"))]
+    results += [one for one in of_tasks if "about" in one]
+    made += page.table(tasks.HEAD, tasks.rows(kept) if of_tasks else [])
     said = {"; ".join(f"{key}: {value}" for key, value in _lasting(one["about"])) for one in results}
     lines = {f"{about}.\n" for about in said} | set(page.lines("machine: ") if page.again else [])
     return made + "".join(f"\n{line}" for line in sorted(lines))

@@ -127,7 +127,7 @@ def rows(kept: Path) -> list[Row]:
     """Of the table in docs/results.md."""
     made = []
     for name, job in JOBS.items():
-        found = [json.loads(path.read_bytes()) for path in sorted(kept.glob(f"task-{name}-*.json"))]
+        found = [json.loads(path.read_bytes()) for path in sorted(kept.glob(f"task-{name}-[0-9].json"))]
         values, unit = [one["value"] for one in found], found[0]["unit"] if found else ""
         reached = spread(values, lambda value, unit=unit: shown(value, unit))
         named = (f"{word[1:]}.csv" if word[0] == "=" else word.lstrip("@") for word in job.words)

@@ -50,9 +50,14 @@ def test_what_is_known_is_not_run_again(tmp_path: Path) -> None:
 def test_tasks_are_told_with_their_spread(tmp_path: Path) -> None:
     for seed, value in enumerate((0.99, 1.0)):
         (tmp_path / f"task-names-{seed}.json").write_text(json.dumps({"value": value, "unit": "%"}))
+    (tmp_path / "task-names-32-0.json").write_text(
+        json.dumps({"value": 0.5, "unit": "%", "about": {"machine": "a new one", "load": "0"}})
+    )
     page = written(tmp_path, "")
+    assert "machine: a new one." in page
+    assert "| 50.0 % | `elman train autoencode names/*.txt --hidden 32 --steps 5000` |" in page
     assert "| 99.5 % (99.0 % … 100.0 %) | `elman train autoencode names/*.txt --steps 12000` |" in page
-    assert sum(row.known for row in tasks.rows(tmp_path)) == 1
+    assert sum(row.known for row in tasks.rows(tmp_path)) == 2
 
 
 def test_rows_that_are_not_run_stay_as_they_were(tmp_path: Path) -> None:

@@ -200,8 +200,7 @@ ARITHMETIC = {
 
 # Cells of tests/cases.py show these, tests/engines/test_special_values.py or test_lookups.py.
 ELSEWHERE = {
-    "equal truths", "sums", "layer norm", "stacks", "pads", "gather", "written places", "products",
-    "product from the left",
+    "equal truths", "sums", "layer norm", "stacks", "pads", "gather", "written places",
 }  # fmt: skip
 SELDOM = ARITHMETIC | ELSEWHERE
 
