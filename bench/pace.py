@@ -73,7 +73,7 @@ def _both(rnn: elman.Recurrent, T: int, shape: Shape, seconds: float) -> Iterato
         (True, train, [both.forward, both.backward]),
     ):
         plans = [elman.plan(circuit) for circuit in circuits]
-        said = [elman.cost(plan, T, shape.B, machine=elman.Machine.measured()).seconds for plan in plans]
+        said = [elman.cost(plan, T, shape.B, machine=elman.machine()).seconds for plan in plans]
         yield training, sum(s or 0.0 for s in said), least(call, seconds)
 
 

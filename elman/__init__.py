@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from elman.caches import caches
     from elman.circuit import Circuit
     from elman.draw import draw
+    from elman.engines import machine
     from elman.errors import ElmanError
     from elman.export import export
     from elman.forcing import force
     from elman.online import Online
-    from elman.plan import Machine, cost, explain, pair, plan
+    from elman.plan import cost, explain, pair, plan
     from elman.recurrent import Bidirectional, Recurrent, Stack, last, pool, truncated
     from elman.segments import Segments
     from elman.tangent import tangent
@@ -33,7 +34,6 @@ __all__ = [
     "Bidirectional",
     "Circuit",
     "ElmanError",
-    "Machine",
     "Online",
     "Recurrent",
     "Segments",
@@ -48,6 +48,7 @@ __all__ = [
     "export",
     "force",
     "last",
+    "machine",
     "models",
     "nn",
     "pair",
@@ -65,7 +66,6 @@ _HOMES = {
     "Bidirectional": "recurrent",
     "Circuit": "circuit",
     "ElmanError": "errors",
-    "Machine": "plan",
     "Online": "online",
     "Recurrent": "recurrent",
     "Segments": "segments",
@@ -78,6 +78,7 @@ _HOMES = {
     "export": "export",
     "force": "forcing",
     "last": "recurrent",
+    "machine": "engines",
     "pair": "plan",
     "plan": "plan",
     "pool": "recurrent",

@@ -263,6 +263,7 @@ public:
     }
 
     const Program& program() const { return program_; }
+    bool wide() const { return wide_; }
 
     // How many tensors a call has: constants, sequences, starts, emits and finals, in this order.
     int64_t tensors() const { return constants_ + sequences_ + emits_ + 2 * int64_t(states_.size()); }

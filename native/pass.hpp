@@ -293,7 +293,9 @@ private:
                 for (const Spot& spot : piece.spots)
                     pointers[i].push_back({base[size_t(spot.place)] + spot.offset, zero[size_t(spot.place)] ? 0 : spot.stride});
                 piece.interpreter->bind(calls[i], pointers[i].data());
-                failure = (wide_ ? kernels_.run64 : kernels_.run32)(piece.interpreter->program(), calls[i], memory + inside);
+                // A program without real numbers of its own is one of float32, wherever it runs.
+                const bool wide = piece.interpreter->wide();
+                failure = (wide ? kernels_.run64 : kernels_.run32)(piece.interpreter->program(), calls[i], memory + inside);
             }
         }
         workspaces().give_back(std::move(block));

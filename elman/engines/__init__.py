@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from elman.engines.base import Engine, LoopResult
+from elman.engines.machine import machine
 from elman.engines.native import Native
 from elman.engines.reference import Reference
 from elman.errors import InputError, NotSupported
@@ -14,7 +15,7 @@ from elman.plan.form import Loop
 
 ENGINES: tuple[Engine, ...] = (Native(), Reference())
 
-__all__ = ["ENGINES", "Engine", "LoopResult", "choose", "report"]
+__all__ = ["ENGINES", "Engine", "LoopResult", "choose", "machine", "report"]
 
 
 def choose(wanted: str | Engine, loop: Loop, device: torch.device) -> Engine:

@@ -35,7 +35,7 @@ class Cost:
     peak: bytes that training needs at once besides what comes in, what is returned and the gradients handed back.
     again: operations that the backward pass does once more, since their results were not kept.
     segments, segment: how many, of how many steps, where there is a budget.
-    seconds: about how long the native engine takes, where a machine is given (`elman.Machine`).
+    seconds: about how long the native engine takes, where a machine is given (`elman.machine()`).
     """
 
     steps: int
@@ -93,7 +93,7 @@ def cost(plan: Plan, T: int, B: int, memory: str | Memory = None, machine: Machi
 
     memory: a budget as of `elman.Recurrent`, for the plan of a circuit itself: what training then keeps, needs at once,
         and computes again (for the native engine; the reference engine needs more for each step).
-    machine: `elman.Machine.measured()` for this one: `seconds` then says about how long the call takes, in float32, of
+    machine: `elman.machine()` for this one: `seconds` then says about how long the call takes, in float32, of
         dense sequences and without a budget. A training step is two plans, those of `elman.pair(circuit)`.
     Raises InputError for negative sizes, and for a budget that is too small.
     """

@@ -9,15 +9,11 @@ other calls) and are the same for every machine; the three numbers are measured.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import fx
 
-from elman.caches import cached
 from elman.circuit import graphs
 from elman.circuit.operations import operation_of
 from elman.plan.form import TIME_OPERATIONS, Plan
@@ -26,12 +22,12 @@ from elman.plan.work import numel, work
 _CURVED = frozenset(
     {"tanh", "sigmoid", "exp", "log", "softplus", "gelu", "erf", "sin", "cos", "pow", "native_layer_norm"}
 )
-_NEAR, _FAR = 512_000, 64_000_000  # bytes: what the second cache holds, and what lies in memory
+NEAR, FAR = 512_000, 64_000_000  # bytes: what the second cache holds, and what lies in memory
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine in three numbers, for `elman.cost(plan, T, B, machine=)`.
+    """A machine in three numbers, for `elman.cost(plan, T, B, machine=)`; `elman.machine()` measures this one.
 
     flops: floating-point operations a second of a product of matrices. bandwidth: bytes a second that are read again
     and again, out of the second cache. call: seconds of an empty `autograd.Function` and its gradient.
@@ -41,45 +37,10 @@ class Machine:
     bandwidth: float
     call: float
 
-    @staticmethod
-    def measured() -> Machine:
-        """This machine, with the threads that torch has now; it takes a second, once in a process for each number."""
-        return _measured(torch.get_num_threads())
-
     def bytes_a_second(self, size: float) -> float:
         """Of what is so large altogether: the larger, the slower, down to a quarter for what no cache holds."""
-        far = math.log(max(size, _NEAR) / _NEAR) / math.log(_FAR / _NEAR)
+        far = math.log(max(size, NEAR) / NEAR) / math.log(FAR / NEAR)
         return self.bandwidth / 4 ** min(far, 1.0)
-
-
-@cached("how fast this machine is", 64)
-def _measured(threads: int) -> Machine:
-    n = 384
-    a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-    line, x = torch.ones(_NEAR // 8).expand(64, -1), torch.ones(1, requires_grad=True)
-    with torch.no_grad():
-        product, read = _least(lambda: torch.mm(a, b, out=out)), _least(lambda: line.sum(1))
-    with torch.enable_grad():
-        call = _least(lambda: torch.autograd.grad(_Empty.apply(x), x))
-    return Machine(2 * n**3 / product, line.numel() * 4 / read, call)
-
-
-class _Empty(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        return gradients[0]
-
-
-def _least(call: Callable[[], Any], seconds: float = 0.25) -> float:
-    found, end = math.inf, time.perf_counter() + seconds
-    while (begun := time.perf_counter()) < end:
-        call()
-        found = min(found, time.perf_counter() - begun)
-    return found
 
 
 @dataclass(frozen=True)
@@ -112,7 +73,7 @@ class Counts:
 
 
 PRICES = Counts(
-    trained=0.87, tensors=0.065, steps=0.0005, flops=0.43, curved=26, plain=1, beside=15, read=0.57, packed=1.7,
+    trained=0.87, tensors=0.065, steps=0.0005, flops=0.97, curved=26, plain=1, beside=15, read=0.57, packed=1.7,
     moved=2.1,
 )  # fmt: skip
 

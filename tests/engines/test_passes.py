@@ -184,6 +184,26 @@ class Counting(torch.nn.Module):
         return torch.tanh(self.scale * h + 0.1 * counted + x @ triangles.T) + largest * 0.5
 
 
+class Whole(torch.nn.Module):
+    """Whole numbers alone in the loop, and in a part of what runs once, beside real ones."""
+
+    def forward(self, x: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        found = (n.unsqueeze(1) == torch.arange(7)).to(x.dtype)  # [B, 7]
+        return found * x.sum(1, keepdim=True), torch.remainder(n * 5 + 3, 7) + (n > 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_programs_without_real_numbers_run_beside_those_of_either_precision(dtype: torch.dtype) -> None:
+    rnn = elman.Recurrent(Whole())
+    x, n = torch.randn(6, 3, 4, dtype=dtype), torch.tensor([0, 3, 5])
+    outputs, final = rnn(x, n)
+    for x_t, output in zip(x, outputs, strict=True):
+        expected, n = rnn.cell(x_t, n)
+        torch.testing.assert_close(output, expected)
+    assert torch.equal(final, n)
+    assert "not" not in str(rnn.explain().engine)
+
+
 def test_what_is_counted_out_is_part_of_the_call() -> None:
     for executable in plans(
         Counting(), torch.rand(2, 2, 5, dtype=torch.float64), torch.rand(2, 7, dtype=torch.float64)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+import elman
 from elman.errors import InputError
 from elman.forcing import force
 from elman.plan import cost, plan
@@ -154,9 +156,11 @@ def test_more_bytes_than_the_cache_holds_come_slower() -> None:
     assert found[0] == found[1] == 2e11 > found[2] > found[3] == found[4] == 5e10
 
 
-def test_a_machine_is_measured_once() -> None:
-    machine = Machine.measured()
-    assert machine is Machine.measured()
+def test_a_machine_is_measured_once_and_draws_nothing() -> None:
+    before = torch.get_rng_state()
+    machine = elman.machine()
+    assert machine is elman.machine()
+    assert torch.equal(torch.get_rng_state(), before)
     assert min(machine.flops, machine.bandwidth) > 1e6
     assert 0 < machine.call < 1
     assert Counts(flops=1e9).units(machine)["flops"] == pytest.approx(1e9 / machine.flops)

@@ -1,0 +1,63 @@
+"""This machine in three numbers, for `elman.cost(plan, T, B, machine=)`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from elman.caches import cached
+from elman.engines.native.extension import compiled, isa
+from elman.plan.pace import NEAR, Machine
+
+Tensor = torch.Tensor
+
+
+def machine() -> Machine:
+    """This machine, with the threads that torch has now; measured in a second, once in a process for each number of
+    threads. Without the native engine products are PyTorch's."""
+    return _measured(torch.get_num_threads())
+
+
+@cached("how fast this machine is", 64)
+def _measured(threads: int) -> Machine:
+    n, real = 384, torch.float32  # three matrices that the second cache holds, or the third
+    a, b = (torch.linspace(-1, 1, n * n, dtype=real).view(n, n) for _ in range(2))
+    out, line = torch.empty(n, n, dtype=real), torch.ones(NEAR // 8, dtype=real).expand(64, -1)
+    x = torch.ones(1, requires_grad=True)
+    name = isa()
+    multiply = None if name is None else compiled.Multiplier(name, False)
+
+    def product() -> None:
+        if multiply is None:
+            torch.mm(a, b, out=out)
+        else:
+            multiply(((a, b, None, out),), threads)
+
+    with torch.no_grad():
+        one_product, one_read = _least(product), _least(lambda: line.sum(1))
+    with torch.enable_grad():
+        one_call = _least(lambda: torch.autograd.grad(_Empty.apply(x), x))
+    return Machine(2 * n**3 / one_product, line.numel() * 4 / one_read, one_call)
+
+
+class _Empty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def _least(call: Callable[[], Any], seconds: float = 0.25) -> float:
+    """The least time of a call."""
+    found, end = math.inf, time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < end:
+        call()
+        found = min(found, time.perf_counter() - begun)
+    return found
