@@ -31,10 +31,13 @@ def settled(
         ours, theirs = (
             torch.zeros_like(leaf) if v is None else v.detach() for v in (got.get(name), expected.get(name))
         )
+        apart = ours - theirs
+        if leaf.dtype != torch.float64 or not bool((ours.isfinite() & theirs.isfinite()).all()):
+            return None
         size = max(float(theirs.abs().max()), float(ours.abs().max())) if leaf.numel() else 0.0
-        if leaf.dtype != torch.float64 or not size or float((ours - theirs).abs().max()) <= bound * size:
+        if not size or float(apart.abs().max()) <= bound * size:
             continue
-        way = torch.sign(ours - theirs)  # the direction in which they part most
+        way = torch.sign(apart)  # the direction in which they part most
         along = _along(leaf, way, total)
         mine, other = (
             abs(float((v * way).sum()) - along) / (size * float(way.abs().sum())) for v in (ours, theirs)
