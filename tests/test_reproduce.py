@@ -64,7 +64,11 @@ def test_rows_that_are_not_run_stay_as_they_were(tmp_path: Path) -> None:
     before = (ROOT / "docs" / "results.md").read_text()
     (tmp_path / "task-names-0.json").write_text(json.dumps({"value": 0.99, "unit": "%"}))
     page = written(tmp_path, before)
-    lines = [line for line in before.splitlines() if line.startswith(("| ", "machine")) and "---" not in line]
+    run_anew = f"| {tasks.JOBS['names'].title} |"
+    lines = [
+        line for line in before.splitlines()
+        if line.startswith(("| ", "machine")) and "---" not in line and not line.startswith(run_anew)
+    ]  # fmt: skip
     assert set(lines) - set(page.splitlines()) == set()
     assert "| 99.0 % | `elman train autoencode" in page
     assert written(tmp_path, page) == page
