@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,6 +12,7 @@ from torch.utils import _pytree as pytree
 import elman
 from bench.contestants import ENTRIES
 from bench.form import Shape
+from elman.engines.speed import least
 
 CELLS = ("rnn", "gru", "lstm", "leaky", "mgu", "ln")
 SHAPES = ("B1H64", "B4H256", "B16H64", "B32H128", "B8H512")
@@ -75,12 +74,3 @@ def _both(rnn: elman.Recurrent, T: int, shape: Shape, seconds: float) -> Iterato
         plans = [elman.plan(circuit) for circuit in circuits]
         said = [elman.cost(plan, T, shape.B, machine=elman.machine()).seconds for plan in plans]
         yield training, sum(s or 0.0 for s in said), least(call, seconds)
-
-
-def least(call: Callable[[], Any], seconds: float) -> float:
-    call()
-    found, end = math.inf, time.perf_counter() + seconds
-    while (begun := time.perf_counter()) < end:
-        call()
-        found = min(found, time.perf_counter() - begun)
-    return found

@@ -44,7 +44,7 @@ KEPT = {
     "draw/measure.py": ["widths of words in pictures"],
     "draw/routes.py": ["shares of a curve's four points"],
     "dynamics/flow.py": ["linearised flows"],
-    "engines/machine.py": ["how fast this machine is"],
+    "engines/speed.py": ["how fast this machine is"],
     "engines/native/engine.py": ["products between stages, by instruction set and dtype", "loops of native"],
     "engines/reference.py": ["loops of reference"],
     "execute/executable.py": ["plans run by the names of their ports"],

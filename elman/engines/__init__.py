@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from elman.engines.base import Engine, LoopResult
-from elman.engines.machine import machine
 from elman.engines.native import Native
 from elman.engines.reference import Reference
+from elman.engines.speed import machine
 from elman.errors import InputError, NotSupported
 from elman.plan.form import Loop
 

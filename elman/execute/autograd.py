@@ -373,14 +373,13 @@ class _Transformed(torch.autograd.Function):
         exposed = apply(program.exposed, call, tensors)
         tangents = _tangents(program, call, tensors, directions[2:], exposed)
         # What does not change has a direction all the same, which functorch asks for; what is cut off must have none.
-        return tuple(
-            None
-            if not flows
-            else torch.zeros_like(o)
-            if t is None and (o.is_floating_point() or o.is_complex())
-            else t
-            for t, o, flows in zip(tangents, exposed, ctx.carrying, strict=False)
-        )
+        given = []
+        for tangent, o, flows in zip(tangents, exposed, ctx.carrying, strict=False):
+            smooth = o.is_floating_point() or o.is_complex()
+            given.append(
+                torch.zeros_like(o) if flows and tangent is None and smooth else tangent if flows else None
+            )
+        return tuple(given)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:

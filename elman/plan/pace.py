@@ -79,7 +79,7 @@ PRICES = Counts(
 
 
 def seconds(plan: Plan, T: int, B: int, machine: Machine) -> float:
-    """Of one run of a plan by the native engine; of a training step, the sum over its two plans."""
+    """Of a run of a plan by the native engine on T steps of B rows; of a training step, the sum over its two plans."""
     found = counts(plan, T, B).units(machine)
     return sum(getattr(PRICES, name) * value for name, value in found.items())
 

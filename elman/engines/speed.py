@@ -38,9 +38,9 @@ def _measured(threads: int) -> Machine:
             multiply(((a, b, None, out),), threads)
 
     with torch.no_grad():
-        one_product, one_read = _least(product), _least(lambda: line.sum(1))
+        one_product, one_read = least(product), least(lambda: line.sum(1))
     with torch.enable_grad():
-        one_call = _least(lambda: torch.autograd.grad(_Empty.apply(x), x))
+        one_call = least(lambda: torch.autograd.grad(_Empty.apply(x), x))
     return Machine(2 * n**3 / one_product, line.numel() * 4 / one_read, one_call)
 
 
@@ -54,8 +54,8 @@ class _Empty(torch.autograd.Function):
         return gradients[0]
 
 
-def _least(call: Callable[[], Any], seconds: float = 0.25) -> float:
-    """The least time of a call."""
+def least(call: Callable[[], Any], seconds: float = 0.25) -> float:
+    """The least time of a call, in seconds, of so many seconds of calls."""
     found, end = math.inf, time.perf_counter() + seconds
     while (begun := time.perf_counter()) < end:
         call()
