@@ -147,6 +147,9 @@ FUNCTIONS: dict[str, Function] = {
     "long and turned": lambda x, h, n, b, v: (
         (h.unsqueeze(2) * h.flip(1).unsqueeze(1)).transpose(1, 2).reshape(-1, 361).flip(1) * 0.1
     ),
+    "four dimensions in two orders": lambda x, h, n, b, v: (
+        h[:, :16].view(-1, 2, 2, 2, 2).permute(0, 4, 3, 2, 1) * (x[:, :16] - 0.3).view(-1, 2, 2, 2, 2)
+    ),
     "written pieces": lambda x, h, n, b, v: (
         torch.slice_scatter(h, x[:, :4] * h[:, 4:8], 1, 2, 10, 2) + torch.select_scatter(h, h[:, 0] * 2, 1, 5)
     ),
@@ -173,6 +176,9 @@ FUNCTIONS: dict[str, Function] = {
     ),
     "outer products": lambda x, h, n, b, v: (
         torch.baddbmm(x.unsqueeze(1) * h.unsqueeze(2), h.unsqueeze(2), x.unsqueeze(1), beta=0.3, alpha=2).sum(2)
+    ),
+    "a convolution to one place": lambda x, h, n, b, v: (
+        F.conv1d(h[:, :6].view(-1, 2, 3), v[:12].view(2, 2, 3), v[12:14]).tanh()
     ),
     "scaled products": lambda x, h, n, b, v: torch.addmm(x, h, torch.outer(v, v), beta=0.5, alpha=0.1),
     "product from the left": lambda x, h, n, b, v: (
