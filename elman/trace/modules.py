@@ -85,7 +85,7 @@ def kept_values(cell: torch.nn.Module) -> Iterator[Any]:
         elif isinstance(value, (list, tuple, set, frozenset, collections.deque)):
             pending += value
         elif isinstance(value, dict):
-            pending += value.values()
+            pending += (*value, *value.values())
         elif isinstance(value, types.FunctionType):
             if value.__closure__ is not None:
                 yield value

@@ -17,7 +17,7 @@ import random
 import sys
 import types
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -82,13 +82,11 @@ class Walk:
     """Everything that a cell's step can read.
 
     found: (path, what counts about it). drawn: states of random number generators, which count for `changes` only.
-    codes: the user's code that was read.
     """
 
     def __init__(self, cell: torch.nn.Module) -> None:
         self.found: list[tuple[Hashable, ...]] = []
         self.drawn: list[tuple[str, Hashable]] = []
-        self.codes: list[types.CodeType] = []
         self.watched = Watched()
         self._names: dict[str, None] = dict.fromkeys(_CALLED)
         self._by_other_means = False
@@ -203,12 +201,14 @@ class Walk:
                 (path, kind, frozenset(_by_value(v) if isinstance(v, PLAIN) else v for v in value))
             )
             watched.others.append(value)
+            self._objects(path, value)
         elif isinstance(value, dict):
-            self.found.append((path, kind, tuple(value)))
+            self.found.append((path, kind))
             watched.dict(value)
             if kind is not dict:
                 watched.others.append(value)  # in which order
                 self._attributes(path, value)
+            self._objects(path, value)
             for key, part in value.items():
                 push((f"{path}[{key!r}]", part))
         elif isinstance(value, os._Environ):
@@ -219,6 +219,12 @@ class Walk:
             if isinstance(value, functools._lru_cache_wrapper):
                 push((path, value.__wrapped__))
 
+    def _objects(self, path: str, values: Iterable[Any]) -> None:
+        """What keys of a dict or members of a set keep themselves."""
+        for i, value in enumerate(values):
+            if not isinstance(value, PLAIN):
+                self._pending.append((f"{path}, {i}", value))
+
     def _row(self, path: str, value: Any) -> None:
         kind = type(value)
         if kind is list:
@@ -228,7 +234,7 @@ class Walk:
         if all(type(part) in PLAIN for part in value):
             self.found.append((path, kind, tuple((type(part), _by_value(part)) for part in value)))
         else:
-            self.found.append((path, kind, len(value)))
+            self.found.append((path, kind))
             for i, part in enumerate(value):
                 self._pending.append((f"{path}[{i}]", part))
 
@@ -302,7 +308,6 @@ class Walk:
         for part in (function.__defaults__, function.__kwdefaults__, function.__dict__ or None):
             if part:
                 self._pending.append((f"{path}()", part))
-        self.codes.append(code)
         names = names_of(code)
         self._by_other_means |= names.by_other_means
         for name in names.attributes:

@@ -32,7 +32,8 @@ EXPLAINED: dict[str, str] = {
     r"noise\.py .*\+1 6": "slower: from how many numbers on threads share them",
     r"table addmm\.recomputed": "unreachable: where it is decided what is kept, addmm is a product and a sum",
     r"table square\.native": "unreachable: torch.square is traced as a power",
-    r"trace/watch\.py Watched\._same not compared 1: _native": "slower: the same comparison in Python",
+    r"trace/fingerprint\.py Seen\.holds not compared 1": "slower: the key is worked out at every call",
+    r"trace/watch\.py Watched\._same not compared 1": "slower: the same comparison in Python",
     r"engines/native/builder\.py Builder\.(in_order|_pack) left out [1-4]: (view|weight)\.(offset|sizes|strides)": ""
     "unreachable: parts of what is fixed are values of their own, which the once stage takes",
     r"engines/native/builder\.py Builder\.number (condition 1|left out 1)": "guarded: whole numbers and others are 0 "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -77,6 +78,13 @@ def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     for name in ("_bind", "_bind_step"):
         binding(name)
     return tries
+
+
+@pytest.fixture(params=["native", "in Python"])
+def watching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has changed is asked by the native engine, or in Python, where there is none."""
+    if request.param == "in Python":
+        monkeypatch.setattr(sys.modules["elman.trace.watch"], "_native", None)
 
 
 def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -351,6 +359,7 @@ class Doubled(cells.Leaky):
         return 2 * super().forward(x, h)
 
 
+@pytest.mark.usefixtures("watching")
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_between_two_calls(name: str, matched: list[bool]) -> None:
     rnn = elman.Recurrent(cells.Leaky(H, H).double())
@@ -373,6 +382,7 @@ def test_one_and_one_point_nought(matched: list[bool]) -> None:
     assert not matched[0]
 
 
+@pytest.mark.usefixtures("watching")
 @pytest.mark.filterwarnings("ignore::elman.errors.RetraceWarning")
 def test_a_change_of_what_the_cell_keeps(matched: list[bool]) -> None:
     """Of everything that one cell keeps, one after the other."""
@@ -431,6 +441,7 @@ def test_train_and_eval() -> None:
             assert not torch.equal(rnn.step(x[0], h)[0], rnn.step(x[0], h)[0])
 
 
+@pytest.mark.usefixtures("watching")
 @pytest.mark.parametrize(
     "change",
     [
@@ -448,6 +459,7 @@ def test_watch(change: Callable[[Any], None]) -> None:
     assert not unchanged()
 
 
+@pytest.mark.usefixtures("watching")
 def test_watch_sees_tensors_change_in_place() -> None:
     cell = CASES["dale_rnn"].make()
     for change in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import importlib
 import types
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 import elman
 from elman import cells
@@ -104,6 +106,22 @@ class Scale:
         return self.factor * a
 
 
+class Squared(Scale):
+    def __call__(self, a: Tensor) -> Tensor:
+        return self.factor * self.factor * a
+
+
+class Named(Table):
+    """One looks like another."""
+
+    def __repr__(self) -> str:
+        return "Named"
+
+
+class Row(list):  # type: ignore[type-arg]
+    pass
+
+
 class Holder(zoo.Base):
     """A cell that reads its gain from wherever it is kept."""
 
@@ -142,6 +160,38 @@ KEEPERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any]
     ),
     "a closure": (
         lambda: (lambda box: lambda: box)([0.7]), lambda k: k()[0], lambda k: set_item(k(), 0)
+    ),
+    "a dict's keys": (
+        lambda: {Table(0.7): 1.0}, lambda k: next(iter(k)).gain, lambda k: setattr(next(iter(k)), "gain", 0.3)
+    ),
+    "objects in a set": (
+        lambda: {Table(0.7)}, lambda k: next(iter(k)).gain, lambda k: setattr(next(iter(k)), "gain", 0.3)
+    ),
+    "keys of one name": (
+        lambda: {Named(0.7): 1.0}, lambda k: next(iter(k)).gain, lambda k: (k.clear(), k.update({Named(0.3): 1.0}))
+    ),
+    "the order of a dict of another class": (
+        lambda: collections.OrderedDict(a=0.7, b=0.3), lambda k: next(iter(k.values())), lambda k: k.move_to_end("a")
+    ),
+    "deque": (lambda: collections.deque([0.7]), lambda k: k[0], lambda k: k.appendleft(0.3)),
+    "list of one's own class": (lambda: Row([0.7]), lambda k: k[0], lambda k: set_item(k, 0)),
+    "the class of an object": (lambda: Scale(0.7), lambda k: k(1.0), lambda k: setattr(k, "__class__", Squared)),
+    "a function of a library": (
+        lambda: [F.relu], lambda k: k[0](torch.full((1,), -0.7, dtype=torch.float64)) + 1,
+        lambda k: k.__setitem__(0, F.elu),
+    ),
+    "a function of PyTorch": (
+        lambda: [torch.sin], lambda k: k[0](torch.full((1,), 0.7, dtype=torch.float64)),
+        lambda k: k.__setitem__(0, torch.cos),
+    ),
+    "a method of a number": (lambda: [(5).bit_length], lambda k: k[0](), lambda k: k.__setitem__(0, (5).conjugate)),
+    "a decorated function": (
+        lambda: (lambda box: torch.no_grad()(lambda: box[0]))([0.7]), lambda k: k(),
+        lambda k: set_item(k.__wrapped__.__closure__[0].cell_contents, 0),
+    ),
+    "modules of a module in an object": (
+        lambda: Table(nn.Sequential(nn.LeakyReLU(0.7))), lambda k: k.gain(torch.full((1,), -1.0, dtype=torch.float64)),
+        lambda k: setattr(k.gain[0], "negative_slope", 0.3),
     ),
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 GAIN = 0.7
 TENSOR = torch.tensor(0.7, dtype=torch.float64)
+ONES = torch.ones(H, dtype=torch.float64)
 TABLE = {"gain": [0.7]}
 SETTINGS = types.ModuleType("settings")
 SETTINGS.gain = 0.7  # type: ignore[attr-defined]
@@ -188,6 +189,24 @@ def hooked() -> Row:
     return make, lambda cell, patch: strength.__setitem__(0, 0.3)
 
 
+def renamed(register: Callable[[Cell, str], None]) -> Row:
+    def make() -> Cell:
+        cell = Cell(lambda cell: 0.7 if hasattr(cell, "one") else 0.3)
+        register(cell, "one")
+        return cell
+
+    return make, lambda cell, patch: (delattr(cell, "one"), register(cell, "other"))
+
+
+def buffered(edit: Callable[[Tensor], Tensor]) -> Row:
+    def make() -> Cell:
+        cell = Cell(lambda cell: cell.m)
+        cell.register_buffer("m", torch.linspace(0.1, 1, H, dtype=torch.float64))
+        return cell
+
+    return make, lambda cell, patch: setattr(cell, "m", edit(cell.m / 3))
+
+
 def weaker(self: Cell, x: Tensor, h: Tensor) -> Tensor:
     return torch.tanh(x + h @ self.W) * 0.3
 
@@ -246,13 +265,33 @@ HONOURED: dict[str, Row] = {
         lambda m: setattr(m, "bias", nn.Parameter(torch.ones(H, dtype=torch.float64))), lambda m: [m], 0
     ),
     "what a hook reads": hooked(),
+    "a name that was Python's": elsewhere(lambda c: abs(-0.7), lambda p: p.setitem(HERE, "abs", lambda v: 0.3)),
+    "the name of a parameter that is none": renamed(lambda c, name: c.register_parameter(name, None)),
+    "the name of a buffer": renamed(lambda c, name: c.register_buffer(name, ONES)),
+    "a buffer's dtype": buffered(lambda m: m.float()),
+    "a buffer's shape": buffered(lambda m: m[0]),
+    "the name of a tensor": renamed(lambda c, name: setattr(c, name, ONES)),
+    "the dtype of a tensor": own(
+        lambda c: c.mine, lambda c: setattr(c.mine, "data", torch.tensor(1 / 3)), mine=TENSOR.clone()
+    ),
+    "the shape of a tensor in a list": own(
+        lambda c: c.mine[0] * (1 + c.mine[0].dim()), lambda c: setattr(c.mine[0], "data", 0.3 * ONES),
+        mine=[TENSOR.clone()],
+    ),
+    "the dtype of a tensor in a list": own(
+        lambda c: c.mine[0], lambda c: setattr(c.mine[0], "data", torch.tensor(1 / 3)), mine=[TENSOR.clone()]
+    ),
+    "a first buffer": own(lambda c: 0.7 if not c._buffers else c.one, lambda c: c.register_buffer("one", 0.3 * ONES)),
+    "a first module": own(
+        lambda c: c.one(c.W[0]) if hasattr(c, "one") else 0.7, lambda c: c.register_module("one", nn.Tanh())
+    ),
 }  # fmt: skip
 
 
 # Seen in the same way as another row, or as tests/recurrent/test_bound.py sees it.
 ALIKE = (
     "an attribute", "a deque", "another array", "a static method", "the class of an object", "a global number",
-    "a closure's list", "getenv", "a class that holds settings", "a dict of the class",
+    "a closure's list", "a class that holds settings", "a dict of the class",
     "another parameter of a module in a list",
 )  # fmt: skip
 
@@ -269,6 +308,16 @@ def test_honoured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ways(rnn, x, h)
     ways(rnn, x, h)
     assert not torch.allclose(rnn(x, h)[0], before), "the edit makes a difference"
+
+
+def test_a_tensor_in_a_list_begins_to_want_a_gradient() -> None:
+    rnn, (x, h) = elman.Recurrent(Cell(lambda c: c.mine[0], mine=[TENSOR.clone()])), data()
+    ways(rnn, x, h)
+    rnn.cell.mine[0].requires_grad_()
+    with pytest.raises(elman.errors.TraceError, match="requires a gradient"):
+        rnn(x, h)
+    rnn.cell.mine[0].requires_grad_(False)
+    ways(rnn, x, h)
 
 
 def test_gradients_of_a_module_in_a_list() -> None:
