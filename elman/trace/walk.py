@@ -351,10 +351,10 @@ class Walk:
         for table in TABLES:
             for name, value in entries[table].items():
                 if value is None:
-                    self.found.append((joined(path, name), None))
+                    self.found.append((joined(path, name), table))
                 elif own:
                     wants = table == "_buffers" and value.requires_grad
-                    self.found.append((joined(path, name), *self._port(value), wants))
+                    self.found.append((joined(path, name), table, *self._port(value), wants))
                     watched.tensors.append(value)
                     if (
                         table == "_buffers"

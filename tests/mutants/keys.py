@@ -14,14 +14,14 @@ _TRACE = (
     "recurrent/test_keys.py recurrent/test_trace_key.py trace/test_sees.py",
     "recurrent/test_bound.py -k 'watch or change or one_and_one'",
 )
-_BOUND = ("recurrent/test_bound.py", "recurrent/test_trace_key.py")
+_BOUND = ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_trace_key.py")
 _NATIVE = ("engines/test_native_operations.py", "engines/test_native.py -k cases")
 # (file, functions, groups of tests): everything there that is compared; without functions, all that is noted.
 PLACES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("trace/walk.py", (), _TRACE),
     ("trace/watch.py", ("Watched.unchanged.unchanged", "Watched._same"), _TRACE),
     ("trace/fingerprint.py", ("Seen.holds", "by_path"), _TRACE),
-    ("recurrent/programs.py", ("Programs.initial", "Programs.seen"), _TRACE),
+    ("recurrent/programs.py", ("Programs.initial", "Programs.seen"), ("recurrent/test_turns.py", *_TRACE)),
     ("recurrent/bound.py", ("Arguments.of", "BoundCall.holds", "BoundCall.serves", "BoundCall.starts_like",
      "BoundCall.fits"), _BOUND),
     ("execute/segmented.py", ("run_of",), ("recurrent/test_memory.py",)),
@@ -32,7 +32,7 @@ FIELDS = (
     (
         "recurrent/programs.py",
         "Shapes",
-        ("recurrent/test_bound.py", "recurrent/test_trace_key.py test_forcing.py"),
+        ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_trace_key.py test_forcing.py"),
     ),
     ("circuit/structure.py", "TensorSpec", _BOUND),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 import types
 from typing import Any
@@ -120,3 +121,35 @@ def test_which_of_several_it_is() -> None:
     first = agrees(rnn, x, h)
     rnn.cell.chosen[0][0] = rnn.cell.scales[1]
     assert not torch.allclose(agrees(rnn, x, h), first)
+
+
+class Gained(nn.Module):
+    """tanh(x + gain · h), where the gain is any attribute."""
+
+    hidden_size = H
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x + self.gain * h)
+
+
+GAINS: dict[str, Any] = {
+    "a buffer": lambda cell, gain: cell.register_buffer("gain", gain),
+    "a parameter": lambda cell, gain: cell.register_parameter("gain", nn.Parameter(gain)),
+    "one that does not learn": lambda cell, gain: cell.register_parameter("gain", nn.Parameter(gain, False)),
+    "an attribute": lambda cell, gain: setattr(cell, "gain", gain),
+    "a number": lambda cell, gain: setattr(cell, "gain", 0.5),
+}
+
+
+@pytest.mark.parametrize("names", [*itertools.permutations(GAINS, 2)], ids="; ".join)
+def test_as_what_a_tensor_is_kept(names: tuple[str, str]) -> None:
+    """Of two cells of one class, one after the other, and of one cell that changes."""
+    x, h, changing = torch.randn(T, B, H).double(), torch.randn(B, H).double(), elman.Recurrent(Gained())
+    for name in (*names, *names):
+        gain, rnn = torch.rand(H).double(), elman.Recurrent(Gained())
+        GAINS[name](rnn.cell, gain)
+        agrees(rnn, x, h)
+        if hasattr(changing.cell, "gain"):
+            del changing.cell.gain
+        GAINS[name](changing.cell, gain)
+        agrees(changing, x, h)

@@ -17,8 +17,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import elman
 from elman import Segments
+from elman.caches import Recent
 from elman.errors import ElmanError, InputError, InputTypeError
 from elman.execute import segmented
+from elman.recurrent import programs
 from tests.cases import CASES
 from tests.pairwise import with_more
 from tests.recurrent import compare, ragged
@@ -202,6 +204,45 @@ def test_what_is_counted_is_enough(name: str, memory: Any) -> None:
     seen -= sum(t.numel() * t.element_size() for t in handed)
     _, chosen = rnn._calls.latest.program.carrying_on.schedules.latest
     assert 0.4 * chosen.peak < seen <= chosen.peak
+
+
+def test_a_schedule_is_made_for_each_kind_of_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that asks for more than another, or that lies in another way, does not run as that one was planned."""
+    planned: list[Any] = []
+    original = segmented.schedule
+
+    def counted(*args: Any) -> Any:
+        planned.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(segmented, "schedule", counted)
+    monkeypatch.setattr(programs, "_SHARED", Recent(8))  # programs keep what was planned
+    rnn, lengths = layer("gru", memory="50 kB"), torch.tensor([6, 4, 2])
+
+    def call(steps: int = 6, rows: int = 3, grad: bool = True, engine: str = "auto", **said: Any) -> None:
+        rnn.engine = engine
+        inputs = Inputs.of(CASES["gru"], steps, rows)
+        with torch.set_grad_enabled(grad):
+            rnn(inputs.x, inputs.state, **said)
+
+    def packed() -> None:
+        inputs = Inputs.of(CASES["gru"], 6, 3)
+        rnn(pack_padded_sequence(inputs.x, lengths), inputs.state)
+
+    halves = torch.zeros(6, 3, dtype=torch.bool)
+    halves[3] = True
+    kinds: list[Callable[[], None]] = [
+        call, lambda: call(grad=False), lambda: call(engine="reference"), lambda: call(rows=2),
+        lambda: call(lengths=lengths), packed, lambda: call(lengths=lengths - 1), lambda: call(steps=3, rows=6),
+        lambda: call(reset=halves),
+    ]  # fmt: skip
+    for kind in (*kinds, *kinds):
+        before = len(planned)
+        kind()
+        assert len(planned) - before == (before < len(kinds))
+    for (needed, *rest), (other, *others) in itertools.combinations([(args[0], *args[1:4]) for args in planned], 2):
+        assert needed != other or rest != others, "what is planned differs"
+    assert planned[0][0].extra < planned[4][0].extra == planned[5][0].extra, "where rows lie is told by numbers"
 
 
 def test_a_sequence_in_a_file_is_read_where_it_lies(tmp_path: Path) -> None:
