@@ -119,6 +119,8 @@ class Pass:
         """What comes out; inputs that are None are zeros. `empty` is called where there is no step or no row."""
     def packed(self, sizes: list[int], *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """The same of a pass on packed rows. sizes: the rows of each step, never growing."""
+    def bytes(self, steps: int, batch: int, rows: int) -> int:
+        """What a call with so many packed rows needs at once, if its inputs lie in order."""
 
 class Multiplier:
     """Products of matrices outside the loop."""

@@ -435,7 +435,8 @@ NB_MODULE(_native, m) {
             new (self) Pass(named(isa), wide, places, given, made, pieces, outcomes, failed, threads, empty, bytes);
         })
         .def("__call__", &Pass::run)
-        .def("packed", &Pass::run_packed);
+        .def("packed", &Pass::run_packed)
+        .def("bytes", &Pass::bytes);
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
         .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&,

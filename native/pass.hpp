@@ -95,6 +95,17 @@ public:
         return on(Counts(steps, batch), args, 4);
     }
 
+    // (T, B, N) -> bytes that a call has at once of torch's memory, if its inputs lie in order.
+    int64_t bytes(int64_t steps, int64_t batch, int64_t rows) const {
+        Counts counts(steps, batch);
+        counts.of[ALL] = rows, counts.of[TRAIL] = rows + batch;
+        int64_t all = 0;
+        for (const int64_t block : arrange(places_, counts).blocks) all += block;
+        for (const Place& place : places_)
+            if (place.kind == Place::made) all += place.width * counts.of[place.rows];
+        return all;
+    }
+
     // (the rows of each step, inputs) -> what comes out, for a pass on packed rows.
     nb::object run_packed(const nb::args& args) { return on(Counts(numbers(args[0])), args, 1); }
 

@@ -156,6 +156,7 @@ class Engine(ABC):
 
         ends, single, ragged: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the
         numbers of noise are inputs behind all others. empty: that function, for calls without a step or a row.
+        The function may have `bytes`: `(steps, batch, rows) -> bytes` that a call has at once beside its inputs.
         """
         return "its stages are calls of PyTorch"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from elman.circuit.form import InPort, Kind
 from elman.engines import codegen
 from elman.engines.base import PlanFunction, Runner, StageMaker
 from elman.execute.emit import emit
+from elman.plan.footprint import Counted, Footprint, footprint, handed
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
@@ -62,6 +63,7 @@ class Executable:
         self.plan, self.single = plan, single
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
         self._made: dict[tuple[str | engines.Engine, bool], PlanFunction] = {}
+        self._bytes: dict[tuple[str | engines.Engine, bool], Callable[[int, int, int], int]] = {}
         self._prepared: dict[str | engines.Engine, tuple[Plan, StageMaker, Runner | None]] = {}
         self._empty: PlanFunction | None = None  # for calls without a step or a row
 
@@ -90,6 +92,13 @@ class Executable:
             self._made[engine, ragged] = self._emitted(engine, ragged) if isinstance(passed, str) else passed
         return self._made[engine, ragged]
 
+    def needs(self, call: Call) -> Footprint | Counted:
+        """The bytes of the plan in calls like this one."""
+        chosen = call.engine, call.packing is not None
+        self.function(*chosen)
+        counted = self._bytes.get(chosen)
+        return footprint(self.plan) if counted is None else Counted(handed(self.plan.circuit), counted)
+
     @locked
     def _emitted(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         return emit(*self.prepared(engine), self.ends, self.single, ragged)
@@ -110,6 +119,8 @@ class Executable:
             return executable._empty(*args)
 
         passed = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty, ragged)
+        if (counted := getattr(passed, "bytes", None)) is not None:
+            self._bytes[wanted, ragged] = counted
         ports = self.plan.circuit.inputs_of(Kind.NOISE)
         if isinstance(passed, str) or not ports:
             return passed

@@ -19,6 +19,7 @@ import torch
 from elman.circuit.form import Circuit, Kind, OutPort
 from elman.circuit.rows import carries
 from elman.execute.executable import Call
+from elman.plan.footprint import Footprint, held_back
 from elman.plan.memory import Schedule, marks, needs, reversal, schedule
 from elman.segments import Layout
 from elman.segments.segment import Segment
@@ -61,6 +62,12 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Segmen
             else (training.forward, training.backward, training.pair.bytes_per_row)
         )
         needed = needs(whole.plan, *plans, gathers=gathers, viewed=_viewed(whole, training, call.engine))
+        needed = replace(needed, plain=whole.whole.needs(call))
+        if training is not None:
+            forward, kept = training.forwards.needs(call), training.pair.bytes_per_row
+            if isinstance(forward, Footprint):
+                kept = max(kept, held_back(training.forward))
+            needed = replace(needed, forward=forward, backward=training.backwards.needs(call), residuals=kept)
         if gathers or sizes is not None:  # where steps lie is told by numbers of rows
             rows = call.steps * call.batch if sizes is None else int(sizes.sum())
             needed = replace(needed, extra=needed.extra + _TOLD * rows, gathered=needed.gathered + _TOLD)

@@ -8,7 +8,7 @@ merged), never more.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ import torch
 from torch import fx
 
 from elman.circuit import graphs
-from elman.circuit.form import ROWS, Kind
+from elman.circuit.form import ROWS, Circuit, Kind
 from elman.circuit.rows import factor
 from elman.plan.form import TIMELINE, Loop, Plan, Stage, final_of, last, shift, spread, total
+
+aten = torch.ops.aten
 
 # What bytes are counted by: once, for each sequence, for each step, for each packed row.
 _ONCE, _SEQUENCE, _STEP, _ROW = np.eye(4)
@@ -41,9 +43,42 @@ class Footprint:
         return float((self.points @ (1.0, sequences, steps, rows)).max()) + viewed * steps
 
 
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """The same of a plan that its engine runs as one function, which says what it needs.
+
+    beside: what that does not count, as a point of a Footprint. bytes: (steps, sequences, packed rows) -> bytes.
+    """
+
+    beside: np.ndarray
+    bytes: Callable[[int, int, int], int]
+
+    def peak(self, sequences: float, steps: float, rows: float, viewed: float = 0.0) -> float:
+        sizes = map(math.ceil, (steps, sequences, rows))
+        return float(self.beside @ (1.0, sequences, steps, rows)) + self.bytes(*sizes) + viewed * steps
+
+
+def handed(circuit: Circuit) -> np.ndarray:
+    """What is drawn, and sequences that may not lie in order, which are put in order for the time of a pass."""
+    sizes = _STEP * _SIZES
+    for port in circuit.inputs:
+        if port.kind in (Kind.NOISE, Kind.SEQUENCE) and port.kept is None:
+            sizes = sizes + math.prod(port.shape) * port.dtype.itemsize * (_ROW if port.rows else _STEP)
+    return sizes
+
+
 def footprint(plan: Plan) -> Footprint:
     """The bytes of a plan, from its graphs alone."""
     return Footprint(_pruned(_Walk(plan).points))
+
+
+def held_back(plan: Plan) -> int:
+    """Bytes per row and step of what a forward pass that PyTorch runs keeps for the backward one: all of the memory in
+    which a part of a value lies."""
+    walk = _Walk(plan)
+    kept = [plan.outputs[out.name] for out in plan.circuit.outputs if out.kept is not None]
+    roots = {walk.root[name] for name in kept if name in walk.root}
+    return int(sum(walk.memory[root][3] for root in roots if root in walk.memory))
 
 
 class _Walk:
@@ -52,15 +87,12 @@ class _Walk:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.points: list[np.ndarray] = []
-        self.now = _STEP * _SIZES
+        self.now = handed(plan.circuit)
         self.held: dict[str, np.ndarray] = {}
+        self.root: dict[str, fx.Node] = {}  # of results: the node in whose memory they lie, and the bytes of that
+        self.memory: dict[fx.Node, np.ndarray] = {}
         self.single: set[str] = set()  # values that are one per sequence, not one per step of it
-        for port in plan.circuit.inputs:
-            if port.kind is Kind.NOISE:
-                size = math.prod(port.shape) * port.dtype.itemsize
-                self.now = self.now + size * (_ROW if port.rows else _STEP)
-            elif port.kind in (Kind.CONSTANT, Kind.STATE):
-                self.single.add(port.name)
+        self.single |= {p.name for p in plan.circuit.inputs if p.kind in (Kind.CONSTANT, Kind.STATE)}
         self.stage(plan.once, _SEQUENCE)
         names = self.stage(plan.before, _ROW)
         if plan.loop is not None:
@@ -101,7 +133,7 @@ class _Walk:
             if root[node] is node:
                 sizes[node] = _bytes(node.meta.get("val"), _SEQUENCE if node in single else rows)
                 self.now = self.now + sizes[node]
-                self.points.append(self.now)
+                self.points.append(self.now + _room_of(node))
             for operand in node.all_input_nodes:
                 base = root[operand]
                 left[base] -= 1
@@ -113,8 +145,9 @@ class _Walk:
                 self.single.add(name)
             base = root[node]
             if base in sizes:
-                self.held[name] = sizes.pop(base)
+                self.held[name] = self.memory[base] = sizes.pop(base)
                 names.append(name)
+            self.root[name] = self.root.get(str(base.target), base) if base.op == "placeholder" else base
         return names
 
     def loop(self, loop: Loop) -> None:
@@ -132,14 +165,23 @@ class _Walk:
             self.single.add(final_of(state.name))
         for name in loop.sums:
             self.now = self.now + _bytes(results[name].meta["val"], _SEQUENCE)
-        # For the time of the loop: weights in the order in which products read them, one step's values, and sequences
-        # that do not lie in order.
-        kept = {port.name for port in self.plan.circuit.inputs if port.kept is not None}
-        given = {p.name for p in self.plan.circuit.inputs_of(Kind.SEQUENCE)} - kept
+        # For the time of the loop: weights in the order in which products read them, and one step's values.
         inside = [_bytes(inputs[name].meta["val"], _SEQUENCE) for name in loop.constants if name in inputs]
         inside += [_bytes(node.meta.get("val"), _SEQUENCE) for node in loop.nodes()]
-        inside += [_bytes(inputs[name].meta["val"], _ROW) for name in loop.sequences if name in given]
         self.points.append(sum(inside, self.now))
+
+
+def _room_of(node: fx.Node) -> np.ndarray:
+    """What PyTorch needs besides for an operation: a convolution's columns, its image in order, and its result."""
+    if node.target is aten.convolution.default:
+        image, kernel, out, groups = *node.args[:2], node, node.args[8]
+    elif node.target is aten.convolution_backward.default:
+        out, image, kernel, groups = *node.args[:3], node.args[9]
+    else:
+        return _NOTHING
+    image, kernel, out = (operand.meta["val"] for operand in (image, kernel, out))  # type: ignore[union-attr]
+    taps = math.prod(kernel.shape[1:]) * int(groups) / kernel.shape[0]  # type: ignore[arg-type]
+    return _bytes(image, _ROW) + (1 + taps) * _bytes(out, _ROW)
 
 
 def _rows_in(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from elman.circuit.form import Kind
 from elman.errors import InputError
-from elman.plan.footprint import Footprint, footprint
+from elman.plan.footprint import Counted, Footprint, footprint
 from elman.plan.form import Plan
 from elman.plan.work import told, work_of
 from elman.segments.segment import Cuts, Memory, RaggedCuts, Segments
@@ -38,9 +38,9 @@ class Needs:
     viewed: see `Footprint.peak`.
     """
 
-    plain: Footprint
-    forward: Footprint | None
-    backward: Footprint | None
+    plain: Footprint | Counted
+    forward: Footprint | Counted | None
+    backward: Footprint | Counted | None
     state: int
     residuals: int
     extra: int
@@ -160,7 +160,7 @@ def _working(needs: Needs, cuts: Cuts) -> float:
     """Bytes at the worst moment of one segment, beside what is stored."""
     batch, _, rows = cuts.worst
 
-    def peak(passed: Footprint) -> float:
+    def peak(passed: Footprint | Counted) -> float:
         return passed.peak(*cuts.worst, needs.viewed) + needs.gathered * rows
 
     worst = peak(needs.plain)

@@ -97,12 +97,12 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
             return skeleton(some_x, *(state or (None,)), some_context)
 
     zeros, fault, hidden = None, None, getattr(cell, "hidden_size", None)
+    dtype, device = _kind(cell, x)
     if isinstance(hidden, int) and not isinstance(hidden, bool):
-        dtype, device = _kind(cell, x)
-        zeros = torch.zeros((PROBED, hidden), dtype=dtype, device=device)
+        zeros = torch.zeros((PROBED, hidden), dtype=dtype, device=_with_numbers(device))
         fault = _fault(call, zeros, _name(cell))
         if fault is None:
-            return _zeros(zeros)
+            return _zeros(zeros, device)
     try:
         alone = call()
     except Exception as error:
@@ -129,7 +129,7 @@ def _search(cell: torch.nn.Module, x: Any, context: Any) -> Zeros:
             where=_name(cell),
             mend=MEND,
         )
-    return _zeros(fitting[0])
+    return _zeros(fitting[0], device)
 
 
 def _no_start(
@@ -190,11 +190,10 @@ def _small(value: Any) -> Any:
             return tensor
         size = (PROBED, *tensor.shape[1:])
         if tensor.dtype.is_floating_point:
-            return (
-                torch.randn(size, generator=generator, dtype=torch.float64).to(tensor.dtype).to(tensor.device)
-            )
+            drawn = torch.randn(size, generator=generator, dtype=torch.float64).to(tensor.dtype)
+            return drawn.to(_with_numbers(tensor.device))
         if tensor.shape[0] == 0 or not is_plain(tensor):
-            return torch.zeros(size, dtype=tensor.dtype, device=tensor.device)
+            return torch.zeros(size, dtype=tensor.dtype, device=_with_numbers(tensor.device))
         return tensor.detach()[torch.arange(PROBED, device=tensor.device) % tensor.shape[0]]
 
     return pytree.tree_map(leaf, value)
@@ -219,9 +218,17 @@ def _fault(call: Callable[..., Any], state: Any, name: str) -> _Fault | None:
     return None
 
 
-def _zeros(state: Any) -> Zeros:
+def _zeros(state: Any, device: torch.device) -> Zeros:
     tensors, structure = flatten(state, "state")
-    return Zeros(structure, specs(tensors, 1))
+    found = specs(tensors, 1)
+    if device.type == "meta":  # it was tried with numbers that were made up
+        found = tuple(spec._replace(device=device) for spec in found)
+    return Zeros(structure, found)
+
+
+def _with_numbers(device: torch.device) -> torch.device:
+    """Where a cell is tried whose tensors may have no numbers: see `readable`."""
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _equal(a: Any, b: Any) -> bool:

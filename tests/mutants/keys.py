@@ -48,14 +48,14 @@ KEPT = {
 CACHED = (
     ("trace/names.py", "names_of", _TRACE),
     ("trace/names.py", "is_library", _TRACE),
-    ("engines/native/engine.py", "_multiplier", ("engines/test_products.py", "engines/test_native.py")),
+    ("engines/native/engine.py", "_multiplier", ("engines/test_passes.py", "engines/test_products.py", "engines/test_native.py")),
     ("execute/executable.py", "_executable", ("plan/test_laws.py", "test_adjoint.py")),
     ("circuit/operations.py", "_unlisted", ("circuit/test_operations.py",)),
     ("circuit/rows.py", "_factor", ("circuit/test_rows.py",)),
     (
         "segments/layout.py",
         "Layout.whole",
-        ("recurrent/test_bound.py", "recurrent/test_edges.py recurrent/test_sequences.py"),
+        ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_edges.py recurrent/test_sequences.py"),
     ),
 )
 _UNSEEN = """

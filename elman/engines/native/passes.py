@@ -10,7 +10,7 @@ it. A value that lives between two pieces of the pass has its place in the pass'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from elman.engines.native.places import Memory, Places, delayed
 from elman.engines.native.staged import StageWriter
 from elman.engines.native.values import Unsupported, View
 from elman.plan.form import Loop, Plan, delays_of, final_of
+from elman.segments.timeline import Packing
 from elman.trace.outside import outside
 
 
@@ -44,8 +45,17 @@ def passed(
     native = _Writer(plan, ends, single, isa, ready, empty, ragged).function()
     if not ragged:
         return native
-    packed = native.packed
-    return lambda packing, seed, *inputs: packed(packing.sizes, *inputs)
+    return _Packed(native.packed, native.bytes)
+
+
+class _Packed(NamedTuple):
+    """The function on packed rows. bytes: `(steps, batch, rows) -> bytes` that a call needs, as of `compiled.Pass`."""
+
+    packed: Callable[..., Any]
+    bytes: Callable[[int, int, int], int]
+
+    def __call__(self, packing: Packing, seed: int, *inputs: torch.Tensor | None) -> Any:
+        return self.packed(packing.sizes, *inputs)
 
 
 class _Writer:
