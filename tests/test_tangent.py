@@ -196,20 +196,22 @@ def test_transforms_of_more_cells(name: str, transform: str, monkeypatch: pytest
     same(got, TRANSFORMS[transform](theirs)(*args))
 
 
-def test_dual_numbers_and_backward() -> None:
+@pytest.mark.parametrize("cut", [(), ("lengths",), ("lengths", "mask", "reset")], ids=" ".join)
+def test_dual_numbers_and_backward(cut: tuple[str, ...]) -> None:
     """Reverse over forward and forward over reverse, by PyTorch's own dual numbers."""
-    rnn, inputs = layer("elman"), Inputs.of(CASES["elman"], 4, 3)
+    rnn, inputs, told = layer("elman"), Inputs.of(CASES["elman"], 6, 4), ragged.said(6, 4)
+    where, said = (ragged if cut else compare), {key: told[key] for key in cut}
     way, weights = directions(rnn, inputs), compare.wanted_of(rnn, inputs)
     over = [
-        compare.gradients(pushed(run, rnn, inputs, way, training=True), weights)
-        for run in (compare.ours, compare.theirs)
+        compare.gradients(pushed(run, rnn, inputs, way, training=True, **said), weights)
+        for run in (where.ours, where.theirs)
     ]
     compare.assert_equal(*over)
     found = []
-    for run in (compare.ours, compare.theirs):
+    for run in (where.ours, where.theirs):
         with forward_ad.dual_level():
             x = forward_ad.make_dual(inputs.x.detach().requires_grad_(), way["x"])
-            outputs, _ = run(rnn, replace(inputs, x=x))
+            outputs, _ = run(rnn, replace(inputs, x=x), **said)
             (gradient,) = torch.autograd.grad(outputs.pow(2).sum(), x)
             found.append(forward_ad.unpack_dual(gradient).tangent)
     torch.testing.assert_close(*found)

@@ -89,10 +89,11 @@ class _Walk:
         self.points: list[np.ndarray] = []
         self.now = handed(plan.circuit)
         self.held: dict[str, np.ndarray] = {}
-        self.root: dict[str, fx.Node] = {}  # of results: the node in whose memory they lie, and the bytes of that
+        # Of results, the nodes in whose memory they lie; and the bytes of that.
+        self.root: dict[str, fx.Node] = {}
         self.memory: dict[fx.Node, np.ndarray] = {}
-        self.single: set[str] = set()  # values that are one per sequence, not one per step of it
-        self.single |= {p.name for p in plan.circuit.inputs if p.kind in (Kind.CONSTANT, Kind.STATE)}
+        # Values that are one per sequence, not one per step of it.
+        self.single = {p.name for p in plan.circuit.inputs if p.kind in (Kind.CONSTANT, Kind.STATE)}
         self.stage(plan.once, _SEQUENCE)
         names = self.stage(plan.before, _ROW)
         if plan.loop is not None:

@@ -88,11 +88,14 @@ SAMPLES = [
     *of("convolution", ((1, 2, 5), (B, 2, 2), (B,)), [1], [0], [1], False, [0], 1, said="the kernel is not the same"),
     *(
         sample
-        for mask, said in (([True, False, False], ROWWISE), ([False, True, True], SUMMED))
+        for mask, said in (
+            ([True, False, False], ROWWISE), ([False, True, True], SUMMED), ([True, True, True], "from one call"))
         for sample in of(
             "convolution_backward", ((B, 3, 4), (B, 2, 5), (3, 2, 2)), [3], [1], [0], [1], False, [0], 1, mask,
                 said=said)
     ),
+    *of("convolution_backward", ((1, B, 4), (1, 2, 5), (B, 2, 2)), [0], [1], [0], [1], False, [0], 1,
+        [True, False, False], said="the kernel is not the same"),
     # Where numbers are.
     *of("reshape view _unsafe_view", ((B, 6),), [-1, 2, 3]),
     *of("reshape view _unsafe_view", ((2, B, 3),), [-1, 3], said="moves the batch"),
@@ -123,6 +126,8 @@ SAMPLES = [
     # What indices choose.
     *by("gather", (X, (B, 2)), lambda make, f, x, i: make(f, x, 1, i), types=RW),
     *by("gather", (X, X), lambda make, f, x, i: make(f, x, 0, i), "along the batch", types=RW),
+    *by("gather", (X, (2, 3)), lambda make, f, x, i: make(f, x, 0, i), "removes the batch", types=RW),
+    *by("gather", ((5, 3), X), lambda make, f, x, i: make(f, x, 0, i), "in different dimensions", types=RW),
     *(
         sample
         for names, overload in (("scatter", "src"), ("scatter_add", "default"))
@@ -133,10 +138,20 @@ SAMPLES = [
     *by("index _unsafe_index", (X, (2,)), lambda make, f, x, i: make(f, x, [None, i]), overload="Tensor", types=RW),
     *by("index _unsafe_index", ((5, 3), (B,)), lambda make, f, x, i: make(f, x, [i]), overload="Tensor", types=RW),
     *by("index _unsafe_index", (X, (2,)), lambda make, f, x, i: make(f, x, [i]), ANY, overload="Tensor", types=RW),
+    *by("index", ((5, 3), (2, B)), lambda make, f, x, i: make(f, x, [i]), "in different dimensions", overload="Tensor",
+        types=RW),
+    *by("index", (X, (B,)), lambda make, f, x, i: make(f, x, [i]), "along the batch", overload="Tensor", types=RW),
     *by("index_select", (X, (2,)), lambda make, f, x, i: make(f, x, 1, i), types=RW),
     *by("index_select", (X, (2,)), lambda make, f, x, i: make(f, x, 0, i), LINES, types=RW),
     *by("index_add", (X, (2,), (B, 2)), lambda make, f, x, i, v: make(f, x, 1, i, v), types=RW),
     *by("index_add", (X, (B,), X), lambda make, f, x, i, v: make(f, x, 0, i, v), "writes along the batch", types=RW),
+    *by("index_add", ((5, 3), (B,), X), lambda make, f, x, i, v: make(f, x, 0, i, v), "in different dimensions",
+        types=RW),
+    *by("index_put", ((B, 4), (2,), (B, 2)), lambda make, f, x, i, v: make(f, x, [None, i], v), types=RW),
+    *by("index_put", ((B, 4), (2,), (2,)), lambda make, f, x, i, v: make(f, x, [None, i], v), "along the batch",
+        types=RW),
+    *by("index_put", ((4, B), (2,), (2, B)), lambda make, f, x, i, v: make(f, x, [i], v), "along the batch", types=RW),
+    *by("index_put", ((B, 3), (B,), X), lambda make, f, x, i, v: make(f, x, [i], v), "along the batch", types=RW),
     *by("index_put _unsafe_index_put", ((5, 3), (2,), (2, 3)), lambda make, f, x, i, v: make(f, x, [i], v, True),
         types=RW),
     *by("index_put _unsafe_index_put", (X, (B,)), lambda make, f, v, i: make(
@@ -189,11 +204,14 @@ SAMPLES = [
         "along the batch"),
     *(
         sample
-        for mask, said in (([True, False, False], ROWWISE), ([False, True, True], SUMMED))
+        for mask, said in (
+            ([True, False, False], ROWWISE), ([False, True, True], SUMMED), ([True, True, True], "from one call"))
         for sample in by("native_layer_norm_backward", (X, Y, (B, 1), (B, 1), W, W), lambda make, f, g, x, m, s, w, b,
             mask=mask: make(
             f, g, x, [3], m, s, w, b, mask), said)
     ),
+    *by("native_layer_norm_backward", ((2, B), (2, B), (2, 1), (2, 1)), lambda make, f, g, x, m, s: make(
+        f, g, x, [rows(make, x, 1)], m, s, None, None, [True, False, False]), "along the batch"),
     # The Fourier transform, complex numbers, systems of equations.
     *of("_fft_r2c", ((B, 4),), [1], 0, True, said=UNKNOWN), *of("_fft_c2c", ((B, 4),), [1], 0, True, types=(COMPLEX,),
         said=UNKNOWN),

@@ -15,6 +15,7 @@ _TRACE = (
     "recurrent/test_bound.py -k 'watch or change or one_and_one'",
 )
 _BOUND = ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_trace_key.py")
+_PASSES = ("engines/test_passes.py", "engines/test_products.py", "engines/test_native.py")
 _NATIVE = ("engines/test_native_operations.py", "engines/test_native.py -k cases")
 # (file, functions, groups of tests): everything there that is compared; without functions, all that is noted.
 PLACES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -48,14 +49,14 @@ KEPT = {
 CACHED = (
     ("trace/names.py", "names_of", _TRACE),
     ("trace/names.py", "is_library", _TRACE),
-    ("engines/native/engine.py", "_multiplier", ("engines/test_passes.py", "engines/test_products.py", "engines/test_native.py")),
+    ("engines/native/engine.py", "_multiplier", _PASSES),
     ("execute/executable.py", "_executable", ("plan/test_laws.py", "test_adjoint.py")),
     ("circuit/operations.py", "_unlisted", ("circuit/test_operations.py",)),
     ("circuit/rows.py", "_factor", ("circuit/test_rows.py",)),
     (
         "segments/layout.py",
         "Layout.whole",
-        ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_edges.py recurrent/test_sequences.py"),
+        (_BOUND[0], "recurrent/test_edges.py recurrent/test_sequences.py"),
     ),
 )
 _UNSEEN = """

@@ -219,7 +219,10 @@ def test_a_cell_that_says_it_starts_from_another(other: str) -> None:
                 torch.testing.assert_close(got, right)
 
 
-@pytest.mark.parametrize("as_one", [lambda a, b: (a, b), lambda a, b: {"a": a, "b": b}], ids=["tuple", "dict"])
+TWO = {"tuple": lambda a, b: (a, b), "dict": lambda a, b: {"a": a, "b": b}}
+
+
+@pytest.mark.parametrize("as_one", TWO.values(), ids=TWO)
 def test_how_arguments_are_built(as_one: Callable[[Tensor, Tensor], Any]) -> None:
     """The same tensors, in lists: another cell, by what it makes of them."""
 
@@ -240,6 +243,10 @@ def test_how_arguments_are_built(as_one: Callable[[Tensor, Tensor], Any]) -> Non
             torch.testing.assert_close(out[t], state, **EXACT)
 
 
+def understood(returned: Any) -> tuple[Tensor, Tensor]:
+    return returned if isinstance(returned, tuple) else (returned, returned)
+
+
 def test_weights_of_a_teacher() -> None:
     layer, x = elman.Recurrent(CASES["jordan"].make().double()), drawn(7, B, 5)
     teacher, weight = torch.randn_like(layer(x)[0]), torch.rand(7, B, dtype=torch.float64)
@@ -248,7 +255,7 @@ def test_weights_of_a_teacher() -> None:
         for _ in range(3):
             expected = elman.Recurrent(layer.cell)(x, teacher=teacher, teacher_weight=w)
             torch.testing.assert_close(layer(x, teacher=teacher, teacher_weight=w), expected, **EXACT)
-            blended = teacher if w is None else w.double()[..., None] * teacher + (1 - w.double()[..., None]) * expected[0]
+            fed = teacher if w is None else torch.lerp(expected[0], teacher, w.double()[..., None])
             for t in range(1, 7):
-                seen = layer.cell(x[t], blended[t - 1])
-                torch.testing.assert_close(seen[0] if isinstance(seen, tuple) else seen, expected[0][t], **EXACT)
+                seen, _ = understood(layer.cell(x[t], fed[t - 1]))
+                torch.testing.assert_close(seen, expected[0][t], **EXACT)
