@@ -351,7 +351,7 @@ class Walk:
         for table in TABLES:
             for name, value in entries[table].items():
                 if value is None:
-                    self.found.append((joined(path, name), table))
+                    self.found.append((joined(path, name), None))
                 elif own:
                     wants = table == "_buffers" and value.requires_grad
                     self.found.append((joined(path, name), table, *self._port(value), wants))
