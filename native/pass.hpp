@@ -146,6 +146,8 @@ private:
         for (size_t p = 0; p < places_.size(); p++)
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
         const Failure failure = compute(counts, base, zero, *lies, arenas, threads);
+        // What is made from here on outlives this memory, and lying behind it would keep it from being used again.
+        held.clear();
         if (failure.stopped) throw nb::python_error();
         if (failure.happened) {
             const nb::object error = failed_(failure.index, failure.size, failure.behind);

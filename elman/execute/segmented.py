@@ -294,12 +294,14 @@ class SegmentedRun:
         for turn in reversed(range(begins, count)):
             self._back(turn, tensors, stored.kept[turn], into, cotangents, gradients)
         again: dict[int, list[Tensor]] = {}
+        rooms = self._rooms(begins)
         for turn, begin in reversal(begins, self.schedule.stored):
             start = again[begin] if begin in again else self._stored(stored, begin)
             if turn != begin:
-                again[turn] = self._advanced(begin, turn, tensors, start)
+                again[turn] = self._advanced(begin, turn, tensors, start, rooms.pop())
                 continue
-            again.pop(turn, None)
+            if turn in again:
+                rooms.append(again.pop(turn))
             s = self.segment(turn)
             values = training.forwards.run(self._part(s), self._inputs(s, tensors, start))
             del start
@@ -322,17 +324,35 @@ class SegmentedRun:
                 zeros.copy_(given)
         return into
 
+    def _rooms(self, begins: int) -> list[list[Tensor]]:
+        """Memory for as many states as are had again at once, before segments ask for theirs: small pieces between those
+        would keep them from being used again."""
+        most, there = 0, set[int]()
+        for turn, begin in reversal(begins, self.schedule.stored):
+            if turn == begin:
+                there.discard(turn)
+            else:
+                there.add(turn)
+                most = max(most, len(there))
+        ports = [self.ports[i] for i in self.states]
+        rooms = [
+            torch.empty((most, self.call.batch, *port.shape), dtype=port.dtype, device=port.device) for port in ports
+        ]  # fmt: skip
+        return [[room[n] for room in rooms] for n in range(most)]
+
     def _advanced(
-        self, begin: int, turn: int, tensors: Sequence[Tensor | None], begins: Sequence[Tensor]
+        self, begin: int, turn: int, tensors: Sequence[Tensor | None], begins: Sequence[Tensor], room: list[Tensor]
     ) -> list[Tensor]:
-        """The states that a segment starts from, from those of one before it."""
+        """The states that a segment starts from, from those of one before it; they lie in `room`, of all rows."""
         states = self._first(tensors)
         for state, start in zip(states, begins, strict=True):
             state[: len(start)] = start
         for between in range(begin, turn):
             s = self.segment(between)
             self._move(s, states, self.program.whole.run(self._part(s), self._inputs(s, tensors, states)))
-        return [state[: self.segment(turn).rows].clone() for state in states]
+        for kept, state in zip(room, states, strict=True):
+            kept.copy_(state)
+        return room
 
     def _back(
         self, turn: int, tensors: Sequence[Tensor | None], kept: Sequence[Tensor], into: list[Tensor],
