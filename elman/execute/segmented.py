@@ -325,8 +325,8 @@ class SegmentedRun:
         return into
 
     def _rooms(self, begins: int) -> list[list[Tensor]]:
-        """Memory for as many states as are had again at once, before segments ask for theirs: small pieces between those
-        would keep them from being used again."""
+        """Memory for the states that are had again at one time, before segments ask for theirs: a small piece behind
+        what a segment had would keep that from being used again."""
         most, there = 0, set[int]()
         for turn, begin in reversal(begins, self.schedule.stored):
             if turn == begin:
@@ -341,8 +341,8 @@ class SegmentedRun:
         return [[room[n] for room in rooms] for n in range(most)]
 
     def _advanced(
-        self, begin: int, turn: int, tensors: Sequence[Tensor | None], begins: Sequence[Tensor], room: list[Tensor]
-    ) -> list[Tensor]:
+        self, begin: int, turn: int, tensors: Sequence[Tensor | None], begins: Sequence[Tensor], room: list[Tensor],
+    ) -> list[Tensor]:  # fmt: skip
         """The states that a segment starts from, from those of one before it; they lie in `room`, of all rows."""
         states = self._first(tensors)
         for state, start in zip(states, begins, strict=True):
