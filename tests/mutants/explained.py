@@ -44,7 +44,7 @@ EXPLAINED: dict[str, str] = {
     "and 11 states",
     r"trace/fingerprint\.py Seen\.holds not compared 1": "slower: the key is worked out at every call",
     r"trace/watch\.py Watched\._same not compared 1": "slower: the same comparison in Python",
-    r"engines/native/builder\.py Builder\.(in_order|_pack) left out [24]": ""
+    r"engines/native/builder\.py Builder\.(in_order left out [24]|_pack left out [234])": ""
     "unreachable: parts of what is fixed are values of their own, which the once stage takes",
     r"engines/native/builder\.py Builder\.number (condition 1|left out 1)": "guarded: whole numbers and others are 0 "
     "and 1 only, and none is read as another type",
