@@ -233,10 +233,9 @@ class BoundCall:
         """Whether the tensors of a call with the same key, which has its state now, are like those of this one."""
         tensors = (*args.xs, *args.states, *args.contexts)
         return args.structures[1] == self.state and all(
-            tensor.dtype is dtype and tensor.device == device and tensor.dim() >= leading
-            and tensor.shape[leading:] == widths
+            tensor.dtype is dtype and tensor.device == device and tensor.shape[leading:] == widths
             for tensor, (leading, widths, dtype, device) in zip(tensors, self.specs, strict=True)
-        )  # fmt: skip
+        )
 
     def expect_divisible(self, layout: Layout) -> None:
         """Refuse a layout that leaves out steps which the cell cannot do without."""

@@ -37,6 +37,8 @@ EXPLAINED: dict[str, str] = {
     r"recurrent/programs\.py Programs\.seen not compared 1": "slower: marks are compared entry by entry",
     r"recurrent/bound\.py Arguments\.of left out 3": "equivalent: `leading` tells a step from a sequence, and a "
     "step runs the program of a packed one",
+    r"trace/walk\.py Walk\._port left out 4": "guarded: a cell lies where its arguments do, whose device counts in the "
+    "key of a call",
     r"segments/layout\.py Layout\.whole without device": "unreachable with one device: tests/devices.py is for "
     "machines with two",
     r"adjoint\.py adjoint condition 13": "equivalent: nothing but the gradient of a state feeds one",

@@ -13,6 +13,7 @@ ELMAN = Path(__file__).resolve().parents[2] / "elman"
 _TRACE = (
     "recurrent/test_keys.py recurrent/test_trace_key.py trace/test_sees.py",
     "recurrent/test_bound.py -k 'watch or change or one_and_one'",
+    "recurrent/test_turns.py -k device",
 )
 _BOUND = ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_trace_key.py")
 _PASSES = ("engines/test_passes.py", "engines/test_products.py", "engines/test_native.py")

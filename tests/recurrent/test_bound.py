@@ -460,6 +460,18 @@ def test_watch(change: Callable[[Any], None]) -> None:
 
 
 @pytest.mark.usefixtures("watching")
+def test_watch_sees_the_default_dtype() -> None:
+    unchanged = watch(cells.Elman(I, H))
+    assert unchanged is not None
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert not unchanged()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert unchanged()
+
+
+@pytest.mark.usefixtures("watching")
 def test_watch_sees_tensors_change_in_place() -> None:
     cell = CASES["dale_rnn"].make()
     for change in (
@@ -622,6 +634,8 @@ def test_the_engine_is_there() -> None:
     native = choose("auto", loop, CPU).name == "native"
     step = rnn._calls._bound.latest[1]
     assert (step.binding is not None) == native
+    program = rnn._calls.latest.program
+    assert (program.steps_by_loop("auto"), program.steps_by_loop("reference")) == (native, False)
 
 
 class Start(nn.Module):

@@ -19,8 +19,10 @@ from torch.utils import _pytree as pytree
 import elman
 from elman import Segments
 from elman.caches import Recent
+from elman.engines.native import why_not_built
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported
 from elman.execute import segmented
+from elman.plan.footprint import Counted
 from elman.recurrent import programs
 from tests.cases import CASES
 from tests.pairwise import with_more
@@ -278,6 +280,11 @@ def test_a_schedule_is_made_for_each_kind_of_call(monkeypatch: pytest.MonkeyPatc
         assert len(planned) - before == (before < len(kinds))
     for one, other in itertools.combinations([args[:4] for args in planned], 2):
         assert one != other, "what is planned differs"
+    counted = [isinstance(args[0].backward, Counted) for args in planned]
+    native = why_not_built() is None
+    assert counted == [native, False, False, *[native] * 6], (
+        "where an engine says what it needs, that is what counts"
+    )
     extra = [args[0].extra for args in planned]
     assert extra[0] < extra[4] == extra[5], "where rows lie is told by numbers"
 
