@@ -76,7 +76,7 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
             continue
         wire = _gradient_of(port.name)
         kind = {Kind.CONSTANT: Kind.SUM, Kind.SEQUENCE: Kind.SEQUENCE, Kind.STATE: Kind.STATE}[port.kind]
-        fed = next((p.name for p in ports if kind is Kind.STATE and p.next == wire), None)
+        fed = next((p.name for p in ports if p.next == wire), None)
         outputs.append(OutPort(wire.name, kind, wire, f"gradient of {port.path}", fed, gradient_of=port.name))
     out = next(node for node in reversed(graph.nodes) if node.op == "output")
     out.args = ({_gradient_of(name).name: node for name, node in sums.items()},)

@@ -41,7 +41,6 @@ EXPLAINED: dict[str, str] = {
     "key of a call",
     r"segments/layout\.py Layout\.whole without device": "unreachable with one device: tests/devices.py is for "
     "machines with two",
-    r"adjoint\.py adjoint condition 13": "equivalent: nothing but the gradient of a state feeds one",
     r"plan/memory\.py halfway swapped 7": "equivalent: the other terms choose as well, for up to 200 segments "
     "and 11 states",
     r"trace/fingerprint\.py Seen\.holds not compared 1": "slower: the key is worked out at every call",
