@@ -66,23 +66,23 @@ JOBS = {
         "auto-encoding of names, 128 numbers each, unseen ones exactly back", 7, "≥ 99.5 %",
         ("autoencode", "@names/*.txt"), steps=12_000,
     ),
-    "names-64": Job("the same, 64 numbers", 10, "", ("autoencode", "@names/*.txt", "--hidden", "64")),
+    "names-64": Job("the same, 64 numbers", 5, "", ("autoencode", "@names/*.txt", "--hidden", "64")),
     "names-32": Job(
         "the same, 32 numbers", 1.6, "", ("autoencode", "@names/*.txt", "--hidden", "32"), steps=5000,
     ),
     "lines": Job(
-        "auto-encoding of lines of tinyshakespeare, 256 numbers each", 15, "",
+        "auto-encoding of lines of tinyshakespeare, 256 numbers each", 10, "",
         ("autoencode", "@tinyshakespeare/input.txt", "--hidden", "256"),
     ),
     "jsb": Job(
-        "piano rolls: JSB chorales, negative log-likelihood of a frame", 8, "≤ 8.3",
+        "piano rolls: JSB chorales, negative log-likelihood of a frame", 4, "≤ 8.3",
         ("forecast", "@music/JSB_Chorales.mat"),
     ),
     "nottingham": Job(
-        "the same: Nottingham", 13, "≤ 3.1", ("forecast", "@music/Nottingham.mat"),
+        "the same: Nottingham", 7, "≤ 3.1", ("forecast", "@music/Nottingham.mat"),
     ),
-    "piano-midi": Job("the same: Piano-midi", 20, "", ("forecast", "@music/Piano_midi.mat")),
-    "musedata": Job("the same: MuseData", 20, "", ("forecast", "@music/MuseData.mat")),
+    "piano-midi": Job("the same: Piano-midi", 10, "", ("forecast", "@music/Piano_midi.mat")),
+    "musedata": Job("the same: MuseData", 10, "", ("forecast", "@music/MuseData.mat")),
     "co2": Job(
         "CO2, weekly with gaps, 10 forecasts of 12 weeks", 2, "< 0.6086 (ETS), 0.9514 (seasonal naive)",
         ("forecast", "=co2"),

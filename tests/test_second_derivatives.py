@@ -210,6 +210,10 @@ STATISTICS: dict[str, Operation] = {
     ),
     "torch.layer_norm": lambda a, u: torch.layer_norm(a, (H,), None, WEIGHT) * u,
     "native_layer_norm": lambda a, u: torch.native_layer_norm(a, (H,), WEIGHT, None, 1e-5)[0] * u,
+    "group_norm with weights": lambda a, u: (
+        F.group_norm(square(a), 2, WEIGHT[:2], WEIGHT[2:4]).flatten(1) * u
+    ),
+    "torch.group_norm": lambda a, u: torch.group_norm(square(a), 1, None, WEIGHT[:2]).flatten(1) * u,
     "logcumsumexp": lambda a, u: a.logcumsumexp(-1) * u,
     "logcumsumexp of columns": lambda a, u: torch.logcumsumexp(square(a), 1).flatten(1),
 }

@@ -301,6 +301,24 @@ def _native_layer_norm(
     return out if bias is None else out + bias, mean, scale
 
 
+def _group_norm(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As `norm`, a layer norm, of the groups."""
+
+    def group_norm(
+        input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+        cudnn_enabled: bool = True,
+    ) -> Tensor:  # fmt: skip
+        if input.dim() < 2 or num_groups < 1 or input.shape[1] % num_groups:
+            return torch.group_norm(input, num_groups, weight, bias, eps)  # which says what is wrong
+        groups = input.reshape(input.shape[0], num_groups, -1)
+        out = norm(groups, groups.shape[2:], None, None, eps).reshape(input.shape)
+        channels = [-1, *[1] * (input.dim() - 2)]
+        out = out if weight is None else out * weight.view(channels)
+        return out if bias is None else out + bias.view(channels)
+
+    return group_norm
+
+
 def _logcumsumexp(input: Tensor, dim: int, **more: Any) -> Tensor:
     """PyTorch's own second derivatives are NaN where a gradient is 0."""
     x = input.movedim(dim, -1)
@@ -358,6 +376,7 @@ _PARTS: dict[Any, Any] = {
     torch.linalg.norm: _norm(torch.linalg.norm),
     torch.linalg.vector_norm: _norm(torch.linalg.vector_norm),
     F.normalize: _normalize,
+    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm(F.layer_norm)),
 }
 _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__, torch.absolute, Tensor.absolute), _abs),
@@ -372,6 +391,7 @@ _TWICE: dict[Any, Any] = {
     F.instance_norm: _instance_norm,
     **dict.fromkeys((F.layer_norm, torch.layer_norm), _layer_norm),
     torch.native_layer_norm: _native_layer_norm,
+    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm(_layer_norm)),
     **dict.fromkeys((torch.logcumsumexp, Tensor.logcumsumexp), _logcumsumexp),
     F.lp_pool1d: _power_pool(F.avg_pool1d, 1),
     F.lp_pool2d: _power_pool(F.avg_pool2d, 2),

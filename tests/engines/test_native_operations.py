@@ -134,6 +134,7 @@ FUNCTIONS: dict[str, Function] = {
     "layer norm, plain": lambda x, h, n, b, v: (
         F.layer_norm(h, (19,)) * 0.2 + F.layer_norm(h[:, ::2], (10,), None, v[:10]).sum(1, True)
     ),
+    "group norm": lambda x, h, n, b, v: F.group_norm(h[:, :18].view(-1, 6, 3), 2, v[:6], v[6:12]) * x[:, :1, None],
     "moments": lambda x, h, n, b, v: (
         x * torch.native_layer_norm(3 * h, [19], None, None, 0.1)[1] + torch.native_layer_norm(h, [19], v, v, 0.1)[2]
     ),
@@ -206,7 +207,7 @@ ARITHMETIC = {
 
 # Cells of tests/cases.py show these, tests/engines/test_special_values.py or test_lookups.py.
 ELSEWHERE = {
-    "equal truths", "sums", "layer norm", "stacks", "pads", "gather", "written places",
+    "equal truths", "sums", "layer norm", "group norm", "stacks", "pads", "gather", "written places",
 }  # fmt: skip
 SELDOM = ARITHMETIC | ELSEWHERE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,20 @@ def test_other_devices_see_these(
         found.append([*values, *gradients])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(2, 6), (2, 6, 3), (2, 6, 3, 2)], ids=str)
+def test_group_norm(sizes: tuple[int, ...]) -> None:
+    x, weight, bias = torch.randn(sizes).double(), torch.randn(6).double(), torch.randn(6).double()
+    ours = parts._PARTS[F.group_norm]
+    for groups in (1, 2, 3):
+        for more in ((), (weight,), (None, bias), (weight, bias, 0.1)):
+            torch.testing.assert_close(ours(x, groups, *more), F.group_norm(x, groups, *more))
+    for wrong in (0, 4):
+        with pytest.raises(Exception) as right:
+            torch.group_norm(x, wrong)
+        with pytest.raises(type(right.value), match=re.escape(str(right.value).split("\n")[0])):
+            ours(x, wrong)
 
 
 def test_they_are_taken_on_other_devices_alone() -> None:
