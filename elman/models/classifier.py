@@ -18,9 +18,9 @@ from elman.data import ragged
 from elman.data.labelled import stratified
 from elman.errors import InputError, InputTypeError, NotYet
 from elman.models import pretrained
-from elman.models.coding import FILE, Coding
+from elman.models.coding import END, FILE, Coding
 from elman.models.scores import calibrated, figures
-from elman.models.sequence_classifier import END, KNOWN, SETTINGS, SequenceClassifier, logits_of, shapes
+from elman.models.sequence_classifier import KNOWN, SETTINGS, SequenceClassifier, logits_of, shapes
 from elman.plan.explain import Explanation
 from elman.training import Measure, Training, fitted
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from elman.data.files import read_file
 from elman.data.schema import Odd, each, from_json, maybe, record, text, whole
 from elman.errors import DataError, InputError
-from elman.models.sequence_classifier import BEGIN, END, UNKNOWN
 
+UNKNOWN, BEGIN, END = range(3)  # symbols that stand for no character
 FILE = "labels.json"
 _SIZE, _LABELS, _CHARACTERS = 2**24, 2**20, 2**21
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,12 @@ from torch.nn.functional import cross_entropy
 from elman.data.schema import Check, number, text, truth, whole
 from elman.errors import InputError, NotSupported
 from elman.models import pretrained
+from elman.models.coding import UNKNOWN, Coding
 from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, stack_of
 from elman.plan import Explanation
 from elman.recurrent import LockedDropout, last, pool
 
-if TYPE_CHECKING:
-    from elman.models.coding import Coding
-
-UNKNOWN, BEGIN, END = range(3)  # symbols that stand for no character
 POOLS = ("last", "mean", "max", "attention")
 _STEPS = 2**15  # of a batch, padding included, that is classified at once
 

@@ -16,9 +16,9 @@ from elman.data.labelled import Labelled, LabelledColumns, read_labelled, read_s
 from elman.data.schema import Check, each, file_name, maybe, number, record, text, whole
 from elman.errors import DataError, InputError
 from elman.models.classifier import AVERAGE, DECAY, batch_for, input_dropout_for, look, opened
-from elman.models.coding import FILE, Coding
+from elman.models.coding import BEGIN, FILE, Coding
 from elman.models.scores import figures
-from elman.models.sequence_classifier import BEGIN, SequenceClassifier, logits_of
+from elman.models.sequence_classifier import SequenceClassifier, logits_of
 from elman.report import Part, Record, matrix, plain
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
 from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory, expect_one_reader

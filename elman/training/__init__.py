@@ -12,11 +12,11 @@ from elman.training.files import write_atomically
 from elman.training.fit import Diverged, Loss, Step, Training, detach, fit, pick_threads
 from elman.training.lock import locked
 from elman.training.loggers import Logger, TensorBoard
-from elman.training.measure import Measure
+from elman.training.measure import Measure, Validation
 from elman.training.processes import Processes
 from elman.training.run import CONFIG_SIZE, FORMAT, Run
 from elman.training.stopwatch import Stages
-from elman.training.trainer import FolderGone, Trainer, Validation, fitted
+from elman.training.trainer import FolderGone, Trainer, fitted
 from elman.training.weights import expect_room, shapes_in, weights_in
 
 __all__ = [

@@ -34,6 +34,16 @@ class Measure:
         return self.value < other if self.lower_is_better else self.value > other
 
 
+@dataclass(frozen=True)
+class Validation:
+    """A look at held-out data: a quick figure of them. best: whether it is the best so far."""
+
+    step: int
+    seconds: float
+    measure: Measure
+    best: bool
+
+
 def shown(value: float, unit: str) -> str:
     """0.9361, "%" -> "93.6 %"; 1.42, "mm" -> "1.4200 mm"."""
     return percent(value) if unit == "%" else f"{value:.4f} {unit}".rstrip()

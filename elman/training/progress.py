@@ -11,8 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from elman.training.fit import Step
-from elman.training.measure import percent
-from elman.training.trainer import Validation
+from elman.training.measure import Validation, percent
 
 NEW, FAINT = "bold cyan", "bright_black"
 _EVERY = 0.25  # seconds between two pictures

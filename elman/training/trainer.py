@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,12 @@ from elman.errors import DataError, ElmanError, StateError
 from elman.training.facts import check_facts, fitting
 from elman.training.fit import Step, Training, mean_of
 from elman.training.loggers import Logger
-from elman.training.measure import Measure
+from elman.training.measure import Measure, Validation
 from elman.training.run import Run
 
 _AVERAGED = 10  # steps to a line of the log
 _VALIDATIONS = 16  # in a run
 _SECONDS = 30.0  # between two checkpoints, where no number of steps is given
-
-
-@dataclass(frozen=True)
-class Validation:
-    """A look at held-out data: a quick figure of them. best: whether it is the best so far."""
-
-    step: int
-    seconds: float
-    measure: Measure
-    best: bool
 
 
 class FolderGone(StateError):

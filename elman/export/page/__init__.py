@@ -29,9 +29,10 @@ from elman.export.step.flat import Array, Flat
 from elman.export.step.quantised import HELP, KINDS, expect_kind
 from elman.export.step.single import single
 from elman.models import LanguageModel
+from elman.models.coding import BEGIN, END
 from elman.models.evaluating import evaluating
 from elman.models.forecast_network import ForecastNetwork
-from elman.models.sequence_classifier import BEGIN, END, SequenceClassifier
+from elman.models.sequence_classifier import SequenceClassifier
 from elman.models.tagging import TagNetwork
 from elman.training import write_atomically
 
