@@ -129,7 +129,9 @@ def rows(kept: Path) -> list[Row]:
     for name, job in JOBS.items():
         found = [json.loads(path.read_bytes()) for path in sorted(kept.glob(f"task-{name}-[0-9].json"))]
         values, unit = [one["value"] for one in found], found[0]["unit"] if found else ""
-        reached = spread(values, lambda value, unit=unit: shown(value, unit))
+        said = unit if unit == "%" else ""
+        reached = spread(values, lambda value, said=said: shown(value, said))
+        reached = f"{reached} {unit}" if found and not said else reached
         named = (f"{word[1:]}.csv" if word[0] == "=" else word.lstrip("@") for word in job.words)
         command = " ".join([*named, *job.length()])
         cells = (job.title, f"{job.minutes:g}", job.wanted, reached, f"`elman train {command}`")
