@@ -30,6 +30,9 @@ def describes(tensor: Tensor) -> bool:
 def team() -> str:
     """Which threads are used: "openmp" or "own"."""
 
+def keep_memory(begins: bool) -> None:
+    """From here on passes of this thread hand memory to each other, or, as often, no longer."""
+
 def poison(on: bool) -> None:
     """Fill scratch memory with NaN before every call (for tests)."""
 

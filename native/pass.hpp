@@ -62,6 +62,31 @@ Spot spot_of(nb::handle list) {
     return {n.at(0), n.at(1), n.at(2)};
 }
 
+// Memory that passes of one thread hand to each other while a call runs segment by segment (`Spare::calls` of them at once). An
+// allocation of torch's asks for more than the hole of its own size has, and what a segment keeps behind it makes that last.
+struct Spare {
+    using Block = std::pair<int64_t, nb::object>;
+    static inline thread_local int64_t calls = 0;
+    static inline thread_local std::vector<Block> blocks;
+
+    // A block of at least so many bytes, where there is one; smaller ones go.
+    static Block taken(int64_t bytes) {
+        for (size_t i = 0; i < blocks.size(); i++)
+            if (blocks[i].first >= bytes) {
+                Block found = std::move(blocks[i]);
+                blocks.erase(blocks.begin() + std::ptrdiff_t(i));
+                return found;
+            }
+        blocks.clear();
+        return {0, nb::object()};
+    }
+
+    static void count(bool begins) {
+        calls += begins ? 1 : -1;
+        if (calls <= 0) blocks.clear();
+    }
+};
+
 class Pass {
 public:
     // See elman/engines/native/passes.py, which makes these lists.
@@ -141,13 +166,16 @@ private:
         const std::shared_ptr<const Arrangement> lies = arranged(counts);
         // A large one is memory of torch's: it goes back afterwards, and whoever counts torch's memory sees it.
         std::vector<char*> arenas(lies->blocks.size(), nullptr);
+        std::vector<Spare::Block> blocks;
         for (size_t i = 0; i < arenas.size() && lies->bytes > SMALL; i++)
-            if (lies->blocks[i]) held.push_back(new_bytes(lies->blocks[i])), arenas[i] = address(held.back().ptr());
+            if (lies->blocks[i]) blocks.push_back(new_bytes(lies->blocks[i])), arenas[i] = address(blocks.back().second.ptr());
         for (size_t p = 0; p < places_.size(); p++)
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
         const Failure failure = compute(counts, base, zero, *lies, arenas, threads);
         // What is made from here on outlives this memory, and lying behind it would keep it from being used again.
-        held.clear();
+        for (Spare::Block& block : blocks)
+            if (Spare::calls > 0) Spare::blocks.push_back(std::move(block));
+        blocks.clear(), held.clear();
         if (failure.stopped) throw nb::python_error();
         if (failure.happened) {
             const nb::object error = failed_(failure.index, failure.size, failure.behind);
@@ -165,11 +193,13 @@ private:
         return results;
     }
 
-    nb::object new_bytes(int64_t bytes) const {
+    Spare::Block new_bytes(int64_t bytes) const {
+        Spare::Block spare = Spare::taken(bytes);
+        if (spare.second.is_valid()) return spare;
         const nb::object size = nb::int_(bytes);
         nb::object found = nb::steal(PyObject_CallOneArg(bytes_of_.ptr(), size.ptr()));
         if (!found.is_valid()) throw nb::python_error();
-        return found;
+        return {bytes, std::move(found)};
     }
 
     // How a tensor is made: `new_empty` of one like it, and its sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N.

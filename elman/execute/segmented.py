@@ -18,6 +18,7 @@ import torch
 
 from elman.circuit.form import Circuit, Kind, OutPort
 from elman.circuit.rows import carries
+from elman.engines.native.extension import keeping_memory
 from elman.execute.executable import Call
 from elman.plan.footprint import Footprint, held_back
 from elman.plan.memory import Schedule, marks, needs, reversal, schedule
@@ -179,6 +180,7 @@ class SegmentedRun:
 
     # --- forward --------------------------------------------------------------------------------------------------
 
+    @keeping_memory()
     def forward(self, tensors: Sequence[Tensor | None], store: bool = True) -> tuple[list[Tensor], Stored]:
         """(outputs of the circuit, what the backward pass needs). store: False: nothing, whatever it needs."""
         cuts, training = self.schedule.cuts, self.training if store else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 try:
@@ -20,3 +22,16 @@ def why_not_built() -> str | None:
 def isa() -> str | None:
     """The best instruction set of this machine: "avx512", "avx2" or "plain"; None without the compiled part."""
     return None if compiled is None else compiled.instruction_sets()[0]
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Inside, passes of this thread hand the memory between their pieces to each other (native/pass.hpp)."""
+    if compiled is None:
+        yield
+        return
+    compiled.keep_memory(True)
+    try:
+        yield
+    finally:
+        compiled.keep_memory(False)
