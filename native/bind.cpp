@@ -396,7 +396,7 @@ NB_MODULE(_native, m) {
     }, nb::arg("tensor"), "Whether a tensor can be read without its methods.");
     m.def("team", &team_name, "Which threads are used: \"openmp\" or \"own\".");
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
-    m.def("keep_memory", &Spare::count, nb::arg("begins"));
+    m.def("keep_memory", &Spare::count, nb::arg("begins"), "From here on passes of this thread hand memory to each other, or, as often, no longer.");
     m.def("cut", &cut_pieces, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none(),
           "The steps of a batch that happen, cut into pieces: see native/pieces.hpp.");
     m.def("draw", [](const std::string& kind, const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {

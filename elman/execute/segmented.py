@@ -57,18 +57,16 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Segmen
     )  # fmt: skip
     chosen = whole.schedules.get(key)
     if chosen is None:
-        plans = (
-            (None, None, 0)
-            if training is None
-            else (training.forward, training.backward, training.pair.bytes_per_row)
-        )
-        needed = needs(whole.plan, *plans, gathers=gathers, viewed=_viewed(whole, training, call.engine))
-        needed = replace(needed, plain=whole.whole.needs(call))
+        runs, kept = [whole.whole], 0
         if training is not None:
-            forward, kept = training.forwards.needs(call), training.pair.bytes_per_row
-            if isinstance(forward, Footprint):
-                kept = max(kept, held_back(training.forward))
-            needed = replace(needed, forward=forward, backward=training.backwards.needs(call), residuals=kept)
+            runs, kept = [*runs, training.forwards, training.backwards], training.pair.bytes_per_row
+        counted = {one.plan: one.needs(call) for one in runs}
+        if training is not None and isinstance(counted[training.forwards.plan], Footprint):
+            kept = max(kept, held_back(training.forwards.plan))
+        needed = needs(
+            *counted, residuals=kept, gathers=gathers, viewed=_viewed(whole, training, call.engine),
+            count=counted.__getitem__,
+        )  # fmt: skip
         if gathers or sizes is not None:  # where steps lie is told by numbers of rows
             rows = call.steps * call.batch if sizes is None else int(sizes.sum())
             needed = replace(needed, extra=needed.extra + _TOLD * rows, gathered=needed.gathered + _TOLD)

@@ -82,14 +82,16 @@ def held_back(plan: Plan) -> int:
 
 
 class _Walk:
-    """held: values that travel between stages -> their bytes, nothing for what lies in the memory of another."""
+    """held: values that travel between stages -> their bytes, nothing for what lies in the memory of another.
+
+    root: values that travel -> the node in whose memory they lie. memory: such a node -> the bytes of its memory.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.points: list[np.ndarray] = []
         self.now = handed(plan.circuit)
         self.held: dict[str, np.ndarray] = {}
-        # Of results, the nodes in whose memory they lie; and the bytes of that.
         self.root: dict[str, fx.Node] = {}
         self.memory: dict[fx.Node, np.ndarray] = {}
         # Values that are one per sequence, not one per step of it.

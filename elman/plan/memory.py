@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,11 +52,12 @@ class Needs:
 
 def needs(
     plain: Plan, forward: Plan | None = None, backward: Plan | None = None, residuals: int = 0, *,
-    gathers: bool = False, viewed: float = 0.0,
+    gathers: bool = False, viewed: float = 0.0, count: Callable[[Plan], Footprint | Counted] = footprint,
 ) -> Needs:  # fmt: skip
     """What is known of the plans of a circuit that carries on, and of those of its training, before they run.
 
-    residuals: bytes per row and step. gathers: whether sequences are put in order for a segment.
+    residuals: bytes per row and step. gathers: whether sequences are put in order for a segment. count: the bytes of a
+        plan, by default from its graphs alone.
     """
     ports = {port.name: port for port in plain.circuit.inputs}
     sizes = {name: math.prod(port.shape) * port.dtype.itemsize for name, port in ports.items()}
@@ -71,8 +72,8 @@ def needs(
         extra = sum(summed) + 2 * max(summed, default=0)
         work = work_of(forward) + work_of(backward)
     return Needs(
-        footprint(plain), None if forward is None else footprint(forward),
-        None if backward is None else footprint(backward), state, residuals, extra, sequences if gathers else 0, work,
+        count(plain), None if forward is None else count(forward), None if backward is None else count(backward),
+        state, residuals, extra, sequences if gathers else 0, work,
         again, viewed,
     )  # fmt: skip
 
