@@ -162,6 +162,7 @@ class _Walk:
                 size = size[0] * _STEP + size[2:].sum() * _STEP
             else:
                 size = size + size[3] * _SEQUENCE  # of a state, with the one that it starts from
+            self.root[name], self.memory[results[name]] = results[name], size
             self.now = self.now + size
         for state in loop.states:
             self.now = self.now + _bytes(inputs[state.name].meta["val"], _SEQUENCE)

@@ -39,6 +39,7 @@ EXPLAINED: dict[str, str] = {
     "step runs the program of a packed one",
     r"trace/walk\.py Walk\._port left out 4": "guarded: a cell lies where its arguments do, whose device counts in the "
     "key of a call",
+    r"execute/segmented\.py run_of condition 4": "slower: more may be counted than a native pass keeps",
     r"segments/layout\.py Layout\.whole without device": "unreachable with one device: tests/devices.py is for "
     "machines with two",
     r"plan/memory\.py halfway swapped 7": "equivalent: the other terms choose as well, for up to 200 segments "

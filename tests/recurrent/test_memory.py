@@ -289,6 +289,18 @@ def test_a_schedule_is_made_for_each_kind_of_call(monkeypatch: pytest.MonkeyPatc
     assert extra[0] < extra[4] == extra[5], "where rows lie is told by numbers"
 
 
+def test_a_part_that_is_kept_holds_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where PyTorch runs the stages: a third of a product of 3 x 7 numbers keeps the other two."""
+    planned: list[Any] = []
+    original = segmented.schedule
+    monkeypatch.setattr(segmented, "schedule", lambda *args: (planned.append(args[0]), original(*args))[1])
+    monkeypatch.setattr(programs, "_SHARED", Recent(8))
+    rnn, inputs = layer("linear_rnn", memory="1 MB"), Inputs.of(CASES["linear_rnn"], 7, 3)
+    rnn(inputs.x, inputs.state)
+    (training,) = rnn._calls.latest.program.carrying_on._training.values()
+    assert planned[0].residuals == training.pair.bytes_per_row + 2 * 7 * 8
+
+
 def test_a_sequence_in_a_file_is_read_where_it_lies(tmp_path: Path) -> None:
     rnn, numbers = layer(memory=Segments(3)), torch.randn(9, 2, 5, dtype=torch.float64)
     numbers.numpy().tofile(tmp_path / "x")
