@@ -107,8 +107,9 @@ class Settings:
         None, "T, steps through which gradients flow back. (default: 64, less for a short text)", max=SIZE
     )
     restart: float = option(
-        0.0,
-        "Share of windows that begin as if nothing came before: 0.1 where texts are read from their beginning.",
+        0.25,
+        "Share of windows that begin as if nothing came before, as generated text and every text that is measured "
+        "begin. A model that never does may fall into a state then that it does not leave.",
     )
     given: frozenset[str] = given()
 
