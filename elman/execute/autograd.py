@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch._C._autograd import _top_saved_tensors_default_hooks
@@ -18,14 +18,14 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_ports
-from elman.circuit.form import InPort, Kind, OutPort
+from elman.circuit.form import InPort, Kind
 from elman.errors import NotSupported
 from elman.execute.executable import Call
+from elman.execute.laid import as_kept, packed, unpacked
 from elman.execute.operator import run_named
 from elman.execute.program import Program
 from elman.execute.segmented import SegmentedRun, Stored, run_of
 from elman.execute.vmaps import by_rule, drawing_each, is_batch, of_a_batch, vmaps
-from elman.segments import Layout
 
 Tensor = torch.Tensor
 
@@ -50,7 +50,9 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
         return _Transformed.apply(program, call, *tensors)
     if wants_gradient(tensors):
         return _Eager.apply(program, call, *tensors)
-    return program.run(call, tensors)
+    if (layout := call.layout) is None:
+        return program.run(call, tensors)
+    return unpacked(layout, program.outputs, program.run(call, packed(layout, program.inputs, tensors)))
 
 
 def ending(
@@ -110,32 +112,9 @@ def _dual(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     layout = call.layout
     if layout is None or layout.lead == layout.inner:
         return _Transformed.apply(program, call._replace(layout=None), *tensors)
-    packed = _packed(layout, program.inputs, tensors)
-    outputs = _Transformed.apply(program, call._replace(layout=None), *packed)
-    return [cast("Tensor", o) for o in _unpacked(layout, program.outputs, outputs)]
-
-
-def _packed(
-    layout: Layout, ports: Sequence[InPort | OutPort], tensors: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """With sequences, which lie as users have them, packed."""
-    return [
-        t if t is None or port.kind is not Kind.SEQUENCE else layout.pack(t)
-        for port, t in zip(ports, tensors, strict=True)
-    ]
-
-
-def _unpacked(
-    layout: Layout, ports: Sequence[InPort | OutPort], tensors: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The inverse of `_packed`."""
-    flat = len(layout.lead) == 1
-    return [
-        t if t is None or port.kind is not Kind.SEQUENCE
-        else t.flatten(0, 1) if flat
-        else cast("Tensor", layout.unpack(t))
-        for port, t in zip(ports, tensors, strict=True)
-    ]  # fmt: skip
+    given = packed(layout, program.inputs, tensors)
+    outputs = _Transformed.apply(program, call._replace(layout=None), *given)
+    return unpacked(layout, program.outputs, outputs)
 
 
 def _tangents(
@@ -169,17 +148,22 @@ def _states_before(program: Program, exposed: Sequence[Tensor]) -> dict[str, Ten
 
 
 class _Eager(torch.autograd.Function):
-    """The door of ordinary training."""
+    """The door of ordinary training. Sequences that lie as users have them are packed here, and outputs put back: each
+    by a move of rows that autograd need not know of."""
 
     @staticmethod
     def forward(ctx: Any, program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        training = program.training_for(ctx.needs_input_grad[2:])
-        values = training.forwards.run(call, tensors)
+        training, layout = program.training_for(ctx.needs_input_grad[2:]), call.layout
+        given = tensors if layout is None else packed(layout, program.inputs, tensors)
+        values = training.forwards.run(call, given)
         count = len(program.outputs)
         ctx.set_materialize_grads(False)
         ctx.program, ctx.call, ctx.training = program, call, training
-        ctx.save_for_backward(*tensors, *values[count:])
         outputs = values[:count]
+        if layout is not None:
+            outputs = tuple(unpacked(layout, program.outputs, outputs))
+            tensors = as_kept(program, training, tensors, given)
+        ctx.save_for_backward(*tensors, *values[count:])
         if _top_saved_tensors_default_hooks(False) is not None:
             outputs = _apart(outputs, values[count:])
         if training.silent:
@@ -202,13 +186,19 @@ class _Eager(torch.autograd.Function):
             tensors = saved[: len(program.inputs)]
 
             def gradients_of(given: Sequence[Tensor | None]) -> list[Tensor | None]:
-                gradients = _differentiable(program, ctx.call, training.wants, tensors, given)
-                return [gradients.get(port.name) for port in program.inputs]
+                return _differentiable_in_place(
+                    program, ctx.call, training.wants, tensors, given, training.wants
+                )
 
             return (None, None, *of_a_batch(gradients_of, given))
+        if (layout := ctx.call.layout) is not None:
+            count = len(program.inputs)
+            saved = (*packed(layout, program.inputs, saved[:count], training.wants), *saved[count:])
+            given = packed(layout, program.outputs, given)
         values = (*saved, *given, None)
         gradients = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
-        return (None, None, *[gradients[place] for place in training.gives])
+        found = [gradients[place] for place in training.gives]
+        return (None, None, *(found if layout is None else unpacked(layout, program.inputs, found)))
 
 
 def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:
@@ -267,20 +257,23 @@ _NOT_TENSORS = (None,) * 4  # the first arguments of _Segmented
 
 def _differentiable_in_place(
     program: Program, call: Call, wants: frozenset[str], tensors: Sequence[Tensor | None],
-    cotangents: Sequence[Tensor | None],
+    cotangents: Sequence[Tensor | None], names: frozenset[str] | None = None,
 ) -> list[Tensor | None]:  # fmt: skip
-    """The gradient as a differentiable function where sequences lie as users have them: they are packed for it."""
+    """The gradient as a differentiable function where sequences lie as users have them: they are packed for it.
+
+    names: of those that are not packed yet; None: all.
+    """
     layout = call.layout
     if layout is not None:
         call = call._replace(layout=None)
         if layout.lead == layout.inner:
             layout = None
     if layout is not None:
-        tensors = _packed(layout, program.inputs, tensors)
-        cotangents = _packed(layout, program.outputs, cotangents)
+        tensors = packed(layout, program.inputs, tensors, names)
+        cotangents = packed(layout, program.outputs, cotangents)
     by_port = _differentiable(program, call, wants, tensors, cotangents)
     gradients = [by_port.get(port.name) for port in program.inputs]
-    return gradients if layout is None else _unpacked(layout, program.inputs, gradients)
+    return gradients if layout is None else unpacked(layout, program.inputs, gradients)
 
 
 def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
@@ -289,8 +282,10 @@ def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
     An input that was written into is still autograd's error.
     """
     tensors = [saved.unpack() for saved in ctx._raw_saved_tensors[: len(ctx.program.inputs)]]
+    layout, inputs = ctx.call.layout, ctx.program.inputs
     with torch.no_grad():
-        values = ctx.training.forwards.run(ctx.call, tensors)
+        given = tensors if layout is None else packed(layout, inputs, tensors, ctx.training.wants)
+        values = ctx.training.forwards.run(ctx.call, given)
     return (*tensors, *values[len(ctx.program.outputs) :])
 
 

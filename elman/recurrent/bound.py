@@ -231,14 +231,18 @@ class BoundCall:
 
     def fits(self, args: Arguments) -> bool:
         """Whether the tensors of a call with the same key, which has its state now, are like those of this one."""
+        if args.structures[1] != self.state:
+            return False
         tensors = (*args.xs, *args.states, *args.contexts)
-        return args.structures[1] == self.state and all(
-            tensor.dtype is dtype and tensor.device == device and tensor.shape[leading:] == widths
-            for tensor, (leading, widths, dtype, device) in zip(tensors, self.specs, strict=True)
-        )
+        for tensor, (leading, widths, dtype, device) in zip(tensors, self.specs, strict=True):
+            if tensor.dtype is not dtype or tensor.device != device or tensor.shape[leading:] != widths:
+                return False
+        return True
 
     def expect_divisible(self, layout: Layout) -> None:
         """Refuse a layout that leaves out steps which the cell cannot do without."""
+        if self._cut is None and self._whole is None:
+            return
         if layout.is_cut and (reason := self._cut if layout.cuts else self._whole) is not None:
             raise reason
 

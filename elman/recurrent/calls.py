@@ -110,11 +110,12 @@ class Calls:
             args = args._replace(taught=as_outputs(cell, args.taught, clean))
         if args.weight is not None:
             args = args._replace(weight=weight_of(args.weight, args.taught, layout.lead))
-        if not args.states and _has_start(cell):
+        bound = self._like(args.key)
+        known = bound is not None and bound.holds(layer)
+        if not args.states and (bound.from_cell if bound is not None and known else _has_start(cell)):
             args = args.self_started(cell, layout.batch)
         batch_of(args.states, args.structures[1], args.contexts, args.structures[2], layout.batch)
-        bound = self._like(args.key)
-        if bound is not None and bound.fits(args) and bound.holds(layer):
+        if bound is not None and known and bound.fits(args):
             self.programs.settle()
         else:
             bound = self._bind(layer, layout, args)
@@ -141,8 +142,8 @@ class Calls:
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
         self.budget = call.memory
-        in_place = call.memory is not None and not args.packed and peek_interpreter_stack() is None
-        if in_place:
+        in_place = not args.packed and (call.memory is not None or layout.moves)
+        if in_place := in_place and peek_interpreter_stack() is None:
             call = call._replace(layout=layout)
         results = apply(binding.program, call, bound.tensors(args, starts, layout, in_place))
         return bound.result(results, states, layout, args.packed, in_place)

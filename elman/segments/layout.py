@@ -20,7 +20,7 @@ from elman.segments.timeline import Packing, as_index
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # made anew in each ragged call: a frozen one takes two microseconds more
 class Layout:
     """Where the steps of a call lie: sequences as users have them on one side, as circuits run them on the other.
 
@@ -86,12 +86,12 @@ class Layout:
 
     # --- what circuits see ----------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def steps(self) -> int:
         """The steps of the longest piece."""
         return self.inner[0] if self.packing is None else self.packing.steps
 
-    @functools.cached_property
+    @property
     def pieces(self) -> int:
         """How many pieces there are: the batch that circuits run on."""
         return self.inner[1] if self.packing is None else self.packing.batch
@@ -101,12 +101,17 @@ class Layout:
         """N, the rows of all steps."""
         return self.steps * self.pieces if self.packing is None else self.packing.rows
 
-    @functools.cached_property
+    @property
     def is_packed(self) -> bool:
         """Whether sequences lie for users as they do for circuits."""
         return self.lead == self.inner and self._move is None and self._packed is None
 
-    @functools.cached_property
+    @property
+    def moves(self) -> bool:
+        """Whether sequences are packed by a move of rows, and outputs by one back."""
+        return self._move is not None
+
+    @property
     def is_cut(self) -> bool:
         """Whether not every step of every row happens, in one piece."""
         return self._pieces is not None or self._packed is not None
@@ -138,7 +143,7 @@ class Layout:
         if self.packing is None:
             value = value.flatten(0, 1)
         if self._move is not None:
-            return self._move.back(value).unflatten(0, self.lead)
+            return self._move.back(value).reshape(*self.lead, *value.shape[1:])
         steps, batch = self.lead
         filled = value.new_zeros((steps * batch, *value.shape[1:]))
         filled[: len(value)] = value

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ except ImportError:
     _native: Any = None
 
 
-@dataclass(frozen=True, eq=False)
-class Pieces:
+class Pieces(NamedTuple):
     """The pieces of a batch `[T, B]`, the longest first, and its N packed rows: the steps of all pieces, those of their
     first steps before those of their second ones.
 

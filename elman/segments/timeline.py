@@ -106,9 +106,7 @@ class Packing:
         self.sizes: list[int] = self.counts.tolist()
         self.device = device
         self.steps, self.batch = len(self.sizes), self.sizes[0]
-        after = self.counts.cumsum()
-        self._first = after - self.counts  # of each step's rows
-        self.rows = int(after[-1])
+        self.rows = sum(self.sizes) if before is None else len(before)
         self.first_step, self.first_row = origin
 
     def part(self, s: Segment) -> Packing:
@@ -152,6 +150,11 @@ class Packing:
         return self._tensor(self._lengths)
 
     @functools.cached_property
+    def _first(self) -> np.ndarray:
+        """Of each step's rows."""
+        return self.counts.cumsum() - self.counts
+
+    @functools.cached_property
     def _sequence(self) -> np.ndarray:
         return np.arange(self.rows) - np.repeat(self._first, self.counts)
 
@@ -166,7 +169,8 @@ class Packing:
 def as_index(index: np.ndarray, device: torch.device) -> Tensor:
     """Numbers of rows as a tensor that belongs to no transform that is going on."""
     if peek_interpreter_stack() is None:
-        return torch.from_numpy(index).to(device)
+        here = torch.from_numpy(index)
+        return here if device.type == "cpu" else here.to(device)
     with temporarily_clear_interpreter_stack():
         return torch.from_numpy(index).to(device)
 
