@@ -161,7 +161,10 @@ class _Eager(torch.autograd.Function):
         ctx.program, ctx.call, ctx.training = program, call, training
         outputs = values[:count]
         if layout is not None:
-            outputs = tuple(unpacked(layout, program.outputs, outputs))
+            made = unpacked(layout, program.outputs, outputs)
+            outputs = tuple(
+                [o.detach() if o._is_view() else o for o in made]
+            )  # users may write into what is no view
             tensors = as_kept(program, training, tensors, given)
         ctx.save_for_backward(*tensors, *values[count:])
         if _top_saved_tensors_default_hooks(False) is not None:

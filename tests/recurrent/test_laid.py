@@ -1,0 +1,120 @@
+"""Ragged calls as autograd sees them: sequences are packed, and put back, inside of one node."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+import elman
+from tests.cases import CASES
+from tests.recurrent import compare, ragged
+from tests.recurrent.compare import Inputs
+
+Tensor = torch.Tensor
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+SHORTER = torch.tensor(
+    [4, 3, 1]
+)  # the longest first, so that the state of each row's last step lies in order
+
+
+def layer(name: str = "gru") -> elman.Recurrent:
+    return elman.Recurrent(CASES[name].make().double())
+
+
+def written(run: Any, x: Tensor, apart: bool) -> Tensor:
+    """A loss of outputs and a final state that are written into; `apart`: of copies of them."""
+    outputs, final = run(x)
+    if apart:
+        outputs, final = outputs.clone(), final.clone()
+    outputs *= 0.5
+    outputs[:, 0, 1:] = 2.0
+    final.mul_(3)
+    return outputs.pow(3).sum() + final.pow(3).sum()
+
+
+@pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
+@pytest.mark.parametrize("name", ["elman", "gru"])
+def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
+    rnn, inputs = layer(name), Inputs.of(CASES[name], 4, 3)
+    wanted, found = [inputs.x, inputs.state, *rnn.parameters()], []
+    for run, apart in ((ragged.ours, False), (ragged.theirs, True)):
+
+        def call(x: Tensor, run: Any = run) -> Any:
+            return run(rnn, Inputs(4, 3, x, inputs.state, None, None), lengths=SHORTER)
+
+        with torch.autograd.graph.save_on_cpu() if way == "kept by hooks" else contextlib.nullcontext():
+            if way == "checkpointed":
+                value: Any = checkpoint(written, call, inputs.x, apart, use_reentrant=False)
+            else:
+                value = written(call, inputs.x, apart)
+        gradients = torch.autograd.grad(value, wanted, create_graph=way == "differentiated twice")
+        if way == "differentiated twice":
+            gradients = torch.autograd.grad(torch.stack([g.pow(2).sum() for g in gradients]).sum(), wanted)
+        found.append(gradients)
+    for mine, right in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, **EXACT)
+
+
+@pytest.mark.parametrize("wants", [True, False])
+def test_x_that_is_written_into_before_the_gradient_is_asked_for(wants: bool) -> None:
+    """Where it wants a gradient that is an error; where not, what the call has read is what counts."""
+    rnn, x = layer(), torch.randn(4, 3, 5, dtype=torch.float64)
+    right = torch.autograd.grad(rnn(x, lengths=SHORTER)[0].sum(), rnn.cell.U)[0]
+    outputs, _ = rnn(x.requires_grad_(wants), lengths=SHORTER)
+    with torch.no_grad():
+        x.mul_(3)
+    if wants:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(outputs.sum(), rnn.cell.U)
+    else:
+        torch.testing.assert_close(torch.autograd.grad(outputs.sum(), rnn.cell.U)[0], right, **EXACT)
+
+
+@pytest.mark.parametrize("wants", [True, False])
+def test_several_cotangents_at_once(wants: bool) -> None:
+    rnn, x = layer(), torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=wants)
+    outputs, _ = rnn(x, lengths=SHORTER)
+    wanted = [*[x] * wants, *rnn.parameters()]
+    many = torch.randn(2, *outputs.shape, dtype=torch.float64)
+    each = [torch.autograd.grad(outputs, wanted, v, retain_graph=True) for v in many]
+    for got in (
+        torch.autograd.grad(outputs, wanted, many, is_grads_batched=True, retain_graph=True),
+        torch.func.vmap(lambda v: torch.autograd.grad(outputs, wanted, v, retain_graph=True))(many),
+    ):
+        for mine, *right in zip(got, *each, strict=True):
+            torch.testing.assert_close(mine, torch.stack(right), **EXACT)
+
+
+def test_a_direction_through_the_gradient() -> None:
+    """Forward mode over reverse mode: H v, against the reverse of the reverse."""
+    rnn, x = layer(), torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    way = torch.randn_like(x)
+    slope = torch.autograd.grad(rnn(x, lengths=SHORTER)[0].pow(2).sum(), x, create_graph=True)[0]
+    right = torch.autograd.grad(slope, x, way)[0]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, way)
+        slope = torch.autograd.grad(rnn(dual, lengths=SHORTER)[0].pow(2).sum(), dual, create_graph=True)[0]
+        torch.testing.assert_close(forward_ad.unpack_dual(slope).tangent, right, **EXACT)
+
+
+def test_a_step_that_does_not_happen_has_no_gradient_and_a_number_that_is_none_does_no_harm() -> None:
+    rnn, inputs = layer(), Inputs.of(CASES["gru"], 4, 3)
+    x = ragged.poisoned(inputs.x, ragged.happens(4, 3, SHORTER))
+    got = compare.flat(*rnn(x, inputs.state, lengths=SHORTER))
+    compare.assert_equal(got, compare.flat(*rnn(inputs.x, inputs.state, lengths=SHORTER)))
+    gradient = torch.autograd.grad(sum(v.sum() for v in got.values()), x)[0]  # type: ignore[union-attr]
+    assert gradient.isfinite().all()
+    assert not gradient[~ragged.happens(4, 3, SHORTER)].any()
+
+
+def test_one_node_of_autograd() -> None:
+    """The x of a ragged call goes straight into the node, and outputs come straight out of it."""
+    rnn, x = layer(), torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    node = rnn(x, lengths=torch.tensor([1, 4, 2]))[0].grad_fn
+    assert node.name() == "_EagerBackward"
+    assert x.view_as(x).grad_fn.next_functions[0][0] in {one for one, _ in node.next_functions}
