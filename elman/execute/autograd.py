@@ -162,9 +162,8 @@ class _Eager(torch.autograd.Function):
         outputs = values[:count]
         if layout is not None:
             made = unpacked(layout, program.outputs, outputs)
-            outputs = tuple(
-                [o.detach() if o._is_view() else o for o in made]
-            )  # users may write into what is no view
+            # Not as views of what moved them: PyTorch lets nobody write into these.
+            outputs = tuple([o.detach() if o._is_view() else o for o in made])
             tensors = as_kept(program, training, tensors, given)
         ctx.save_for_backward(*tensors, *values[count:])
         if _top_saved_tensors_default_hooks(False) is not None:
