@@ -179,7 +179,7 @@ def trained(task: Task, side: str, seed: int, data: Path, scale: float, console:
         job = jobs.prepare(lm.Language, how, settings, KeepingSettings(Path(folder) / "run"))
         tokenizer, batches, held_out = job.task.tokenizer, job.prepared.batches, job.prepared.held_out.tokens
         settings, test = job.config["training"], tokenise(open_text([measured]), tokenizer, None)
-        with job.threads(), Watch(console, plot=False, task=job.task) as watch:
+        with job.threads() as threads, Watch(console, plot=False, task=job.task) as watch:
             if side == OURS:
                 model: Any = job.model
                 job.train(watch)
@@ -190,7 +190,9 @@ def trained(task: Task, side: str, seed: int, data: Path, scale: float, console:
                 run = Run.create(Path(folder) / "theirs", {}, job.task.kept())
                 given = {name: settings[name] for name in ("minutes", "lr", "clip", "weight_decay", "seed")}
                 look = lambda: Measure(estimate(model, held_out), "cross entropy")  # noqa: E731
-                for event in Trainer(Training(model, batches, **given), run, look):
+                training = Training(model, batches, **given)
+                training.threads = threads
+                for event in Trainer(training, run, look):
                     watch.show(event)
         last = watch.steps[-1]
         with console.status("measuring …"):
@@ -203,7 +205,7 @@ def trained(task: Task, side: str, seed: int, data: Path, scale: float, console:
             "cold": cold.nats_per_symbol,
             "nats": figure.nats_per_symbol, "bits": figure.bits_per_symbol, "characters": figure.symbols,
             "speed": last.count / last.seconds, "passes": last.count / batches.size,
-            "minutes": last.seconds / 60, "threads": torch.get_num_threads(),
+            "minutes": last.seconds / 60, "threads": torch.get_num_threads() if threads is None else threads.chosen,
             "parameters": sum(p.numel() for p in model.parameters()), "model": how.model, "training": settings,
         }  # fmt: skip
 

@@ -28,6 +28,7 @@ from elman.training import (
     Processes,
     Run,
     TensorBoard,
+    Threads,
     Trainer,
     Training,
     locked,
@@ -57,13 +58,16 @@ class TrainingJob:
         return self.prepared.model
 
     @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Inside, PyTorch has as many threads as train fastest on this machine now, if training goes by the clock."""
-        before = torch.get_num_threads()
+    def threads(self) -> Iterator[Threads | None]:
+        """Inside, PyTorch has as many threads as train fastest on this machine, if training goes by the clock: chosen
+        now, and by what is given whenever that changes."""
+        before, watching = torch.get_num_threads(), None
         try:
             if self.training.minutes is not None and self.processes.count == 1:
-                torch.set_num_threads(pick_threads(self.model, self.prepared.batches, self.task.loss))
-            yield
+                chosen = pick_threads(self.model, self.prepared.batches, self.task.loss)
+                torch.set_num_threads(chosen)
+                watching = self.training.threads = Threads(before, chosen)
+            yield watching
         finally:
             torch.set_num_threads(before)
 

@@ -9,13 +9,14 @@ by default `model.loss(*batch.values, state)`.
 
 from elman.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from elman.training.files import write_atomically
-from elman.training.fit import Diverged, Loss, Step, Training, detach, fit, pick_threads
+from elman.training.fit import Diverged, Loss, Step, Training, detach, fit
 from elman.training.lock import locked
 from elman.training.loggers import Logger, TensorBoard
 from elman.training.measure import Measure, Validation
 from elman.training.processes import Processes
 from elman.training.run import CONFIG_SIZE, FORMAT, Run
 from elman.training.stopwatch import Stages
+from elman.training.threads import Threads, pick_threads
 from elman.training.trainer import FolderGone, Trainer, fitted
 from elman.training.weights import expect_room, shapes_in, weights_in
 
@@ -33,6 +34,7 @@ __all__ = [
     "Stages",
     "Step",
     "TensorBoard",
+    "Threads",
     "Trainer",
     "Training",
     "Validation",

@@ -5,9 +5,7 @@ Nothing is printed: `fit` is a generator, and whoever runs it draws what it yiel
 
 from __future__ import annotations
 
-import copy
 import math
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ from elman.training.average import Average
 from elman.training.facts import check_facts, check_tensors, draw_from, expect_like, generators
 from elman.training.processes import Processes
 from elman.training.stopwatch import Stages
+from elman.training.threads import Threads
 
 # AdamW's weights are a mean over the last 1 / (lr · decay) updates. In passes over the data; tried on a million
 # characters of prose: decays of 0.01, 0.1, 0.15, 0.3 and 1 ended at losses of 1.486, 1.450, 1.455, 1.476 and 1.629.
@@ -131,6 +130,7 @@ class Training:
         self.average = Average(self.parameters, average) if average else None
         self.carried: Any = None
         self.stages = Stages()
+        self.threads: Threads | None = None  # that watches how many of them train fastest
         self.step, self.count, self.done, self.seconds = 0, 0, 0.0, 0.0
         self.stopped = False
         if self.processes.rank:
@@ -151,6 +151,7 @@ class Training:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.stages.end("data")
+            started = time.perf_counter()
             mean, self.carried = self._loss(batch, before)
             self.stages.end("forward")
             self.optimizer.zero_grad(set_to_none=True)
@@ -171,6 +172,8 @@ class Training:
             self.count += batch.count
             self.seconds, self.stopped = seconds, stop
             self.done = self._done()
+            if self.threads is not None:
+                self.threads.stepped(time.perf_counter() - started)
             yield Step(self.step, min(self.done, 1.0), loss, rate, norm, self.count, seconds)
 
     def _done(self) -> float:
@@ -363,34 +366,6 @@ def detach(state: Any) -> Any:
     state: a tensor, None, or any nesting of tuples, NamedTuples, lists and dicts of them.
     """
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, state)
-
-
-def pick_threads(model: Any, batches: Batches, loss: Loss | None = None) -> int:
-    """How many threads train fastest right now: all that torch has, or one.
-
-    PyTorch's threads wait for one another in every product, so where another program keeps a core busy, two threads
-    can be ten times slower than one. A few steps on a copy of the model tell. Only training by the clock asks: its
-    result depends on the speed anyway, and the number of threads changes the last bits of a product.
-    """
-    most = torch.get_num_threads()
-    if most == 1:
-        return 1
-    trial, place, loss = copy.deepcopy(model), batches.position, loss or _own_loss
-    first = next(batches)
-    batches.position = place
-    took: dict[int, float] = {}
-    try:
-        for threads in (1, most):
-            torch.set_num_threads(threads)
-            times: list[float] = []
-            while len(times) < 6 and (len(times) < 2 or sum(times) < 1.0):
-                start = time.perf_counter()
-                loss(trial, first, None)[0].backward()
-                times.append(time.perf_counter() - start)
-            took[threads] = statistics.median(times[1:])
-    finally:
-        torch.set_num_threads(most)
-    return min(took, key=lambda threads: took[threads])
 
 
 def mean_of(step: Step, losses: list[float]) -> Step:
