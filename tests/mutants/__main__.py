@@ -206,11 +206,16 @@ _ROOMS = tuple(f"{folder.name}/" for folder in (ROOT / "tests").iterdir() if fol
 
 
 def _fail_without(copy: Path, killed: dict[str, str], more: list[str]) -> list[str]:
-    """Those among tests that fail without a fault as well."""
+    """Those among tests that fail without a fault as well, by themselves or in the company that they were run in: after
+    the others of their file."""
     tests = [test for test in killed if "::" in test]
-    if not tests or _pytest(copy, [*tests, *more])[0] == 0:
-        return []
-    return [test for test in tests if _pytest(copy, [test, *more])[0] != 0]
+    files = dict.fromkeys(test.partition("::")[0] for test in tests)
+    flawed = {file for file in files if _pytest(copy, [file, *more])[0] != 0}
+    alone = tests and _pytest(copy, [*tests, *more])[0] != 0
+    return [
+        test for test in tests
+        if test.partition("::")[0] in flawed or (alone and _pytest(copy, [test, *more])[0] != 0)
+    ]  # fmt: skip
 
 
 def _pytest(copy: Path, args: list[str], switch: str = "") -> tuple[int, str]:
