@@ -85,7 +85,7 @@ TASKS = {
         model=StackSettings(hidden=384, layers=2, dropout=0.3),
     ),
     "warandpeace": Task(
-        "War and Peace, its test part, two GRU layers of 384", 15, ("warandpeace/wap.train.txt",),
+        "War and Peace, its test part, two GRU layers of 384", 10, ("warandpeace/wap.train.txt",),
         "warandpeace/wap.valid.txt", "warandpeace/wap.test.txt",
         model=StackSettings(hidden=384, layers=2, dropout=0.15),
     ),
