@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,16 @@ def test_rows_that_are_not_run_stay_as_they_were(tmp_path: Path) -> None:
     assert written(tmp_path, page) == page
     for title in (task.title for task in TASKS.values()):
         assert page.count(f"| {title} |") == 1
-    run = {"nats": 1.5, "cold": 1.6, "mixed": 1.4, "speed": 1e4, "passes": 2.0, "parameters": 9, "threads": 2, "model": {}}
+    run = {
+        "nats": 1.5,
+        "cold": 1.6,
+        "mixed": 1.4,
+        "speed": 1e4,
+        "passes": 2.0,
+        "parameters": 9,
+        "threads": 2,
+        "model": {},
+    }
     for seed, nats in enumerate((1.5, 1.7)):
         result = run | {"nats": nats, "training": {"seed": seed, "lr": 1}, "about": {"machine": "new"}}
         (tmp_path / f"warandpeace,elman,{seed}.json").write_text(json.dumps(result))

@@ -549,6 +549,25 @@ def test_what_the_first_version_wrote_opens(run: Path) -> None:
     assert json.loads((run / LOG).read_text().splitlines()[-1])["step"] == 20
 
 
+def test_a_run_goes_on_with_the_restarts_that_it_began_with(run: Path) -> None:
+    """What was written before windows began anew by default has none; what says another share keeps it."""
+    assert "restart" not in json.loads((run / CONFIG).read_text())["training"]
+    assert on(run, "resume").status == 0
+    for kept in (0.5, 0.25):
+        config = json.loads((run / CONFIG).read_text())
+        config["training"]["restart"] = kept
+        (run / CONFIG).write_text(json.dumps(config))
+        assert on(run, "resume").status == 0
+        assert json.loads((run / CONFIG).read_text())["training"]["restart"] == kept
+    from elman.tasks.lm import Language, Settings
+
+    asked = Settings(restart=0.1, given=frozenset({"restart"}))
+    assert Language.going_on(asked, config) is asked
+    assert Language.going_on(Settings(), {"training": {"restart": "all"}}).restart == 0
+    assert Language.going_on(Settings(), {}).restart == 0
+    assert Settings().restart == 0.25
+
+
 def test_a_model_says_its_format_and_a_newer_one_is_refused(tmp_path: Path) -> None:
     LanguageModel(5, hidden=3, embedding=2).save_pretrained(tmp_path)
     assert json.loads((tmp_path / CONFIG).read_text())["format"] == FORMAT

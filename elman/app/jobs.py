@@ -166,6 +166,9 @@ def prepare(
     if keeping.out is None:
         keeping = replace(keeping, out=Path("runs") / kind.name)
     processes.first_does(lambda: _check(keeping))
+    if keeping.resume == "auto" and not keeping.overwrite:
+        with suppress(ElmanError, OSError):  # there is no run that could be read
+            settings = kind.going_on(settings, Run(keeping.out).config)
     prepared = kind.prepare(settings, training, processes, notify)
     own, how = dict(prepared.config), asdict(prepared.training)
     if own.get("training", {}).get("init_from") == str(keeping.out.resolve()):

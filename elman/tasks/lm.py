@@ -152,6 +152,16 @@ class Language(Task):
     # --- how it comes about ------------------------------------------------------------------------------------------
 
     @classmethod
+    def going_on(cls, settings: Settings, config: Mapping[str, Any]) -> Settings:
+        if "restart" in settings.given:
+            return settings
+        training = config.get("training")
+        before = (
+            training.get("restart") if isinstance(training, dict) else None
+        )  # runs of old say nothing: none
+        return replace(settings, restart=float(before) if isinstance(before, int | float) else 0.0)
+
+    @classmethod
     def prepare(
         cls, settings: Settings, training: TrainingSettings, processes: Processes, notify: Notify
     ) -> Prepared:

@@ -77,6 +77,12 @@ class Task(ABC):
         """
 
     @classmethod
+    def going_on(cls, settings: Any, config: Mapping[str, Any]) -> Any:
+        """Settings for a run that is there already, of this configuration: an option that was not given means what it
+        meant when the run began."""
+        return settings
+
+    @classmethod
     @abstractmethod
     def opened(cls, run: Run, opening: Opening) -> tuple[Task, Any]:
         """The task and the model of a run that was saved, whoever wrote it. Raises DataError and InputError."""

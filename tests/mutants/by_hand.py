@@ -341,6 +341,18 @@ SLIPS = (
     ),
     # --- execute ---
     Slip(
+        "execute/autograd.py", "            given = packed(layout, program.outputs, given)\n", "",
+        "the cotangents of a ragged call are read where users have them", "recurrent/test_laid.py",
+    ),
+    Slip(
+        "execute/autograd.py", "[o.detach() if o._is_view() else o for o in made]", "made",
+        "nobody may write into the outputs of a ragged call", "recurrent/test_laid.py",
+    ),
+    Slip(
+        "execute/laid.py", "t if port.name in training.wants else p for", "p for",
+        "second derivatives of a ragged call end at what it packed", "recurrent/test_laid.py",
+    ),
+    Slip(
         "execute/autograd.py", "        if training.silent:\n", "        if False:\n",
         "outputs that nothing flows through want gradients", "recurrent/test_requires_grad.py",
     ),
@@ -373,7 +385,7 @@ SLIPS = (
         "a state that cannot be cut is", "recurrent/test_edges.py recurrent/test_sequences.py recurrent/test_bound.py",
     ),
     Slip(
-        "recurrent/bound.py", "tensor.dtype is dtype and tensor.device == device", "tensor.device == device",
+        "recurrent/bound.py", "tensor.dtype is not dtype or tensor.device != device", "tensor.device != device",
         "a call in another dtype takes the program of the one before", "recurrent/test_bound.py -k dtype",
     ),
     Slip(

@@ -34,7 +34,7 @@ def test_the_compiled_cut_is_the_plain_one(batch: tuple) -> None:
     steps, rows, *said = batch
     fast = cutting.cut(steps, rows, *said)
     slow = cutting.plainly(steps, rows, *(None if t is None else t.numpy() for t in said))
-    for name in fast.__dataclass_fields__:
+    for name in fast._fields:
         one, other = getattr(fast, name), getattr(slow, name)
         assert (one is None) == (other is None), name
         if one is not None:
