@@ -46,8 +46,8 @@ def as_kept(
     training: TrainingPlans,
     tensors: Sequence[Tensor | None],
     packed: Sequence[Tensor | None],
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """What the backward pass is given of a call: what wants a gradient as it came, which second derivatives go through,
     and the rest packed."""
     three = zip(program.inputs, tensors, packed, strict=True)
-    return [t if port.name in training.wants else p for port, t, p in three]
+    return tuple([t if port.name in training.wants else p for port, t, p in three])
