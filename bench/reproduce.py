@@ -294,7 +294,8 @@ def _lasting(about: dict[str, str]) -> list[tuple[str, str]]:
 
 def _nats(nats: list[float]) -> str:
     figure = spread(nats, lambda value: f"{value:.4f}")
-    return f"{figure} nats, {mean(nats) / math.log(2):.4f} bits" if nats else figure
+    some = "" if len(nats) in (1, len(tasks.SEEDS)) else f", {len(nats)} seeds"
+    return f"{figure} nats, {mean(nats) / math.log(2):.4f} bits{some}" if nats else figure
 
 
 if __name__ == "__main__":

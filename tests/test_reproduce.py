@@ -89,7 +89,7 @@ def test_rows_that_are_not_run_stay_as_they_were(tmp_path: Path) -> None:
         (tmp_path / f"warandpeace,elman,{seed}.json").write_text(json.dumps(result))
     page = written(tmp_path, page)
     assert (
-        f"| {TASKS['warandpeace'].title} | 10 |  | 1.6000 (1.5000 … 1.7000) nats, 2.3083 bits | not run |"
+        f"| {TASKS['warandpeace'].title} | 10 |  | 1.6000 (1.5000 … 1.7000) nats, 2.3083 bits, 2 seeds | not run |"
         in page
     )
     assert "| warandpeace, elman | 9 | 10,000 | 2.0 | 2 | lr 1 |" in page
