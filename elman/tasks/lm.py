@@ -156,9 +156,8 @@ class Language(Task):
         if "restart" in settings.given:
             return settings
         training = config.get("training")
-        before = (
-            training.get("restart") if isinstance(training, dict) else None
-        )  # runs of old say nothing: none
+        # Runs of before windows began anew by default say nothing of it.
+        before = training.get("restart") if isinstance(training, dict) else None
         return replace(settings, restart=float(before) if isinstance(before, int | float) else 0.0)
 
     @classmethod
