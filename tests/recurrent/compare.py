@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 import elman
 from elman import noise
@@ -175,3 +177,31 @@ def distances(got: Named, expected: Named) -> dict[str, float]:
             scale = max(float(other.detach().abs().max()), 1e-3)
             found[name] = float((value.detach().double() - other.detach().double()).abs().max()) / scale
     return found
+
+
+def through_what_is_written(run: Any, x: Tensor, wanted: list[Tensor], way: str, apart: bool) -> Any:
+    """Gradients of a loss of outputs and final states that are written into, by one of the ways in which autograd keeps
+    what a call needs. run: x -> (outputs, final state)."""
+    with torch.autograd.graph.save_on_cpu() if way == "kept by hooks" else contextlib.nullcontext():
+        if way == "checkpointed":
+            value: Any = checkpoint(_written, run, x, apart, use_reentrant=False)
+        else:
+            value = _written(run, x, apart)
+    gradients = torch.autograd.grad(value, wanted, create_graph=way == "differentiated twice")
+    if way != "differentiated twice":
+        return gradients
+    return torch.autograd.grad(torch.stack([g.pow(2).sum() for g in gradients]).sum(), wanted)
+
+
+def _written(run: Any, x: Tensor, apart: bool) -> Tensor:
+    """A loss of outputs and final states that are written into; `apart`: of copies of them."""
+    outputs, final = run(x)
+    ends = pytree.tree_leaves(final)
+    if apart:
+        outputs, ends = outputs.clone(), [end.clone() for end in ends]
+    outputs *= (torch.arange(outputs.shape[1]) % 2 == 0).to(x.dtype)[:, None]
+    outputs[:, 0, 1:] = 2.0
+    outputs.exp_()
+    for end in ends:
+        end.mul_(3)
+    return torch.stack([value.pow(3).sum() for value in (outputs, *ends)]).sum()

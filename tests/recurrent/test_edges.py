@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import pickle
@@ -11,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint
 
 import elman
 from elman import cells
@@ -156,20 +153,6 @@ def test_outputs_are_tensors_of_their_own(grad: bool) -> None:
                 )
 
 
-def written(run: Any, x: Tensor, apart: bool) -> Tensor:
-    """A loss of outputs and final states that are written into; `apart`: of copies of them."""
-    outputs, final = run(x)
-    ends = pytree.tree_leaves(final)
-    if apart:
-        outputs, ends = outputs.clone(), [end.clone() for end in ends]
-    outputs *= torch.tensor([[1.0], [0.0]], dtype=x.dtype)
-    outputs[:, 0, 1:] = 2.0
-    outputs.exp_()
-    for end in ends:
-        end.mul_(3)
-    return torch.stack([value.pow(3).sum() for value in (outputs, *ends)]).sum()
-
-
 @pytest.mark.grid(1)
 @pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm", "tied_rnn"])
@@ -179,15 +162,7 @@ def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
     ways = (lambda x: rnn(x, inputs.state)), (lambda x: eager.unroll(rnn.cell, x, inputs.state))
     wanted, found = [inputs.x, *rnn.parameters()], []
     for run, apart in zip(ways, (False, True), strict=True):
-        with torch.autograd.graph.save_on_cpu() if way == "kept by hooks" else contextlib.nullcontext():
-            if way == "checkpointed":
-                value: Any = checkpoint(written, run, inputs.x, apart, use_reentrant=False)
-            else:
-                value = written(run, inputs.x, apart)
-        gradients = torch.autograd.grad(value, wanted, create_graph=way == "differentiated twice")
-        if way == "differentiated twice":
-            gradients = torch.autograd.grad(torch.stack([g.pow(2).sum() for g in gradients]).sum(), wanted)
-        found.append(gradients)
+        found.append(compare.through_what_is_written(run, inputs.x, wanted, way, apart))
     for mine, right in zip(*found, strict=True):
         torch.testing.assert_close(mine, right, **EXACT)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.utils.checkpoint import checkpoint
 
 import elman
 from tests.cases import CASES
@@ -17,24 +15,11 @@ from tests.recurrent.compare import Inputs
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-SHORTER = torch.tensor(
-    [4, 3, 1]
-)  # the longest first, so that the state of each row's last step lies in order
+SHORTER = torch.tensor([4, 3, 1])  # the longest first: then final states lie in order
 
 
 def layer(name: str = "gru") -> elman.Recurrent:
     return elman.Recurrent(CASES[name].make().double())
-
-
-def written(run: Any, x: Tensor, apart: bool) -> Tensor:
-    """A loss of outputs and a final state that are written into; `apart`: of copies of them."""
-    outputs, final = run(x)
-    if apart:
-        outputs, final = outputs.clone(), final.clone()
-    outputs *= 0.5
-    outputs[:, 0, 1:] = 2.0
-    final.mul_(3)
-    return outputs.pow(3).sum() + final.pow(3).sum()
 
 
 @pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
@@ -47,15 +32,7 @@ def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
         def call(x: Tensor, run: Any = run) -> Any:
             return run(rnn, Inputs(4, 3, x, inputs.state, None, None), lengths=SHORTER)
 
-        with torch.autograd.graph.save_on_cpu() if way == "kept by hooks" else contextlib.nullcontext():
-            if way == "checkpointed":
-                value: Any = checkpoint(written, call, inputs.x, apart, use_reentrant=False)
-            else:
-                value = written(call, inputs.x, apart)
-        gradients = torch.autograd.grad(value, wanted, create_graph=way == "differentiated twice")
-        if way == "differentiated twice":
-            gradients = torch.autograd.grad(torch.stack([g.pow(2).sum() for g in gradients]).sum(), wanted)
-        found.append(gradients)
+        found.append(compare.through_what_is_written(call, inputs.x, wanted, way, apart))
     for mine, right in zip(*found, strict=True):
         torch.testing.assert_close(mine, right, **EXACT)
 
