@@ -17,6 +17,7 @@
 
 #include "pieces.hpp"
 #include "program.hpp"
+#include "rows.hpp"
 #include "stream.hpp"
 #include "team.hpp"
 #include "tensors.hpp"
@@ -399,6 +400,8 @@ NB_MODULE(_native, m) {
     m.def("keep_memory", &Spare::count, nb::arg("begins"), "From here on passes of this thread hand memory to each other, or, as often, no longer.");
     m.def("cut", &cut_pieces, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none(),
           "The steps of a batch that happen, cut into pieces: see native/pieces.hpp.");
+    m.def("move", &move_rows, nb::arg("source"), nb::arg("index"), nb::arg("to"), nb::arg("lead"),
+          "Rows in another order, written into `to`: see native/rows.hpp. False where PyTorch has to do it.");
     m.def("draw", [](const std::string& kind, const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {
         const Kernels& kernels = isa.empty() ? *usable().front() : named(isa);
         const Drawing drawing = {seed, first, steps, count, address(to.ptr())};

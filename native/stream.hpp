@@ -202,6 +202,7 @@ private:
         std::vector<int64_t> sizes;    // of a row
         bool rows = true;
         nb::object shape, tensor, array;  // with as many rows as there are now: a tuple, and what new ones are made like
+        Form form;                        // of such a tensor
     };
 
     struct Source {
@@ -231,8 +232,6 @@ private:
         PyObject* dtype = PyUnicode_InternFromString("dtype");
         PyObject* shape = PyUnicode_InternFromString("shape");
         PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
-        PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
-        PyObject* version = PyUnicode_InternFromString("_version");
     };
 
     static const Words& words() {
@@ -248,7 +247,8 @@ private:
 
     // How often a tensor was written to; -1 for one that does not count.
     static int64_t version(PyObject* tensor) {
-        PyObject* found = PyObject_GetAttr(tensor, words().version);
+        static const Attribute* made = nullptr;
+        PyObject* found = Attribute::once(made, "_version").of(tensor);
         if (!found) return PyErr_Clear(), -1;
         return PyLong_AsLongLong(nb::steal(found).ptr());
     }
@@ -329,9 +329,14 @@ private:
     // Where a tensor or an array has its numbers, if it is of this form and they lie in order; else null.
     char* find(PyObject* value, Leaf& leaf, Views& views, bool written) const {
         if (is_tensor(value)) {
+            Described now;
+            if (describe(value, now)) {
+                if (!form(leaf).is(now) || !now.in_order() || wants_gradient(value) || is_negative(value)) return nullptr;
+                return is_unwritten(value, now.data) ? nullptr : now.data;
+            }
             if (got(value, words().dtype).ptr() != leaf.dtype.ptr() || got(value, words().is_cpu).ptr() != Py_True) return nullptr;
             if (PyObject_RichCompareBool(got(value, words().shape).ptr(), shape(leaf).ptr(), Py_EQ) != 1) return nullptr;
-            if (got(value, words().requires_grad).ptr() == Py_True || !is_contiguous(value) || is_negative(value)) return nullptr;
+            if (wants_gradient(value) || !is_contiguous(value) || is_negative(value)) return nullptr;
             char* const data = address(value);
             return is_unwritten(value, data) ? nullptr : data;
         }
@@ -346,13 +351,25 @@ private:
         return static_cast<char*>(view->buf);
     }
 
-    // A new tensor or array of this form.
-    nb::object fresh_like(Leaf& leaf, bool array) const {
+    // A tensor or an array of this form.
+    nb::object& example(Leaf& leaf, bool array) const {
         nb::object& like = array ? leaf.array : leaf.tensor;
-        if (!like.is_valid())
-            like = array ? nb::module_::import_("numpy").attr("empty")(shape(leaf), leaf.array_dtype)
-                         : nb::module_::import_("torch").attr("empty")(shape(leaf), nb::arg("dtype") = leaf.dtype);
-        PyObject* made = PyObject_CallOneArg((array ? array_like_ : tensor_like_).ptr(), like.ptr());
+        if (like.is_valid()) return like;
+        if (array) return like = nb::module_::import_("numpy").attr("empty")(shape(leaf), leaf.array_dtype);
+        like = nb::module_::import_("torch").attr("empty")(shape(leaf), nb::arg("dtype") = leaf.dtype, nb::arg("device") = "cpu");
+        leaf.form.of(like.ptr());
+        return like;
+    }
+
+    // As tensors are described, where they can be.
+    const Form& form(Leaf& leaf) const {
+        example(leaf, false);
+        return leaf.form;
+    }
+
+    // A new one.
+    nb::object fresh_like(Leaf& leaf, bool array) const {
+        PyObject* made = PyObject_CallOneArg((array ? array_like_ : tensor_like_).ptr(), example(leaf, array).ptr());
         if (!made) throw nb::python_error();
         return nb::steal(made);
     }

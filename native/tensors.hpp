@@ -23,7 +23,6 @@ struct Asked {
     PyObject* is_zero = PyUnicode_InternFromString("_is_zerotensor");
     PyObject* clone = PyUnicode_InternFromString("clone");
     PyObject* copy_ = PyUnicode_InternFromString("copy_");
-    PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
 };
 
 const Asked& asked() {
@@ -37,12 +36,41 @@ nb::object ask(PyObject* tensor, PyObject* method) {
     return nb::steal(found);
 }
 
-char* address(PyObject* tensor) {
-    const nb::object found = ask(tensor, asked().data_ptr);
-    const int64_t value = PyLong_AsLongLong(found.ptr());
-    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
-    return reinterpret_cast<char*>(value);
-}
+// An attribute of tensors that a function of C gets: where it is torch.Tensor's own, that is called at once, as looking for it by its
+// name takes longer than getting it.
+class Attribute {
+public:
+    // Made by whoever asks first: behind a guard of C++'s, a thread would wait for another one with Python's lock in its hand.
+    static const Attribute& once(const Attribute*& made, const char* name) {
+        if (!made) made = new Attribute(name);
+        return *made;
+    }
+
+    explicit Attribute(const char* name) : name_(PyUnicode_InternFromString(name)) {
+#if !defined(Py_LIMITED_API)
+        const nb::module_ torch = nb::module_::import_("torch");
+        tensor_ = nb::object(torch.attr("Tensor")).release().ptr(), parameter_ = nb::object(torch.attr("nn").attr("Parameter")).release().ptr();
+        PyObject* found = nb::object(nb::handle(tensor_).attr(name)).release().ptr();
+        if (Py_IS_TYPE(found, &PyGetSetDescr_Type)) get_ = reinterpret_cast<PyGetSetDescrObject*>(found)->d_getset;
+#endif
+    }
+
+    // Null, and Python's error, where it cannot be had.
+    PyObject* of(PyObject* tensor) const {
+#if !defined(Py_LIMITED_API)
+        PyObject* kind = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+        if (get_ && (kind == tensor_ || kind == parameter_)) return get_->get(tensor, get_->closure);
+#endif
+        return PyObject_GetAttr(tensor, name_);
+    }
+
+private:
+    PyObject* name_;
+#if !defined(Py_LIMITED_API)
+    PyObject *tensor_ = nullptr, *parameter_ = nullptr;
+    PyGetSetDef* get_ = nullptr;
+#endif
+};
 
 // A tensor as DLPack describes it: its DLTensor.
 struct Described {
@@ -98,6 +126,16 @@ bool describe(PyObject* tensor, Described& found) {
     return true;
 }
 
+// Where its numbers begin.
+char* address(PyObject* tensor) {
+    Described known;
+    if (describe(tensor, known)) return known.data;
+    const nb::object found = ask(tensor, asked().data_ptr);
+    const int64_t value = PyLong_AsLongLong(found.ptr());
+    if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    return reinterpret_cast<char*>(value);
+}
+
 // What a tensor is like: sizes, dtype and device.
 class Form {
 public:
@@ -132,7 +170,8 @@ private:
 bool is_contiguous(PyObject* tensor) { return ask(tensor, asked().is_contiguous).ptr() == Py_True; }
 
 bool wants_gradient(PyObject* tensor) {
-    const nb::object found = nb::steal(PyObject_GetAttr(tensor, asked().requires_grad));
+    static const Attribute* made = nullptr;
+    const nb::object found = nb::steal(Attribute::once(made, "requires_grad").of(tensor));
     if (!found.is_valid()) throw nb::python_error();
     return found.ptr() == Py_True;
 }

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -432,3 +433,31 @@ def test_other_numbers_are_no_other_recurrence(monkeypatch: pytest.MonkeyPatch) 
         for t, k, p in ((0.9, 3, 0.7), (0.2, 5, 0.7), (1.5, 9, 0.9))
     }
     assert len(texts) > 1
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}], ids=["", "where the user says so"]
+)
+def test_training_by_command_keeps_memory_that_was_freed(said: dict[str, str]) -> None:
+    """48 MB that are filled again and again: the C library gives them back each time, and each page is a fault."""
+    code = (
+        "import resource, torch\n"
+        "from elman.app.process import keep_freed_memory\n"
+        "kept = keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): torch.ones(12_000_000)\n"  # until all holes are large enough
+        "before = faults()\n"
+        "for _ in range(3): torch.ones(12_000_000)\n"
+        "print(kept, faults() - before)"
+    )
+    kept_out = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**kept_out, **said}, check=True
+    )
+    kept, faults = done.stdout.split()
+    if kept == "False" and not said:
+        pytest.skip("the C library is another one")
+    # Pages of 4 kB, or of 64 kB where the machine has such ones.
+    assert (int(faults) < 300) is (kept == "True") is not said, done.stdout

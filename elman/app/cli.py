@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import shlex
 import sys
@@ -17,6 +16,7 @@ from elman.app.ending import Interrupted, ended
 from elman.app.exporting import HELP, ExportCommand
 from elman.app.last import plain, told
 from elman.app.options import command
+from elman.app.process import settle
 from elman.app.seeing import Cell, RunFolder, Trust, draw, explain, verify
 from elman.app.serving import HELP as SERVE
 from elman.app.serving import ServeCommand
@@ -405,7 +405,7 @@ def _note(text: str) -> None:
 @ended
 def main() -> None:
     """The entry point. What elman raises on purpose is told in red, without a traceback, with exit status 2."""
-    gc.set_threshold(10_000, 10, 10)  # importing PyTorch makes millions of objects that stay
+    settle(trains=sys.argv[1:2] in (["train"], ["demo"]))
     try:
         app()
     except (SystemExit, KeyboardInterrupt, Interrupted):

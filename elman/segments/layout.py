@@ -65,7 +65,7 @@ class Layout:
         even = len(sizes) == 0 or sizes[0] == sizes[-1]
         if rows is None and even and count == batch and len(sizes) == steps and not pieces.fresh.any():
             return cls.whole(steps, batch, device)
-        move = None if rows is None else Move(as_index(rows, device), as_index(pieces.places, device))
+        move = None if rows is None else Move(rows, pieces.places, (steps, batch), device)
         if even:
             return cls((steps, batch), batch, (len(sizes), count), device, None, pieces, move)
         packing = Packing(sizes, device, pieces.before)
@@ -127,8 +127,7 @@ class Layout:
         if self.lead == self.inner:
             return value
         if len(self.lead) > 1:
-            value = value.flatten(0, 1)
-            value = value[: self.rows] if self._move is None else self._move(value)
+            value = value.flatten(0, 1)[: self.rows] if self._move is None else self._move(value)
         return value if self.packing is not None else value.unflatten(0, self.inner)
 
     def unpack(self, value: Tensor) -> Tensor | PackedSequence:
@@ -143,7 +142,7 @@ class Layout:
         if self.packing is None:
             value = value.flatten(0, 1)
         if self._move is not None:
-            return self._move.back(value).reshape(*self.lead, *value.shape[1:])
+            return self._move.back(value)
         steps, batch = self.lead
         filled = value.new_zeros((steps * batch, *value.shape[1:]))
         filled[: len(value)] = value

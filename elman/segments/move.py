@@ -1,64 +1,88 @@
-"""Moving rows from one order to another, and back."""
+"""Moving rows from one order to another, and back: in C++ where that part is there, and it is no matter for threads."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from elman.segments.timeline import as_index
+
+try:
+    from elman import _native
+except ImportError:
+    _native: Any = None
 
 Tensor = torch.Tensor
 
 
 class Move:
-    """Chosen rows of a tensor in another order, `rows` [N] of M; and back, with zeros at those that were not chosen.
+    """Chosen rows of a tensor `[*lead, …]` in another order, `numbers` [N]; and back, with zeros at the others.
 
-    places: [M], where each row has gone, N for nowhere.
+    places: for each row of `lead`, in order, where it has gone, N for nowhere.
 
     Both directions read rows in any order and write them one after the other: that is up to ten times faster than
     writing to any place, and the gradient of one is the other.
     """
 
-    def __init__(self, rows: Tensor, places: Tensor) -> None:
-        self.rows, self.places = rows, places
-        self.all = len(rows) == len(places)
+    def __init__(
+        self, numbers: np.ndarray, places: np.ndarray, lead: tuple[int, ...], device: torch.device
+    ) -> None:
+        self.lead, self.all = lead, len(numbers) == len(places)
+        self._numbers, self._places, self._device = numbers, places, device
 
     def __call__(self, value: Tensor) -> Tensor:
-        """[M, …] -> [N, …]."""
-        return _moved(value, self.rows, self.places, False, not self.all)
+        """[*lead, …] -> [N, …]."""
+        return self._moved(value, False)
 
     def back(self, value: Tensor) -> Tensor:
-        """[N, …] -> [M, …]."""
-        return _moved(value, self.places, self.rows, not self.all, False)
+        """[N, …] -> [*lead, …]."""
+        return self._moved(value, True)
 
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """`numbers`, where the tensors are."""
+        return as_index(self._numbers, self._device)
 
-def _moved(value: Tensor, index: Tensor, inverse: Tensor, holes: bool, holes_back: bool) -> Tensor:
-    if value.requires_grad and torch.is_grad_enabled() and peek_interpreter_stack() is None:
-        return _Moved.apply(value, index, inverse, holes, holes_back)
-    return _gathered(value, index, holes)
+    @functools.cached_property
+    def places(self) -> Tensor:
+        return as_index(self._places, self._device)
 
-
-def _gathered(value: Tensor, index: Tensor, holes: bool) -> Tensor:
-    """Rows of a tensor; where there are holes, row number len(value) is zero."""
-    if holes:
-        value = torch.cat([value, value.new_zeros((1, *value.shape[1:]))])
-    return value.index_select(0, index)
+    def _moved(self, value: Tensor, back: bool) -> Tensor:
+        plain = peek_interpreter_stack() is None
+        if plain and value.requires_grad and torch.is_grad_enabled():
+            return _Moved.apply(value, self, back)
+        if _native is not None and plain and forward_ad._current_level < 0:
+            lead, index = (1, self._places) if back else (len(self.lead), self._numbers)
+            made = value.new_empty((*(self.lead if back else index.shape), *value.shape[lead:]))
+            if _native.move(value, index, made, lead):
+                return made
+        if not back:
+            return value.flatten(0, len(self.lead) - 1).index_select(0, self.rows)
+        if not self.all:  # row number N is zero
+            value = torch.cat([value, value.new_zeros((1, *value.shape[1:]))])
+        return value.index_select(0, self.places).reshape(*self.lead, *value.shape[1:])
 
 
 class _Moved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, index: Tensor, inverse: Tensor, *holes: bool) -> Tensor:
-        ctx.way = index, inverse, holes
-        return _gathered(value, index, holes[0])
+    def forward(ctx: Any, value: Tensor, move: Move, back: bool) -> Tensor:
+        ctx.way = move, back
+        return move._moved(value, back)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         (cotangent,) = cotangents
-        index, inverse, (here, back) = ctx.way
-        return _moved(cotangent, inverse, index, back, here), None, None, None, None
+        move, back = ctx.way
+        return move._moved(cotangent, not back), None, None
 
     @staticmethod
     def jvp(ctx: Any, *directions: Tensor | None) -> Tensor:
         direction = directions[0]
         assert direction is not None
-        return _moved(direction, *ctx.way[:2], *ctx.way[2])
+        move, back = ctx.way
+        return move._moved(direction, back)

@@ -24,8 +24,6 @@ EXPLAINED: dict[str, str] = {
     "itself",
     r"plan/regions\.py regions negated 17": "guarded: what has no rows and changes from step to step is in the loop "
     "for that reason",
-    r"segments/move\.py Move\.__call__ turned 1": "slower: a row of zeros that nothing reads",
-    r"segments/move\.py _moved condition 2": "slower: where no gradient is wanted the function does the same",
     r"execute/segmented\.py run_of \+1 1": "slower: a byte for each row more in the estimate of a call without "
     "gradients",
     r"recurrent/truncated\.py _joined \+1 3": "equivalent: all parts have one structure",
