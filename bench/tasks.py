@@ -54,6 +54,10 @@ class Job:
         return ["--steps", str(max(round(self.steps * scale), 1))]
 
 
+_WORDS = (
+    "lm", "@warandpeace/wap.train.txt", "--valid", "@warandpeace/wap.valid.txt", "--tokenizer", "words",
+    "--dropout", "0.3",
+)  # fmt: skip
 JOBS = {
     "tags": Job(
         "parts of speech: English EWT, its test part", 18, "≥ 95.8 %",
@@ -90,6 +94,13 @@ JOBS = {
     "sunspots": Job(
         "sunspots, yearly, 5 forecasts of 12 years", 0.2, "< 1.7609 (ETS), 1.2668 (seasonal naive)",
         ("forecast", "=sunspots", "--season", "11", "--hidden", "32"), steps=300,
+    ),
+    "words": Job(
+        "words of War and Peace, 10,000 of them, its test part: adaptive readout", 2, "≤ 0.02 above one softmax",
+        (*_WORDS, "--readout", "adaptive"), "@warandpeace/wap.test.txt", 2400,
+    ),
+    "words-softmax": Job(
+        "the same: one softmax", 17, "", _WORDS, "@warandpeace/wap.test.txt", 2400,
     ),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 # What native/program.hpp says: names and numbers of operations and of kinds of buffers, and sizes.
@@ -33,6 +34,9 @@ def team() -> str:
 def keep_memory(begins: bool) -> None:
     """From here on passes of this thread hand memory to each other, or, as often, no longer."""
 
+def tiles(bytes: int, rows: int) -> tuple[int, int]:
+    """How much a pass computes at a time, from here on (for tests). Gives what it was."""
+
 def poison(on: bool) -> None:
     """Fill scratch memory with NaN before every call (for tests)."""
 
@@ -59,6 +63,10 @@ def cut(
     steps: int, batch: int, lengths: Tensor | None, happens: Tensor | None, resets: Tensor | None
 ) -> tuple[Any, ...]:
     """Arrays (owner, fresh, first, last, sizes, before, places, rows): see elman.pieces.cut.Pieces."""
+
+def move(source: Tensor, index: np.ndarray, to: Tensor, lead: int) -> bool:
+    """Rows in another order, written into `to`, zeros where there is no such row. False, and nothing done, for what
+    PyTorch has to do. lead: the dimensions of `source` that stand for its rows, one or two."""
 
 class Interpreter:
     """A program that can run: a loop."""
@@ -114,7 +122,8 @@ class Pass:
 
     def __init__(
         self, isa: str, wide: bool, places: list[list[int]], given: list[int], made: list[tuple[Any, list[int]]],
-        pieces: list[list[Any]], outcomes: list[list[int]], failed: Any, threads: Any, empty: Any, memory: Any, /,
+        pieces: list[list[Any]], outcomes: list[list[int]], tiles: list[Any] | None, failed: Any, threads: Any,
+        empty: Any, bytes: Any,
     ) -> None: ...  # fmt: skip
     def __call__(
         self, steps: int, batch: int, seed: int, first: int, *inputs: Tensor | None
@@ -124,6 +133,8 @@ class Pass:
         """The same of a pass on packed rows. sizes: the rows of each step, never growing."""
     def bytes(self, steps: int, batch: int, rows: int) -> int:
         """What a call with so many packed rows needs at once, if its inputs lie in order."""
+    def tile(self, steps: int, batch: int) -> int:
+        """How many steps a call computes at a time."""
 
 class Multiplier:
     """Products of matrices outside the loop."""

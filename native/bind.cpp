@@ -397,6 +397,11 @@ NB_MODULE(_native, m) {
     }, nb::arg("tensor"), "Whether a tensor can be read without its methods.");
     m.def("team", &team_name, "Which threads are used: \"openmp\" or \"own\".");
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
+    m.def("tiles", [](int64_t bytes, int64_t rows) {
+        const nb::tuple before = nb::make_tuple(tile_bytes, tile_rows);
+        tile_bytes = bytes, tile_rows = rows;
+        return before;
+    }, nb::arg("bytes"), nb::arg("rows"), "How much a pass computes at a time, from here on (for tests). Gives what it was.");
     m.def("keep_memory", &Spare::count, nb::arg("begins"), "From here on passes of this thread hand memory to each other, or, as often, no longer.");
     m.def("cut", &cut_pieces, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none(),
           "The steps of a batch that happen, cut into pieces: see native/pieces.hpp.");
@@ -435,12 +440,16 @@ NB_MODULE(_native, m) {
     bind_stream(m);
     nb::class_<Pass>(m, "Pass")
         .def("__init__", [](Pass* self, const std::string& isa, bool wide, const nb::list& places, const nb::list& given, const nb::list& made,
-                            const nb::list& pieces, const nb::list& outcomes, const nb::object& failed, const nb::object& threads, const nb::object& empty, const nb::object& bytes) {
-            new (self) Pass(named(isa), wide, places, given, made, pieces, outcomes, failed, threads, empty, bytes);
-        })
+                            const nb::list& pieces, const nb::list& outcomes, const nb::object& tiles, const nb::object& failed, const nb::object& threads,
+                            const nb::object& empty, const nb::object& bytes) {
+            new (self) Pass(named(isa), wide, places, given, made, pieces, outcomes, tiles, failed, threads, empty, bytes);
+        }, nb::arg("isa"), nb::arg("wide"), nb::arg("places"), nb::arg("given"), nb::arg("made"), nb::arg("pieces"), nb::arg("outcomes"), nb::arg("tiles").none(),
+           nb::arg("failed"), nb::arg("threads"), nb::arg("empty"), nb::arg("bytes"))
         .def("__call__", &Pass::run)
         .def("packed", &Pass::run_packed)
-        .def("bytes", &Pass::bytes);
+        .def("bytes", &Pass::bytes)
+        .def("tile", [](const Pass& pass, int64_t steps, int64_t batch) { return pass.tile_of(Counts(steps, batch)); }, nb::arg("steps"), nb::arg("batch"),
+             "How many steps a call computes at a time.");
     static PyType_Slot slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Watch::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Watch::clear)}, {0, nullptr}};
     nb::class_<Watch>(m, "Watch", nb::type_slots(slots))
         .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&, const nb::list&,

@@ -87,12 +87,18 @@ struct Spare {
     }
 };
 
+// What a pass computes at a time, where it can run tile by tile: so many bytes of values that have rows, which stay in the last cache; and at
+// least so many rows, as each tile packs its weights and adds up their gradients anew. Tests make both smaller.
+int64_t tile_bytes = 8 << 20, tile_rows = 1024;
+
 class Pass {
 public:
+
     // See elman/engines/native/passes.py, which makes these lists.
     Pass(const Kernels& kernels, bool wide, const nb::list& places, const nb::list& given, const nb::list& made, const nb::list& pieces,
-         const nb::list& outcomes, const nb::object& failed, const nb::object& threads, const nb::object& empty, const nb::object& bytes)
-        : kernels_(kernels), wide_(wide), given_(numbers(given)), failed_(failed), threads_(threads), empty_(empty), bytes_of_(bytes) {
+         const nb::list& outcomes, const nb::object& tiles, const nb::object& failed, const nb::object& threads, const nb::object& empty,
+         const nb::object& bytes)
+        : kernels_(kernels), wide_(wide), tiled_(!tiles.is_none()), given_(numbers(given)), failed_(failed), threads_(threads), empty_(empty), bytes_of_(bytes) {
         int64_t widest = 0;
         for (const nb::handle one : places) {
             const auto n = numbers(one);
@@ -107,6 +113,14 @@ public:
             const auto n = numbers(one);
             outcomes_.push_back({n.at(0), n.at(1), n.at(2) != 0});
         }
+        if (!tiled_) return;
+        for (const nb::handle one : nb::borrow<nb::list>(tiles[0])) totals_.push_back(size_t(nb::cast<int64_t>(one)));
+        for (const nb::handle one : nb::borrow<nb::list>(tiles[1])) {
+            carried_.push_back({spot_of(one[0]), spot_of(one[1]), nb::cast<int64_t>(one[2])});
+        }
+        for (const PassPiece& one : pieces_) reverse_ |= one.kind == PassPiece::loop && one.reverse;
+        for (const Place& place : places_)
+            if (place.kind != Place::within && (place.rows == ALL || place.rows == TRAIL)) row_bytes_ += place.width;
     }
 
     // (T, B, seed, first step, inputs) -> what comes out, a tuple. An input that is None is zeros.
@@ -125,7 +139,8 @@ public:
         Counts counts(steps, batch);
         counts.of[ALL] = rows, counts.of[TRAIL] = rows + batch;
         int64_t all = 0;
-        for (const int64_t block : arrange(places_, counts).blocks) all += block;
+        const int64_t tile = tile_of(counts);
+        for (const int64_t block : arrange(places_, tile < counts.steps ? Counts(tile, batch) : counts).blocks) all += block;
         for (const Place& place : places_)
             if (place.kind == Place::made) all += place.width * counts.of[place.rows];
         return all;
@@ -133,6 +148,14 @@ public:
 
     // (the rows of each step, inputs) -> what comes out, for a pass on packed rows.
     nb::object run_packed(const nb::args& args) { return on(Counts(numbers(args[0])), args, 1); }
+
+    // How many steps a call computes at a time.
+    int64_t tile_of(const Counts& counts) const {
+        if (!tiled_ || counts.of[ALL] != counts.steps * counts.batch || !counts.sizes.empty()) return counts.steps;
+        const int64_t fitting = tile_bytes / (row_bytes_ * counts.batch + 1), least = (tile_rows + counts.batch - 1) / counts.batch;
+        const int64_t most = fitting > least ? fitting : least, tiles = (counts.steps + most - 1) / most;
+        return counts.steps < 2 * most ? counts.steps : (counts.steps + tiles - 1) / tiles;
+    }
 
 private:
     static constexpr int64_t SMALL = 64 << 10;  // bytes between pieces that a workspace holds
@@ -163,7 +186,8 @@ private:
         made.reserve(new_.size());
         for (const New& one : new_) made.push_back(one(counts));
         const int threads = int(PyLong_AsLong(nb::object(threads_()).ptr()));
-        const std::shared_ptr<const Arrangement> lies = arranged(counts);
+        const int64_t tile = tile_of(counts);
+        const std::shared_ptr<const Arrangement> lies = arranged(tile < counts.steps ? Counts(tile, counts.batch) : counts);
         // A large one is memory of torch's: it goes back afterwards, and whoever counts torch's memory sees it.
         std::vector<char*> arenas(lies->blocks.size(), nullptr);
         std::vector<Spare::Block> blocks;
@@ -171,7 +195,11 @@ private:
             if (lies->blocks[i]) blocks.push_back(new_bytes(lies->blocks[i])), arenas[i] = address(blocks.back().second.ptr());
         for (size_t p = 0; p < places_.size(); p++)
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
-        const Failure failure = compute(counts, base, zero, *lies, arenas, threads);
+        Failure failure;
+        {
+            nb::gil_scoped_release release;
+            failure = tile < counts.steps ? by_tiles(tile, counts, base, zero, *lies, arenas, threads) : compute(counts, base, zero, *lies, arenas, threads);
+        }
         // What is made from here on outlives this memory, and lying behind it would keep it from being used again.
         for (Spare::Block& block : blocks)
             if (Spare::calls > 0) Spare::blocks.push_back(std::move(block));
@@ -191,6 +219,64 @@ private:
             PyTuple_SET_ITEM(results.ptr(), Py_ssize_t(i), tensor.release().ptr());
         }
         return results;
+    }
+
+    // --- tiles of time ------------------------------------------------------------------------------------------------------
+
+    static constexpr int64_t PAUSE = 250000000;  // nanoseconds from one question whether to stop to the next, as within a loop
+
+    // The same as `compute`, so many steps at a time: what is kept between pieces stays in the last cache. States go on from one
+    // tile to the next, sums over rows are added up.
+    Failure by_tiles(int64_t tile, const Counts& counts, const std::vector<char*>& base, const std::vector<bool>& zero, const Arrangement& lies,
+                     std::vector<char*>& arenas, int threads) const {
+        // What is kept between pieces is here where no arena was made for it: a state that has ended is read when its tile is over.
+        const int64_t inside = arenas[0] ? 0 : whole_lines(lies.bytes);
+        int64_t most = inside;
+        for (const size_t p : totals_) most += whole_lines(places_[p].width);
+        for (const Carried& state : carried_) most += whole_lines(counts.batch * state.width);
+        Workspaces::Block block = workspaces().take(most + LINE);
+        char* memory = block.data.get();
+        memory += (LINE - int64_t(reinterpret_cast<uintptr_t>(memory)) % LINE) % LINE;
+        if (!arenas[0]) arenas[0] = memory, memory += inside;
+        Failure failure = {};
+        int64_t asked = nanoseconds();
+        for (int64_t done = 0; done < counts.steps && !failure.happened && !failure.stopped; done += tile) {
+            const int64_t steps = counts.steps - done < tile ? counts.steps - done : tile, first = reverse_ ? counts.steps - done - steps : done;
+            const Counts now(steps, counts.batch);
+            std::vector<char*> here = base, arena = arenas;
+            std::vector<bool> none = zero;
+            for (size_t p = 0; p < places_.size(); p++) {
+                const int64_t rows = places_[p].rows == STEPS ? first : places_[p].rows == ALL || places_[p].rows == TRAIL ? first * counts.batch : 0;
+                if (here[p] && !none[p] && places_[p].kind != Place::kept && places_[p].kind != Place::within) here[p] += rows * places_[p].width;
+            }
+            char* at = memory;
+            for (const size_t p : totals_) {
+                if (done) here[p] = at;
+                at += whole_lines(places_[p].width);
+            }
+            std::vector<char*> states;
+            for (const Carried& state : carried_) {
+                if (done) here[size_t(state.start.place)] = at, none[size_t(state.start.place)] = false;
+                states.push_back(at), at += whole_lines(counts.batch * state.width);
+            }
+            failure = compute(now, here, none, lies, arena, threads);
+            if (nanoseconds() - asked > PAUSE) failure.stopped |= signalled(), asked = nanoseconds();
+            for (const size_t p : totals_)
+                if (done) wide_ ? add<double>(here[p], base[p], places_[p].width) : add<float>(here[p], base[p], places_[p].width);
+            for (size_t s = 0; s < carried_.size(); s++) {
+                const Spot& end = carried_[s].end;
+                std::memcpy(states[s], here[size_t(end.place)] + end.offset, size_t(counts.batch * carried_[s].width));
+            }
+        }
+        workspaces().give_back(std::move(block));
+        return failure;
+    }
+
+    template <class T>
+    static void add(const char* more, char* to, int64_t bytes) {
+        const T* a = reinterpret_cast<const T*>(more);
+        T* b = reinterpret_cast<T*>(to);
+        for (int64_t i = 0; i < bytes / int64_t(sizeof(T)); i++) b[i] += a[i];
     }
 
     Spare::Block new_bytes(int64_t bytes) const {
@@ -283,7 +369,7 @@ private:
         std::vector<Call> calls(pieces_.size(), Call{});
         std::vector<std::vector<Pointer>> pointers(pieces_.size());
         std::vector<std::vector<Matrices>> products(pieces_.size());
-        const int64_t inside = lies.bytes > SMALL ? 0 : lies.bytes;
+        const int64_t inside = arenas[0] || lies.bytes > SMALL ? 0 : lies.bytes;
         int64_t most = 0;
         // Sizes first: they say how much memory is needed.
         for (size_t i = 0; i < pieces_.size(); i++) {
@@ -309,7 +395,7 @@ private:
         Workspaces::Block block = workspaces().take(inside + most + LINE);
         char* memory = block.data.get();
         memory += (LINE - int64_t(reinterpret_cast<uintptr_t>(memory)) % LINE) % LINE;
-        if (lies.bytes <= SMALL) arenas[0] = memory;
+        if (!arenas[0]) arenas[0] = memory;
         for (size_t i = 0; i < arenas.size() && poisoned; i++)
             if (arenas[i]) __builtin_memset(arenas[i], 0xff, size_t(lies.blocks[i]));
         for (size_t p = 0; p < places_.size(); p++) {
@@ -319,7 +405,6 @@ private:
             base[p] = base[size_t(place.index)], zero[p] = zero[size_t(place.index)];  // of zeros there is one row
             if (!zero[p]) base[p] += (place.batches * counts.batch + place.all * counts.of[ALL]) * place.width;
         }
-        nb::gil_scoped_release release;
         Failure failure = {};
         for (size_t i = 0; i < pieces_.size() && !failure.happened && !failure.stopped; i++) {
             const PassPiece& piece = pieces_[i];
@@ -390,8 +475,18 @@ private:
         }
     }
 
+    // Of a state of the loop: where it begins, where it ends, and bytes of a row.
+    struct Carried {
+        Spot start, end;
+        int64_t width;
+    };
+
     const Kernels& kernels_;
     bool wide_;
+    bool tiled_, reverse_ = false;  // whether it can run so many steps at a time; which way
+    std::vector<size_t> totals_;    // places that a tile adds something to
+    std::vector<Carried> carried_;
+    int64_t row_bytes_ = 0;         // of all values of a row of a step
     std::vector<int64_t> given_;  // the place of every input, or -1
     nb::object failed_, threads_, empty_, bytes_of_;
     std::vector<Place> places_;

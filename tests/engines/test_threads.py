@@ -33,8 +33,13 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("batch", "hidden"), [(8, 68), (1, 300)], ids=["rows", "columns"]
 )  # what is shared out
-def test_two_recurrences_at_once(batch: int, hidden: int, threads: int) -> None:
+@pytest.mark.parametrize("tiled", [False, True], ids=["", "tiles"])
+def test_two_recurrences_at_once(batch: int, hidden: int, threads: int, tiled: bool) -> None:
     """Two Python threads, each with a layer of its own and the one that they share: the bits of each alone."""
+    from elman import _native
+
+    usual = _native.tiles(1, 1)
+    _native.tiles(*((1, 1) if tiled else usual))
     shared = elman.Recurrent(elman.cells.LSTM(3, hidden), engine="native")
     own = [elman.Recurrent(cell(3, hidden), engine="native") for cell in (elman.cells.GRU, elman.cells.Elman)]
     x, lengths = torch.randn(40, batch, 3), torch.arange(batch) * 4 + 9
@@ -56,6 +61,7 @@ def test_two_recurrences_at_once(batch: int, hidden: int, threads: int) -> None:
             together = list(pool.map(work, (0, 1), timeout=WAIT))
     finally:
         torch.set_num_threads(before)
+        _native.tiles(*usual)
     for expected, found in zip(alone, together, strict=True):
         for i, tensors in enumerate(found):
             for one, other in zip(tensors, expected[i % 2], strict=True):

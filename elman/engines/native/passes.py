@@ -21,6 +21,7 @@ from elman.engines.lookups import failed
 from elman.engines.native.extension import compiled
 from elman.engines.native.places import Memory, Places, delayed
 from elman.engines.native.staged import StageWriter
+from elman.engines.native.tiles import tiles_of
 from elman.engines.native.values import Unsupported, View
 from elman.plan.form import Loop, Plan, delays_of, final_of
 from elman.segments.timeline import Packing
@@ -177,11 +178,17 @@ class _Writer:
         return memory.index
 
     def _native(self, given: list[Memory], outcomes: list[list[int]]) -> Any:
+        tiles = None
+        if not (self.single or self.ragged):
+            homes = [memory for memory, _, _ in self.made]
+            tiles = tiles_of(self.places.pieces, self.plan.loop, homes, self.places.bytes)
         for i, piece in enumerate(self.places.pieces):
             for memory in piece.used:
                 home = memory.home
                 home.first = i if home.first < 0 else home.first
                 home.last = i
+        for _, end, _ in tiles[1] if tiles else ():
+            end[0].home.last = len(self.places.pieces)  # the next tile begins there
         # A place comes after the one that it lies in.
         memories = [m for m in self.places.memories if m.home.first >= 0 or m.place == "made"]
         number = {memory: i for i, memory in enumerate(memories)}
@@ -202,5 +209,5 @@ class _Writer:
         pieces = [[compiled.PIECES[piece.flat[0]], *numbered(piece.flat[1:])] for piece in self.places.pieces]
         return compiled.Pass(
             self.isa, self.places.real is torch.float64, places, [number.get(m, -1) for m in given], made, pieces,
-            outcomes, failed, torch.get_num_threads, self.empty, memory,
+            outcomes, numbered(tiles), failed, torch.get_num_threads, self.empty, memory,
         )  # fmt: skip
