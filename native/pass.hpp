@@ -151,7 +151,7 @@ public:
 
     // How many steps a call computes at a time.
     int64_t tile_of(const Counts& counts) const {
-        if (!tiled_ || counts.of[ALL] != counts.steps * counts.batch || !counts.sizes.empty()) return counts.steps;
+        if (!tiled_ || counts.of[ALL] != counts.steps * counts.batch || !counts.of[ALL] || !counts.sizes.empty()) return counts.steps;
         const int64_t fitting = tile_bytes / (row_bytes_ * counts.batch + 1), least = (tile_rows + counts.batch - 1) / counts.batch;
         const int64_t most = fitting > least ? fitting : least, tiles = (counts.steps + most - 1) / most;
         return counts.steps < 2 * most ? counts.steps : (counts.steps + tiles - 1) / tiles;

@@ -74,6 +74,8 @@ def test_how_much_is_computed_at_a_time(usual: tuple[int, int]) -> None:
     bytes, rows = usual
     for executable in plans_of("gru"):
         tile = executable.function("auto").tile  # type: ignore[attr-defined]
+        assert tile(0, 3) == 0
+        assert tile(3, 0) == 3
         assert tile(400, 4) == 400  # what is small is computed as a whole
         many = tile(100_000, 4)
         assert 4 * many >= rows
