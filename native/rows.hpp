@@ -46,6 +46,7 @@ inline bool move_rows(nb::handle from, const nb::ndarray<const int64_t, nb::ndim
         if (reinterpret_cast<PyObject*>(Py_TYPE(one.ptr())) != tensor) return false;
     if (!describe(from.ptr(), source) || !describe(to.ptr(), target) || source.device != CPU || target.device != CPU) return false;
     if (source.code == COMPLEX || source.code != target.code || source.bits != target.bits || source.dimensions < lead) return false;
+    if (source.bits % 8 || source.lanes != 1) return false;  // several numbers in a byte
     if (!in_one_line(source, lead, width, step) || !target.in_order()) return false;
     const int64_t count = int64_t(index.size()), bytes = source.bits / 8, inner = lead == 2 ? source.sizes[1] : 1;
     if (count * width * bytes > LARGE || is_negative(from.ptr()) || is_unwritten(from.ptr(), source.data)) return false;

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import elman
+from elman.circuit.form import Kind
 from elman.execute import Call
 from tests.cases import CASES
 from tests.engines.test_passes import inputs_of, plans, plans_of
@@ -41,7 +42,7 @@ def test_tiles_give_what_the_whole_gives(name: str, reverse: bool, usual: tuple[
     for executable in plans_of(name, reverse, torch.float64):
         for T, B in ((7, 3), (2, 1), (30, 2)):
             given: list = inputs_of(executable, T, B, torch.Generator().manual_seed(0))
-            states = [str(port.kind) == "Kind.STATE" for port in executable.plan.circuit.inputs]
+            states = [port.kind is Kind.STATE for port in executable.plan.circuit.inputs]
             for tensors in (given, [None if s else t for s, t in zip(states, given, strict=False)]):
                 native.tiles(*usual)
                 whole = executable.run(Call(T, B, 5, "auto"), tensors)

@@ -126,6 +126,8 @@ def test_what_the_compiled_part_moves() -> None:
         assert not _native.move(value, index, into, 2)
     assert not _native.move(value.to(torch.complex64), index, made.to(torch.complex64), 2)
     assert not _native.move(value[0, 0, 0], index, torch.empty(3, 3), 2)
+    halves = [torch.empty(n, 3, dtype=torch.float4_e2m1fn_x2) for n in (6, 3)]  # two numbers in a byte
+    assert not _native.move(halves[0], index, halves[1], 1)
     large = torch.randn(600, 500)
     assert not _native.move(large, np.arange(600), torch.empty_like(large), 1)
 

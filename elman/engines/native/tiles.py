@@ -24,19 +24,15 @@ def tiles_of(
     None where tiles would not do. made: places that go out."""
     if loop is None:
         return None
-    starts, ends, loops = [], [], 0
-    for piece in pieces:
-        if piece.flat[0] == "loop":
-            loops += 1
-            spots, count = piece.flat[4], len(loop.constants) + len(loop.sequences)
-            starts = spots[count : count + len(loop.states)]
-            ends = spots[len(spots) - len(loop.states) :]
+    (spots,) = (piece.flat[4] for piece in pieces if piece.flat[0] == "loop")
+    first, states = len(loop.constants) + len(loop.sequences), len(loop.states)
+    starts, ends = spots[first : first + states], spots[len(spots) - states :]
     homes = [spot[0].home for spot in starts]
     alone = len({*homes}) == len(homes) and all(
         spot[0] is home and home.place == "given" and not spot[1]
         for spot, home in zip(starts, homes, strict=True)
     )
-    if loops != 1 or not alone:
+    if not alone:
         return None
     summed: set[Memory] = set()  # what is another number in each tile, to be added up
     ended = {spot[0].home for spot in ends}
