@@ -13,12 +13,13 @@ public:
     // checks: functions that have to say True. answers: (function, what it has to return, by identity). names: (dict, key,
     // value), by identity. target: called with `head` and the tensors of a call; a Pass without a step of Python.
     // tensors: for each input the cell's own tensor, None, or a number: that tensor of the arguments. arguments: x's and
-    // the state's tensors as they were, each alone, in a tuple, or None. wants: whether one of the inputs has to want a
-    // gradient.
+    // the state's tensors as they were, each alone, in a tuple, or None. start: a function that gives the state where no call
+    // brings one, or None. wants: whether one of the inputs has to want a gradient.
     Again(const nb::list& checks, const nb::list& answers, const nb::list& names, const nb::object& target, const nb::tuple& head, const nb::list& tensors,
-          const nb::tuple& arguments, bool wants)
-        : head_(nb::len(head)), wants_(wants) {
-        for (const nb::object& one : {nb::object(checks), nb::object(answers), nb::object(names), target, nb::object(head), nb::object(tensors)}) kept_.append(one);
+          const nb::tuple& arguments, const nb::object& start, bool wants)
+        : head_(nb::len(head)), wants_(wants), start_(start.is_none() ? nullptr : start.ptr()) {
+        for (const nb::object& one : {nb::object(checks), nb::object(answers), nb::object(names), target, nb::object(head), nb::object(tensors), start})
+            kept_.append(one);
         for (const nb::handle check : checks) checks_.push_back(check.ptr());
         for (const nb::handle one : answers) answers_.push_back({nb::borrow(one[0]).ptr(), nb::borrow(one[1]).ptr()});
         for (const nb::handle one : names) names_.push_back({nb::borrow(one[0]).ptr(), nb::borrow(one[1]).ptr(), nb::borrow(one[2]).ptr()});
@@ -35,7 +36,8 @@ public:
             if (input.number >= int64_t(forms_.size())) throw std::invalid_argument("a tensor that no argument has");
     }
 
-    // What the target gives; None where the call is not like the one that this was made for, and nothing was done.
+    // What the target gives; None where the call is not like the one that this was made for: then nothing was done, but that
+    // a start is asked for once more where it has come to look different.
     nb::object operator()(nb::handle x, nb::handle state) const {
         for (const auto& [dict, key, value] : names_)
             if (PyDict_GetItem(dict, key) != value) return nb::none();
@@ -44,9 +46,11 @@ public:
         // Behind these: a tensor of torch.func has no memory to describe, and PyTorch takes milliseconds to say so.
         PyObject* given[MOST];
         size_t count = 0;
-        if (!take(x.ptr(), parts_[0], given, count) || !take(state.ptr(), parts_[1], given, count)) return nb::none();
+        if (!take(x.ptr(), parts_[0], given, count) || (start_ ? !state.is_none() : !take(state.ptr(), parts_[1], given, count))) return nb::none();
         for (PyObject* check : checks_)
             if (called(check).ptr() != Py_True) return nb::none();
+        const nb::object begun = start_ ? called(start_) : nb::none();
+        if (start_ && !take(begun.ptr(), parts_[1], given, count)) return nb::none();
         nb::object arguments = nb::steal(PyTuple_New(Py_ssize_t(inputs_.size())));
         bool flows = !wants_;
         for (size_t i = 0; i < inputs_.size(); i++) {
@@ -134,7 +138,7 @@ private:
 
     size_t head_;
     bool wants_;
-    PyObject *target_, *tensor_;
+    PyObject *start_, *target_, *tensor_;
     Pass* pass_ = nullptr;
     std::vector<PyObject*> checks_;
     std::vector<std::pair<PyObject*, PyObject*>> answers_;

@@ -13,6 +13,8 @@ struct Frame {
     int64_t rows;        // of the block
     int part, parts;     // the share of columns of this thread; 0, 1 where rows are shared out
     Failure failure;     // of an operation of this thread, the first one
+    const Op* packing = nullptr;  // the program's `prepare`, where products pack their weights themselves
+    bool back = false;   // whether this step goes through the columns of products from the last one to the first
 
     template <class T>
     T* at(const Operand& o) const {

@@ -14,7 +14,7 @@ bool signalled() {
 
 class Interpreter {
 public:
-    // ops: for each operation code, wait, split, four sizes, k, and for each of six operands buffer, offset, four strides.
+    // ops: for each operation code, wait, split, together, four sizes, k, and for each of six operands buffer, offset, four strides.
     Interpreter(const Kernels& kernels, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,
          const std::vector<std::vector<int64_t>>& ops, const std::vector<double>& numbers, const std::vector<std::vector<int64_t>>& buffers,
          const std::vector<std::vector<int64_t>>& states, int64_t scratch_bytes, int64_t prepared_bytes, int64_t work, int64_t widest,
@@ -25,6 +25,7 @@ public:
         for (size_t i = 0; i < ops.size(); i++) ops_.push_back(operation(ops[i], numbers[i]));
         for (const auto& b : buffers) buffers_.push_back({Kind(b.at(0)), b.at(1), b.at(2), b.at(3), b.at(4)});
         for (const auto& s : states) states_.push_back({s.at(0), s.at(1), s.at(2)});
+        for (size_t i = 0; i < prepare_.size(); i++) find_reader(i);
         if (buffers_.size() > MOST_BUFFERS || states_.size() > MOST_STATES) throw std::invalid_argument("too many buffers or states");
         program_ = {prepare_.data(), int64_t(prepare_.size()), ops_.data(), int64_t(ops_.size()), buffers_.data(), int64_t(buffers_.size()),
                     states_.data(), int64_t(states_.size()), scratch_bytes, prepared_bytes, work, widest};
@@ -94,12 +95,24 @@ public:
     }
 
 private:
+    // Whether one operation of a step alone reads what this one packs.
+    void find_reader(size_t i) {
+        if (prepare_[i].code != code_product) return;
+        Op* reader = nullptr;
+        int64_t readers = 0;
+        for (Op& op : ops_)
+            for (const Operand& operand : op.operand)
+                if (operand.buffer == prepare_[i].operand[0].buffer) reader = &op, readers++;
+        if (readers == 1 && reader->code == code_product) reader->packing = prepare_[i].packing = int64_t(i);
+    }
+
     static Op operation(const std::vector<int64_t>& flat, double number) {
-        if (flat.size() != size_t(8 + OPERANDS * (2 + DIMENSIONS))) throw std::invalid_argument("an operation of a wrong length");
+        if (flat.size() != size_t(9 + OPERANDS * (2 + DIMENSIONS))) throw std::invalid_argument("an operation of a wrong length");
         Op op = {};
-        op.code = Code(flat[0]), op.wait = flat[1], op.split = flat[2], op.k = flat[7], op.number = number;
-        for (int d = 0; d < DIMENSIONS; d++) op.size[d] = flat[size_t(3 + d)];
-        size_t at = 8;
+        op.packing = -1;
+        op.code = Code(flat[0]), op.wait = flat[1], op.split = flat[2], op.together = flat[3], op.k = flat[8], op.number = number;
+        for (int d = 0; d < DIMENSIONS; d++) op.size[d] = flat[size_t(4 + d)];
+        size_t at = 9;
         for (auto& operand : op.operand) {
             operand.buffer = flat[at], operand.offset = flat[at + 1];
             for (int d = 0; d < DIMENSIONS; d++) operand.stride[d] = flat[at + 2 + size_t(d)];

@@ -7,43 +7,14 @@
 
 #include "features.hpp"
 #include "frame.hpp"
-#include "narrow.hpp"
+#include "packed.hpp"
 #include "pointwise.hpp"
-#include "products.hpp"
 #include "team.hpp"
 
 namespace elman {
 namespace ELMAN_ISA {
 
 // --- operations -----------------------------------------------------------------------------------------------------------
-
-// result, left, start (may be none), packed
-template <class T>
-static void packed_product(const Op& op, const Frame& f) {
-    const Operand &out = op.operand[0], &left = op.operand[1], &start = op.operand[2], &packed = op.operand[3];
-    const int64_t N = op.size[3];
-    const int64_t first = f.share(N, f.part), stop = f.share(N, f.part + 1);
-    if (first < stop)
-        product<T>(f.at<T>(left), f.row(left), f.at<T>(packed), op.k, start.buffer < 0 ? nullptr : f.at<T>(start),
-                   start.buffer < 0 ? 0 : f.row(start), f.at<T>(out), f.row(out), f.rows, first, stop);
-}
-
-// The same with a weight in fewer bits.
-template <class T>
-static void narrow_product(const Op& op, const Frame& f, bool halves) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-        const Operand &out = op.operand[0], &left = op.operand[1], &start = op.operand[2], &packed = op.operand[3];
-        const int64_t N = op.size[3], columns = (N + PANEL<T> - 1) / PANEL<T> * PANEL<T>;
-        const int64_t first = f.share(N, f.part), stop = f.share(N, f.part + 1);
-        if (first >= stop) return;
-        const T *a = f.at<T>(left), *from = start.buffer < 0 ? nullptr : f.at<T>(start), *w = f.at<T>(packed);
-        const int64_t apart = start.buffer < 0 ? 0 : f.row(start);
-        if (halves)
-            product<T, Halves>(a, f.row(left), reinterpret_cast<const uint32_t*>(w), op.k, from, apart, f.at<T>(out), f.row(out), f.rows, first, stop);
-        else
-            product<T, Bytes>(a, f.row(left), reinterpret_cast<const int8_t*>(w + columns), op.k, from, apart, f.at<T>(out), f.row(out), f.rows, first, stop, w);
-    }
-}
 
 template <class T>
 static void perform(const Op& op, Frame& f) {
@@ -90,9 +61,7 @@ static void perform(const Op& op, Frame& f) {
         case code_real_to_int: return map1<int64_t, T, same_scalar>(op, f);
         case code_real_to_bool: return map1<uint8_t, T, nonzero_scalar>(op, f);
         case code_int_to_bool: return map1<uint8_t, int64_t, nonzero_scalar>(op, f);
-        case code_product: return packed_product<T>(op, f);
-        case code_product_bfloat16: return narrow_product<T>(op, f, true);
-        case code_product_int8: return narrow_product<T>(op, f, false);
+        case code_product: case code_product_bfloat16: case code_product_int8: return products<T>(op, f);
         case code_matmul: return matmul<T>(op, f);
         case code_sum: return reduce<T, code_sum>(op, f);
         case code_prod: return reduce<T, code_prod>(op, f);
@@ -144,6 +113,12 @@ INLINE bool by_columns(const Program& p, const Call& c) {
 INLINE int64_t team_size(const Program& p, const Call& c) {
     if (p.work * c.batch * c.steps < (1 << 19)) return 1;
     return by_columns(p, c) ? c.threads : c.batch < c.threads ? c.batch : c.threads;
+}
+
+// Whether each weight is read once, by one thread: then products pack it piece by piece, and a piece stays in the cache until
+// it is read.
+INLINE bool packs_later(const Program& p, const Call& c) {
+    return !c.prepared && c.steps == 1 && c.batch <= block_rows(p) && (by_columns(p, c) || team_size(p, c) == 1);
 }
 
 struct Share {
@@ -273,7 +248,7 @@ struct Loop {
         int64_t moving[MOST_BUFFERS], movings = 0;  // the buffers that lie elsewhere at every step
         for (int64_t b = 0; b < p.buffer_count; b++)
             if (!stays(p.buffers[b].kind)) moving[movings++] = b;
-        Frame f = {base, stride, 0, part, parts, {}};
+        Frame f = {base, stride, 0, part, parts, {}, packs_later(p, c) ? p.prepare : nullptr};
         int64_t settled = 0;    // rows for which the others have been placed
         int64_t before = 0, before_offset = 0;  // rows of this thread at the step before, and where its rows lie
         int64_t work_left = GLANCE, asked = 0;
@@ -286,6 +261,7 @@ struct Loop {
                 if (c.reverse) continue;
                 break;
             }
+            f.back = (s & 1) != c.back;
             const bool leaving = leaves(called, now, work_left, asked);
             if (leaving && parts == 1) break;
             for (int64_t i = 0; i < p.state_count; i++) locate(i, rows.first, before, before_offset, now, current, spare, other);
@@ -298,7 +274,7 @@ struct Loop {
                 meet(parts);
                 if (parts > 1 && (meeting.over || (meeting.alone && part))) return say(f);
                 if (parts > 1 && meeting.alone) parts = f.parts = 1;
-                for (int64_t i = 0; i < p.count; i++) {
+                for (int64_t i = 0; i < p.count; i += p.ops[i].together) {
                     const Op& op = p.ops[i];
                     if (parts > 1) {
                         if (op.wait) meet(parts);
@@ -417,8 +393,10 @@ static Failure prepare(const Program& p, const Call& c, char* prepared) {
         base[b] = buffer.kind == constant ? c.constants[buffer.index].data : buffer.kind == elman::prepared ? prepared + buffer.offset : nullptr;
     }
     Frame f = {base, stride, 1, 0, 1, {}};
+    const bool later = packs_later(p, c);
     for (int64_t i = 0; i < p.prepares; i++) {
         const Op& op = p.prepare[i];
+        if (later && op.packing >= 0) continue;
         const Operand &to = op.operand[0], &from = op.operand[1];
         if (op.code == code_product)  // to pack: packed, weight with strides of k and n
             pack<T>(f.at<T>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<T>(to));

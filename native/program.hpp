@@ -91,6 +91,8 @@ struct Op {
     Code code;
     int64_t wait;                // where columns are shared out between threads: all must have got here
     int64_t split;               // and this operation is shared out; else one thread does it
+    int64_t packing;             // of a product, and of what packs its weight for no other one: that operation of `prepare`; else -1
+    int64_t together;            // products that go through their columns together, from this one on; 1 for any other operation
     int64_t size[DIMENSIONS];    // elements in a row that it computes, innermost last, 1 in front
     int64_t k;                   // products: the length of a sum; gather, scatter: the length of the dimension; int_fill: the number
     double number;               // fill: the number; layer_norm: epsilon; gather, scatter: whether indices may count from behind
@@ -137,6 +139,7 @@ struct Call {
     int threads;
     char* prepared;          // memory that Kernels::prepare has filled before; null: prepared in this call
     bool poison;             // fill scratch with NaN first
+    bool back;               // the first step goes through the columns of products from the last one to the first (packed.hpp)
     bool (*stop)();          // asked now and then by the thread that called: whether to leave the loop; null: never
 };
 

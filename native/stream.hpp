@@ -172,7 +172,7 @@ public:
             __atomic_store_n(&running_, false, __ATOMIC_RELEASE);
         }
         if (failure.happened) raise(failure);
-        now_.swap(next_);
+        now_.swap(next_), back_ = !back_;
         return made;
     }
 
@@ -303,7 +303,7 @@ private:
 
     Call called() {
         Call call = {};
-        call.poison = *poison_, call.steps = 1, call.batch = rows_, call.threads = 1, call.prepared = prepared_.at();
+        call.poison = *poison_, call.steps = 1, call.batch = rows_, call.threads = 1, call.back = back_, call.prepared = prepared_.at();
         call.constants = at_.data();
         call.sequences = at_.data() + constants_.size();
         call.starts = call.sequences + inputs_.size();
@@ -433,7 +433,7 @@ private:
     std::vector<Source> sources_;
     PyObject* unchanged_ = nullptr;
     nb::list kept_;  // all Python objects that may be part of a circle
-    bool loaded_ = false, running_ = false;
+    bool loaded_ = false, running_ = false, back_ = false;  // back_: of the next step
 };
 
 inline void bind_stream(nb::module_& m) {

@@ -7,6 +7,7 @@ comes to is called at once. Whatever differs in anything, it answers None, and t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd import forward_ad
 from elman.circuit.structure import NOTHING, TENSOR, Structure
 from elman.execute import ending
 from elman.recurrent.budget import GRANTED
+from elman.trace.initial import own_state
 
 try:
     from elman import _native
@@ -40,7 +42,7 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool) -> Any:
     binding, layout, call, names = bound.binding, noted.layout, noted.call, vars(layer)
     whole = layout is None if single else layout is not None and not layout.is_cut
     plain = not (args.taught or args.contexts or args.packed) and args.weight is None
-    if _native is None or binding is None or not (whole and plain) or bound.has_noise or bound.from_cell:
+    if _native is None or binding is None or not (whole and plain) or bound.has_noise:
         return never
     of_x, of_state = args.structures[:2]
     if call.memory is not None or not (_is_flat(of_x) and _is_flat(of_state)):
@@ -56,9 +58,11 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool) -> Any:
         (layer._modules, "cell", bound.cell), (vars(forward_ad), "_current_level", NO_LEVEL),
     ]  # fmt: skip
     arguments = _value(of_x, args.xs), _value(of_state, args.states)
+    batch = call.batch if layout is None else layout.batch
+    start = partial(own_state, bound.cell, batch) if bound.from_cell else None
     try:
         return _native.Again(
-            [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, gradients
+            [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, start, gradients
         )
     except ValueError:  # a tensor that cannot be described, or is of a class of its own
         return never

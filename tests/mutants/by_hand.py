@@ -282,9 +282,13 @@ SLIPS = (
         "a - b c comes out as b c - a", "engines/test_native.py -k cases",
     ),
     Slip(
-        "engines/native/lower.py", "                last[_root(view)] = i\n",
-        "                last.setdefault(_root(view), i)\n", "scratch memory is given away while it is read",
+        "engines/native/finishing.py", "                last[root(view)] = i\n",
+        "                last.setdefault(root(view), i)\n", "scratch memory is given away while it is read",
         "engines/test_native.py -k cases",
+    ),
+    Slip(
+        "engines/native/finishing.py", "_apart(out, left) and ", "",
+        "products go together of which one reads what the other makes", "engines/test_packed.py",
     ),
     Slip(
         "engines/native/lower.py", "part.target is target and len(part.users) == 1", "part.target is target",

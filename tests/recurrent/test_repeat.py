@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import elman
 from elman import cells
-from elman.errors import NotSupported
+from elman.errors import InputError, NotSupported
 from tests import eager
 from tests.recurrent.test_bound import EXACT, B, H, I, T, data, same, warm
 
@@ -127,3 +127,50 @@ def test_calls_and_steps_in_turns() -> None:
             for _ in range(4):
                 same(rnn(x, h), eager.unroll(rnn.cell, x, h))
                 same(rnn.step(x, h)[1], rnn.cell(x, h))
+
+
+class _Begun(nn.Module):
+    """Says itself where it starts from: from what it has learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W, self.h = nn.Parameter(torch.randn(H, H)), nn.Parameter(torch.randn(2, H))
+        self.asked, self.more = 0, 0
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        self.asked += 1
+        a, b = self.h.unsqueeze(1).expand(2, batch + self.more, H).clone()
+        return a, b
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        a, b = state
+        return torch.tanh(x @ self.W + a), a * b
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_cell_that_starts_by_itself(gradients: bool) -> None:
+    """It is asked once by each call that has come before, and what it says now is what counts."""
+    cell = _Begun().double()
+    rnn, x = elman.Recurrent(cell, batch_first=False), torch.randn(T, B, H, dtype=torch.float64)
+    for number in range(6):
+        with torch.no_grad():
+            cell.h.normal_()
+        with torch.set_grad_enabled(gradients):
+            before = cell.asked
+            got = rnn(x)
+            assert cell.asked == before + 1
+            right = eager.unroll(cell, x, cell.initial_state(B))
+            same(got, right)
+            if gradients:
+                mine, theirs = (torch.autograd.grad(o.sum(), (cell.W, cell.h)) for o in (got[0], right[0]))
+                same(mine, theirs)
+            before = cell.asked
+            same(rnn.step(x[0])[1], cell(x[0], cell.initial_state(B)))
+            assert cell.asked == before + 2
+        bound = rnn._calls._recent[False]
+        assert bool(bound.repeats[gradients]) == (number >= 1)
+    cell.more = 1
+    with torch.set_grad_enabled(gradients), pytest.raises(InputError, match="batch size"):
+        rnn(x)
+    cell.more = 0
+    same(rnn(x), eager.unroll(cell, x, cell.initial_state(B)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,10 @@ NUMBER = float | int | bool
 
 @dataclass(eq=False)
 class Op:
-    """One operation. operands: results first; strides are in `strides`, one tuple of four for each operand."""
+    """One operation. operands: results first; strides are in `strides`, one tuple of four for each operand.
+
+    wait, split, together: as in native/program.hpp.
+    """
 
     code: str
     size: tuple[int, ...]
@@ -25,6 +29,12 @@ class Op:
     number: float = 0.0
     wait: bool = False
     split: bool = False
+    together: int = 1
+
+    @property
+    def count(self) -> int:
+        """Elements of a row that it computes, or products in them."""
+        return math.prod(self.size) * (max(self.k, 1) if self.code == "matmul" else 1)
 
 
 @dataclass(eq=False)

@@ -175,7 +175,7 @@ def _prepared(loop: Loop, program: Lowered, name: str) -> _Ready:
     width = {"real": 8 if program.real is torch.float64 else 4, "int": 8, "bool": 1}
 
     def flat(op: Op) -> list[int]:
-        numbered = [compiled.CODES[op.code], int(op.wait), int(op.split), *op.size, op.k]
+        numbered = [compiled.CODES[op.code], int(op.wait), int(op.split), op.together, *op.size, op.k]
         for view, strides in zip(op.operands, op.strides, strict=True):
             if view is None:
                 numbered += nothing

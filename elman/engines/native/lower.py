@@ -2,8 +2,8 @@
 
     lower(loop, panel)  ->  Lowered      or raises Unsupported with the reason
 
-The passes, in order: choose fused operations, lower node by node, bind results to the memory that they are wanted
-in, share out scratch memory by lifetime, find where threads that share columns have to meet.
+In order: choose fused operations, lower node by node, bind results to the memory that they are wanted in, finish the
+program (finishing.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from elman.circuit.rows import carries
 from elman.circuit.verdict import ROWWISE, verdict
 from elman.engines.native.builder import Builder, Op
 from elman.engines.native.extension import compiled
+from elman.engines.native.finishing import finish, root
 from elman.engines.native.rules import RULES, ResultSpec
 from elman.engines.native.values import (
     REAL,
@@ -80,17 +81,13 @@ class _Lowering:
                 self.values[node] = fused.lower(self, node) or self._node(node)
         self._outputs()
         p = self.p
-        p.ops = _alive(p.ops)
-        p.prepare = _needed(p.prepare, p.ops)
-        scratch = _scratch(p)
-        prepared = _prepared(p)
+        scratch, prepared = finish(p)
         widest = max((op.k * op.size[3] for op in p.ops if op.code == "product"), default=0)
-        _meetings(p)
-        used = {_root(v) for op in (*p.ops, *p.prepare) for v in op.operands if v is not None}
+        used = {root(v) for op in (*p.ops, *p.prepare) for v in op.operands if v is not None}
         buffers = [buffer for buffer in p.buffers if buffer in used]
         if len(buffers) > compiled.MOST_BUFFERS:
             raise Unsupported(f"more than {compiled.MOST_BUFFERS} values")
-        work = sum(2 * op.k * op.size[3] if op.code == "product" else 8 * _count(op) for op in p.ops)
+        work = sum(2 * op.k * op.size[3] if op.code == "product" else 8 * op.count for op in p.ops)
         return Lowered(self.real, p.ops, p.prepare, buffers, self.states, scratch, prepared, work, widest)
 
     # --- what comes in ------------------------------------------------------------------------------------------------
@@ -261,136 +258,3 @@ def _alone(part: Any, user: fx.Node, target: Any) -> bool:
         and _is_real(part) and sum(arg is part for arg in user.args) == 1
         and row_sizes(part.meta["val"]) == row_sizes(user.meta["val"])
     )  # fmt: skip
-
-
-# --- after the walk -------------------------------------------------------------------------------------------------
-
-
-def _root(view: View) -> Buffer:
-    return view.buffer.root()[0]
-
-
-def _count(op: Op) -> int:
-    total = 1
-    for size in op.size:
-        total *= size
-    return total * max(op.k, 1) if op.code == "matmul" else total
-
-
-def _alive(ops: list[Op]) -> list[Op]:
-    """Without operations whose results nobody reads; results that nobody reads are not written."""
-    read: set[Buffer] = set()
-    kept: list[Op] = []
-    for op in reversed(ops):
-        results = [v for v in op.operands[: op.results] if v is not None]
-        if not any(_root(v).kind in ("emit", "next") or _root(v) in read for v in results):
-            continue
-        if op.results > 1:
-            op.operands[: op.results] = [
-                v
-                if v is not None
-                and _root(v) in read | {b for b in map(_root, results) if b.kind in ("emit", "next")}
-                else None
-                for v in op.operands[: op.results]
-            ]
-        read.update(_root(v) for v in op.operands if v is not None)
-        kept.append(op)
-    return kept[::-1]
-
-
-def _needed(prepare: list[Op], ops: list[Op]) -> list[Op]:
-    read = {_root(v) for op in ops for v in op.operands if v is not None}
-    kept = []
-    for op in reversed(prepare):
-        if any(_root(v) in read for v in op.operands[: op.results] if v is not None):
-            read.update(_root(v) for v in op.operands if v is not None)
-            kept.append(op)
-    return kept[::-1]
-
-
-def _up(size: int) -> int:
-    return -(-size // compiled.LINE) * compiled.LINE
-
-
-def _scratch(p: Builder) -> int:
-    """Give scratch buffers their places in a row of scratch: two that are not needed at the same time may share one."""
-    first: dict[Buffer, int] = {}
-    last: dict[Buffer, int] = {}
-    for i, op in enumerate(p.ops):
-        for view in op.operands:
-            if view is not None and _root(view).kind == "scratch":
-                first.setdefault(_root(view), i)
-                last[_root(view)] = i
-    placed: list[Buffer] = []
-    end = 0
-    for buffer in first:  # in the order in which they are made
-        size = _up(buffer.width * p.bytes_of(buffer.type))
-        taken = sorted(
-            (b.offset, b.offset + _up(b.width * p.bytes_of(b.type)))
-            for b in placed
-            if last[b] >= first[buffer]
-        )
-        at = 0
-        for start, stop in taken:
-            if at + size <= start:
-                break
-            at = max(at, stop)
-        buffer.offset = at
-        placed.append(buffer)
-        end = max(end, at + size)
-    return end
-
-
-def _prepared(p: Builder) -> int:
-    end = 0
-    for op in p.prepare:
-        for view in op.operands[: op.results]:
-            assert view is not None
-            _root(view).offset = end
-            end += _up(_root(view).width * p.bytes_of(view.type))
-    return end
-
-
-SHARED = 64  # columns from which an operation is worth sharing out
-
-
-def _meetings(p: Builder) -> None:
-    """Mark what is shared out by columns, and where the threads have to meet before it.
-
-    A run of operations on lines of n elements is shared out alike, so nobody waits within it, unless one writes
-    where another one looks with a different share. Around everything else the threads meet.
-    """
-    seen: list[tuple[tuple[Any, ...], int, int, int, bool]] = []  # memory, begin, length in bytes, n, written
-    must = True
-    for op in p.ops:
-        line = _count(op) == op.size[3] and op.code not in _WHOLE
-        strides = {own[3] for view, own in zip(op.operands, op.strides, strict=True) if view is not None}
-        op.split = op.code == "product" or (line and op.size[3] >= SHARED and strides == {1})
-        if not op.split or op.code == "product":
-            op.wait, must = True, True
-            seen.clear()
-            continue
-        touched = []
-        for i, view in enumerate(op.operands):
-            if view is None or view.buffer.fixed:
-                continue
-            root, inner = view.buffer.root()
-            size = p.bytes_of(view.type)
-            begin = (inner + view.offset) * size + (root.offset if root.kind == "scratch" else 0)
-            memory = ("scratch",) if root.kind == "scratch" else (root.kind, root.index)
-            touched.append((memory, begin, op.size[3] * size, op.size[3], i < op.results))
-        clash = any(
-            a[0] == b[0] and a[1] < b[1] + b[2] and b[1] < a[1] + a[2] and (a[4] or b[4]) and a[1:4] != b[1:4]
-            for a in touched
-            for b in seen
-        )
-        op.wait = must or clash
-        if op.wait:
-            seen.clear()
-        must = False
-        seen += touched
-
-
-_WHOLE = {"matmul", "gather", "scatter", "scatter_add", "cumsum", "softmax", "log_softmax", "softmax_backward",
-          "log_softmax_backward", "layer_norm", "layer_norm_backward", "sum", "prod", "amax", "amin", "argmax",
-          "argmin", "any", "all"}  # fmt: skip

@@ -1,0 +1,165 @@
+"""Products go through their columns together, from either end, and pack as they go: no bit depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import elman
+from elman.engines.native import Native, why_not_built
+from elman.engines.native.lower import Lowered, lower
+from elman.plan.stepwise import stepwise
+from tests.engines.test_products import instruction_sets
+
+pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
+
+Tensor = torch.Tensor
+I, H = 300, 130  # longer than a chain of sums; no whole number of panels
+
+
+class Gated(nn.Module):
+    """Three products of one step, of which one begins with what another has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = H
+        self.U, self.W, self.V = (nn.Parameter(0.1 * torch.randn(3 * H, n)) for n in (I, H, H))
+        self.b = nn.Parameter(torch.randn(3 * H))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        a, b, c = (F.linear(x, self.U, self.b) + F.linear(h, self.W)).chunk(3, 1)
+        d = F.linear(torch.relu(h), self.V)[:, :H]
+        return torch.tanh(a) + torch.sigmoid(b) * c + d
+
+
+class Dying(nn.Module):
+    """What the first product reads is read by nothing else, and what the last one makes would fit in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = H
+        self.U, self.W, self.V = (nn.Parameter(0.1 * torch.randn(H, n)) for n in (I, H, 2 * H))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        gate = F.linear(torch.relu(torch.cat([h, h], 1)), self.V)
+        return torch.tanh((F.linear(x, self.U) + F.linear(h, self.W)) * gate)
+
+
+class Chained(nn.Module):
+    """Each product reads what the one before it has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = H
+        self.W, self.V = (nn.Parameter(0.1 * torch.randn(H, H)) for _ in range(2))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x[:, :H] + F.linear(F.linear(F.linear(h, self.W), self.V), self.W))
+
+
+class Shared(nn.Module):
+    """One weight is read by three products of a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = H
+        self.W = nn.Parameter(0.1 * torch.randn(H, H))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        two = F.linear(x[:, : 2 * H].unflatten(1, (2, H)), self.W).sum(1)
+        return torch.tanh(two + F.linear(h, self.W))
+
+
+CELLS: dict[str, Callable[[], nn.Module]] = {
+    "gru": lambda: elman.cells.GRU(I, H), "lstm": lambda: elman.cells.LSTM(I, H),
+    "gated": Gated, "dying": Dying, "chained": Chained, "shared": Shared,
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", CELLS)
+def test_steps_of_any_number_of_rows(name: str, threads: int, dtype: torch.dtype, isa: str) -> None:
+    """A call, its steps one by one, and a stream, of a few rows and of many: the rows are the same."""
+    torch.manual_seed(0)
+    rnn = elman.Recurrent(CELLS[name]().to(dtype), engine=Native(isa))
+    x, before = torch.randn(5, 40, I, dtype=dtype), torch.get_num_threads()
+    expected = [rnn.cell(x[0], _start(rnn, 40, dtype))]
+    torch.set_num_threads(threads)
+    try:
+        made = rnn(x)[0]
+        first = expected[0][0] if isinstance(expected[0], tuple) else expected[0]
+        torch.testing.assert_close(made[0], first, rtol=1e-4, atol=1e-4)
+        for rows in (1, 2, 4, 5, 13, 40):
+            few = x[:, :rows].contiguous()
+            assert torch.equal(rnn(few)[0], made[:, :rows])
+            stream, state = rnn.stream(batch=rows), None
+            for x_t, o in zip(few, made[:, :rows], strict=True):
+                assert torch.equal(stream.step(x_t), o)
+                o_t, state = rnn.step(x_t, state)
+                assert torch.equal(o_t, o)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _start(rnn: elman.Recurrent, rows: int, dtype: torch.dtype) -> Tensor | tuple[Tensor, Tensor]:
+    zeros = torch.zeros(rows, H, dtype=dtype)
+    return (zeros, zeros) if isinstance(rnn.cell, elman.cells.LSTM) else zeros
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_streams_with_weights_in_fewer_bits(weights: str) -> None:
+    """Many rows go through all columns of one product after the other, and in one direction."""
+    rnn, x = elman.Recurrent(elman.cells.GRU(I, H)), torch.randn(4, 6, I)
+    many, made = rnn.stream(batch=6, weights=weights), []
+    for x_t in x:
+        made.append(many.step(x_t))
+    for rows in (1, 3):
+        few = rnn.stream(batch=rows, weights=weights)
+        for x_t, o in zip(x, made, strict=True):
+            assert torch.equal(few.step(x_t[:rows]), o[:rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("gru", [2]), ("lstm", [2]), ("gated", [3]), ("dying", [3]), ("chained", [1, 1, 1])]
+)
+def test_which_products_go_together(name: str, runs: list[int]) -> None:
+    program = _step_of(CELLS[name]())
+    products = [i for i, op in enumerate(program.ops) if op.code == "product"]
+    inside = {j for i in products for j in range(i + 1, i + program.ops[i].together)}
+    assert [program.ops[i].together for i in products if i not in inside] == runs
+    assert all(program.ops[i].together == 1 for i in inside)
+
+
+def _step_of(cell: nn.Module) -> Lowered:
+    """The program of a single step."""
+    h = torch.zeros(2, H)
+    state = (h, h) if isinstance(cell, elman.cells.LSTM) else h
+    plan = stepwise(elman.trace(cell, torch.zeros(2, I), state))
+    assert plan.loop is not None
+    return lower(plan.loop, 16, 8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hidden", [H, 300])
+def test_a_call_of_one_step_packs_no_weight_beforehand(hidden: int) -> None:
+    """Threads that share rows all read one packed weight: it has to be there. Those that share the columns of a row,
+    of large products alone, pack their own."""
+    torch.manual_seed(0)
+    rnn, before = elman.Recurrent(elman.cells.GRU(I, hidden)), torch.get_num_threads()
+    x, h = torch.randn(60, I), torch.randn(60, hidden)
+    expected = rnn(x[None], h)[0][0]
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for rows in (1, 1, 1, 2, 3, 37, 60):
+                assert torch.equal(rnn.step(x[:rows], h[:rows])[0], expected[:rows])
+    finally:
+        torch.set_num_threads(before)
