@@ -100,7 +100,7 @@ JOBS = {
         (*_WORDS, "--readout", "adaptive"), "@warandpeace/wap.test.txt", 2400,
     ),
     "words-softmax": Job(
-        "the same: one softmax, two seeds", 17, "", _WORDS, "@warandpeace/wap.test.txt", 2400,
+        "the same: one softmax", 17, "", _WORDS, "@warandpeace/wap.test.txt", 2400,
     ),
 }  # fmt: skip
 
