@@ -59,6 +59,9 @@ def drop(
 ) -> None:
     """to = x m / (1 - p), contiguous, of `count` numbers: m = 0 with probability p. The same for every isa."""
 
+def multiply_adds(rounds: int, wide: bool = False, isa: str = "") -> int:
+    """As many multiply-adds as a core can do in so many rounds: the operations that were, to be timed."""
+
 def cut(
     steps: int, batch: int, lengths: Tensor | None, happens: Tensor | None, resets: Tensor | None
 ) -> tuple[Any, ...]:

@@ -311,6 +311,11 @@ NB_MODULE(_native, m) {
         (wide ? kernels.dropped64 : kernels.dropped32)(dropping, threads);
     }, nb::arg("x"), nb::arg("to"), nb::arg("wide"), nb::arg("seed"), nb::arg("count"), nb::arg("p"), nb::arg("threads"), nb::arg("isa") = "",
           "Contiguous tensors: to = x m / (1 - p), m = 0 with probability p; one m depends on seed and place only.");
+    m.def("multiply_adds", [](int64_t rounds, bool wide, const std::string& isa) {
+        const Kernels& kernels = isa.empty() ? *usable().front() : named(isa);
+        nb::gil_scoped_release release;
+        return (wide ? kernels.multiply_adds64 : kernels.multiply_adds32)(rounds);
+    }, nb::arg("rounds"), nb::arg("wide") = false, nb::arg("isa") = "", "As many multiply-adds as a core can do in so many rounds; the operations that were.");
     nb::class_<Interpreter>(m, "Interpreter")
         .def("__init__",
              [](Interpreter* self, const std::string& isa, bool wide, const std::vector<std::vector<int64_t>>& prepare, const std::vector<double>& prepare_numbers,

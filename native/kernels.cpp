@@ -3,6 +3,7 @@
 #include "draws.hpp"
 #include "loop.hpp"
 #include "matrices.hpp"
+#include "peak.hpp"
 
 namespace elman {
 namespace ELMAN_ISA {
@@ -16,7 +17,8 @@ const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run
                          multiply<float>, multiply<double>, multiply_bytes<float>, multiply_bytes<double>,
                          drawn<float, uniform_step>, drawn<double, uniform_step>, drawn<float, normal_step>, drawn<double, normal_step>,
                          dropped<float>, dropped<double>,
-                         carry<float>, carry<double>, carry_bytes<float>, carry_bytes<double>};
+                         carry<float>, carry<double>, carry_bytes<float>, carry_bytes<double>,
+                         multiply_adds<float>, multiply_adds<double>};
 
 }  // namespace ELMAN_ISA
 }  // namespace elman

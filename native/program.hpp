@@ -231,6 +231,9 @@ struct Kernels {
     void (*carry64)(const Carried&, int threads, char* space);
     int64_t (*carry_bytes32)(int64_t units, int threads);
     int64_t (*carry_bytes64)(int64_t units, int threads);
+    // As many of them as there can be, to be timed (peak.hpp).
+    int64_t (*multiply_adds32)(int64_t rounds);
+    int64_t (*multiply_adds64)(int64_t rounds);
 };
 
 }  // namespace elman

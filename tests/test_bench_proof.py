@@ -29,6 +29,7 @@ from bench.form import (
     Eager,
     Shape,
 )
+from elman.engines.native import why_not_built
 
 MISSED, MET, STATED = (3.9, 4.0), (4.0, 4.0), (0.1, None)
 
@@ -154,6 +155,17 @@ def test_the_limit_is_the_larger_part(quick: None) -> None:
     assert (step.flops, step.read) == (2 * 3 * 64 * 128, 4 * 3 * 64 * 128)
     assert step.seconds() == step.read / 1e9
     assert limits.training(1, 100, 16, 64).seconds() == 3 * 2 * 100 * 16 * 2 * 64 * 64 / 1e9
+
+
+@pytest.mark.skipif(why_not_built() is not None, reason=f"native engine: {why_not_built()}")
+def test_multiply_adds_are_counted() -> None:
+    from elman import _native
+
+    for isa in _native.instruction_sets():
+        for wide in (False, True):
+            one = _native.multiply_adds(10, wide, isa)
+            assert one > 0
+            assert _native.multiply_adds(30, wide, isa) == 3 * one
 
 
 @pytest.mark.conformance
