@@ -65,7 +65,7 @@ def multiply_adds(rounds: int, wide: bool = False, isa: str = "") -> int:
 def cut(
     steps: int, batch: int, lengths: Tensor | None, happens: Tensor | None, resets: Tensor | None
 ) -> tuple[Any, ...]:
-    """Arrays (owner, fresh, first, last, sizes, before, places, rows): see elman.pieces.cut.Pieces."""
+    """Arrays (owner, fresh, first, last, sizes, before, places, rows), and alone: see elman.segments.pieces.Pieces."""
 
 def move(source: Tensor, index: np.ndarray, to: Tensor, lead: int) -> bool:
     """Rows in another order, written into `to`, zeros where there is no such row. False, and nothing done, for what

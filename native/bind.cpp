@@ -249,7 +249,7 @@ nb::object cut_pieces(int64_t steps, int64_t batch, const nb::object& lengths, c
     Pieces made = cut(steps, batch, optional_address<int64_t>(lengths), optional_address<uint8_t>(happens), optional_address<uint8_t>(resets));
     return nb::make_tuple(array(std::move(made.owner)), array(std::move(made.fresh)), array(std::move(made.first)), array(std::move(made.last)),
                           array(std::move(made.sizes)), array(std::move(made.before)),
-                          array(std::move(made.places)), made.in_order ? nb::none() : array(std::move(made.rows)));
+                          array(std::move(made.places)), made.in_order ? nb::none() : array(std::move(made.rows)), made.alone);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ struct Pieces {
     std::vector<int64_t> places;       // [T B], where the packed row of a step lies, N where it does not happen
     std::vector<int64_t> before;       // [N], where the step before lies; the row itself for a piece's first step
     bool in_order = true;              // rows are 0 ... N - 1
+    bool alone = false;                // each row is one piece, which starts from the row's state
 };
 
 // lengths [B], or null: steps. happens [T, B], or null: all. resets [T, B], or null: none. Lengths are in 0 ... T.
@@ -72,6 +73,9 @@ inline Pieces cut(int64_t steps, int64_t batch, const int64_t* lengths, const ui
         if (made.first[piece.owner] < 0) made.first[piece.owner] = at;
         made.last[piece.owner] = at;
     }
+    made.alone = count == batch;
+    for (int64_t b = 0; b < batch; ++b) made.alone &= made.first[b] >= 0;
+    for (int64_t i = 0; i < count; ++i) made.alone &= !made.fresh[i];
     std::vector<int64_t> offset(static_cast<size_t>(longest) + 1, 0);
     for (int64_t t = 0; t < longest; ++t) offset[t + 1] = offset[t] + made.sizes[t];
     made.rows.resize(total);

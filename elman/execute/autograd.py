@@ -50,9 +50,9 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
         return _Transformed.apply(program, call, *tensors)
     if wants_gradient(tensors):
         return _Eager.apply(program, call, *tensors)
-    if (layout := call.layout) is None:
+    if call.layout is None:
         return program.run(call, tensors)
-    return unpacked(layout, program.outputs, program.run(call, packed(layout, program.inputs, tensors)))
+    return unpacked(call, program.outputs, program.run(call, packed(call, program.inputs, tensors)))
 
 
 def ending(
@@ -112,9 +112,9 @@ def _dual(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     layout = call.layout
     if layout is None or layout.lead == layout.inner:
         return _Transformed.apply(program, call._replace(layout=None), *tensors)
-    given = packed(layout, program.inputs, tensors)
+    given = packed(call, program.inputs, tensors)
     outputs = _Transformed.apply(program, call._replace(layout=None), *given)
-    return unpacked(layout, program.outputs, outputs)
+    return unpacked(call, program.outputs, outputs)
 
 
 def _tangents(
@@ -154,14 +154,14 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         training, layout = program.training_for(ctx.needs_input_grad[2:]), call.layout
-        given = tensors if layout is None else packed(layout, program.inputs, tensors)
+        given = tensors if layout is None else packed(call, program.inputs, tensors)
         values = training.forwards.run(call, given)
         count = len(program.outputs)
         ctx.set_materialize_grads(False)
         ctx.program, ctx.call, ctx.training = program, call, training
         outputs = values[:count]
         if layout is not None:
-            made = unpacked(layout, program.outputs, outputs)
+            made = unpacked(call, program.outputs, outputs)
             # Not as views of what moved them: PyTorch lets nobody write into these.
             outputs = tuple([o.detach() if o._is_view() else o for o in made])
             tensors = as_kept(program, training, tensors, given)
@@ -193,14 +193,15 @@ class _Eager(torch.autograd.Function):
                 )
 
             return (None, None, *of_a_batch(gradients_of, given))
-        if (layout := ctx.call.layout) is not None:
+        call = ctx.call
+        if call.layout is not None:
             count = len(program.inputs)
-            saved = (*packed(layout, program.inputs, saved[:count], training.wants), *saved[count:])
-            given = packed(layout, program.outputs, given)
+            saved = (*packed(call, program.inputs, saved[:count], training.wants), *saved[count:])
+            given = packed(call, program.outputs, given)
         values = (*saved, *given, None)
-        gradients = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
+        gradients = (*training.backwards.run(call, [values[place] for place in training.feeds]), None)
         found = [gradients[place] for place in training.gives]
-        return (None, None, *(found if layout is None else unpacked(layout, program.inputs, found)))
+        return (None, None, *(found if call.layout is None else unpacked(call, program.inputs, found)))
 
 
 def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:
@@ -266,16 +267,13 @@ def _differentiable_in_place(
     names: of those that are not packed yet; None: all.
     """
     layout = call.layout
-    if layout is not None:
-        call = call._replace(layout=None)
-        if layout.lead == layout.inner:
-            layout = None
-    if layout is not None:
-        tensors = packed(layout, program.inputs, tensors, names)
-        cotangents = packed(layout, program.outputs, cotangents)
-    by_port = _differentiable(program, call, wants, tensors, cotangents)
+    moves = layout is not None and layout.lead != layout.inner
+    if moves:
+        tensors = packed(call, program.inputs, tensors, names)
+        cotangents = packed(call, program.outputs, cotangents)
+    by_port = _differentiable(program, call._replace(layout=None), wants, tensors, cotangents)
     gradients = [by_port.get(port.name) for port in program.inputs]
-    return gradients if layout is None else unpacked(layout, program.inputs, gradients)
+    return unpacked(call, program.inputs, gradients) if moves else gradients
 
 
 def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
@@ -286,7 +284,7 @@ def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
     tensors = [saved.unpack() for saved in ctx._raw_saved_tensors[: len(ctx.program.inputs)]]
     layout, inputs = ctx.call.layout, ctx.program.inputs
     with torch.no_grad():
-        given = tensors if layout is None else packed(layout, inputs, tensors, ctx.training.wants)
+        given = tensors if layout is None else packed(ctx.call, inputs, tensors, ctx.training.wants)
         values = ctx.training.forwards.run(ctx.call, given)
     return (*tensors, *values[len(ctx.program.outputs) :])
 

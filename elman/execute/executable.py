@@ -19,6 +19,7 @@ from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
 from elman.segments import Layout
+from elman.segments.move import Move
 from elman.segments.segment import Memory
 from elman.segments.timeline import Packing
 from elman.trace.outside import locked
@@ -35,7 +36,7 @@ class Call(NamedTuple):
     level: how many vmaps of torch.func were going on when the seed was drawn; None until a door has asked.
     first: the number of its first step, where it is a segment of a call; with a packing, that knows it.
     memory: the budget of the call in bytes, or how long its segments are. layout: where users' sequences lie, if they
-        are to be packed a segment at a time.
+        are to be packed here, as a whole or a segment at a time. swaps: how states change places with it, if they do.
     owner: under torch.compile, the program that the compiled graph keeps: what runs is then a registered operator.
     """
 
@@ -48,6 +49,7 @@ class Call(NamedTuple):
     first: int = 0
     memory: Memory = None
     layout: Layout | None = None
+    swaps: Move | None = None
     owner: Any = None
 
 

@@ -268,23 +268,24 @@ class BoundCall:
 
     def result(
         self, results: Sequence[Tensor], states: Sequence[Tensor | None], layout: Layout | None, packed: bool,
-        in_place: bool = False,
+        call: Call,
     ) -> tuple[Any, Any]:  # fmt: skip
         """(outputs, final state of each row), of the program's outputs. states: of the rows. packed: of Arguments.
 
-        in_place: whether sequences lie as users have them.
+        call: what was run; with its layout sequences lie as users have them, where it swaps states those as well.
         """
         if layout is None or not layout.is_cut:
             return self.output(results), self.final(results)
         assert self.binding is not None
         results = list(results)
-        finals = self.binding.finals
-        ended = layout.final([results[slot] for slot in finals], states, self.reverse)
-        for slot, value in zip(finals, ended, strict=True):
-            results[slot] = value
+        if call.swaps is None:
+            finals = self.binding.finals
+            ended = layout.final([results[slot] for slot in finals], states, self.reverse)
+            for slot, value in zip(finals, ended, strict=True):
+                results[slot] = value
         if not packed:
             for slot in self.binding.outputs:
-                results[slot] = (layout.as_given if in_place else layout.unpack)(results[slot])  # type: ignore[assignment]
+                results[slot] = (layout.unpack if call.layout is None else layout.as_given)(results[slot])  # type: ignore[assignment]
         return self.output(results), self.final(results)
 
 

@@ -136,17 +136,17 @@ class Calls:
         binding = self.latest = bound.binding
         assert binding is not None
         states: Sequence[Tensor | None] = args.states or bound.zeros
-        starts = states
-        if args.states and layout.is_cut:
-            starts = self._starts(layer, layout, args, args.states)
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
         self.budget = call.memory
         in_place = not args.packed and (call.memory is not None or layout.moves)
         if in_place := in_place and peek_interpreter_stack() is None:
-            call = call._replace(layout=layout)
+            call = call._replace(layout=layout, swaps=layout.swaps if call.memory is None else None)
+        starts = states
+        if args.states and layout.is_cut and not call.swaps:
+            starts = self._starts(layer, layout, args, args.states)
         results = apply(binding.program, call, bound.tensors(args, starts, layout, in_place))
-        return bound.result(results, states, layout, args.packed, in_place)
+        return bound.result(results, states, layout, args.packed, call)
 
     def _like(self, key: Any) -> BoundCall | None:
         """A call that was made with the same structures."""
@@ -220,7 +220,7 @@ class Calls:
             call = call._replace(seed=_seed(layer, binding))
         results = binding.program.step(call, bound.tensors(args, states, None))
         bound.expect_again(layer, args, noted)
-        return bound.result(results, states, None, True)
+        return bound.result(results, states, None, True, call)
 
     def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Noted | None, Arguments]:
         """What a step is bound to that is not like the latest one, None if nothing can be said; and where it starts."""

@@ -111,6 +111,15 @@ class Layout:
         """Whether sequences are packed by a move of rows, and outputs by one back."""
         return self._move is not None
 
+    @functools.cached_property
+    def swaps(self) -> Move | None:
+        """How states change places where rows do and nothing else happens to them: each is one piece, which starts from
+        the row's state; to what circuits see, and back. None: they are found by `start` and `final`."""
+        pieces = self._pieces
+        if self._move is None or pieces is None or not pieces.alone:
+            return None
+        return Move(pieces.owner, pieces.last, (self.batch,), self.device)
+
     @property
     def is_cut(self) -> bool:
         """Whether not every step of every row happens, in one piece."""

@@ -23,6 +23,7 @@ class Pieces(NamedTuple):
     rows: [N], t B + b of each packed row; None if they are the first N, in order.
     places: [T B], which packed row is step t of row b; N where it does not happen.
     before: [N], which packed row is the step before; itself for a piece's first.
+    alone: whether each row is one piece, and starts from the row's state.
     """
 
     owner: np.ndarray
@@ -33,6 +34,7 @@ class Pieces(NamedTuple):
     rows: np.ndarray | None
     places: np.ndarray
     before: np.ndarray
+    alone: bool = False
 
     def carried(self, reverse: bool) -> np.ndarray:
         """[P]: whether each starts from its row's state."""
@@ -50,9 +52,9 @@ def cut(
     lengths: int64 [B], in 0 … T. happens, resets: bool [T, B]. All contiguous, on the CPU.
     """
     if _native is not None:
-        *numbers, rows = _native.cut(steps, batch, lengths, happens, resets)
-        owner, fresh, first, last, sizes, before, places = numbers
-        return Pieces(owner, fresh.view(bool), first, last, sizes, rows, places, before)
+        cut = _native.cut(steps, batch, lengths, happens, resets)
+        owner, fresh, first, last, sizes, before, places, rows, alone = cut
+        return Pieces(owner, fresh.view(bool), first, last, sizes, rows, places, before, alone)
     within = None if lengths is None else lengths.numpy()
     return plainly(steps, batch, within, *(None if t is None else t.numpy() for t in (happens, resets)))
 
@@ -89,4 +91,5 @@ def plainly(
     places = np.full(steps * batch, len(rows))
     places[rows] = np.arange(len(rows))
     in_order = np.array_equal(rows, np.arange(len(rows)))
-    return Pieces(owner[order], fresh[order], first, last, sizes, None if in_order else rows, places, before)
+    alone = len(owner) == batch and bool((first >= 0).all()) and not fresh.any()
+    return Pieces(owner[order], fresh[order], first, last, sizes, None if in_order else rows, places, before, alone)
