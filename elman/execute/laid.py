@@ -33,9 +33,7 @@ def packed(
     ]  # fmt: skip
 
 
-def unpacked(
-    call: Call, ports: Sequence[InPort | OutPort], tensors: Sequence[Tensor | None]
-) -> list[Any]:
+def unpacked(call: Call, ports: Sequence[InPort | OutPort], tensors: Sequence[Tensor | None]) -> list[Any]:
     """The inverse of `packed`, of all of them."""
     layout, swaps = cast("Layout", call.layout), call.swaps
     flat = len(layout.lead) == 1

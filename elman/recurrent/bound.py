@@ -112,7 +112,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Noted(NamedTuple):
-    """A call that had every step. One value, read once by whoever goes by it: other threads note theirs meanwhile.
+    """A call that was. One value, read once by whoever goes by it: other threads note theirs meanwhile.
 
     forms: of its arguments as users gave them. started: of the state, the cell's own where none was given. layout: how
     its sequences lie, None for a step. call: what it handed down.
@@ -151,9 +151,11 @@ class BoundCall:
         ]
         self.latest: Noted | None = None
         self.single = args.key[2]  # whether it is of one step
-        # Whether gradients are recorded -> `repeat` of calls that have come twice; and that of each call, None where it
-        # came once.
-        self.repeats: dict[bool, list[Any]] = {False: [], True: []}
+        # (whether gradients are recorded, whether not all steps happen) -> `repeat` of calls that have come twice; and
+        # that of each call, None where it came once.
+        self.repeats: dict[tuple[bool, bool], list[Any]] = {
+            (g, c): [] for g in (False, True) for c in (False, True)
+        }
         self._came: dict[Any, Any] = {}
         _counted(self)
         self._inputs: list[Any] = []
@@ -162,6 +164,7 @@ class BoundCall:
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
         self._inputs = binding.fixed(self.cell)
         self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
+        self.first = next(iter(binding.slots("x")), None)  # where the first tensor of x goes
         self._taught = [(i, s.index) for i, s in enumerate(binding.sources) if isinstance(s, Teacher)]
         self.output = _filling(binding.output, binding.outputs)
         self.final = _filling(binding.state, binding.finals)
@@ -196,23 +199,25 @@ class BoundCall:
         return latest if same and not _is_any_autocast_enabled() and self.holds(layer) else None
 
     def note(self, forms: list[Any], args: Arguments, layout: Layout | None, call: Call) -> Noted:
-        """Remember a call that has every step. forms: of what the user gave; args: with a state."""
-        self.latest = noted = Noted(forms, [*map(form, args.states)], layout, call)
+        """What a call was, remembered if it has every step. forms: of what the user gave; args: with a state."""
+        noted = Noted(forms, [*map(form, args.states)], layout, call)
+        if layout is None or not layout.is_cut:
+            self.latest = noted
         return noted
 
     def expect_again(self, layer: Any, args: Arguments, noted: Noted) -> None:
         """Get ready for a call that was noted, if it has come twice now."""
         if peek_interpreter_stack() is not None or forward_ad._current_level != NO_LEVEL:
             return
-        gradients = torch.is_grad_enabled()
-        key = gradients, *noted.forms
+        kind = torch.is_grad_enabled(), noted.layout is not None and noted.layout.is_cut
+        key = *kind, *noted.forms
         if key not in self._came:
             if len(self._came) >= _CAME:
                 self._came.clear()  # at once, as other threads may be reading it
             self._came[key] = None
             return
         repeated = self._came[key] = self._came.get(key) or repeat(layer, self, noted, args, self.single)
-        kept = self.repeats[gradients]
+        kept = self.repeats[kind]
         if repeated is not never and repeated not in kept:
             kept.insert(0, repeated)
             del kept[_REPEATED:]

@@ -57,16 +57,22 @@ class Calls:
         _counted(self)
         self._misses = 0  # steps in a row that were like none before
 
-    def again(self, x: Any, state: Any, single: bool) -> tuple[Any, Any] | None:
+    def again(
+        self, x: Any, state: Any, single: bool, happens: StepSelection = EVERY
+    ) -> tuple[Any, Any] | None:
         """What a call, or a step, gives that has come before; None where it is another, and nothing was done."""
         bound = self._recent.get(single)
         if bound is None:
             return None
-        for repeat in bound.repeats[torch.is_grad_enabled()]:
-            if (results := repeat(x, state)) is not None:
-                if not single:
-                    self.latest, self.budget = bound.binding, None
-                return bound.output(results), bound.final(results)
+        cut = happens is not EVERY
+        for repeat in bound.repeats[torch.is_grad_enabled(), cut]:
+            if (results := repeat(x, state)) is None:
+                continue
+            if cut and (results := _run_cut(bound, results, happens)) is None:
+                return None
+            if not single:
+                self.latest, self.budget = bound.binding, None
+            return bound.output(results), bound.final(results)
         return None
 
     # --- over whole sequences -------------------------------------------------------------------------------------
@@ -100,7 +106,8 @@ class Calls:
     def _run(self, layer: Any, layout: Layout, args: Arguments) -> tuple[Any, Any]:
         cell = layer._modules["cell"]
         plain = bool(args.xs) and not (layout.is_cut or args.packed or args.taught)
-        forms = args.forms if plain else []
+        again = plain or (bool(args.xs) and layout.moves and not (args.packed or args.taught))
+        forms = args.forms if again else []
         if args.taught:
 
             def clean(symbols: Tensor) -> Tensor:
@@ -124,7 +131,7 @@ class Calls:
             assert bound.binding is not None
             check_teacher(bound.binding, args.structures[3], args.taught, layout.lead)
         call = Call(layout.steps, layout.pieces, 0, layer.engine, layout.packing, memory=layer.memory)
-        noted = bound.note(forms, args, layout, call) if plain else None
+        noted = bound.note(forms, args, layout, call) if again else None
         results = self._apply(layer, layout, args, bound, call)
         if noted is not None:
             bound.expect_again(layer, args, noted)
@@ -304,6 +311,23 @@ class Calls:
                 raise
             raise of_step(layer.cell, x, state, context, error) from error
         return understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)
+
+
+def _run_cut(
+    bound: BoundCall, inputs: Sequence[Tensor | None], happens: StepSelection
+) -> Sequence[Tensor] | None:
+    """A call that has come before, of which other steps may happen now. None for one whose rows are cut into pieces."""
+    first = None if bound.first is None else inputs[bound.first]
+    assert first is not None, "who has no x has no steps to choose from"
+    assert bound.binding is not None
+    layout = happens.layout(first.shape[0], first.shape[1], first.device)
+    if layout.swaps is None:
+        return None
+    bound.expect_divisible(layout)
+    call = Call(
+        layout.steps, layout.pieces, 0, bound.engine, layout.packing, layout=layout, swaps=layout.swaps
+    )
+    return apply(bound.binding.program, call, inputs)
 
 
 def _has_start(cell: torch.nn.Module) -> bool:

@@ -160,11 +160,11 @@ class Recurrent(Budget, torch.nn.Module):
                 self._time_major, x, state, steps, lengths, mask, reset, teacher, teacher_weight, context
             )
         happens = selection(lengths, mask, reset)
-        plain = happens is EVERY and steps is teacher is teacher_weight is context is None
-        if plain and (results := self._calls.again(x, state, False)) is not None:
-            return results
         if happens is not EVERY and not self.order_is_said:
             warn_if_unclear(self, x)
+        plain = steps is teacher is teacher_weight is context is None
+        if plain and (results := self._calls.again(x, state, False, happens)) is not None:
+            return results
         if is_recorded():
             raise not_recorded()
         if isinstance(x, PackedSequence):

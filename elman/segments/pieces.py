@@ -92,4 +92,6 @@ def plainly(
     places[rows] = np.arange(len(rows))
     in_order = np.array_equal(rows, np.arange(len(rows)))
     alone = len(owner) == batch and bool((first >= 0).all()) and not fresh.any()
-    return Pieces(owner[order], fresh[order], first, last, sizes, None if in_order else rows, places, before, alone)
+    return Pieces(
+        owner[order], fresh[order], first, last, sizes, None if in_order else rows, places, before, alone
+    )

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import elman
 from elman import cells
-from elman.errors import InputError, NotSupported
+from elman.errors import AmbiguityWarning, InputError, InputTypeError, NotSupported
 from tests import eager
 from tests.recurrent.test_bound import EXACT, B, H, I, T, data, same, warm
 
@@ -87,7 +87,7 @@ def test_what_looks_like_the_call_before(name: str, gradients: bool) -> None:
     with torch.set_grad_enabled(gradients):
         for _ in range(3):
             rnn(x, h)
-        assert rnn._calls._recent[False].repeats[gradients]
+        assert rnn._calls._recent[False].repeats[gradients, False]
         got, right = OTHERS[name](rnn, x, h), OTHERS[name](fresh, x, h)
     mine, theirs = pytree.tree_flatten(got), pytree.tree_flatten(right)
     assert str(mine[1]) == str(theirs[1])
@@ -168,9 +168,86 @@ def test_a_cell_that_starts_by_itself(gradients: bool) -> None:
             same(rnn.step(x[0])[1], cell(x[0], cell.initial_state(B)))
             assert cell.asked == before + 2
         bound = rnn._calls._recent[False]
-        assert bool(bound.repeats[gradients]) == (number >= 1)
+        assert bool(bound.repeats[gradients, False]) == (number >= 1)
     cell.more = 1
     with torch.set_grad_enabled(gradients), pytest.raises(InputError, match="batch size"):
         rnn(x)
     cell.more = 0
     same(rnn(x), eager.unroll(cell, x, cell.initial_state(B)))
+
+
+def _bools(seed: int, share: float) -> Tensor:
+    return torch.rand(T, B, generator=torch.Generator().manual_seed(seed)) < share
+
+
+# Which steps happen, in calls on tensors of the same sizes one after another.
+SAID: dict[str, dict[str, Any]] = {
+    "lengths": {"lengths": torch.tensor([1, 3, 2])},  # rows go round
+    "others": {"lengths": torch.tensor([T] + [2] * (B - 1))},
+    "as a list": {"lengths": [T, *[1] * (B - 1)]},
+    "all steps": {"lengths": torch.full((B,), T)},
+    "as many for all": {"lengths": torch.full((B,), T - 1)},
+    "a row without a step": {"lengths": torch.tensor([0] + [T] * (B - 1))},
+    "no step at all": {"lengths": torch.zeros(B, dtype=torch.long)},
+    "a mask": {"mask": _bools(1, 0.7)},
+    "resets": {"reset": _bools(2, 0.3)},
+    "both": {"mask": _bools(3, 0.8), "reset": _bools(4, 0.3)},
+    "lengths once more": {"lengths": torch.arange(T, T - B, -1)},
+}
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "begun"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_calls_of_which_other_steps_happen(cell: str, gradients: bool, stateful: bool, reverse: bool) -> None:
+    """Each gives what a layer does that has never been called, and the bits of its gradients."""
+    made = {"gru": lambda: cells.GRU(H, H), "lstm": lambda: cells.LSTM(H, H), "begun": _Begun}[cell]().double()
+    rnn = elman.Recurrent(made, reverse=reverse, batch_first=False)
+    g = torch.Generator().manual_seed(5)
+    for turn in range(3):
+        for name, said in SAID.items():
+            x = torch.randn(T, B, H, dtype=torch.float64, generator=g).requires_grad_(gradients)
+            h = torch.randn(2, B, H, dtype=torch.float64, generator=g).requires_grad_(gradients)
+            state = None if not stateful else h[0] if cell == "gru" else (h[0], h[1])
+            fresh = elman.Recurrent(made, reverse=reverse, batch_first=False)
+            leaves = [x, *([h] if stateful else []), *made.parameters()]
+            found = []
+            for layer in (rnn, fresh):
+                with torch.set_grad_enabled(gradients):
+                    tensors = [t for t in pytree.tree_leaves(layer(x, state, **said)) if t is not None]
+                if gradients:
+                    total = sum((i + 1) * t.cos().sum() for i, t in enumerate(tensors))
+                    tensors += torch.autograd.grad(total, leaves, allow_unused=True)
+                found.append(tensors)
+            for one, other in zip(*found, strict=True):
+                assert (one is None and other is None) or torch.equal(one, other), (turn, name)
+    assert rnn._calls._recent[False].repeats[gradients, True]
+
+
+def test_a_repeated_call_checks_what_it_is_told() -> None:
+    rnn, (x, h) = elman.Recurrent(cells.GRU(I, H).double(), batch_first=False), data()
+    for _ in range(4):
+        rnn(x, h, lengths=[1, *[T] * (B - 1)])
+    assert rnn._calls._recent[False].repeats[True, True]
+    for said, words in (
+        ({"lengths": [T + 1] * B}, "between none and all"), ({"lengths": [1] * (B + 1)}, "one length for each"),
+        ({"lengths": [1] * B, "mask": torch.ones(T, B)}, "mask"), ({"reset": [True]}, "reset"),
+    ):  # fmt: skip
+        with pytest.raises((InputError, InputTypeError), match=words):
+            rnn(x, h, **said)
+    square = torch.randn(B, B, I, dtype=torch.float64)
+    unclear = elman.Recurrent(cells.GRU(I, H).double(), batch_first=False)
+    for _ in range(4):
+        unclear(square, lengths=[1, *[B] * (B - 1)])
+    unclear.order_is_said = False
+    with pytest.warns(AmbiguityWarning):
+        unclear(square, lengths=[1, *[B] * (B - 1)])
+    rnn.reverse = True
+    fresh = elman.Recurrent(rnn.cell, reverse=True, batch_first=False)
+    lengths = torch.arange(1, B + 1)
+    same(rnn(x, h, lengths=lengths), fresh(x, h, lengths=lengths))
+    rnn.memory = elman.Segments(2)
+    same(rnn(x, h, lengths=lengths), fresh(x, h, lengths=lengths))
+    assert rnn._calls.budget is not None
+
