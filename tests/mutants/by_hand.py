@@ -30,6 +30,10 @@ SLIPS = (
         "every segment draws the noise of the first one", "recurrent/test_memory.py -k noise",
     ),
     Slip(
+        "execute/laid.py", "else swaps.back(t)", "else swaps(t)", "final states come back in the order of the pieces",
+        "recurrent/test_sequences.py -k packed_sequence",
+    ),
+    Slip(
         "segments/timeline.py", "self.device, None, (s.first, s.start))", "self.device, None)",
         "every segment of a ragged call draws the noise of the first one", "recurrent/test_memory.py -k noise",
     ),
@@ -343,7 +347,7 @@ SLIPS = (
     ),
     # --- execute ---
     Slip(
-        "execute/autograd.py", "            given = packed(layout, program.outputs, given)\n", "",
+        "execute/autograd.py", "            given = packed(call, program.outputs, given)\n", "",
         "the cotangents of a ragged call are read where users have them", "recurrent/test_laid.py",
     ),
     Slip(

@@ -37,6 +37,17 @@ def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
         torch.testing.assert_close(mine, right, **EXACT)
 
 
+def test_writing_into_the_outputs_of_a_large_call() -> None:
+    """Its rows are moved by PyTorch, which makes views."""
+    rnn, x = elman.Recurrent(elman.cells.GRU(5, 64), batch_first=False), torch.randn(90, 64, 5)
+    lengths = torch.arange(90, 90 - 64, -1)
+    right = torch.autograd.grad(2 * rnn(x, lengths=lengths)[0].sum(), rnn.cell.U)[0]
+    outputs, final = rnn(x, lengths=lengths)
+    outputs.mul_(2)
+    final.zero_()
+    torch.testing.assert_close(torch.autograd.grad(outputs.sum(), rnn.cell.U)[0], right)
+
+
 @pytest.mark.parametrize("wants", [True, False])
 def test_x_that_is_written_into_before_the_gradient_is_asked_for(wants: bool) -> None:
     """Where it wants a gradient that is an error; where not, what the call has read is what counts."""
