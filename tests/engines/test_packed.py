@@ -114,17 +114,40 @@ def _start(rnn: elman.Recurrent, rows: int, dtype: torch.dtype) -> Tensor | tupl
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
-def test_streams_with_weights_in_fewer_bits(weights: str) -> None:
-    """Many rows go through all columns of one product after the other, and in one direction."""
-    rnn, x = elman.Recurrent(elman.cells.GRU(I, H)), torch.randn(4, 6, I)
-    many, made = rnn.stream(batch=6, weights=weights), []
-    for x_t in x:
-        made.append(many.step(x_t))
-    for rows in (1, 3):
-        few = rnn.stream(batch=rows, weights=weights)
-        for x_t, o in zip(x, made, strict=True):
-            assert torch.equal(few.step(x_t[:rows]), o[:rows])
+@pytest.mark.parametrize("width", [3, 301])
+def test_streams_with_weights_in_fewer_bits(width: int, weights: str, isa: str) -> None:
+    """Few rows go through its columns from either end, products together; many do not."""
+    torch.manual_seed(0)
+    rnn = elman.Recurrent(elman.cells.GRU(width, H + 1), engine=Native(isa))
+    x, before = torch.randn(4, 40, width), torch.get_num_threads()
+    one = [rnn.stream(weights=weights) for _ in range(40)]
+    right = [torch.cat([each.step(x_t[i, None]) for i, each in enumerate(one)]) for x_t in x]
+    try:
+        for rows, threads in ((3, 1), (5, 1), (13, 1), (40, 1), (40, 2)):
+            torch.set_num_threads(threads)
+            stream = rnn.stream(batch=rows, weights=weights)
+            for x_t, o in zip(x, right, strict=True):
+                assert torch.equal(stream.step(x_t[:rows]), o[:rows])
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_threads_share_columns_of_weights_in_fewer_bits(weights: str) -> None:
+    torch.manual_seed(0)
+    rnn, x = elman.Recurrent(elman.cells.GRU(300, 300)), torch.randn(3, 5, 300)
+    made, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 8):
+            torch.set_num_threads(threads)
+            stream = rnn.stream(batch=5, weights=weights)
+            made.append(torch.stack([stream.step(x_t) for x_t in x]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*made)
 
 
 @pytest.mark.parametrize(
