@@ -21,6 +21,7 @@ from elman.models import LanguageModel
 WIDTHS = (64, 128, 256, 512, 1024)
 KINDS: dict[str, Any] = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
 ROWS = (1, 8, 64, 512)
+PAUSE = 0.1  # seconds
 Ways = dict[str, Callable[[], Any]]
 
 
@@ -29,7 +30,12 @@ class Wrong(RuntimeError):
 
 
 def best(ways: Ways, seconds: float, rounds: int = 12) -> dict[str, float]:
-    """Microseconds of each way, in turns: the least of the rounds, since everything else on a machine only adds."""
+    """Microseconds of each way, in turns: the least of the rounds, since everything else on a machine only adds.
+
+    Where there are several threads, each waits before its turn: those of ONNX Runtime go on spinning for milliseconds
+    after its last call, and take a core from whoever comes next.
+    """
+    rest = PAUSE if torch.get_num_threads() > 1 else 0.0
     counts, found = {}, dict.fromkeys(ways, float("inf"))
     for name, way in ways.items():
         begun = time.perf_counter()
@@ -38,6 +44,9 @@ def best(ways: Ways, seconds: float, rounds: int = 12) -> dict[str, float]:
         counts[name] = max(int(seconds / rounds / len(ways) / ((time.perf_counter() - begun) / 20)), 3)
     for _ in range(rounds):
         for name, way in ways.items():
+            time.sleep(rest)
+            for _ in range(3):
+                way()  # which may have to wake its threads
             begun = time.perf_counter()
             for _ in range(counts[name]):
                 way()
