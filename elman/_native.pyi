@@ -189,7 +189,7 @@ class Again:
         self, checks: list[Callable[[], bool]], answers: list[tuple[Callable[[], Any], Any]],
         names: list[tuple[dict[str, Any], str, Any]], target: Callable[..., tuple[Tensor, ...]],
         head: tuple[Any, ...], tensors: list[Tensor | int | None], arguments: tuple[Any, Any],
-        start: Callable[[], Any] | None, wants: bool,
+        start: Callable[[], Any] | None, free: int, wants: bool,
     ) -> None: ...  # fmt: skip
     def __call__(self, x: Any, state: Any) -> tuple[Tensor, ...] | None:
         """What the target gives; None where the call is another one, and nothing was done."""

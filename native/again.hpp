@@ -14,10 +14,11 @@ public:
     // value), by identity. target: called with `head` and the tensors of a call; a Pass without a step of Python.
     // tensors: for each input the cell's own tensor, None, or a number: that tensor of the arguments. arguments: x's and
     // the state's tensors as they were, each alone, in a tuple, or None. start: a function that gives the state where no call
-    // brings one, or None. wants: whether one of the inputs has to want a gradient.
+    // brings one, or None. free: leading dimensions of x that may be of other sizes. wants: whether one of the inputs has to want
+    // a gradient.
     Again(const nb::list& checks, const nb::list& answers, const nb::list& names, const nb::object& target, const nb::tuple& head, const nb::list& tensors,
-          const nb::tuple& arguments, const nb::object& start, bool wants)
-        : head_(nb::len(head)), wants_(wants), start_(start.is_none() ? nullptr : start.ptr()) {
+          const nb::tuple& arguments, const nb::object& start, int free, bool wants)
+        : head_(nb::len(head)), free_(free), wants_(wants), start_(start.is_none() ? nullptr : start.ptr()) {
         for (const nb::object& one : {nb::object(checks), nb::object(answers), nb::object(names), target, nb::object(head), nb::object(tensors), start})
             kept_.append(one);
         for (const nb::handle check : checks) checks_.push_back(check.ptr());
@@ -46,7 +47,7 @@ public:
         // Behind these: a tensor of torch.func has no memory to describe, and PyTorch takes milliseconds to say so.
         PyObject* given[MOST];
         size_t count = 0;
-        if (!take(x.ptr(), parts_[0], given, count) || (start_ ? !state.is_none() : !take(state.ptr(), parts_[1], given, count))) return nb::none();
+        if (!take(x.ptr(), parts_[0], given, count, free_) || (start_ ? !state.is_none() : !take(state.ptr(), parts_[1], given, count))) return nb::none();
         for (PyObject* check : checks_)
             if (called(check).ptr() != Py_True) return nb::none();
         const nb::object begun = start_ ? called(start_) : nb::none();
@@ -121,22 +122,23 @@ private:
     }
 
     // Puts the tensors of an argument behind those that are there. False where it is not like the one that was.
-    bool take(PyObject* value, const Part& part, PyObject** given, size_t& count) const {
+    bool take(PyObject* value, const Part& part, PyObject** given, size_t& count, int32_t free = 0) const {
         if (part.count == NOTHING) return value == Py_None;
         if (part.count == ALONE) {
             given[count] = value;
-            return is_tensor(value) && forms_[count++].is_of(value);
+            return is_tensor(value) && forms_[count++].is_of(value, free);
         }
         if (part.count < 0 || !PyTuple_CheckExact(value) || PyTuple_GET_SIZE(value) != part.count) return false;
         for (Py_ssize_t i = 0; i < part.count; i++) {
             PyObject* tensor = PyTuple_GET_ITEM(value, i);
-            if (!is_tensor(tensor) || !forms_[count].is_of(tensor)) return false;
+            if (!is_tensor(tensor) || !forms_[count].is_of(tensor, free)) return false;
             given[count++] = tensor;
         }
         return true;
     }
 
     size_t head_;
+    int32_t free_;
     bool wants_;
     PyObject *start_, *target_, *tensor_;
     Pass* pass_ = nullptr;

@@ -350,9 +350,9 @@ NB_MODULE(_native, m) {
         .def("same", &Watch::same);
     static PyType_Slot again[] = {{Py_tp_traverse, reinterpret_cast<void*>(&Again::traverse)}, {Py_tp_clear, reinterpret_cast<void*>(&Again::clear)}, {0, nullptr}};
     nb::class_<Again>(m, "Again", nb::type_slots(again))
-        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::object&, const nb::tuple&, const nb::list&, const nb::tuple&, const nb::object&, bool>(),
+        .def(nb::init<const nb::list&, const nb::list&, const nb::list&, const nb::object&, const nb::tuple&, const nb::list&, const nb::tuple&, const nb::object&, int, bool>(),
              nb::arg("checks"), nb::arg("answers"), nb::arg("names"), nb::arg("target"), nb::arg("head"), nb::arg("tensors"), nb::arg("arguments"),
-             nb::arg("start").none(), nb::arg("wants"))
+             nb::arg("start").none(), nb::arg("free"), nb::arg("wants"))
         .def("__call__", &Again::operator(), nb::arg("x").none(), nb::arg("state").none());
     bind_carrier(m);
     nb::class_<Multiplier>(m, "Multiplier")

@@ -148,18 +148,19 @@ public:
         return true;
     }
 
-    bool is(const Described& now) const {
+    // free: leading dimensions of which the sizes may be others.
+    bool is(const Described& now, int32_t free = 0) const {
         if (now.dimensions != first_.dimensions || now.code != first_.code || now.bits != first_.bits || now.lanes != first_.lanes ||
             now.device != first_.device || now.device_index != first_.device_index)
             return false;
-        for (int32_t d = 0; d < now.dimensions; d++)
+        for (int32_t d = free; d < now.dimensions; d++)
             if (now.sizes[d] != sizes_[size_t(d)]) return false;
         return true;
     }
 
-    bool is_of(PyObject* tensor) const {
+    bool is_of(PyObject* tensor, int32_t free = 0) const {
         Described now;
-        return describe(tensor, now) && is(now);
+        return describe(tensor, now) && is(now, free);
     }
 
 private:

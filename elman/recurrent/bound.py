@@ -27,6 +27,7 @@ from elman.trace.initial import own_state
 Tensor = torch.Tensor
 _CAME = 8  # calls of which it is known that they have come before
 _counted = listed_in("calls that have come before", lambda bound: len(bound._came), _CAME)
+_OFTEN = 3  # calls of one T in a row
 _REPEATED = 4  # calls that are told apart without Python, with gradients and without
 
 
@@ -151,12 +152,14 @@ class BoundCall:
         ]
         self.latest: Noted | None = None
         self.single = args.key[2]  # whether it is of one step
-        # (whether gradients are recorded, whether not all steps happen) -> `repeat` of calls that have come twice; and
-        # that of each call, None where it came once.
+        # (whether gradients are recorded, whether T may be another) -> `repeat` of calls that have come twice; and that
+        # of each call, None where it came once.
         self.repeats: dict[tuple[bool, bool], list[Any]] = {
             (g, c): [] for g in (False, True) for c in (False, True)
         }
         self._came: dict[Any, Any] = {}
+        # T of the latest calls that were recognised whatever T they have, and how many had it.
+        self._lately = 0, 0
         _counted(self)
         self._inputs: list[Any] = []
         if binding is None:
@@ -164,7 +167,7 @@ class BoundCall:
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
         self._inputs = binding.fixed(self.cell)
         self._given = [slot for name in ("x", "state", "context") for slot in binding.slots(name)]
-        self.first = next(iter(binding.slots("x")), None)  # where the first tensor of x goes
+        self.xs = tuple(binding.slots("x"))
         self._taught = [(i, s.index) for i, s in enumerate(binding.sources) if isinstance(s, Teacher)]
         self.output = _filling(binding.output, binding.outputs)
         self.final = _filling(binding.state, binding.finals)
@@ -206,17 +209,31 @@ class BoundCall:
         return noted
 
     def expect_again(self, layer: Any, args: Arguments, noted: Noted) -> None:
-        """Get ready for a call that was noted, if it has come twice now."""
+        """Get ready for a call that was noted, if it has come twice now, and for one of another T, if that has."""
         if peek_interpreter_stack() is not None or forward_ad._current_level != NO_LEVEL:
             return
-        kind = torch.is_grad_enabled(), noted.layout is not None and noted.layout.is_cut
-        key = *kind, *noted.forms
+        if noted.layout is None or not noted.layout.is_cut:
+            self._expect(layer, args, noted, False, noted.forms)
+        if noted.layout is not None:
+            widths = [(shape[1:], *more) for shape, *more in noted.forms[: len(args.xs)]]
+            self._expect(layer, args, noted, True, [*widths, *noted.forms[len(args.xs) :]])
+
+    def often(self, steps: int) -> bool:
+        """Whether T has been the same so often that it is worth a `repeat` of its own."""
+        latest, times = self._lately
+        self._lately = steps, times + 1 if steps == latest else 1
+        return self._lately[1] > _OFTEN
+
+    def _expect(self, layer: Any, args: Arguments, noted: Noted, any_length: bool, forms: list[Any]) -> None:
+        kind = torch.is_grad_enabled(), any_length
+        key = *kind, *forms
         if key not in self._came:
             if len(self._came) >= _CAME:
                 self._came.clear()  # at once, as other threads may be reading it
             self._came[key] = None
             return
-        repeated = self._came[key] = self._came.get(key) or repeat(layer, self, noted, args, self.single)
+        repeated = self._came.get(key) or repeat(layer, self, noted, args, self.single, any_length)
+        self._came[key] = repeated
         kept = self.repeats[kind]
         if repeated is not never and repeated not in kept:
             kept.insert(0, repeated)

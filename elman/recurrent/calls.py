@@ -64,16 +64,21 @@ class Calls:
         bound = self._recent.get(single)
         if bound is None:
             return None
-        cut = happens is not EVERY
-        for repeat in bound.repeats[torch.is_grad_enabled(), cut]:
-            if (results := repeat(x, state)) is None:
-                continue
-            if cut and (results := _run_cut(bound, results, happens)) is None:
-                return None
-            if not single:
-                self.latest, self.budget = bound.binding, None
-            return bound.output(results), bound.final(results)
-        return None
+        gradients, results = torch.is_grad_enabled(), None
+        if happens is EVERY:
+            for repeat in bound.repeats[gradients, False]:
+                if (results := repeat(x, state)) is not None:
+                    break
+        if results is None and not single:
+            for repeat in bound.repeats[gradients, True]:
+                if (inputs := repeat(x, state)) is not None:
+                    results = _of_any_length(bound, inputs, happens)
+                    break
+        if results is None:
+            return None
+        if not single:
+            self.latest, self.budget = bound.binding, None
+        return bound.output(results), bound.final(results)
 
     # --- over whole sequences -------------------------------------------------------------------------------------
 
@@ -313,20 +318,24 @@ class Calls:
         return understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)
 
 
-def _run_cut(
-    bound: BoundCall, inputs: Sequence[Tensor | None], happens: StepSelection
+def _of_any_length(
+    bound: BoundCall, inputs: Sequence[Any], happens: StepSelection
 ) -> Sequence[Tensor] | None:
-    """A call that has come before, of which other steps may happen now. None for one whose rows are cut into pieces."""
-    first = None if bound.first is None else inputs[bound.first]
-    assert first is not None, "who has no x has no steps to choose from"
-    assert bound.binding is not None
-    layout = happens.layout(first.shape[0], first.shape[1], first.device)
-    if layout.swaps is None:
+    """A call that has come before with another T, or other steps that happen. None where rows are cut into pieces, or T
+    has been the same for some time."""
+    x, *others = [inputs[slot] for slot in bound.xs]
+    if any(len(other) != len(x) for other in others):
         return None
-    bound.expect_divisible(layout)
-    call = Call(
-        layout.steps, layout.pieces, 0, bound.engine, layout.packing, layout=layout, swaps=layout.swaps
-    )
+    layout = happens.layout(x.shape[0], x.shape[1], x.device)
+    call = Call(layout.steps, layout.pieces, 0, bound.engine, layout.packing)
+    if layout.is_cut:
+        if layout.swaps is None:
+            return None
+        bound.expect_divisible(layout)
+        call = call._replace(layout=layout, swaps=layout.swaps)
+    elif bound.often(layout.steps):
+        return None
+    assert bound.binding is not None
     return apply(bound.binding.program, call, inputs)
 
 

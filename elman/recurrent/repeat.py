@@ -33,15 +33,14 @@ def never(x: Any, state: Any) -> None:
     """The `repeat` of a call that has to go the way of all calls."""
 
 
-def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool) -> Any:
+def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool, any_length: bool) -> Any:
     """`(x, state) -> results or None` for calls like this one, while gradients are recorded, or not, as they are now.
-    Where not all steps happen: `(x, state) -> the program's inputs or None`, for who knows which do.
 
     noted: the call, as bound, a BoundCall, has Noted it, outside of transforms and levels of dual numbers. args: its
-    Arguments, as users gave them. single: whether it is a step.
+    Arguments, as users gave them. single: whether it is a step. any_length: for calls of any T, of which not all steps
+    need happen: `(x, state) -> the program's inputs or None`.
     """
     binding, layout, call, names = bound.binding, noted.layout, noted.call, vars(layer)
-    cut = layout is not None and layout.is_cut
     whole = single == (layout is None)
     plain = not (args.taught or args.contexts or args.packed) and args.weight is None
     if _native is None or binding is None or not (whole and plain) or bound.has_noise:
@@ -50,7 +49,7 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool) -> Any:
     if call.memory is not None or not (_is_flat(of_x) and _is_flat(of_state)):
         return never
     gradients = torch.is_grad_enabled()
-    target, head = (_together, ()) if cut else ending(binding.program, call, single, gradients)
+    target, head = (_together, ()) if any_length else ending(binding.program, call, single, gradients)
     answers = [
         (_is_any_autocast_enabled, False), (peek_interpreter_stack, None), (torch._C._len_torch_dispatch_stack, 0),
         (torch._C._is_tracing, False), (GRANTED.get, None),
@@ -64,8 +63,9 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool) -> Any:
     start = partial(own_state, bound.cell, batch) if bound.from_cell else None
     try:
         return _native.Again(
-            [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, start, gradients
-        )
+            [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, start,
+            int(any_length), gradients,
+        )  # fmt: skip
     except ValueError:  # a tensor that cannot be described, or is of a class of its own
         return never
 

@@ -251,3 +251,49 @@ def test_a_repeated_call_checks_what_it_is_told() -> None:
     rnn.memory = elman.Segments(2)
     same(rnn(x, h, lengths=lengths), fresh(x, h, lengths=lengths))
     assert rnn._calls.budget is not None
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("cell", ["gru", "lstm", "begun"])
+def test_calls_of_other_lengths(cell: str, gradients: bool) -> None:
+    """T may be another at every call, dense or ragged, none at all among them."""
+    kinds = {"gru": lambda: cells.GRU(H, H), "lstm": lambda: cells.LSTM(H, H), "begun": _Begun}
+    made = kinds[cell]().double()
+    rnn = elman.Recurrent(made, batch_first=False)
+    for turn, steps in enumerate([3, 4, 1, 6, 0, 2, 5, 5, 5, 5, 5, 5, 4, 7]):
+        x = torch.randn(steps, B, H, dtype=torch.float64).requires_grad_(gradients)
+        for said in ({}, {"lengths": [steps, *[min(1, steps)] * (B - 1)]}):
+            fresh, found = elman.Recurrent(made, batch_first=False), []
+            for layer in (rnn, fresh):
+                with torch.set_grad_enabled(gradients):
+                    tensors = pytree.tree_leaves(layer(x, **said))
+                if gradients and steps:
+                    total = sum((i + 1) * t.cos().sum() for i, t in enumerate(tensors))
+                    tensors += torch.autograd.grad(total, [x, *made.parameters()], allow_unused=True)
+                found.append(tensors)
+            for one, other in zip(*found, strict=True):
+                assert (one is None and other is None) or torch.equal(one, other), (turn, steps, said)
+    bound = rnn._calls._recent[False]
+    assert bound.repeats[gradients, True]
+    assert bound.repeats[gradients, False]  # of the length that came some times in a row
+
+
+def test_sequences_of_one_call_have_one_length() -> None:
+    """Whatever T was before: two of them that disagree are refused in the words of all calls."""
+
+    class Two(nn.Module):
+        hidden_size = H
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.W = nn.Parameter(torch.randn(H, H))
+
+        def forward(self, x: tuple[Tensor, Tensor], h: Tensor) -> Tensor:
+            return torch.tanh((x[0] + x[1]) @ self.W + h)
+
+    rnn = elman.Recurrent(Two(), batch_first=False)
+    for steps in (3, 4, 5, 6):
+        rnn((torch.randn(steps, B, H), torch.randn(steps, B, H)))
+    assert rnn._calls._recent[False].repeats[True, True]
+    with pytest.raises(InputError, match="disagree"):
+        rnn((torch.randn(4, B, H), torch.randn(5, B, H)))
