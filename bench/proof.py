@@ -1,23 +1,27 @@
-"""Writes the table of proof into a page: `python -m bench --peers --json FILE`, `python -m bench.proof FILE PAGE`."""
+"""Writes tables of what was measured into pages: `python -m bench --peers --json FILE`, then
+`python -m bench.proof FILE docs/native.md README.md`. Where a table goes, a page says by marks."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.peers import THREADS, Line
+from bench.form import CELL, FLAX, JAX, KERAS, ONNX, OURS, TORCH
+from bench.peers import STREAM, THREADS, TRAINING, Line
 from elman.training import write_atomically
 
 BEGIN, END = "<!-- the table of proof -->", "<!-- its end -->"
+BRIEFLY = "<!-- how fast -->"
+CELLS = {"rnn": "tanh RNN", "gru": "GRU", "lstm": "LSTM"}
 
 
 def table(made: Mapping[str, Any]) -> str:
     """Where and when, what the machine can do, and a line for each goal; a ratio that misses it is in bold."""
-    about, limits = made["about"], made["limits"]
-    lines = [Line(**{name: value for name, value in line.items() if name != "met"}) for line in made["peers"]]
+    about, limits, lines = made["about"], made["limits"], _lines(made)
     judged = {(line.row, line.ours, line.peer): line for line in lines if line.met is not None}
     by_threads = {(line.row, line.ours, line.peer, line.threads): line for line in lines}
     can = "; ".join(
@@ -41,6 +45,60 @@ def table(made: Mapping[str, Any]) -> str:
     return "\n".join(found)
 
 
+def briefly(made: Mapping[str, Any]) -> str:
+    """Where and when; microseconds of a training step for each step of time, and of a step of a stream, ours and each
+    peer's with how often ours fits into them, with the most threads that there are."""
+    lines = [line for line in _lines(made) if line.ours == OURS]
+    threads = max(line.threads for line in lines)
+    found: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        if line.threads == threads:
+            found.setdefault(line.row, {})[line.peer] = line
+    training = {row: peers for row, peers in found.items() if TRAINING in row and 100 >= _steps(row) > 10}
+    streams = {row: peers for row, peers in found.items() if STREAM in row}
+    about = made["about"]
+    machine = about["machine"].partition("; load")[0]
+    where = f"{machine}, {about['instructions']}, {threads} threads; {about['versions']}; commit {about['commit']}."
+    tables = (
+        _brief("training", training, (TORCH, JAX, FLAX, KERAS)),
+        _brief("a step of a stream", streams, (ONNX, CELL)),
+    )
+    return "\n".join([where, "", *tables[0], "", *tables[1]])
+
+
+def _brief(words: str, rows: Mapping[str, Mapping[str, Line]], peers: Sequence[str]) -> list[str]:
+    heads = " | ".join(["ours", *peers]).replace(CELL, "PyTorch's cell")
+    made = [
+        f"| {words} | {heads} |",
+        "| --- |" + " --- |" * (1 + len(peers)),
+    ]
+    for row, lines in rows.items():
+        kind, _, where = row.partition(" ")
+        sizes = re.sub("([BHT])", r"\1 ", where.partition(", ")[2])
+        each, (any_line, *_) = 1e6 / _steps(row), lines.values()
+        cells = [_number(any_line.ours_seconds * each)]
+        for peer in peers:
+            line = lines.get(peer) or lines.get(peer.replace("GRU", kind.upper()))
+            cells.append("" if line is None else f"{_number(line.peer_seconds * each)} ({line.ratio:.2g}×)")
+        made.append(f"| {CELLS[kind]}, {sizes} | {' | '.join(cells)} |")
+    return made
+
+
+def _number(value: float) -> str:
+    """Three digits of it, or as many as it has."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _steps(row: str) -> int:
+    """T of a row, 1 where it does not say any."""
+    said = re.search(r"T(\d+)", row)
+    return int(said[1]) if said else 1
+
+
+def _lines(made: Mapping[str, Any]) -> list[Line]:
+    return [Line(**{name: value for name, value in line.items() if name != "met"}) for line in made["peers"]]
+
+
 def _ratio(line: Line | None) -> str:
     if line is None:
         return ""
@@ -48,16 +106,24 @@ def _ratio(line: Line | None) -> str:
     return {True: words, False: f"**{words}**", None: f"({words})"}[line.met]
 
 
-def put(page: str, made: str) -> str:
-    """The page with another table between its two marks. Raises ValueError for a page without them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {BEGIN: table, BRIEFLY: briefly}
+
+
+def put(page: str, made: Mapping[str, Any]) -> str:
+    """The page with other tables between its marks. Raises ValueError for a page without any."""
+    found = False
+    for mark, write in TABLES.items():
+        before, begin, rest = page.partition(mark)
+        _, end, after = rest.partition(END)
+        if begin and end:
+            page, found = f"{before}{mark}\n\n{write(made)}\n\n{END}{after}", True
+    if not found:
+        raise ValueError(f"the page has no {' and no '.join(TABLES)} … {END}")
+    return page
 
 
 if __name__ == "__main__":
-    given, target = map(Path, sys.argv[1:3])
-    page = put(target.read_text("utf-8"), table(json.loads(given.read_text("utf-8"))))
-    write_atomically(target, page.encode())
+    given, *pages = map(Path, sys.argv[1:])
+    for target in pages:
+        page = put(target.read_text("utf-8"), json.loads(given.read_text("utf-8")))
+        write_atomically(target, page.encode())

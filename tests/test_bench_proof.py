@@ -88,12 +88,32 @@ def test_the_table_goes_between_its_marks() -> None:
         "peers": [dataclasses.asdict(line) | {"met": line.met} for line in lines],
     }
     page = f"before\n{proof.BEGIN}\nold\n{proof.END}\nafter"
-    found = proof.put(page, proof.table(json.loads(json.dumps(made))))
+    found = proof.put(page, json.loads(json.dumps(made)))
     assert found.startswith(f"before\n{proof.BEGIN}\n\nM; V; commit C. 1 thread: 50 GFLOP/s.\n")
     assert f"| some row | {TORCH} | ≥ 4 | **3.00** | (5.00) | 0.50 and 0.50 |\n\n{proof.END}\nafter" in found
     assert ("old" in found, JAX in found) == (False, False)
     with pytest.raises(ValueError, match="the page has no"):
-        proof.put("before", "")
+        proof.put("before", made)
+
+
+def test_the_short_table_has_microseconds_of_a_step() -> None:
+    told = [
+        ("gru training, B16 H64 T100", OURS, TORCH, 2e-3, 6e-3), ("gru training, B16 H64 T100", OURS, JAX, 2e-3, 3e-3),
+        ("gru training, B16 H64 T1000", OURS, TORCH, 1.0, 1.0), ("lstm stream, H64", OURS, ONNX, 2e-6, 5e-6),
+        ("lstm stream, H64", OURS, "torch.nn.LSTMCell", 2e-6, 14e-6),
+        ("gru stream, H64", peers.BFLOAT16, ONNX, 1.0, 1.0),
+    ]  # fmt: skip
+    lines = [
+        peers.Line(row, threads, ours, peer, mine * (3 - threads), theirs, theirs / mine, 0.0)
+        for threads in (1, 2) for row, ours, peer, mine, theirs in told
+    ]  # fmt: skip
+    about = {"machine": "M; load 1", "instructions": "I", "versions": "V", "commit": "C"}
+    made = {"about": about, "peers": [dataclasses.asdict(line) for line in lines]}
+    table = proof.put(f"before\n{proof.BRIEFLY}\nold\n{proof.END}\nafter", made)
+    assert "M, I, 2 threads; V; commit C." in table
+    assert "| GRU, B 16 H 64 T 100 | 20 | 60 (3×) | 30 (1.5×) |  |  |" in table
+    assert "| LSTM, H 64 | 2 | 5 (2.5×) | 14 (7×) |" in table
+    assert [word in table for word in ("old", "T 1000", "GRU, H 64")] == [False] * 3
 
 
 def test_at_most_turns_the_ratio(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
