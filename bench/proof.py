@@ -54,7 +54,9 @@ def briefly(made: Mapping[str, Any]) -> str:
     for line in lines:
         if line.threads == threads:
             found.setdefault(line.row, {})[line.peer] = line
-    training = {row: peers for row, peers in found.items() if TRAINING in row and 100 >= _steps(row) > 10}
+    training = {
+        row: found[row] for row in sorted(found, key=_batch) if TRAINING in row and 100 >= _steps(row) > 10
+    }
     streams = {row: peers for row, peers in found.items() if STREAM in row}
     about = made["about"]
     machine = about["machine"].partition("; load")[0]
@@ -92,6 +94,11 @@ def _number(value: float) -> str:
 def _steps(row: str) -> int:
     """T of a row, 1 where it does not say any."""
     said = re.search(r"T(\d+)", row)
+    return int(said[1]) if said else 1
+
+
+def _batch(row: str) -> int:
+    said = re.search(r"B(\d+)", row)
     return int(said[1]) if said else 1
 
 
