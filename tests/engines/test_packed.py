@@ -74,9 +74,21 @@ class Shared(nn.Module):
         return torch.tanh(two + F.linear(h, self.W))
 
 
+class Lying(nn.Module):
+    """A weight whose rows are in order where others' columns are, and one of which neither is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = H
+        self.U, self.W = nn.Parameter(0.1 * torch.randn(I, H)), nn.Parameter(0.1 * torch.randn(H, H, 2))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(x @ self.U + F.linear(h, self.W[:, :, 1]))
+
+
 CELLS: dict[str, Callable[[], nn.Module]] = {
     "gru": lambda: elman.cells.GRU(I, H), "lstm": lambda: elman.cells.LSTM(I, H),
-    "gated": Gated, "dying": Dying, "chained": Chained, "shared": Shared,
+    "gated": Gated, "dying": Dying, "chained": Chained, "shared": Shared, "lying": Lying,
 }  # fmt: skip
 
 
