@@ -48,18 +48,20 @@ SHORT = {
     "address": [
         "tests/engines/test_native.py",
         "tests/engines/test_lookups.py",
+        "tests/engines/test_packed.py",
         "tests/engines/test_passes.py",
         "tests/recurrent/test_bound.py",
         "tests/recurrent/test_repeat.py",
         "-k",
-        "cases or index or lookups or passes or change or looks_like or turns",
+        "cases or index or lookups or passes or change or looks_like or turns or packs or fewer_bits",
     ],
     "thread": [
         "tests/engines/test_threads.py",
         "tests/engines/test_native.py",
+        "tests/engines/test_packed.py",
         "tests/engines/test_passes.py",
         "-k",
-        "threads or once or interrupt",
+        "threads or once or interrupt or packs",
     ],
 }
 # sitecustomize.py of every Python that the tests start: the module that was built is elman._native.
