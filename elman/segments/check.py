@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ Tensor = torch.Tensor
 
 def read_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
     """Lengths `[B]` in 0 … T as int64 on the CPU. Raises InputError or InputTypeError for what they cannot be."""
-    given = lengths if isinstance(lengths, Tensor) else torch.tensor(lengths)
+    given = lengths if isinstance(lengths, Tensor) else _outside(torch.tensor, lengths)
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise InputTypeError(
             what="lengths are whole numbers", where="lengths=", got=str(given.dtype), expected="int64 or int32",
@@ -40,7 +41,7 @@ def read_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Ten
 def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) -> Tensor:
     """Bools `[T, B]` on the CPU. Raises InputError or InputTypeError for anything else."""
     if isinstance(value, np.ndarray) and value.dtype == np.bool_:
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = _outside(torch.from_numpy, np.ascontiguousarray(value))
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         tensor = isinstance(value, Tensor)
         raise InputTypeError(
@@ -66,7 +67,12 @@ def _read(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
             what=f"{name} is an argument of a transform of torch.func, so that nobody knows its numbers",
             where=f"{name}=", mend="let the function that is transformed take it from outside",
         )  # fmt: skip
+    return _outside(lambda: value.detach().to("cpu", dtype).contiguous())
+
+
+def _outside(make: Callable[..., Tensor], *args: Any) -> Tensor:
+    """A tensor of plain numbers, that a transform which is going on has no part in."""
     if peek_interpreter_stack() is None:
-        return value.detach().to("cpu", dtype).contiguous()
+        return make(*args)
     with temporarily_clear_interpreter_stack():
-        return value.detach().to("cpu", dtype).contiguous()
+        return make(*args)

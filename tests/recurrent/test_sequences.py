@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -153,6 +154,29 @@ def test_transforms_of_torch_func() -> None:
     torch.testing.assert_close(second, right, **EXACT)
     with pytest.raises(NotSupported, match="transform"):
         torch.func.vmap(lambda n: rnn(x, lengths=n)[0])(torch.tensor([[1, 2, 3], [5, 5, 0]]))
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+@pytest.mark.parametrize("said", ["a list", "lengths", "mask", "reset"])
+def test_what_numpy_and_lists_say_inside_of_a_transform(said: str, transform: str) -> None:
+    """A tensor that is made while torch.func is about would be one of the transform's."""
+    rnn, x = (
+        elman.Recurrent(cells.GRU(3, 4).double(), batch_first=False),
+        torch.randn(5, 2, 3, dtype=torch.float64),
+    )
+    lengths, happens = np.array([5, 2]), np.arange(10).reshape(5, 2) % 3 > 0
+    given = {"a list": {"lengths": [5, 2]}, "lengths": {"lengths": lengths}}.get(said, {said: happens})
+    tensors = {name: torch.as_tensor(value) for name, value in given.items()}
+
+    def through(told: dict[str, Any]) -> Any:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            return rnn(x, **told)[0].sum()
+
+        if transform == "jvp":
+            return torch.func.jvp(run, (x,), (x.cos(),))
+        return torch.func.grad(run)(x) if transform == "grad" else torch.func.vmap(run)(x[None])
+
+    torch.testing.assert_close(through(given), through(tensors), rtol=0, atol=0)
 
 
 def test_memory_is_never_read_before_it_is_written(poisoned: None) -> None:
