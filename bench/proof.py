@@ -54,10 +54,9 @@ def briefly(made: Mapping[str, Any]) -> str:
     for line in lines:
         if line.threads == threads:
             found.setdefault(line.row, {})[line.peer] = line
-    training = {
-        row: found[row] for row in sorted(found, key=_batch) if TRAINING in row and 100 >= _steps(row) > 10
-    }
-    streams = {row: peers for row, peers in found.items() if STREAM in row}
+    by_batch = sorted(found, key=lambda row: _size(row, "B"))
+    training = {row: found[row] for row in by_batch if TRAINING in row and 100 >= _size(row, "T") > 10}
+    streams = {row: found[row] for row in found if STREAM in row}
     about = made["about"]
     machine = about["machine"].partition("; load")[0]
     where = f"{machine}, {about['instructions']}, {threads} threads; {about['versions']}; commit {about['commit']}."
@@ -70,14 +69,11 @@ def briefly(made: Mapping[str, Any]) -> str:
 
 def _brief(words: str, rows: Mapping[str, Mapping[str, Line]], peers: Sequence[str]) -> list[str]:
     heads = " | ".join(["ours", *peers]).replace(CELL, "PyTorch's cell")
-    made = [
-        f"| {words} | {heads} |",
-        "| --- |" + " --- |" * (1 + len(peers)),
-    ]
+    made = [f"| {words} | {heads} |", "| --- |" + " --- |" * (1 + len(peers))]
     for row, lines in rows.items():
         kind, _, where = row.partition(" ")
         sizes = re.sub("([BHT])", r"\1 ", where.partition(", ")[2])
-        each, (any_line, *_) = 1e6 / _steps(row), lines.values()
+        each, (any_line, *_) = 1e6 / _size(row, "T"), lines.values()
         cells = [_number(any_line.ours_seconds * each)]
         for peer in peers:
             line = lines.get(peer) or lines.get(peer.replace("GRU", kind.upper()))
@@ -91,14 +87,9 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _steps(row: str) -> int:
-    """T of a row, 1 where it does not say any."""
-    said = re.search(r"T(\d+)", row)
-    return int(said[1]) if said else 1
-
-
-def _batch(row: str) -> int:
-    said = re.search(r"B(\d+)", row)
+def _size(row: str, letter: str) -> int:
+    """B, H or T of a row, 1 where it does not say any."""
+    said = re.search(rf"{letter}(\d+)", row)
     return int(said[1]) if said else 1
 
 

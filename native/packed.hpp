@@ -1,8 +1,10 @@
-// Products with packed weights as operations of a program, several together and in turns from either end.
+// Products with constant weights as operations of a program, several together and in turns from either end.
 //
 // With a row or two a product takes as long as its weight takes to be read, again at every step. A cache that is smaller than
 // the weights of a step, and that gives up what was used longest ago, would hold nothing of what comes next. So every other
 // step goes through the columns from the last one to the first: it begins with what the step before has read last.
+//
+// A call of one step reads each weight once. There they are not packed beforehand: a part at a time, or with a row or two not at all.
 #pragma once
 
 #include "frame.hpp"
@@ -96,8 +98,8 @@ static void products(const Op& op, const Frame& f) {
     const int64_t N = op.size[3], first = f.share(N, f.part), stop = f.share(N, f.part + 1);
     const Op* const end = &op + op.together;
     const bool large = op.k * N * int64_t(sizeof(T)) > SMALL;
-    const bool parts = large && (f.packing || (f.rows <= FEW && (f.back || op.together > 1)));
-    const int64_t group = parts ? panels_at_once(f.rows < TALLEST ? int(f.rows) : TALLEST) * PANEL<T> : N, groups = (stop - first + group - 1) / group;
+    const bool grouped = large && (f.packing || (f.rows <= FEW && (f.back || op.together > 1)));
+    const int64_t group = grouped ? panels_at_once(f.rows < TALLEST ? int(f.rows) : TALLEST) * PANEL<T> : N, groups = (stop - first + group - 1) / group;
     for (int64_t i = 0; i < groups; i++) {
         const int64_t from = first + (f.back ? groups - 1 - i : i) * group, to = stop - from < group ? stop : from + group;
         for (const Op* one = &op; one < end; one++) {

@@ -38,6 +38,7 @@ TESTS = {
     "address": [
         *BOTH,
         "tests/recurrent/test_sequences.py",
+        "tests/recurrent/test_packed_sequence.py",
         "tests/recurrent/test_stream.py",
         "tests/recurrent/test_bound.py",
         "tests/recurrent/test_repeat.py",

@@ -247,6 +247,23 @@ class BoundCall:
             inputs[slot] = number
         return inputs
 
+    def started(self, inputs: Sequence[Any], batch: int) -> list[Any] | None:
+        """The inputs of the program with the state that the cell says it starts from; None where it looks different."""
+        states, structure = _part(own_state(self.cell, batch))
+        if structure != self.state:
+            return None
+        found, first = list(inputs), len(self.xs)
+        for slot, state, (_, widths, dtype, device) in zip(
+            self._given[first:], states, self.specs[first:], strict=True
+        ):
+            if (
+                state.shape[:1] != (batch,) or state.shape[1:] != widths or state.dtype is not dtype
+                or state.device != device
+            ):  # fmt: skip
+                return None
+            found[slot] = state
+        return found
+
     def starts_like(self, args: Arguments, noted: Noted) -> bool:
         """Whether the cell's own state is what it was at a call that was noted."""
         return args.structures[1] == self.state and [*map(form, args.states)] == noted.started

@@ -1,6 +1,7 @@
 """The calls of one layer: find what a call is bound to, run it, put the results back.
 
-A call that has come before crosses `Recurrent.forward` and `Calls.again`. Any other on sequences crosses, in
+A call that has come before crosses `Recurrent.forward` and `Calls.again`; one with another T, or of which other steps
+happen, `_of_any_length` besides. Any other on sequences crosses, in
 this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.serving` (what is not like the latest call:
 `arguments.lay_out`, `Calls.run`, and the first time `Calls._bind`, which asks `Programs.find`), `BoundCall.tensors`,
 `execute.apply`, `BoundCall.result`.
@@ -335,8 +336,9 @@ def _of_any_length(
         call = call._replace(layout=layout, swaps=layout.swaps)
     elif bound.often(layout.steps):
         return None
+    given = bound.started(inputs, layout.batch) if bound.from_cell else inputs
     assert bound.binding is not None
-    return apply(bound.binding.program, call, inputs)
+    return None if given is None else apply(bound.binding.program, call, given)
 
 
 def _has_start(cell: torch.nn.Module) -> bool:

@@ -38,7 +38,7 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool, any_leng
 
     noted: the call, as bound, a BoundCall, has Noted it, outside of transforms and levels of dual numbers. args: its
     Arguments, as users gave them. single: whether it is a step. any_length: for calls of any T, of which not all steps
-    need happen: `(x, state) -> the program's inputs or None`.
+    need happen: `(x, state) -> the program's inputs or None`, without a state that the cell says itself.
     """
     binding, layout, call, names = bound.binding, noted.layout, noted.call, vars(layer)
     whole = single == (layout is None)
@@ -58,9 +58,12 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool, any_leng
         (names, "reverse", bound.reverse), (names, "engine", bound.engine), (names, "_memory", None),
         (layer._modules, "cell", bound.cell), (vars(forward_ad), "_current_level", NO_LEVEL),
     ]  # fmt: skip
+    start = None
+    if bound.from_cell and any_length:  # it is asked for when it is sure that this is such a call
+        args, of_state = args._replace(states=[]), NOTHING
+    elif bound.from_cell:
+        start = partial(own_state, bound.cell, call.batch if layout is None else layout.batch)
     arguments = _value(of_x, args.xs), _value(of_state, args.states)
-    batch = call.batch if layout is None else layout.batch
-    start = partial(own_state, bound.cell, batch) if bound.from_cell else None
     try:
         return _native.Again(
             [bound.unchanged], answers, same, target, head, bound.numbered(args), arguments, start,

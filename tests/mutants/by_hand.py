@@ -31,7 +31,7 @@ SLIPS = (
     ),
     Slip(
         "execute/laid.py", "else swaps.back(t)", "else swaps(t)", "final states come back in the order of the pieces",
-        "recurrent/test_sequences.py -k packed_sequence",
+        "recurrent/test_packed_sequence.py",
     ),
     Slip(
         "segments/timeline.py", "self.device, None, (s.first, s.start))", "self.device, None)",

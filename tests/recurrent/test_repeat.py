@@ -176,6 +176,23 @@ def test_a_cell_that_starts_by_itself(gradients: bool) -> None:
     same(rnn(x), eager.unroll(cell, x, cell.initial_state(B)))
 
 
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "gru": lambda: cells.GRU(H, H), "lstm": lambda: cells.LSTM(H, H), "begun": _Begun,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", [None, [1, 3, 2], [0, T, T]])
+def test_a_cell_is_asked_once_whatever_comes_of_it(lengths: list[int] | None) -> None:
+    """Also by a call that turns out to have to go the way of all calls: a row without a step, T as it was for long."""
+    cell = _Begun().double()
+    rnn = elman.Recurrent(cell, batch_first=False)
+    for steps in (T, T + 1, T + 2, *[T] * 8):
+        before = cell.asked
+        rnn(torch.randn(steps, B, H, dtype=torch.float64), lengths=lengths)
+        assert cell.asked == before + 1
+    assert rnn._calls._recent[False].repeats[True, True]
+
+
 def _bools(seed: int, share: float) -> Tensor:
     return torch.rand(T, B, generator=torch.Generator().manual_seed(seed)) < share
 
@@ -198,12 +215,11 @@ SAID: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("stateful", [False, True])
-@pytest.mark.parametrize("cell", ["gru", "lstm", "begun"])
+@pytest.mark.parametrize("cell", KINDS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_calls_of_which_other_steps_happen(cell: str, gradients: bool, stateful: bool, reverse: bool) -> None:
     """Each gives what a layer does that has never been called, and the bits of its gradients."""
-    kinds = {"gru": lambda: cells.GRU(H, H), "lstm": lambda: cells.LSTM(H, H), "begun": _Begun}
-    made = kinds[cell]().double()
+    made = KINDS[cell]().double()
     rnn = elman.Recurrent(made, reverse=reverse, batch_first=False)
     g = torch.Generator().manual_seed(5)
     for turn in range(3):
@@ -254,11 +270,10 @@ def test_a_repeated_call_checks_what_it_is_told() -> None:
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("cell", ["gru", "lstm", "begun"])
+@pytest.mark.parametrize("cell", KINDS)
 def test_calls_of_other_lengths(cell: str, gradients: bool) -> None:
     """T may be another at every call, dense or ragged, none at all among them."""
-    kinds = {"gru": lambda: cells.GRU(H, H), "lstm": lambda: cells.LSTM(H, H), "begun": _Begun}
-    made = kinds[cell]().double()
+    made = KINDS[cell]().double()
     rnn = elman.Recurrent(made, batch_first=False)
     for turn, steps in enumerate([3, 4, 1, 6, 0, 2, 5, 5, 5, 5, 5, 5, 4, 7]):
         x = torch.randn(steps, B, H, dtype=torch.float64).requires_grad_(gradients)
