@@ -59,9 +59,11 @@ def ending(
     program: Program, call: Call, single: bool, gradients: bool
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """What `apply` comes to where no transform, no dual number and no budget is about: a function, and its arguments
-    before the tensors. single: for a step, whose sequences are `[B, …]`. gradients: whether autograd records."""
+    before the tensors. single: for a step, whose sequences are `[B, …]`. gradients: whether autograd records.
+
+    No tensor may be one of a transform that is over, either."""
     if gradients:
-        return _Eager.apply, (program, call)
+        return _recorded, (program, call)
     executable = program.single if single else program.executable(call)
     return executable.function(call.engine), (call.steps, call.batch, call.seed, call.first)
 
@@ -202,6 +204,10 @@ class _Eager(torch.autograd.Function):
         gradients = (*training.backwards.run(call, [values[place] for place in training.feeds]), None)
         found = [gradients[place] for place in training.gives]
         return (None, None, *(found if call.layout is None else unpacked(call, program.inputs, found)))
+
+
+# `_Eager.apply` without what it does first, in Python: it looks for transforms and for tensors that have outlived one.
+_recorded = super(torch.autograd.Function, _Eager).apply
 
 
 def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._C import _is_any_autocast_enabled
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import peek_interpreter_stack, unwrap_if_dead
 from torch.autograd import forward_ad
 
 from elman.caches import listed_in
@@ -93,15 +93,19 @@ class Arguments(NamedTuple):
 
 
 def _part(value: Any) -> tuple[list[Tensor], Structure]:
-    """`flatten` without a name; most arguments are a tensor, nothing, or a few tensors."""
+    """`flatten` without a name; most arguments are a tensor, nothing, or a few tensors.
+
+    Those that have outlived a transform of torch.func are what they hold, as for every operation of PyTorch's.
+    """
     if type(value) is Tensor:
-        return [value], TENSOR
+        return [unwrap_if_dead(value)], TENSOR
     if value is None:
         return [], NOTHING
     if type(value) is tuple and {*map(type, value)} == {Tensor} and len(value) < len(_TENSORS):
-        return [*value], _TENSORS[len(value)]
+        return [*map(unwrap_if_dead, value)], _TENSORS[len(value)]
     tensors: list[Tensor] = []
-    return tensors, take(value, tensors)
+    structure = take(value, tensors)
+    return [*map(unwrap_if_dead, tensors)], structure
 
 
 _TENSORS = [("tuple", *[TENSOR] * count) for count in range(5)]
