@@ -207,7 +207,7 @@ class _Eager(torch.autograd.Function):
 
 
 # `_Eager.apply` without what it does first, in Python: it looks for transforms and for tensors that have outlived one.
-_recorded = super(torch.autograd.Function, _Eager).apply
+_recorded: Callable[..., Any] = super(torch.autograd.Function, _Eager).apply  # type: ignore[misc]
 
 
 def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:
