@@ -58,10 +58,9 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
 def ending(
     program: Program, call: Call, single: bool, gradients: bool
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """What `apply` comes to where no transform, no dual number and no budget is about: a function, and its arguments
-    before the tensors. single: for a step, whose sequences are `[B, …]`. gradients: whether autograd records.
-
-    No tensor may be one of a transform that is over, either."""
+    """What `apply` comes to where no transform, no tensor that has outlived one, no dual number and no budget is about:
+    a function, and its arguments before the tensors. single: for a step, whose sequences are `[B, …]`. gradients:
+    whether autograd records."""
     if gradients:
         return _recorded, (program, call)
     executable = program.single if single else program.executable(call)

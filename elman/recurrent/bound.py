@@ -98,13 +98,14 @@ def _part(value: Any) -> tuple[list[Tensor], Structure]:
     Those that have outlived a transform of torch.func are what they hold, as for every operation of PyTorch's.
     """
     if type(value) is Tensor:
-        return [unwrap_if_dead(value)], TENSOR
-    if value is None:
+        tensors, structure = [value], TENSOR
+    elif value is None:
         return [], NOTHING
-    if type(value) is tuple and {*map(type, value)} == {Tensor} and len(value) < len(_TENSORS):
-        return [*map(unwrap_if_dead, value)], _TENSORS[len(value)]
-    tensors: list[Tensor] = []
-    structure = take(value, tensors)
+    elif type(value) is tuple and {*map(type, value)} == {Tensor} and len(value) < len(_TENSORS):
+        tensors, structure = value, _TENSORS[len(value)]
+    else:
+        tensors = []
+        structure = take(value, tensors)
     return [*map(unwrap_if_dead, tensors)], structure
 
 

@@ -30,6 +30,7 @@ def _negative(x: Tensor) -> Tensor:
 
 
 def _outliving(x: Tensor) -> Tensor:
+    """The same numbers, in a tensor of a transform that is over."""
     seen: list[Tensor] = []
     torch.func.grad(lambda inside: seen.append(inside) or inside.sum())(x)
     return seen[0]
@@ -41,6 +42,8 @@ OTHERS: dict[str, Callable[[elman.Recurrent, Tensor, Tensor], Any]] = {
     "x with the negative bit": lambda rnn, x, h: rnn(_negative(x), h),
     "x that does not lie in order": lambda rnn, x, h: rnn(x.mT.contiguous().mT, h),
     "x that has outlived a transform": lambda rnn, x, h: rnn(_outliving(x), h),
+    "a state in a tuple that has outlived one": lambda rnn, x, h: rnn(x, (_outliving(h),)),
+    "a state in a list that has outlived one": lambda rnn, x, h: rnn(x, [_outliving(h)]),
     "a state in a list": lambda rnn, x, h: rnn(x, [h]),
     "a state in a tuple": lambda rnn, x, h: rnn(x, (h,)),
     "backwards": lambda rnn, x, h: setattr(rnn, "reverse", True) or rnn(x, h),
