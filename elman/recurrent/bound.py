@@ -244,9 +244,14 @@ class BoundCall:
             kept.insert(0, repeated)
             del kept[_REPEATED:]
 
+    def _own(self) -> list[Any]:
+        """The inputs of the program with the cell's own tensors in their places; those that have outlived a transform
+        of torch.func since are what they hold."""
+        return [value if value is None else unwrap_if_dead(value) for value in self._inputs]
+
     def numbered(self, args: Arguments) -> list[Any]:
         """The inputs of the program, with numbers in the places of tensors of x and of the state, None for no state."""
-        inputs = self._inputs.copy()
+        inputs = self._own()
         given = range(len(args.xs) + len(args.states))
         for number, slot in zip(given, self._given, strict=False):
             inputs[slot] = number
@@ -297,7 +302,7 @@ class BoundCall:
 
         layout: None for one step. in_place: whether sequences stay as users have them, for whoever packs them by parts.
         """
-        inputs: list[Any] = self._inputs.copy()
+        inputs = self._own()
         given: tuple[Tensor | None, ...] = *args.xs, *starts, *args.contexts
         if layout is not None and layout.is_cut:
             xs = args.xs if args.packed or in_place else map(layout.pack, args.xs)

@@ -108,6 +108,28 @@ def test_what_looks_like_the_call_before(name: str, gradients: bool) -> None:
     assert frozenset() not in rnn._calls.latest.program._training
 
 
+@pytest.mark.parametrize("when", ["before the first call", "in the first call"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_cell_whose_own_tensor_has_outlived_a_transform(gradients: bool, when: str) -> None:
+    """It is what it holds, as an argument is, in calls that are new and in those that have come before."""
+    cell, (x, h) = cells.Elman(I, H).double(), data()
+    rnn, W = elman.Recurrent(cell, batch_first=False), cell.W.detach().clone()
+    del cell.W
+    if when == "in the first call":
+        torch.func.grad(lambda inside: setattr(cell, "W", inside) or rnn(x, h)[0].sum())(W)
+    else:
+        cell.W = _outliving(W)
+    learns = [x.requires_grad_(), cell.U]
+    for _ in range(4):
+        with torch.set_grad_enabled(gradients):
+            got, right = rnn(x, h), eager.unroll(cell, x, h)
+            one, step = rnn.step(x[0], h)[0], rnn.step(x[0], h)[0]
+        torch.testing.assert_close(got, right, **EXACT)
+        torch.testing.assert_close((one, step), (right[0][0],) * 2, **EXACT)
+        if gradients:
+            mine, theirs = (torch.autograd.grad(outputs.sum(), learns) for outputs in (got[0], right[0]))
+            torch.testing.assert_close(mine, theirs, **EXACT)
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch.jit
 @pytest.mark.parametrize(
     "record", [torch.jit.trace, lambda rnn, given: make_fx(rnn)(*given)], ids=["jit", "fx"]
