@@ -130,6 +130,7 @@ def test_a_cell_whose_own_tensor_has_outlived_a_transform(gradients: bool, when:
             mine, theirs = (torch.autograd.grad(outputs.sum(), learns) for outputs in (got[0], right[0]))
             torch.testing.assert_close(mine, theirs, **EXACT)
 
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch.jit
 @pytest.mark.parametrize(
     "record", [torch.jit.trace, lambda rnn, given: make_fx(rnn)(*given)], ids=["jit", "fx"]
