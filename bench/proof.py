@@ -1,5 +1,6 @@
 """Writes tables of what was measured into pages: `python -m bench --peers --json FILE`, then
-`python -m bench.proof FILE docs/native.md README.md`. Where a table goes, a page says by marks."""
+`python -m bench.proof FILE docs/native.md README.md`. Where a table goes, a page says by marks, one for each instruction
+set that it has been measured with."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from bench.form import CELL, FLAX, JAX, KERAS, ONNX, OURS, TORCH
 from bench.peers import STREAM, THREADS, TRAINING, Line
 from elman.training import write_atomically
 
-BEGIN, END = "<!-- the table of proof -->", "<!-- its end -->"
-BRIEFLY = "<!-- how fast -->"
+PROOF, BRIEFLY = "the table of proof", "how fast"
+END = "<!-- its end -->"
 CELLS = {"rnn": "tanh RNN", "gru": "GRU", "lstm": "LSTM"}
 
 
@@ -30,7 +31,7 @@ def table(made: Mapping[str, Any]) -> str:
         for each in limits
     )
     found = [
-        f"{about['machine']}; {about['versions']}; commit {about['commit']}. {can}.",
+        f"{about['machine']}; {about['instructions']}; {about['versions']}; commit {about['commit']}. {can}.",
         "",
         "| row | beside | goal | one thread | two threads | of the limit |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -104,19 +105,25 @@ def _ratio(line: Line | None) -> str:
     return {True: words, False: f"**{words}**", None: f"({words})"}[line.met]
 
 
-TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {BEGIN: table, BRIEFLY: briefly}
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {PROOF: table, BRIEFLY: briefly}
+
+
+def begin(name: str, made: Mapping[str, Any]) -> str:
+    """The mark of a table of what was measured with these instructions."""
+    return f"<!-- {name}, {made['about']['instructions'].split()[-1]} -->"
 
 
 def put(page: str, made: Mapping[str, Any]) -> str:
     """The page with other tables between its marks. Raises ValueError for a page without any."""
+    marks = {begin(name, made): write for name, write in TABLES.items()}
     found = False
-    for mark, write in TABLES.items():
-        before, begin, rest = page.partition(mark)
+    for mark, write in marks.items():
+        before, there, rest = page.partition(mark)
         _, end, after = rest.partition(END)
-        if begin and end:
+        if there and end:
             page, found = f"{before}{mark}\n\n{write(made)}\n\n{END}{after}", True
     if not found:
-        raise ValueError(f"the page has no {' and no '.join(TABLES)} … {END}")
+        raise ValueError(f"the page has no {' and no '.join(marks)} … {END}")
     return page
 
 

@@ -83,17 +83,23 @@ def test_the_table_goes_between_its_marks() -> None:
         for threads, peer, ratio, figure in ((1, TORCH, 3.0, 4.0), (2, TORCH, 5.0, None), (1, JAX, 9.0, None))
     ]
     made = {
-        "about": {"machine": "M", "versions": "V", "commit": "C"},
+        "about": {"machine": "M", "instructions": "torch I, ours avx2", "versions": "V", "commit": "C"},
         "limits": [{"threads": 1, "GFLOP/s": 50.0}],
         "peers": [dataclasses.asdict(line) | {"met": line.met} for line in lines],
     }
-    page = f"before\n{proof.BEGIN}\nold\n{proof.END}\nafter"
+    mark, other = (
+        "<!-- the table of proof, avx2 -->",
+        f"<!-- the table of proof, avx512 -->\nkept\n{proof.END}\n",
+    )
+    page = f"before\n{other}{mark}\nold\n{proof.END}\nafter"
     found = proof.put(page, json.loads(json.dumps(made)))
-    assert found.startswith(f"before\n{proof.BEGIN}\n\nM; V; commit C. 1 thread: 50 GFLOP/s.\n")
+    head = "M; torch I, ours avx2; V; commit C. 1 thread: 50 GFLOP/s."
+    assert found.startswith(f"before\n{other}{mark}\n\n{head}\n")
     assert f"| some row | {TORCH} | ≥ 4 | **3.00** | (5.00) | 0.50 and 0.50 |\n\n{proof.END}\nafter" in found
     assert ("old" in found, JAX in found) == (False, False)
-    with pytest.raises(ValueError, match="the page has no"):
-        proof.put("before", made)
+    for without in ("before", other):
+        with pytest.raises(ValueError, match="the page has no .*avx2"):
+            proof.put(without, made)
 
 
 def test_the_short_table_has_microseconds_of_a_step() -> None:
@@ -109,7 +115,7 @@ def test_the_short_table_has_microseconds_of_a_step() -> None:
     ]  # fmt: skip
     about = {"machine": "M; load 1", "instructions": "I", "versions": "V", "commit": "C"}
     made = {"about": about, "peers": [dataclasses.asdict(line) for line in lines]}
-    table = proof.put(f"before\n{proof.BRIEFLY}\nold\n{proof.END}\nafter", made)
+    table = proof.put(f"before\n{proof.begin(proof.BRIEFLY, made)}\nold\n{proof.END}\nafter", made)
     assert "M, I, 2 threads; V; commit C." in table
     assert "| GRU, B 16 H 64 T 100 | 20 | 60 (3×) | 30 (1.5×) |  |  |" in table
     assert "| LSTM, H 64 | 2 | 5 (2.5×) | 14 (7×) |" in table
