@@ -166,12 +166,7 @@ struct Meeting {
     bool over = false;    // so all leave the loop; said at a meeting, or one would wait for another that has left
 };
 
-// Calls that one thread runs where several shared out columns, and lost time waiting for each other: twice as many after
-// each such loss. No bits depend on it.
-static int resting = 0, rest = 0;
-constexpr int LONGEST_REST = 256;
-constexpr int64_t PATIENCE = 2000;   // looks at the meeting before giving way to others
-constexpr int64_t LATE = 500000;     // nanoseconds after that: waking a thread takes a tenth, a turn of another process more
+constexpr int64_t PATIENCE = 2000;   // looks at the meeting before giving way to others, and to look at the clock
 constexpr int64_t GLANCE = 1 << 22;  // work between two looks at the clock
 constexpr int64_t PAUSE = 250000000; // nanoseconds from one question whether to stop to the next
 
@@ -430,22 +425,8 @@ static Failure run(const Program& p, const Call& c, char* workspace) {
         if (failed.happened) return failed;
     }
     Loop<T> loop = {p, c, prepared, workspace, arena_bytes(p, c)};
-    const bool columns = by_columns(p, c);
-    int threads = int(team_size(p, c));
-    if (columns && threads > 1 && __atomic_load_n(&resting, __ATOMIC_RELAXED) > 0) {
-        __atomic_sub_fetch(&resting, 1, __ATOMIC_RELAXED);
-        threads = 1;
-    }
-    if (threads <= 1)
-        loop.run_rows({0, c.batch}, loop.workspace, 0, 1, true);
-    else
-        run_team(threads, [](void* argument, int thread, int all) { static_cast<Loop<T>*>(argument)->work(thread, all); }, &loop);
-    if (columns && threads > 1) {
-        const int last = __atomic_load_n(&rest, __ATOMIC_RELAXED);
-        const int next = !loop.meeting.late ? 0 : last ? (2 * last < LONGEST_REST ? 2 * last : LONGEST_REST) : 1;
-        __atomic_store_n(&rest, next, __ATOMIC_RELAXED);
-        __atomic_store_n(&resting, next, __ATOMIC_RELAXED);
-    }
+    run_team(int(team_size(p, c)), [](void* argument, int thread, int all) { static_cast<Loop<T>*>(argument)->work(thread, all); }, &loop);
+    if (loop.meeting.late) lost(LATE);
     loop.failure.stopped = loop.stopped;
     return loop.failure;
 }

@@ -1,5 +1,6 @@
 #include "team.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -69,18 +70,24 @@ const OpenMP& openmp() {
 struct Job {
     Work work;
     void* argument;
+    int64_t share = 0;  // nanoseconds that the thread that called has worked itself
+
+    void run(int thread, int threads) {
+        const int64_t begun = thread ? 0 : nanoseconds();
+        work(argument, thread, threads);
+        if (thread == 0) share = nanoseconds() - begun;
+    }
 };
 
 void in_openmp(void* data) {
-    const Job& job = *static_cast<Job*>(data);
-    job.work(job.argument, openmp().thread(), openmp().threads());
+    static_cast<Job*>(data)->run(openmp().thread(), openmp().threads());
 }
 
 // --- threads of our own, parked between calls ------------------------------------------------------------------------------
 
 class Pool {
 public:
-    void run(int threads, const Job& job) {
+    void run(int threads, Job& job) {
         std::lock_guard<std::mutex> one_at_a_time(calls_);
         while (int(workers_.size()) < threads - 1) {
             const int number = int(workers_.size()) + 1;
@@ -91,7 +98,7 @@ public:
             job_ = job, threads_ = threads, open_ = threads - 1, round_++;
         }
         begin_.notify_all();
-        job.work(job.argument, 0, threads);
+        job.run(0, threads);
         std::unique_lock<std::mutex> lock(mutex_);
         done_.wait(lock, [this] { return open_ == 0; });
     }
@@ -104,10 +111,10 @@ private:
             begin_.wait(lock, [&] { return round_ != seen; });
             seen = round_;
             if (number >= threads_) continue;
-            const Job job = job_;
+            Job job = job_;
             const int threads = threads_;
             lock.unlock();
-            job.work(job.argument, number, threads);
+            job.run(number, threads);
             lock.lock();
             if (--open_ == 0) done_.notify_one();
         }
@@ -132,16 +139,31 @@ const int noticed = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 const int noticed = 0;
 #endif
 
+// --- without help -----------------------------------------------------------------------------------------------------------
+
+constexpr int64_t REST = 16;            // times what was lost
+constexpr int64_t LONGEST = 125000000;  // nanoseconds that count as lost
+
+std::atomic<int64_t> helped_from{0};
+
 }  // namespace
+
+void lost(int64_t waited) {
+    helped_from.store(nanoseconds() + REST * std::min(waited, LONGEST), std::memory_order_relaxed);
+}
 
 void run_team(int threads, Work work, void* argument) {
     (void)noticed;
     if (threads <= 1 || forked) return work(argument, 0, 1);
+    const int64_t begun = nanoseconds();
+    if (begun < helped_from.load(std::memory_order_relaxed)) return work(argument, 0, 1);
     Job job = {work, argument};
     if (openmp())
         openmp().parallel(in_openmp, &job, unsigned(threads), 0);
     else
         pool().run(threads, job);
+    const int64_t waited = nanoseconds() - begun - job.share;  // for the others, before or after
+    if (waited > LATE + job.share) lost(waited);               // no share is more than twice as large as that of the first
 }
 
 void give_way() {

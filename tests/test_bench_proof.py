@@ -98,7 +98,7 @@ def test_the_table_goes_between_its_marks() -> None:
     assert f"| some row | {TORCH} | ≥ 4 | **3.00** | (5.00) | 0.50 and 0.50 |\n\n{proof.END}\nafter" in found
     assert ("old" in found, JAX in found) == (False, False)
     for without in ("before", other):
-        with pytest.raises(ValueError, match="the page has no .*avx2"):
+        with pytest.raises(ValueError, match=r"the page has no .*avx2"):
             proof.put(without, made)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.skipif(why_not_built() is not None, reason=f"native eng
 
 Tensor = torch.Tensor
 WAIT = 240
+ROOT = Path(__file__).parents[2]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -66,6 +69,20 @@ def test_two_recurrences_at_once(batch: int, hidden: int, threads: int, tiled: b
         for i, tensors in enumerate(found):
             for one, other in zip(tensors, expected[i % 2], strict=True):
                 assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("g++"), reason="this builds for Linux, with g++"
+)
+@pytest.mark.parametrize("runtime", [[], ["-Wl,--no-as-needed", "-fopenmp"]], ids=["own", "openmp"])
+def test_a_team_that_waits_for_other_processes_goes_without_help(runtime: list[str], tmp_path: Path) -> None:
+    program, native = tmp_path / "team", ROOT / "native"
+    files = [str(native / "tests" / "team.cpp"), str(native / "team.cpp")]
+    flags = ["-std=c++17", f"-I{native}", "-pthread", "-ldl", *runtime]
+    subprocess.run(["g++", *files, *flags, "-o", str(program)], check=True, timeout=WAIT)
+    done = subprocess.run([program], timeout=WAIT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert f"{'openmp' if runtime else 'own'}: two threads again" in done.stdout
 
 
 @pytest.mark.conformance
