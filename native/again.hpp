@@ -77,7 +77,8 @@ public:
     static int clear(PyObject* self) {
         if (!nb::inst_ready(self)) return 0;
         Again& again = *nb::inst_ptr<Again>(self);
-        again.parts_ = {{-1}, {-1}}, again.kept_ = nb::list();  // it serves no call any more
+        again.names_.clear(), again.answers_.clear(), again.checks_.clear();  // what holds these is given up
+        again.parts_ = {{-1}, {-1}}, again.kept_ = nb::list();                // it serves no call any more
         return 0;
     }
 

@@ -51,6 +51,7 @@ public:
     // sources: (dict, key, tensor) or (None, None, tensor) for each that constants are made of; what is no tensor has to be
     // what the dict holds. unchanged: a function. Packs the weights.
     void load(const nb::tuple& constants, const std::vector<int64_t>& strides, const nb::list& sources, const nb::object& unchanged) {
+        idle();
         if (nb::len(constants) != constants_.size() || strides.size() != constants_.size()) throw std::invalid_argument("a wrong number of constants");
         loaded_ = false;
         kept_ = nb::list();
@@ -136,6 +137,7 @@ public:
     // Gives the emits, alone or a tuple; False where anything is not as it has to be, and nothing was done.
     nb::object step(nb::handle xs, nb::handle out) {
         idle();
+        const Turn turn(running_);
         if (!fresh() || !rows_) return nb::bool_(false);
         Views views(inputs_.size() + outputs_.size());
         Pointer* at = at_.data() + constants_.size();
@@ -166,10 +168,8 @@ public:
         if (program_.work * rows_ < ALONE) {
             failure = run(call);
         } else {
-            running_ = true;
             nb::gil_scoped_release release;
             failure = run(call);
-            __atomic_store_n(&running_, false, __ATOMIC_RELEASE);
         }
         if (failure.happened) raise(failure);
         now_.swap(next_), back_ = !back_;
@@ -192,6 +192,16 @@ public:
     }
 
 private:
+    // A step from its first question to its new state. Set and read under Python's lock, which others may get in between.
+    struct Turn {
+        bool& running;
+
+        explicit Turn(bool& flag) : running(flag) { running = true; }
+        ~Turn() { running = false; }
+        Turn(const Turn&) = delete;
+        Turn& operator=(const Turn&) = delete;
+    };
+
     static constexpr int64_t ALONE = 1 << 18;  // work that takes less time than getting Python's lock again may
 
     // What a step reads or writes.
@@ -263,7 +273,7 @@ private:
     }
 
     void idle() const {
-        if (__atomic_load_n(&running_, __ATOMIC_ACQUIRE)) throw std::runtime_error("a stream runs one step at a time: each thread needs a stream of its own");
+        if (running_) throw std::runtime_error("a stream runs one step at a time: each thread needs a stream of its own");
     }
 
     [[noreturn]] void raise(const Failure& failure) const {

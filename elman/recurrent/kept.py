@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -131,11 +131,11 @@ def which_rows(rows: Any, batch: int) -> list[int]:
         if rows.dtype in (torch.bool, np.bool_):
             return torch.nonzero(rows_of_reset(rows, batch)).flatten().tolist()
         rows = rows.tolist()
-    which = [rows] if isinstance(rows, int) else list(rows)
+    which = list(rows) if isinstance(rows, Iterable) else [rows]
     for row in which:
-        if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < batch:
+        if not isinstance(row, (int, np.integer)) or isinstance(row, bool) or not 0 <= row < batch:
             raise InputError(what="there is no such row", where="rows", got=row, expected=f"0 … {batch - 1}")
-    return which
+    return [int(row) for row in which]
 
 
 def device_of(cell: torch.nn.Module) -> str:

@@ -120,7 +120,8 @@ class Stream:
             into tensors; None for an autonomous system.
         reset: `[B]` bools: rows that begin a new sequence, from the cell's initial state.
         context: tensors `[B, …]`; what is computed of it is kept as long as it is the same tensor.
-        out: memory for the output, of its structure: with it, nothing is allocated. By default the output is new.
+        out: memory for the output, of its structure. By default the output is new. Where x and the output are one tensor
+            or array each, nothing is allocated with it.
 
         Returns the output, arrays where x is one. Raises InputError or InputTypeError for what does not fit.
         """
@@ -158,13 +159,12 @@ class Stream:
                 )
                 self._bind(layer, given, context)
                 assert self._kept is not None
+                before = None if out is None else self._kept.read()
                 if reset is not None:
                     rows = rows_of_reset(reset, self.batch)
                     self.reset(torch.nonzero(rows).flatten().tolist())
-                if out is None:
-                    output = self._made(layer, given)
-                else:
-                    before, output = self._kept.read(), self._made(layer, given)
+                output = self._made(layer, given)
+                if before is not None:
                     try:
                         return into(out, output)
                     except InputError:

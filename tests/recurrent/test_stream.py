@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import numpy as np
@@ -123,8 +124,10 @@ def test_a_reset_begins_anew_and_leaves_the_others() -> None:
         expected, state = rnn.step(x_t, state, reset=reset)
         assert torch.equal(stream.step(x_t, reset=reset), expected)
     before = stream.state
-    stream.reset([0, 2])
+    stream.reset([0, np.int64(2)])
     assert torch.equal(stream.state, torch.where(torch.tensor([[0], [1], [0]]) > 0, before, rnn.cell.h))
+    stream.reset(np.int64(1))
+    assert torch.equal(stream.state, rnn.cell.initial_state(3))
 
 
 @torch.no_grad()
@@ -255,6 +258,45 @@ def test_threads_have_a_stream_each() -> None:
     assert torch.equal(torch.cat(made, 1), expected)
 
 
+class _Counting(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.W, self.hidden_size = nn.Parameter(torch.zeros(hidden, hidden)), hidden
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return h + 1 + h @ self.W + x
+
+
+@pytest.mark.parametrize("hidden", [8, 640])  # steps that keep Python's lock, and steps that let it go
+@torch.no_grad()
+def test_threads_with_one_stream_are_refused_or_served(hidden: int) -> None:
+    """Whichever of them: every step that was served has happened once, in all of the state."""
+    stream, x = elman.Recurrent(_Counting(hidden)).stream(), torch.zeros(1, hidden)
+    stream.step(x)
+    stream.reset()
+    served = [0, 0]
+
+    def run(i: int) -> None:
+        for _ in range(1000):
+            try:
+                stream.step(x)
+            except RuntimeError as error:
+                assert "one step at a time" in str(error)
+            else:
+                served[i] += 1
+
+    threads, before = [threading.Thread(target=run, args=(i,)) for i in range(2)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert torch.equal(stream.state, torch.full((1, hidden), float(sum(served))))
+
+
 def test_what_does_not_fit_is_said() -> None:
     rnn, x = gru(), torch.randn(2, 6)
     with pytest.raises(InputError, match="reversed"):
@@ -277,6 +319,7 @@ def test_what_does_not_fit_is_said() -> None:
         (lambda: stream.step(x[:1]), "a row for each"),
         (lambda: stream.step(x.clone().requires_grad_()), "no gradients"),
         (lambda: stream.step(x, out=torch.empty(2, 7)), "no room"),
+        (lambda: stream.step(x, reset=torch.tensor([True, False]), out=torch.empty(2, 7)), "no room"),
         (lambda: stream.step(x, reset=[True]), "reset"),
         (lambda: stream.drop(2), "no such row"),
         (lambda: stream.reset(-1), "no such row"),
