@@ -1,6 +1,6 @@
 """Writes tables of what was measured into pages: `python -m bench --peers --json FILE`, then
-`python -m bench.proof FILE docs/native.md README.md`. Where a table goes, a page says by marks, one for each instruction
-set that it has been measured with."""
+`python -m bench.proof FILE docs/native.md README.md`. Where a table goes, a page says by marks, one for each set of
+instructions that it has been measured with."""
 
 from __future__ import annotations
 

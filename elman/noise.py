@@ -204,13 +204,6 @@ def draw(port: InPort, index: int, seed: int, start: int, stop: int, batch: int)
     return _drawn(port, index, seed, start, stop, ((batch,) if port.rows else ()) + port.shape, BLOCK)
 
 
-def drawn_once(port: InPort, batch: int) -> torch.Tensor:
-    """The numbers of a noise port for one step, [B, …], no B without rows; straight from torch's default generator,
-    since nobody draws them again."""
-    fill = torch.rand if port.draw == "uniform" else torch.randn
-    return fill(((batch,) if port.rows else ()) + port.shape, dtype=port.dtype, device=port.device)
-
-
 def draw_rows(port: InPort, index: int, seed: int, start: int, stop: int) -> torch.Tensor:
     """The numbers of a noise port for packed rows start to stop: [stop - start, …]."""
     return _drawn(port, index, seed, start, stop, port.shape, ROW_BLOCK)

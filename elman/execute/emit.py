@@ -173,14 +173,13 @@ class _Emitter:
 
     def _drawn(self, port: InPort) -> str:
         constant = self.python.constant
-        if self.single:
-            return f"{constant(noise.drawn_once)}({constant(port, 'port')}, batch)"
         draw, first, stop = noise.draw, "first", "first + steps, batch"
         if self.ragged:
             first, stop = "packing.first_step", "packing.first_step + steps, batch"
             if port.rows:
                 draw, first, stop = noise.draw_rows, "packing.first_row", "packing.first_row + rows"
-        return f"{constant(draw)}({constant(port, 'port')}, {port.number}, seed, {first}, {stop})"
+        drawn = f"{constant(draw)}({constant(port, 'port')}, {port.number}, seed, {first}, {stop})"
+        return f"{drawn}[0]" if self.single else drawn
 
     def _zeros(self, port: InPort, timed: bool) -> str:
         """Zeros for what is left out: a starting state, or the cotangents of an output that nobody used."""

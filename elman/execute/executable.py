@@ -165,10 +165,9 @@ def _drawing(
     def drawing(steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         if not (steps and batch):
             return empty(steps, batch, seed, first, *tensors)
+        drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]
         if single:
-            drawn = [noise.drawn_once(port, batch) for port in ports]
-        else:
-            drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]
+            drawn = [numbers[0] for numbers in drawn]
         return passed(steps, batch, seed, first, *tensors, *drawn)
 
     return drawing

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elman.recurrent import Recurrent
+from elman.recurrent.dropout import dropout_mask
 from elman.recurrent.joined import JoinedCell, joined, start
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def bounded_loss(
     if one is None or one.cell.stack is not cell:
         one = Recurrent(LossCell(model, cell), batch_first=False)
         model.__dict__["_loss"] = one  # no submodule: its parts are the model's
-    one.engine, one.memory = inner.engine, model.memory
+    one.engine, one.memory, one.generator = inner.engine, model.memory, inner.generator
     one.cell.training = model.training
     begin, told = start(stack, inner, model.embedding(x[0]), x.shape[1], state, None, False)
     told = told or {}
@@ -60,5 +61,5 @@ def bounded_loss(
     p = model.dropout.p
     if p and model.training:
         weight = model.readout.weight
-        told["last"] = weight.new_empty((x.shape[1], weight.shape[1])).bernoulli_(1 - p) / (1 - p)
+        told["last"] = dropout_mask(weight, (x.shape[1], weight.shape[1]), p, None)
     return one((x, y), begin, context=told or None)

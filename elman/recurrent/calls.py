@@ -9,6 +9,7 @@ this order: `Recurrent.forward`, `Arguments.of`, `Calls.whole`, `BoundCall.servi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from elman.caches import Recent, listed_in
 from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, specs
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
 from elman.execute import Call, apply
+from elman.noise import Replay
 from elman.recurrent.arguments import (
     EVERY,
     StepSelection,
@@ -311,7 +313,8 @@ class Calls:
         if state is None:
             state = self.start_of_step(layer, args)
         try:
-            returned = call_cell(layer.cell, x, state, context, context is not None)
+            with _draws(layer):
+                returned = call_cell(layer.cell, x, state, context, context is not None)
         except Exception as error:
             if isinstance(error, ElmanError) or torch.compiler.is_compiling():
                 raise
@@ -389,6 +392,13 @@ def alike(initial: Any, states: Sequence[Tensor], structure: Structure) -> list[
 
 def dtype_of(cell: torch.nn.Module) -> torch.dtype:
     return next((p.dtype for p in cell.parameters() if p.dtype.is_floating_point), torch.float32)
+
+
+def _draws(layer: Any) -> contextlib.AbstractContextManager[Any]:
+    """Inside, a cell draws from its layer's generator."""
+    if layer.generator is None or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return Replay(layer.generator)
 
 
 def _seed(layer: Any, binding: Binding) -> int:

@@ -29,8 +29,8 @@ def locked(
     Source: Gal and Ghahramani, A theoretically grounded application of dropout in recurrent neural networks, 2016.
     """
     if layout is None or layout.packing is None:
-        return x * _mask(x, x.shape[-2:], p, generator)
-    return x * _mask(x, (layout.pieces, *x.shape[1:]), p, generator)[layout.packing.sequence]
+        return x * dropout_mask(x, x.shape[-2:], p, generator)
+    return x * dropout_mask(x, (layout.pieces, *x.shape[1:]), p, generator)[layout.packing.sequence]
 
 
 def fresh(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def fresh(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tens
         return cast(Tensor, _Dropped.apply(x, p, seed))
     if generator is None:
         return nn.functional.dropout(x, p)
-    return x * _mask(x, x.shape, p, generator)
+    return x * dropout_mask(x, x.shape, p, generator)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -74,7 +74,7 @@ class _Dropped(torch.autograd.Function):
         return g * mask, None, None
 
 
-def _mask(x: Tensor, size: Sequence[int], p: float, generator: torch.Generator | None) -> Tensor:
+def dropout_mask(x: Tensor, size: Sequence[int], p: float, generator: torch.Generator | None) -> Tensor:
     """m / (1 - p); zeros where everything is left out."""
     mask = x.new_empty(tuple(size)).bernoulli_(1 - p, generator=generator)
     return mask / (1 - p) if p < 1 else mask

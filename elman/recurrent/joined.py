@@ -19,6 +19,7 @@ from elman.circuit.structure import flatten, specs
 from elman.errors import InputError, NotSupported
 from elman.plan.work import told
 from elman.recurrent.budget import granted
+from elman.recurrent.dropout import dropout_mask
 from elman.recurrent.kept import Steps
 from elman.recurrent.layer import Recurrent, not_stepwise
 from elman.recurrent.several import states_of
@@ -78,6 +79,17 @@ class JoinedCell(StackCell):
         )
 
 
+def _bring_up_to_date(stack: Stack, one: Recurrent, locked: bool) -> None:
+    """Have the one layer be what the stack is now."""
+    cells, norms = [stack.part(i).cell for i in range(len(stack))], [*stack._norms()]  # type: ignore[union-attr]
+    cell: Any = one.cell
+    if [*cell.cells] != cells or [*cell.norms] != norms:
+        one.cell = cell = JoinedCell(stack)
+    cell.p, cell.locked, cell.residual = stack.dropout, locked, stack.residual
+    cell.training = stack.training
+    one.engine, one.generator = stack.part(0).engine, stack.generator  # type: ignore[union-attr]
+
+
 def joined(stack: Stack) -> Recurrent | None:
     """The stack as one recurrence, if it can be; kept with it."""
     layers: list[Any] = [stack.part(i) for i in range(len(stack))]
@@ -86,14 +98,11 @@ def joined(stack: Stack) -> Recurrent | None:
     if len({str(layer.engine) for layer in layers}) > 1:
         return None
     one: Recurrent | None = stack.__dict__.get("_joined")
-    cells = [layer.cell for layer in layers]
-    if one is None or [*one.cell.cells] != cells or [*one.cell.norms] != [*stack._norms()]:  # type: ignore[union-attr]
+    if one is None:
         one = Recurrent(JoinedCell(stack), batch_first=False)
         stack.__dict__["_joined"] = one  # no submodule: the cells are those of the layers
-    cell: Any = one.cell
-    cell.p, cell.locked, cell.residual = stack.dropout, stack.locked, stack.residual
-    cell.training = stack.training
-    one.engine, one.memory = layers[0].engine, stack.memory
+    _bring_up_to_date(stack, one, stack.locked)
+    one.memory = stack.memory
     return one
 
 
@@ -114,17 +123,9 @@ def steps_of(stack: Stack, where: str) -> Steps:
             )  # fmt: skip
     one = Recurrent(JoinedCell(stack), batch_first=False)
 
-    def layer_of_now() -> Recurrent:
-        cell: Any = one.cell
-        cells, norms = [stack.part(i).cell for i in range(len(stack))], [*stack._norms()]  # type: ignore[union-attr]
-        if [*cell.cells] != cells or [*cell.norms] != norms:
-            one.cell = cell = JoinedCell(stack)
-        cell.p, cell.locked, cell.residual = stack.dropout, False, stack.residual  # each step draws anew
-        cell.training, one.engine = stack.training, stack.part(0).engine  # type: ignore[union-attr]
-        return one
-
     def watched() -> list[tuple[Any, Any, Any]]:
-        own = [(stack.__dict__, name, stack.__dict__[name]) for name in ("training", "dropout", "residual")]
+        settings = "training", "dropout", "residual", "generator"
+        own = [(stack.__dict__, name, stack.__dict__[name]) for name in settings]
         parts = [(layer._modules, "cell", layer.cell) for layer in stack.layers]  # type: ignore[union-attr]
         return [
             *own,
@@ -133,10 +134,10 @@ def steps_of(stack: Stack, where: str) -> Steps:
         ]
 
     def begin(x: Any, context: Any) -> None:
-        layer_of_now()
+        _bring_up_to_date(stack, one, locked=False)  # each step draws anew
         start(stack, one, x, 1, None, (context or {}).get("own"), True)
 
-    layer_of_now()
+    _bring_up_to_date(stack, one, locked=False)
     return Steps(
         lambda: one, watched, begin, lambda state: tuple(states_of(state, len(stack))), layer_states,
         lambda context: None if context is None else {"own": context},
@@ -192,7 +193,7 @@ def _read(stack: Stack, x: Any, i: int, batch: int, masks: list[Tensor] | None) 
                 what="dropout that stays the same for a sequence is that of a tensor", where=f"layer {i}, memory=",
                 mend="leave locked=True away, or the budget",
             )  # fmt: skip
-        masks.append(x.new_empty((batch, *x.shape[1:])).bernoulli_(1 - stack.dropout) / (1 - stack.dropout))
+        masks.append(dropout_mask(x, (batch, *x.shape[1:]), stack.dropout, stack.generator))
     return x
 
 

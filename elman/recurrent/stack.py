@@ -120,7 +120,7 @@ class Stack(Budget, torch.nn.Module):
             [self.norms[i - 1] for i in range(*index.indices(len(self.layers)))[1:]] if self._norms() else ()
         )
         how = {"dropout": self.dropout, "locked": self.locked, "residual": residual, "norms": norms}
-        part = Stack(*layers, **how, batch_first=first, generator=self.generator)
+        part = Stack(*layers, **how, batch_first=first, generator=self.generator, memory=self.memory)
         part.training = self.training  # of itself alone: the layers are as they were
         return part
 

@@ -120,8 +120,8 @@ class Stream:
             into tensors; None for an autonomous system.
         reset: `[B]` bools: rows that begin a new sequence, from the cell's initial state.
         context: tensors `[B, …]`; what is computed of it is kept as long as it is the same tensor.
-        out: memory for the output, of its structure. By default the output is new. With it, nothing is allocated where x
-            and the output are one tensor or array each.
+        out: memory for the output, of its structure; by default the output is new. Nothing is allocated with it where x
+            and the output are one tensor each, or an array.
 
         Returns the output, arrays where x is one. Raises InputError or InputTypeError for what does not fit.
         """
