@@ -8,14 +8,22 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from elman.errors import InputError
+from elman.errors import InputError, InputTypeError
 
 Tensor = torch.Tensor
 
 
 def as_tensor(leaf: Any) -> Any:
-    """The same as a tensor, if it is an array."""
-    return torch.from_numpy(np.array(leaf)) if isinstance(leaf, np.ndarray) else leaf
+    """The same as a tensor, if it is an array. Raises InputTypeError for one of numbers that PyTorch does not have."""
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    try:
+        return torch.from_numpy(np.array(leaf))
+    except (TypeError, ValueError) as error:
+        raise InputTypeError(
+            what="PyTorch has no such numbers", where="an array", got=f"dtype {leaf.dtype.str}",
+            mend="array.astype(np.float32), for example",
+        ) from error  # fmt: skip
 
 
 def as_tensors(value: Any) -> tuple[bool, Any]:
@@ -36,7 +44,7 @@ def into(out: Any, output: Any) -> Any:
     mine, given = pytree.tree_leaves(output), pytree.tree_leaves(out)
     for value, place in zip(mine, given, strict=False):
         shape = tuple(getattr(place, "shape", ()))
-        like = torch.from_numpy(place) if isinstance(place, np.ndarray) else place
+        like = _room(place)
         if not isinstance(like, Tensor) or shape != tuple(value.shape) or like.dtype != value.dtype:
             got = f"{list(shape)} {like.dtype}" if isinstance(like, Tensor) else type(place).__name__
             raise InputError(
@@ -48,5 +56,19 @@ def into(out: Any, output: Any) -> Any:
             what="out= is not built like the output", where="out=", got=len(given), expected=len(mine)
         )
     for value, place in zip(mine, given, strict=True):
-        (torch.from_numpy(place) if isinstance(place, np.ndarray) else place).copy_(value)
+        _room(place).copy_(value)
     return out
+
+
+def _room(place: Any) -> Any:
+    """The memory of an array as a tensor. Raises InputError for what cannot be written to."""
+    if not isinstance(place, np.ndarray):
+        return place
+    if not place.flags.writeable:
+        raise InputError(what="the array is read-only", where="out=", mend="give one that can be written to")
+    try:
+        return torch.from_numpy(place)
+    except (TypeError, ValueError) as error:  # strides below 0, bytes in the other order
+        raise InputError(
+            what="PyTorch has no tensor with such memory", where="out=", mend="give an array as np.empty makes it"
+        ) from error

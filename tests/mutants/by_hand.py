@@ -79,7 +79,7 @@ SLIPS = (
         "every segment reads the rows of the first one", "recurrent/test_memory.py -k budgets",
     ),
     Slip(
-        "recurrent/joined.py", "[*one.cell.cells] != cells", "len(one.cell.cells) != len(cells)",
+        "recurrent/joined.py", "[*cell.cells] != cells", "len(cell.cells) != len(cells)",
         "a stack goes on with a cell that was replaced", "recurrent/test_memory_layers.py -k follows",
     ),
     Slip(

@@ -315,12 +315,14 @@ def test_what_does_not_fit_is_said() -> None:
     stream = rnn.stream(batch=2)
     with pytest.raises(NotYet):
         _ = stream.state
-    before = stream.step(x)
+    before, constant = stream.step(x), bytes(64)
     for wrong, error in (
         (lambda: stream.step(x[:1]), "a row for each"),
         (lambda: stream.step(x.clone().requires_grad_()), "no gradients"),
         (lambda: stream.step(x, out=torch.empty(2, 7)), "no room"),
         (lambda: stream.step(x, reset=torch.tensor([True, False]), out=torch.empty(2, 7)), "no room"),
+        (lambda: stream.step(x.numpy(), out=np.frombuffer(constant, np.float32).reshape(2, 8)), "read-only"),
+        (lambda: stream.step(x.numpy(), out=np.empty((2, 8), np.float32)[::-1]), "such memory"),
         (lambda: stream.step(x, reset=[True]), "reset"),
         (lambda: stream.drop(2), "no such row"),
         (lambda: stream.reset(-1), "no such row"),
@@ -332,8 +334,11 @@ def test_what_does_not_fit_is_said() -> None:
         with pytest.raises(InputError, match=error):
             wrong()
         assert torch.equal(stream.state, state)
+    assert constant == bytes(64)
     with pytest.raises(TraceError):
         stream.step("x")
+    with pytest.raises(InputTypeError, match="no such numbers"):
+        stream.step(x.numpy().astype(">f4"))
     stream.step(x)
     assert before.shape == (2, 8)
     assert "ordinary steps: the reference engine" in repr(stepped(gru(engine="reference").stream(), x[:1]))
