@@ -4,6 +4,7 @@
 #include "python.hpp"
 
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 namespace elman {
@@ -15,6 +16,7 @@ namespace {
 // What is asked of a torch.Tensor: it calls the methods that Python code would call.
 struct Asked {
     PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+    PyObject* numel = PyUnicode_InternFromString("numel");
     PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
     PyObject* size = PyUnicode_InternFromString("size");
     PyObject* stride = PyUnicode_InternFromString("stride");
@@ -82,6 +84,12 @@ struct Described {
     const int64_t *sizes, *strides;  // in elements; they live as long as the tensor
     uint64_t offset;
 
+    bool is_empty() const {
+        for (int32_t d = 0; d < dimensions; d++)
+            if (sizes[d] == 0) return true;
+        return false;
+    }
+
     // Whether it lies in order, where sizes of one do not count.
     bool in_order() const {
         int64_t step = 1;
@@ -122,17 +130,20 @@ bool describe(PyObject* tensor, Described& found) {
     if (!sought) function = describer(), sought = true;
     if (!function) return false;
     if (function(tensor, &found) != 0) return PyErr_Clear(), false;
+    if (!found.data && !found.is_empty()) return false;
     found.data += found.offset;
     return true;
 }
 
-// Where its numbers begin.
+// Where its numbers begin. Throws for a tensor whose memory was given back.
 char* address(PyObject* tensor) {
     Described known;
     if (describe(tensor, known)) return known.data;
     const nb::object found = ask(tensor, asked().data_ptr);
     const int64_t value = PyLong_AsLongLong(found.ptr());
     if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+    if (!value && PyObject_IsTrue(ask(tensor, asked().numel).ptr()) && ask(tensor, asked().is_zero).ptr() != Py_True)
+        throw std::runtime_error("a tensor has no memory: its storage was given back (untyped_storage().resize_(0), as FSDP does between calls)");
     return reinterpret_cast<char*>(value);
 }
 

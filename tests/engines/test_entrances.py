@@ -165,3 +165,23 @@ def test_zeros_that_autograd_has_not_written_down(engine: str) -> None:
             outputs, list(rnn.parameters()), torch._efficientzerotensor(outputs.shape)
         )
         assert not any(gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize("name", ["x", "W"])
+def test_a_tensor_whose_memory_was_given_back(name: str) -> None:
+    """As FSDP does with weights between its calls. Calls that are new say it, and those that have come before."""
+    rnn, x, h = elman.Recurrent(elman.cells.GRU(4, 5)), torch.randn(3, 2, 4), torch.zeros(2, 5)
+    tensors = {"x": x, "W": rnn.cell.W}
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            for calls in (0, 3):
+                for _ in range(calls):
+                    rnn(x, h)
+                storage = tensors[name].untyped_storage()
+                size, kept = storage.nbytes(), tensors[name].detach().clone()
+                storage.resize_(0)
+                with pytest.raises(RuntimeError, match="given back"):
+                    rnn(x, h)
+                storage.resize_(size)
+                tensors[name].data.copy_(kept)
+                torch.testing.assert_close(rnn(x, h)[0], elman.Recurrent(rnn.cell)(x, h)[0])
