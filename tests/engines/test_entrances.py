@@ -180,7 +180,7 @@ def test_a_tensor_whose_memory_was_given_back(name: str) -> None:
                 storage = tensors[name].untyped_storage()
                 size, kept = storage.nbytes(), tensors[name].detach().clone()
                 storage.resize_(0)
-                with pytest.raises(RuntimeError, match="given back|out of bounds for storage"):
+                with pytest.raises(RuntimeError, match=r"given back|out of bounds for storage"):
                     rnn(x, h)
                 storage.resize_(size)
                 tensors[name].data.copy_(kept)
