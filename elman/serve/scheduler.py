@@ -144,6 +144,7 @@ class Scheduler:
         self._key = np.zeros(0, np.uint64)
         self._heat, self._share = np.zeros(0), np.zeros(0)
         self._unknown = self.spelling.tokenizer.unknown
+        self._spoiled = False  # whether another stream has to be begun
 
     def _run(self) -> None:
         while True:
@@ -156,16 +157,23 @@ class Scheduler:
             if closing is not None and not busy and not new:
                 return
             try:
+                if self._spoiled:
+                    self._begin()
                 self._turn(new, gone, closing)
             except Exception as error:  # nothing of one request may end the others' server
-                traceback.print_exc(file=sys.stderr)
-                self.failed = type(error).__name__
-                for job in list(self._open):
-                    self._end(job, "error")
-                told, ended = self._told, self._ended
-                self._begin()
-                self._told, self._ended = told, ended
-                self._tell()
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """What there was ends, and its owners are told. The next turn begins another stream, for what has come since:
+        where there is no memory for one, that turn fails likewise, and the one after it tries again."""
+        traceback.print_exc(file=sys.stderr)
+        self.failed, self._spoiled = type(error).__name__, True
+        self._rows, self._reading, self._joining = [], deque(), []
+        with self.changed:
+            there = self._open.difference(self._new)
+        for job in there:
+            self._end(job, "error")
+        self._tell()
 
     def _turn(self, new: list[Job], gone: list[Job], closing: float | None) -> None:
         """At most a block, and a step."""

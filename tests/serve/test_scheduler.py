@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -153,6 +154,39 @@ def test_a_failure_ends_what_runs_and_nothing_else(
     monkeypatch.undo()
     assert "ZeroDivisionError" in capfd.readouterr().err
     assert scheduler.submit([ask])[0].result(WAIT).symbols == right
+
+
+def test_who_asks_while_others_fail_is_answered(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    ask, late = Ask(np.array([1, 2]), 5, seed=1), list[Job]()
+
+    def turn(*_: Any) -> None:
+        monkeypatch.undo()
+        late.extend(scheduler.submit([ask]))
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(scheduler, "_turn", turn)
+    assert scheduler.submit([ask])[0].result(WAIT).reason == "error"
+    assert late[0].result(WAIT).reason == "length"
+    assert late[0].symbols == alone(scheduler.model, ask)
+    assert scheduler.counts.written == 5
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_where_no_other_stream_can_be_begun_it_is_said_and_tried_again(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    ask, told = Ask(np.array([1, 2]), 5, seed=1), queue.Queue[Any]()
+    scheduler.notify = told.put
+    monkeypatch.setattr(scheduler, "_turn", lambda *_: 1 / 0)
+    monkeypatch.setattr(scheduler, "_begin", lambda: int("no memory"))
+    for owner in ("first", "second"):
+        assert scheduler.submit([ask], owner)[0].result(WAIT).reason == "error"
+        assert told.get(timeout=WAIT) == {owner}
+    monkeypatch.undo()
+    assert scheduler.submit([ask])[0].result(WAIT).symbols == alone(scheduler.model, ask)
+    assert "no memory" in capfd.readouterr().err
 
 
 def test_a_job_that_nobody_waits_for_frees_its_row(scheduler: Scheduler) -> None:
