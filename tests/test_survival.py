@@ -173,6 +173,20 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     assert kept.newest() is None
 
 
+def test_what_was_just_saved_is_kept_whatever_stands_above_it(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    for step in (200, 300):
+        kept.save({"t": torch.zeros(2)}, {"step": step})
+    for path in kept.paths():
+        path.write_bytes(b"spoiled")
+    for step, left in ((50, [50, 300]), (60, [60, 50]), (70, [70, 60])):
+        saved = kept.save({"t": torch.zeros(2)}, {"step": step})
+        assert sorted(kept.paths()) == sorted(saved.with_name(f"step-{n:010}.safetensors") for n in left)
+        found = kept.newest()
+        assert found is not None
+        assert found[1] == {"step": step}
+
+
 def _flipped(content: bytes, at: int) -> bytes:
     changed = bytearray(content)
     changed[at] ^= 1

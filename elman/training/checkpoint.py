@@ -22,7 +22,7 @@ from elman.training.weights import inside
 
 _BYTES = torch.uint8
 _MEND = "remove it: the one before it is taken then"
-_KEPT = 2  # the latest ones; should the last be spoiled after all, the one before it is there
+_KEPT = 2  # should the last be spoiled after all, the one before it is there
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ def _digest(tensors: dict[str, Tensor], facts: str) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in a folder of their own, by step; the latest two are kept."""
+    """The checkpoints of a run, in a folder of their own, by step; the last one saved and one before it are kept."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,7 +89,8 @@ class Checkpoints:
         """Write one, then remove those that are not needed any more. facts: with "step"."""
         path = self.folder / f"step-{facts['step']:010}.safetensors"
         save_checkpoint(path, tensors, facts)
-        for old in self.paths()[_KEPT:]:
+        # A run that went on from here has passed over those that stand above: they go first.
+        for old in sorted(self.paths(), key=lambda one: one > path)[_KEPT:]:
             old.unlink(missing_ok=True)
         for left in self.folder.glob(".step-*"):  # of a process that was killed while it wrote
             left.unlink(missing_ok=True)
