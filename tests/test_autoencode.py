@@ -266,7 +266,7 @@ def test_a_loss_of_ones_own() -> None:
 @pytest.mark.parametrize(("given", "said"), [
     ([], "at least one"), (["a", ["b"]], "an array"), (["a", ""], "1 …"), ([["a"], "b"], "a list of symbols"),
     ([[[1.0]], [[1.0, 2.0]]], "1"), ([[[float("nan")]]], "numbers"), ([3], "[T, I]"), ([["a"], []], "1 …"),
-    ([[[1, 2], [3]]], "an array"), (["a" * (LONGEST + 1)], "1 …"),
+    ([[[1, 2], [3]]], "an array"), ([[[10**400]]], "an array"), (["a" * (LONGEST + 1)], "1 …"),
 ])  # fmt: skip
 def test_what_is_no_sequence_is_told(given: Any, said: str) -> None:
     with pytest.raises(InputError, match="sequences") as error:
@@ -392,6 +392,7 @@ def test_rolls_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("a.jsonl", b'"ab"\n{"txt": 1}', "a.jsonl:2", "no sequence"),
     ("a.jsonl", b'"ab"\n[', "a.jsonl:2", "no sequence"),
     ("a.jsonl", b"[[NaN]]\n" + b"\n".join(b"[[%d]]" % k for k in range(30)), "a.jsonl:1", "as the others"),
+    ("a.jsonl", b"[[1%s]]\n" % (b"0" * 400) + b"\n".join(b"[[%d]]" % k for k in range(30)), "a.jsonl:1", "as the others"),
     ("a.jsonl", b"[[1, 2]]\n" + b"\n".join(b"[[%d]]" % k for k in range(30)), "a.jsonl", "as the others"),
     ("none.txt", None, "none.txt", "cannot be read"),
 ])  # fmt: skip

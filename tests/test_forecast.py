@@ -185,6 +185,14 @@ def test_other_things_are_no_series(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no number") as caught:
         panel_of([table_of({"ds": [1, 2], "y": [1, math.inf]}, Columns())], Columns())
     assert caught.value.where == "frame, row 1"
+    with pytest.raises(InputError, match="no number"):
+        panel_of([table_of({"ds": [1, 2], "y": [1, 10**400]}, Columns())], Columns())
+    dates = np.array(["2020-01-01", "300000-01-01"], "datetime64[D]")
+    for far in ([1, 10**400], [-(2**63), 1], [1, np.uint64(2**64 - 1)], dates):
+        with pytest.raises(InputError, match="no time stamp"):
+            panel_of([table_of({"ds": far, "y": [1, 2]}, Columns())], Columns())
+    sized, huge = Columns(static=("size",)), {"ds": [1, 2], "y": [1, 2], "size": [10**400] * 2}
+    assert panel_of([table_of(huge, sized)], sized).series[0].static == (str(10**400),)
     with pytest.raises(DataError, match="read from tables"):
         read_series([tmp_path])
     with pytest.raises(DataError, match="no such file"):
@@ -713,6 +721,7 @@ def test_nats_of_a_frame_are_those_of_torch_and_padding_changes_nothing(singer: 
         ([[[0, 1]]], "no sequence of vectors"),
         ([[[0, 1], [1, 0]], [[0], [1]]], "different numbers"),
         (["abc"], "no sequence of vectors"),
+        ([[[0], [10**400]]], "no sequence of vectors"),
     ],
 )
 def test_what_are_no_vectors_of_0_and_1_is_refused(given: Any, what: str) -> None:

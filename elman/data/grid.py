@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ SECOND = 10**6  # units of a time stamp that is no whole number: microseconds
 DAY = 86_400 * SECOND
 WHOLE, TIME, MONTHS = "whole", "time", "months"
 _LONGEST_SEASON = 400
+_FAR = 2**62  # whole numbers from here on are no time stamps: a difference of two has to have 64 bits
 _END = 31  # of a month, whatever its last day is
 
 
@@ -212,13 +213,16 @@ def _months(stamps: np.ndarray, day: int | None = None) -> tuple[np.ndarray, int
 
 
 def expect_stamp(value: Any) -> tuple[bool, int] | None:
-    """`parsed_stamp` of what a frame holds: a text, a whole number, a date or a time."""
+    """`parsed_stamp` of what a frame holds: a text, a whole number, a date or a time; None, too, for what is too
+    far away to be one."""
     if isinstance(value, str):
         return parsed_stamp(value)
     if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else (False, int(value.astype("datetime64[us]").astype(np.int64)))
+        year = 0 if np.isnat(value) else int(value.astype("datetime64[Y]").astype(np.int64)) + 1970
+        near = MINYEAR <= year <= MAXYEAR
+        return (False, int(value.astype("datetime64[us]").astype(np.int64))) if near else None
     if isinstance(value, date):
         return False, stamp_of(value)
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return True, int(value)
+        return (True, int(value)) if abs(int(value)) < _FAR else None
     return None

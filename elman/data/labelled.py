@@ -9,7 +9,6 @@ FILE.jsonl               {"text": string, or list of numbers, or of lists of the
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from elman.data.tables import STDIN, TABLES, standard_input, table_rows, text_li
 from elman.errors import DataError
 
 _JSON = (".jsonl", ".ndjson")
+_LARGEST = torch.finfo(torch.float32).max
 Sequences = list[str] | list[Tensor]
 
 
@@ -271,13 +271,14 @@ def _numbers(value: Any, where: str) -> Tensor:
         rows = [[one] for one in rows]
     right = rows and all(isinstance(row, list) and row and len(row) == len(rows[0]) for row in rows)
     right = right and all(
-        isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
+        isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) <= _LARGEST
         for row in rows for one in row
     )  # fmt: skip
     if not right:
         raise DataError(
             what="this is no sequence", where=where, got=str(value)[:60],
-            expected="a text, or a list of finite numbers, or of lists of them, all as long", mend="fill gaps in",
+            expected="a text, or a list of finite numbers (float32), or of lists of them, all as long",
+            mend="fill gaps in, or scale the numbers",
         )  # fmt: skip
     return torch.tensor(rows, dtype=torch.float32)
 
@@ -317,4 +318,4 @@ def _number(field: str) -> float | None:
         value = float(field)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= _LARGEST else None

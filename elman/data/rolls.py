@@ -106,7 +106,7 @@ def roll_of(value: Any, where: str, error: type[DataError] | type[InputError] = 
             if array.ndim != 2 or not array.size
             else "other numbers, or one frame"
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number may have any size
         array, right, got = np.zeros(0), False, str(value)[:60]
     if not right:
         raise error(

@@ -208,7 +208,7 @@ class Form:
 def _array(value: Any, place: str) -> Tensor:
     try:
         x = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # a whole number may have any size
         raise Odd(place, type(value).__name__, "an array [T, I] of numbers") from error
     x = x.detach().float().cpu()
     if x.ndim != 2 or not 1 <= len(x) <= LONGEST or not 1 <= x.shape[1] <= _CHANNELS:

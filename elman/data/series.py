@@ -374,7 +374,8 @@ def _series(
 def _no_stamp(table: Table, i: int, columns: Columns) -> Exception:
     return table.words(
         what="this is no time stamp", where=table.place(i), got=repr(table.columns[columns.time][i])[:60],
-        expected="a date or time such as 2020-01-31 or 2020-01-31T12:00, or a whole number",
+        expected="a date or time such as 2020-01-31 or 2020-01-31T12:00, of the years 1 … 9999, or a whole "
+        "number between -2^62 and 2^62",
         mend=f"write it so, in column {columns.time!r}",
     )  # fmt: skip
 
@@ -384,7 +385,7 @@ def _number(table: Table, column: str, i: int, *, gaps: bool) -> float:
     try:
         gap = raw is None or (isinstance(raw, str) and raw.strip().lower() in _GAPS)
         value = math.nan if gap else float(raw or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # a whole number may have any size
         value = math.inf
     if math.isinf(value) or abs(value) > 1e300 or (math.isnan(value) and not gaps):
         raise table.words(
@@ -406,7 +407,7 @@ def _static(column: str, name: str, rows: list[tuple[int, int, Table]]) -> Any:
             )  # fmt: skip
     try:
         value = float(first)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(first)
     return value if math.isfinite(value) else str(first)
 
