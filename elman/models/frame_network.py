@@ -26,6 +26,7 @@ from elman.recurrent.stacked import StackCell
 FILE = "series.json"  # beside the weights
 BATCH, CHUNK, DECAY, AVERAGE = 16, 100, 0.01, 0.998
 _FEW = 50_000  # frames
+_DRAWN = 2**22  # numbers of all paths of a mean that are drawn at once
 _TAIL = 500  # frames that are kept to go on from
 _MEND = "restore the files of one model"
 
@@ -103,14 +104,31 @@ class FrameNetwork(nn.Module):
     def paths(self, x: Tensor, count: int, steps: int, seed: int) -> Tensor:
         """[count, steps, I], frames that may follow x [T, I], drawn by a recurrence of its own."""
         with evaluating(self):
-            logits, states = self(x[:, None])
-            held = pytree.tree_map(lambda v: v.expand(count, *v.shape[1:]).contiguous(), tuple(states))
-            sampler = Recurrent(
-                FrameSampler(self.stack.as_cell(), self.linear, self.readout).eval(), batch_first=False
-            )
-            sampler.generator = torch.Generator().manual_seed(seed % 2**63)
-            frames, _ = sampler(None, (logits[-1].expand(count, -1).contiguous(), held), steps=steps)
+            sampler, state = self._sampler(x, count, seed)
+            frames, _ = sampler(None, state, steps=steps)
         return frames.transpose(0, 1)
+
+    @torch.no_grad()
+    def mean_path(self, x: Tensor, count: int, steps: int, seed: int) -> Tensor:
+        """[steps, I], the mean of so many paths, which are drawn a stretch of time after another: memory does not grow
+        with `steps`."""
+        most, means = max(1, _DRAWN // (count * x.shape[1])), []
+        with evaluating(self):
+            sampler, state = self._sampler(x, count, seed)
+            for begin in range(0, steps, most):
+                frames, state = sampler(None, state, steps=min(most, steps - begin))
+                means.append(frames.mean(1))
+        return torch.cat(means)
+
+    def _sampler(self, x: Tensor, count: int, seed: int) -> tuple[Recurrent, Any]:
+        """(a recurrence that draws frames [T, count, I] from nothing, the state after x [T, I] in which it begins)."""
+        logits, states = self(x[:, None])
+        held = pytree.tree_map(lambda v: v.expand(count, *v.shape[1:]).contiguous(), tuple(states))
+        sampler = Recurrent(
+            FrameSampler(self.stack.as_cell(), self.linear, self.readout).eval(), batch_first=False
+        )
+        sampler.generator = torch.Generator().manual_seed(seed % 2**63)
+        return sampler, (logits[-1].expand(count, -1).contiguous(), held)
 
     def explain(self) -> Explanation:
         """The plan of the latest call."""

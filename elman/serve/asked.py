@@ -70,7 +70,7 @@ class Job:
     # Of the scheduler alone:
     fed: int = 0
     state: State | None = None
-    kept: list[tuple[int, State]] = field(default_factory=list)
+    seen: Any = None  # a digest of what it has been fed
     stops: Stops | None = None
     spell: Any = None
     rest: Any = None

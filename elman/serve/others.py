@@ -135,7 +135,7 @@ def _frames(task: ForecastFrames, model: Any, limits: Serving) -> Service:
         horizon = asked.get("horizon", task.horizon)
         _few(horizon, limits)
         x = torch.tensor(asked["frames"], dtype=task.tail.dtype) if "frames" in asked else task.tail
-        return {"frames": model.paths(x, _PATHS, horizon, asked.get("seed", 0)).mean(0).tolist()}
+        return {"frames": model.mean_path(x, _PATHS, horizon, asked.get("seed", 0)).tolist()}
 
     fields = {"frames": rolls, "horizon": whole(1, limits.tokens), "seed": whole(0, 2**63 - 1)}
     return Service("forecast", fields, (), answer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 
 import numpy as np
@@ -32,13 +32,18 @@ class Prefixes:
 
     def keep(self, symbols: np.ndarray, state: State) -> None:
         """symbols: int64 [P], all that the state has seen."""
-        self._keep(next(self._digests(symbols, [len(symbols)])), state)
+        self._keep((len(symbols), self.seen(symbols).digest()), state)
 
-    def keep_all(self, symbols: np.ndarray, states: Iterable[tuple[int, State]]) -> None:
-        """states: (how many of the symbols it has seen, state), ascending."""
-        pairs = list(states)
-        for key, (_, state) in zip(self._digests(symbols, [n for n, _ in pairs]), pairs, strict=True):
-            self._keep(key, state)
+    def seen(self, symbols: np.ndarray) -> blake2b:
+        """To go on from, with `keep_on`."""
+        digest = blake2b(key=self._key, digest_size=16)
+        digest.update(_raw(symbols))
+        return digest
+
+    def keep_on(self, seen: blake2b, length: int, more: np.ndarray, state: State) -> None:
+        """The state after `length` symbols, of which `more` come behind those `seen`, which takes them in."""
+        seen.update(_raw(more))
+        self._keep((length, seen.digest()), state)
 
     def _keep(self, key: tuple[int, bytes], state: State) -> None:
         if key in self._states:
@@ -68,12 +73,15 @@ class Prefixes:
         return 0, None
 
     def _digests(self, symbols: np.ndarray, lengths: list[int]) -> Iterator[tuple[int, bytes]]:
-        digest, done = blake2b(key=self._key, digest_size=16), 0
-        raw = np.ascontiguousarray(symbols, dtype=np.int64)
+        digest, done = self.seen(symbols[:0]), 0
         for length in lengths:
-            digest.update(raw[done:length].data)
+            digest.update(_raw(symbols[done:length]))
             done = length
             yield length, digest.digest()
+
+
+def _raw(symbols: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(symbols, dtype=np.int64).data
 
 
 def _size(state: State) -> int:

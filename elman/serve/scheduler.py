@@ -225,20 +225,21 @@ class Scheduler:
             self.counts.known += job.fed
         job.state = job.state or self._reader.initial
         whole = not ask.of_prompt and self._reader.exact and len(ask.prompt) - 1 - job.fed >= BLOCK
+        if whole:
+            job.seen = self.prefixes.seen(ask.prompt[: job.fed])
         (self._reading if whole else self._joining).append(job)
         return None
 
     def _read(self) -> None:
         """A block of the prompt whose turn it is."""
         begun, job = time.perf_counter(), self._reading.popleft()
-        job.state = self._reader.block(job.ask.prompt[job.fed : job.fed + BLOCK], job.state or [])
+        symbols = job.ask.prompt[job.fed : job.fed + BLOCK]
+        job.state = self._reader.block(symbols, job.state or [])
         job.fed += BLOCK
-        job.kept.append((job.fed, job.state))
+        self.prefixes.keep_on(job.seen, job.fed, symbols, job.state)
         if len(job.ask.prompt) - 1 - job.fed >= BLOCK:
             self._reading.append(job)
         else:
-            self.prefixes.keep_all(job.ask.prompt, job.kept)
-            job.kept = []
             self._joining.append(job)
         self.counts.blocks += BLOCK
         self.counts.block_seconds += time.perf_counter() - begun

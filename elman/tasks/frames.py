@@ -230,7 +230,7 @@ class ForecastFrames(Task):
         yield ",".join(["unique_id", "ds", *map(str, range(width))])
         given = [self._like(one, str(files[0])) for one in read_frames(files)] if files else [self.tail]
         for i, x in enumerate(given):
-            likely = model.paths(x, _DRAWN, self.horizon, 0).mean(0)
+            likely = model.mean_path(x, _DRAWN, self.horizon, 0)
             for k, row in enumerate(likely):
                 yield self._row(str(i), len(x) + k, row)
 

@@ -32,7 +32,9 @@ from elman.data.tagged import Sentence
 from elman.errors import DataError, InputError
 from elman.models import forecasting, tagger
 from elman.models.coding import Coding
+from elman.models.frame_network import FrameNetwork
 from elman.models.sequence_classifier import SequenceClassifier
+from elman.recurrent import Recurrent
 from elman.serve import others, server
 from elman.serve.asked import Ask
 from elman.serve.http import read_keys
@@ -43,6 +45,7 @@ from elman.serve.settings import Serving
 from elman.tasks.autoencode import Autoencode
 from elman.tasks.classify import Classify
 from elman.tasks.forecast import Forecast
+from elman.tasks.frames import ForecastFrames
 from elman.tasks.lm import Language
 from elman.tasks.tag import Tag
 from tests.browsing import tab
@@ -413,6 +416,26 @@ def test_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
                 each.fields[field](value, field)
     with pytest.raises(InputError, match="not served"):
         service(Autoencode.__new__(Autoencode), network, limits)
+
+
+def test_frames_are_drawn_a_stretch_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are asked for, what is drawn at once has a limit: a thousand paths of each."""
+    torch.manual_seed(0)
+    network, tail = FrameNetwork(88, hidden=2, layers=1).eval(), torch.ones(2, 88)
+    forecast, at_once = service(ForecastFrames(tail, 4), network, Serving()), []
+    whole = Recurrent.forward
+
+    def watched(self: Any, *given: Any, **how: Any) -> Any:
+        found = whole(self, *given, **how)
+        at_once.append(found[0].numel())
+        return found
+
+    few = forecast.answer({"horizon": 30})["frames"]
+    monkeypatch.setattr(Recurrent, "forward", watched)
+    many = forecast.answer({"horizon": 130})["frames"]
+    assert max(at_once) <= 2**22
+    assert (len(many), len(many[0]), many[:30]) == (130, 88, few)
+    assert torch.tensor(many).mean(1).sub(0.5).abs().max() < 0.1
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

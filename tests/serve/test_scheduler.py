@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -296,11 +297,37 @@ def test_states_are_kept_up_to_so_many_bytes() -> None:
     assert states.longest(np.append(text[:25], 7), 26)[0] == 20
     assert states.longest(text[1:], 49)[0] == 0
     states.longest(text, 10)
-    states.keep_all(text, [(40, [torch.zeros(1, 10)]), (45, [torch.zeros(1, 10)])])
+    seen = states.seen(text[:30])
+    for before, length in ((30, 40), (40, 45)):
+        states.keep_on(seen, length, text[before:length], [torch.zeros(1, 10)])
     assert [length for length, _ in states._states] == [10, 40, 45]  # the others were used before that
     assert (len(states), states.bytes) == (3, 3 * 440)
     states.keep(text, [torch.zeros(1, 10**4)])
     assert len(states) == 3
+
+
+def test_states_of_long_prompts_take_no_more_than_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = 400 + 2 * 64 * 4  # bytes, of which the state has two tensors
+    scheduler = Scheduler(language(cell="lstm", hidden=64), kept=8 * entry)
+    block, alive, most = scheduler._reader.block, weakref.WeakSet[torch.Tensor](), 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal most
+        alive.update(state := block(*given))
+        most = max(most, len(alive))
+        return state
+
+    monkeypatch.setattr(scheduler._reader, "block", counted)
+    prompts = [np.random.default_rng(k).integers(1, 8, 40 * 64 + 1) for k in range(4)]
+    for job in scheduler.submit([Ask(prompt, 1) for prompt in prompts]):
+        job.result(WAIT)
+    assert scheduler.counts.blocks == 4 * 40 * 64
+    assert most <= 2 * (8 + 4 + 1)  # those that are kept, one of each text, and the one being made
+    assert len(scheduler.prefixes) == 8
+    again = scheduler.submit([Ask(np.append(prompts[3], 1), 1)])[0].result(WAIT)
+    assert again.known == 40 * 64 + 1
+    scheduler.close()
+    scheduler.join(WAIT)
 
 
 def test_units_are_shown_to_who_watches(scheduler: Scheduler) -> None:
