@@ -116,6 +116,7 @@ class Scheduler:
             self.changed.notify_all()
 
     def join(self, seconds: float | None = None) -> None:
+        """Wait until its thread has ended, for so many seconds at most."""
         self._thread.join(seconds)
 
     def _cancel(self, job: Job) -> None:

@@ -25,6 +25,7 @@ from elman.tasks.task import Task
 
 _BACKLOG = 2048  # connections that wait to be taken
 _HEADERS = 2**15  # bytes of a request's head
+_LAST = 5.0  # seconds for a step, or a block of a prompt, to end when the server has
 _SWITCH = 0.001  # seconds after which a thread lets another one compute: half a step
 
 
@@ -152,6 +153,8 @@ def _run(serve: Serve, listener: socket.socket, notify: Callable[[str], None]) -
         Server(serve).run([listener])
     finally:
         serve.close()
+        if serve.scheduler is not None:  # else the interpreter's end could find its thread in native code
+            serve.scheduler.join(_LAST)
         sys.setswitchinterval(interval)
         if pipe is not None:
             signal.signal(pipe, before)

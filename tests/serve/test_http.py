@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -458,6 +459,30 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = CliRunner().invoke(cli.app, ["serve", run])
     assert "pip install 'elman[serve]'" in str(found.exception)
+
+
+def test_nothing_computes_any_more_when_the_server_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is in native code when the interpreter ends may take the process with it."""
+    model, limits = language(), Serving(port=0)
+    serve = made(Language(model.tokenizer), model, "tiny", limits)  # type: ignore[arg-type]
+    scheduler = serve.scheduler
+    assert scheduler is not None
+    turn, begun = scheduler._turn, threading.Event()
+
+    def slow(*given: Any) -> None:
+        begun.set()
+        time.sleep(0.3)
+        turn(*given)
+
+    def run(self: Server, sockets: Any) -> None:
+        scheduler.submit([Ask(np.array([1]), 10**9)])
+        begun.wait(WAIT)
+
+    monkeypatch.setattr(scheduler, "_turn", slow)
+    monkeypatch.setattr(Server, "run", run)
+    with listening(limits) as listener:
+        server._run(serve, listener, lambda words: None)
+    assert not scheduler._thread.is_alive()
 
 
 def test_sigterm_lets_a_stream_end_whole(monkeypatch: pytest.MonkeyPatch) -> None:
