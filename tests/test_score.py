@@ -8,6 +8,7 @@ import json
 import math
 import os
 import select
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -65,6 +66,19 @@ def test_a_table_has_a_header_and_quotes(tmp_path: Path) -> None:
     assert {row["unknown"] for row in rows} == {"True", "False"}
     symbols = score(RUN, path, "--format", "csv", "--each", "symbol").stdout
     assert "".join(row["symbol"] for row in table(symbols)) == TEXT
+
+
+@pytest.mark.parametrize("how", [(), ("--anew",)], ids=str)
+def test_newlines_of_standard_input_are_read_as_those_of_a_file(how: tuple[str, ...], tmp_path: Path) -> None:
+    shutil.copytree(RUN, run := tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config.setdefault("data", {})["unix_newlines"] = True
+    (run / "config.json").write_text(json.dumps(config))
+    given = "the\rcat\r\nsat\n\r\na\r"
+    (path := tmp_path / "text.txt").write_bytes(given.encode())
+    right = words(score(run, path, "--each", "symbol", *how))
+    assert words(score(run, "-", "--each", "symbol", *how, given=given)) == right
+    assert "".join(one["symbol"] for one in right) == "the\ncat\nsat\n\na\n"
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,8 @@ class Language(Task):
         unix = _unix(run)
         if [str(file) for file in files] == [STDIN]:
             lines = (line for _, line in numbered_lines(files[0], ends=True))
-            parts = (line.replace("\r\n", "\n") for line in lines) if unix else lines
+            read = (line.replace("\r\n", "\n").replace("\r", "\n") for line in lines)
+            parts = each_line(read) if unix else lines
         else:
             pieces = open_text(files, spool=cache_folder(), unix_newlines=unix).pieces()
             parts = each_line(pieces) if how.get("anew") else self.tokenizer.parts(pieces)
