@@ -442,6 +442,11 @@ def test_other_settings_than_the_run_began_with_are_refused(tmp_path: Path) -> N
     assert Run.unfinished(tmp_path / "elsewhere", config) is None
     with pytest.raises(InputError, match=r"training\.lr\n  got: 0\.2\n  expected: 0\.1"):
         Run.unfinished(tmp_path, {**config, "training": {"lr": 0.2, "steps": 30}})
+    there = json.loads((tmp_path / "config.json").read_text())
+    there["training"]["steps"] = "30"
+    (tmp_path / "config.json").write_text(json.dumps(there))
+    with pytest.raises(InputError, match=r"training\.steps\n  got: 40\n  expected: 30"):
+        Run.unfinished(tmp_path, {**config, "training": {"lr": 0.1, "steps": 40}})
 
 
 # --- divergence -------------------------------------------------------------------------------------------------------
