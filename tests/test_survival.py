@@ -449,6 +449,12 @@ def test_other_settings_than_the_run_began_with_are_refused(tmp_path: Path) -> N
         Run.unfinished(tmp_path, {**config, "training": {"lr": 0.1, "steps": 40}})
 
 
+@pytest.mark.parametrize("name", ["名" * 84, "n" * 255, "é" * 127 + "\udcff"], ids=["三", "n", "é"])
+def test_a_file_may_have_any_name_that_the_system_takes(name: str, tmp_path: Path) -> None:
+    training.write_atomically(tmp_path / name, b"content")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 # --- divergence -------------------------------------------------------------------------------------------------------
 
 

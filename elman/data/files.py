@@ -33,7 +33,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     It is written beside, brought to the disk, and renamed; nothing is left of it where the body raises. Where `path`
     is a link, the file takes the link's place.
     """
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=draft_prefix(path))
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -53,6 +53,11 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def draft_prefix(path: Path) -> str:
+    """How names begin of what becomes `path`, and lies beside it until then: short enough for what comes behind."""
+    return f".{path.name.encode(errors='ignore')[:100].decode(errors='ignore')}."
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from elman.data.files import draft_prefix
 from elman.errors import NotSupported
 from elman.export.options import option
 from elman.export.program import exported
@@ -51,7 +52,7 @@ def write(module: torch.nn.Module, path: Path, options: Options) -> list[Path]:
     size = sum(len(weight.raw_data) for weight in model.graph.initializer)
     external = options.external or size > LARGE
     beside = path.with_name(f"{path.name}.data")
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}."))
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=draft_prefix(path)))
     try:
         draft = folder / path.name
         onnx.save_model(
