@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from elman.data.files import writing
-from elman.errors import DataError
+from elman.data.files import refusing, writing
 
 FORMS = ("jsonl", "csv")
 
@@ -37,15 +36,8 @@ def put(lines: Iterable[str], out: Path | None) -> None:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
         return
-    try:
-        with writing(out) as file:
-            file.writelines(f"{line}\n".encode() for line in lines)
-    except OSError as error:
-        raise DataError(
-            what=f"the file cannot be written: {error.strerror or error}",
-            where=out,
-            mend="choose another --out",
-        ) from error
+    with refusing("the file cannot be written", out, "choose another --out"), writing(out) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
 
 
 def rows(records: Iterable[Any], columns: Iterable[str], form: str) -> Iterator[str]:

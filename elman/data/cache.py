@@ -18,17 +18,15 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from elman.data.files import writing
+from elman.data.files import refusing, writing
 from elman.data.text import Text
 from elman.data.tokenizer import Tokenizer
 from elman.data.tokens import Counts, Tokens, width
-from elman.errors import DataError
 
 _SMALL = 2**26  # characters that memory may hold
 CACHED = 10 * 2**30  # bytes that stay in the folder
@@ -86,7 +84,9 @@ def tokenise(
     if text.characters < _SMALL and not _writable(folder):
         return _in_memory(counter)
     check = 0
-    with _told(folder):
+    mend = "make room on the disk, or choose another folder with --cache"
+    with refusing("symbols cannot be kept", folder, mend):
+        folder.mkdir(parents=True, exist_ok=True)
         with writing(path) as file:
             for part in counter.arrays():
                 raw = part.astype(width(tokenizer.size)).tobytes()
@@ -157,19 +157,6 @@ def _writable(folder: Path) -> bool:
     except OSError:
         return False
     return os.access(folder, os.W_OK)
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DataError(
-            what=f"symbols cannot be kept: {error.strerror or error}",
-            where=folder,
-            mend="make room on the disk, or choose another folder with --cache",
-        ) from error
 
 
 class _Counter:

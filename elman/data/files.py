@@ -27,6 +27,15 @@ _KINDS = (
 
 
 @contextmanager
+def refusing(what: str, where: object, mend: str) -> Iterator[None]:
+    """An OSError of the body becomes a DataError. what: that cannot be done, to which the system's own words come."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(what=f"{what}: {error.strerror or error}", where=where, mend=mend) from error
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write in; at any moment, power failures included, the old one or the whole new one is at `path`.
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from elman.data.files import refusing
 from elman.errors import DataError
 
 STDIN = "-"
@@ -239,7 +240,8 @@ class _File:
         self.blocks: list[_Block] = []
         self.size = 0
         self._characters = 0
-        try:
+        mend = "give readable text files, or a pattern for those in a folder: 'folder/*.txt'"
+        with refusing("the text cannot be read", self.name, mend):
             if name == STDIN:
                 self._copy(spool)
             else:
@@ -249,12 +251,6 @@ class _File:
                 self._survey(file, digest, before[0])
                 if _stamp(file) != before or self.size != before[0]:
                     raise self._changed(self.size)
-        except OSError as error:
-            raise DataError(
-                what=f"the text cannot be read: {error.strerror or error}",
-                where=self.name,
-                mend="give readable text files, or a pattern for those in a folder: 'folder/*.txt'",
-            ) from error
         if not self._characters:
             raise DataError(what="the text is empty", where=self.name, mend="give a file with text in it")
 
@@ -264,18 +260,14 @@ class _File:
 
     def _copy(self, spool: Path | None) -> None:
         """What can be read only once becomes a file."""
-        try:
+        where = spool or tempfile.gettempdir()
+        mend = "make room on the disk, or choose another folder with --cache"
+        with refusing(f"{self.name} cannot be copied to a file", where, mend):
             if spool is not None:
                 spool.mkdir(parents=True, exist_ok=True)
             self._spooled = tempfile.NamedTemporaryFile(dir=spool, prefix=".text.")  # noqa: SIM115
             shutil.copyfileobj(sys.stdin.buffer, self._spooled, _BLOCK)
             self._spooled.flush()
-        except OSError as error:
-            raise DataError(
-                what=f"{self.name} cannot be copied to a file: {error.strerror or error}",
-                where=spool or tempfile.gettempdir(),
-                mend="make room on the disk, or choose another folder with --cache",
-            ) from error
         self.path = self._spooled.name
 
     def _survey(self, file: IO[bytes], digest: Any, size: int) -> None:
@@ -314,26 +306,20 @@ class _File:
         first = bisect_right(self.blocks, start, key=lambda block: block.before) - 1
         decoder = codecs.getincrementaldecoder("utf-8")()
         at, returned = self.blocks[first].before, False
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.blocks[first].offset)
-                for number, block in enumerate(self.blocks[first:]):
-                    if at >= stop:
-                        return
-                    raw = file.read(block.size)
-                    if len(raw) != block.size or zlib.crc32(raw) != block.check:
-                        raise self._changed(block.offset)
-                    text = decoder.decode(raw if number else raw[block.skip :])
-                    if self.unix_newlines:
-                        text, returned = _unix(text, returned), raw.endswith(b"\r")
-                    yield text[max(start - at, 0) : stop - at]
-                    at += len(text)
-        except OSError as error:
-            raise DataError(
-                what=f"the text cannot be read any more: {error.strerror or error}",
-                where=self.name,
-                mend="put it back and begin again",
-            ) from error
+        gone = refusing("the text cannot be read any more", self.name, "put it back and begin again")
+        with gone, open(self.path, "rb") as file:
+            file.seek(self.blocks[first].offset)
+            for number, block in enumerate(self.blocks[first:]):
+                if at >= stop:
+                    return
+                raw = file.read(block.size)
+                if len(raw) != block.size or zlib.crc32(raw) != block.check:
+                    raise self._changed(block.offset)
+                text = decoder.decode(raw if number else raw[block.skip :])
+                if self.unix_newlines:
+                    text, returned = _unix(text, returned), raw.endswith(b"\r")
+                yield text[max(start - at, 0) : stop - at]
+                at += len(text)
 
     def _refuse_wide(self, raw: bytes) -> None:
         """Text of two or four bytes a character. Without a mark at its beginning its letters have a zero beside them,

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from elman.errors import DataError, InputError, InputTypeError, expect
+from elman.data.files import refusing
+from elman.errors import InputError, InputTypeError, expect
 
 __all__ = ["TARGETS", "export"]
 
@@ -75,12 +76,8 @@ def export(
     path = Path(path)
     target = target_of(path)
     options = options_for(target, path, {"lengths": lengths, "weights": weights}, own)
-    try:
+    with refusing("the file cannot be written", path, "choose another path"):
         return tuple(target.write(module, path, options))
-    except OSError as error:
-        raise DataError(
-            what=f"the file cannot be written: {error.strerror or error}", where=path, mend="choose another path"
-        ) from error  # fmt: skip
 
 
 def target_of(path: Path) -> Any:

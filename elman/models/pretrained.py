@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elman.data.files import read_file
+from elman.data.files import read_file, refusing
 from elman.data.schema import Check, Odd, file_name, from_json, maybe, number, record, text, truth, whole
 from elman.errors import DataError, InputError
 from elman.models.find import SHIPPED, allow, names_of
@@ -75,18 +75,12 @@ def save(
             weights[name] = value.detach().cpu().contiguous()
         seen.add(value.data_ptr())
     config = {"format": FORMAT, **settings}
-    try:
+    with refusing("the model cannot be saved", folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS, to_bytes(weights, metadata={"format": "pt"}))
         for name, content in (files or {}).items():
             write_atomically(folder / name, content)
         write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    except OSError as error:
-        raise DataError(
-            what=f"the model cannot be saved: {error.strerror or error}",
-            where=folder,
-            mend="choose another folder",
-        ) from error
 
 
 def find(name: str | Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from elman.errors import DataError
+from elman.data.files import refusing
 from elman.report.figures import Curve, bars, lines
 from elman.report.record import Part, Record, read_record
 from elman.report.words import plain
@@ -73,13 +73,8 @@ def write_report(folder: str | Path, out: Path | None = None, part: Part = Part(
 
 def write_page(out: Path, page: bytes) -> Path:
     """Write a page beside, and put it in place; DataError if it cannot be written."""
-    try:
+    with refusing("the report cannot be written", out, "make room on the disk, or choose another --out"):
         write_atomically(out, page)
-    except OSError as error:
-        raise DataError(
-            what=f"the report cannot be written: {error.strerror or error}", where=out,
-            mend="make room on the disk, or choose another --out",
-        ) from error  # fmt: skip
     return out
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elman.data.files import refusing
 from elman.data.schema import parsed, record
 from elman.errors import DataError
 from elman.training.files import write_atomically
@@ -31,14 +32,9 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
 
     encoded = json.dumps(facts)
     metadata = {"format": "pt", "facts": encoded, "digest": _digest(tensors, encoded)}
-    try:
+    with refusing("the checkpoint cannot be written", path, "make room on the disk, or choose another --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(tensors, metadata=metadata))
-    except OSError as error:
-        raise DataError(
-            what=f"the checkpoint cannot be written: {error.strerror or error}", where=path,
-            mend="make room on the disk, or choose another --out",
-        ) from error  # fmt: skip
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

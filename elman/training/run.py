@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from elman.data.files import open_own, read_file, reading, writing
+from elman.data.files import open_own, read_file, reading, refusing, writing
 from elman.data.schema import Check, Odd, each, from_json, number, parsed, plain, record, text, truth, whole
 from elman.errors import DataError, InputError
 from elman.training.checkpoint import Checkpoints
@@ -219,7 +219,7 @@ class Run:
 
     def begin_log(self, step: int) -> None:
         """Take out what was logged after a step, and what is no line of a log."""
-        with self._saving(self._log), writing(self._log) as file:
+        with _saving(self._log), writing(self._log) as file:
             for line, raw in self._lines({}):
                 if line["step"] <= step:
                     file.write(raw.rstrip(b"\n") + b"\n")
@@ -259,19 +259,12 @@ class Run:
         self._write("model.safetensors", save(weights, metadata=metadata))
 
     def _write(self, name: str, content: bytes) -> None:
-        with self._saving(self.folder / name):
+        with _saving(self.folder / name):
             write_atomically(self.folder / name, content)
 
-    @contextlib.contextmanager
-    def _saving(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                what=f"the run cannot be saved: {error.strerror or error}",
-                where=path,
-                mend="make room on the disk or choose another --out",
-            ) from error
+
+def _saving(path: Path) -> contextlib.AbstractContextManager[None]:
+    return refusing("the run cannot be saved", path, "make room on the disk, or choose another --out")
 
 
 def _configuration(config: dict) -> bytes:
