@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elman.data.files import read_file
-from elman.report.words import plain
+from elman.data.words import plain
 from elman.training import write_atomically
 
 NAME = "README.md"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from elman.data.words import plain
 from elman.report.record import Point
-from elman.report.words import plain
 from elman.training.measure import percent
 
 WIDTH, HEIGHT = 400, 230

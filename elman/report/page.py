@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from elman.data.files import refusing
+from elman.data.words import plain
 from elman.report.figures import Curve, bars, lines
 from elman.report.record import Part, Record, read_record
-from elman.report.words import plain
 from elman.training import write_atomically
 from elman.training.measure import percent, shown
 

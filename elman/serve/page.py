@@ -11,7 +11,7 @@ from importlib import resources
 
 from fastapi import Response
 
-from elman.export.page import plain
+from elman.data.words import plain
 from elman.serve.scheduler import Scheduler
 
 

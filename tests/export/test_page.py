@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 import elman
 from docs.browse import browser, chromium, complaints, title
 from elman.data import Tokenizer
+from elman.data.words import plain
 from elman.errors import InputError, NotSupported
-from elman.export.page import plain
 from elman.export.page.script import function, packed
 from elman.export.step.flat import Array, Flat
 from elman.export.step.single import Single
@@ -264,4 +264,4 @@ def test_steps_in_a_browser_are_those_of_the_cell(tmp_path: Path) -> None:
 
 
 def test_titles_are_shown_as_they_are() -> None:
-    assert plain("<a & b>\x00\ud800") == "&lt;a &amp; b&gt;��"
+    assert plain("<a & b>\x00\ud800\n\t") == "&lt;a &amp; b&gt;��\n\t"

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from elman.data import Tokenizer
 from elman.data.tagged import LONGEST
+from elman.data.words import plain
 from elman.errors import InputError, NotSupported
 from elman.export.options import option
-from elman.export.page.content import Content, facts, layers_of, plain
+from elman.export.page.content import Content, facts, layers_of
 from elman.export.page.forecast import forecasts
 from elman.export.page.script import function, packed
 from elman.export.step.flat import Array, Flat

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from elman.data.words import plain
 from elman.errors import NotSupported
 from elman.export.step.flat import Flat
 from elman.export.step.single import Single
@@ -26,12 +25,6 @@ class Content:
     script: str
     body: str
     about: dict[str, Any]
-
-
-def plain(text: str) -> str:
-    """The text, escaped; what no page may hold (control characters, halves of pairs) becomes �."""
-    kept = (c if unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
-    return html.escape("".join(kept))
 
 
 def facts(module: nn.Module, words: str, more: str = "") -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from elman.data.series_windows import SeriesForm, tails
+from elman.data.words import plain
 from elman.errors import InputError, NotSupported
-from elman.export.page.content import Content, facts, layers_of, plain
+from elman.export.page.content import Content, facts, layers_of
 from elman.models.distributions import DIRECT, QUANTILES, SHARES
 from elman.models.forecast_network import ForecastNetwork
 
