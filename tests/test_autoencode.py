@@ -392,7 +392,7 @@ def test_rolls_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("a.jsonl", b'"ab"\n{"txt": 1}', "a.jsonl:2", "no sequence"),
     ("a.jsonl", b'"ab"\n[', "a.jsonl:2", "no sequence"),
     ("a.jsonl", b"[[NaN]]\n" + b"\n".join(b"[[%d]]" % k for k in range(30)), "a.jsonl:1", "as the others"),
-    ("a.jsonl", b"[[1%s]]\n" % (b"0" * 400) + b"\n".join(b"[[%d]]" % k for k in range(30)), "a.jsonl:1", "as the others"),
+    ("a.jsonl", b"[[1%s]]\n" % (b"0" * 400) + b"\n".join(b"[[%d]]" % k for k in range(30)), "a.jsonl:1", "the others"),
     ("a.jsonl", b"[[1, 2]]\n" + b"\n".join(b"[[%d]]" % k for k in range(30)), "a.jsonl", "as the others"),
     ("none.txt", None, "none.txt", "cannot be read"),
 ])  # fmt: skip
