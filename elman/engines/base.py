@@ -75,7 +75,7 @@ class Stepper(Protocol):
         """One step: the sequences' values as a tuple, or one by itself, tensors or arrays -> the emits, alike.
 
         out: memory for the emits, or None. Gives False, and has done nothing, where `fresh` is not true or anything is
-        not of the form that the loop was made for; a list (index, size, behind) for `elman.engines.lookups.failed`.
+        not of the form that the loop was made for. Raises what `elman.engines.lookups.failed` makes.
         """
         ...
 

@@ -30,7 +30,7 @@ Tensor = torch.Tensor
 class Call(NamedTuple):
     """What one call of a circuit shares between its forward and its backward passes.
 
-    steps, batch: T and B. seed: of the noise; drawn once per call from torch's default generator. engine: see
+    steps, batch: T and B. seed: of the noise; drawn once per call, from the layer's generator. engine: see
     `elman.engines.choose`.
     packing: for rows of different lengths; sequences are then packed rows, `[N, …]` for `[T, B, …]` everywhere.
     level: how many vmaps of torch.func were going on when the seed was drawn; None until a door has asked.

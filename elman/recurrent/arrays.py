@@ -70,5 +70,7 @@ def _room(place: Any) -> Any:
         return torch.from_numpy(place)
     except (TypeError, ValueError) as error:  # strides below 0, bytes in the other order
         raise InputError(
-            what="PyTorch has no tensor with such memory", where="out=", mend="give an array as np.empty makes it"
+            what="PyTorch has no tensor with such memory",
+            where="out=",
+            mend="give an array as np.empty makes it",
         ) from error
