@@ -188,8 +188,22 @@ class StageBuilder(GraphBuilder):
             return self.call(shift, zeros, start, self.timeline())
         if feeding is node:
             return self.spread(node, port.name)  # handed on unchanged: the starting value at every step
+        if self._comes_round(node):
+            return self._from(self.builders.loop, node)
         value = self.get(feeding) if feeding in self.step.where.time else self.spread(feeding)
         return self.call(shift, value, start, self.timeline())
+
+    def _comes_round(self, state: fx.Node) -> bool:
+        """Whether states only change places, and this is one of them: each is fed by the next, the last one by it."""
+        seen: set[fx.Node] = set()
+        node = state
+        while node.op == "placeholder" and node not in seen:
+            seen.add(node)
+            port = self.step.circuit.input(str(node.target))
+            if port.kind is not Kind.STATE or port.next is None:
+                return False
+            node = self.step.wire(port.next)
+        return node is state
 
     def _rows_like(self, node: fx.Node) -> fx.Node:
         """A value of N rows with the shape of a state, for the state that is fed by zeros."""
