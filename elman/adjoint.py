@@ -82,8 +82,10 @@ def adjoint(circuit: Circuit, wrt: Collection[str] | None = None) -> Circuit:
     out.args = ({_gradient_of(name).name: node for name, node in sums.items()},)
     graphs.drop_dead(graph)
 
-    step = _step(circuit, joint, wiring, sorted(asked))
     all_inputs = tuple(p for p in (*map(seen_from_behind, inputs), *ports) if p.name in used)
+    # What nobody reads, as of a teacher that is data, the step does not give out: no cotangent would come for it.
+    read = {out.wire for out in outputs} | {port.next for port in all_inputs}
+    step = _step(circuit, joint, wiring, sorted(name for name in sums if _gradient_of(name) in read))
 
     signature = _with_captured(circuit, joint)
     met = signature.captured if signature is not None else {}
@@ -306,6 +308,8 @@ def _step(circuit: Circuit, joint: Joint, wiring: dict[Wire, list[_Entry]], aske
             for name, g in zip(sources, gradients, strict=True)
         }
         for name, entries in _handed_on(wiring):
+            if name not in asked:
+                continue
             total = _sum(inputs, entries)
             gradient_of[name] = gradient_of[name] + total if name in gradient_of else total
         return {_gradient_of(name).name: value for name, value in gradient_of.items()}

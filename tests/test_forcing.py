@@ -14,7 +14,7 @@ from elman import cells
 from elman.circuit.form import Kind, Wire
 from elman.errors import InputError, InputTypeError
 from tests.cases import CASES
-from tests.recurrent import compare
+from tests.recurrent import compare, ragged
 from tests.recurrent.compare import Inputs
 from tests.zoo import Base
 
@@ -95,6 +95,47 @@ def test_second_derivatives_through_a_teacher() -> None:
         first = compare.gradients(compare.flat(*run(rnn, inputs, teacher=teacher)), wanted, create_graph=True)
         found.append(compare.gradients(first, wanted))
     compare.assert_equal(*found)
+
+
+class Square(nn.Module):
+    """A recurrence in two operations, whose derivatives are soon traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.3, -0.4], dtype=torch.float64))
+
+    def forward(self, x: Tensor, o: Tensor) -> Tensor:
+        return x + self.w * o * o
+
+
+@pytest.mark.parametrize(
+    ("weight", "wants", "memory"),
+    [
+        (None, None, None), ("yes or no", None, None), ("a part", None, None), ("a part", "teacher", None),
+        ("a part", "teacher_weight", None), (None, None, elman.Segments(2)),
+    ],
+)  # fmt: skip
+def test_derivatives_of_any_order_beside_a_teacher_that_is_data(
+    weight: str | None, wants: str | None, memory: Any
+) -> None:
+    """What is handed on as it goes in has a gradient that nobody reads."""
+    rnn = elman.Recurrent(Square(), memory=memory)
+    x, o = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((4, 2, 2), (2, 2)))
+    said = {"lengths": torch.tensor([4, 3]), "teacher": torch.randn(4, 2, 2, dtype=torch.float64)}
+    if weight is not None:
+        w = torch.rand(4, 2, dtype=torch.float64)
+        said["teacher_weight"] = w < 0.5 if weight == "yes or no" else w
+    if wants is not None:
+        said[wants].requires_grad_()
+    inputs, found = Inputs(4, 2, x, o, None, None), []
+    for run in (ragged.ours, ragged.theirs):
+        wanted = {**compare.wanted_of(rnn, inputs), **{n: t for n, t in said.items() if t.requires_grad}}
+        values, orders = compare.flat(*run(rnn, inputs, **said)), {}
+        for order in range(3 if weight is None else 2):
+            values = compare.gradients(values, wanted, create_graph=True)
+            orders |= {f"{order} {name}": value for name, value in values.items()}
+        found.append(orders)
+    compare.assert_equal(*found, tolerance=1e-9)
 
 
 class TwoOutputs(Base):
