@@ -115,6 +115,36 @@ def test_a_start_that_learns_and_rows_that_begin_anew() -> None:
     assert online.state.shape == (B, 7)
 
 
+@pytest.mark.parametrize("rows", [None, [False, False, True]])
+def test_rows_begin_anew_with_the_first_step(rows: list[bool] | None) -> None:
+    """The others go on from the state that was given."""
+    online, inputs, state, weights = make("learned_start_rnn")
+    reset = torch.zeros(T, B, dtype=torch.bool)
+    reset[0, 0] = True
+    if rows is not None:
+        online.reset(rows)
+    got = learned(online, inputs, weights, reset=reset)
+    reset[0] |= torch.tensor(rows or [False] * B)
+    same(got, through_time(online, inputs, weights, state, reset))
+
+
+@pytest.mark.parametrize("starts", [True, False], ids=["from a state", "from its own start"])
+@pytest.mark.parametrize("reset", ["nonsense", 5, [True] * (B + 1), torch.zeros(B)])
+def test_a_wrong_reset_is_refused_also_before_the_first_step(reset: Any, starts: bool) -> None:
+    online, inputs, state, weights = make("learned_start_rnn")
+    online.state = state if starts else None
+
+    def step(reset: Any = None) -> Tensor:
+        return online.step(at(inputs.x, 0), weights[0], loss_fn, reset=reset)
+
+    with pytest.raises((InputError, InputTypeError), match="reset says"):
+        step(reset)
+    with pytest.raises((InputError, InputTypeError), match="reset says"):
+        _ = online.reset(reset), step()
+    online.reset([False] * B)
+    step()
+
+
 def test_a_readout_in_the_loss_learns_too() -> None:
     torch.manual_seed(0)
     readout, rnn = nn.Linear(4, 2).double(), elman.Recurrent(cells.Elman(3, 4).double())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,7 @@ class Online:
         self._derivatives: Derivatives | None = None
         self._known: Shape | None = None
         self._kept: Carried | Unbiased | Fixed | None = None
-        self._pending: Tensor | None = None  # rows that begin anew with the next step
+        self._pending: Any = None  # rows that begin anew with the next step
         self._batch, self._seed, self._t = 0, 0, 0
 
     def step(
@@ -125,11 +126,12 @@ class Online:
 
     def reset(self, rows: Any = None) -> None:
         """Begin anew with the next step, from the cell's own initial state, everywhere or in `rows`, `[B]` of bools."""
-        if self._kept is None or rows is None:
+        if rows is None:
             self.state, self._kept, self._pending = None, None, None
             return
-        rows = rows_of_reset(rows, self._batch)
-        self._pending = rows if self._pending is None else self._pending | rows
+        states, _ = flatten(self.state, "state")
+        # Without a state all rows begin anew, and only the step knows how many there are.
+        self._pending = self._beginning(rows, len(states[0])) if states else rows
 
     def cost(self, x_t: Any, *, context: Any = None) -> Cost:
         """What the rule takes, before it has taken it. x_t: of one step, as for `step`."""
@@ -185,16 +187,21 @@ class Online:
             return self._kept.of, self._kept, args
         begins, batch = not args.states, self._batch_of(args)
         derivatives, args = self._found(args)
+        rows = self._beginning(reset, batch)
         if self._kept is None:
-            self._batch, self._pending = batch, None
+            self._batch = batch
             self._seed = int(torch.randint(2**62, (), generator=self.rnn.generator).item())
             self._kept = self._fresh(derivatives, args, begins)
-        elif reset is not None or self._pending is not None:
-            rows = rows_of_reset([False] * batch if reset is None else reset, batch)
-            rows = rows if self._pending is None else rows | self._pending
-            args, self._pending = self.rnn._calls.restarted(self.rnn, args, rows), None
+        if rows is not None and not begins:
+            args = self.rnn._calls.restarted(self.rnn, args, rows)
             self._kept.restart(rows)
+        self._pending = None
         return derivatives, self._kept, args
+
+    def _beginning(self, reset: Any, batch: int) -> Tensor | None:
+        """The rows that begin anew with the next step, `[B]`; None where nobody has said so."""
+        said = [rows_of_reset(rows, batch) for rows in (reset, self._pending) if rows is not None]
+        return functools.reduce(torch.logical_or, said) if said else None
 
     def _batch_of(self, args: Arguments) -> int:
         x, state, context, _ = args.structures
