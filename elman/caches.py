@@ -25,7 +25,7 @@ _LISTED: dict[str, tuple[Callable[[], int], int | None]] = {}
 
 def caches() -> dict[str, CacheSize]:
     """Every cache of the library: what it keeps -> how many entries there are, and may be."""
-    return {what: CacheSize(count(), limit) for what, (count, limit) in _LISTED.items()}
+    return {what: CacheSize(count(), limit) for what, (count, limit) in _LISTED.copy().items()}
 
 
 def listed(what: str, cache: Sized | Callable[[], int], limit: int | None = None) -> None:
@@ -49,9 +49,14 @@ def listed_in(what: str, count: Callable[[Any], int], each: int | None = None) -
 
     count: of one. each: how many entries one may have, which is said in the list.
     """
-    owners: weakref.WeakSet[Any] = weakref.WeakSet()
-    listed(what if each is None else f"{what}, {each} each", lambda: sum(map(count, list(owners))))
-    return owners.add
+    owners: set[weakref.ref[Any]] = set()  # no WeakSet: other threads may not add to it while one reads it
+
+    def counted() -> int:
+        there = [ref() for ref in owners.copy()]
+        return sum(count(owner) for owner in there if owner is not None)
+
+    listed(what if each is None else f"{what}, {each} each", counted)
+    return lambda owner: owners.add(weakref.ref(owner, owners.discard))
 
 
 class Recent(OrderedDict[Any, Any]):

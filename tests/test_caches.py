@@ -5,14 +5,20 @@ from __future__ import annotations
 import ast
 import gc
 import importlib
+import sys
+import threading
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import elman
-from elman.caches import CacheSize, Recent, caches
+from elman.caches import CacheSize, Recent, caches, listed_in
 from elman.recurrent import programs
+from elman.segments import layout
 
 
 def test_every_cache_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +41,52 @@ def test_every_cache_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert limit is None or entries <= limit
     del layer
     assert elman.caches()["programs of the layers that are there, 32 each"].entries == before
+
+
+class Owner:
+    """Something that keeps one entry."""
+
+
+def test_caches_are_counted_while_others_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["elman.caches"], "_LISTED", {})  # `elman.caches` is the function
+    add, stop = listed_in("owners", lambda owner: 1), threading.Event()
+    here = [Owner() for _ in range(1000)]
+    for owner in here:
+        add(owner)
+
+    def make() -> None:
+        while not stop.is_set():
+            add(Owner())
+
+    maker, interval = threading.Thread(target=make), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        maker.start()
+        counted = [caches()["owners"].entries for _ in range(500)]
+    finally:
+        stop.set()
+        maker.join()
+        sys.setswitchinterval(interval)
+    assert min(counted) >= 1000
+    assert caches()["owners"].entries == 1000
+
+
+def test_numbers_are_as_many_as_asked_for_whatever_another_thread_does() -> None:
+    """As if one had put fewer there between any two lines."""
+
+    def elsewhere(frame: FrameType, event: str, _: object) -> Any:
+        if event == "line":
+            layout._counted = np.arange(16)
+        return elsewhere
+
+    before, tracing = layout._counted, sys.gettrace()
+    sys.settrace(lambda frame, event, _: elsewhere if frame.f_code is layout._numbers.__code__ else None)
+    try:
+        numbers = layout._numbers(5000)
+    finally:
+        sys.settrace(tracing)
+        layout._counted = before
+    assert len(numbers) == 5000
 
 
 # Where something is kept between calls, and the word by which it is listed.

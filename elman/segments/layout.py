@@ -265,9 +265,10 @@ class Layout:
 def _numbers(count: int) -> np.ndarray:
     """0 … count - 1: a part of one array, which is made once and grows. Not to be written to."""
     global _counted
-    if count > len(_counted):
-        _counted = np.arange(2 * count)
-    return _counted[:count]
+    numbers = _counted  # looked at once: another thread may put fewer there
+    if count > len(numbers):
+        _counted = numbers = np.arange(2 * count)
+    return numbers[:count]
 
 
 _counted = np.arange(1024)
