@@ -180,12 +180,13 @@ class _Eager(torch.autograd.Function):
             saved = ctx.saved_tensors  # once: reading it unpacks, which checkpointing allows only once
         except RuntimeError:
             saved = None
-        if saved is None:
-            saved = _kept_again(ctx)
         given = _arriving(program, cotangents)
+        derived = given is not None and _derived(given)
+        if saved is None:
+            saved = _kept_again(ctx, derived)
         if given is None:
             return (None,) * (len(program.inputs) + 2)
-        if _derived(given):
+        if derived:
             tensors = saved[: len(program.inputs)]
 
             def gradients_of(given: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -281,17 +282,26 @@ def _differentiable_in_place(
     return unpacked(call, program.inputs, gradients) if moves else gradients
 
 
-def _kept_again(ctx: Any) -> tuple[Tensor | None, ...]:
-    """The tensors of a call, and what it kept, computed again: an output that shared its memory was written into.
+def _kept_again(ctx: Any, derived: bool) -> tuple[Tensor | None, ...]:
+    """The tensors of a call, and what it kept, where one was written into: only those that the backward pass reads, as
+    eager autograd keeps no others. derived: its gradient is to be differentiated, for which all are read.
 
-    An input that was written into is still autograd's error.
+    What was kept in the memory of an output is computed again. An input that is read is autograd's error.
     """
-    tensors = [saved.unpack() for saved in ctx._raw_saved_tensors[: len(ctx.program.inputs)]]
-    layout, inputs = ctx.call.layout, ctx.program.inputs
+    program, training = ctx.program, ctx.training
+    inputs, count = program.inputs, len(program.inputs)
+    own, kept = ctx._raw_saved_tensors[:count], ctx._raw_saved_tensors[count:]
+    tensors = [saved.unpack() if derived or i in training.feeds else None for i, saved in enumerate(own)]
+    if derived:
+        return (*tensors, *(None for _ in kept))
+    try:
+        return (*tensors, *(saved.unpack() for saved in kept))
+    except RuntimeError:
+        tensors = [saved.unpack() for saved in own]
     with torch.no_grad():
-        given = tensors if layout is None else packed(ctx.call, inputs, tensors, ctx.training.wants)
-        values = ctx.training.forwards.run(ctx.call, given)
-    return (*tensors, *values[len(ctx.program.outputs) :])
+        given = tensors if ctx.call.layout is None else packed(ctx.call, inputs, tensors, training.wants)
+        values = training.forwards.run(ctx.call, given)
+    return (*tensors, *values[len(program.outputs) :])
 
 
 def _apart(outputs: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

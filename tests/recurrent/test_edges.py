@@ -169,7 +169,8 @@ def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
 
 @pytest.mark.parametrize("victim", ["x", "state", "parameter", "final"])
 def test_writing_between_forward_and_backward_is_detected(victim: str) -> None:
-    """Gradients of numbers that are no longer there are an error; the final state is not needed."""
+    """Gradients of numbers that are no longer there are an error; the final state is not needed, and the first is kept
+    with those that follow it."""
     rnn, inputs = layer("gru"), Inputs.of(CASES["gru"], 4, 2)
     outputs, final = compare.ours(rnn, inputs)
     wanted = [inputs.x, inputs.state, *rnn.parameters()]
@@ -177,13 +178,64 @@ def test_writing_between_forward_and_backward_is_detected(victim: str) -> None:
     changed = {"x": inputs.x, "state": inputs.state, "parameter": rnn.cell.W, "final": final}[victim]
     with torch.no_grad():
         changed.mul_(3)
-    if victim != "final":
+    if victim in {"x", "parameter"}:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(outputs.sum(), wanted)
         return
     got = torch.autograd.grad(outputs.sum(), wanted)
     for mine, expected in zip(got, right, strict=True):
         torch.testing.assert_close(mine, expected, **EXACT)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize(
+    "name", ["elman", "lstm", "leaky", "layer_norm_rnn", "weight_norm_rnn", "linear_rnn"]
+)
+def test_what_the_backward_pass_does_not_read_may_be_written_into(name: str, engine: str) -> None:
+    """As a bias: gradients are those of before, or there is PyTorch's error, whichever tensor it is."""
+    rnn, inputs = layer(name, engine=engine), Inputs.of(CASES[name], 4, 2)
+    wanted = compare.wanted_of(rnn, inputs)
+    detected = set()
+    for victim, tensor in wanted.items():
+        made = [compare.projection(compare.flat(*compare.ours(rnn, inputs))) for _ in range(3)]
+        right = torch.autograd.grad(made[0], list(wanted.values()))
+        before = tensor.detach().clone()
+        with torch.no_grad():
+            tensor.mul_(3)
+        try:
+            got = torch.autograd.grad(made[1], list(wanted.values()))
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)  # noqa: PT017 - it may well be none
+            detected.add(victim)
+        else:
+            assert all(map(torch.equal, got, right)), victim
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(made[2], list(wanted.values()), create_graph=True)
+        with torch.no_grad():
+            tensor.copy_(before)
+    assert detected < wanted.keys()
+
+
+@pytest.mark.parametrize("victim", ["x", "drive", "W.bias"])
+def test_what_is_only_added_may_be_written_into(victim: str) -> None:
+    class Driven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.W, self.hidden_size = nn.Linear(4, 4), 4
+            self.register_buffer("drive", torch.zeros(4))
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(self.W(h) + x + self.drive)
+
+    rnn, x = elman.Recurrent(Driven().double()), random(5, 2, 4)
+    wanted, found = list(rnn.parameters()), []
+    for written in (False, True):
+        outputs, _ = rnn(x)
+        if written:
+            with torch.no_grad():
+                {"x": x, "drive": rnn.cell.drive, "W.bias": rnn.cell.W.bias}[victim].add_(1)
+        found.append(torch.autograd.grad(outputs.sum(), wanted))
+    assert all(map(torch.equal, *found))
 
 
 # --- dtypes, modes --------------------------------------------------------------------------------------------------
