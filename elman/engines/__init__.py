@@ -15,7 +15,7 @@ from elman.plan.form import Loop
 
 ENGINES: tuple[Engine, ...] = (Native(), Reference())
 
-__all__ = ["ENGINES", "Engine", "LoopResult", "choose", "machine", "report"]
+__all__ = ["ENGINES", "Engine", "LoopResult", "by_operations", "choose", "machine", "report"]
 
 
 def choose(wanted: str | Engine, loop: Loop, device: torch.device) -> Engine:
@@ -39,6 +39,17 @@ def choose(wanted: str | Engine, loop: Loop, device: torch.device) -> Engine:
             mend='use engine="auto"',
         )
     return engine
+
+
+def by_operations(wanted: str | Engine) -> Engine:
+    """The engine that computes by PyTorch's operations alone. Raises NotSupported where another one is named."""
+    able = next(engine for engine in ENGINES if engine.by_operations)
+    if wanted in ("auto", able, able.name):
+        return able
+    raise NotSupported(
+        what=f"engine '{wanted}' computes by itself, and a mode that is active, or the class of a tensor, wants to see "
+        "operations of PyTorch's", where="engine=", mend='use engine="auto"',
+    )  # fmt: skip
 
 
 def report(name: str | Engine, loops: Mapping[str, Loop], device: torch.device) -> str:

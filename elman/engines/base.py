@@ -98,6 +98,8 @@ class Engine(ABC):
     name: str
     # Whether an operation of a loop costs nothing to start: cheap ones then run there, not on all rows before it.
     cheap_to_start = False
+    # Whether it computes by PyTorch's operations alone, which modes see and tensors of whatever class know.
+    by_operations = False
 
     @abstractmethod
     def describe(self) -> str:

@@ -22,6 +22,7 @@ class Reference(Engine):
     """Plain PyTorch, one step after the other."""
 
     name = "reference"
+    by_operations = True
 
     def __init__(self) -> None:
         self._loops: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_ports
 from elman.circuit.form import Kind
+from elman.engines import by_operations
 from elman.execute.examples import examples
 from elman.execute.executable import Call
 from elman.execute.laid import as_kept, packed, unpacked
@@ -26,6 +27,7 @@ from elman.execute.operator import run_named
 from elman.execute.program import Program
 from elman.execute.segmented import SegmentedRun, Stored, run_of
 from elman.execute.vmaps import by_rule, drawing_each, is_batch, of_a_batch, vmaps
+from elman.trace.modes import has_no_memory, looks_at_operations
 
 Tensor = torch.Tensor
 
@@ -35,6 +37,8 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
 
     None stands for a starting state, or a sequence of cotangents, of zeros.
     """
+    if looks_at_operations() or any(map(has_no_memory, tensors)):
+        call = call._replace(engine=by_operations(call.engine))
     if peek_interpreter_stack() is not None:
         if call.level is None:
             call = call._replace(level=vmaps())

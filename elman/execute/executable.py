@@ -22,6 +22,7 @@ from elman.segments import Layout
 from elman.segments.move import Move
 from elman.segments.segment import Memory
 from elman.segments.timeline import Packing
+from elman.trace.modes import constants_among
 from elman.trace.outside import locked
 
 Tensor = torch.Tensor
@@ -75,6 +76,15 @@ class Executable:
         tensors: constants, sequences `[T, B, …]`, starting states `[B, …]`; None for zeros. What comes out has no
         history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
         """
+        if torch._C._len_torch_function_stack():  # a mode that changed the step has done so in its trace
+            with torch._C.DisableTorchFunction():
+                return self._run(call, tensors)
+        if isinstance(call.engine, engines.Engine):  # as `engines.by_operations` says it
+            with constants_among(tensors):
+                return self._run(call, tensors)
+        return self._run(call, tensors)
+
+    def _run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         steps, batch, seed, engine, packing, _, first, *_ = call
         function = self.function(engine, packing is not None)
         return (

@@ -14,6 +14,7 @@ import torch
 from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack, unwrap_if_dead
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 
 from elman.caches import listed_in
 from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, specs, take
@@ -23,6 +24,7 @@ from elman.recurrent.programs import Binding, Teacher, indivisible
 from elman.recurrent.repeat import NO_LEVEL, never, repeat
 from elman.segments import Layout
 from elman.trace.initial import own_state
+from elman.trace.modes import changes_operations
 
 Tensor = torch.Tensor
 _CAME = 8  # calls of which it is known that they have come before
@@ -197,7 +199,7 @@ class BoundCall:
         """Whether it still is what the layer's cell says."""
         return (
             layer._modules["cell"] is self.cell and layer.reverse is self.reverse and layer.engine == self.engine
-            and layer.memory == self.memory and self.unchanged()
+            and layer.memory == self.memory and self.unchanged() and not changes_operations()
         )  # fmt: skip
 
     def serving(self, layer: Any, args: Arguments) -> Noted | None:
@@ -231,7 +233,7 @@ class BoundCall:
 
     def _expect(self, layer: Any, args: Arguments, noted: Noted, any_length: bool, forms: list[Any]) -> None:
         kind = torch.is_grad_enabled(), any_length
-        key = *kind, *forms
+        key = *kind, *forms, *_get_current_function_mode_stack()
         if key not in self._came:
             if len(self._came) >= _CAME:
                 self._came.clear()  # at once, as other threads may be reading it

@@ -40,6 +40,7 @@ from elman.segments import Layout
 from elman.segments.segment import Memory
 from elman.trace.call import call_cell, in_order, understand
 from elman.trace.mistakes import of_step
+from elman.trace.modes import changes_operations, has_no_memory, looks_at_operations
 
 Tensor = torch.Tensor
 _PATIENCE = 16  # steps in a row that may differ from one another before the cell itself runs them all
@@ -190,7 +191,10 @@ class Calls:
             layer.cell, shapes_of(layer.reverse, args, state, starts), xs, starts, contexts
         )
         unchanged = seen.unchanged
-        if unchanged is None or peek_interpreter_stack() is not None or layout.device.type == "meta":
+        if (
+            unchanged is None or peek_interpreter_stack() is not None or layout.device.type == "meta"
+            or changes_operations()
+        ):  # fmt: skip
             return BoundCall(layer, binding, args)  # for this call alone
         bound = BoundCall(layer, binding, args, unchanged)
         self._keep(bound)
@@ -216,7 +220,7 @@ class Calls:
         if (
             args.contexts or not args.xs or torch.is_grad_enabled() or is_recorded()
             or torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
-            or forward_ad._current_level >= 0
+            or forward_ad._current_level >= 0 or changes_operations() or looks_at_operations()
         ):  # fmt: skip
             return self._by_cell(layer, args)
         bound, noted = self._recent.get(True), None
@@ -233,7 +237,10 @@ class Calls:
         call = noted.call
         if bound.has_noise:
             call = call._replace(seed=_seed(layer, binding))
-        results = binding.program.step(call, bound.tensors(args, states, None))
+        tensors = bound.tensors(args, states, None)
+        if any(map(has_no_memory, tensors)):
+            return self._by_cell(layer, args)
+        results = binding.program.step(call, tensors)
         bound.expect_again(layer, args, noted)
         return bound.result(results, states, None, True, call)
 

@@ -22,6 +22,7 @@ from elman.trace import trace
 from elman.trace.call import store_of
 from elman.trace.fingerprint import Seen, differs
 from elman.trace.initial import own_state, starting_state
+from elman.trace.modes import changes_operations
 from elman.trace.outside import locked
 
 Tensor = torch.Tensor
@@ -159,7 +160,11 @@ class Programs:
         self, cell: torch.nn.Module, shapes: Shapes, xs: Sequence[Tensor], states: Sequence[Tensor],
         contexts: Sequence[Tensor],
     ) -> Binding:  # fmt: skip
-        """The program for a call: kept, or traced now, on one step xs `[B, …]`."""
+        """The program for a call: kept, or traced now, on one step xs `[B, …]`. Under a TorchFunctionMode that may make
+        other operations of the step's, it is traced for this call alone."""
+        parts = ((shapes.x, xs), (shapes.state, states), (shapes.context, contexts))
+        if changes_operations():
+            return bind(trace(cell, *(fill(structure, tensors) for structure, tensors in parts)), shapes)
         mark = self.seen(cell).mark
         key = mark, shapes
         last, latest = self.kept.latest
@@ -174,7 +179,6 @@ class Programs:
             circuit = replace(turned.program.circuit, reverse=False)
         else:
             _check_devices(cell, shapes)
-            parts = ((shapes.x, xs), (shapes.state, states), (shapes.context, contexts))
             circuit = trace(cell, *(fill(structure, tensors) for structure, tensors in parts))
         binding = bind(circuit, shapes)
         if circuit.signature is not None and not circuit.signature.captured:

@@ -14,11 +14,13 @@ import torch
 from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 
 from elman.circuit.structure import NOTHING, TENSOR, Structure
 from elman.execute import ending
 from elman.recurrent.budget import GRANTED
 from elman.trace.initial import own_state
+from elman.trace.modes import has_no_memory
 
 try:
     from elman import _native
@@ -46,6 +48,8 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool, any_leng
     if _native is None or binding is None or not (whole and plain) or bound.has_noise:
         return never
     of_x, of_state = args.structures[:2]
+    if any(map(has_no_memory, binding.fixed(bound.cell))):
+        return never
     if call.memory is not None or not (_is_flat(of_x) and _is_flat(of_state)):
         return never
     gradients = torch.is_grad_enabled()
@@ -53,6 +57,8 @@ def repeat(layer: Any, bound: Any, noted: Any, args: Any, single: bool, any_leng
     answers = [
         (_is_any_autocast_enabled, False), (peek_interpreter_stack, None), (torch._C._len_torch_dispatch_stack, 0),
         (torch._C._is_tracing, False), (GRANTED.get, None),
+        (torch._C._len_torch_function_stack, len(modes := _get_current_function_mode_stack())),
+        *((partial(torch._C._get_function_stack_at, i), mode) for i, mode in enumerate(modes)),
     ]  # fmt: skip
     same = [
         (names, "reverse", bound.reverse), (names, "engine", bound.engine), (names, "_memory", None),

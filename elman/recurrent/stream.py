@@ -31,6 +31,7 @@ from elman.recurrent.kept import Kept, Plain, Ready, Steps, apart, device_of, ot
 from elman.recurrent.programs import Binding, Owned
 from elman.recurrent.surroundings import not_compiled, watched
 from elman.trace.call import store_of
+from elman.trace.modes import changes_operations, has_no_memory, looks_at_operations
 
 Tensor = torch.Tensor
 WEIGHTS = ("bfloat16", "int8")
@@ -238,9 +239,13 @@ class Stream:
         before, self._binding = self._binding, None
         if programs.seen(layer.cell).unchanged is None:
             return "nobody can say whether the cell is as it was (it has hooks)"
+        if changes_operations() or looks_at_operations():
+            return "a mode of PyTorch's is active"
         try:
             shapes = shapes_of(False, args, structure, states)
             binding = programs.find(layer.cell, shapes, args.xs, states, args.contexts)
+            if any(map(has_no_memory, (*args.xs, *states, *binding.fixed(layer.cell)))):
+                return "there are tensors without memory of their own"
         except (TraceError, InputError, InputTypeError, NotSupported) as error:
             return error.what  # the layer's step runs the cell itself, or says what is wrong
         self._binding = binding

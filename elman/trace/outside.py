@@ -20,6 +20,8 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
+from elman.trace.watch import GLOBAL_HOOKS, of_users
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -88,6 +90,21 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
+def _untracked() -> Iterator[None]:
+    """Inside, PyTorch's own trackers do not see which modules are called."""
+    before = [(hooks, dict(hooks)) for hooks in GLOBAL_HOOKS]
+    try:
+        for hooks, every in before:
+            hooks.clear()
+            hooks.update(of_users(every))
+        yield
+    finally:
+        for hooks, every in before:
+            hooks.clear()
+            hooks.update(every)
+
+
+@contextlib.contextmanager
 def outside() -> Iterator[None]:
     """Inside, one thread at a time, PyTorch is in its ordinary state: no transform or mode, gradients, no autocast."""
     with LOCK, contextlib.ExitStack() as stack:
@@ -99,6 +116,8 @@ def outside() -> Iterator[None]:
         # A checkpoint around the call packs what autograd saves; what a trace saves is no part of it.
         if _top_saved_tensors_default_hooks(False) is not None:
             stack.enter_context(saved_tensors_hooks(_same, _same))
+        if any(GLOBAL_HOOKS):
+            stack.enter_context(_untracked())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         # Dual numbers of a user's are none of the trace's, and those of a tangent's step are pushed by that alone.

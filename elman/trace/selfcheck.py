@@ -163,7 +163,7 @@ def _compare(
                 [eager[n] for n in cots], [leaves[n] for n in wants], list(cots.values()), allow_unused=True
             )
         )
-    with torch.no_grad():
+    with torch.no_grad(), torch._C.DisableTorchFunction():  # what a mode does is in the circuit already
         missing = {n: torch.zeros_like(eager[n]) for n in joint.cotangents if n not in cots}
         every = {**constants, **inputs, **{joint.cotangents[n]: v for n, v in (cots | missing).items()}}
         ours = graphs.run(joint.graph, every, batch)

@@ -26,7 +26,7 @@ import torch
 
 from elman.trace.modules import HIDDEN, PLAIN, TABLES, joined, modules, slots_of
 from elman.trace.names import is_library, names_of
-from elman.trace.watch import Watched, content_of
+from elman.trace.watch import GLOBAL_HOOKS, Watched, content_of, of_users
 
 _OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
 # What PyTorch and elman read without its name standing in the step's code.
@@ -100,6 +100,9 @@ class Walk:
             self._seen[id(module)] = (path, module)
         for path, module in own:
             self._module(path, module, True)
+        for hooks in GLOBAL_HOOKS:
+            if mine := tuple(of_users(hooks).values()):
+                self._pending.append(("torch.nn.modules.module", mine))
         self._everything()
         self.found.append(("torch.get_default_dtype()", torch.get_default_dtype()))
         for space in self._spaces:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from elman.trace.modes import has_no_memory
+
 try:
     from elman import _native
 except ImportError:  # no compiler was there when elman was installed
@@ -21,6 +23,15 @@ GLOBAL_HOOKS: tuple[dict[Any, Any], ...] = tuple(
     for name, value in vars(torch.nn.modules.module).items()
     if name.startswith("_global_") and isinstance(value, dict)
 )
+
+
+def of_users(hooks: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Global hooks without those of PyTorch's own trackers (of FlopCounterMode), which look on and change nothing."""
+    return {
+        key: hook for key, hook in hooks.items() if not getattr(hook, "__module__", "").startswith("torch.")
+    }
+
+
 _form = attrgetter("shape", "dtype", "device")
 _ALL: frozenset[str] = frozenset()
 
@@ -62,7 +73,8 @@ class Watched:
         if any(t.grad_fn is not None or is_functorch_wrapped_tensor(t) for t in tensors):
             return None  # it belongs to a graph or a transform, and must not be held on to
         dtype, default = torch.get_default_dtype(), torch.get_default_dtype
-        if _native is not None and all(map(_native.describes, (*tensors, *self.flowing))):
+        every = *tensors, *self.flowing
+        if _native is not None and not any(map(has_no_memory, every)) and all(map(_native.describes, every)):
             watch = self._watch(tensors, self.flowing, [(default, dtype), *self.asked])
             self.same = watch.unchanged if self.asked else watch.same
             return watch.unchanged
