@@ -116,6 +116,8 @@ def outside() -> Iterator[None]:
         # A checkpoint around the call packs what autograd saves; what a trace saves is no part of it.
         if _top_saved_tensors_default_hooks(False) is not None:
             stack.enter_context(saved_tensors_hooks(_same, _same))
+        if torch.is_anomaly_enabled():  # it looks for NaN in fake tensors
+            stack.enter_context(torch.autograd.set_detect_anomaly(False))
         if any(GLOBAL_HOOKS):
             stack.enter_context(_untracked())
         stack.enter_context(torch.inference_mode(False))

@@ -177,3 +177,10 @@ def test_a_global_hook_that_changes_a_value() -> None:
     finally:
         handle.remove()
     agrees(rnn, x, h)
+
+
+def test_anomalies_are_looked_for_before_the_first_call() -> None:
+    rnn, (x, h) = layer(), data()
+    with torch.autograd.set_detect_anomaly(True):
+        agrees(rnn, x, h)
+        assert torch.is_anomaly_enabled()
