@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from elman.circuit.signature import Place
 from elman.circuit.structure import NOTHING, Structure, fill, flatten, leaves, nested_alike, paths, take
 from elman.errors import InputTypeError, TraceError
-from elman.trace.modules import kept_values, module_at, modules
+from elman.trace.modules import kept_values, module_at, modules, slots_of
 from elman.trace.watch import content_of
 
 Tensor = torch.Tensor
@@ -88,8 +88,10 @@ def skeleton_of(cell: torch.nn.Module) -> torch.nn.Module:
         )
     try:
         met = dict(memo)  # what a copy has met that fails must not be met again
-        skeleton = copy.deepcopy(cell, met)
+        skeleton = None if any(map(slots_of, cell.modules())) else copy.deepcopy(cell, met)
     except Exception:
+        skeleton = None
+    if skeleton is None:
         met, skeleton = memo, _taken_apart(cell, memo)
     for function, copied in functions:  # a lambda over `self` is one over the copy
         for old, new in zip(function.__closure__ or (), copied.__closure__ or (), strict=True):
@@ -113,19 +115,21 @@ def _with_own_closure(function: types.FunctionType) -> types.FunctionType:
 
 
 def _taken_apart(cell: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
-    """The copy of a cell that keeps what cannot be copied (a lock, an open file), which is then shared."""
+    """The copy of a cell that keeps what cannot be copied (a lock, an open file), which is then shared;
+    and what is in slots, which copying leaves out."""
     modules = list(cell.modules())
     for module in modules:
         memo[id(module)] = object.__new__(type(module))
     for module in modules:
-        entries = memo[id(module)].__dict__
-        for key, value in module.__dict__.items():
+        kept = module.__dict__ | {name: getattr(module, name) for name in slots_of(module)}
+        for key, value in kept.items():
             met = dict(memo)  # what a copy has met that fails must not be met again
             try:
-                entries[key] = copy.deepcopy(value, met)
+                made = copy.deepcopy(value, met)
                 memo.update(met)
             except Exception:
-                entries[key] = value
+                made = value
+            object.__setattr__(memo[id(module)], key, made)
     return memo[id(cell)]
 
 

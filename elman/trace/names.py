@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import os
+import re
 import sys
 import sysconfig
 import types
@@ -18,6 +19,8 @@ _BY_OTHER_MEANS = {
     "getattr", "hasattr", "vars", "dir", "eval", "exec", "locals", "globals", "__dict__", "attrgetter", "methodcaller",
     "getattr_static", "__getattribute__", "asdict", "astuple", "fields",
 }  # fmt: skip
+_FROM_TEXT = {"eval", "exec", "format", "format_map"}  # of which every word of a text may be a name
+_OF_GLOBALS = {"eval", "exec", "globals"}
 _LIBRARIES = tuple(
     {
         os.path.join(path, "")
@@ -48,6 +51,8 @@ def names_of(code: types.CodeType) -> Names:
     globals_: dict[str, None] = {}
     modules: dict[str, None] = {}
     attributes: set[str] = set()
+    texts: list[str] = []
+    matches = False
     pending = [code]
     while pending:
         one = pending.pop()
@@ -55,8 +60,11 @@ def names_of(code: types.CodeType) -> Names:
         for constant in one.co_consts:
             if isinstance(constant, types.CodeType):
                 pending.append(constant)
-            elif isinstance(constant, str) and constant.isidentifier():
-                attributes.add(constant)
+            texts += [
+                text
+                for text in (constant if isinstance(constant, tuple) else [constant])
+                if isinstance(text, str)
+            ]
         for instruction in dis.get_instructions(one):
             if instruction.opname in (
                 "LOAD_GLOBAL",
@@ -67,8 +75,17 @@ def names_of(code: types.CodeType) -> Names:
                 globals_[instruction.argval] = None
             elif instruction.opname == "IMPORT_NAME":
                 modules[instruction.argval] = None
+            matches |= instruction.opname == "MATCH_CLASS"  # whose names may be those of `__match_args__`
+    attributes.update(filter(str.isidentifier, texts))
+    if attributes & _FROM_TEXT:
+        attributes.update(word for text in texts for word in re.findall(r"[^\W\d]\w*", text))
+    if attributes & _OF_GLOBALS:
+        globals_ |= dict.fromkeys(sorted(attributes))
     return Names(
-        tuple(globals_), tuple(sorted(attributes)), tuple(modules), bool(attributes & _BY_OTHER_MEANS)
+        tuple(globals_),
+        tuple(sorted(attributes)),
+        tuple(modules),
+        matches or bool(attributes & _BY_OTHER_MEANS),
     )
 
 

@@ -10,8 +10,12 @@ Python's own, packages) counts as it is: its code is not read.
 from __future__ import annotations
 
 import collections
+import contextlib
+import contextvars
 import enum
 import functools
+import gc
+import operator
 import os
 import random
 import sys
@@ -28,6 +32,7 @@ from elman.trace.modules import HIDDEN, PLAIN, TABLES, joined, modules, slots_of
 from elman.trace.names import is_library, names_of
 from elman.trace.watch import GLOBAL_HOOKS, Watched, content_of, of_users
 
+_VIEWS = tuple(map(type, ({}.keys(), {}.values(), {}.items())))
 _OF_EVERY_MODULE = frozenset(torch.nn.Module().__dict__)
 # What PyTorch and elman read without its name standing in the step's code.
 _CALLED = ("hidden_size", "forward", "backward", "setup_context", "jvp", "vmap", "right_inverse")
@@ -147,12 +152,18 @@ class Walk:
 
     def _value(self, path: str, value: Any) -> None:
         kind = type(value)
-        if kind in PLAIN:
+        if kind in weakref.ProxyTypes:
+            with contextlib.suppress(ReferenceError):
+                self._value(path, value.__init__.__self__)
+        elif kind in PLAIN:
             self.found.append((path, kind, _by_value(value)))
         elif isinstance(value, torch.Tensor):
             self._loose(path, value)
         elif isinstance(value, (*PLAIN, enum.Enum)):
             self.found.append((path, kind, value))
+            if id(value) not in self._seen:
+                self._seen[id(value)] = (path, value)
+                self._attributes(path, value)
         elif id(value) in self._seen:
             self.found.append((path, "again", self._seen[id(value)][0]))
         else:
@@ -184,7 +195,7 @@ class Walk:
             else:
                 self.found.append((path, kind, value.__name__))
                 push((f"{path}.__self__", value.__self__))
-        elif isinstance(value, functools.partial):
+        elif isinstance(value, (functools.partial, functools.partialmethod)):
             self.found.append((path, kind))
             push((f"{path}.func", value.func))
             push((f"{path}.args", value.args))
@@ -197,14 +208,27 @@ class Walk:
                     next(filter(None, (getattr(value, name, None) for name in ("fget", "__func__", "func")))),
                 )
             )
+        elif isinstance(value, operator.attrgetter):
+            self.found.append((path, kind, names := value.__reduce__()[1]))
+            self._names |= dict.fromkeys(part for name in names for part in name.split("."))
+        elif isinstance(value, (weakref.ref, contextvars.ContextVar)):
+            ask = functools.partial(value.get, None) if isinstance(value, contextvars.ContextVar) else value
+            self.found.append((path, kind))
+            watched.asked.append((lambda: _Row((ask(),)), _Row((ask(),))))
+            push((f"{path}()", ask()))
+        elif isinstance(value, (types.MappingProxyType, *_VIEWS)):
+            self.found.append((path, kind))
+            push((path, gc.get_referents(value)[0]))
         elif isinstance(value, (list, tuple, collections.deque)):
             self._row(path, value)
+            self._attributes(path, value)
         elif isinstance(value, (set, frozenset)):
             self.found.append(
                 (path, kind, frozenset(_by_value(v) if isinstance(v, PLAIN) else v for v in value))
             )
             watched.others.append(value)
             self._objects(path, value)
+            self._attributes(path, value)
         elif isinstance(value, dict):
             self.found.append((path, kind))
             watched.dict(value)
@@ -250,7 +274,13 @@ class Walk:
         numpy = sys.modules.get("numpy")
         if numpy is None or type(value).__module__.partition(".")[0] != "numpy":
             return False
-        if isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
+        if isinstance(value, numpy.ndarray) and value.dtype.hasobject:
+            self.found.append((path, value.shape, value.dtype.str))
+            self.watched.asked.append((lambda: _Row(value.flat), _Row(value.flat)))
+            for i, part in enumerate(value.flat):
+                self._pending.append((f"{path}.flat[{i}]", part))
+            return True
+        if isinstance(value, numpy.ndarray):
 
             def content() -> tuple[Any, ...]:
                 return value.shape, value.dtype.str, value.tobytes()
@@ -286,6 +316,10 @@ class Walk:
             self.watched.dict(inner)
             for name, part in inner.items():
                 self._pending.append((f"{path}.{name}", part))
+        self._slots(path, value, slots)
+        return True
+
+    def _slots(self, path: str, value: Any, slots: list[str]) -> None:
         if slots:
             kept = [getattr(value, name, None) for name in slots]
             self.watched.asked.append(
@@ -293,7 +327,6 @@ class Walk:
             )
             for name, part in zip(slots, kept, strict=True):
                 self._pending.append((f"{path}.{name}", part))
-        return True
 
     def _function(self, path: str, function: types.FunctionType) -> None:
         home = function.__globals__
@@ -329,7 +362,7 @@ class Walk:
 
     def _class(self, kind: type, made: bool) -> None:
         """The entries of a class and its bases. made: the step may make instances of it."""
-        for base in kind.__mro__:
+        for base in (*kind.__mro__, *type(kind).__mro__):
             if (base, made) in self._classes or is_library(base.__module__):
                 continue
             self._classes[base, made] = None
@@ -368,6 +401,7 @@ class Walk:
         for name, value in entries["_modules"].items():
             if value is None or not own:
                 self._pending.append((joined(path, name), value))
+        self._slots(path, module, slots_of(module))
         space = _Space(path, entries, module, None, True, set())
         self._spaces.append(space)
         for name, value in entries.items():
