@@ -18,6 +18,7 @@ from torch._guards import tracing
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
 from elman.trace.watch import GLOBAL_HOOKS, of_users
@@ -90,6 +91,16 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Inside, parametrized weights are computed anew, and not kept."""
+    before, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = before
+
+
+@contextlib.contextmanager
 def _untracked() -> Iterator[None]:
     """Inside, PyTorch's own trackers do not see which modules are called."""
     before = [(hooks, dict(hooks)) for hooks in GLOBAL_HOOKS]
@@ -118,6 +129,8 @@ def outside() -> Iterator[None]:
             stack.enter_context(saved_tensors_hooks(_same, _same))
         if torch.is_anomaly_enabled():  # it looks for NaN in fake tensors
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
+        if parametrize._cache_enabled:  # fake weights would stay in it
+            stack.enter_context(_uncached())
         if any(GLOBAL_HOOKS):
             stack.enter_context(_untracked())
         stack.enter_context(torch.inference_mode(False))

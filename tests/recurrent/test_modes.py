@@ -184,3 +184,14 @@ def test_anomalies_are_looked_for_before_the_first_call() -> None:
     with torch.autograd.set_detect_anomaly(True):
         agrees(rnn, x, h)
         assert torch.is_anomaly_enabled()
+
+
+def test_a_cache_of_parametrizations() -> None:
+    """What a trace computes of fake weights is nothing to keep."""
+    rnn, (x, h) = layer(), data()
+    nn.utils.parametrizations.weight_norm(rnn.cell.W)
+    with nn.utils.parametrize.cached():
+        agrees(rnn, x, h)
+    with torch.no_grad():
+        rnn.cell.W.parametrizations.weight.original0.mul_(0.5)
+    agrees(rnn, x, h)
