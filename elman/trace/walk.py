@@ -9,6 +9,7 @@ Python's own, packages) counts as it is: its code is not read.
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import contextvars
@@ -216,6 +217,9 @@ class Walk:
             self.found.append((path, kind))
             watched.asked.append((lambda: _Row((ask(),)), _Row((ask(),))))
             push((f"{path}()", ask()))
+        elif isinstance(value, (bytearray, memoryview, array.array)):
+            self.found.append((path, kind, bytes(value)))
+            watched.asked.append((lambda: bytes(value), bytes(value)))
         elif isinstance(value, (types.MappingProxyType, *_VIEWS)):
             self.found.append((path, kind))
             push((path, gc.get_referents(value)[0]))

@@ -126,6 +126,7 @@ def set_global(name: str) -> Callable[[Any], Any]:
 
 
 alive, entries = Plain(), {"a": 0.5}
+memory = bytearray([5])
 array = np.array([0.5], dtype=object)
 WAYS: dict[str, Way] = {
     "a weak proxy": an_object(weakref.proxy(alive), lambda self: self.kept.alpha),
@@ -151,6 +152,8 @@ WAYS: dict[str, Way] = {
     "eval": way(lambda self: eval("2 * ALPHA"), None, set_global("ALPHA")),
     "a format": way(lambda s: float("{0.alpha}".format(s)), None, lambda c: setattr(c, "alpha", 0.9)),  # noqa: UP030, UP032
     "an array of objects": way(lambda self: self.kept[0], array, lambda cell: array.__setitem__(0, 0.9)),
+    "bytes": way(lambda self: self.kept[0] / 10, memory, lambda cell: memory.__setitem__(0, 9)),
+    "a view of bytes": way(lambda s: s.kept[0] / 10, memoryview(memory), lambda c: memory.__setitem__(0, 9)),
     "a context variable": way(lambda self: variable.get(), None, lambda cell: variable.set(0.9)),
     "a slot": (Slots, lambda cell: setattr(cell, "beta", 0.9)),
 }
@@ -162,7 +165,7 @@ def _as_before() -> Any:
     globals().update(ALPHA=0.5)
     alive.alpha = Meta.shared = Mode.A.alpha = 0.5  # type: ignore[attr-defined]
     entries.update(a=0.5)
-    array[0] = 0.5
+    array[0], memory[0] = 0.5, 5
     variable.set(0.5)
 
 
