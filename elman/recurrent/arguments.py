@@ -106,6 +106,11 @@ def lay_out(
 def sizes(xs: Sequence[Tensor], structure: Structure, steps: int | None) -> tuple[int, int | None]:
     """T and B, or an error that says which tensor does not fit. B is None where only a state can say it."""
     if not xs:
+        if steps is None and structure != NOTHING:
+            raise InputTypeError(
+                what="x holds numbers, or nothing, and no tensor", where="x", expected="tensors [T, B, …]",
+                mend="pass torch.tensor(x)",
+            )  # fmt: skip
         if steps is None:
             raise InputError(
                 what="nobody says how many steps to run", where="x", got="no tensor with a time dimension",

@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 
 from elman.caches import listed_in
-from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, specs, take
-from elman.errors import InputTypeError
+from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, paths, specs, take
+from elman.errors import InputTypeError, NotSupported
 from elman.execute import Call
 from elman.recurrent.programs import Binding, Teacher, indivisible
 from elman.recurrent.repeat import NO_LEVEL, never, repeat
@@ -65,7 +65,9 @@ class Arguments(NamedTuple):
                 flatten(value, name)  # which says where
             raise
         structures = of_x, of_state, of_context, of_teacher
-        key = structures, leading, step, None if weight is None else weight.dtype
+        key = structures, leading, step, weight.dtype if isinstance(weight, Tensor) else type(weight)
+        if not all(map(_is_dense, (*xs, *states, *contexts, *taught))):
+            raise _not_dense(x=x, state=state, context=context, teacher=teacher)
         return cls(leading, packed, xs, states, contexts, taught, structures, weight, key)
 
     @property
@@ -109,6 +111,26 @@ def _part(value: Any) -> tuple[list[Tensor], Structure]:
         tensors = []
         structure = take(value, tensors)
     return [*map(unwrap_if_dead, tensors)], structure
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _not_dense(**given: Any) -> NotSupported:
+    """What is said of the first sparse, nested or oneDNN tensor among arguments."""
+    parts = [(flatten(value, name), name) for name, value in given.items() if value is not None]
+    path, tensor = next(
+        (path, tensor)
+        for (tensors, structure), name in parts
+        for path, tensor in zip(paths(structure, name), tensors, strict=True)
+        if not _is_dense(tensor)
+    )
+    kind = "nested" if tensor.is_nested else str(tensor.layout)
+    return NotSupported(
+        what="a recurrence runs on dense tensors", where=path, got=f"a tensor that is {kind}",
+        mend="use .to_dense(); sequences of different lengths are padded, with lengths=, or a PackedSequence",
+    )  # fmt: skip
 
 
 _TENSORS = [("tuple", *[TENSOR] * count) for count in range(5)]
