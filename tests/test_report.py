@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from elman.app import cli
+from elman.draw.measure import width
 from elman.errors import DataError
 from elman.report import Point, Record
 from elman.report import read_record as read
@@ -21,8 +22,11 @@ from elman.report import render as rendered
 from elman.report import write_report as written
 from elman.report.figures import Curve, axis, bars, lines, short, thinned
 from elman.tasks import lm
+from elman.tasks.classify import Classify
 from elman.tasks.lm import Language
+from elman.tasks.tag import Tag
 from elman.training import FORMAT
+from tests.browsing import tab
 
 PART = Language.part
 VOID = {"meta", "input", "br"}
@@ -165,7 +169,48 @@ def test_a_log_holds_what_a_report_says(trained: Path) -> None:
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, log: list[dict[str, Any]]) -> None:
     run = folder(tmp_path / "run", log)
     (run / "log.jsonl").write_text((run / "log.jsonl").read_text() + '[1]\n"a"\n{"step": 20, "lo')
-    assert "nothing was logged" in alone(write_report(run).read_text("utf-8")).text
+    assert "a training run" in alone(write_report(run).read_text("utf-8")).text
+
+
+TAGS = {
+    "words": 10, "unseen_words": 1, "seen": 0.9, "unseen": 0.5, "baseline": 0.8, "value": 0.9, "name": "accuracy",
+    "unit": "%", "tags": {"NOUN": [0.5, 0.906, 0.615, 4210], "PUNCT": [0.973, 0.991, 0.981, 3075]},
+    "mistakes": {"PROPN → NOUN": 1456, "a very long name of a tag → another": 1424},
+}  # fmt: skip
+
+
+def test_rows_of_a_table_are_one_line_high(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run", [line(10), {"step": 10, "measured": TAGS}], task="tag")
+    page = written(run, None, Tag.part)
+    with tab(1100) as shown:
+        shown.send("Page.navigate", url=page.as_uri())
+        for _ in range(100):
+            heights = shown.run(
+                "return [...document.querySelectorAll('table')].filter(t => t.innerText.startsWith('tag'))"
+                ".flatMap(t => [...t.rows].map(r => r.getBoundingClientRect().height))"
+            )
+            if heights:
+                break
+    assert len(heights) == 3
+    assert max(heights) < 32
+
+
+def test_words_beside_bars_are_not_cut_off() -> None:
+    drawn = bars(TAGS["mistakes"], "words")
+    assert "1,456 words, 50.6 %" in drawn  # no tenths of words
+    for x, anchor, words in re.findall(
+        r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)"[^>]*>([^<]*)<', drawn
+    ):
+        wide = width(words, 12)
+        assert float(x) - wide >= 0 if anchor == "end" else float(x) + wide <= 400, words
+
+
+def test_a_panel_with_nothing_in_it_is_left_away(tmp_path: Path) -> None:
+    page = written(folder(tmp_path / "run", [line(10)], task="classify"), None, Classify.part)
+    text = alone(page.read_text("utf-8")).text
+    assert "What it made while it learned" not in text
+    assert "nothing was logged" not in text
+    assert "Gradient norm" in text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from elman.training.measure import percent
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 34  # room around the plot
 POINTS = 1000  # of a curve, at most
+NOTHING = '<p class="none">nothing was logged</p>'
 _LEAST = 1e-290  # below it and above its inverse there is no room for an axis
 
 
@@ -65,14 +66,14 @@ def lines(
     ]
     drawn = [curve for curve in drawn if curve.points]
     if not drawn:
-        return '<p class="none">nothing was logged</p>'
+        return NOTHING
     ends = [p for band in bands for p in (*band.low, *band.high) if _drawable(p, log)]
     values = [p.value for p in (*(p for curve in drawn for p in curve.points), *ends)]
     steps = [p.step for p in (*(p for curve in drawn for p in curve.points), *ends)]
     up, along = axis(min(values), max(values), log=log), axis(min(steps), max(steps), log=False, loose=False)
-    width = round(WIDTH * wide)
-    inner, tall = width - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-    parts = [_open(width, HEIGHT, f"{y} against {x}: {', '.join(curve.name for curve in drawn)}")]
+    across = round(WIDTH * wide)
+    inner, tall = across - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    parts = [_open(across, HEIGHT, f"{y} against {x}: {', '.join(curve.name for curve in drawn)}")]
 
     def at_x(step: float) -> float:
         return LEFT + inner * along.share(step)
@@ -82,14 +83,14 @@ def lines(
 
     for tick in up.ticks:
         height = f"{at_y(tick):.1f}"
-        parts.append(f'<path d="M{LEFT} {height}H{width - RIGHT}" stroke="var(--grid)"/>')
+        parts.append(f'<path d="M{LEFT} {height}H{across - RIGHT}" stroke="var(--grid)"/>')
         parts.append(_text(LEFT - 6, at_y(tick) + 4, short(tick), "end"))
     for tick in along.ticks:
-        near = "end" if at_x(tick) > width - 24 else "middle"
+        near = "end" if at_x(tick) > across - 24 else "middle"
         parts.append(_text(at_x(tick), HEIGHT - BOTTOM + 15, short(tick), near))
-    parts.append(_text(width - RIGHT, HEIGHT - 4, x, "end"))
+    parts.append(_text(across - RIGHT, HEIGHT - 4, x, "end"))
     parts.append(_text(2, 12, y))
-    legend = width - RIGHT
+    legend = across - RIGHT
     for curve in reversed(drawn if len(drawn) > 1 else []):
         parts.append(_text(legend, 12, curve.name, "end", curve.colour))
         legend -= 7 * len(curve.name) + 14
@@ -124,19 +125,26 @@ def _drawable(point: Point, log: bool) -> bool:
 def bars(values: dict[str, float], unit: str) -> str:
     """A bar for each value, with the value and, where it is no share itself, its share of all."""
     if not values:
-        return '<p class="none">nothing was logged</p>'
-    row, left, right = 24, 96, 108
-    height, most, total = row * len(values) + 4, max(values.values()), sum(values.values())
+        return NOTHING
+    labels = [
+        (f"{value:,}" if isinstance(value, int) else f"{value:,.1f}")
+        + f" {unit}"
+        + f", {percent(value / (sum(values.values()) or 1))}" * (unit != "%")
+        for value in values.values()
+    ]
+    names = [name if len(name) < 24 else f"{name[:22]}…" for name in values]
+    row, left = 24, max(96, *(_wide(name) + 10 for name in names))
+    right = max(108, *(_wide(label) + 8 for label in labels))
+    height, most = row * len(values) + 4, max(values.values())
     parts = [_open(WIDTH, height, ", ".join(f"{name} {value:.3g} {unit}" for name, value in values.items()))]
-    for k, (name, value) in enumerate(values.items()):
+    for k, (name, value) in enumerate(zip(names, values.values(), strict=True)):
         length = (WIDTH - left - right) * value / (most or 1)
         parts.append(_text(left - 8, row * k + 17, name, "end"))
         parts.append(
-            f'<rect x="{left}" y="{row * k + 5}" width="{max(length, 1):.1f}" height="16" rx="2" '
+            f'<rect x="{left:.1f}" y="{row * k + 5}" width="{max(length, 1):.1f}" height="16" rx="2" '
             'fill="var(--first)"/>'
         )
-        label = f"{value:,.1f} {unit}" + f", {percent(value / (total or 1))}" * (unit != "%")
-        parts.append(_text(left + length + 6, row * k + 17, label))
+        parts.append(_text(left + length + 6, row * k + 17, labels[k]))
     return "".join(parts) + "</svg>"
 
 
@@ -149,12 +157,12 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     most = sorted(range(len(names)), key=lambda k: -sum(counts[k]))[:_LABELS]
     drawn = sorted(most)
     if not drawn:
-        return '<p class="none">nothing was logged</p>'
+        return NOTHING
     left = min(8 + 6.2 * max(len(names[k]) for k in drawn), 110)
     cell = max((WIDTH - left - 4) / len(drawn), 4.0)
-    width, size = round(left + cell * len(drawn) + 4), min(cell * 0.9, 11)
+    across, size = round(left + cell * len(drawn) + 4), min(cell * 0.9, 11)
     height = round(cell * len(drawn) + left + 4)
-    parts = [_open(width, height, f"confusion matrix of {len(drawn)} labels, rows: what is right")]
+    parts = [_open(across, height, f"confusion matrix of {len(drawn)} labels, rows: what is right")]
     for i, row in enumerate(drawn):
         total, y = sum(counts[row]), left + cell * i
         name = names[row] if len(names[row]) < 18 else f"{names[row][:16]}…"
@@ -247,6 +255,11 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.3g}"
+
+
+def _wide(text: str) -> float:
+    """Pixels of a line of it, at most."""
+    return sum(10.0 if char.isupper() or char in "→%…" else 8.2 for char in text)
 
 
 def _open(width: int, height: int, label: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from elman.data.files import refusing
 from elman.data.words import plain
-from elman.report.figures import Curve, bars, lines
+from elman.report.figures import NOTHING, Curve, bars, lines
 from elman.report.record import Part, Record, read_record
 from elman.training import write_atomically
 from elman.training.measure import percent, shown
@@ -37,10 +37,9 @@ p {{ margin: .4rem 0; }}
 .facts div {{ display: flex; flex-direction: column-reverse; }}
 .facts dt {{ color: var(--faint); font-size: .8rem; }}
 .facts dd {{ margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }}
-.grid {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }}
+.grid {{ columns: 22rem; column-gap: 1rem; margin-bottom: 1rem; }}
 section {{ background: var(--panel); border-radius: .5rem; padding: .9rem; min-width: 0; margin-bottom: 1rem; }}
-.grid section {{ margin: 0; }}
-.grid {{ margin-bottom: 1rem; }}
+.grid section {{ break-inside: avoid; }}
 svg {{ display: block; width: 100%; height: auto; }}
 pre {{ margin: .3rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; text-align: start;
   font: .85rem/1.45 ui-monospace, monospace; }}
@@ -48,7 +47,9 @@ pre.plan {{ white-space: pre; overflow-x: auto; }}
 .sample {{ border-top: 1px solid var(--grid); padding: .6rem 0; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .875rem; }}
 td, th {{ text-align: left; padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: anywhere; }}
-th {{ font-weight: normal; color: var(--faint); width: 40%; }}
+th {{ font-weight: normal; color: var(--faint); }}
+th:first-child:nth-last-child(2) {{ width: 40%; }}
+th ~ th, th ~ td:nth-child(n+3), th + td:not(:last-child) {{ overflow-wrap: normal; }}
 input {{ margin: 0 .3rem 0 0; accent-color: var(--first); }}
 label {{ margin-right: 1rem; font-size: .875rem; }}
 @media (max-width: 40rem) {{ .wide {{ display: none; }} }}
@@ -96,7 +97,7 @@ def render(record: Record, part: Part = Part()) -> str:
         return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
     note = '<p class="note">Held out: looks at a part of these data, about as the exact figure of all of them.</p>'
-    measured = "" if part.figure is None else _section(
+    measured = "" if part.figure is None or not record.valid else _section(
         f"Held out, {part.figure}", note + lines([valid], x="step", y=part.figure)
     )  # fmt: skip
     own = part.sections(record) if part.sections is not None else {}
@@ -117,7 +118,7 @@ def render(record: Record, part: Part = Part()) -> str:
         "</div>",
         _section(part.samples, "".join(_samples(record, name))),
         _section("Settings", _table(record.config)),
-        _section("The plan of the loop", f'<pre class="plan">{plain(record.plan)}</pre>' if record.plan else _none()),
+        _section("The plan of the loop", f'<pre class="plan">{plain(record.plan)}</pre>' if record.plan else NOTHING),
     ]  # fmt: skip
     heading = f"<h1><bdi>{plain(record.name)}</bdi>, a training run</h1>"
     return document(f"{record.name}, a training run", f"{heading}{_facts(record, part)}{''.join(sections)}")
@@ -130,7 +131,9 @@ def _facts(record: Record, part: Part) -> str:
         "best at step": f"{best.step:,.0f} of {end:,.0f}" if best else "–",
         "of the run is done": percent(min(record.done, 1), 0),
         "minutes": f"{record.seconds / 60:.1f}",
-        f"{part.unit} a second": f"{record.count / record.seconds:,.0f}" if record.seconds else "–",
+        f"{part.counted or part.unit} a second": f"{record.count / record.seconds:,.0f}"
+        if record.seconds
+        else "–",
     }
     rows = "".join(
         f"<div><dt>{plain(name)}</dt><dd>{plain(value)}</dd></div>" for name, value in facts.items()
@@ -154,8 +157,6 @@ def _stages(record: Record) -> dict[str, float]:
 
 
 def _samples(record: Record, name: str) -> Iterator[str]:
-    if not record.samples:
-        yield _none()
     for sample in record.samples:
         head = f"step {sample.step:,}" if sample.step else "before training"
         head += "" if sample.valid is None else f", held out {sample.valid:.3f} {plain(name)}"
@@ -181,8 +182,6 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _section(title: str, content: str) -> str:
+    if content in ("", NOTHING):
+        return ""
     return f"<section><h2>{plain(title)}</h2>{content}</section>"
-
-
-def _none() -> str:
-    return '<p class="none">nothing was logged</p>'
