@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 from elman.app import cli
 from elman.draw.measure import width
 from elman.errors import DataError
+from elman.models.distributions import FRAMES
 from elman.report import Point, Record
 from elman.report import read_record as read
 from elman.report import render as rendered
 from elman.report import write_report as written
 from elman.report.figures import Curve, axis, bars, lines, short, thinned
 from elman.tasks import lm
+from elman.tasks.autoencode import Autoencode
 from elman.tasks.classify import Classify
 from elman.tasks.lm import Language
 from elman.tasks.tag import Tag
@@ -211,6 +213,33 @@ def test_a_panel_with_nothing_in_it_is_left_away(tmp_path: Path) -> None:
     assert "What it made while it learned" not in text
     assert "nothing was logged" not in text
     assert "Gradient norm" in text
+
+
+def test_what_is_read_in_a_second_has_its_name(tmp_path: Path) -> None:
+    log = [line(10, steps=50)]
+    run = folder(tmp_path / "tag", log, task="tag")
+    assert ">words a second</dt><dd>10<" in rendered(read(run, Tag.part), Tag.part)
+    for symbols, name in ((40, "symbols"), (0, "frames")):
+        run = folder(tmp_path / name, log, task="autoencode", symbols=symbols)
+        part = Autoencode.part_of({"symbols": symbols})
+        assert f">{name} a second</dt><dd>10<" in rendered(read(run, part), part)
+        assert elman_report(run).count(f">{name} a second<") == 1
+
+
+def elman_report(run: Path) -> str:
+    done = CliRunner().invoke(cli.app, ["report", str(run)])
+    assert done.exit_code == 0, done.output
+    return (run / "report.html").read_text("utf-8")
+
+
+def test_two_kinds_of_forecast_have_titles_of_their_own(tmp_path: Path) -> None:
+    log = [line(10, examples=50, valid=1.0)]
+    frames = elman_report(folder(tmp_path / "frames", log, task="forecast", distribution=FRAMES))
+    series = elman_report(folder(tmp_path / "series", log, task="forecast", distribution="gaussian"))
+    assert "Held out, nats per frame<" in frames
+    assert "Held out, CRPS, × naive error<" in series
+    assert not re.search("CRPS|The first forecast", frames)
+    assert "vectors" not in series
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -332,7 +332,7 @@ def test_any_cell_will_do(task: str, tmp_path: Path) -> None:
 def test_a_run_is_measured_reported_and_shown(task: str, tmp_path: Path) -> None:
     said = train(task, tmp_path, "run", "--steps", "20", "--tensorboard")
     run, files = tmp_path / "run", CASES[task].write(tmp_path)
-    part = task_of(task).part
+    part = task_of(task).part_of(json.loads((run / "config.json").read_text()))
     record = read_record(run, part)
     assert [point.step for point in record.loss] == [10, 20]
     assert len(record.valid) == 16
@@ -344,7 +344,7 @@ def test_a_run_is_measured_reported_and_shown(task: str, tmp_path: Path) -> None
     shutil.copy(run / "report.html", tmp_path / "before.html")
     assert elman("report", run).status == 0
     assert (run / "report.html").read_text() == page
-    assert f"{part.unit} a second" in page
+    assert f"{part.counted or part.unit} a second" in page
     for title in part.sections(record) if part.sections else ():
         assert title in page
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))

@@ -336,8 +336,9 @@ def report(
     from elman.tasks import task_in
     from elman.training import Run
 
+    run = Run(folder)
     there = (folder / "config.json").is_file()  # otherwise the report says what is wrong
-    typer.echo(write_report(folder, out, *([task_in(Run(folder)).part] if there else [])))
+    typer.echo(write_report(folder, out, *([task_in(run).part_of(run.config)] if there else [])))
 
 
 app.command()(explain)

@@ -113,7 +113,7 @@ class TrainingJob:
                 if trainer.finished and self.figure is None:
                     self.measure(watch)
                 try:
-                    write_report(run.folder, part=task.part)
+                    write_report(run.folder, part=task.part_of(run.config))
                     if self.figure is not None:
                         write_card(run.folder, run.config, task.said(self.figure, held_out))
                 except DataError as error:  # the model is more than its report

@@ -107,6 +107,12 @@ class Autoencode(Task):
     def __init__(self, form: Form, samples: Sequence[Tensor] = ()) -> None:
         self.form, self.samples, self.unit = form, list(samples), "symbol" if form.size else "frame"
 
+    @classmethod
+    def part_of(cls, config: Mapping[str, Any]) -> Part:
+        return (
+            cls.part if config.get("symbols") else replace(cls.part, counted="frames", loss="nats per frame")
+        )
+
     # --- how it comes about ------------------------------------------------------------------------------------------
 
     @classmethod
@@ -365,6 +371,7 @@ def _table(pairs: Sequence[Sequence[str]]) -> str:
 
 
 Autoencode.part = Part(
-    unit="steps", loss="nats per symbol", figure="exact reconstruction", samples="What came back while it learned",
+    unit="steps", counted="symbols", loss="nats per symbol", figure="exact reconstruction",
+    samples="What came back while it learned",
     details=_DETAILS, logged={"between": each(_words, 100)}, sections=_sections,
 )  # fmt: skip

@@ -185,7 +185,7 @@ _figure = number(-1e300, 1e300, finite=False)
 _gap: Check = lambda value, place: None if value is None else _figure(value, place)  # noqa: E731
 _line = each(_gap, 10 * LONGEST)
 PART = Part(
-    unit="examples", loss="nats per step", figure=f"CRPS, {UNIT}; of vectors, nats per frame",
+    unit="examples", loss="nats per step", figure=f"CRPS, {UNIT}",
     samples="The first forecast while it learned",
     details={
         "crps": _figure, "naive": _figure, "naive_crps": _figure, "mase": _figure, "count": whole(0, 10**12),
@@ -198,7 +198,7 @@ PART = Part(
     facts=_facts, sections=_sections,
 )  # fmt: skip
 
-ForecastFrames.part = PART  # one task, one part of the report
+ForecastFrames.part = replace(PART, loss="nats per frame", figure="nats per frame")
 
 
 class Forecast(Task):
@@ -208,6 +208,10 @@ class Forecast(Task):
 
     def __init__(self, form: SeriesForm, panel: Panel) -> None:
         self.form, self.panel = form, panel
+
+    @classmethod
+    def part_of(cls, config: Mapping[str, Any]) -> Part:
+        return ForecastFrames.part if config.get("distribution") == FRAMES else cls.part
 
     # --- how it comes about -------------------------------------------------------------------------------------------
 

@@ -63,6 +63,11 @@ class Task(ABC):
     part: ClassVar[Part] = Part()
     unit: str = "example"
 
+    @classmethod
+    def part_of(cls, config: Mapping[str, Any]) -> Part:
+        """Of the report of a run of this configuration."""
+        return cls.part
+
     # --- how it comes about ------------------------------------------------------------------------------------------
 
     @classmethod
