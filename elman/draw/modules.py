@@ -6,17 +6,18 @@ What comes first stands lowest. Layers of one kind in a row are drawn once, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 
 from elman.circuit import Circuit
+from elman.draw.layered import Link, Size, layered
 from elman.draw.lines import bent
 from elman.draw.measure import width
-from elman.draw.scene import Box, Edge, Group, Node, Scene, Text
+from elman.draw.scene import SIZE, Box, Edge, Group, Node, Point, Scene, Text
 from elman.errors import StateError
-from elman.recurrent import Bidirectional, Recurrent
-from elman.recurrent.stack import Compound
+from elman.recurrent import Bidirectional, Compound, Flow, Piece, Recurrent, Stack
 
 Draw = Callable[[Circuit], Scene]
 _PAD, _HEAD, _ROOM = 16.0, 30.0, 34.0  # inside a frame, its heading, between two parts
@@ -40,41 +41,134 @@ def composed(module: torch.nn.Module, draw: Draw, opened: str = "") -> Scene:
 
     draw: makes that of a circuit. opened: the numbers of the repeats, "0 2", that are drawn layer by layer.
     """
+    count = _Count(draw, frozenset(opened.split()))
+    known = isinstance(module, Flow) or _is_chain(module)
+    if known:
+        ends = [Piece("in", "x"), Piece("all", module, ("in",)), Piece("out", "o", ("all",))]
+        whole, descriptions = _flowing(module.flow() if isinstance(module, Flow) else ends, count)
+    else:
+        column = _column(module, count)
+        box, words = column.scene.box, "Its parts. Which of them reads which is not drawn."
+        note = Text((box.left + box.right) / 2, box.bottom + 24, words, 13, role="note")
+        whole, descriptions = replace(column.scene, texts=(*column.scene.texts, note)), column.descriptions
+    name = type(module).__name__
+    how = "from the input up" if known else "the parts, whose order is not known"
+    description = f"{name}, {how}: " + "; ".join(descriptions) + "."
+    return replace(
+        whole, title=name, description=description, parameters=tuple(dict.fromkeys(count.parameters))
+    )
+
+
+@dataclass
+class _Count:
+    """What is counted while a picture is made. parts, repeats: how many there were. parameters: of circuits in it."""
+
+    draw: Draw
+    opened: frozenset[str]
+    parts: int = 0
+    repeats: int = 0
+    parameters: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Parts one above the other. low, high: the ids of the first and the last."""
+
+    scene: Scene
+    low: str
+    high: str
+    descriptions: tuple[str, ...]
+
+
+def _is_chain(module: torch.nn.Module) -> bool:
+    """Whether each part is known to read the one before it, and nothing else."""
+    if isinstance(module, torch.nn.Sequential):
+        return all(map(_is_chain, module.children()))
+    plain = not any(isinstance(part, (Recurrent, Compound)) for part in module.modules())
+    return plain or isinstance(module, (Recurrent, Bidirectional, Stack, Compound))
+
+
+def _column(module: torch.nn.Module, count: _Count) -> _Column:
     rows: list[list[_Part]] = []
-    for part in _parts(module, draw):
+    for part in _parts(module, count.draw):
         if rows and part.kind is not None and rows[-1][0].kind == part.kind:
             rows[-1].append(part)
         else:
             rows.append([part])
-    name = type(module).__name__
-    inputs = Node("in", 0, 0, 44, 44, "variable", (Text(0, 0, "x"),), "x", None, "input")
-    pieces, places, descriptions, repeats = [Scene("", "", (inputs,))], [(inputs.box, "in")], [], 0
-    for number, parts in enumerate(rows):
-        part, many = parts[0], len(parts) > 1
+    chain = len(rows) == 1 or _is_chain(module)
+    scenes, ids, descriptions, edges, below = [], [], [], [], 0.0
+    for parts in rows:
+        part, many, number = parts[0], len(parts) > 1, count.parts
         title = f"{len(parts)} × {part.title}" if many else part.title
-        key = f"repeat {repeats}" if many else f"part {number}"
-        below = places[-1][0].top - _ROOM
-        if many and str(repeats) in opened.split():
-            scene = _opened(title, key, parts, number, below)
+        key = f"repeat {count.repeats}" if many else f"part {number}"
+        if many and str(count.repeats) in count.opened:
+            scene = _opened(title, key, parts, number, below, chain)
         else:
             scene = _closed(title, key, part, str(number), below)
-        repeats += many
-        pieces.append(scene)
-        places.append((scene.box, f"part {number}"))
+        count.repeats += many
+        count.parts += 1
+        count.parameters += [p for _, s in part.scenes for p in s.parameters]
+        if scenes and chain:
+            edges.append(_up(scenes[-1].box, scene.box, ids[-1], f"part {number}"))
+        scenes.append(scene)
+        ids.append(f"part {number}")
         descriptions.append(
             title + (": " + " ".join(s.description for _, s in part.scenes) if part.scenes else "")
         )
-    y = places[-1][0].top - _ROOM - 22
-    out = Node("out", 0, y, 44, 44, "variable", (Text(0, y, "o"),), "o")
-    pieces.append(Scene("", "", (out,)))
-    places.append((out.box, "out"))
-    edges = [_up(low, high, a, b) for (low, a), (high, b) in zip(places, places[1:], strict=False)]
-    description = f"{name}, from the input up: " + "; ".join(descriptions) + "."
-    parameters = dict.fromkeys(p for parts in rows for _, s in parts[0].scenes for p in s.parameters)
-    whole = _together(pieces)
-    return replace(
-        whole, title=name, description=description, edges=(*whole.edges, *edges), parameters=tuple(parameters)
-    )
+        below = scene.box.top - _ROOM
+    whole = _together(scenes)
+    return _Column(replace(whole, edges=(*whole.edges, *edges)), ids[0], ids[-1], tuple(descriptions))
+
+
+def _flowing(pieces: Sequence[Piece], count: _Count) -> tuple[Scene, list[str]]:
+    """Pieces with lines from each to those that read it, sources below; and what they are, in words."""
+    read = {name for piece in pieces for name in piece.reads}
+    columns = {piece.name: _piece(piece, piece.name in read, count) for piece in pieces}
+    boxes = {name: column.scene.box for name, column in columns.items()}
+    sizes = {name: Size(-box.left, box.right, box.bottom - box.top) for name, box in boxes.items()}
+    links = [Link(source, piece.name) for piece in pieces for source in piece.reads]
+    placed = layered(sizes, links, row_gap=_ROOM)
+    scenes, here = [], {}
+    for name, column in columns.items():
+        (x, y), box = placed.places[name], boxes[name]
+        here[name] = column.scene.moved(x, -y - (box.top + box.bottom) / 2)  # sources stand below
+        scenes.append(here[name])
+    edges = []
+    for link, way in zip(links, placed.ways, strict=True):
+        (x0, _), (x1, _) = way[0], way[-1]
+        passed = [(x, -y) for i, (x, y) in enumerate(way[1:-1]) if i % 3]  # past rows; the others lie between
+        points = [(x0, here[link.source].box.top), *passed, (x1, here[link.target].box.bottom)]
+        edges.append(Edge(columns[link.source].high, columns[link.target].low, _upright(points)))
+    whole = _together(scenes)
+    words = {piece.name: piece.what if isinstance(piece.what, str) else _word(piece.what) for piece in pieces}
+    told = [
+        "; ".join(columns[piece.name].descriptions) + f", reads {' and '.join(words[r] for r in piece.reads)}"
+        for piece in pieces
+        if piece.reads
+    ]
+    return replace(whole, edges=(*whole.edges, *edges)), told
+
+
+def _piece(piece: Piece, is_read: bool, count: _Count) -> _Column:
+    """A module as a column; words as a node: round where it goes in or comes out."""
+    if isinstance(piece.what, torch.nn.Module):
+        return _column(piece.what, count)
+    ends = not piece.reads or not is_read
+    wide = max(width(piece.what, SIZE) + (28 if ends else 20), 44)
+    state = "plain" if piece.reads else "input"
+    shape = "variable" if ends else "operation"
+    text = (Text(0, 0, piece.what),)
+    node = Node(piece.name, 0, 0, wide, 44 if ends else 32, shape, text, piece.what, None, state)
+    return _Column(Scene("", "", (node,)), piece.name, piece.name, (piece.what,))
+
+
+def _upright(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Curves through points that are upright at each of them."""
+    curve = [points[0]]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        middle = (y0 + y1) / 2
+        curve += [(x0, middle), (x1, middle), (x1, y1)]
+    return tuple(curve)
 
 
 def _together(scenes: Sequence[Scene]) -> Scene:
@@ -98,14 +192,16 @@ def _closed(title: str, key: str, part: _Part, ident: str, bottom: float) -> Sce
     return _framed(title, key, part, ident, bottom) if part.scenes else _boxed(title, key, ident, bottom)
 
 
-def _opened(title: str, key: str, parts: Sequence[_Part], number: int, bottom: float) -> Scene:
-    """Parts of one kind one above the other in a frame of their own."""
+def _opened(
+    title: str, key: str, parts: Sequence[_Part], number: int, bottom: float, chain: bool
+) -> Scene:  # fmt: skip
+    """Parts of one kind one above the other in a frame of their own. chain: each reads the one below it."""
     y, inner, edges = bottom - _PAD, [], []
     for i, part in enumerate(parts):
         scene = _closed(
             f"{part.title}, {i + 1} of {len(parts)}", f"part {number}.{i}", part, f"{number}.{i}", y
         )
-        if inner:
+        if inner and chain:
             edges.append(_up(inner[-1].box, scene.box, f"part {number}.{i - 1}", f"part {number}.{i}"))
         inner.append(scene)
         y = scene.box.top - _ROOM
@@ -121,6 +217,14 @@ def _parts(module: torch.nn.Module, draw: Draw) -> Iterator[_Part]:
     """The parts of a module in the order in which they stand in it; those without parameters are left out."""
     if isinstance(module, Compound):
         module = module.as_layer()
+    if isinstance(module, Stack):
+        for k, layer in enumerate(module):
+            how = _between(module, k)
+            yield from (
+                replace(part, title=part.title + how, kind=part.kind and (part.kind, how))
+                for part in _parts(layer, draw)
+            )
+        return
     if isinstance(module, Recurrent):
         yield _layer(module, draw)
     elif isinstance(module, Bidirectional):
@@ -137,6 +241,13 @@ def _parts(module: torch.nn.Module, draw: Draw) -> Iterator[_Part]:
     else:
         for child in module.children():
             yield from _parts(child, draw)
+
+
+def _between(stack: Stack, k: int) -> str:
+    """What happens to that which layer k reads, besides."""
+    norm = type(stack.norms[k - 1]).__name__ if k and getattr(stack, "norms", None) is not None else ""
+    added = "added to what it reads" if stack.residual[k] else ""
+    return "".join(f", {words}" for words in (norm and f"{norm} before it", added) if words)
 
 
 def _layer(layer: Recurrent, draw: Draw) -> _Part:

@@ -14,7 +14,7 @@ from elman.errors import InputError
 from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, stack_of
 from elman.plan import Explanation
-from elman.recurrent import LockedDropout, Recurrent, last
+from elman.recurrent import Flow, LockedDropout, Piece, Recurrent, last
 from elman.recurrent.stacked import StackCell
 from elman.trace.initial import initial_state
 
@@ -27,7 +27,7 @@ _BATCH, _STEPS = (
 _OF_ONE = ("elman", "jordan", "gru", "leaky")
 
 
-class AutoencoderNetwork(nn.Module):
+class AutoencoderNetwork(Flow, nn.Module):
     """Sequence -> vector -> sequence, symbol by symbol or frame by frame.
 
         z = h(T),  h(t) = f(h(t-1), e(T+1-t))                                # read from its end to its beginning
@@ -185,6 +185,22 @@ class AutoencoderNetwork(nn.Module):
             return F.one_hot(F.pad(x, (0, 0, 0, 1), value=END), self.symbols).to(self.readout.weight.dtype)
         frames = 2 * x - 1 if self.binary else self._standard(x)
         return F.pad(frames, (0, 1, 0, 0, 0, 1))
+
+    def flow(self) -> list[Piece]:
+        """For its picture."""
+        pieces = [
+            Piece("x", "x, from its end"), Piece("e", self.read, ("x",)), Piece("h", self.encoder, ("e",)),
+            Piece("last", "last state", ("h",)), Piece("z", "z", ("last",)),
+            Piece("A", self.condition, ("z",)), Piece("before", "y(t - 1)"), Piece("told", self.written, ("before",)),
+            Piece("sum", "+", ("A", "told")),
+        ]  # fmt: skip
+        starts = any(name == "lstm" or name in _OF_ONE for name in self.names)  # as `_starts` says
+        if starts:
+            pieces.append(Piece("s(0)", "first state", ("z",)))
+        return [
+            *pieces, Piece("s", self.decoder, ("sum", "s(0)") if starts else ("sum",)),
+            Piece("o", self.readout, ("s",)), Piece("y", "y(t)", ("o",)),
+        ]  # fmt: skip
 
     def explain(self) -> Explanation:
         """What of both recurrences runs once, before, in and after the loop; after a call. See `elman.explain`."""

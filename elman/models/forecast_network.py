@@ -19,7 +19,7 @@ from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, Distrib
 from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, learning_rate, stack_of
 from elman.plan import Explanation
-from elman.recurrent import LockedDropout, Recurrent
+from elman.recurrent import Flow, LockedDropout, Piece, Recurrent
 from elman.recurrent.stacked import StackCell
 
 _RIDGE = 1e-3  # of the linear forecast that training begins with, in variances
@@ -27,7 +27,7 @@ _ODD = 20.0  # scales: what lies farther away does not decide on the linear fore
 _ROWS = 20_000  # paths that are drawn side by side, at most
 
 
-class ForecastNetwork(nn.Module):
+class ForecastNetwork(Flow, nn.Module):
     """What may happen next in series, given their past.
 
         x(t) = [y(t - l) for lags l, whether each is known, features(t)]          # y scaled by what came before
@@ -199,6 +199,24 @@ class ForecastNetwork(nn.Module):
         with evaluating(self), torch.no_grad():
             h, after = self.stack.step(x, state)
             return self._raw(h, x), after
+
+    def flow(self) -> list[Piece]:
+        """For its picture."""
+        pieces = [
+            Piece("x", "lags and features of t"), Piece("h", self.stack, ("x",)), Piece("V", self.readout, ("h",)),
+            Piece("A", self.linear, ("x",)),
+        ]  # fmt: skip
+        if self.law is not None:
+            many = self.law.parameters_count > 1
+            return [
+                *pieces, Piece("raw", "+, in the first number" if many else "+", ("V", "A")),
+                Piece("y", f"y(t), {self.settings['distribution']}", ("raw",)),
+            ]  # fmt: skip
+        told = ("V", "A")
+        if self.ahead is not None:
+            pieces += [Piece("later", "features of t + k"), Piece("D", self.ahead, ("later",))]
+            told = (*told, "D")
+        return [*pieces, Piece("raw", "+", told), Piece("y", "quantiles of y(t + k)", ("raw",))]
 
     def explain(self) -> Explanation:
         """The plan of the latest call."""

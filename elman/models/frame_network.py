@@ -20,7 +20,7 @@ from elman.models.evaluating import evaluating
 from elman.models.sequence_classifier import batched
 from elman.models.stack import Cells, learning_rate, stack_of
 from elman.plan import Explanation
-from elman.recurrent import LockedDropout, Recurrent
+from elman.recurrent import Flow, LockedDropout, Piece, Recurrent
 from elman.recurrent.stacked import StackCell
 
 FILE = "series.json"  # beside the weights
@@ -31,7 +31,7 @@ _TAIL = 500  # frames that are kept to go on from
 _MEND = "restore the files of one model"
 
 
-class FrameNetwork(nn.Module):
+class FrameNetwork(Flow, nn.Module):
     """Which of I channels are 1 in the next frame, each by itself, given all frames so far.
 
         h(t) = f(h(t-1), x(t))
@@ -129,6 +129,14 @@ class FrameNetwork(nn.Module):
         )
         sampler.generator = torch.Generator().manual_seed(seed % 2**63)
         return sampler, (logits[-1].expand(count, -1).contiguous(), held)
+
+    def flow(self) -> list[Piece]:
+        """For its picture."""
+        return [
+            Piece("x", "x(t)"), Piece("h", self.stack, ("x",)), Piece("V", self.readout, ("h",)),
+            Piece("A", self.linear, ("x",)), Piece("sum", "+", ("V", "A")), Piece("p", "σ", ("sum",)),
+            Piece("next", "p of x(t + 1)", ("p",)),
+        ]  # fmt: skip
 
     def explain(self) -> Explanation:
         """The plan of the latest call."""

@@ -21,7 +21,7 @@ from elman.models.stack import Cells, learning_rate, stack_of
 from elman.models.streaming import reading
 from elman.models.surprisal import Surprisal, Word, each_line, surprisal
 from elman.plan import Explanation
-from elman.recurrent import Budget, LockedDropout, Recurrent, Stack, Stream
+from elman.recurrent import Budget, Flow, LockedDropout, Piece, Recurrent, Stack, Stream
 from elman.training import Run
 
 _KNOWN = {
@@ -33,7 +33,7 @@ _KNOWN = {
 _BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
 
-class LanguageModel(Budget, nn.Module):
+class LanguageModel(Budget, Flow, nn.Module):
     """p(x(t+1) | x(1), …, x(t)) by a stack of recurrences.
 
         e(t) = E[x(t)]
@@ -204,6 +204,20 @@ class LanguageModel(Budget, nn.Module):
     @property
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    def flow(self) -> list[Piece]:
+        """For its picture."""
+        pieces = [Piece("x", "x(t)"), Piece("e", self.embedding, ("x",))]
+        if self.condition is not None:
+            pieces += [
+                Piece("context", "context"), Piece("told", self.condition, ("context",)),
+                Piece("both", "+", ("e", "told")),
+            ]  # fmt: skip
+        read = pieces[-1].name
+        return [
+            *pieces, Piece("h", self.stack, (read,)), Piece("readout", self.readout, ("h",)),
+            Piece("o", "o(t)", ("readout",)),
+        ]  # fmt: skip
 
     def explain(self) -> Explanation:
         """What of each layer runs once, before, in and after the loop; after a call. See `elman.explain`."""

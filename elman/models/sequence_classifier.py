@@ -16,13 +16,13 @@ from elman.models.coding import UNKNOWN, Coding
 from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, stack_of
 from elman.plan import Explanation
-from elman.recurrent import LockedDropout, last, pool
+from elman.recurrent import Flow, LockedDropout, Piece, last, pool
 
 POOLS = ("last", "mean", "max", "attention")
 _STEPS = 2**15  # of a batch, padding included, that is classified at once
 
 
-class SequenceClassifier(nn.Module):
+class SequenceClassifier(Flow, nn.Module):
     """Logits of K labels for sequences of symbols or of numbers.
 
         x(t) = E[symbol(t)]  or  (x(t) - mean) / deviation
@@ -136,6 +136,27 @@ class SequenceClassifier(nn.Module):
         if "last" in self.pools:
             parts[self.pools.index("last")] = last(tuple(after), self.stack)
         return self.readout(self.dropout(torch.cat(parts, -1))), (tuple(after), kept)
+
+    def flow(self) -> list[Piece]:
+        """For its picture."""
+        read = self.embedding if self.symbols else "standardised"
+        pieces = [Piece("x", "x(t)"), Piece("e", read, ("x",)), Piece("y", self.stack, ("e",))]
+        words = {
+            "last": "last state",
+            "mean": "mean over t",
+            "max": "largest over t",
+            "attention": "weighted over t",
+        }
+        if "attention" in self.pools:
+            pieces += [Piece("v", self.attention, ("y",)), Piece("a", "softmax over t", ("v",))]
+        pieces += [
+            Piece(how, words[how], ("y", "a") if how == "attention" else ("y",))
+            for how in dict.fromkeys(self.pools)
+        ]
+        if len(self.pools) > 1:
+            pieces.append(Piece("pooled", "side by side", tuple(dict.fromkeys(self.pools))))
+        pieces.append(Piece("readout", self.readout, (pieces[-1].name,)))
+        return [*pieces, Piece("o", "o", ("readout",))]
 
     def explain(self) -> Explanation:
         """The plan of the latest call."""

@@ -14,7 +14,7 @@ from elman.models.crf import CRF
 from elman.models.pretrained import SIZE
 from elman.models.stack import Cells, stack_of
 from elman.plan import Explanation
-from elman.recurrent import LockedDropout, last
+from elman.recurrent import Flow, LockedDropout, Piece, last
 
 _count = whole(0, SIZE)
 NEEDED: dict[str, Check] = {"tags": whole(1, SIZE), "words": _count, "characters": _count}
@@ -27,7 +27,7 @@ _BESIDE = 0.5  # weight of what is learnt beside the tags, each
 _ONCE = 0.5  # share of the words seen once that become the unknown word in training
 
 
-class TagNetwork(nn.Module):
+class TagNetwork(Flow, nn.Module):
     """A score for each tag of each word.
 
         s(w) = last state of recurrences over the characters of w, forward and backward
@@ -128,6 +128,30 @@ class TagNetwork(nn.Module):
     def decode(self, o: Tensor, lengths: Tensor) -> Tensor:
         """The tags of scores o, int64 `[T, B]`."""
         return o.argmax(2) if self.crf is None else self.crf.decode(o, lengths)
+
+    def flow(self) -> list[Piece]:
+        """For its picture."""
+        pieces = [
+            Piece("w", "word(t)"), Piece("c", "its characters"), Piece("E", self.words, ("w",)),
+            Piece("letters", self.characters, ("c",)), Piece("spelling", self.spelling, ("letters",)),
+            Piece("s", "last states", ("spelling",)),
+        ]  # fmt: skip
+        parts = ["E", "s"]
+        if width := self.settings["width"]:
+            pieces.append(Piece("vectors", f"vector from elsewhere, {width} wide", ("w",)))
+            parts.append("vectors")
+        pieces += [
+            Piece("e", "side by side", tuple(parts)), Piece("h", self.stack, ("e",)), Piece("o", self.readout, ("h",))
+        ]  # fmt: skip
+        if self.crf is not None:
+            pieces.append(Piece("crf", "conditional random field", ("o",)))
+        pieces.append(Piece("tag", "tag(t)", (pieces[-1].name,)))
+        for k, readout in enumerate(self.beside):  # learnt with the tags, and not asked afterwards
+            pieces += [
+                Piece(f"beside {k}", readout, ("h",)),
+                Piece(f"label {k}", f"label {k + 1}", (f"beside {k}",)),
+            ]
+        return pieces
 
     def explain(self) -> Explanation:
         parts = {"characters": self.spelling.explain(), "words": self.stack.explain()}

@@ -3,13 +3,14 @@
 `layer` is the module, `bidirectional` and `stack` put several side by side or on top of each other, `budget` says what
 memory they have, `joined` runs a stack under a budget as one, `truncated` a layer over a stream, `pooling` makes one
 vector of a sequence. `stream` takes one step after another without gradients, its state `kept` by an engine, its
-arguments maybe `arrays`. `arguments` sorts out what a call is given, `order` which dimension is time; `programs` finds
-the program for it, `compiled` is the way under torch.compile.
+arguments maybe `arrays`. `flow` is what a model says for its picture. `arguments` sorts out what a call is
+given, `order` which dimension is time; `programs` finds the program for it, `compiled` is the way under torch.compile.
 """
 
 from elman.recurrent.bidirectional import Bidirectional
 from elman.recurrent.budget import Budget, set_memory
 from elman.recurrent.dropout import LockedDropout
+from elman.recurrent.flow import Flow, Piece
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.pooling import last, pool
 from elman.recurrent.stack import Compound, Stack
@@ -20,7 +21,9 @@ __all__ = [
     "Bidirectional",
     "Budget",
     "Compound",
+    "Flow",
     "LockedDropout",
+    "Piece",
     "Recurrent",
     "Stack",
     "Stream",

@@ -228,6 +228,71 @@ def test_layers_and_models() -> None:
         elman.draw(elman.Recurrent(cells.GRU(3, 4)))
 
 
+def lines_of(drawing: elman.draw.Drawing) -> set[tuple[str, str]]:
+    """(what is at the lower end, what is at the upper end) of each line between the parts of a model."""
+    scene = drawing.scene
+    titles = {node.id: node.texts[0].text for node in scene.nodes if node.texts}
+    inner = {e for e in titles if " " in e and "." in e.split()[0]}
+    frames = {f"part {g.key.split()[1]}": g.texts[0].text for g in scene.groups if g.key.startswith("part ")}
+    told = {**titles, **frames}
+    return {(told.get(e.source, "?"), told.get(e.target, "?")) for e in scene.edges if e.source not in inner}
+
+
+def test_models_are_drawn_as_their_data_flow() -> None:
+    from elman.models.autoencoding import AutoencoderNetwork
+    from elman.models.forecast_network import ForecastNetwork
+    from elman.models.frame_network import FrameNetwork
+    from elman.models.sequence_classifier import SequenceClassifier
+    from elman.models.tagging import TagNetwork
+
+    tagger = elman.draw(TagNetwork(5, 20, 9, hidden=4, embedding=8, spelling=3, crf=True, also=[7, 6]))
+    said = lines_of(tagger)
+    assert {
+        ("its characters", "Embedding 10 → 32"),
+        ("Embedding 10 → 32", "Bidirectional, LSTM"),
+    } <= said
+    assert {("last states", "side by side"), ("Embedding 21 → 8", "side by side")} <= said
+    assert ("conditional random field", "tag(t)") in said
+    assert "ModuleList" not in " ".join(texts(tagger))
+    auto = lines_of(elman.draw(AutoencoderNetwork(9, hidden=4, embedding=3)))
+    assert {("z", "first state"), ("z", "Linear 4 → 3"), ("y(t - 1)", "Embedding 9 → 3")} <= auto
+    assert ("GRU (not called yet)", "GRU (not called yet)") not in auto
+    for network, inputs in (
+        (ForecastNetwork([1, 2], 3, 8, 4), "lags and features of t"), (FrameNetwork(7, hidden=4), "x(t)")
+    ):  # fmt: skip
+        said = lines_of(elman.draw(network))
+        assert len({b for a, b in said if a == inputs}) == 2  # the recurrence, and the linear path beside it
+        assert len({a for a, b in said if b.startswith("+")}) == 2
+    pooled = lines_of(elman.draw(SequenceClassifier(9, 3, hidden=4, pooling="max+mean+attention")))
+    assert {(f"{how} over t", "side by side") for how in ("largest", "mean", "weighted")} <= pooled
+    told = lines_of(elman.draw(elman.models.LanguageModel(11, hidden=8, embedding=8, condition=2)))
+    assert {("context", "Linear 2 → 8"), ("Linear 2 → 8", "+"), ("Embedding 11 → 8", "+")} <= told
+
+
+def test_a_model_whose_flow_nobody_knows_is_drawn_without_lines() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = torch.nn.Linear(4, 2)  # registered first, read last
+            self.rnn = elman.Recurrent(cells.GRU(3, 4))
+
+    assert elman.draw(Net()).scene.edges == ()
+    net = Net()
+    net.rnn(torch.zeros(3, 2, 3))
+    drawing = elman.draw(net)
+    assert "Its parts. Which of them reads which is not drawn." in texts(drawing)
+    assert "order is not known" in drawing.scene.description
+    assert ("x", "Linear 3 → 3") in lines_of(
+        elman.draw(torch.nn.Sequential(torch.nn.Linear(3, 3), elman.Recurrent(cells.GRU(3, 4))))
+    )
+
+
+def test_what_stands_between_layers_is_said() -> None:
+    model = elman.models.LanguageModel(11, hidden=8, layers=3, embedding=8, norm=True, residual=True)
+    drawn = texts(elman.draw(model, torch.zeros(3, 2, dtype=torch.long)))
+    assert "2 × GRU, LayerNorm before it, added to what it reads" in drawn
+
+
 def test_what_cannot_be_drawn() -> None:
     with pytest.raises(InputTypeError, match="cannot be drawn"):
         elman.draw("gru")
