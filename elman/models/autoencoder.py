@@ -165,7 +165,9 @@ class Autoencoder:
     ) -> Autoencoder:  # fmt: skip
         """The model of a folder by `save_pretrained`, or of a run folder: see `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
-        form, network = opened(pretrained.settings_in(folder), folder, trust=trust, cell=cell, notify=notify)
+        form, network = opened(
+            pretrained.settings_in(folder, "autoencode"), folder, trust=trust, cell=cell, notify=notify
+        )
         autoencoder = cls()
         autoencoder.model = {
             name: network.settings.get(name, value) for name, value in autoencoder.model.items()

@@ -228,7 +228,8 @@ class Classifier:
         `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
         return cls._of(
-            opened(folder, pretrained.settings_in(folder), trust=trust, cell=cell), Coding.load(folder)
+            opened(folder, pretrained.settings_in(folder, "classify"), trust=trust, cell=cell),
+            Coding.load(folder),
         )
 
     @classmethod

@@ -313,7 +313,7 @@ class Forecaster:
     ) -> Forecaster:  # fmt: skip
         """What `save_pretrained` wrote, or a run folder: see `LanguageModel.from_pretrained`."""
         folder = pretrained.find(name)
-        config = pretrained.settings_in(folder)
+        config = pretrained.settings_in(folder, "forecast")
         if config.get("distribution") == FRAMES:
             forecaster = cls(distribution=FRAMES)
             forecaster._frames = Frames.opened(config, folder, trust=trust, cell=cell, notify=notify)

@@ -160,7 +160,7 @@ class LanguageModel(Budget, Flow, nn.Module):
         trusted.
         """
         folder = pretrained.find(name)
-        return cls._opened(pretrained.settings_in(folder), folder, trust, cell, notify)
+        return cls._opened(pretrained.settings_in(folder, "lm"), folder, trust, cell, notify)
 
     @classmethod
     def _opened(

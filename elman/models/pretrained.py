@@ -91,11 +91,30 @@ def find(name: str | Path) -> Path:
     return _downloaded(str(name))
 
 
-def settings_in(folder: Path) -> dict[str, Any]:
-    """The configuration of a folder. Raises DataError."""
+# task -> (whose run it is, the class that opens it, the file that only it has beside the weights)
+_MODELS = {
+    "lm": ("a language model", "LanguageModel", TOKENIZER),
+    "tag": ("a tagger", "Tagger", "lexicon.json"),
+    "classify": ("a classifier", "Classifier", "labels.json"),
+    "autoencode": ("an auto-encoder", "Autoencoder", "sequences.json"),
+    "forecast": ("a forecaster", "Forecaster", "series.json"),
+}
+
+
+def settings_in(folder: Path, task: str) -> dict[str, Any]:
+    """The configuration of a folder with a model of a task. Raises DataError, also for a model of another one."""
     path, mend = folder / CONFIG, "give what save_pretrained was given"
     raw = read_file(path, CONFIG_SIZE, "the configuration", mend)
-    return from_json(raw, record({}), what="there is no model that can be read", where=path, mend=mend)
+    config = from_json(raw, record({}), what="there is no model that can be read", where=path, mend=mend)
+    beside = [name for name, (_, _, file) in _MODELS.items() if (folder / file).is_file()]
+    there = config.get("task", task if task in beside or not beside else beside[0])
+    if there in _MODELS and there != task:
+        whose, opens, _ = _MODELS[there]
+        raise DataError(
+            what=f"this is {whose}'s run", where=folder, got=whose, expected=_MODELS[task][0],
+            mend=f"{opens}.from_pretrained({str(folder)!r}) opens it",
+        )  # fmt: skip
+    return config
 
 
 def load(
@@ -215,18 +234,20 @@ def _unfit(folder: Path, got: str, expected: str | None) -> DataError:
 
 def _downloaded(name: str) -> Path:
     """The folder of a model on the Hub."""
-    problem: object = "no such folder"
+    problem: object = None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         try:
             from huggingface_hub import snapshot_download
 
             return Path(snapshot_download(name, allow_patterns=["*.json", WEIGHTS]))
         except ImportError:
-            problem = "no such folder, and to ask the Hugging Face Hub, huggingface_hub has to be installed"
+            problem = (
+                "to ask the Hugging Face Hub for a model of that name, huggingface_hub has to be installed"
+            )
         except Exception as error:  # whatever the network or the Hub says
-            problem = f"no such folder, and the Hugging Face Hub says: {type(error).__name__}: {error}"
+            problem = f"the Hugging Face Hub, asked for a model of that name: {type(error).__name__}: {error}"
     raise InputError(
-        what="there is no such model",
+        what="there is no such folder",
         where=name,
         got=problem,
         mend="give a folder, or the name of a model on the Hub",

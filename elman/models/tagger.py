@@ -263,7 +263,9 @@ class Tagger:
         Arguments: see `LanguageModel.from_pretrained`. Raises DataError and InputError.
         """
         folder = pretrained.find(name)
-        network, lexicon = load(pretrained.settings_in(folder), folder, trust=trust, cell=cell, notify=notify)
+        network, lexicon = load(
+            pretrained.settings_in(folder, "tag"), folder, trust=trust, cell=cell, notify=notify
+        )
         tagger = cls(**{key: network.settings[key] for key in cls().model if key in network.settings})
         tagger._learnt = network, lexicon
         return tagger

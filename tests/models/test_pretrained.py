@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,33 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(other | {"layers": 2, "hidden": 9}))
     with pytest.raises(DataError, match="do not fit together"):
         LanguageModel.from_pretrained(tmp_path)
+
+
+def test_a_run_of_another_task_says_who_opens_it(tmp_path: Path) -> None:
+    from elman.models import Autoencoder, Classifier, Forecaster, Tagger
+
+    kinds = {
+        "tag": Tagger,
+        "classify": Classifier,
+        "autoencode": Autoencoder,
+        "forecast": Forecaster,
+        "lm": LanguageModel,
+    }
+    for task, right in kinds.items():
+        folder = tmp_path / task
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"format": 2, "task": task}))
+        for kind in set(kinds.values()) - {right}:
+            with pytest.raises(DataError, match=rf"'s run(?s:.*){right.__name__}\.from_pretrained"):
+                kind.from_pretrained(folder)
+    LanguageModel(7, hidden=4).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "lexicon.json").write_text("{}")  # what save_pretrained writes names no task
+    with pytest.raises(DataError, match=r"this is a tagger's run"):
+        LanguageModel.from_pretrained(tmp_path / "model")
+
+
+def test_a_name_that_is_no_folder_is_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in ("runs/bok", "./bok"):
+        with pytest.raises(InputError, match="there is no such folder"):
+            LanguageModel.from_pretrained(name)
