@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -271,7 +273,12 @@ class LanguageModel(Budget, Flow, nn.Module):
             if (bounded := bounded_loss(self, x, y, state, context)) is not None:
                 return bounded[0].mean(), tuple(bounded[1])
         h, after = self._hidden(x, state, context)
-        return loss(self.readout, h.flatten(0, 1), y.flatten()), after
+        try:
+            return loss(self.readout, h.flatten(0, 1), y.flatten()), after
+        except (RuntimeError, IndexError) as error:
+            if y.numel() and (int(y.min()) < 0 or int(y.max()) >= self.settings["vocabulary"]):
+                raise _no_symbol("y", y, self.settings["vocabulary"]) from error
+            raise
 
     def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
         """What the readout sees, [T, B, H], and the final state."""
@@ -298,7 +305,10 @@ class LanguageModel(Budget, Flow, nn.Module):
 
     def _embedded(self, x: Tensor, context: Tensor | None) -> Tensor:
         self._check_condition(x, context)
-        e = self.embedding(x)
+        try:
+            e = self.embedding(x)
+        except IndexError as error:
+            raise _no_symbol("x", x, self.settings["vocabulary"]) from error
         return e if self.condition is None else e + self.condition(context)
 
     def score(
@@ -335,6 +345,12 @@ class LanguageModel(Budget, Flow, nn.Module):
 
         A text ends with its first symbol of `stop`. Further arguments as of `generate_iter`.
         """
+        known = inspect.signature(self.generate_iter).parameters
+        for name in set(how) - set(known):
+            raise InputTypeError(
+                what="there is no such option", where=f"generate({name}=)",
+                expected=" or ".join(difflib.get_close_matches(name, known, 1)) or ", ".join(known),
+            )  # fmt: skip
         written = list(self.generate_iter(prompt, length, samples=samples, stop=stop, **how))
         if samples is None:
             return written
@@ -373,6 +389,12 @@ class LanguageModel(Budget, Flow, nn.Module):
         have met a `stop`. context: [condition], or [samples, condition]. weights: "bfloat16" or "int8": written with
         weights in fewer bits (`stream`), other draws, and the prompt still read with the weights as they are.
         """
+        if isinstance(prompt, str):
+            raise InputTypeError(
+                what="a prompt is numbers of symbols", where="prompt", got="a text", expected="int64 [P], or a list",
+                mend="tokenizer.encode(text) gives them, tokenizer.decode(…) makes a text of what is written; "
+                + ("model.tokenizer is the model's" if self.tokenizer else "Tokenizer.load reads that of a run"),
+            )  # fmt: skip
         prompt = torch.as_tensor(prompt, dtype=torch.int64)
         if prompt.ndim != 1 or len(prompt) == 0:
             raise InputError(
@@ -469,3 +491,13 @@ def _until(written: Iterator[list[int]], stop: set[int], one: bool) -> Iterator[
             ]
             if all(stopped):
                 return
+
+
+def _no_symbol(name: str, given: Tensor, vocabulary: int) -> InputError:
+    low, high = int(given.min()), int(given.max())
+    ignored = low < 0 and name == "y"
+    return InputError(
+        what="this is no symbol of the model", where=name, got=low if low < 0 else high,
+        expected=f"0 … {vocabulary - 1}",
+        mend="no target is left out: give the steps that count" if ignored else "take the tokenizer of the model",
+    )  # fmt: skip

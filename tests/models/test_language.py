@@ -12,7 +12,7 @@ import torch
 
 import elman
 from elman import cells
-from elman.errors import DataError, ElmanError, InputError
+from elman.errors import DataError, ElmanError, InputError, InputTypeError
 from elman.models import LanguageModel, NGram, find_cell
 from tests.pairwise import with_more
 
@@ -358,3 +358,18 @@ def test_wide_layers_and_those_without_gates_learn_more_slowly() -> None:
     assert rate("elman", 256) == 0.5 / 256
     assert rate("gru", 1024) == 2 / 1024
     assert rate("elman", 1024) == 0.5 / 1024
+
+
+def test_mistakes_with_symbols_prompts_and_options_are_said() -> None:
+    model = LanguageModel(5, hidden=4, embedding=3)
+    x = torch.zeros(3, 2, dtype=torch.long)
+    for call in (lambda: model(x + 5), lambda: model.loss(x - 1, x), lambda: model.step(x[0] + 9)):
+        with pytest.raises(InputError, match=r"no symbol of the model(?s:.*)0 … 4"):
+            call()
+    for y in (x - 100, x + 5):
+        with pytest.raises(InputError, match=r"no symbol of the model(?s:.*)y"):
+            model.loss(x, y)
+    with pytest.raises(InputTypeError, match=r"encode"):
+        model.generate("the ", 3)
+    with pytest.raises(InputTypeError, match=r"generate\(temprature=\)(?s:.*)temperature"):
+        model.generate([0], 3, temprature=0.5)
