@@ -74,7 +74,10 @@ def _run(
         )
     if out is None and to is None:
         raise InputError(
-            what="neither --out nor --to says what to write", where="elman export", mend="add --to onnx"
+            what="neither --out nor --to says what to write",
+            where="elman export",
+            expected=" or ".join(f"--to {one}" for one in targets),
+            mend="add one of them",
         )
     path = folder / f"model.{to}" if out is None else out
     if to is not None and path.suffix.lower() != f".{to}":

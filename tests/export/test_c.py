@@ -20,6 +20,7 @@ from elman.errors import ElmanError, InputError, NotSupported
 from elman.export.c.text import pieces_of
 from elman.export.step.single import Single, single
 from elman.export.step.statements import FORMS, _Writing
+from elman.models.autoencoding import AutoencoderNetwork
 from elman.models.sequence_classifier import SequenceClassifier
 from tests.cases import CASES
 from tests.export.compiled import FLAGS, SANITIZE, build, by_cell, compiler, dequantised, run, written
@@ -209,4 +210,11 @@ def test_options_are_looked_at(tmp_path: Path) -> None:
         elman.export(model, tmp_path / "a.c", weights="int8")
     with pytest.raises(NotSupported, match="no page"):
         elman.export(nn.Linear(1, 1), tmp_path / "a.html")
+    coder, reader = AutoencoderNetwork(5, hidden=3, embedding=2), SequenceClassifier(5, 2, hidden=3, layers=1)
+    with pytest.raises(NotSupported, match=r"no page for an auto-encoder(?s:.*)to \.onnx or \.pt2"):
+        elman.export(coder, tmp_path / "a.html")
+    with pytest.raises(NotSupported, match=r"an auto-encoder has no step(?s:.*)--to onnx"):
+        elman.export(coder, tmp_path / "a.c")
+    with pytest.raises(NotSupported, match=r"--one-direction"):
+        elman.export(reader, tmp_path / "a.c")
     assert not list(tmp_path.iterdir())

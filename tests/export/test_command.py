@@ -45,7 +45,7 @@ def test_a_run_writes_the_same_text_in_onnx_runtime(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([], "neither --out nor --to"),
+        ([], "--to onnx or --to pt2 or --to c or --to html"),
         (["--to", "gif"], "--to is onnx or"),
         (["--to", "onnx", "-o", "a.pt2"], "say different things"),
         (["-o", "a.onnx", "--state"], "no such option"),

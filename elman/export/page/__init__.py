@@ -28,7 +28,7 @@ from elman.export.page.forecast import forecasts
 from elman.export.page.script import function, packed
 from elman.export.step.flat import Array, Flat
 from elman.export.step.quantised import HELP, KINDS, expect_kind
-from elman.export.step.single import single
+from elman.export.step.single import called, has_step, single
 from elman.models import LanguageModel
 from elman.models.coding import BEGIN, END
 from elman.models.evaluating import evaluating
@@ -59,8 +59,9 @@ def write(module: nn.Module, path: Path, options: Options) -> list[Path]:
     make = next((make for kind, make in kinds.items() if isinstance(module, kind)), None)
     if make is None:
         raise NotSupported(
-            what=f"there is no page for {type(module).__name__}", where="export(module, '.html')",
-            expected=", ".join(kind.__name__ for kind in kinds), mend="export it to .c, .onnx or .pt2",
+            what=f"there is no page for {called(module)}", where="export(module, '.html')",
+            expected="a language model, a classifier, a tagger, or a forecaster of series",
+            mend=f"export it to {'.c, ' if has_step(module) else ''}.onnx or .pt2",
         )  # fmt: skip
     with evaluating(module), torch.no_grad():
         text = _page(make(module), title, weights)

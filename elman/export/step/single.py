@@ -13,8 +13,12 @@ from elman.circuit.form import Kind
 from elman.circuit.structure import NOTHING, fill, flatten, specs
 from elman.errors import NotSupported
 from elman.models import LanguageModel
+from elman.models.autoencoding import AutoencoderNetwork
 from elman.models.evaluating import evaluating
+from elman.models.forecast_network import ForecastNetwork
+from elman.models.frame_network import FrameNetwork
 from elman.models.sequence_classifier import SequenceClassifier
+from elman.models.tagging import TagNetwork
 from elman.recurrent import Bidirectional, Compound, Recurrent, Stack, last
 from elman.recurrent.programs import Binding, Programs, Shapes
 from elman.recurrent.stacked import StackCell
@@ -43,6 +47,21 @@ class Single:
         return cls(name, cell, x, state, xs, states, Programs().find(cell, shapes, xs, states, []))
 
 
+def called(module: nn.Module) -> str:
+    """A network in the words of its task."""
+    words = {
+        LanguageModel: "a language model", SequenceClassifier: "a classifier", TagNetwork: "a tagger",
+        AutoencoderNetwork: "an auto-encoder", ForecastNetwork: "a forecaster of series",
+        FrameNetwork: "a forecaster of vectors",
+    }  # fmt: skip
+    return next((name for kind, name in words.items() if isinstance(module, kind)), type(module).__name__)
+
+
+def has_step(module: nn.Module) -> bool:
+    """Whether `single` is of such modules."""
+    return isinstance(module, (LanguageModel, SequenceClassifier, Recurrent, Stack, Compound, Bidirectional))
+
+
 def single(module: nn.Module) -> Single:
     """The step of a module, in evaluation. Raises NotSupported for one that cannot run step by step, NotYet for a layer
     before any call, which says how wide its input is."""
@@ -54,9 +73,9 @@ def single(module: nn.Module) -> Single:
         if isinstance(module, (Recurrent, Stack, Compound, Bidirectional)):
             return _layer(module)
     raise NotSupported(
-        what=f"{type(module).__name__} has no step that could be exported by itself", where="export(module)",
-        expected="Recurrent, Stack, a layer of elman.nn, LanguageModel, or SequenceClassifier",
-        mend="export the layers of it",
+        what=f"{called(module)} has no step that could be exported by itself", where="export(module)",
+        expected="a language model, a classifier that reads forward, Recurrent, Stack, or a layer of elman.nn",
+        mend="export it to .onnx or .pt2 (elman export RUN --to onnx)",
     )  # fmt: skip
 
 
@@ -80,7 +99,8 @@ def cell_of(layer: Any) -> nn.Module:
         raise NotSupported(
             what="a layer that reads in both directions cannot run step by step: one of them begins at the end" if both
             else "a reversed layer cannot run step by step: its first step is the sequence's last",
-            where=type(layer).__name__, mend="train one that reads forward (models: both=False)",
+            where=type(layer).__name__,
+            mend="train one that reads forward (a classifier: --one-direction, in Python both=False)",
         )  # fmt: skip
     if layer.takes_context():
         raise NotSupported(
