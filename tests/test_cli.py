@@ -110,6 +110,11 @@ def test_train_evaluate_generate(learnt: tuple[Path, Path, str]) -> None:
     assert elman("generate", run, "--prompt", "the ", "--length", 30, "--seed", 1).output == written.output
 
 
+def test_a_file_in_place_of_a_run_is_called_one(text: Path) -> None:
+    assert "got: a file" in str(elman("generate", text).exception)
+    assert "got: no such folder" in str(elman("generate", text.with_name("no")).exception)
+
+
 @pytest.mark.parametrize("kind", with_more(["bytes"], ["bpe"]))  # words: in the test after the next
 def test_other_symbols_than_characters(kind: str, text: Path, tmp_path: Path) -> None:
     more = [] if kind == "bytes" else ["--vocabulary", 300]

@@ -161,7 +161,11 @@ class Run:
             raise DataError(
                 what="this is no run folder" if len(missing) > 1 else f"the run has no {missing[0]}",
                 where=folder,
-                got="no such folder" if not folder.is_dir() else f"no {', '.join(missing)}",
+                got=f"no {', '.join(missing)}"
+                if folder.is_dir()
+                else "a file"
+                if folder.exists()
+                else "no such folder",
                 mend="give what `elman train … --out` named, after training ended or was stopped by Ctrl-C",
             )
         return cls(folder)
