@@ -191,6 +191,7 @@ class BoundCall:
         self._lately = 0, 0
         _counted(self)
         self._inputs: list[Any] = []
+        self._accumulators: list[Any] = []
         if binding is None:
             return
         # The program's inputs with the cell's own tensors in their places, and where those of the call go.
@@ -216,6 +217,17 @@ class BoundCall:
                 tensor.view_as(tensor).grad_fn for tensor in self._inputs
                 if tensor is not None and tensor.requires_grad and tensor.is_leaf and tensor.device.type == "cpu"
             ]  # fmt: skip
+
+    def let_go(self) -> bool:
+        """Give these places up if one of the tensors has got another size, through `.data`: as long as its place is
+        there, gradients of the old one are expected. Whether it has."""
+        resized = any(
+            tuple(node._input_metadata[0].shape) != node.next_functions[0][0].variable.shape
+            for node in self._accumulators
+        )
+        if resized:
+            self._accumulators = []
+        return resized
 
     def holds(self, layer: Any) -> bool:
         """Whether it still is what the layer's cell says."""

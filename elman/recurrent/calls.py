@@ -175,6 +175,10 @@ class Calls:
         return bound
 
     def _keep(self, bound: BoundCall) -> None:
+        known = [*self._bound.values(), *self._recent.values()]
+        if [other for other in known if other.let_go()]:
+            self._bound.clear()
+            self._recent.clear()
         bound.hold_accumulators()
         self._bound.keep(bound.key, bound)
         self._recent[bound.single] = bound

@@ -756,3 +756,23 @@ def test_a_start_that_is_another_one_than_before() -> None:
         cell.made[:] = [lambda batch: x.new_ones(batch + 1, H)]
         with pytest.raises(InputError, match="batch size"):
             rnn(x)
+
+
+def test_parameters_that_get_another_size_through_data() -> None:
+    """And the old one again: calls and steps have been there before."""
+    cell = nn.GRUCell(3, 4).double()
+    rnn, there = elman.Recurrent(cell), {4: [p.detach() for p in cell.parameters()]}
+    there[6] = [p.detach() for p in nn.GRUCell(3, 6).double().parameters()]
+    for width in (4, 6, 4, 6):
+        cell.hidden_size = width
+        for parameter, data in zip(cell.parameters(), there[width], strict=True):
+            parameter.data, parameter.grad = data, None
+        x, h = torch.randn(4, 2, 3).double(), torch.randn(2, width).double()
+        wanted, found = list(cell.parameters()), []
+        for run in (rnn, lambda x, h: rnn.step(x[0], h), lambda x, h: eager.unroll(cell, x, h)):
+            found.append(torch.autograd.grad(run(x, h)[1].sum(), wanted))
+        calls, _, loop = found
+        for mine, right in zip(calls, loop, strict=True):
+            torch.testing.assert_close(mine, right)
+        rnn(x, h)[1].sum().backward()
+        torch.testing.assert_close(tuple(p.grad for p in wanted), calls)
