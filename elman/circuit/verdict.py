@@ -292,24 +292,22 @@ def _pad(node: fx.Node) -> Verdict:
 
 @_rule(RowRule.LAYER_NORM)
 def _layer_norm(node: fx.Node) -> Verdict:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    mine = rows_of(_value(source))
-    normalized = _argument(node, "normalized_shape")
-    if mine is not None and mine.dim >= _rank(source) - len(normalized):
-        return _mixing("the normalisation runs along the batch")
-    return ROWWISE
+    return _normalising(node, node.args[0]) or ROWWISE
 
 
 @_rule(RowRule.LAYER_NORM_BACKWARD)
 def _layer_norm_backward(node: fx.Node) -> Verdict:
-    source = node.args[1]
+    return _normalising(node, node.args[1]) or _parted(node, "layer norm")
+
+
+def _normalising(node: fx.Node, source: Any) -> Verdict | None:
+    """Why a layer norm of `source`, or the backward of one, mixes rows; None where it does not."""
     assert isinstance(source, fx.Node)
     mine = rows_of(_value(source))
     normalized = _argument(node, "normalized_shape")
     if mine is not None and mine.dim >= _rank(source) - len(normalized):
         return _mixing("the normalisation runs along the batch")
-    return _parted(node, "layer norm")
+    return None
 
 
 def _parted(node: fx.Node, name: str) -> Verdict:
