@@ -57,10 +57,8 @@ class Move:
         plain = peek_interpreter_stack() is None
         if plain and value.requires_grad and torch.is_grad_enabled():
             return _Moved.apply(value, self, back)
-        plain = (
-            plain and forward_ad._current_level < 0 and not (looks_at_operations() or has_no_memory(value))
-        )
-        if _native is not None and plain:
+        plain = plain and not (looks_at_operations() or has_no_memory(value))
+        if _native is not None and plain and forward_ad._current_level < 0:
             lead, index = (1, self._places) if back else (len(self.lead), self._numbers)
             made = value.new_empty((*(self.lead if back else index.shape), *value.shape[lead:]))
             if _native.move(value, index, made, lead):

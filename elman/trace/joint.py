@@ -299,10 +299,21 @@ def _unchosen() -> Iterator[None]:
     set_flags: Any = torch.backends.mkldnn.set_flags
     oneDNN, *_ = set_flags(_enabled=False, _fp32_precision=None)
     try:
-        with torch.backends.nnpack.flags(enabled=False):
+        with torch.backends.nnpack.flags(enabled=False), _as_written():
             yield
     finally:
         set_flags(_enabled=oneDNN, _fp32_precision=None)
+
+
+@contextlib.contextmanager
+def _as_written() -> Iterator[None]:
+    """Inside, einsum takes its operands in order: opt_einsum would ask how large the batch is."""
+    backend: Any = torch.backends.opt_einsum
+    before, backend.enabled = backend.enabled, False
+    try:
+        yield
+    finally:
+        backend.enabled = before
 
 
 def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.GraphModule:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import _disable_current_modes
 
 from elman.trace.watch import GLOBAL_HOOKS, of_users
@@ -91,6 +92,16 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    """Inside, a checkpoint in a step keeps what it computes: later the weights that it was computed from are gone."""
+    hook, checkpoint._checkpoint_hook = checkpoint._checkpoint_hook, contextlib.nullcontext  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        checkpoint._checkpoint_hook = hook  # type: ignore[misc]
+
+
+@contextlib.contextmanager
 def _uncached() -> Iterator[None]:
     """Inside, parametrized weights are computed anew, and not kept."""
     before, parametrize._cache_enabled = parametrize._cache_enabled, 0
@@ -131,6 +142,7 @@ def outside() -> Iterator[None]:
             stack.enter_context(torch.autograd.set_detect_anomaly(False))
         if parametrize._cache_enabled:  # fake weights would stay in it
             stack.enter_context(_uncached())
+        stack.enter_context(_kept())
         if any(GLOBAL_HOOKS):
             stack.enter_context(_untracked())
         stack.enter_context(torch.inference_mode(False))

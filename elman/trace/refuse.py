@@ -294,7 +294,9 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
         raise TraceError(
             what=what,
             where=where(node),
-            mend="every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
+            mend="to pick entries of each row: h.gather(-1, index)"
+            if "arange" in str(node.target)
+            else "every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
         )
 
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
+import elman
 from elman.trace import parts
+from tests import eager
 
 Tensor = torch.Tensor
 
@@ -70,3 +73,31 @@ def test_they_are_taken_on_other_devices_alone() -> None:
     assert parts._PARTS[torch.gru_cell](*cell(3, 1)).equal(torch.gru_cell(*cell(3, 1)))
     meta = [t.to("meta") for t in cell(3, 1)]
     assert parts._PARTS[torch.gru_cell](*meta).shape == (2, 4)
+
+
+class Einsum(torch.nn.Module):
+    """Three operands, in an order that opt_einsum would choose by their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = torch.nn.Linear(6, 6).double()
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bi,ij,bj->bi", h.sigmoid(), self.W.weight, torch.tanh(x + h))
+
+
+class Checkpointed(Einsum):
+    """Computes itself again in its backward pass, of the weights of then."""
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return checkpoint(lambda x, h: torch.tanh(self.W(h) + x), x, h, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Einsum, Checkpointed])
+def test_what_pytorch_does_around_operations_is_none_of_the_steps(kind: type[torch.nn.Module]) -> None:
+    cell, x, h = kind(), torch.randn(5, 3, 6).double(), torch.randn(3, 6).double()
+    found = []
+    for run in (elman.Recurrent(cell), lambda x, h: eager.unroll(cell, x, h)):
+        outputs, _ = run(x, h)
+        found.append((outputs, *torch.autograd.grad(outputs.square().sum(), cell.W.weight)))
+    torch.testing.assert_close(*found)
