@@ -86,8 +86,8 @@ def skeleton_of(cell: torch.nn.Module) -> torch.nn.Module:
         memo[id(value)] = (
             torch.nn.Parameter(empty, value.requires_grad) if isinstance(value, torch.nn.Parameter) else empty
         )
+    met = dict(memo)  # what a copy has met that fails must not be met again
     try:
-        met = dict(memo)  # what a copy has met that fails must not be met again
         skeleton = None if any(map(slots_of, cell.modules())) else copy.deepcopy(cell, met)
     except Exception:
         skeleton = None

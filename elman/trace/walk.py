@@ -366,7 +366,8 @@ class Walk:
 
     def _class(self, kind: type, made: bool) -> None:
         """The entries of a class and its bases. made: the step may make instances of it."""
-        for base in (*kind.__mro__, *type(kind).__mro__):
+        meta: type = type(kind)
+        for base in (*kind.__mro__, *meta.__mro__):
             if (base, made) in self._classes or is_library(base.__module__):
                 continue
             self._classes[base, made] = None
