@@ -37,7 +37,7 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
 
     None stands for a starting state, or a sequence of cotangents, of zeros.
     """
-    if looks_at_operations() or any(map(has_no_memory, tensors)):
+    if call.owner is None and (looks_at_operations() or any(map(has_no_memory, tensors))):
         call = call._replace(engine=by_operations(call.engine))
     if peek_interpreter_stack() is not None:
         if call.level is None:

@@ -108,8 +108,8 @@ def sizes(xs: Sequence[Tensor], structure: Structure, steps: int | None) -> tupl
     if not xs:
         if steps is None and structure != NOTHING:
             raise InputTypeError(
-                what="x holds numbers, or nothing, and no tensor", where="x", expected="tensors [T, B, …]",
-                mend="pass torch.tensor(x)",
+                what="x holds no tensor", where="x", expected="tensors [T, B, …]",
+                mend="pass torch.tensor(x), or None and steps=T for an autonomous system",
             )  # fmt: skip
         if steps is None:
             raise InputError(
