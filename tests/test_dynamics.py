@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 import elman
 from elman.dynamics import exponents, factors, fixed_points, gradient_flow, jacobian, lyapunov, trajectory
-from elman.errors import InputError, InputTypeError, NotSupported, StateError
+from elman.errors import DataError, InputError, InputTypeError, NotSupported, StateError
 from tests.zoo import Henon
 
 Tensor = torch.Tensor
@@ -330,9 +330,14 @@ def test_everything_has_a_picture(tmp_path: Path) -> None:
     x = torch.randn(20, 3, 3, dtype=F64)
     states = trajectory(rnn, x)
     points = fixed_points(rnn, torch.zeros(3), states, count=10)
-    pictures = [points.draw(states), points.draw(), lyapunov(rnn, x).draw(), gradient_flow(rnn, x).draw()]
+    pictures = [
+        elman.draw(points, states),
+        elman.draw(points),
+        elman.draw(lyapunov(rnn, x)),
+        elman.draw(gradient_flow(rnn, x)),
+    ]
     pictures.append(
-        lyapunov(henon(), None, (torch.zeros(1, 1), torch.zeros(1, 1)), steps=60, dtype=F64).draw()
+        elman.draw(lyapunov(henon(), None, (torch.zeros(1, 1), torch.zeros(1, 1)), steps=60, dtype=F64))
     )
     for picture in pictures:
         root = ElementTree.fromstring(picture._repr_svg_())
@@ -342,8 +347,12 @@ def test_everything_has_a_picture(tmp_path: Path) -> None:
     assert pictures[0].save(tmp_path / "a.svg").read_text("utf-8").startswith("<svg")
     with pytest.raises(InputError, match="no picture"):
         pictures[0].save(tmp_path / "a.html")
+    with pytest.raises(DataError, match="cannot be written"):
+        pictures[0].save(tmp_path / "none" / "a.svg")
+    with pytest.raises(DataError, match="cannot be written"):
+        pictures[0].save(tmp_path / "none" / "a.svg")
     with pytest.raises(InputError, match="another state"):
-        points.draw(torch.zeros(3, 2, 5))
+        elman.draw(points, torch.zeros(3, 2, 5))
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------

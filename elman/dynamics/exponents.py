@@ -60,15 +60,6 @@ class Lyapunov:
         """The sum of the positive exponents, nats per step: by Pesin's identity, Kolmogorov and Sinai's entropy."""
         return float(self.exponents.clamp(min=0).sum())
 
-    def draw(self) -> Any:
-        """The spectrum, and how it settled: a picture (`.save`)."""
-        from elman.dynamics.pictures import spectrum
-
-        return spectrum(self)
-
-    def _repr_svg_(self) -> str:
-        return self.draw()._repr_svg_()
-
     def __str__(self) -> str:
         pairs = zip(self.exponents.tolist(), self.error.tolist(), strict=True)
         shown = [f"{exponent:+.4g} ± {error:.1g}" for exponent, error in pairs]

@@ -58,18 +58,6 @@ class FixedPoints:
         ]
         return [f"slow {word}" if slow else word for word, slow in zip(words, self.slow, strict=True)]
 
-    def draw(self, trajectories: Any = None) -> Any:
-        """A phase portrait in the two principal directions: points by kind, and trajectories if given (`.save`).
-
-        trajectories: states `[T, B, …]`, as `trajectory` gives them, from which the directions then come.
-        """
-        from elman.dynamics.pictures import portrait
-
-        return portrait(self, trajectories)
-
-    def _repr_svg_(self) -> str:
-        return self.draw()._repr_svg_()
-
     def __str__(self) -> str:
         lines = [
             f"{'':>4}  {'kind':14}{'residual':>9}{'largest |eigenvalue|':>22}{'unstable':>10}{'starts':>8}"

@@ -4,63 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import torch
 
 from elman.circuit.structure import flatten
-from elman.draw import raster
+from elman.draw import Picture, picture_of
 from elman.draw.measure import FONTS, width
 from elman.draw.svg import COLORS, INK, PAPER, SOFT, style
+from elman.dynamics.exponents import Lyapunov
+from elman.dynamics.fixed import FixedPoints
+from elman.dynamics.reaching import GradientFlow
 from elman.errors import InputError
 from elman.report.figures import Axis, axis, short
-
-if TYPE_CHECKING:
-    from elman.dynamics.exponents import Lyapunov
-    from elman.dynamics.fixed import FixedPoints
-    from elman.dynamics.reaching import GradientFlow
 
 Tensor = torch.Tensor
 Places = Sequence[tuple[float, float]]
 SMALL, TEXT = 12.0, 13.0
 _LINES = 32  # trajectories of a portrait, at most
 _POINTS = 400  # of a line
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """It shows itself in a notebook; `save` writes it to a file. svg: the text of it. title: what it is called."""
-
-    svg: str
-    title: str
-
-    def save(self, path: str | Path) -> Path:
-        """Write .svg; or .png, .pdf, which need `pip install "elman[draw]"`. Returns the path.
-
-        Raises InputError for another ending, NotSupported where the package for .png and .pdf is missing.
-        """
-        path = Path(path)
-        kinds = {
-            ".svg": lambda: (self.svg + "\n").encode(),
-            ".png": lambda: raster.png(self.svg),
-            ".pdf": lambda: raster.pdf(self.svg),
-        }
-        if path.suffix.lower() not in kinds:
-            raise InputError(
-                what="no picture can be written into such a file", where="save(path)", got=path.name,
-                expected=f"a name that ends in {', '.join(kinds)}",
-            )  # fmt: skip
-        path.write_bytes(kinds[path.suffix.lower()]())
-        return path
-
-    def _repr_svg_(self) -> str:
-        return self.svg
-
-    def __repr__(self) -> str:
-        return f"<picture: {self.title}>"
 
 
 class _Panel:
@@ -167,12 +130,13 @@ def _picture(panels: Sequence[_Panel], wide: float, high: float, title: str, tol
         f'<rect class="paper" width="100%" height="100%" rx="6" fill="{PAPER}"/>',
         *(part for panel in panels for part in panel.parts), "</svg>",
     ])  # fmt: skip
-    return Picture(svg, title)
+    return Picture(title, lambda: svg)
 
 
 # --- the phase portrait ----------------------------------------------------------------------------------------------
 
 
+@picture_of.register(FixedPoints)
 def portrait(found: FixedPoints, trajectories: Any = None) -> Picture:
     """Points by kind and trajectories `[T, B, …]`, in the two principal directions of the trajectories (or points).
 
@@ -182,7 +146,10 @@ def portrait(found: FixedPoints, trajectories: Any = None) -> Picture:
     cloud = found.points if lines is None else lines.flatten(0, 1)
     if not len(cloud):
         raise InputError(
-            what="there is nothing to draw", where="draw()", got="no points", mend="draw(trajectories)"
+            what="there is nothing to draw",
+            where="draw(points)",
+            got="no points",
+            mend="draw(points, trajectories)",
         )
     middle = cloud.mean(0)
     _, sizes, ways = torch.linalg.svd(cloud - middle, full_matrices=False)
@@ -246,8 +213,8 @@ def _rows(trajectories: Any, like: Tensor) -> Tensor | None:
     rows = torch.cat([leaf.flatten(2) if leaf.dim() > 2 else leaf.unsqueeze(-1) for leaf in leaves], -1)
     if rows.shape[-1] != like.shape[-1]:
         raise InputError(
-            what="these are trajectories of another state", where="draw(trajectories)", got=f"n = {rows.shape[-1]}",
-            expected=f"states [T, B, …] that are n = {like.shape[-1]} numbers wide",
+            what="these are trajectories of another state", where="draw(points, trajectories)",
+            got=f"n = {rows.shape[-1]}", expected=f"states [T, B, …] that are n = {like.shape[-1]} numbers wide",
             mend="elman.dynamics.trajectory(rnn, x)",
         )  # fmt: skip
     return rows.detach().to(like)
@@ -274,7 +241,8 @@ def _thin(points: list[Any]) -> list[tuple[float, float]]:
 # --- the spectrum ----------------------------------------------------------------------------------------------------
 
 
-def spectrum(found: Lyapunov) -> Picture:
+@picture_of.register(Lyapunov)
+def spectrum(found: Lyapunov, _: Any = None) -> Picture:
     """Exponents in order with their error bars; and how each settled."""
     values, errors = found.exponents.tolist(), found.error.nan_to_num().tolist()
     finite = [v for v in values if math.isfinite(v)] or [0.0]
@@ -343,7 +311,8 @@ def _whole(count: int) -> tuple[float, ...]:
 # --- the gradient's flow ---------------------------------------------------------------------------------------------
 
 
-def flow(found: GradientFlow) -> Picture:
+@picture_of.register(GradientFlow)
+def flow(found: GradientFlow, _: Any = None) -> Picture:
     """Norms against k on a logarithmic axis: the mean, the middle half of the places, and the rate that was fitted."""
     norms = found.norms.double().cpu()
     ks = [*range(1, norms.shape[1] + 1)]
@@ -353,7 +322,7 @@ def flow(found: GradientFlow) -> Picture:
         k for k in ks if 1e-290 < mean[k - 1] < 1e290 and low[k - 1] > 1e-290 and high[k - 1] < 1e290
     ]  # what a logarithmic axis can hold
     if not good:
-        raise InputError(what="every norm is zero or no number", where="draw()", got=str(mean[:3]))
+        raise InputError(what="every norm is zero or no number", where="draw(flow)", got=str(mean[:3]))
     ends = [v for k in good for v in (low[k - 1], high[k - 1], mean[k - 1])] + [1.0]
     panel = _Panel(
         64, 52, 420, 250, axis(0, ks[-1], log=False, loose=False), axis(min(ends), max(ends), log=True)

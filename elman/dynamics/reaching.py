@@ -43,15 +43,6 @@ class GradientFlow:
         k = k - k.mean()
         return float((k * log).sum() / k.square().sum())
 
-    def draw(self) -> Any:
-        """The norms against k, the middle half of the places shaded: a picture (`.save`)."""
-        from elman.dynamics.pictures import flow
-
-        return flow(self)
-
-    def _repr_svg_(self) -> str:
-        return self.draw()._repr_svg_()
-
     def __str__(self) -> str:
         ks = sorted({min(k, self.norms.shape[1]) for k in (1, 2, 5, 10, 20, 50, 100, 200, 500)})
         shown = ", ".join(f"k={k} {self.mean[k - 1]:.3g}" for k in ks)
