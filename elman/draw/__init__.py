@@ -23,8 +23,7 @@ from elman.draw.scene import Scene
 from elman.draw.svg import svg
 from elman.draw.variables import equations
 from elman.errors import InputError, InputTypeError, expect
-from elman.recurrent import Recurrent
-from elman.recurrent.stack import Compound
+from elman.recurrent import Compound, Recurrent
 from elman.trace import trace
 from elman.unfold import Unfolded
 

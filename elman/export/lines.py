@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from elman.circuit.form import Kind
-from elman.recurrent import Recurrent
-from elman.recurrent.stack import Compound
+from elman.recurrent import Compound, Recurrent
 from elman.trace.refuse import place_of
 
 

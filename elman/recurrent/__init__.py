@@ -12,8 +12,9 @@ from elman.recurrent.budget import Budget, set_memory
 from elman.recurrent.dropout import LockedDropout
 from elman.recurrent.flow import Flow, Piece
 from elman.recurrent.layer import Recurrent
+from elman.recurrent.layers import Compound
 from elman.recurrent.pooling import last, pool
-from elman.recurrent.stack import Compound, Stack
+from elman.recurrent.stack import Stack
 from elman.recurrent.stream import Stream
 from elman.recurrent.truncated import Truncated, Window, truncated
 

@@ -14,10 +14,10 @@ from elman.plan.explain import Explanation
 from elman.recurrent.arguments import over_sequences, selection
 from elman.recurrent.budget import Budget, granted
 from elman.recurrent.compiled import refuse_compiled
-from elman.recurrent.joined import first_of, rows_of, shares
 from elman.recurrent.layer import Recurrent
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
+from elman.recurrent.shares import first_of, rows_of, shares
 from elman.recurrent.states import directions
 from elman.recurrent.surroundings import not_compiled, watched
 from elman.segments import Layout

@@ -1,36 +1,29 @@
-"""Several layers under one budget: a stack as one recurrence, or each layer with its share.
+"""A stack as one recurrence: layers that all read forward are one cell, whose step is a step of each.
 
-Layers that all read forward are one cell, whose step is a step of each: a segment of time goes through all of them, and
-what one hands to the next never exists for all steps. Where one reads backward, what it reads has to be there as a
-whole; the layers then share what is left beside it.
+Under a budget a segment of time goes through all of them, and what one hands to the next never exists for all steps;
+a stream runs them in one call. Where one reads backward, what it reads has to be there as a whole: see `shares`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from elman.circuit.structure import flatten, specs
-from elman.errors import InputError, NotSupported
-from elman.plan.work import told
-from elman.recurrent.budget import granted
+from elman.errors import NotSupported
 from elman.recurrent.dropout import dropout_mask
 from elman.recurrent.kept import Steps
 from elman.recurrent.layer import Recurrent, not_stepwise
+from elman.recurrent.layers import Layers
 from elman.recurrent.several import states_of
+from elman.recurrent.shares import row_of
 from elman.recurrent.stacked import StackCell
 from elman.recurrent.states import layer_states
-from elman.segments.segment import Memory, Segments
 from elman.trace.call import call_cell, understand
 from elman.trace.initial import Zeros, own_state
-
-if TYPE_CHECKING:
-    from elman.recurrent.stack import Stack
 
 Tensor = torch.Tensor
 
@@ -41,9 +34,9 @@ class JoinedCell(StackCell):
     context: {"masks": of locked dropout, one `[B, …]` for each layer but the first; "own": for cells that take one}.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Layers) -> None:
         layers: list[Any] = [stack.part(i) for i in range(len(stack))]
-        super().__init__([layer.cell for layer in layers], stack.residual, stack._norms())
+        super().__init__([layer.cell for layer in layers], stack.residual, stack.norms_between())
         self.takes = tuple(layer.takes_context() for layer in layers)
         self.p, self.locked = stack.dropout, stack.locked
         self.starts: dict[int, Zeros] = {}  # of layers that start from zeros
@@ -79,9 +72,9 @@ class JoinedCell(StackCell):
         )
 
 
-def _bring_up_to_date(stack: Stack, one: Recurrent, locked: bool) -> None:
+def _bring_up_to_date(stack: Layers, one: Recurrent, locked: bool) -> None:
     """Have the one layer be what the stack is now."""
-    cells, norms = [stack.part(i).cell for i in range(len(stack))], [*stack._norms()]  # type: ignore[union-attr]
+    cells, norms = [stack.part(i).cell for i in range(len(stack))], [*stack.norms_between()]  # type: ignore[union-attr]
     cell: Any = one.cell
     if [*cell.cells] != cells or [*cell.norms] != norms:
         one.cell = cell = JoinedCell(stack)
@@ -90,7 +83,7 @@ def _bring_up_to_date(stack: Stack, one: Recurrent, locked: bool) -> None:
     one.engine, one.generator = stack.part(0).engine, stack.generator  # type: ignore[union-attr]
 
 
-def joined(stack: Stack) -> Recurrent | None:
+def joined(stack: Layers) -> Recurrent | None:
     """The stack as one recurrence, if it can be; kept with it."""
     layers: list[Any] = [stack.part(i) for i in range(len(stack))]
     if any(type(layer) is not Recurrent or layer.reverse or layer.generator is not None for layer in layers):
@@ -106,7 +99,7 @@ def joined(stack: Stack) -> Recurrent | None:
     return one
 
 
-def steps_of(stack: Stack, where: str) -> Steps:
+def steps_of(stack: Layers, where: str) -> Steps:
     """What a stream of all layers runs: one step of all of them. Raises as their `step` does."""
     for i in range(len(stack)):
         layer: Any = stack.part(i)
@@ -145,7 +138,7 @@ def steps_of(stack: Stack, where: str) -> Steps:
 
 
 def start(
-    stack: Stack, one: Recurrent, x: Any, batch: int, state: Any, context: Any, anew: bool
+    stack: Layers, one: Recurrent, x: Any, batch: int, state: Any, context: Any, anew: bool
 ) -> tuple[tuple, Any]:
     """(the state of each layer, the context of all of them), of `batch` rows.
 
@@ -159,9 +152,9 @@ def start(
     locked = bool(stack.dropout) and stack.training and stack.locked
     if not locked and not anew and all(own is not None for own in states):
         return tuple(states), told or None
-    x = _row(x)
+    x = row_of(x)
     for i, layer in enumerate(layers):
-        own_context = _row(context) if cell.takes[i] else None
+        own_context = row_of(context) if cell.takes[i] else None
         x = _read(stack, x, i, batch, masks if locked else None)
         initial = None
         if states[i] is None or anew:
@@ -172,21 +165,21 @@ def start(
             states[i] = initial.make(batch) if isinstance(initial, Zeros) else own_state(layer.cell, batch)
         if i < len(layers) - 1:
             with torch.no_grad():
-                own = _row(states[i])
+                own = row_of(states[i])
                 returned = call_cell(layer.cell, x, own, own_context, own_context is not None)
             output, _ = understand(returned, flatten(own, "state")[1], type(layer.cell).__name__)
-            x = pytree.tree_map(torch.add, x, output) if stack._adds(i) else output
+            x = pytree.tree_map(torch.add, x, output) if stack.adds(i) else output
     if masks:
         told["masks"] = tuple(masks)
     return tuple(states), told or None
 
 
-def _read(stack: Stack, x: Any, i: int, batch: int, masks: list[Tensor] | None) -> Any:
+def _read(stack: Layers, x: Any, i: int, batch: int, masks: list[Tensor] | None) -> Any:
     """What layer i reads, as far as its form goes; its mask is drawn."""
     if not i:
         return x
     with torch.no_grad():
-        x = stack._norms()[i - 1](x) if len(stack._norms()) else x
+        x = stack.norms_between()[i - 1](x) if len(stack.norms_between()) else x
     if masks is not None:
         if not isinstance(x, Tensor):
             raise NotSupported(
@@ -205,74 +198,3 @@ def _initial(layer: Recurrent, x: Any, context: Any) -> Zeros | None:
     state = layer._calls.programs.initial(layer.cell, 1, (of_x, xs), (of_context, contexts))
     tensors, structure = flatten(state, "state")
     return Zeros(structure, tuple(specs(tensors, 1)))
-
-
-def first_of(x: Any) -> Any | None:
-    """The first step of users' sequences, `[B, …]`; None where there is none."""
-    if isinstance(x, PackedSequence):
-        return x.data[: int(x.batch_sizes[0])]
-    leaves = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
-    if not leaves or any(leaf.dim() < 2 or not len(leaf) for leaf in leaves):
-        return None
-    return pytree.tree_map(lambda leaf: leaf[0] if isinstance(leaf, Tensor) else leaf, x)
-
-
-def batch_in(x: Any) -> int:
-    """B of users' sequences."""
-    if isinstance(x, PackedSequence):
-        return int(x.batch_sizes[0])
-    return next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)).shape[1]
-
-
-def shares(
-    layers: Sequence[Any],
-    memory: Memory,
-    x: Any,
-    rows: int,
-    contexts: Sequence[dict[str, Any]],
-    chained: bool,
-) -> dict[Any, Memory]:
-    """What each of several layers has of a budget, beside what they hand on to one another as a whole.
-
-    x: a first step. rows: of all steps. chained: whether each reads what the one before it makes; else their outputs
-    are there beside the one that all of them become. Raises InputError where that leaves nothing of the budget.
-    """
-    if memory is None or isinstance(memory, Segments):
-        return dict.fromkeys(layers, memory)
-    between, given = 0, _one(x)
-    with torch.no_grad(), granted(dict.fromkeys(layers)):
-        for layer, context in zip(layers[: len(layers) - chained], contexts, strict=False):
-            outputs, _ = layer(given, **{name: _row(value) for name, value in context.items()})
-            between += _bytes(outputs) * rows
-            given = outputs if chained else given
-    left = (memory - between) // len(layers)
-    if left <= 0:
-        raise InputError(
-            what="the budget is too small for what these layers hand on to one another", where="memory=",
-            got=told(memory), expected=f"more than {told(between)}",
-            mend="a stack whose layers all read forward hands nothing on as a whole",
-        )  # fmt: skip
-    return dict.fromkeys(layers, left)
-
-
-def _one(x: Any) -> Any:
-    """A sequence of one step of one row."""
-    return pytree.tree_map(lambda leaf: leaf[:1].unsqueeze(0) if isinstance(leaf, Tensor) else leaf, x)
-
-
-def _row(value: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) else leaf, value)
-
-
-def _bytes(outputs: Any) -> int:
-    """Of a row at a step, of the outputs of one."""
-    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-
-
-def rows_of(x: Any) -> int:
-    """Rows of all steps of users' sequences."""
-    if isinstance(x, PackedSequence):
-        return len(x.data)
-    leaf = next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
-    return leaf.shape[0] * leaf.shape[1]

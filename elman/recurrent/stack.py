@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
 
-from elman.errors import ElmanError, InputError, InputTypeError, expect
+from elman.errors import ElmanError, InputError, InputTypeError
 from elman.plan.explain import Explanation
 from elman.recurrent.arguments import StepSelection, over_sequences, selection
 from elman.recurrent.bidirectional import Bidirectional
-from elman.recurrent.budget import Budget, granted
+from elman.recurrent.budget import granted
 from elman.recurrent.compiled import refuse_compiled
 from elman.recurrent.dropout import fresh
 from elman.recurrent.dropout import locked as left_out
-from elman.recurrent.joined import batch_in, first_of, joined, rows_of, shares, start, steps_of
+from elman.recurrent.joined import joined, start, steps_of
 from elman.recurrent.layer import Recurrent
+from elman.recurrent.layers import Compound, Layers
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.several import contexts_of, each_by_itself, placed, states_of
+from elman.recurrent.shares import batch_in, first_of, rows_of, shares
 from elman.recurrent.stacked import StackCell
 from elman.recurrent.states import layer_states
 from elman.recurrent.stream import Stream
@@ -30,17 +32,7 @@ from elman.segments.segment import Memory
 Tensor = torch.Tensor
 
 
-class Compound:
-    """What is one module and several layers: in a stack it is the layer that it stands for."""
-
-    __slots__ = ()
-
-    def as_layer(self) -> Stack:
-        """The layer, time-major, with the weights of now."""
-        raise NotImplementedError
-
-
-class Stack(Budget, torch.nn.Module):
+class Stack(Layers):
     """Layers one on top of another: each reads the outputs of the one below.
 
         deep = elman.Stack(elman.Recurrent(cells.GRU(8, 16)), elman.Recurrent(cells.LSTM(16, 16)), dropout=0.1)
@@ -65,35 +57,15 @@ class Stack(Budget, torch.nn.Module):
 
     batch_first = False
     order_is_said = False
-    residual: tuple[bool, ...] = ()
-    locked = False
-    generator: torch.Generator | None = None
 
     def __init__(
         self, *layers: Recurrent | Bidirectional | Stack | Compound, dropout: float = 0.0, locked: bool = False,
         residual: bool | Sequence[bool] = False, norms: Sequence[torch.nn.Module] = (), batch_first: bool | None = None,
         memory: str | Memory = None, generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         for i, layer in enumerate(layers):
             _check_layer(layer, i)
-        if not layers:
-            raise InputError(what="a stack has at least one layer", where="Stack()")
-        expect(dropout, (int, float), "dropout is a probability", "dropout=")
-        if not 0 <= dropout <= 1:
-            raise InputError(what="dropout is a probability", where="dropout=", got=dropout, expected="0 … 1")
-        self.layers = torch.nn.ModuleList(cast(Any, layers))
-        if generator is not None:
-            expect(generator, torch.Generator, "random numbers come from a torch.Generator", "generator=")
-        self.dropout, self.locked, self.generator = dropout, locked, generator
-        self.residual = _residual(residual, len(layers))
-        if norms:
-            if len(norms) != len(layers) - 1:
-                raise InputError(
-                    what="there is one norm for each layer but the first", where="norms=", got=len(norms),
-                    expected=len(layers) - 1,
-                )  # fmt: skip
-            self.norms = torch.nn.ModuleList(norms)
+        super().__init__(layers, dropout, locked, residual, norms, generator)
         self.batch_first, self.order_is_said = bool(batch_first), batch_first is not None
         self.memory = memory
 
@@ -103,31 +75,22 @@ class Stack(Budget, torch.nn.Module):
         given["residual"] = any(self.residual) and self.residual
         return ", ".join(f"{name}={value}" for name, value in given.items() if value)
 
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.layers)
-
     def __getitem__(self, index: int | slice) -> Any:
         """A layer, or a stack of several, the same modules."""
         if not isinstance(index, slice):
             return self.layers[index]
-        residual = [self._adds(i) for i in range(*index.indices(len(self.layers)))]
+        residual = [self.adds(i) for i in range(*index.indices(len(self.layers)))]
         first = self.batch_first if self.order_is_said else None
         layers = cast(Any, self.layers[index])
         norms = (
-            [self.norms[i - 1] for i in range(*index.indices(len(self.layers)))[1:]] if self._norms() else ()
+            [self.norms[i - 1] for i in range(*index.indices(len(self.layers)))[1:]]
+            if self.norms_between()
+            else ()
         )
         how = {"dropout": self.dropout, "locked": self.locked, "residual": residual, "norms": norms}
         part = Stack(*layers, **how, batch_first=first, generator=self.generator, memory=self.memory)
         part.training = self.training  # of itself alone: the layers are as they were
         return part
-
-    def part(self, index: int) -> Recurrent | Bidirectional | Stack:
-        """A layer as it runs: what a layer of `elman.nn` stands for."""
-        layer: Any = self.layers[index]
-        return layer.as_layer() if isinstance(layer, Compound) else layer
 
     def forward(
         self,
@@ -258,7 +221,7 @@ class Stack(Budget, torch.nn.Module):
             self._check_teacher(layers[-1])
             more[-1] = {**more[-1], **taught}
         starts, residual, finals = states_of(state, len(layers)), self.residual, []
-        between = bool(self.dropout or self._norms())
+        between = bool(self.dropout or self.norms_between())
         for i, layer in enumerate(layers):
             try:
                 outputs, final = call(
@@ -275,21 +238,18 @@ class Stack(Budget, torch.nn.Module):
         layers = [self.part(i) for i in range(len(self))]
         return shares(layers, self.memory, first, rows, contexts_of(layers, context), chained=True)
 
-    def _adds(self, index: int) -> bool:
-        return bool(self.residual) and self.residual[index]
-
     def _check_teacher(self, top: Any) -> None:
-        if isinstance(top, Bidirectional) or self._adds(len(self.layers) - 1):
+        if isinstance(top, Bidirectional) or self.adds(len(self.layers) - 1):
             raise InputError(
                 what="the top layer of this stack cannot have a teacher: "
-                + ("what it reads is added to its output" if self._adds(len(self.layers) - 1)
+                + ("what it reads is added to its output" if self.adds(len(self.layers) - 1)
                    else "it runs in both directions"),
                 where="teacher=", mend="put a Recurrent on top, whose output is an entry of its state",
             )  # fmt: skip
 
     def _between(self, outputs: Any, i: int, layout: Layout | None) -> Any:
         """What layer i reads of the outputs of the one below."""
-        if self._norms():
+        if self.norms_between():
             outputs = self.norms[i - 1](outputs)
         if not self.dropout or not self.training:
             return outputs
@@ -307,10 +267,7 @@ class Stack(Budget, torch.nn.Module):
     def as_cell(self) -> StackCell:
         """One step of all layers as a cell, with the weights of now; every layer has to be a `Recurrent`."""
         cells = [cast(Any, layer).cell for layer in self.layers]
-        return StackCell(cells, self.residual, self._norms())
-
-    def _norms(self) -> Any:
-        return self._modules.get("norms") or ()
+        return StackCell(cells, self.residual, self.norms_between())
 
 
 def _check_layer(layer: Any, i: int) -> None:
@@ -332,19 +289,6 @@ def _check_layer(layer: Any, i: int) -> None:
         what="a stack is made of layers", where=f"Stack(…), argument {i}", got=type(layer).__name__,
         expected="Recurrent, Bidirectional, Stack, or a layer of elman.nn", mend=mend,
     )  # fmt: skip
-
-
-def _residual(residual: bool | Sequence[bool], count: int) -> tuple[bool, ...]:
-    """For each layer whether it is residual."""
-    if isinstance(residual, bool):
-        return tuple(residual and i > 0 for i in range(count))
-    expect(residual, (list, tuple), "residual is a bool, or one for each layer", "residual=")
-    if len(residual) != count or not all(isinstance(each, bool) for each in residual):
-        raise InputError(
-            what="residual is a bool, or one for each layer", where="residual=", got=list(residual),
-            expected=f"{count} bools",
-        )  # fmt: skip
-    return tuple(residual)
 
 
 def _summed(x: Any, outputs: Any) -> Any:

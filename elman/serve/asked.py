@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from threading import Condition
+from typing import Any
 
 import numpy as np
 
 from elman.serve.prefixes import State
 from elman.serve.written import Stops
-
-if TYPE_CHECKING:
-    from elman.serve.scheduler import Scheduler
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +50,14 @@ class Job:
     """A text that is being written. Its reader takes `pieces` and `scored` from the left, and may `cancel`.
 
     reason: why it has ended: "stop", "length", "cancelled", "timeout", "closed", "error"; None as long as it goes on.
+    changed: is told of by the scheduler whenever there is news. leave: tells it that nobody wants the text any more.
     known: symbols of the prompt that were read before. begun, first: when it was asked for, and its first symbol
     was written, by `time.monotonic`. units: the latest look.
     """
 
     ask: Ask
-    scheduler: Scheduler = field(repr=False)
+    changed: Condition = field(repr=False)
+    leave: Callable[[Job], None] = field(repr=False)
     begun: float
     due: float
     owner: Any = None
@@ -77,12 +78,12 @@ class Job:
 
     def cancel(self) -> None:
         """Nobody wants it any more: its row is free at the next step."""
-        self.scheduler._cancel(self)
+        self.leave(self)
 
     def result(self, seconds: float | None = None) -> Job:
         """Itself, once it has ended. Raises TimeoutError."""
-        with self.scheduler.changed:
-            if not self.scheduler.changed.wait_for(lambda: self.reason is not None, seconds):
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.reason is not None, seconds):
                 raise TimeoutError
         return self
 

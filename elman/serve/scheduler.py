@@ -94,7 +94,7 @@ class Scheduler:
     def submit(self, asks: Sequence[Ask], owner: Any = None) -> list[Job]:
         """Have these texts written, all or none. Raises Busy where there is no room, StateError after `close`."""
         now = time.monotonic()
-        jobs = [Job(ask, self, now, now + self.seconds, owner) for ask in asks]
+        jobs = [Job(ask, self.changed, self._cancel, now, now + self.seconds, owner) for ask in asks]
         with self.changed:
             if not self.alive:
                 raise StateError(what="the server is ending", where="submit", mend="ask another one")

@@ -60,7 +60,11 @@ def layers_of(stack: Any, x: Tensor, name: str) -> tuple[dict[str, Flat], list[d
         names = []
         for direction, own in zip("fb", one, strict=False):
             state = initial_state(own.cell, x)
-            cell = Normed(stack._norms()[k - 1], own.cell).eval() if k and len(stack._norms()) else own.cell
+            cell = (
+                Normed(stack.norms_between()[k - 1], own.cell).eval()
+                if k and len(stack.norms_between())
+                else own.cell
+            )
             flat = Flat.of(Single.of(type(own.cell).__name__, cell, x, state))
             if flat.ids or flat.kept:
                 raise NotSupported(

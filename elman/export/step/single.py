@@ -93,7 +93,7 @@ def cell_of(layer: Any) -> nn.Module:
     layer = layer.as_layer() if isinstance(layer, Compound) else layer
     if isinstance(layer, Stack):
         cells = [cell_of(layer.part(i)) for i in range(len(layer))]
-        return StackCell(cells, layer.residual, layer._norms()).eval()
+        return StackCell(cells, layer.residual, layer.norms_between()).eval()
     if isinstance(layer, Bidirectional) or layer.reverse:
         both = isinstance(layer, Bidirectional)
         raise NotSupported(
@@ -137,7 +137,7 @@ def _started(layer: Any, x: Any) -> tuple[Any, Any]:
         return state, understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)[0]
     states = []
     for i in range(len(layer)):
-        given = layer._norms()[i - 1](x) if i and len(layer._norms()) else x
+        given = layer.norms_between()[i - 1](x) if i and len(layer.norms_between()) else x
         state, output = _started(layer.part(i), given)
         x = pytree.tree_map(torch.add, x, output) if layer.residual and layer.residual[i] else output
         states.append(state)
