@@ -76,8 +76,8 @@ def test_of_no_step_it_hands_on_the_cotangent_of_the_state() -> None:
     at = problem("lstm", 0, B)
     given = {out.name: torch.randn(B, 7, dtype=torch.float64) for out in at.circuit.outputs_of(Kind.STATE)}
     got = by_adjoint(at, adjoint_of("lstm"), given)
-    assert torch.equal(got["h_0"], given["h_0_final"])
-    assert torch.equal(got["h_1"], given["h_1_final"])
+    assert torch.equal(got["h"], given["h_final"])
+    assert torch.equal(got["c"], given["c_final"])
     assert got["x"].shape == (0, B, 5)
     assert not got["U"].any()
     assert got["U"].shape == at.inputs["U"].shape
@@ -175,9 +175,9 @@ def test_what_nobody_wants_is_not_computed() -> None:
 def test_a_buffer_and_an_integer_have_no_gradient() -> None:
     assert "d_sign" not in {out.name for out in adjoint_of("dale_rnn").outputs}
     names = {out.name for out in adjoint_of("counting_rnn").outputs}
-    assert "d_h_0" in names
-    assert "d_h_1" not in names
-    assert not [port for port in adjoint_of("counting_rnn").inputs if port.name.endswith("h_1_final")]
+    assert "d_h" in names
+    assert "d_count" not in names
+    assert not [port for port in adjoint_of("counting_rnn").inputs if port.name.endswith("count_final")]
 
 
 # --- a backward of one's own --------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_third_derivatives_of_the_books_network() -> None:
 def test_exposing_twice_changes_nothing() -> None:
     once = expose(circuit_of("lstm"))
     assert [out.name for out in expose(once).outputs] == [out.name for out in once.outputs]
-    assert [out.name for out in once.outputs][-2:] == ["h_0_before", "h_1_before"]
+    assert [out.name for out in once.outputs][-2:] == ["h_before", "c_before"]
 
 
 def test_no_name_of_the_cell_is_taken_for_one_of_the_adjoint() -> None:

@@ -81,7 +81,7 @@ def test_a_second_state_keeps_its_loop() -> None:
     assert rnn._calls.latest is not None
     loop = rnn._calls.latest.program.plan.loop
     assert loop is not None
-    assert [state.name for state in loop.states] == ["h_1"], "only the memory c is sequential"
+    assert [state.name for state in loop.states] == ["c"], "only the memory c is sequential"
     assert not [node for node in loop.nodes() if "mm" in str(node.target)], "no product is left in the loop"
 
 

@@ -18,7 +18,7 @@ import torch
 from elman.circuit import Circuit, Kind
 from elman.draw.example import ExampleRun, backward, example
 from elman.draw.scene import Scene
-from elman.draw.svg import COLORS, DARK_COLORS, svg
+from elman.draw.svg import COLORS, DARK_COLORS, size, svg
 from elman.draw.told import Loss, Told, loss, told
 from elman.draw.variables import equations
 
@@ -44,7 +44,8 @@ def page(
         pictures |= {key: variants(key) for key in _openings(scene)}
     title = html.escape(scene.title)
     shown = "\n".join(
-        f'<figure data-tau="{tau}"{"" if tau == start else " hidden"}>{svg(picture, f"tau{n}", "group")}</figure>'
+        f'<figure data-tau="{tau}" style="{_size(picture)}"{"" if tau == start else " hidden"}>'
+        f"{svg(picture, f'tau{n}', 'group')}</figure>"
         for n, (tau, picture) in enumerate(pictures.items())
     )
     weights = "".join(
@@ -90,6 +91,12 @@ def page(
 <script type="application/json" id="plays">{data}</script>
 <script>{_file("alive.js")}</script></body></html>
 """
+
+
+def _size(scene: Scene) -> str:
+    """Width and height, by which alive.css chooses how large a picture is shown."""
+    wide, high = size(scene)
+    return f"--wide:{wide:.0f};--high:{high:.0f}"
 
 
 def _file(name: str) -> str:

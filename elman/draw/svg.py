@@ -26,9 +26,8 @@ def svg(scene: Scene, ident: str = "elman", role: str = "img") -> str:
 
     ident: what its ids begin with, where several stand on one page. role: "group" where parts of it can be pressed.
     """
-    box = scene.box
-    scene = scene.moved(MARGIN - box.left, MARGIN - box.top)
-    wide, high = box.right - box.left + 2 * MARGIN, box.bottom - box.top + 2 * MARGIN
+    wide, high = size(scene)
+    scene = scene.moved(MARGIN - scene.box.left, MARGIN - scene.box.top)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="elman-picture" viewBox="0 0 {_n(wide)} {_n(high)}" '
         f'width="{_n(wide)}" height="{_n(high)}" role="{role}" aria-labelledby="{ident}-title {ident}-desc" '
@@ -44,6 +43,12 @@ def svg(scene: Scene, ident: str = "elman", role: str = "img") -> str:
         "</svg>",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def size(scene: Scene) -> tuple[float, float]:
+    """Width and height of its file, in pixels."""
+    box = scene.box
+    return box.right - box.left + 2 * MARGIN, box.bottom - box.top + 2 * MARGIN
 
 
 def style() -> str:

@@ -315,9 +315,7 @@ def _labels(reader: _Reader, way: Iterable[fx.Node]) -> tuple[tuple[str, ...], t
             if one.op == "placeholder":
                 path = paths.get(str(one.target), "")
                 called = reader.names.get(one) or (
-                    _state_port_word(reader.circuit.name, path, one.name)
-                    if path.startswith("state")
-                    else one.name
+                    _state_port_word(path, one.name) if path.startswith("state") else one.name
                 )
                 if one.target != ROWS:
                     into[word(path) if into is weights else called] = None
@@ -337,16 +335,14 @@ def _state_word(reader: _Reader, name: str, back: bool) -> str:
     taught = new is not None and new.op == "placeholder"  # a teacher feeds it, whose name is its own
     called = [reader.names[node] for node in (None if taught else new, old) if node in reader.names]
     if back:
-        path = port.path.removeprefix("gradient of final ")
-        gradient = NABLA + _state_port_word(circuit.name, path, path.replace("state[", "h_").rstrip("]"))
+        of = port.path.removeprefix("gradient of final ")
+        gradient = NABLA + _state_port_word(of, (port.cotangent_of or name).removesuffix("_final"))
         return next((n for n in called if n.startswith(NABLA)), gradient)
-    return min(called, key=len) if called else _state_port_word(circuit.name, port.path, name)
+    return min(called, key=len) if called else _state_port_word(port.path, name)
 
 
-def _state_port_word(cell: str, path: str, name: str) -> str:
+def _state_port_word(path: str, name: str) -> str:
     leaf = path.removesuffix(" before each step").removeprefix("state")
-    if "LSTMCell" in cell.split() and leaf in ("[0]", "[1]"):  # torch.nn's, whose code has no names for them
-        return {"[0]": "h", "[1]": "c"}[leaf]
     return "h" if not leaf else leaf.split("'")[-2] if "'" in leaf else name
 
 

@@ -25,6 +25,7 @@ from elman.trace.initial import initial_state
 from elman.trace.joint import Recording, trace_joint
 from elman.trace.outside import outside
 from elman.trace.selfcheck import can_compare, compare_with_cell
+from elman.trace.states import state_words
 
 __all__ = ["trace"]
 
@@ -90,9 +91,11 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         )
     contexts, context_structure = flatten(context, "context")
     x_ports = [add(p, Kind.SEQUENCE, t, True, p) for p, t in zip(paths(x_structure, "x"), xs, strict=True)]
+    state_paths = paths(state_structure, "state")
+    words = state_words(cell, state_paths, taken)
     state_ports = [
-        add(path, Kind.STATE, tensor, True, path.replace("state", "h", 1))
-        for path, tensor in zip(paths(state_structure, "state"), states, strict=True)
+        add(path, Kind.STATE, tensor, True, word)
+        for path, tensor, word in zip(state_paths, states, words, strict=True)
     ]
     context_ports = [
         add(path, Kind.CONSTANT, tensor, True, path)

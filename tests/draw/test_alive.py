@@ -142,6 +142,10 @@ _READER = """
 const see = () => [...document.querySelectorAll("#log li")].map((li) => li.textContent);
 const seen = {};
 const slider = document.getElementById("tau");
+const shown = [...document.querySelectorAll("figure")].find((f) => !f.hidden).firstElementChild;
+const [at, page] = [shown, document.querySelector("main")].map((e) => e.getBoundingClientRect());
+seen.aside = Math.abs(at.left + at.right - page.left - page.right) / 2;
+seen.larger = at.width / shown.getAttribute("width");
 seen.start = [...document.querySelectorAll("figure")].filter((f) => !f.hidden).map((f) => f.dataset.tau);
 slider.value = "2"; slider.dispatchEvent(new Event("input"));
 seen.unfolded = [...document.querySelectorAll("figure")].filter((f) => !f.hidden).map((f) => f.dataset.tau);
@@ -196,6 +200,8 @@ def test_a_browser_opens_layers(tmp_path: Path, size: str) -> None:
 def test_a_browser_shows_it(tmp_path: Path, size: str) -> None:
     text = page(tmp_path, "elman")
     seen = read(tmp_path, text, _READER, size)
+    assert seen["aside"] < 1, "in the middle of the page"
+    assert 1.2 < seen["larger"] < 1.7, "a small picture uses some of the room"
     assert seen["start"] == ["0"]
     assert seen["unfolded"] == ["2"]
     assert seen["log"] == [event["text"] for event in plays(text)["2"]]

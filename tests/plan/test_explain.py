@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -52,8 +53,21 @@ def test_two_cycles_are_two_sentences() -> None:
 
 def test_a_cycle_through_two_states() -> None:
     found = dict(cycles(plan_of("henon").loop))
-    assert set(found) == {"h_0", "h_1"}
-    assert "h_0" in found["h_1"], "q comes of p, which comes of q"
+    assert set(found) == {"p", "q"}
+    assert "p" in found["q"], "q comes of p, which comes of q"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [elman.cells.LSTM(3, 4), torch.nn.LSTMCell(3, 4), elman.cells.GRU(3, 4)],
+    ids=lambda c: type(c).__name__,
+)
+def test_states_are_called_as_in_pictures(cell: torch.nn.Module) -> None:
+    circuit = trace(cell, torch.zeros(2, 3))
+    waiting = {re.match(r"(\w+) waits", line) for line in why(plan(circuit))} - {None}
+    drawn = {text.text for text in elman.draw(circuit).scene.words()}
+    assert waiting
+    assert {found[1] for found in waiting} <= drawn
 
 
 def test_reasons_are_told() -> None:
