@@ -6,7 +6,9 @@ program can read them; the message is made from them in one place, here.
 
 from __future__ import annotations
 
+import difflib
 import numbers
+from collections.abc import Iterable
 
 
 class ElmanError(Exception):
@@ -119,3 +121,10 @@ def expect(
     if not isinstance(value, wider) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(one.__name__ for one in kinds)
         raise InputTypeError(what, where=where, got=type(value).__name__, expected=expected, mend=mend)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The beginning of a mend: "did you mean 'price'? " where a known name is nearly that one, else nothing."""
+    by_letters = {one.casefold(): one for one in known}
+    near = difflib.get_close_matches(name.casefold(), by_letters, 1)
+    return f"did you mean {by_letters[near[0]]!r}? " if near else ""

@@ -18,8 +18,17 @@ import torch
 from torch import Tensor
 
 from elman.data.schema import Odd, parsed, record
-from elman.data.tables import STDIN, TABLES, standard_input, table_rows, text_lines
-from elman.errors import DataError
+from elman.data.tables import (
+    STDIN,
+    TABLES,
+    is_decimal_comma,
+    other_separators,
+    standard_input,
+    table_rows,
+    text_lines,
+    with_points,
+)
+from elman.errors import DataError, did_you_mean
 
 _JSON = (".jsonl", ".ndjson")
 _LARGEST = torch.finfo(torch.float32).max
@@ -167,14 +176,16 @@ def _folder(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, st
 def _whole(path: Path, columns: LabelledColumns) -> Any:
     """A file that is one sequence."""
     if path.suffix.lower() in TABLES:
-        rows = [row for row in table_rows(path) if row[1]]
-        if rows and _number(rows[0][1][0]) is None:
+        table = table_rows(path)
+        rows = [row for row in table if row[1]]
+        if rows and _number(rows[0][1][0]) is None and not is_decimal_comma(rows[0][1][0]):
             rows = rows[1:]  # names of the columns
         if not rows:
             raise DataError(
                 what="a sequence has no steps", where=path, expected="a row for each", mend="take it away"
             )
-        return _steps([row for _, row in rows], [f"{path}:{n}" for n, _ in rows], columns)
+        places = [f"{path}:{n}" for n, _ in rows]
+        return _steps([row for _, row in rows], places, columns, table.decimal_commas)
     text = "\n".join(line for _, line in text_lines(path)).strip()
     if not text:
         raise DataError(
@@ -189,10 +200,12 @@ def _table(path: Path, columns: LabelledColumns, *, labelled: bool) -> Iterator[
     needed = [columns.text if columns.text in names or columns.id not in names else columns.id]
     needed += [columns.label] if labelled else []
     if missing := [name for name in needed if name not in names]:
+        others = [name for name in names if name not in needed]
         raise DataError(
             what=f"there is no column {missing[0]!r}" if names else "the file is empty", where=f"{path}:1",
             got=", ".join(names)[:200] or "nothing", expected=f"{' and '.join(needed)} in the first line",
-            mend="name the columns by --text, --label, --id",
+            mend=other_separators(names)
+            or did_you_mean(missing[0], others) + "name the columns by --text, --label, --id",
         )  # fmt: skip
     key, label_at = names.index(needed[0]), names.index(columns.label) if columns.label in names else None
     series: dict[str, tuple[list[list[str]], list[str], str]] = {}
@@ -203,7 +216,7 @@ def _table(path: Path, columns: LabelledColumns, *, labelled: bool) -> Iterator[
         if len(row) != len(names):
             raise DataError(
                 what="a row has more or fewer fields than the first line has names", where=where, got=len(row),
-                expected=len(names), mend="put fields that hold a comma in quotes",
+                expected=len(names), mend="put fields that hold what parts the others in quotes",
             )  # fmt: skip
         label = "" if label_at is None else row[label_at].strip()
         if labelled and not label:
@@ -220,12 +233,17 @@ def _table(path: Path, columns: LabelledColumns, *, labelled: bool) -> Iterator[
         steps.append([field for i, field in enumerate(row) if i not in (key, label_at)])
         places.append(where)
     for steps, places, label in series.values():
-        yield _steps(steps, places, columns), label, places[0]
+        yield _steps(steps, places, columns, rows.decimal_commas), label, places[0]
 
 
-def _steps(rows: list[list[str]], places: list[str], columns: LabelledColumns) -> Tensor:
+def _steps(
+    rows: list[list[str]], places: list[str], columns: LabelledColumns, decimal_commas: bool
+) -> Tensor:
     """[T, I] of fields."""
     steps = []
+    if decimal_commas and len({len(row) for row in rows}) == 1:
+        by_column = [with_points(values, places.__getitem__) for values in zip(*rows, strict=True)]
+        rows = [list(row) for row in zip(*by_column, strict=True)]
     for row, where in zip(rows, places, strict=True):
         numbers = [_number(one) for one in row]
         if len(row) != len(rows[0]) or not row or None in numbers:

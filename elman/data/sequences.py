@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from elman.data.files import reading
+from elman.data.kinds import HEAD, mend_of, refuse_strange
 from elman.data.schema import Odd, each, parsed, record, text, truth, whole
 from elman.errors import DataError
 
@@ -57,6 +58,8 @@ def read_sequences(files: Iterable[Path], in_json: bool = False) -> Iterator[tup
             while raw := lines.readline(most + 3):
                 number += 1
                 place = f"{file}:{number}"
+                if number == 1:
+                    refuse_strange(raw[:HEAD], "standard input" if str(file) == "-" else file)
                 line = _line(raw, place, most)
                 if line.strip():
                     yield place, _from_json(line, place) if quoted else _text(line, place)
@@ -80,7 +83,7 @@ def _line(raw: bytes, place: str, most: int) -> str:
     except UnicodeDecodeError as error:
         raise DataError(
             what="the line is no UTF-8", where=place, got=f"byte 0x{raw[error.start]:02x} at {error.start}",
-            mend="convert the file to UTF-8, such as with iconv",
+            mend=mend_of(raw, place.rpartition(":")[0]),
         ) from error  # fmt: skip
 
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from elman.data.files import reading
 from elman.data.grid import Grid, OffGrid, expect_stamp
-from elman.data.tables import STDIN, TABLES, table_rows
-from elman.errors import DataError, InputError, NotSupported
+from elman.data.tables import STDIN, TABLES, other_separators, table_rows, with_points
+from elman.errors import DataError, InputError, NotSupported, did_you_mean
 
 _FIELD = 1000  # characters of a field
 _LONGEST = 2**24  # steps of a series, gaps included
@@ -174,7 +174,7 @@ def read_rows(columns: Columns, grid: Grid) -> Iterator[tuple[str, Series]]:
     names = [name.strip() for name in names]
 
     def one(number: int, row: list[str]) -> tuple[str, Series]:
-        table = _table_of_rows(Path("standard input"), names, [(number, row)])
+        table = _table_of_rows(Path("standard input"), names, [(number, row)], columns, rows.decimal_commas)
         _expect_columns(table, columns)
         stamp = expect_stamp(table.columns[columns.time][0])
         if stamp is None or stamp[0] != (grid.kind == "whole"):
@@ -255,10 +255,16 @@ def _read(path: Path, columns: Columns) -> Table:
         )  # fmt: skip
     rows = table_rows(path)
     _, names = next(rows, (1, []))
-    return _table_of_rows(path, [name.strip() for name in names], rows)
+    return _table_of_rows(path, [name.strip() for name in names], rows, columns, rows.decimal_commas)
 
 
-def _table_of_rows(path: Path, names: list[str], rows: Iterable[tuple[int, list[str]]]) -> Table:
+def _table_of_rows(
+    path: Path,
+    names: list[str],
+    rows: Iterable[tuple[int, list[str]]],
+    columns: Columns,
+    decimal_commas: bool,
+) -> Table:
     places: list[int] = []
     fields: list[list[str]] = []
     for number, row in rows:
@@ -268,7 +274,8 @@ def _table_of_rows(path: Path, names: list[str], rows: Iterable[tuple[int, list[
         if len(row) != len(names):
             raise DataError(
                 what="a row has more or fewer fields than the first line has names", where=where, got=len(row),
-                expected=len(names), mend="put fields that hold a comma in quotes; numbers take a decimal point",
+                expected=len(names),
+                mend="put fields that hold what parts the others in quotes; numbers take a decimal point",
             )  # fmt: skip
         if max(map(len, row)) > _FIELD:
             raise DataError(
@@ -280,9 +287,13 @@ def _table_of_rows(path: Path, names: list[str], rows: Iterable[tuple[int, list[
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DataError(what="two columns have one name", where=f"{path}:1", got=twice, mend="rename one")
-    columns = zip(*fields, strict=True) if fields else [()] * len(names)
-    by_name: dict[str, Sequence[Any]] = dict(zip(names, columns, strict=True))
-    return Table(names, by_name, lambda i: f"{path}:{places[i]}", DataError, f"{path}:1")
+    read = zip(*fields, strict=True) if fields else [()] * len(names)
+    by_name: dict[str, Sequence[Any]] = dict(zip(names, read, strict=True))
+    place = lambda i: f"{path}:{places[i]}"  # noqa: E731
+    if decimal_commas:
+        numbers = {columns.target, *columns.known, *columns.past, *columns.static}
+        by_name |= {name: with_points(by_name[name], place) for name in names if name in numbers}
+    return Table(names, by_name, place, DataError, f"{path}:1")
 
 
 def _parquet(path: Path, columns: Columns) -> Table:
@@ -309,9 +320,12 @@ def _parquet(path: Path, columns: Columns) -> Table:
 def _expect_columns(table: Table, columns: Columns) -> None:
     needed = [columns.time, columns.target, *columns.known, *columns.past, *columns.static]
     if missing := [name for name in needed if name not in table.names]:
+        flags = "name the columns: --id, --time, --target, --known, --past, --static"
+        others = [name for name in table.names if name not in needed]
         raise table.words(
             what=f"there is no column {missing[0]!r}", where=table.where, got=", ".join(table.names)[:200] or "nothing",
-            expected=", ".join(needed), mend="name the columns: --id, --time, --target, --known, --past, --static",
+            expected=", ".join(needed),
+            mend=other_separators(table.names) or did_you_mean(missing[0], others) + flags,
         )  # fmt: skip
 
 

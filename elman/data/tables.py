@@ -3,30 +3,92 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from elman.data.files import read_file
+from elman.data.kinds import HEAD, mend_of, refuse_strange
 from elman.errors import DataError
 
 STDIN = "-"
 TABLES = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = (",", ";", "\t")
+_COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _LARGEST = 2**31  # bytes of a file
 
 
-def table_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of a table; "-": of standard input, with commas, each as it comes."""
-    csv.field_size_limit(sys.maxsize)  # lengths are checked by what they hold
-    lines = standard_input() if str(path) == STDIN else text_lines(path)
-    reader = csv.reader((f"{line}\n" for _, line in lines), delimiter=TABLES.get(path.suffix.lower(), ","))
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
+class Rows(Iterator[tuple[int, list[str]]]):
+    """(line, fields) of a table, each as it comes.
+
+    separator: what parts the fields: that of the file's name, or, where it does not stand in the first line, the one
+    of comma, semicolon and tab that does. decimal_commas: semicolons part the fields of those who write 1,5.
+    """
+
+    def __init__(self, path: Path) -> None:
+        csv.field_size_limit(sys.maxsize)  # lengths are checked by what they hold
+        lines = standard_input() if str(path) == STDIN else text_lines(path)
+        first = next(lines, None)
+        own = TABLES.get(path.suffix.lower(), ",")
+        self.separator = own if first is None else _separator(first[1], own)
+        self.decimal_commas = self.separator == ";"
+        every = lines if first is None else itertools.chain([first], lines)
+        self._path = path
+        self._reader = csv.reader((f"{line}\n" for _, line in every), delimiter=self.separator)
+
+    def __next__(self) -> tuple[int, list[str]]:
+        try:
+            row = next(self._reader)
+        except csv.Error as error:
+            raise DataError(
+                what=f"the table cannot be read: {error}", where=f"{self._path}:{self._reader.line_num}",
+                mend="mend the line",
+            ) from error  # fmt: skip
+        return self._reader.line_num, row
+
+
+def table_rows(path: Path) -> Rows:
+    """(line, fields) of a table; "-": of standard input, each as it comes."""
+    return Rows(path)
+
+
+def is_decimal_comma(field: str) -> bool:
+    return _COMMA.fullmatch(field) is not None
+
+
+def with_points(values: Sequence[str], place: Callable[[int], str]) -> Sequence[str]:
+    """A column of numbers that are written with decimal commas, with points. Raises DataError where both stand in it,
+    as one of them may then part thousands. place: of a row, in words."""
+    comma = next((i for i, value in enumerate(values) if is_decimal_comma(value)), None)
+    if comma is None:
+        return values
+    point = next((i for i, value in enumerate(values) if "." in value), None)
+    if point is not None:
         raise DataError(
-            what=f"the table cannot be read: {error}", where=f"{path}:{reader.line_num}", mend="mend the line"
-        ) from error
+            what="numbers have a decimal comma in one row and a point in another", where=place(point),
+            got=values[point].strip()[:60], expected=f"as {values[comma].strip()[:60]} in {place(comma)}",
+            mend="write all in one way, and nothing between thousands",
+        )  # fmt: skip
+    return [value.replace(",", ".") if is_decimal_comma(value) else value for value in values]
+
+
+def other_separators(names: Sequence[str]) -> str | None:
+    """What to do where names of columns hold what may part them; None where they do not."""
+    if not any(mark in name for name in names for mark in _SEPARATORS):
+        return None
+    return "part the columns by commas alone, or by semicolons alone, or by tabs alone"
+
+
+def _separator(line: str, own: str) -> str:
+    """What parts the fields of a table's first line. own: what its name says."""
+    fields = {mark: next(csv.reader([line], delimiter=mark), []) for mark in _SEPARATORS}
+    parting = [mark for mark in _SEPARATORS if len(fields[mark]) > 1]
+    if own in parting:  # without names of columns, 1,5;2,5 holds both
+        numbers = [is_decimal_comma(field) or field.strip().lstrip("+-").isdigit() for field in fields[";"]]
+        return ";" if own == "," and len(numbers) > 1 and all(numbers) else own
+    return parting[0] if len(parting) == 1 else own
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -36,6 +98,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(
             what="the file is empty", where=path, got=f"{len(raw)} bytes", mend="give one that is not"
         )
+    refuse_strange(raw[:HEAD], path)
     raw = raw.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\n")
     for number, line in enumerate(raw.split(b"\n"), 1):
         yield number, decoded(line, f"{path}:{number}")
@@ -43,6 +106,9 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def standard_input() -> Iterator[tuple[int, str]]:
     for number, line in enumerate(sys.stdin.buffer, 1):
+        if number == 1:
+            refuse_strange(line[:HEAD], "standard input")
+            line = line.removeprefix(b"\xef\xbb\xbf")
         yield number, decoded(line.removesuffix(b"\n"), f"standard input:{number}")
 
 
@@ -52,5 +118,5 @@ def decoded(line: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         raise DataError(
             what="this is not UTF-8", where=where, got=f"byte 0x{line[error.start]:02x} at {error.start}",
-            mend="convert it: iconv -f latin1 -t utf-8",
+            mend=mend_of(line, where.rpartition(":")[0]),
         ) from error  # fmt: skip

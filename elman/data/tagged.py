@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elman.data.files import reading
+from elman.data.kinds import HEAD, mend_of, refuse_strange
 from elman.data.schema import Odd, each, parsed, record, text
 from elman.errors import DataError
 
@@ -23,7 +24,6 @@ _OF_WORDS = (3, 4, 5)  # its columns that say what a word is: the two, and featu
 CONLLU, JSON = (".conllu", ".conll"), (".jsonl", ".ndjson")
 LONGEST = 1000  # characters of a word
 _LINE, _WORDS = 2**20, 100_000  # bytes of a line, words of a sentence
-_UTF8 = "write it in UTF-8"
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,14 @@ def _decoded(opened, where: object, ends: bool) -> Iterator[tuple[int, str]]:
                 what="a line is too long", where=f"{where}:{number}", expected=f"at most {_LINE:,} bytes",
                 mend="put each sentence, or each word, on a line of its own",
             )  # fmt: skip
+        if number == 1:
+            refuse_strange(raw[:HEAD], where)
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:
             got = f"byte 0x{raw[error.start]:02x} at byte {error.start} of the line"
             raise DataError(
-                what="this is no UTF-8", where=f"{where}:{number}", got=got, mend=_UTF8
+                what="this is no UTF-8", where=f"{where}:{number}", got=got, mend=mend_of(raw, where)
             ) from error
         line = line.removeprefix("\ufeff") if number == 1 else line
         yield number, line if ends else line.rstrip("\r\n")

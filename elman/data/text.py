@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from elman.data.files import refusing
+from elman.data.kinds import HEAD, mend_of, refuse_strange
 from elman.errors import DataError
 
 STDIN = "-"
@@ -278,7 +279,7 @@ class _File:
             held = decoder.getstate()[0]  # the beginning of a character that the last block cut
             skip = 0
             if self.size == 0:
-                self._refuse_wide(raw[:4096])
+                refuse_strange(raw[:HEAD], self.name)
                 skip = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
             try:
                 text = decoder.decode(raw[skip:])
@@ -321,24 +322,6 @@ class _File:
                 yield text[max(start - at, 0) : stop - at]
                 at += len(text)
 
-    def _refuse_wide(self, raw: bytes) -> None:
-        """Text of two or four bytes a character. Without a mark at its beginning its letters have a zero beside them,
-        and zeros are UTF-8."""
-        marks = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
-        name = next((name for mark, name in marks.items() if raw.startswith(mark)), None)
-        for zeros, letters, order in ((raw[1::2], raw[::2], "LE"), (raw[::2], raw[1::2], "BE")):
-            if (
-                name is None
-                and zeros.count(0) > 0.6 * len(zeros) > 0
-                and letters.count(0) < 0.1 * len(letters)
-            ):
-                name = f"UTF-16{order}"
-        if name is not None:
-            raise DataError(
-                what=f"the text is {name}", where=self.name, got=raw[:8].hex(" "), expected="UTF-8",
-                mend=f"convert it: iconv -f {name} -t UTF-8 '{self.name}' > text.txt",
-            )  # fmt: skip
-
     def _broken(self, error: UnicodeDecodeError, base: int, lines: int) -> DataError:
         """base: the offset in the file of the bytes that the error is about. lines: that ended before them."""
         line = lines + error.object.count(b"\n", 0, error.start) + 1
@@ -347,8 +330,7 @@ class _File:
             where=f"{self.name}, byte offset {base + error.start} (line {line})",
             got=error.object[error.start : error.start + 4].hex(" "),
             expected="UTF-8",
-            mend=f"convert it: iconv -f LATIN1 -t UTF-8 '{self.name}' > text.txt (put its encoding for LATIN1), "
-            "or mend that byte",
+            mend=mend_of(error.object, self.name),
         )
 
     def _changed(self, offset: int) -> DataError:
