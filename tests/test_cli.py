@@ -571,6 +571,14 @@ def test_what_a_model_does_not_know_is_said_with_its_figures(base: tuple[Path, s
     assert "characters that the model does not know: 2" in again
 
 
+def test_a_run_without_a_checkpoint_says_that_it_begins_anew(base: tuple[Path, str], tmp_path: Path) -> None:
+    assert f"no checkpoint in {base[0]} to go on from: the run begins anew" in base[1]
+    shutil.copytree(base[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert "begins anew" in again(base[0], "--out", tmp_path / "run").output
+    assert "begins anew" not in again(base[0]).output
+
+
 def test_newlines_of_windows_are_said(base: tuple[Path, str], tmp_path: Path) -> None:
     assert "41 lines end in CR LF, which was read as LF" in base[1]
     (tmp_path / "dos.txt").write_bytes(b"the cat sat\r\non a bat!")  # evaluated as the run was trained

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from elman import explain
+from elman.app.options import command
 from elman.data.lexicon import Forms, Lexicon, read_vectors
 from elman.data.tagged import Sentence, digest, read_tagged
 from elman.errors import DataError, InputError, InputTypeError, StateError
@@ -20,6 +21,7 @@ from elman.models import Tagger
 from elman.models.crf import CRF
 from elman.models.tagger import Encoded, measure, split, tag
 from elman.models.tagging import TagNetwork
+from elman.tasks import task_of
 from tests.pairwise import with_more
 from tests.strangers import elman
 from tests.typed import expect_answers
@@ -194,6 +196,17 @@ def test_the_field_is_its_equation_and_its_best_way_the_best_of_all() -> None:
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     assert "native" in str(crf.all.explain())
+
+
+@pytest.mark.parametrize("name", ["--one-direction", "--one-way"])
+def test_one_direction_is_called_as_it_is_elsewhere_and_its_old_name_is_taken(name: str) -> None:
+    made: dict[str, Any] = {}
+    own = command("tag", {"own": task_of("tag").Settings}, made.update, "")
+    own.main(["train.conllu", name], standalone_mode=False)
+    assert made["own"].model["both"] is False
+    shown = [parameter.opts for parameter in own.params if not getattr(parameter, "hidden", False)]
+    assert ["--one-direction"] in shown
+    assert ["--one-way"] not in shown
 
 
 def test_of_ties_one_way_is_taken_whole() -> None:

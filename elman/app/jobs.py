@@ -97,6 +97,8 @@ class TrainingJob:
                 watch.note(
                     f"going on from step {training.step:,}, {percent(training.done, 0)} of the run{more}"
                 )
+            elif keeping.resume == "auto" and not keeping.overwrite:
+                watch.note(f"there is no checkpoint in {keeping.out} to go on from: the run begins anew")
             try:
                 for event in trainer:
                     watch.show(event)

@@ -49,6 +49,11 @@ def _options(cls: type, like: Any) -> Iterator[inspect.Parameter]:
             default = inspect.Parameter.empty if _needed(field) else None
             yield _parameter(field, kind, typer.Argument(show_default=False, **how), default)
         else:
+            if (formerly := how.pop("formerly", None)) is not None:
+                old = typer.Option(f"--{formerly.replace('_', '-')}", hidden=True)
+                yield inspect.Parameter(
+                    formerly, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, old], default=False
+                )
             names = [f"--{field.name.replace('_', '-')}"] if kind is bool else []  # without a --no-…
             default = field.default if like is None else getattr(like, field.name)
             yield _parameter(field, kind, typer.Option(*names, **how), default)
@@ -73,6 +78,6 @@ def _made(cls: type, values: dict[str, Any], given: frozenset[str]) -> Any:
         elif "given" in field.metadata:
             arguments[field.name] = given
         else:
-            value = values[field.name]
+            value = values[field.name] or values.get(field.metadata.get("formerly", ""), values[field.name])
             arguments[field.name] = list(value or []) if "argument" in field.metadata else value
     return cls(**arguments)

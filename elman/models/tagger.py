@@ -234,7 +234,7 @@ class Tagger:
         if network.settings["both"]:
             raise InputError(
                 what="a tagger that reads both directions has to see a sentence to its end", where="Tagger.step()",
-                mend="train one with --one-way (Python: both=False), or call predict",
+                mend="train one with --one-direction (Python: both=False), or call predict",
             )  # fmt: skip
         forms, (below, way) = Forms(lexicon), state or (None, None)
         read = [

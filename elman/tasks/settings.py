@@ -19,7 +19,8 @@ SIZE, COUNT = 2**24, 10**12  # the largest of what is made, and of what is count
 
 
 def option(default: Any, help: str, **how: Any) -> Any:
-    """A field that is an option `--name`. how: min, max, metavar, as typer has them."""
+    """A field that is an option `--name`. how: min, max, metavar, as typer has them; formerly: of a flag, the name that
+    it had, under which it is still taken."""
     return field(default=default, metadata={"help": help, **how})
 
 

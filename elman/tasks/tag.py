@@ -96,7 +96,10 @@ class Settings:
         False,
         "Learn that column of CoNLL-U alone; by default the others that say what a word is are learnt beside it.",
     )
-    one_way: bool = option(False, "Read from left to right alone, so that words can be tagged as they come.")
+    one_direction: bool = option(
+        False, "Read forward only, not backward as well: such a tagger can follow a live stream, word by word.",
+        formerly="one_way",
+    )  # fmt: skip
     crf: bool = option(False, "Score which tag follows which too: a conditional random field.")
     vectors: Path | None = option(
         None, "Word vectors from elsewhere, a line a word; they are kept with the run and not trained."
@@ -107,7 +110,8 @@ class Settings:
         """Arguments of TagNetwork."""
         return {
             **asdict(self.stack), "cell": absolute(self.stack.cell), "embedding": self.embedding,
-            "spelling": self.spelling, "word_dropout": self.word_dropout, "both": not self.one_way, "crf": self.crf,
+            "spelling": self.spelling, "word_dropout": self.word_dropout, "both": not self.one_direction,
+            "crf": self.crf,
         }  # fmt: skip
 
 

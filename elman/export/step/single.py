@@ -100,7 +100,7 @@ def cell_of(layer: Any) -> nn.Module:
             what="a layer that reads in both directions cannot run step by step: one of them begins at the end" if both
             else "a reversed layer cannot run step by step: its first step is the sequence's last",
             where=type(layer).__name__,
-            mend="train one that reads forward (a classifier: --one-direction, in Python both=False)",
+            mend="train one that reads forward (--one-direction; in Python both=False)",
         )  # fmt: skip
     if layer.takes_context():
         raise NotSupported(
