@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elman.models.padded import Lengths
 from elman.recurrent import Recurrent
 from elman.recurrent.dropout import dropout_mask
 from elman.recurrent.joined import JoinedCell, joined, start
@@ -39,9 +40,15 @@ class LossCell(nn.Module):
 
 
 def bounded_loss(
-    model: LanguageModel, x: Tensor, y: Tensor, state: Any, context: Tensor | None
+    model: LanguageModel,
+    x: Tensor,
+    y: Tensor,
+    state: Any,
+    context: Tensor | None,
+    lengths: Lengths | None = None,
 ) -> tuple[Tensor, tuple] | None:
-    """Losses `[T, B]` and the final state; None where the model is none that one cell could be."""
+    """Losses `[T, B]`, 0 behind the end of a sequence, and the final state; None where the model is none that one cell
+    could be."""
     stack = model.stack
     stack.memory, stack.training = model.memory, model.training
     inner = joined(stack)
@@ -62,4 +69,4 @@ def bounded_loss(
     if p and model.training:
         weight = model.readout.weight
         told["last"] = dropout_mask(weight, (x.shape[1], weight.shape[1]), p, None)
-    return one((x, y), begin, context=told or None)
+    return one((x, y), begin, lengths=lengths, context=told or None)

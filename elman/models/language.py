@@ -15,8 +15,10 @@ from elman.data import Tokenizer
 from elman.data.schema import each, truth, whole
 from elman.errors import DataError, InputError, InputTypeError, expect
 from elman.models import pretrained
+from elman.models.asked import expect_prompt, expect_ways, until
 from elman.models.bounded import bounded_loss
 from elman.models.evaluating import evaluating
+from elman.models.padded import Lengths, cleaned, happening
 from elman.models.readout import GROUPS, Adaptive, expect_cutoffs, loss
 from elman.models.sampler import Sampler
 from elman.models.stack import Cells, learning_rate, stack_of
@@ -44,7 +46,7 @@ class LanguageModel(Budget, Flow, nn.Module):
 
         model = LanguageModel(tokenizer.size, cell="gru", hidden=256)
         logits, state = model(x)                     # x int64 [T, B] -> logits [T, B, V]
-        loss, state = model.loss(x, y, state)        # mean nats per symbol
+        loss, state = model.loss(x, y, state)        # mean nats per symbol; of a ragged batch with lengths=
         tokens = model.generate(prompt, 200)         # prompt int64 [P]
         for token in model.generate_iter(prompt, 200):
             …                                        # one at a time, as they are written
@@ -228,14 +230,18 @@ class LanguageModel(Budget, Flow, nn.Module):
         return self.stack.explain()
 
     def forward(
-        self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
-    ) -> tuple[Tensor, tuple]:
+        self, x: Tensor, state: tuple | None = None, *, lengths: Lengths | None = None, context: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:  # fmt: skip
         """x int64 [T, B] -> (logits [T, B, V], final state). Without `state`: the cells' initial one.
 
-        context: [B, condition], what every step of a sequence is told besides its symbol.
+        lengths: [B], where sequences are of different lengths; what stands behind the end of one is not read, its
+        logits there are 0, its final state is that of its end. context: [B, condition], what every step of a sequence
+        is told besides its symbol.
         """
-        h, after = self._hidden(x, state, context)
-        return self.readout(h), after
+        there = None if lengths is None else happening(x, lengths)
+        h, after = self._hidden(cleaned(x, there), state, context, lengths)
+        o = self.readout(h)
+        return o if there is None else o.masked_fill(~there[..., None], 0.0), after
 
     def step(
         self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
@@ -260,30 +266,41 @@ class LanguageModel(Budget, Flow, nn.Module):
         return Stream(reading(self), batch, state, weights)
 
     def loss(
-        self, x: Tensor, y: Tensor, state: tuple | None = None, *, context: Tensor | None = None
-    ) -> tuple[Tensor, tuple]:
-        """The mean of -log p(y(t) | x(1), …, x(t)) in nats, and the final state. x, y: int64 [T, B]."""
+        self, x: Tensor, y: Tensor, state: tuple | None = None, *, lengths: Lengths | None = None,
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, tuple]:  # fmt: skip
+        """The mean of -log p(y(t) | x(1), …, x(t)) in nats, and the final state. x, y: int64 [T, B].
+
+        lengths: [B], as of `forward`; the mean is over the steps that happen, each counted once, and what stands behind
+        the end of a sequence, in x or y, may be any whole number.
+        """
         if x.shape != y.shape:
             raise InputError(
                 what="there is one target for each symbol", where="y", got=f"shape {list(y.shape)}",
                 expected=f"{list(x.shape)}, as x", mend="y(t) is x(t + 1): loss(text[:-1], text[1:])",
             )  # fmt: skip
+        there = None if lengths is None else happening(x, lengths)
+        x, y = cleaned(x, there), cleaned(y, there)
         if self.memory is not None:
             self._check_condition(x, context)
-            if (bounded := bounded_loss(self, x, y, state, context)) is not None:
-                return bounded[0].mean(), tuple(bounded[1])
-        h, after = self._hidden(x, state, context)
+            if (bounded := bounded_loss(self, x, y, state, context, lengths)) is not None:
+                nats = bounded[0]
+                return nats.mean() if there is None else nats.sum() / there.sum(), tuple(bounded[1])
+        h, after = self._hidden(x, state, context, lengths)
+        h, y = (h.flatten(0, 1), y.flatten()) if there is None else (h[there], y[there])
         try:
-            return loss(self.readout, h.flatten(0, 1), y.flatten()), after
+            return loss(self.readout, h, y), after
         except (RuntimeError, IndexError) as error:
             if y.numel() and (int(y.min()) < 0 or int(y.max()) >= self.settings["vocabulary"]):
                 raise _no_symbol("y", y, self.settings["vocabulary"]) from error
             raise
 
-    def _hidden(self, x: Tensor, state: tuple | None, context: Tensor | None) -> tuple[Tensor, tuple]:
+    def _hidden(
+        self, x: Tensor, state: tuple | None, context: Tensor | None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, tuple]:
         """What the readout sees, [T, B, H], and the final state."""
         self.stack.training, self.stack.memory = self.training, self.memory
-        h, after = self.stack(self._embedded(x, context), state)
+        h, after = self.stack(self._embedded(x, context), state, lengths=lengths)
         return self._checked(self.dropout(h)), tuple(after)
 
     def _check_condition(self, x: Tensor, context: Tensor | None) -> None:
@@ -389,30 +406,8 @@ class LanguageModel(Budget, Flow, nn.Module):
         have met a `stop`. context: [condition], or [samples, condition]. weights: "bfloat16" or "int8": written with
         weights in fewer bits (`stream`), other draws, and the prompt still read with the weights as they are.
         """
-        if isinstance(prompt, str):
-            raise InputTypeError(
-                what="a prompt is numbers of symbols", where="prompt", got="a text", expected="int64 [P], or a list",
-                mend="tokenizer.encode(text) gives them, tokenizer.decode(…) makes a text of what is written; "
-                + ("model.tokenizer is the model's" if self.tokenizer else "Tokenizer.load reads that of a run"),
-            )  # fmt: skip
-        prompt = torch.as_tensor(prompt, dtype=torch.int64)
-        if prompt.ndim != 1 or len(prompt) == 0:
-            raise InputError(
-                what="the prompt must be symbols in a row, at least one",
-                where="prompt",
-                got=f"shape {tuple(prompt.shape)}",
-                expected="[P], P >= 1",
-                mend="begin with a newline where there is nothing else to begin with",
-            )
-        for name, value, right, mend in (
-            ("temperature", temperature, temperature == 0 or 1e-6 <= temperature <= 1e6, "take 0 … 1.5"),
-            ("length", length, length >= 0, "take 0 or more"),
-            ("top_k", top_k, top_k is None or top_k >= 1, "take 1 or more, or leave it out"),
-            ("top_p", top_p, top_p is None or 0 < top_p <= 1, "take a probability above 0, or leave it out"),
-            ("samples", samples, samples is None or samples >= 1, "take 1 or more, or leave it out"),
-        ):
-            if not right:
-                raise InputError(what=f"{name} cannot be that", where=name, got=value, mend=mend)
+        prompt = expect_prompt(prompt, self.tokenizer is not None)
+        expect_ways(temperature, length, top_k, top_p, samples)
         sampler = Recurrent(
             Sampler(
                 self.embedding, self.stack.as_cell(), self.readout, self.condition, temperature=temperature,
@@ -427,7 +422,7 @@ class LanguageModel(Budget, Flow, nn.Module):
         if context is not None:
             context = context.expand(samples or 1, -1)
         written = self._written(sampler, prompt, length, samples or 1, context, weights)
-        return _until(written, set(stop), one=samples is None)
+        return until(written, set(stop), one=samples is None)
 
     def _written(
         self, sampler: Recurrent, prompt: Tensor, length: int, samples: int, context: Tensor | None,
@@ -480,24 +475,11 @@ def _shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, 
     return shapes
 
 
-def _until(written: Iterator[list[int]], stop: set[int], one: bool) -> Iterator[Any]:
-    """What is written until every sample has met a symbol of `stop`; `one`: the symbols of one sample by themselves."""
-    stopped: list[bool] = []
-    for symbols in written:
-        yield symbols[0] if one else symbols
-        if stop:
-            stopped = [
-                a or b in stop for a, b in zip(stopped or [False] * len(symbols), symbols, strict=True)
-            ]
-            if all(stopped):
-                return
-
-
 def _no_symbol(name: str, given: Tensor, vocabulary: int) -> InputError:
     low, high = int(given.min()), int(given.max())
     ignored = low < 0 and name == "y"
     return InputError(
         what="this is no symbol of the model", where=name, got=low if low < 0 else high,
         expected=f"0 … {vocabulary - 1}",
-        mend="no target is left out: give the steps that count" if ignored else "take the tokenizer of the model",
+        mend="what is only padding is left out by lengths=" if ignored else "take the tokenizer of the model",
     )  # fmt: skip

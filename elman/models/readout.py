@@ -218,6 +218,7 @@ def _nats_of_groups(
 ) -> Tensor:  # fmt: skip
     dh, dV, dc, dG, dd = into
     first = ranges[0][0]
+    y = y.contiguous()  # bucketize warns of others
     group = torch.bucketize(y, y.new_tensor([a for a, _ in ranges]), right=True)  # 0: none
     order = group.argsort(stable=True)  # so that the rows of a group stand together
     h, y, group = h[order], y[order], group[order]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import elman
-from elman import cells
+from elman import Segments, cells
 from elman.errors import DataError, ElmanError, InputError, InputTypeError
 from elman.models import LanguageModel, NGram, find_cell
 from tests.pairwise import with_more
@@ -78,6 +78,63 @@ def test_a_sequence_split_in_two_with_the_state_carried_is_the_whole(cell: str) 
     first, state = model(x[:3])
     second, _ = model(x[3:], state)
     torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-10, atol=1e-10)
+
+
+RAGGED = [5, 1, 7, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "memory"),
+    with_more(
+        [({}, None), ({"layers": 2, "norm": True}, Segments(3)), ({"cutoffs": [3, 6]}, Segments(3))],
+        [({"layers": 2}, "200 kB"), ({"condition": 2}, None)],
+        together=True,
+    ),
+    ids=str,
+)
+def test_of_a_ragged_batch_it_is_the_sum_over_each_sequence_by_itself(options: dict, memory: Any) -> None:
+    model = LanguageModel(11, "gru", hidden=8, embedding=5, **options).double()
+    model.memory = memory
+    context = torch.randn(5, 2, dtype=torch.float64) if "condition" in options else None
+    x, y = torch.randint(11, (2, 7, 5))
+    state = tuple(torch.randn(5, 8, dtype=torch.float64) for _ in model.layers)
+    there = torch.arange(7)[:, None] < torch.tensor(RAGGED)
+    padded_x, padded_y = x.masked_fill(~there, 99), y.masked_fill(~there, -100)
+    loss, after = model.loss(padded_x, padded_y, state, lengths=torch.tensor(RAGGED), context=context)
+    logits, final = model(padded_x, state, lengths=RAGGED, context=context)
+    gradients = torch.autograd.grad(loss, [*model.parameters()])
+
+    nats, model.memory = torch.zeros((), dtype=torch.float64), None
+    for b, n in enumerate(RAGGED):
+        own, told = tuple(s[b : b + 1] for s in state), None if context is None else context[b : b + 1]
+        if n:
+            one, ends = model.loss(x[:n, b : b + 1], y[:n, b : b + 1], own, context=told)
+            nats = nats + n * one
+            alone, own = model(x[:n, b : b + 1], own, context=told)
+            torch.testing.assert_close(logits[:n, b], alone[:, 0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(ends, own, rtol=1e-10, atol=1e-10)
+        assert not logits[n:, b].any()
+        for found in (after, final):
+            torch.testing.assert_close(
+                torch.stack([s[b] for s in found]), torch.stack([s[0] for s in own]), rtol=1e-10, atol=1e-10
+            )
+    nats = nats / sum(RAGGED)
+    torch.testing.assert_close(loss, nats, rtol=1e-10, atol=1e-10)
+    expected = torch.autograd.grad(nats, [*model.parameters()])
+    torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_lengths_that_are_none_are_refused() -> None:
+    model, x = model_of(), torch.zeros(4, 2, dtype=torch.int64)
+    for lengths, said in (
+        ([5, 1], "between none and all"),
+        ([1], "one length for each"),
+        ([0, 0], "no step"),
+    ):
+        with pytest.raises(InputError, match=said):
+            model.loss(x, x, lengths=lengths)
+    with pytest.raises(InputError, match="left out by lengths="):
+        model.loss(x, x - 100)
 
 
 def test_every_parameter_has_a_gradient() -> None:
