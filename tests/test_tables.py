@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from elman.app.writing import put
 from elman.data.grid import Grid
 from elman.data.labelled import LabelledColumns, read_labelled
 from elman.data.sequences import read_sequences
@@ -124,3 +126,18 @@ def test_what_is_no_text_is_told_by_its_kind(tmp_path: Path, reader: str, kind: 
 def test_a_text_that_begins_as_a_file_of_music_is_a_text(tmp_path: Path) -> None:
     path = table(tmp_path, "MThd is what a file of MIDI begins with, and BZh one of bzip2.")
     assert read_text(path).startswith("MThd")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="a system without names for what is open")
+def test_what_is_no_file_is_written_into_and_not_replaced() -> None:
+    """Whoever may write into /dev would otherwise replace /dev/stdout, or /dev/null, by a file."""
+    master, slave = os.openpty()
+    end, begin = os.pipe()
+    try:
+        for name, read in ((os.ttyname(slave), master), (f"/dev/fd/{begin}", end)):
+            put(["a line"], Path(name))
+            assert os.read(read, 100).split() == [b"a", b"line"]
+            assert not Path(name).is_file()
+    finally:
+        for number in (master, slave, end, begin):
+            os.close(number)

@@ -40,8 +40,13 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write in; at any moment, power failures included, the old one or the whole new one is at `path`.
 
     It is written beside, brought to the disk, and renamed; nothing is left of it where the body raises. Where `path`
-    is a link, the file takes the link's place.
+    is a link, the file takes the link's place. What is no file but leads somewhere, such as /dev/stdout or /dev/null,
+    is written into as it is.
     """
+    if _leads_on(path):
+        with open(path, "wb") as file:
+            yield file
+        return
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=draft_prefix(path))
     try:
         with os.fdopen(handle, "wb") as file:
@@ -62,6 +67,18 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _leads_on(path: Path) -> bool:
+    """Whether a name is that of a device or, in the system's own folders, of what a process has open: whoever may
+    would replace it by a file, for everybody. Raises OSError for a disk."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):  # there is none, or there can be none
+        return False
+    if stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "it is a device, no file")
+    return stat.S_ISCHR(mode) or (stat.S_ISLNK(mode) and path.absolute().parts[1:2] in (("dev",), ("proc",)))
 
 
 def draft_prefix(path: Path) -> str:
