@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -80,11 +81,21 @@ def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return tries
 
 
-@pytest.fixture(params=["native", "in Python"])
-def watching(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has changed is asked by the native engine, or in Python, where there is none."""
-    if request.param == "in Python":
-        monkeypatch.setattr(sys.modules["elman.trace.watch"], "_native", None)
+@contextlib.contextmanager
+def in_python() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["elman.trace.watch"], "_native", None)
+        yield
+
+
+# What has changed is asked by the native engine, or in Python, where there is none.
+WATCHING = {"native": contextlib.nullcontext, "in Python": in_python}
+
+
+@pytest.fixture(params=WATCHING)
+def watching(request: pytest.FixtureRequest) -> Iterator[None]:
+    with WATCHING[request.param]():
+        yield
 
 
 def data(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -382,27 +393,40 @@ def test_one_and_one_point_nought(matched: list[bool]) -> None:
     assert not matched[0]
 
 
-@pytest.mark.usefixtures("watching")
+class Little(Holder):
+    """It is traced again after every change."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return (x[:, :1] + h) * self.read(self.kept)
+
+
 @pytest.mark.filterwarnings("ignore::elman.errors.RetraceWarning")
 def test_a_change_of_what_the_cell_keeps(matched: list[bool]) -> None:
-    """Of everything that one cell keeps, one after the other."""
+    """Of everything that one cell keeps, one after the other. Both ways to watch it share what is traced."""
     kept, reads = (
         {name: make() for name, (make, _, _) in KEEPERS.items()},
         {n: k[1] for n, k in KEEPERS.items()},
     )
-    cell = Holder(kept, lambda kept: sum(read(kept[name]) for name, read in reads.items()))
-    rnn, (x, h) = elman.Recurrent(cell.double()), data()
-    warm(rnn, x, h)
+    cell = Little(kept, lambda kept: sum(read(kept[name]) for name, read in reads.items())).double()
+    rnns, (x, h) = {way: elman.Recurrent(cell) for way in WATCHING}, data()
+
+    def each(do: Callable[[elman.Recurrent, Tensor, Tensor], None], when: str) -> None:
+        for way, rnn in rnns.items():
+            try:
+                with WATCHING[way]():
+                    do(rnn, x, h)
+            except AssertionError as error:
+                raise AssertionError(f"{when}, {way}") from error
+
+    each(warm, "first")
     for name, (_, _, change) in KEEPERS.items():
         matched.clear()
-        right(rnn, x, h)
+        each(right, f"before {name}")
+        assert len(matched) == 2 * len(rnns)
         assert all(matched), f"before {name}"
         change(cell.kept[name])
-        try:
-            right(rnn, x, h)
-        except AssertionError as error:
-            raise AssertionError(name) from error
-        warm(rnn, x, h)
+        each(right, f"after {name}")
+        each(warm, f"after {name}")
 
 
 def test_a_change_of_a_submodule() -> None:
