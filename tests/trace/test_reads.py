@@ -59,14 +59,14 @@ class Base(nn.Module):
 
     def __init__(self, kept: Any = None) -> None:
         super().__init__()
-        self.hidden_size, self.W, self.U = 4, nn.Linear(4, 4).double(), nn.Linear(3, 4).double()
+        self.hidden_size = 4
         self.kept, self.alpha = kept, 0.5
 
     def read(self) -> Any:
         raise NotImplementedError
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return self.read() * torch.tanh(self.W(h) + self.U(x))
+        return self.read() * (x + h)  # little, because it is traced for every way, before and after
 
 
 class OfMeta(Base, metaclass=Meta):
@@ -174,7 +174,7 @@ def test_it_is_noticed(name: str) -> None:
     make, change = WAYS[name]
     Mode.A.alpha = 0.5  # type: ignore[attr-defined]
     cell = make()
-    rnn, x, h = elman.Recurrent(cell), torch.randn(4, 2, 3).double(), torch.randn(2, 4).double()
+    rnn, x, h = elman.Recurrent(cell), torch.randn(4, 2, 4).double(), torch.randn(2, 4).double()
     before = rnn(x, h)[0]
     torch.testing.assert_close(before, eager.unroll(cell, x, h)[0])
     assert rnn(x, h)[0].equal(before)

@@ -77,8 +77,8 @@ class Writing(nn.Module):
         self.W, self.U = nn.Linear(4, 4), nn.Linear(3, 4)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        made = {name: torch.tanh(write(self.W(h) + self.U(x))) for name, write in WRITES.items()}
-        return made, torch.tanh(self.W(h) + self.U(x))
+        z = self.W(h) + self.U(x)
+        return {name: torch.tanh(write(z * 1.5)) for name, write in WRITES.items()}, torch.tanh(z)
 
 
 def test_a_write_is_seen_by_who_reads_later() -> None:
