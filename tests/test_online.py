@@ -128,6 +128,7 @@ def test_rows_begin_anew_with_the_first_step(rows: list[bool] | None) -> None:
     same(got, through_time(online, inputs, weights, state, reset))
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("starts", [True, False], ids=["from a state", "from its own start"])
 @pytest.mark.parametrize("reset", ["nonsense", 5, [True] * (B + 1), torch.zeros(B)])
 def test_a_wrong_reset_is_refused_also_before_the_first_step(reset: Any, starts: bool) -> None:
@@ -425,7 +426,7 @@ def test_uoro_is_right_on_average() -> None:
 
 
 def test_what_does_not_go() -> None:
-    rnn, x = elman.Recurrent(cells.GRU(3, 4)), torch.zeros(2, 3)
+    rnn, x = elman.Recurrent(cells.Elman(3, 8)), torch.zeros(2, 3)
     with pytest.raises(InputError, match=r"no rule 'bptt'"):
         Online(rnn, "bptt")
     with pytest.raises(InputTypeError, match="is a Recurrent"):

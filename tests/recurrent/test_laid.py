@@ -80,7 +80,7 @@ def test_several_cotangents_at_once(wants: bool) -> None:
 
 def test_a_direction_through_the_gradient() -> None:
     """Forward mode over reverse mode: H v, against the reverse of the reverse."""
-    rnn, x = layer(), torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    rnn, x = layer("elman"), torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
     way = torch.randn_like(x)
     slope = torch.autograd.grad(rnn(x, lengths=SHORTER)[0].pow(2).sum(), x, create_graph=True)[0]
     right = torch.autograd.grad(slope, x, way)[0]
