@@ -38,6 +38,7 @@ def test_the_issue_compares_these_with_the_hoisted_loop() -> None:
 
 
 @pytest.mark.skipif(jaxed.version() is None, reason="jax is not installed")
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.jax])
 def test_jax_agrees(name: str, dtype: torch.dtype) -> None:

@@ -14,6 +14,7 @@ from elman import cells
 from elman.circuit.form import Kind, Wire
 from elman.errors import InputError, InputTypeError
 from tests.cases import CASES
+from tests.pairwise import with_more
 from tests.recurrent import compare, ragged
 from tests.recurrent.compare import Inputs
 from tests.zoo import Base
@@ -110,10 +111,14 @@ class Square(nn.Module):
 
 @pytest.mark.parametrize(
     ("weight", "wants", "memory"),
-    [
-        (None, None, None), ("yes or no", None, None), ("a part", None, None), ("a part", "teacher", None),
-        ("a part", "teacher_weight", None), (None, None, elman.Segments(2)),
-    ],
+    with_more(
+        [
+            (None, None, None), ("yes or no", None, None), ("a part", "teacher", None),
+            ("a part", "teacher_weight", None), (None, None, elman.Segments(2)),
+        ],
+        [("a part", None, None)],
+        together=True,
+    ),
 )  # fmt: skip
 def test_derivatives_of_any_order_beside_a_teacher_that_is_data(
     weight: str | None, wants: str | None, memory: Any

@@ -93,6 +93,7 @@ CELLS: dict[str, Callable[[], nn.Module]] = {
 
 
 @torch.no_grad()
+@pytest.mark.grid
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [1, 2])

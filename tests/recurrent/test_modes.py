@@ -74,6 +74,7 @@ def agrees(rnn: elman.Recurrent, x: Tensor, h: Tensor) -> None:
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("mode", [Relu, Twice])
 @pytest.mark.parametrize("warm", [0, 4])
 @pytest.mark.parametrize("engine", ["auto", "reference"])

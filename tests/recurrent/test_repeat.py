@@ -246,6 +246,7 @@ SAID: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("stateful", [False, True])
 @pytest.mark.parametrize("cell", KINDS)
