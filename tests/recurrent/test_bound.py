@@ -400,13 +400,17 @@ class Little(Holder):
         return (x[:, :1] + h) * self.read(self.kept)
 
 
+TENSORS = [name for name in KEEPERS if name.startswith("tensor")]
+
+
 @pytest.mark.filterwarnings("ignore::elman.errors.RetraceWarning")
-def test_a_change_of_what_the_cell_keeps(matched: list[bool]) -> None:
-    """Of everything that one cell keeps, one after the other. Both ways to watch it share what is traced."""
-    kept, reads = (
-        {name: make() for name, (make, _, _) in KEEPERS.items()},
-        {n: k[1] for n, k in KEEPERS.items()},
-    )
+@pytest.mark.parametrize(
+    "names", [[name for name in KEEPERS if name not in TENSORS], TENSORS], ids=["objects", "tensors"]
+)
+def test_a_change_of_what_the_cell_keeps(names: list[str], matched: list[bool]) -> None:
+    """Of everything that one cell keeps, one after the other. Both ways to watch it share what is traced of objects."""
+    kept = {name: KEEPERS[name][0]() for name in names}
+    reads = {name: KEEPERS[name][1] for name in names}
     cell = Little(kept, lambda kept: sum(read(kept[name]) for name, read in reads.items())).double()
     rnns, (x, h) = {way: elman.Recurrent(cell) for way in WATCHING}, data()
 
@@ -419,12 +423,12 @@ def test_a_change_of_what_the_cell_keeps(matched: list[bool]) -> None:
                 raise AssertionError(f"{when}, {way}") from error
 
     each(warm, "first")
-    for name, (_, _, change) in KEEPERS.items():
+    for name in names:
         matched.clear()
         each(right, f"before {name}")
         assert len(matched) == 2 * len(rnns)
         assert all(matched), f"before {name}"
-        change(cell.kept[name])
+        KEEPERS[name][2](cell.kept[name])
         each(right, f"after {name}")
         each(warm, f"after {name}")
 
