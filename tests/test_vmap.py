@@ -235,3 +235,50 @@ def test_a_backward_in_which_rows_meet_does_not_meet_other_examples() -> None:
     got = vmap(grad(lambda x: rnn(x)[0].square().sum()))(x)
     for i in range(V):
         torch.testing.assert_close(got[i], grad(lambda x: rnn(x)[0].square().sum())(x[i]), **EXACT)
+
+
+@pytest.mark.parametrize("way", ["whole", "lengths", "segments", "stack", "drop-in"])
+def test_autograd_functional_takes_many_directions_at_once(way: str) -> None:
+    """Forward mode over PyTorch's older vmap, from a layer's first call on; and both orders of second derivatives."""
+    cell = CASES["elman"].make().double()
+    layer: Any = {
+        "segments": lambda: elman.Recurrent(cell, memory=elman.Segments(2)),
+        "stack": lambda: elman.Stack(elman.Recurrent(cell), elman.nn.GRU(7, 3, dtype=torch.float64)),
+        "drop-in": lambda: elman.nn.LSTM(5, 3, num_layers=2, bidirectional=True, dtype=torch.float64),
+    }.get(way, lambda: elman.Recurrent(cell))()
+    more: Any = {"lengths": torch.tensor([1, 3])} if way == "lengths" else {}
+    x = torch.randn(3, 2, 5, dtype=torch.float64)
+
+    def call(x: Tensor) -> Tensor:
+        return layer(x, **more)[0]
+
+    def loss(x: Tensor) -> Tensor:
+        return call(x).square().sum()
+
+    of = torch.autograd.functional
+    forward = of.jacobian(call, x, vectorize=True, strategy="forward-mode")
+    torch.testing.assert_close(forward, of.jacobian(call, x), **EXACT)
+    right = of.hessian(loss, x)
+    torch.testing.assert_close(of.hessian(loss, x, vectorize=True), right, **EXACT)
+    over = of.hessian(loss, x, vectorize=True, outer_jacobian_strategy="forward-mode")
+    torch.testing.assert_close(over, right, **EXACT)
+
+
+def test_many_directions_meet_the_same_noise() -> None:
+    rnn = elman.Recurrent(CASES["noisy_rnn"].make().double())
+    x = torch.randn(T, B, 5, dtype=torch.float64)
+
+    def call(x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return rnn(x, torch.zeros(B, 7, dtype=torch.float64))[0]
+
+    of = torch.autograd.functional
+    forward = of.jacobian(call, x, vectorize=True, strategy="forward-mode")
+    torch.testing.assert_close(forward, of.jacobian(call, x), **EXACT)
+
+
+def test_linearize_is_refused_by_name() -> None:
+    rnn = elman.Recurrent(CASES["elman"].make())
+    with pytest.raises(elman.ElmanError, match=r"torch\.func\.linearize") as told:
+        torch.func.linearize(lambda x: rnn(x)[0], torch.randn(T, B, 5))
+    assert told.value.mend is not None and "torch.func.jvp" in told.value.mend

@@ -26,7 +26,8 @@ from elman.execute.laid import as_kept, packed, unpacked
 from elman.execute.operator import run_named
 from elman.execute.program import Program
 from elman.execute.segmented import SegmentedRun, Stored, run_of
-from elman.execute.vmaps import by_rule, drawing_each, is_batch, of_a_batch, vmaps
+from elman.execute.vmaps import by_rule, drawing_each, vmaps
+from elman.trace.batches import is_batch, of_a_batch, unbatched
 from elman.trace.modes import has_no_memory, looks_at_operations
 
 Tensor = torch.Tensor
@@ -384,8 +385,15 @@ class _Transformed(torch.autograd.Function):
     def jvp(ctx: Any, *directions: Any) -> Any:
         program, call, tensors = ctx.program, ctx.call, ctx.saved_tensors
         tensors = [None if t is None else forward_ad.unpack_dual(t).primal for t in tensors]
-        exposed = apply(program.exposed, call, tensors)
-        tangents = _tangents(program, call, tensors, directions[2:], exposed)
+        if call.level is None:
+            call = call._replace(level=0)  # its seed was drawn outside of any vmap
+        with unbatched():
+            exposed = apply(program.exposed, call, tensors)
+
+        def tangents_of(directions: Sequence[Tensor | None]) -> list[Tensor | None]:
+            return _tangents(program, call, tensors, directions, exposed)
+
+        tangents = of_a_batch(tangents_of, directions[2:])
         # What does not change has a direction all the same, which functorch asks for; what is cut off must have none.
         given = []
         for tangent, o, flows in zip(tangents, exposed, ctx.carrying, strict=False):

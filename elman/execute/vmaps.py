@@ -1,4 +1,4 @@
-"""What there is to know of the vmaps around a call: those of torch.func, and the older one of batches of gradients."""
+"""What there is to know of the vmaps of torch.func around a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch._C._functorch import (
     _add_batch_dim,
     _unwrap_batched,
     get_interpreter_stack,
-    is_legacy_batchedtensor,
 )
 from torch._functorch.pyfunctorch import (
     retrieve_current_functorch_interpreter,
@@ -21,49 +20,7 @@ from torch._functorch.pyfunctorch import (
 )
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from elman.errors import NotSupported
-
 Tensor = torch.Tensor
-
-
-def is_batch(tensor: Tensor | None) -> bool:
-    return tensor is not None and is_legacy_batchedtensor(tensor)
-
-
-def of_a_batch(
-    gradients: Callable[[Sequence[Tensor | None]], list[Tensor | None]], given: Sequence[Tensor | None]
-) -> list[Tensor | None]:
-    """The gradients of cotangents that may be a batch of them, as `is_grads_batched=True` gives them: for those PyTorch
-    has a vmap of its own, older than that of torch.func."""
-    if not any(map(is_batch, given)):
-        return gradients(given)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    # Of what is no batch at this level, nothing would be left: it becomes a batch of size 0.
-    many = [torch._remove_batch_dim(c, level, 0, 0) if c is not None and is_batch(c) else c for c in given]
-    torch._C._vmapmode_decrement_nesting()
-    if any(map(is_batch, many)) or any(
-        is_batch(c) and m is not None and m.shape[0] == 0 for c, m in zip(given, many, strict=True)
-    ):
-        raise NotSupported(
-            what="a batch of batches of gradients is not available", where="elman.Recurrent",
-            mend="use torch.func.jacrev and torch.func.vmap",
-        )  # fmt: skip
-    there: list[bool] = []
-
-    def one(*given: Tensor | None) -> list[Tensor]:
-        results = gradients(given)
-        there[:] = [g is not None for g in results]
-        return [g for g in results if g is not None]
-
-    dims = tuple(0 if is_batch(c) else None for c in given)
-    while torch._C._vmapmode_decrement_nesting():
-        pass  # with it on, nothing may draw random numbers, nor what is traced meanwhile
-    try:
-        batched = iter(torch.func.vmap(one, dims)(*many))
-    finally:
-        while torch._C._vmapmode_increment_nesting() < level:
-            pass
-    return [torch._add_batch_dim(next(batched), 0, level) if has else None for has in there]
 
 
 def drawing_each(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.utils.rnn import PackedSequence
 
@@ -59,6 +60,12 @@ def is_recorded() -> bool:
 
 
 def not_recorded() -> NotSupported:
+    if forward_ad._current_level >= 0:
+        return NotSupported(
+            what="a recurrence is no sequence of PyTorch operations, as which torch.func.linearize records a function",
+            where="torch.func.linearize (or make_fx within a level of dual numbers)",
+            mend="use torch.func.jvp, once for each direction: torch.func.jvp(f, (x,), (direction,))",
+        )  # fmt: skip
     return NotSupported(
         what="a recurrence is no sequence of PyTorch operations that could be recorded",
         where="torch.jit.trace, torch.jit.script, make_fx, or inside of another cell",

@@ -38,6 +38,7 @@ from elman.recurrent.bound import Arguments, BoundCall, Noted
 from elman.recurrent.programs import Binding, Programs, Shapes, check_teacher
 from elman.segments import Layout
 from elman.segments.segment import Memory
+from elman.trace.batches import unbatched
 from elman.trace.call import call_cell, in_order, understand
 from elman.trace.mistakes import of_step
 from elman.trace.modes import changes_operations, has_no_memory, looks_at_operations
@@ -418,5 +419,8 @@ def _seed(layer: Any, binding: Binding) -> int:
         return 0
     if peek_interpreter_stack() is not None:
         with temporarily_clear_interpreter_stack():
+            return int(torch.randint(2**62, (), generator=layer.generator).item())
+    if forward_ad._current_level >= 0:
+        with unbatched():
             return int(torch.randint(2**62, (), generator=layer.generator).item())
     return int(torch.randint(2**62, (), generator=layer.generator).item())

@@ -11,6 +11,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.segments.timeline import as_index
+from elman.trace.batches import of_a_batch
 from elman.trace.modes import has_no_memory, looks_at_operations
 
 try:
@@ -78,13 +79,13 @@ class _Moved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        (cotangent,) = cotangents
         move, back = ctx.way
-        return move._moved(cotangent, not back), None, None
+        (gradient,) = of_a_batch(lambda given: [move._moved(given[0], not back)], cotangents)  # type: ignore[arg-type]
+        return gradient, None, None
 
     @staticmethod
     def jvp(ctx: Any, *directions: Tensor | None) -> Tensor:
-        direction = directions[0]
-        assert direction is not None
         move, back = ctx.way
-        return move._moved(direction, back)
+        (direction,) = of_a_batch(lambda given: [move._moved(given[0], back)], directions[:1])  # type: ignore[arg-type]
+        assert direction is not None
+        return direction

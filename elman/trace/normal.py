@@ -303,7 +303,12 @@ def _summands(node: fx.Node) -> list[fx.Node]:
 
 def _conj(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """The numbers themselves: a tensor that only says that it is conjugated cannot be looked at as real numbers."""
-    return instead(graph, node, aten._conj_physical.default, node.args[0])
+    (source,) = node.args
+    if isinstance(source, complex):  # a number of the step's own, `1j * …`, that its derivative conjugates
+        value, number = _val(node), source.conjugate()
+        more = {"dtype": value.dtype, "device": value.device}
+        return insert(graph, aten.full.default, [], number, like=node, val=value, **more)
+    return instead(graph, node, aten._conj_physical.default, source)
 
 
 def _view_as_complex(graph: fx.Graph, node: fx.Node) -> Any:

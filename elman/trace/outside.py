@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import _disable_current_modes
 
+from elman.trace.batches import unbatched
 from elman.trace.watch import GLOBAL_HOOKS, of_users
 
 _P = ParamSpec("_P")
@@ -135,6 +136,7 @@ def outside() -> Iterator[None]:
         stack.enter_context(_disable_current_modes())
         if peek_interpreter_stack() is not None:
             stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(unbatched())
         # A checkpoint around the call packs what autograd saves; what a trace saves is no part of it.
         if _top_saved_tensors_default_hooks(False) is not None:
             stack.enter_context(saved_tensors_hooks(_same, _same))
