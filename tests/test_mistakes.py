@@ -185,6 +185,24 @@ MISTAKES = (
         ("forward", "words of my own"),
     ),
     Mistake(
+        "torch.nn's dimension of layers",
+        lambda: R(Cell())(x(), x(1, 2, 4)),
+        InputError,
+        (r"got: shape \[1, 2, 4\]", r"state\.squeeze\(0\)", r"elman\.nn"),
+    ),
+    Mistake(
+        "torch.nn's dimension of layers, one row",
+        lambda: R(Cell())(x(5, 1, 3), x(1, 1, 4)),
+        TraceError,
+        (r"h_0\.squeeze\(0\)", r"elman\.nn"),
+    ),
+    Mistake(
+        "torch.nn's dimension of layers, as many as rows",
+        lambda: R(Cell())(x(), x(2, 2, 4)),
+        TraceError,
+        (r"h_0\[i\]", r"elman\.nn"),
+    ),
+    Mistake(
         "float64",
         lambda: R(Cell())(x().double()),
         TraceError,

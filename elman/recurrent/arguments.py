@@ -16,6 +16,7 @@ from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.forcing import WEIGHT
 from elman.segments import Layout
+from elman.trace.outside import is_plain
 
 Tensor = torch.Tensor
 
@@ -160,11 +161,22 @@ def batch_of(
             path = [*paths(state, "state"), *paths(context, "context")][i]
             raise InputError(
                 what="it does not have the batch size of the sequences", where=path, got=f"shape {list(tensor.shape)}",
-                expected=f"[{batch}, …]",
+                expected=f"[{batch}, …]", mend=_of_layers(path, tensor) if i < len(states) else None,
             )  # fmt: skip
     if batch is None:
         raise InputError(what="an autonomous system needs a state, which says the batch size", where="state")
     return batch
+
+
+def _of_layers(path: str, state: Tensor) -> str | None:
+    """What to do with a state that looks like one of torch.nn's, which begin with a dimension of layers."""
+    if state.dim() < 3:
+        return None
+    if len(state) == 1:
+        return (
+            f"if it is [layers, B, …] as of torch.nn, drop the dimension, {path}.squeeze(0), or use elman.nn"
+        )
+    return f"if it is [layers, B, …] as of torch.nn, each layer of a Stack takes its own, {path}[i]; or use elman.nn"
 
 
 def rows_of_reset(reset: Any, batch: int) -> Tensor:
@@ -219,6 +231,24 @@ def weight_of(weight: Any, taught: Sequence[Tensor], lead: tuple[int, ...]) -> T
         return weight
     floats = [t.dtype for t in taught if t.is_floating_point()]
     return weight.to(floats[0]) if floats else weight
+
+
+def expect_weights(weight: Tensor) -> None:
+    """Refuse a teacher's weights that are no numbers in [0, 1], where they lie in this machine's memory: to look at
+    those of a GPU is to wait for it. weight: of the steps that happen."""
+    if (
+        weight.dtype == torch.bool
+        or weight.device.type != "cpu"
+        or not weight.numel()
+        or not is_plain(weight)
+    ):
+        return
+    low, high = (end.item() for end in torch.aminmax(weight.detach()))
+    if not (low >= 0 and high <= 1):  # so that NaN is none
+        raise InputError(
+            what="a teacher's weight is a share of what the next step sees", where=f"{WEIGHT}=",
+            got=f"numbers in {low:.6g} … {high:.6g}", expected="numbers in 0 … 1", mend=f"use {WEIGHT}.clamp(0, 1)",
+        )  # fmt: skip
 
 
 def unwrap(

@@ -6,6 +6,7 @@ comparing takes a few microseconds. Whatever differs, the call is bound anew, so
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch._C._functorch import peek_interpreter_stack, unwrap_if_dead
 from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 
-from elman.caches import listed_in
+from elman.caches import listed, listed_in
 from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, paths, specs, take
 from elman.errors import InputTypeError, NotSupported
 from elman.execute import Call
@@ -29,6 +30,9 @@ from elman.trace.modes import changes_operations
 Tensor = torch.Tensor
 _CAME = 8  # calls of which it is known that they have come before
 _counted = listed_in("calls that have come before", lambda bound: len(bound._came), _CAME)
+# No WeakSet: other threads may not add to it while one reads it.
+_HOLDING: set[weakref.ref[BoundCall]] = set()
+listed("calls that hold places where gradients are added up", _HOLDING)
 _OFTEN = 3  # calls of one T in a row
 _REPEATED = 4  # calls that are told apart without Python, with gradients and without
 
@@ -212,19 +216,24 @@ class BoundCall:
         Python's for it. A Function is entered with Python's lock and asks for the tensor's: where another thread uses
         the tensor at that moment, both wait for ever (seen with 2.13).
         """
-        with torch.enable_grad():
-            self._accumulators = [
-                tensor.view_as(tensor).grad_fn for tensor in self._inputs
-                if tensor is not None and tensor.requires_grad and tensor.is_leaf and tensor.device.type == "cpu"
-            ]  # fmt: skip
+        own = [
+            tensor for tensor in self._inputs
+            if tensor is not None and tensor.requires_grad and tensor.is_leaf and tensor.device.type == "cpu"
+        ]  # fmt: skip
+        places = _places(own)
+        if any(map(_is_of_another_size, places)):  # another layer over the same tensors holds them
+            del places
+            for holder in _HOLDING.copy():
+                if (other := holder()) is not None:
+                    other.let_go()
+            places = _places(own)
+        self._accumulators = places
+        _HOLDING.add(weakref.ref(self, _HOLDING.discard))
 
     def let_go(self) -> bool:
         """Give these places up if one of the tensors has got another size, through `.data`: as long as its place is
         there, gradients of the old one are expected. Whether it has."""
-        resized = any(
-            tuple(node._input_metadata[0].shape) != node.next_functions[0][0].variable.shape
-            for node in self._accumulators
-        )
+        resized = any(map(_is_of_another_size, self._accumulators))
         if resized:
             self._accumulators = []
         return resized
@@ -372,6 +381,17 @@ class BoundCall:
             for slot in self.binding.outputs:
                 results[slot] = (layout.unpack if call.layout is None else layout.as_given)(results[slot])  # type: ignore[assignment]
         return self.output(results), self.final(results)
+
+
+def _places(tensors: Sequence[Tensor]) -> list[Any]:
+    """Where the gradients of tensors are added up, each behind a view of the tensor."""
+    with torch.enable_grad():
+        return [tensor.view_as(tensor).grad_fn for tensor in tensors]
+
+
+def _is_of_another_size(view: Any) -> bool:
+    place = view.next_functions[0][0]
+    return tuple(place._input_metadata[0].shape) != place.variable.shape
 
 
 def _filling(structure: Structure, slots: Sequence[int]) -> Callable[[Sequence[Tensor]], Any]:

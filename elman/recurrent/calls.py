@@ -29,6 +29,7 @@ from elman.recurrent.arguments import (
     StepSelection,
     as_outputs,
     batch_of,
+    expect_weights,
     is_recorded,
     lay_out,
     rows_of_reset,
@@ -126,7 +127,10 @@ class Calls:
 
             args = args._replace(taught=as_outputs(cell, args.taught, clean))
         if args.weight is not None:
-            args = args._replace(weight=weight_of(args.weight, args.taught, layout.lead))
+            weight = weight_of(args.weight, args.taught, layout.lead)
+            if weight is not None and not looks_at_operations():
+                expect_weights(layout.pack(weight))
+            args = args._replace(weight=weight)
         bound = self._like(args.key)
         known = bound is not None and bound.holds(layer)
         if not args.states and (bound.from_cell if bound is not None and known else _has_start(cell)):

@@ -131,8 +131,8 @@ class Recurrent(Budget, torch.nn.Module):
             it, or `state`; nothing flows across in either direction. It may stand at a masked step.
         teacher: targets of the output's structure `[T, B, …]`: each step sees the teacher's last output, not its own.
             Or symbols `[T, B]`, whole numbers, where the cell has `as_output(symbols)`: the output each stands for.
-        teacher_weight: `[T, B]`, bools, or numbers in [0, 1], which is not checked: the step after t sees
-            w teacher[t] + (1 - w) output[t].
+        teacher_weight: `[T, B]`, bools, or numbers in [0, 1], which is not checked on a GPU, where a look at them is a
+            wait, nor under torch.compile: the step after t sees w teacher[t] + (1 - w) output[t].
         context: tensors `[B, …]`, the same at every step, handed to the cell as third argument.
 
         With `reverse`, each sequence runs from its last step that happens to its first; `state` starts the last

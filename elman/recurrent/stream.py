@@ -92,6 +92,22 @@ class Stream:
         rows = f"{self.batch} row{'s' * (self.batch != 1)}"
         return f"<stream of {type(layer.cell).__name__}, {rows}{narrow}; {how}>"
 
+    def __deepcopy__(self, memo: Any) -> Stream:
+        """Another stream of the same layer, whose weights it shares, that goes on from a copy of the state."""
+        other = Stream(self._steps, 0, None, self.weights)
+        other._structure, other._args = self._structure, self._args
+        other._waiting = list(self._waiting) if self._kept is None else apart(self._kept.read())
+        return other
+
+    def __copy__(self) -> Stream:
+        return self.__deepcopy__({})
+
+    def __reduce__(self) -> Any:
+        raise NotSupported(
+            what="a stream is of a layer in this process, and does not go into a file", where="pickle",
+            mend="pickle the layer and stream.state, and make a stream of both: layer.stream(state=state)",
+        )  # fmt: skip
+
     def explain(self) -> Explanation:
         """What stands in a step, and which engine runs it. Raises NotYet before the first step."""
         if self._binding is None:

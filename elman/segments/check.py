@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from elman.errors import InputError, InputTypeError, NotSupported
 
@@ -62,6 +63,11 @@ def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) ->
 
 def _read(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     """The numbers of a tensor, from wherever it lies and whatever transform is going on around."""
+    if isinstance(value, FakeTensor):
+        raise NotSupported(
+            what=f"{name} is a fake tensor, which has no numbers, and where steps lie depends on them",
+            where=f"{name}=", mend="pass a real tensor, made outside of the FakeTensorMode; lengths may be a list",
+        )  # fmt: skip
     if is_functorch_wrapped_tensor(value):
         raise NotSupported(
             what=f"{name} is an argument of a transform of torch.func, so that nobody knows its numbers",
@@ -72,6 +78,13 @@ def _read(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
 
 def _outside(make: Callable[..., Tensor], *args: Any) -> Tensor:
     """A tensor of plain numbers, that a transform which is going on has no part in."""
+    if torch._C._len_torch_dispatch_stack():
+        with unset_fake_temporarily():
+            return _outside_of_transforms(make, *args)
+    return _outside_of_transforms(make, *args)
+
+
+def _outside_of_transforms(make: Callable[..., Tensor], *args: Any) -> Tensor:
     if peek_interpreter_stack() is None:
         return make(*args)
     with temporarily_clear_interpreter_stack():

@@ -194,7 +194,9 @@ def _check_state(results: dict[str, torch.Tensor], ports: list[InPort], name: st
                 where=name,
                 got=f"[{', '.join(got[0])}] {got[1]} on {got[2]}",
                 expected=f"[{', '.join(expected[0])}] {expected[1]} on {expected[2]}",
-                mend="return the state as it came in (a float64 constant promotes it: use .to(h.dtype))",
+                mend="if it is [layers, B, …] as of torch.nn, drop the dimension, h_0.squeeze(0), or use elman.nn"
+                if port.shape[:1] == (1,) and len(port.shape) > 1 and got[0][1:2] == ["B"]
+                else "return the state as it came in (a float64 constant promotes it: use .to(h.dtype))",
             )
 
 

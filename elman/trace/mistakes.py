@@ -167,7 +167,9 @@ class _Run:
         wrong = _wrong_call(self.cell, self.context is not None, name)
         if wrong is None:
             got, expected, better = self._met(error)
-            mend = better or self._no_batch(error) or self._hint(error) or mend or _ITSELF
+            mend = (
+                better or self._no_batch(error) or self._of_layers() or self._hint(error) or mend or _ITSELF
+            )
             wrong = TraceError(
                 what=f"the step fails: {refuse.message(error)}", where=refuse.raised_at(name, error), got=got,
                 expected=expected, mend=mend,
@@ -255,10 +257,22 @@ class _Run:
                 )
         return None
 
+    def _of_layers(self) -> str | None:
+        """Whether the state looks like one of torch.nn's, which begin with a dimension of layers."""
+        width = getattr(self.cell, "hidden_size", None)
+        if isinstance(self.state, Tensor) and self.state.dim() == 3 and self.state.shape[-1] == width:
+            return f"a state is [B, {width}]; if it is [layers, B, {width}] as of torch.nn, use h_0[i], or elman.nn"
+        return None
+
     def _hint(self, error: Exception) -> str | None:
         """What is likely to be wrong, where the call that failed does not show it."""
         if _of_names(error):
             return _ITSELF
+        if "does not require grad" in str(error):
+            return (
+                "a step takes a gradient of its own where nothing records one, too (torch.no_grad): "
+                "torch.func.grad(energy)(h), in place of autograd.grad or backward()"
+            )
         third = _third(self.cell) if self.context is None else None
         return (
             f"forward takes a third argument, '{third}', and none is given: pass context=" if third else None

@@ -63,10 +63,15 @@ def _shape_of(node: fx.Node) -> list[Any]:
     return [-1 if i in moving else int(size) for i, size in enumerate(sizes)]
 
 
+_NUMBERS: dict[Any, Any] = {
+    aten.new_zeros.default: 0, aten.new_ones.default: 1, aten.zeros_like.default: 0, aten.ones_like.default: 1,
+}  # fmt: skip
+
+
 def _new(graph: fx.Graph, node: fx.Node) -> Any:
     """Numbers that take no more than their dtype from a value with rows, and have no rows, are a constant."""
     value = _val(node)
-    number = {aten.new_zeros.default: 0, aten.new_ones.default: 1}.get(node.target, node.args[-1])  # type: ignore[arg-type]
+    number = _NUMBERS.get(node.target, node.args[-1])
     if isinstance(number, fx.Node) or any(factor(size) for size in value.shape):
         return None
     sizes = [int(size) for size in value.shape]
@@ -362,6 +367,9 @@ _HANDLERS: dict[Any, Handler] = {
     aten.new_zeros.default: _new,
     aten.new_ones.default: _new,
     aten.new_full.default: _new,
+    # What a gradient starts from that is taken within the step: of an energy of all rows only the shape is left.
+    aten.ones_like.default: _new,
+    aten.zeros_like.default: _new,
 }
 
 

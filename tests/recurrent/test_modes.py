@@ -196,3 +196,27 @@ def test_a_cache_of_parametrizations() -> None:
     with torch.no_grad():
         rnn.cell.W.parametrizations.weight.original0.mul_(0.5)
     agrees(rnn, x, h)
+
+
+@pytest.mark.parametrize("name", ["lengths", "list", "mask", "reset"])
+def test_fake_tensors_of_different_lengths(name: str) -> None:
+    """Where steps lie is asked of real tensors, whatever mode is about; of fake ones nobody can ask it."""
+    some = torch.tensor([[True, False], [True, True], [False, True], [True, True], [True, False]])
+    lengths = torch.tensor([3, 5])
+    given = {"lengths": lengths, "list": [3, 5], "mask": some, "reset": some}[name]
+    said: Any = {"lengths" if name == "list" else name: given}
+    rnn, (x, _) = layer(), data()
+    mode = FakeTensorMode()
+    for module in rnn.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[key] = nn.Parameter(mode.from_tensor(parameter.data))
+    with mode:
+        outputs, final = rnn(mode.from_tensor(x), **said)
+        outputs.sum().backward()
+        assert list(outputs.shape) == [T, B, H]
+        assert list(final.shape) == [B, H]
+        assert all(p.grad is not None for p in rnn.parameters())
+        if isinstance(given, Tensor):
+            with pytest.raises(NotSupported, match="fake tensor"):
+                rnn(mode.from_tensor(x), **{name: mode.from_tensor(given)})

@@ -348,6 +348,14 @@ def test_weights_at_their_ends() -> None:
         torch.testing.assert_close(rnn(x, teacher=y, teacher_weight=torch.zeros_like(ones)), rnn(x), **EXACT)
 
 
+def test_weights_of_steps_that_do_not_happen_may_be_anything() -> None:
+    rnn, x, y = layer("jordan"), random(6, 3, 5), random(6, 3, 4)
+    weight, lengths = torch.rand(6, 3, dtype=torch.float64), torch.tensor([2, 6, 4])
+    expected = rnn(x, lengths=lengths, teacher=y, teacher_weight=weight)
+    weight[torch.arange(6)[:, None] >= lengths] = torch.nan
+    torch.testing.assert_close(rnn(x, lengths=lengths, teacher=y, teacher_weight=weight), expected, **EXACT)
+
+
 def test_scheduled_sampling_does_not_look_at_what_it_does_not_show() -> None:
     rnn, x, weight = layer("jordan"), random(6, 3, 5), torch.rand(6, 3) < 0.5
     y = random(6, 3, 4)
@@ -417,6 +425,10 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
                                 InputTypeError, "where: teacher_weight="),
     "a weight of the wrong shape": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": YES[0]}, InputError,
                                     r"expected: \[4, 3\]"),
+    "a weight beyond one": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": 50 * YES.double()}, InputError,
+                            "got: numbers in 50 … 50"),
+    "a weight that is no number": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": torch.nan * YES.float()},
+                                   InputError, "got: numbers in nan"),
     "a sparse x": ({"x": X.to_sparse()}, NotSupported, "where: x\n  got: a tensor that is torch.sparse_coo"),
     "a state of oneDNN's": ({"state": H.float().to_mkldnn()}, NotSupported, "where: state"),
     "an x of numbers": ({"x": X.tolist()}, InputTypeError, "where: x"),

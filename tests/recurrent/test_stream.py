@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 import threading
 
@@ -406,3 +408,26 @@ def test_threads_share_columns(weights: str | None) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@torch.no_grad()
+def test_a_copy_goes_on_from_where_a_stream_is(begun: bool) -> None:
+    rnn = elman.Recurrent(cells.LSTM(3, 4))
+    x, start = torch.randn(3, 2, 3), (torch.randn(2, 4), torch.randn(2, 4))
+    stream = rnn.stream(state=start)
+    if begun:
+        stream.step(x[0])
+    other, third = copy.deepcopy(stream), copy.copy(stream)
+    expected = [stream.step(x[t]) for t in (1, 2)]
+    for one in (other, third):
+        assert same([one.step(x[t]) for t in (1, 2)], expected)
+        assert same(one.state, stream.state)
+    rnn.cell.b.mul_(0.5)  # they share the weights, and notice
+    assert same(other.step(x[0]), stream.step(x[0]))
+
+
+def test_a_stream_does_not_go_into_a_file() -> None:
+    with pytest.raises(NotSupported, match=r"state=state") as told:
+        pickle.dumps(elman.Recurrent(cells.Elman(3, 4)).stream())
+    assert told.value.where == "pickle"

@@ -474,6 +474,20 @@ def test_writes_that_autograd_does_not_see() -> None:
     agrees(rnn, x, h)
 
 
+def test_a_weight_that_another_layer_has_seen_in_another_size() -> None:
+    cell = cells.Elman(I, H).double()
+    layers = [elman.Recurrent(cell) for _ in range(2)]
+    x, h = data()
+    for rnn in layers * 3:
+        rnn(x, h)[0].sum().backward()
+    cell.U.data = torch.randn(H, I + 1, dtype=torch.float64)
+    cell.zero_grad()
+    wider = torch.randn(T, B, I + 1, dtype=torch.float64)
+    for rnn in layers * 2:
+        agrees(rnn, wider, h)
+        rnn(wider, h)[0].sum().backward()
+
+
 def test_functional_call(traces: list[str]) -> None:
     rnn, (x, h) = elman.Recurrent(cells.LSTM(I, H).double()), data()
     state = (h, h.flip(0))

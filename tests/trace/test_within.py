@@ -1,0 +1,115 @@
+"""What a step may compute within itself: complex numbers of its own, gradients of energies; as in the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import elman
+from tests import eager
+from tests.pairwise import with_more
+
+Tensor = torch.Tensor
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+class Within(nn.Module):
+    """A step with a weight, an input and an angle; what it computes of them is given."""
+
+    hidden_size = 4
+
+    def __init__(self, compute: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.U, self.W = nn.Linear(3, 4, dtype=torch.float64), nn.Linear(4, 4, dtype=torch.float64)
+        self.angle = nn.Parameter(torch.rand(4, dtype=torch.float64))
+        self.compute = compute
+
+    def energy(self, h: Tensor, u: Tensor) -> Tensor:
+        return (torch.tanh(self.W(h)) * u * self.angle).sum(-1) + h.square().square().sum(-1)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.compute(self, self.U(x), self.W(h))
+
+
+def agrees(cell: nn.Module, state: Tensor | None = None) -> None:
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    start = torch.zeros(2, 4, dtype=torch.float64) if state is None else state
+    expected, got = eager.unroll(cell, x, start)[0], elman.Recurrent(cell)(x, state)[0]
+    torch.testing.assert_close(got, expected, **EXACT)
+    ours, right = (
+        torch.autograd.grad(o.square().sum(), list(cell.parameters()), allow_unused=True)
+        for o in (got, expected)
+    )
+    torch.testing.assert_close(ours, right, **EXACT)
+
+
+COMPLEX: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "turned": lambda cell, u, h: (torch.exp(1j * cell.angle) * h).real + u,
+    "the number last": lambda cell, u, h: (torch.exp(cell.angle * 1j) * torch.complex(h, u)).imag,
+    "of the state": lambda cell, u, h: torch.exp(1j * (cell.angle * h)).real + u,
+    "absolute": lambda cell, u, h: (torch.exp(1j * cell.angle) * h + (2 - 0.5j)).abs() - u,
+    "as real numbers": lambda cell, u, h: (
+        torch.view_as_real(torch.exp(1j * cell.angle) * (h + 0j)).sum(-1) + u
+    ),
+}
+
+
+@pytest.mark.parametrize("name", with_more(["turned"], [name for name in COMPLEX if name != "turned"]))
+def test_complex_numbers_of_a_step(name: str) -> None:
+    agrees(Within(COMPLEX[name]))
+
+
+class LinearUnit(nn.Module):
+    """h(t) = λ h(t-1) + B x(t), o(t) = Re C h(t), all complex, as linear recurrent units have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.angle = (nn.Parameter(torch.rand(4, dtype=torch.float64)) for _ in range(2))
+        self.B = nn.Parameter(torch.randn(4, 3, dtype=torch.complex128))
+        self.C = nn.Parameter(torch.randn(2, 4, dtype=torch.complex128))
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        turn = torch.exp(-torch.exp(self.size) + 1j * torch.exp(self.angle))
+        h = turn * h + x.to(self.B.dtype) @ self.B.T
+        return (h @ self.C.T).real, h
+
+
+def test_a_complex_state_that_is_turned() -> None:
+    agrees(LinearUnit(), torch.zeros(2, 4, dtype=torch.complex128))
+
+
+def _recorded(cell: Any, u: Tensor, h: Tensor) -> Tensor:
+    with torch.enable_grad():
+        point = h if h.requires_grad else h.detach().requires_grad_()
+        return h - 0.1 * torch.autograd.grad(cell.energy(point, u).sum(), point, create_graph=True)[0]
+
+
+ENERGIES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "torch.func.grad": lambda cell, u, h: h - 0.1 * torch.func.grad(lambda h: cell.energy(h, u).sum())(h),
+    "autograd.grad": _recorded,
+    "a row at a time": lambda cell, u, h: h - 0.1 * torch.func.vmap(torch.func.grad(cell.energy))(h, u),
+}
+
+
+@pytest.mark.parametrize("name", with_more(["torch.func.grad"], ["autograd.grad", "a row at a time"]))
+def test_a_step_along_the_gradient_of_an_energy(name: str) -> None:
+    """Summed over all rows: of the sum itself nothing is left, so no rows meet."""
+    agrees(Within(ENERGIES[name]))
+
+
+def test_an_energy_whose_sum_is_used_is_refused() -> None:
+    cell = Within(lambda cell, u, h: h - cell.energy(h, u).sum())
+    with pytest.raises(elman.ElmanError, match="mixes the rows"):
+        elman.Recurrent(cell)(torch.randn(5, 2, 3, dtype=torch.float64))
+
+
+def test_a_gradient_that_nobody_records_names_the_way_out() -> None:
+    cell = Within(lambda cell, u, h: torch.autograd.grad(cell.energy(h, u).sum(), h)[0])
+    with pytest.raises(elman.ElmanError, match="does not require grad") as told:
+        elman.Recurrent(cell)(torch.randn(5, 2, 3, dtype=torch.float64))
+    assert told.value.mend is not None
+    assert "torch.func.grad" in told.value.mend
