@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from elman.models.language_network import LanguageNetwork
 from elman.models.padded import Lengths
 from elman.recurrent import Recurrent
 from elman.recurrent.dropout import dropout_mask
 from elman.recurrent.joined import JoinedCell, joined, start
-
-if TYPE_CHECKING:
-    from elman.models.language import LanguageModel
 
 
 class LossCell(nn.Module):
@@ -22,7 +20,7 @@ class LossCell(nn.Module):
     context: as of `JoinedCell`, with "last", the mask of what the readout sees.
     """
 
-    def __init__(self, model: LanguageModel, stack: JoinedCell) -> None:
+    def __init__(self, model: LanguageNetwork, stack: JoinedCell) -> None:
         super().__init__()
         self.embedding, self.condition, self.stack, self.readout = (
             model.embedding, model.condition, stack, model.readout,
@@ -40,7 +38,7 @@ class LossCell(nn.Module):
 
 
 def bounded_loss(
-    model: LanguageModel,
+    model: LanguageNetwork,
     x: Tensor,
     y: Tensor,
     state: Any,

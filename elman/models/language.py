@@ -6,10 +6,10 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from elman.data import Tokenizer
 from elman.data.schema import each, truth, whole
@@ -18,14 +18,13 @@ from elman.models import pretrained
 from elman.models.asked import expect_prompt, expect_ways, until
 from elman.models.bounded import bounded_loss
 from elman.models.evaluating import evaluating
+from elman.models.language_network import LanguageNetwork, no_symbol
 from elman.models.padded import Lengths, cleaned, happening
-from elman.models.readout import GROUPS, Adaptive, expect_cutoffs, loss
+from elman.models.readout import GROUPS, loss
 from elman.models.sampler import Sampler
-from elman.models.stack import Cells, learning_rate, stack_of
 from elman.models.streaming import reading
 from elman.models.surprisal import Surprisal, Word, each_line, surprisal
-from elman.plan import Explanation
-from elman.recurrent import Budget, Flow, LockedDropout, Piece, Recurrent, Stack, Stream
+from elman.recurrent import Recurrent, Stream
 from elman.training import Run
 
 _KNOWN = {
@@ -37,7 +36,7 @@ _KNOWN = {
 _BLOCK = 64  # symbols that are written before anybody sees them: at most some milliseconds
 
 
-class LanguageModel(Budget, Flow, nn.Module):
+class LanguageModel(LanguageNetwork):
     """p(x(t+1) | x(1), …, x(t)) by a stack of recurrences.
 
         e(t) = E[x(t)]
@@ -69,75 +68,7 @@ class LanguageModel(Budget, Flow, nn.Module):
     """
 
     _version = 1  # of its state_dict, which PyTorch keeps in `_metadata`
-    stack: Stack
     tokenizer: Tokenizer | None = None
-
-    def __init__(
-        self,
-        vocabulary: int,
-        cell: Cells = "gru",
-        hidden: int = 256,
-        layers: int | None = None,
-        embedding: int = 64,
-        dropout: float = 0.0,
-        tie: bool = False,
-        condition: int = 0,
-        residual: bool = False,
-        norm: bool = False,
-        cutoffs: Sequence[int] = (),
-    ) -> None:
-        super().__init__()
-        if layers is None:
-            layers = len(cell) if isinstance(cell, (list, tuple, nn.ModuleList)) else 1
-        sizes = {"vocabulary": vocabulary, "hidden": hidden, "layers": layers, "embedding": embedding}
-        for name, value in sizes.items():
-            expect(value, int, f"{name} is a whole number", name)
-            if value < 1:
-                raise InputError(
-                    what=f"{name} must be at least 1", where=name, got=value, mend="give a positive number"
-                )
-        expect(dropout, (int, float), "dropout is a probability", "dropout")
-        expect(condition, int, "condition is a width", "condition")
-        if not 0 <= dropout < 1:
-            raise InputError(
-                what="dropout is a probability below 1", where="dropout", got=dropout, mend="take 0 … 0.5"
-            )
-        if tie and embedding != hidden:
-            raise InputError(
-                what="a tied model has one matrix for symbols going in and coming out", where="tie, embedding",
-                got=f"embedding {embedding}, hidden {hidden}", expected="the same width",
-                mend=f"take embedding={hidden}",
-            )  # fmt: skip
-        cutoffs = expect_cutoffs(cutoffs, vocabulary) if cutoffs else ()
-        self.dropout = LockedDropout(dropout)
-        self.embedding = nn.Embedding(vocabulary, embedding)
-        self.condition = nn.Linear(condition, embedding, bias=False) if condition else None
-        stack, settings = stack_of(
-            cell, embedding, hidden, layers, dropout=dropout, residual=residual, norm=norm
-        )
-        self.settings = {
-            "cell": settings.pop("cell"),
-            **sizes,
-            "dropout": dropout,
-            "tie": tie,
-            "condition": condition,
-            **settings,
-            **({"cutoffs": list(cutoffs)} if cutoffs else {}),
-        }
-        # Its parts are registered here, and not the stack: so were the weights named from the beginning.
-        self.__dict__["stack"] = stack
-        self.layers = stack.layers
-        if norm:
-            self.norms = stack.norms
-        self.readout = Adaptive(hidden, vocabulary, cutoffs) if cutoffs else nn.Linear(hidden, vocabulary)
-        # Small weights, no bias: the untrained model holds every symbol equally likely, L = log V.
-        nn.init.normal_(self.readout.weight, std=0.1 * hidden**-0.5)
-        nn.init.zeros_(self.readout.bias)
-        if isinstance(self.readout, Adaptive):
-            self.readout.begin()
-        if tie:
-            nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
-            self.readout.weight = self.embedding.weight
 
     @classmethod
     def load(
@@ -200,62 +131,6 @@ class LanguageModel(Budget, Flow, nn.Module):
                 expected=f"{self.settings['vocabulary']}", mend="take the tokenizer that the model learnt with",
             )  # fmt: skip
 
-    @property
-    def learning_rate(self) -> float:
-        """For AdamW: see `elman.models.stack.learning_rate`."""
-        return learning_rate(self.layers, self.settings["hidden"])
-
-    @property
-    def parameter_count(self) -> int:
-        return sum(p.numel() for p in self.parameters())
-
-    def flow(self) -> list[Piece]:
-        """For its picture."""
-        pieces = [Piece("x", "x(t)"), Piece("e", self.embedding, ("x",))]
-        if self.condition is not None:
-            pieces += [
-                Piece("context", "context"), Piece("told", self.condition, ("context",)),
-                Piece("both", "+", ("e", "told")),
-            ]  # fmt: skip
-        read = pieces[-1].name
-        return [
-            *pieces, Piece("h", self.stack, (read,)), Piece("readout", self.readout, ("h",)),
-            Piece("o", "o(t)", ("readout",)),
-        ]  # fmt: skip
-
-    def explain(self) -> Explanation:
-        """What of each layer runs once, before, in and after the loop; after a call. See `elman.explain`."""
-        if self.memory is not None and "_loss" in self.__dict__:
-            return self.__dict__["_loss"].explain()
-        return self.stack.explain()
-
-    def forward(
-        self, x: Tensor, state: tuple | None = None, *, lengths: Lengths | None = None, context: Tensor | None = None
-    ) -> tuple[Tensor, tuple]:  # fmt: skip
-        """x int64 [T, B] -> (logits [T, B, V], final state). Without `state`: the cells' initial one.
-
-        lengths: [B], where sequences are of different lengths; what stands behind the end of one is not read, its
-        logits there are 0, its final state is that of its end. context: [B, condition], what every step of a sequence
-        is told besides its symbol.
-        """
-        there = None if lengths is None else happening(x, lengths)
-        h, after = self._hidden(cleaned(x, there), state, context, lengths)
-        o = self.readout(h)
-        return o if there is None else o.masked_fill(~there[..., None], 0.0), after
-
-    def step(
-        self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None
-    ) -> tuple[Tensor, tuple]:
-        """One step of streaming: x int64 [B] -> (logits [B, V], state). The same numbers as `forward`'s."""
-        self.stack.training = self.training
-        h, after = self.stack.step(self._embedded(x, context), state)
-        return self.readout(self._checked(self.dropout(h))), tuple(after)
-
-    def read(self, x: Tensor, state: tuple | None = None, *, context: Tensor | None = None) -> tuple:
-        """The state of `forward` alone, without any logits. x int64 [T, B]."""
-        self.stack.training = self.training
-        return tuple(self.stack(self._embedded(x, context), state)[1])
-
     def stream(
         self, batch: int | None = None, state: tuple | None = None, weights: str | None = None
     ) -> Stream:
@@ -282,51 +157,18 @@ class LanguageModel(Budget, Flow, nn.Module):
         there = None if lengths is None else happening(x, lengths)
         x, y = cleaned(x, there), cleaned(y, there)
         if self.memory is not None:
-            self._check_condition(x, context)
+            self.check_condition(x, context)
             if (bounded := bounded_loss(self, x, y, state, context, lengths)) is not None:
                 nats = bounded[0]
                 return nats.mean() if there is None else nats.sum() / there.sum(), tuple(bounded[1])
-        h, after = self._hidden(x, state, context, lengths)
+        h, after = self.hidden_states(x, state, context, lengths)
         h, y = (h.flatten(0, 1), y.flatten()) if there is None else (h[there], y[there])
         try:
             return loss(self.readout, h, y), after
         except (RuntimeError, IndexError) as error:
             if y.numel() and (int(y.min()) < 0 or int(y.max()) >= self.settings["vocabulary"]):
-                raise _no_symbol("y", y, self.settings["vocabulary"]) from error
+                raise no_symbol("y", y, self.settings["vocabulary"]) from error
             raise
-
-    def _hidden(
-        self, x: Tensor, state: tuple | None, context: Tensor | None, lengths: Lengths | None = None
-    ) -> tuple[Tensor, tuple]:
-        """What the readout sees, [T, B, H], and the final state."""
-        self.stack.training, self.stack.memory = self.training, self.memory
-        h, after = self.stack(self._embedded(x, context), state, lengths=lengths)
-        return self._checked(self.dropout(h)), tuple(after)
-
-    def _check_condition(self, x: Tensor, context: Tensor | None) -> None:
-        width = self.settings["condition"]
-        if (context is None) != (self.condition is None) or (
-            context is not None and context.shape != (x.shape[-1], width)
-        ):
-            raise InputError(
-                what="the model is told something about each sequence" if width else "the model takes no context",
-                where="context", got=None if context is None else f"shape {tuple(context.shape)}",
-                expected=f"[{x.shape[-1]}, {width}]" if width else "none",
-                mend=f"pass context [B, {width}]" if width else "construct it with condition=the width of the context",
-            )  # fmt: skip
-        if not isinstance(x, Tensor) or x.dtype not in (torch.int64, torch.int32):
-            raise InputTypeError(
-                what="a language model reads numbers of symbols", where="x", expected="a tensor of int64",
-                got=str(x.dtype) if isinstance(x, Tensor) else type(x).__name__, mend="tokenizer.encode gives them",
-            )  # fmt: skip
-
-    def _embedded(self, x: Tensor, context: Tensor | None) -> Tensor:
-        self._check_condition(x, context)
-        try:
-            e = self.embedding(x)
-        except IndexError as error:
-            raise _no_symbol("x", x, self.settings["vocabulary"]) from error
-        return e if self.condition is None else e + self.condition(context)
 
     def score(
         self, text: str, *, tokenizer: Tokenizer | None = None, begin: str = "\n", anew: bool = False,
@@ -432,7 +274,7 @@ class LanguageModel(Budget, Flow, nn.Module):
         device = self.readout.weight.device
         prompt = prompt.to(device)[:, None].expand(-1, samples)
         with evaluating(self), torch.no_grad():
-            _, states = self._hidden(prompt[:-1], None, context)
+            _, states = self.hidden_states(prompt[:-1], None, context)
         state, left, block = (prompt[-1].contiguous(), tuple(states)), length, 1
         if weights is not None:
             stream = sampler.stream(state=state, weights=weights)
@@ -448,17 +290,6 @@ class LanguageModel(Budget, Flow, nn.Module):
             left -= block
             block = min(2 * block, _BLOCK)
 
-    def _checked(self, h: Tensor) -> Tensor:
-        if h.shape[-1] != self.readout.in_features:
-            raise InputError(
-                what="the cell's output has another width than it was constructed with",
-                where=type(cast(Recurrent, self.layers[-1]).cell).__name__,
-                got=h.shape[-1],
-                expected=f"hidden = {self.readout.in_features}",
-                mend="let the step return an output as wide as its second constructor argument",
-            )
-        return h
-
 
 def _shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, list[int] | None]:
     """Of a model by these settings."""
@@ -473,13 +304,3 @@ def _shapes(settings: dict[str, Any], there: dict[str, list[int]]) -> dict[str, 
     if settings["condition"]:
         shapes["condition.weight"] = [settings["embedding"], settings["condition"]]
     return shapes
-
-
-def _no_symbol(name: str, given: Tensor, vocabulary: int) -> InputError:
-    low, high = int(given.min()), int(given.max())
-    ignored = low < 0 and name == "y"
-    return InputError(
-        what="this is no symbol of the model", where=name, got=low if low < 0 else high,
-        expected=f"0 … {vocabulary - 1}",
-        mend="what is only padding is left out by lengths=" if ignored else "take the tokenizer of the model",
-    )  # fmt: skip

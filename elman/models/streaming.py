@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from elman.models.language_network import LanguageNetwork
 from elman.recurrent import Recurrent
 from elman.recurrent.joined import JoinedCell, steps_of
 from elman.recurrent.kept import Steps
-
-if TYPE_CHECKING:
-    from elman.models.language import LanguageModel
 
 
 class Reading(nn.Module):
     """(symbols int64 [B], states of the layers[, context]) -> (logits [B, V], new states)."""
 
-    def __init__(self, model: LanguageModel, layers: JoinedCell) -> None:
+    def __init__(self, model: LanguageNetwork, layers: JoinedCell) -> None:
         super().__init__()
         self.embedding, self.condition, self.layers = model.embedding, model.condition, layers
         self.dropout, self.readout = model.dropout, model.readout
@@ -34,7 +32,7 @@ class Reading(nn.Module):
         return self.readout(self.dropout(h)), after
 
 
-def reading(model: LanguageModel) -> Steps:
+def reading(model: LanguageNetwork) -> Steps:
     """What a stream of a language model runs."""
     below = steps_of(model.stack, "stream()")
     one = Recurrent(Reading(model, below.layer().cell), batch_first=False)
@@ -51,11 +49,11 @@ def reading(model: LanguageModel) -> Steps:
 
     def begin(x: Any, context: Any) -> None:
         with torch.no_grad():
-            e = model._embedded(x, context)
+            e = model.embedded(x, context)
         below.begin(e, None)
         h = model.stack.step(e[:1])[0] if len(e) else None
         if h is not None:
-            model._checked(h)
+            model.checked(h)
 
     def watched() -> list[tuple[Any, Any, Any]]:
         names = ("embedding", "condition", "dropout", "readout")
