@@ -58,9 +58,11 @@ def verdict(node: fx.Node) -> Verdict:
         return _mixing(str(mixed))
     if batch_as_value(node):
         return Verdict(Does.BATCH_SIZE, "the batch size is used as a value")
-    if not any(carries(source.meta["val"]) for source in node.all_input_nodes):
-        return ROWWISE  # no rows go in: a constant, or a shape of rows filled with one value
     rule = operation_of(node).rows
+    if not any(carries(source.meta["val"]) for source in node.all_input_nodes):
+        if rule in (RowRule.ALONG_RESULT, RowRule.PAD) and carries(parts[0]):
+            return RULES[rule](node)  # one of the rows that come out may differ from the others
+        return ROWWISE  # no rows go in: a constant, or a shape of rows filled with one value
     if (
         rule is None
         and isinstance(node.target, torch._ops.OpOverload)

@@ -219,6 +219,7 @@ class BoundCall:
         own = [
             tensor for tensor in self._inputs
             if tensor is not None and tensor.requires_grad and tensor.is_leaf and tensor.device.type == "cpu"
+            and not tensor.is_inference()
         ]  # fmt: skip
         places = _places(own)
         if any(map(_is_of_another_size, places)):  # another layer over the same tensors holds them

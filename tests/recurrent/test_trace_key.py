@@ -488,6 +488,17 @@ def test_a_weight_that_another_layer_has_seen_in_another_size() -> None:
         rnn(wider, h)[0].sum().backward()
 
 
+def test_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        cell = cells.Elman(I, H).double()
+    rnn, (x, h) = elman.Recurrent(cell), data()
+    with torch.no_grad():
+        for length in (T, T, T - 1):
+            torch.testing.assert_close(rnn(x[:length], h), eager.unroll(cell, x[:length], h), **EXACT)
+        rnn(x.float()[..., :1].expand(T, B, I).double(), h)
+        rnn(x)  # bound anew
+
+
 def test_functional_call(traces: list[str]) -> None:
     rnn, (x, h) = elman.Recurrent(cells.LSTM(I, H).double()), data()
     state = (h, h.flip(0))

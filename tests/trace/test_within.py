@@ -101,6 +101,30 @@ def test_a_step_along_the_gradient_of_an_energy(name: str) -> None:
     agrees(Within(ENERGIES[name]))
 
 
+TOGETHER: dict[str, Callable[[Tensor], Tensor]] = {
+    "squared": lambda energies: energies.sum().square(),
+    "of one row": lambda energies: energies[0],
+    "of the first rows": lambda energies: energies[:2].sum(),
+    "the largest": lambda energies: energies.max(),
+}
+
+
+@pytest.mark.parametrize(
+    "name", with_more(["of one row"], [name for name in TOGETHER if name != "of one row"])
+)
+def test_an_energy_that_rows_have_together_is_refused(name: str) -> None:
+    total = TOGETHER[name]
+    cell = Within(lambda cell, u, h: h - torch.func.grad(lambda h: total(cell.energy(h, u)))(h))
+    with pytest.raises(elman.ElmanError, match=r"of the batch|batch size"):
+        elman.Recurrent(cell)(torch.randn(5, 2, 3, dtype=torch.float64))
+
+
+def test_rows_that_are_made_of_one_differ_from_each_other() -> None:
+    cell = Within(lambda cell, u, h: u + h * nn.functional.pad(torch.ones(1, 1), (0, 0, 0, len(h) - 1)))
+    with pytest.raises(elman.ElmanError, match="runs along the batch"):
+        elman.Recurrent(cell)(torch.randn(5, 2, 3, dtype=torch.float64))
+
+
 def test_an_energy_whose_sum_is_used_is_refused() -> None:
     cell = Within(lambda cell, u, h: h - cell.energy(h, u).sum())
     with pytest.raises(elman.ElmanError, match="mixes the rows"):
