@@ -120,7 +120,7 @@ def test_an_energy_that_rows_have_together_is_refused(name: str) -> None:
 
 
 def test_rows_that_are_made_of_one_differ_from_each_other() -> None:
-    cell = Within(lambda cell, u, h: u + h * nn.functional.pad(torch.ones(1, 1), (0, 0, 0, len(h) - 1)))
+    cell = Within(lambda cell, u, h: u + h * nn.functional.pad(torch.ones(1, 1), (0, 0, 0, h.shape[0] - 1)))
     with pytest.raises(elman.ElmanError, match="runs along the batch"):
         elman.Recurrent(cell)(torch.randn(5, 2, 3, dtype=torch.float64))
 
