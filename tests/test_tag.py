@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -510,6 +511,8 @@ def test_plain_lines_conllu_and_json_are_tagged(run: Path, tmp_path: Path) -> No
 
 def test_the_report_tells_of_each_tag(run: Path) -> None:
     page = (run / "report.html").read_text()
+    assert re.search(r"held out [\d.]+ % accuracy", page), "shares are told in per cent, as on the screen"
+    assert "% accuracy</text>" in page
     for words in (
         "Each tag",
         "F1 of each tag",

@@ -9,7 +9,7 @@ from typing import Any
 from elman.data.files import refusing
 from elman.data.words import plain
 from elman.report.figures import NOTHING, Curve, bars, lines
-from elman.report.record import Part, Record, read_record
+from elman.report.record import Part, Point, Record, read_record
 from elman.training import write_atomically
 from elman.training.measure import percent, shown
 
@@ -87,8 +87,8 @@ def document(title: str, body: str, style: str = "") -> str:
 def render(record: Record, part: Part = Part()) -> str:
     """The page of a record."""
     losses = [Curve("training", record.loss, "first")]
-    valid = Curve("held out", record.valid, "second", marked=True)
-    name = part.figure or part.loss
+    looks = [Point(p.step, 100 * p.value) for p in record.valid] if part.share else record.valid
+    valid = Curve("held out", looks, "second", marked=True)
 
     def loss(log: bool) -> str:
         # Letters shrink with the figure: a telephone gets a narrow one.
@@ -98,7 +98,8 @@ def render(record: Record, part: Part = Part()) -> str:
 
     note = '<p class="note">Held out: looks at a part of these data, about as the exact figure of all of them.</p>'
     measured = "" if part.figure is None or not record.valid else _section(
-        f"Held out, {part.figure}", note + lines([valid], x="step", y=part.figure)
+        f"Held out, {part.figure}",
+        note + lines([valid], x="step", y=f"% {part.figure}" if part.share else part.figure),
     )  # fmt: skip
     own = part.sections(record) if part.sections is not None else {}
     sections = [
@@ -116,7 +117,7 @@ def render(record: Record, part: Part = Part()) -> str:
         *(_section(title, content) for title, content in own.items()),
         _section("Where the time went", bars(_stages(record), "s")),
         "</div>",
-        _section(part.samples, "".join(_samples(record, name))),
+        _section(part.samples, "".join(_samples(record, part))),
         _section("Settings", _table(record.config)),
         _section("The plan of the loop", f'<pre class="plan">{plain(record.plan)}</pre>' if record.plan else NOTHING),
     ]  # fmt: skip
@@ -156,10 +157,13 @@ def _stages(record: Record) -> dict[str, float]:
     return record.stages
 
 
-def _samples(record: Record, name: str) -> Iterator[str]:
+def _samples(record: Record, part: Part) -> Iterator[str]:
+    name = plain(part.figure or part.loss)
     for sample in record.samples:
         head = f"step {sample.step:,}" if sample.step else "before training"
-        head += "" if sample.valid is None else f", held out {sample.valid:.3f} {plain(name)}"
+        if sample.valid is not None:
+            value = percent(sample.valid) if part.share else f"{sample.valid:.3f}"
+            head += f", held out {value} {name}"
         yield f'<div class="sample"><span class="note">{head}</span><pre dir="auto">{plain(sample.text)}</pre></div>'
 
 

@@ -66,16 +66,17 @@ class Part:
     """What the report says of one task.
 
     unit: what the log counts; counted: what that is to a reader, where it has another name. loss: what the loss is, in
-    a few words. figure: the same of the figure on held-out data; None where it is the loss, and drawn with it. samples:
-    the title over these. details: checks of what `measured` in the log holds besides; logged: of what else the task
-    logs. facts: of a record, shown at its head, name and value. sections: titles and HTML, below the curves;
-    `elman.report` has what draws them.
+    a few words. figure: the same of the figure on held-out data; None where it is the loss, and drawn with it. share:
+    the figure is a share of 1, which readers are told in per cent. samples: the title over these. details: checks of
+    what `measured` in the log holds besides; logged: of what else the task logs. facts: of a record, shown at its head,
+    name and value. sections: titles and HTML, below the curves; `elman.report` has what draws them.
     """
 
     unit: str = "examples"
     counted: str = ""
     loss: str = "loss"
     figure: str | None = None
+    share: bool = False
     samples: str = "What it made while it learned"
     details: Mapping[str, Check] = field(default_factory=dict)
     logged: Mapping[str, Check] = field(default_factory=dict)

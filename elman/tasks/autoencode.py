@@ -372,6 +372,6 @@ def _table(pairs: Sequence[Sequence[str]]) -> str:
 
 Autoencode.part = Part(
     unit="steps", counted="symbols", loss="nats per symbol", figure="exact reconstruction",
-    samples="What came back while it learned",
+    share=True, samples="What came back while it learned",
     details=_DETAILS, logged={"between": each(_words, 100)}, sections=_sections,
 )  # fmt: skip

@@ -143,7 +143,7 @@ def _sections(record: Record) -> dict[str, str]:
 
 
 PART = Part(
-    unit="steps", counted="words", loss="nats per word, half of those of other labels", figure="accuracy",
+    unit="steps", counted="words", loss="nats per word, half of those of other labels", figure="accuracy", share=True,
     samples="What it said of a held-out sentence",
     details=_DETAILS, facts=_facts, sections=_sections,
 )  # fmt: skip
