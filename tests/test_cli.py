@@ -319,6 +319,9 @@ def test_a_run_is_drawn_and_explained(learnt: tuple[Path, Path, str], tmp_path: 
         (["explain", "grue"], "no cell of that name"),
         (["draw", "gru", "-o", "a.gif"], "no picture can be written into such a file"),
         (["draw", "grue", "-o", "a.svg"], "no cell of that name"),
+        (["draw", "gru", "-o", "{missing}/a.svg"], "the picture cannot be written"),
+        (["draw", "{missing}", "-o", "a.svg"], "no run folder of that name, nor a cell"),
+        (["explain", "gruu"], "did you mean 'gru'"),
         (["report", "{missing}"], "no run folder"),
     ],
 )

@@ -42,13 +42,8 @@ class Drawing(Picture):
         variants: Callable[[Any], Scene] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(scene.title, lambda: svg(scene))
-        self.scene, self.circuit, self.unfold, self.level, self.variants = (
-            scene,
-            circuit,
-            unfold,
-            level,
-            variants,
-        )
+        self.scene, self.circuit, self.variants = scene, circuit, variants
+        self.unfold, self.level = unfold, level
 
     def save(self, path: str | Path) -> Path:
         """As `Picture.save`, and .html: one file, alive, that needs nothing from elsewhere."""

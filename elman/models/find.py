@@ -20,7 +20,7 @@ from torch import nn
 
 from elman import cells
 from elman.data.files import read_file
-from elman.errors import ElmanError, InputError, InputTypeError, expect
+from elman.errors import ElmanError, InputError, InputTypeError, did_you_mean, expect
 
 MakeCell = Callable[[int, int], nn.Module]  # (input width, hidden width) -> cell
 
@@ -206,8 +206,9 @@ def _place(name: str) -> tuple[str, str]:
     place, colon, attribute = name.rpartition(":")
     if not colon or not place or not attribute or "\0" in name:
         raise InputError(
-            what="there is no cell of that name", where="cell", got=name, expected=_FORMS, mend="choose one"
-        )
+            what="there is no cell of that name", where="cell", got=name, expected=_FORMS,
+            mend=f"{did_you_mean(name, SHIPPED)}choose one",
+        )  # fmt: skip
     return place, attribute
 
 
