@@ -142,7 +142,7 @@ def _called(thing: str, width: int, hidden: int, trust: bool, cell: str | None) 
         with torch.no_grad():
             task.called(model)
         return model
-    if ("/" in thing or Path(thing).exists()) and ":" not in thing:
+    if "/" in thing and ":" not in thing:
         raise InputError(
             what="there is no run folder of that name, nor a cell", where="CELL|RUN", got=thing,
             mend="give the folder that `elman train … --out` named, or a cell: gru, path.py:Class",
