@@ -40,7 +40,10 @@ class Picture:
                 expected=f"a name that ends in {', '.join(kinds)}", mend="give the file another ending",
             )  # fmt: skip
         content = kinds[path.suffix.lower()]()
-        with refusing("the picture cannot be written", path, "make its folder, or choose another place"), writing(path) as file:
+        with (
+            refusing("the picture cannot be written", path, "make its folder, or choose another place"),
+            writing(path) as file,
+        ):
             file.write(content)
         return path
 
