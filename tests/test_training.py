@@ -8,6 +8,7 @@ import os
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -216,6 +217,34 @@ def test_the_average_is_its_equation_and_what_a_trainer_saves(tmp_path: Path) ->
     assert torch.equal(model.logits.detach(), looks[-1])  # the model ends with its best weights
     with pytest.raises(InputError, match="decay of a mean"):
         training.Training(model, data.windows(tokens, 5, 4), steps=3, average=1.0)
+
+
+def test_validations_leave_the_time_of_a_run_by_the_clock_to_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Slow(Counted):
+        def loss(self, x: Tensor, y: Tensor, state: int | None) -> tuple[Tensor, int]:
+            now[0] += 1.0
+            return super().loss(x, y, state)
+
+    def events(minutes: float | None, steps: int | None, look: float) -> list[Any]:
+        def measure() -> training.Measure:
+            now[0] += look
+            return training.Measure(1.0, "one")
+
+        windows = data.windows(torch.randint(5, (500,)), 5, 4)
+        made = training.Training(Slow(), windows, steps=steps, minutes=minutes)
+        run = training.Run.create(tmp_path / f"{minutes} {steps} {look}", {})
+        return [isinstance(e, training.Validation) for e in training.Trainer(made, run, measure)]
+
+    assert sum(events(8, None, 0.1)) == 16
+    assert sum(events(None, 480, 30.0)) == 16  # where the same numbers are promised
+    seen = events(8, None, 30.0)  # in which sixteen looks would take all of the time
+    assert 3 <= sum(seen) <= 6
+    assert seen[-1]
 
 
 @pytest.mark.parametrize("cell", with_more(["lstm"], ["gru"]))

@@ -38,6 +38,4 @@ def _taken_apart(cell: torch.nn.Module) -> tuple[str, ...]:
                 names = [part.id for part in parts if isinstance(part, ast.Name)]
                 if name == state and len(set(names)) == len(parts):
                     return tuple(names)
-            case _:
-                pass
     return ()

@@ -21,6 +21,7 @@ from elman.training.run import Run
 
 _AVERAGED = 10  # steps to a line of the log
 _VALIDATIONS = 16  # in a run
+_LOOKING = 0.25  # of the time of a run by the clock, at most; the last validation takes what it takes
 _SECONDS = 30.0  # between two checkpoints, where no number of steps is given
 
 
@@ -36,7 +37,7 @@ class Trainer:
                 …
 
     measure: of the model as it is, on held-out data: a quick figure, by which the best weights are chosen. It is asked
-    in the first process alone.
+    in the first process alone, 16 times in a run, less often in one by the clock that it would take a quarter of.
     The weights of the best validation are the run's `model.safetensors`, which the model also ends with; where training
     keeps an average of the weights, it is the average that is looked at and saved. Checkpoints are written every
     `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. What cannot be written while
@@ -68,6 +69,8 @@ class Trainer:
             None  # a copy of the model with the best weights, where those could not be written
         )
         self.opening: dict[str, Any] | None = None  # line of the log; it waits for whatever is kept first
+        self.looking = 0.0  # seconds of validations, each with the step after it
+        self.looked: float | None = None  # when the latest one began, until the step after it
         self.losses: list[float] = []  # of the steps since the last line of the log
         self.resumed = resume and self._restore()
         if not self.resumed:
@@ -93,6 +96,9 @@ class Trainer:
             if untrained and not self.resumed:
                 self.opening = {"step": 0, **untrained}
             for step in self.training:
+                if self.looked is not None:  # by the clock that all processes share, so that all look or none
+                    self.looking += step.seconds - self.looked
+                    self.looked = None
                 self.losses.append(step.loss)
                 over = self.training.done >= 1
                 if len(self.losses) == _AVERAGED or over:
@@ -102,9 +108,12 @@ class Trainer:
                         {self.training.batches.unit if n == "count" else n: v for n, v in vars(mean).items()}
                     )
                     yield mean
-                if over or int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS):
+                if over or (
+                    int(step.done * _VALIDATIONS) > int(done * _VALIDATIONS) and self._may_look(step)
+                ):
                     with self.training.averaged():
                         validation = self._validate(step)
+                    self.looked = step.seconds
                     yield validation
                 done = step.done
                 due = (
@@ -119,6 +128,10 @@ class Trainer:
                 self._save()
         if self.first:
             self._close()
+
+    def _may_look(self, step: Step) -> bool:
+        """Whether a validation on the way leaves enough of the time for training."""
+        return self.training.minutes is None or self.looking <= _LOOKING * step.seconds
 
     def _log(self, line: dict[str, Any]) -> None:
         """line: with "step"."""
