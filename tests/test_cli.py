@@ -595,7 +595,7 @@ def test_the_headline_of_the_report_is_the_exact_figure(base: tuple[Path, str]) 
     exact = re.search(r"([\d.]+) bits per character \(([\d.]+) nats\), over", base[1])
     assert exact is not None
     assert f"<dt>held out, nats per symbol</dt><dd>{exact[2]}</dd>" in page
-    assert f"<dt>bits per symbol</dt><dd>{exact[1]}</dd>" in page
+    assert f"<dt>bits per character</dt><dd>{exact[1]}</dd>" in page
     assert "<dt>of its symbols are unknown</dt><dd>10.00 %</dd>" in page
 
 

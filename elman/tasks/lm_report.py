@@ -32,6 +32,8 @@ def _facts(record: Record) -> dict[str, str]:
     }
     if "bits_per_character" in measured:
         facts["bits per character"] = f"{measured['bits_per_character']:.4f}"
+        if facts["bits per character"] == facts["bits per symbol"]:  # symbols are characters
+            del facts["bits per symbol"]
     if measured:
         facts["of its symbols are unknown"] = percent(measured["unknown"] / max(measured["symbols"], 1), 2)
     return facts
