@@ -386,7 +386,7 @@ class BoundCall:
 
 def _places(tensors: Sequence[Tensor]) -> list[Any]:
     """Where the gradients of tensors are added up, each behind a view of the tensor."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         return [tensor.view_as(tensor).grad_fn for tensor in tensors]
 
 
