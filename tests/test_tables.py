@@ -16,7 +16,7 @@ from elman.data.grid import Grid
 from elman.data.labelled import LabelledColumns, read_labelled
 from elman.data.sequences import read_sequences
 from elman.data.series import Columns, read_rows, read_series
-from elman.data.tables import table_rows
+from elman.data.tables import TableRows
 from elman.data.tagged import read_tagged
 from elman.data.text import read_text
 from elman.errors import DataError
@@ -58,7 +58,7 @@ def test_so_are_those_of_a_live_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_parts_the_fields_is_found_where_it_is_plain(tmp_path: Path, text: str, separator: str) -> None:
-    assert table_rows(table(tmp_path, text)).separator == separator
+    assert TableRows(table(tmp_path, text)).separator == separator
 
 
 def test_a_comma_and_a_point_in_one_column_may_part_thousands(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from elman.data.schema import Odd, parsed, record
 from elman.data.tables import (
     STDIN,
     TABLES,
+    TableRows,
     is_decimal_comma,
     other_separators,
     standard_input,
-    table_rows,
     text_lines,
     with_points,
 )
@@ -176,7 +176,7 @@ def _folder(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, st
 def _whole(path: Path, columns: LabelledColumns) -> Any:
     """A file that is one sequence."""
     if path.suffix.lower() in TABLES:
-        table = table_rows(path)
+        table = TableRows(path)
         rows = [row for row in table if row[1]]
         if rows and _number(rows[0][1][0]) is None and not is_decimal_comma(rows[0][1][0]):
             rows = rows[1:]  # names of the columns
@@ -195,7 +195,7 @@ def _whole(path: Path, columns: LabelledColumns) -> Any:
 
 
 def _table(path: Path, columns: LabelledColumns, *, labelled: bool) -> Iterator[tuple[Any, str, str]]:
-    rows = table_rows(path)
+    rows = TableRows(path)
     _, names = next(rows, (1, []))
     needed = [columns.text if columns.text in names or columns.id not in names else columns.id]
     needed += [columns.label] if labelled else []

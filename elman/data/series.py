@@ -19,7 +19,7 @@ import numpy as np
 
 from elman.data.files import reading
 from elman.data.grid import Grid, OffGrid, expect_stamp
-from elman.data.tables import STDIN, TABLES, other_separators, table_rows, with_points
+from elman.data.tables import STDIN, TABLES, TableRows, other_separators, with_points
 from elman.errors import DataError, InputError, NotSupported, did_you_mean
 
 _FIELD = 1000  # characters of a field
@@ -169,7 +169,7 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
 def read_rows(columns: Columns, grid: Grid) -> Iterator[tuple[str, Series]]:
     """(where it stands, a series of one step) of each row of standard input, as it comes; its y may be a gap. The names
     of the columns are read at once."""
-    rows = table_rows(Path(STDIN))
+    rows = TableRows(Path(STDIN))
     _, names = next(rows, (1, []))
     names = [name.strip() for name in names]
 
@@ -253,7 +253,7 @@ def _read(path: Path, columns: Columns) -> Table:
             what="series are read from tables" if path.exists() else "there is no such file", where=path,
             expected=".csv, .tsv or .parquet", mend="give one of these",
         )  # fmt: skip
-    rows = table_rows(path)
+    rows = TableRows(path)
     _, names = next(rows, (1, []))
     return _table_of_rows(path, [name.strip() for name in names], rows, columns, rows.decimal_commas)
 
@@ -289,7 +289,10 @@ def _table_of_rows(
         raise DataError(what="two columns have one name", where=f"{path}:1", got=twice, mend="rename one")
     read = zip(*fields, strict=True) if fields else [()] * len(names)
     by_name: dict[str, Sequence[Any]] = dict(zip(names, read, strict=True))
-    place = lambda i: f"{path}:{places[i]}"  # noqa: E731
+
+    def place(i: int) -> str:
+        return f"{path}:{places[i]}"
+
     if decimal_commas:
         numbers = {columns.target, *columns.known, *columns.past, *columns.static}
         by_name |= {name: with_points(by_name[name], place) for name in names if name in numbers}

@@ -20,8 +20,8 @@ _COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _LARGEST = 2**31  # bytes of a file
 
 
-class Rows(Iterator[tuple[int, list[str]]]):
-    """(line, fields) of a table, each as it comes.
+class TableRows(Iterator[tuple[int, list[str]]]):
+    """(line, fields) of a table, each as it comes; of standard input where the path is "-". Raises DataError.
 
     separator: what parts the fields: that of the file's name, or, where it does not stand in the first line, the one
     of comma, semicolon and tab that does. decimal_commas: semicolons part the fields of those who write 1,5.
@@ -47,11 +47,6 @@ class Rows(Iterator[tuple[int, list[str]]]):
                 mend="mend the line",
             ) from error  # fmt: skip
         return self._reader.line_num, row
-
-
-def table_rows(path: Path) -> Rows:
-    """(line, fields) of a table; "-": of standard input, each as it comes."""
-    return Rows(path)
 
 
 def is_decimal_comma(field: str) -> bool:

@@ -1,7 +1,8 @@
 """recurrent: any cell as a module over whole sequences.
 
-`layer` is the module, `bidirectional` and `stack` put several side by side or on top of each other, `budget` says what
-memory they have, `joined` runs a stack under a budget as one, `truncated` a layer over a stream, `pooling` makes one
+`layer` is the module, `bidirectional` and `stack` put several side by side or on top of each other; what a stack holds
+is in `layers`. `budget` says what memory they have, `joined` runs a stack under a budget as one, `shares` gives each
+layer its part where that cannot be, `truncated` a layer over a stream, `pooling` makes one
 vector of a sequence. `stream` takes one step after another without gradients, its state `kept` by an engine, its
 arguments maybe `arrays`. `flow` is what a model says for its picture. `arguments` sorts out what a call is
 given, `order` which dimension is time; `programs` finds the program for it, `compiled` is the way under torch.compile.

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from elman.circuit.structure import flatten, specs
 from elman.errors import NotSupported
+from elman.recurrent.bidirectional import Bidirectional
 from elman.recurrent.dropout import dropout_mask
 from elman.recurrent.kept import Steps
 from elman.recurrent.layer import Recurrent, not_stepwise
@@ -103,7 +104,7 @@ def steps_of(stack: Layers, where: str) -> Steps:
     """What a stream of all layers runs: one step of all of them. Raises as their `step` does."""
     for i in range(len(stack)):
         layer: Any = stack.part(i)
-        if getattr(layer, "reverse", False) or hasattr(layer, "backward_layer"):
+        if getattr(layer, "reverse", False) or isinstance(layer, Bidirectional):
             raise not_stepwise(f"layer {i}, {where}")
         if (
             type(layer) is not Recurrent

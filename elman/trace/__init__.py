@@ -1,8 +1,8 @@
 """trace: from a cell, any torch.nn.Module whose forward is one time step, to a Circuit.
 
 `call` knows how cells are called, `joint` records the step with its own backward, `normal` brings the record into
-normal form, `refuse` says why a cell cannot be a circuit, `initial` finds the state a cell starts from, and
-`selfcheck` compares the circuit with the cell.
+normal form, `refuse` says why a cell cannot be a circuit, `initial` finds the state a cell starts from, `states` what
+its code calls that, and `selfcheck` compares the circuit with the cell.
 """
 
 from __future__ import annotations

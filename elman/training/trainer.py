@@ -37,7 +37,7 @@ class Trainer:
                 …
 
     measure: of the model as it is, on held-out data: a quick figure, by which the best weights are chosen. It is asked
-    in the first process alone, 16 times in a run, less often in one by the clock that it would take a quarter of.
+    in the first process alone, 16 times in a run; in one by the clock fewer, where it would take over a quarter of it.
     The weights of the best validation are the run's `model.safetensors`, which the model also ends with; where training
     keeps an average of the weights, it is the average that is looked at and saved. Checkpoints are written every
     `checkpoint_every` steps (None: twice a minute), when training stops, and at the end. What cannot be written while
