@@ -306,6 +306,8 @@ def test_what_does_not_fit_is_said() -> None:
         elman.Recurrent(cells.GRU(6, 8), reverse=True).stream()
     with pytest.raises(InputError, match="reversed"):
         elman.Stack(gru(), elman.Recurrent(cells.GRU(8, 8), reverse=True)).stream()
+    with pytest.raises(InputError, match="reversed"):
+        elman.Stack(gru(), elman.Bidirectional(cells.GRU(8, 8), cells.GRU(8, 8))).stream()
     with pytest.raises(InputError, match="cannot be kept so"):
         rnn.stream(weights="int4")
     with pytest.raises(NotSupported, match="float32"):
