@@ -16,6 +16,7 @@ MOST_STATES: int
 LINE: int
 # What native/pass.hpp says.
 ROWS: dict[str, int]
+ORDERS: dict[str, int]
 PLACES: dict[str, int]
 PIECES: dict[str, int]
 
@@ -62,10 +63,25 @@ def drop(
 def multiply_adds(rounds: int, wide: bool = False, isa: str = "") -> int:
     """As many multiply-adds as a core can do in so many rounds: the operations that were, to be timed."""
 
-def cut(
-    steps: int, batch: int, lengths: Tensor | None, happens: Tensor | None, resets: Tensor | None
-) -> tuple[Any, ...]:
-    """Arrays (owner, fresh, first, last, sizes, before, places, rows), and alone: see elman.segments.pieces.Pieces."""
+class Pieces:
+    """A batch cut into pieces: elman.segments.pieces.Pieces, whose arrays are made when they are asked for."""
+
+    owner: np.ndarray
+    fresh: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    sizes: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
+    in_order: bool
+    alone: bool
+
+    def __init__(
+        self, steps: int, batch: int, lengths: Tensor | None, happens: Tensor | None, resets: Tensor | None
+    ) -> None: ...
+
+def are_lengths(tensor: Tensor, steps: int, batch: int) -> bool:
+    """Whether a tensor is int64 `[B]` on the CPU, in order, and each of its numbers in 0 … T."""
 
 def move(source: Tensor, index: np.ndarray, to: Tensor, lead: int) -> bool:
     """Rows in another order, written into `to`, zeros where there is no such row. False, and nothing done, for what
@@ -134,6 +150,9 @@ class Pass:
         """What comes out; inputs that are None are zeros. `empty` is called where there is no step or no row."""
     def packed(self, sizes: list[int], *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """The same of a pass on packed rows. sizes: the rows of each step, never growing."""
+    def laid(self, pieces: Pieces, swaps: bool, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """The same of a pass that packs sequences and puts them back. swaps: whether states change places with their
+        rows; if not, they are those of pieces."""
     def bytes(self, steps: int, batch: int, rows: int) -> int:
         """What a call with so many packed rows needs at once, if its inputs lie in order."""
     def tile(self, steps: int, batch: int) -> int:

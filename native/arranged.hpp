@@ -6,21 +6,34 @@
 namespace elman {
 namespace {
 
-// How many rows something has: 1, B, N, T, or those of a trail, N + B.
-enum Rows { ONE, BATCH, ALL, STEPS, TRAIL, ROWS };
+// How many rows something has: 1, B, N, T, those of a trail, N + B, or of sequences and states as users have them.
+enum Rows { ONE, BATCH, ALL, STEPS, TRAIL, GIVEN_STEPS, GIVEN_BATCH, ROWS };
 
-// T, B and N of a call. sizes, offsets: as in `Call`, empty where every step has B rows.
+// An order in which rows are read to be written one after the other: users' steps as packed rows, and back; users' states as those
+// of pieces, and back.
+enum Order { PACK, UNPACK, START, END, ORDERS };
+
+// T, B and N of a call. sizes, offsets: as in `Call`, empty where every step has B rows. orders: numbers of rows; null for rows that
+// stay where they are.
 struct Counts {
-    int64_t steps, batch, of[ROWS];
+    int64_t steps, batch, of[ROWS], given_batch = 0;  // that of users' sequences
     std::vector<int64_t> sizes, offsets;
+    const int64_t* orders[ORDERS] = {};
 
-    Counts(int64_t steps, int64_t batch) : steps(steps), batch(batch), of{1, batch, steps * batch, steps, steps * batch + batch} {}
+    Counts(int64_t steps, int64_t batch) : steps(steps), batch(batch), of{1, batch, steps * batch, steps, steps * batch + batch, 0, 0} {}
+
+    // Of sequences that are packed by the call. states: whether states change places with their rows, or are those of pieces.
+    Counts(const Pieces& pieces, bool states) : Counts(pieces.sizes) {
+        given_batch = int64_t(pieces.last.size()), of[GIVEN_STEPS] = int64_t(pieces.places.size()), of[GIVEN_BATCH] = states ? given_batch : batch;
+        orders[PACK] = pieces.rows.data(), orders[UNPACK] = pieces.places.data();
+        if (states) orders[START] = pieces.owner.data(), orders[END] = pieces.last.data();
+    }
 
     explicit Counts(std::vector<int64_t> rows) : steps(int64_t(rows.size())), batch(rows.empty() ? 0 : rows[0]), sizes(std::move(rows)) {
         int64_t all = 0;
         offsets.reserve(sizes.size());
         for (const int64_t size : sizes) offsets.push_back(all), all += size;
-        of[ONE] = 1, of[BATCH] = batch, of[ALL] = all, of[STEPS] = steps, of[TRAIL] = all + batch;
+        of[ONE] = 1, of[BATCH] = batch, of[ALL] = all, of[STEPS] = steps, of[TRAIL] = all + batch, of[GIVEN_STEPS] = of[GIVEN_BATCH] = 0;
     }
 
     int64_t size(int64_t t) const { return t >= steps ? 0 : sizes.empty() ? batch : sizes[size_t(t)]; }
@@ -47,13 +60,21 @@ int64_t whole_lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 // Where what is kept between pieces lies for calls of certain sizes, in how many bytes, and how many of them each block has: what
 // begins at `at` lies `at % BLOCK` behind the beginning of block `at / BLOCK`.
 struct Arrangement {
-    int64_t steps, batch, rows, bytes;
+    int64_t of[ROWS], bytes;
     std::vector<int64_t> at, blocks;
+
+    // Whether it is that of a call, or, if room is all that matters, one that has room for it and not far too much.
+    bool serves(const Counts& counts, bool room) const {
+        for (int r = 0; r < ROWS; r++)
+            if (room ? of[r] < counts.of[r] || of[r] > 2 * counts.of[r] : of[r] != counts.of[r]) return false;
+        return true;
+    }
 };
 
 // Each value behind all that it would meet there; within one block, or, where it is larger, from the beginning of one on.
 Arrangement arrange(const std::vector<Place>& places, const Counts& counts) {
-    Arrangement made = {counts.steps, counts.batch, counts.of[ALL], 0, std::vector<int64_t>(places.size(), 0), {0}};
+    Arrangement made = {{}, 0, std::vector<int64_t>(places.size(), 0), {0}};
+    for (int r = 0; r < ROWS; r++) made.of[r] = counts.of[r];
     auto size_of = [&](size_t p) { return whole_lines(places[p].width * counts.of[places[p].rows]); };
     std::vector<int64_t>& at = made.at;
     std::vector<size_t> placed;

@@ -231,13 +231,16 @@ nb::dict numbered(const char* const (&names)[count]) {
 
 // --- pieces ---------------------------------------------------------------------------------------------------------------
 
-// A numpy array that owns the numbers of a vector.
-template <class T>
-nb::object array(std::vector<T>&& numbers) {
-    auto* kept = new std::vector<T>(std::move(numbers));
-    nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-    const size_t shape[1] = {kept->size()};
-    return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(kept->data(), 1, shape, owner));
+// A numpy array of numbers that an object of Python's keeps.
+template <class To, class T>
+nb::object array(std::vector<T>& numbers, nb::handle keeper) {
+    const size_t shape[1] = {numbers.size()};
+    return nb::cast(nb::ndarray<nb::numpy, To, nb::ndim<1>>(reinterpret_cast<To*>(numbers.data()), 1, shape, keeper));
+}
+
+template <class To, class T>
+auto array_of(std::vector<T> Pieces::* numbers) {
+    return [numbers](nb::handle self) { return array<To>(nb::cast<Pieces&>(self).*numbers, self); };
 }
 
 template <class T>
@@ -245,11 +248,16 @@ const T* optional_address(const nb::object& tensor) {
     return tensor.is_none() ? nullptr : reinterpret_cast<const T*>(address(tensor.ptr()));
 }
 
-nb::object cut_pieces(int64_t steps, int64_t batch, const nb::object& lengths, const nb::object& happens, const nb::object& resets) {
-    Pieces made = cut(steps, batch, optional_address<int64_t>(lengths), optional_address<uint8_t>(happens), optional_address<uint8_t>(resets));
-    return nb::make_tuple(array(std::move(made.owner)), array(std::move(made.fresh)), array(std::move(made.first)), array(std::move(made.last)),
-                          array(std::move(made.sizes)), array(std::move(made.before)),
-                          array(std::move(made.places)), made.in_order ? nb::none() : array(std::move(made.rows)), made.alone);
+// Whether a tensor can be read as it lies: int64 [B], on the CPU, each in 0 ... T.
+bool are_lengths(const nb::object& tensor, int64_t steps, int64_t batch) {
+    constexpr int32_t CPU = 1, INT = 0;
+    Described known;
+    if (!describe(tensor.ptr(), known) || known.device != CPU || known.code != INT || known.bits != 64 || known.lanes != 1) return false;
+    if (known.dimensions != 1 || known.sizes[0] != batch || !known.in_order() || is_negative(tensor.ptr()) || is_unwritten(tensor.ptr(), known.data)) return false;
+    const int64_t* lengths = reinterpret_cast<const int64_t*>(known.data);
+    for (int64_t b = 0; b < batch; b++)
+        if (lengths[b] < 0 || lengths[b] > steps) return false;
+    return true;
 }
 
 }  // namespace
@@ -269,6 +277,7 @@ NB_MODULE(_native, m) {
     m.attr("MOST_STATES") = MOST_STATES;
     m.attr("LINE") = LINE;
     m.attr("ROWS") = numbered(ROWS_NAMES);
+    m.attr("ORDERS") = numbered(ORDER_NAMES);
     m.attr("PLACES") = numbered(PLACE_NAMES);
     m.attr("PIECES") = numbered(PIECE_NAMES);
     m.def("instruction_sets", [] {
@@ -290,8 +299,21 @@ NB_MODULE(_native, m) {
         return before;
     }, nb::arg("bytes"), nb::arg("rows"), "How much a pass computes at a time, from here on (for tests). Gives what it was.");
     m.def("keep_memory", &Spare::count, nb::arg("begins"), "From here on passes of this thread hand memory to each other, or, as often, no longer.");
-    m.def("cut", &cut_pieces, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none(),
-          "The steps of a batch that happen, cut into pieces: see native/pieces.hpp.");
+    nb::class_<Pieces>(m, "Pieces", "The steps of a batch that happen, cut into pieces: see native/pieces.hpp.")
+        .def("__init__", [](Pieces* self, int64_t steps, int64_t batch, const nb::object& lengths, const nb::object& happens, const nb::object& resets) {
+            new (self) Pieces(cut(steps, batch, optional_address<int64_t>(lengths), optional_address<uint8_t>(happens), optional_address<uint8_t>(resets)));
+        }, nb::arg("steps"), nb::arg("batch"), nb::arg("lengths").none(), nb::arg("happens").none(), nb::arg("resets").none())
+        .def_prop_ro("owner", array_of<int64_t>(&Pieces::owner))
+        .def_prop_ro("fresh", array_of<bool>(&Pieces::fresh))
+        .def_prop_ro("first", array_of<int64_t>(&Pieces::first))
+        .def_prop_ro("last", array_of<int64_t>(&Pieces::last))
+        .def_prop_ro("sizes", array_of<int64_t>(&Pieces::sizes))
+        .def_prop_ro("rows", array_of<int64_t>(&Pieces::rows))
+        .def_prop_ro("places", array_of<int64_t>(&Pieces::places))
+        .def_ro("in_order", &Pieces::in_order)
+        .def_ro("alone", &Pieces::alone);
+    m.def("are_lengths", &are_lengths, nb::arg("tensor"), nb::arg("steps"), nb::arg("batch"),
+          "Whether a tensor is int64 [B] on the CPU, in order, and each of its numbers in 0 ... T.");
     m.def("move", &move_rows, nb::arg("source"), nb::arg("index"), nb::arg("to"), nb::arg("lead"),
           "Rows in another order, written into `to`: see native/rows.hpp. False where PyTorch has to do it.");
     m.def("draw", [](const std::string& kind, const nb::object& to, bool wide, uint64_t seed, int64_t first, int64_t steps, int64_t count, int threads, const std::string& isa) {
@@ -339,6 +361,7 @@ NB_MODULE(_native, m) {
            nb::arg("failed"), nb::arg("threads"), nb::arg("empty"), nb::arg("bytes"))
         .def("__call__", &Pass::run)
         .def("packed", &Pass::run_packed)
+        .def("laid", &Pass::run_laid)
         .def("bytes", &Pass::bytes)
         .def("tile", [](const Pass& pass, int64_t steps, int64_t batch) { return pass.tile_of(Counts(steps, batch)); }, nb::arg("steps"), nb::arg("batch"),
              "How many steps a call computes at a time.");

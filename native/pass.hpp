@@ -32,16 +32,16 @@ struct ProductOf {
 };
 
 // delay: `to` at every step is `from` at the step that ran before it, `start` at a row's first. ends: `to` is `from` at a row's
-// last step that ran.
+// last step that ran. move: `to` is `from` in another order.
 struct PassPiece {
-    enum Kind { program, loop, products, copy, delay, ends } kind;
+    enum Kind { program, loop, products, copy, delay, ends, move } kind;
     const Interpreter* interpreter;  // program, loop: spots are its constants, sequences, starts, emits, finals
-    int64_t rows;                    // program: on how many rows it runs; copy: of how many
+    int64_t rows;                    // program: on how many rows it runs; copy: of how many; move: in which Order
     bool reverse;
     std::vector<Spot> spots;
     std::vector<ProductOf> of;
     Spot from, start, to;
-    int64_t width;  // copy, delay, ends: bytes of a row
+    int64_t width;  // copy, delay, ends, move: bytes of a row
 };
 
 // What comes out: a tensor that was made; or, of a trail, the steps that begin at `step` (0 or 1). detach: as a tensor of its own.
@@ -51,9 +51,10 @@ struct Outcome {
 };
 
 // For Python, in order.
-const char* const ROWS_NAMES[] = {"one", "batch", "all", "steps", "trail"};
+const char* const ROWS_NAMES[] = {"one", "batch", "all", "steps", "trail", "given steps", "given batch"};
+const char* const ORDER_NAMES[] = {"pack", "unpack", "start", "end"};
 const char* const PLACE_NAMES[] = {"given", "made", "kept", "within"};
-const char* const PIECE_NAMES[] = {"program", "loop", "products", "copy", "delay", "ends"};
+const char* const PIECE_NAMES[] = {"program", "loop", "products", "copy", "delay", "ends", "move"};
 
 std::vector<int64_t> numbers(nb::handle list) { return nb::cast<std::vector<int64_t>>(list); }
 
@@ -84,6 +85,21 @@ struct Spare {
     static void count(bool begins) {
         calls += begins ? 1 : -1;
         if (calls <= 0) blocks.clear();
+    }
+};
+
+// How the steps of a sequence lie that is packed by the call: steps of rows, and rows of a step, so many bytes apart. Zero where all
+// of it lies in order.
+struct StepStrides {
+    int64_t inner = 1, outer_step = 0, inner_step = 0;
+
+    // False where it lies in no such way.
+    bool of(const Described& known) {
+        int64_t width, step;
+        if (known.dimensions < 2 || known.bits % 8 || known.lanes != 1 || !in_one_line(known, 2, width, step) || (step != 1 && width > 1)) return false;
+        const int64_t bytes = known.bits / 8;
+        inner = known.sizes[1], outer_step = known.strides[0] * bytes, inner_step = known.strides[1] * bytes;
+        return outer_step != 0;
     }
 };
 
@@ -149,6 +165,13 @@ public:
     // (the rows of each step, inputs) -> what comes out, for a pass on packed rows.
     nb::object run_packed(const nb::args& args) { return on(Counts(numbers(args[0])), args, 1); }
 
+    // (Pieces, whether states change places with their rows, inputs as users have them) -> what comes out, as they have it, for a
+    // pass that packs and unpacks sequences itself.
+    nb::object run_laid(const nb::args& args) {
+        const nb::handle pieces = PyTuple_GET_ITEM(args.ptr(), 0);
+        return on(Counts(nb::cast<const Pieces&>(pieces), PyTuple_GET_ITEM(args.ptr(), 1) == Py_True), args, 2);
+    }
+
     // How many steps a call computes at a time.
     int64_t tile_of(const Counts& counts) const {
         if (!tiled_ || counts.of[ALL] != counts.steps * counts.batch || !counts.of[ALL] || !counts.sizes.empty()) return counts.steps;
@@ -165,6 +188,7 @@ private:
         if (size_t(PyTuple_GET_SIZE(args.ptr())) != given_.size() + first) throw std::invalid_argument("a wrong number of tensors");
         std::vector<char*> base(places_.size(), nullptr);
         std::vector<bool> zero(places_.size(), false);
+        std::vector<StepStrides> steps(counts.orders[PACK] ? places_.size() : 0);
         std::vector<nb::object> held;  // tensors whose memory is in order, where those that came in were not
         for (size_t i = 0; i < given_.size(); i++) {
             if (given_[i] < 0) continue;
@@ -175,10 +199,13 @@ private:
                 continue;
             }
             Described known;
-            const bool is_known = describe(tensor, known), ready = is_known ? known.in_order() : is_contiguous(tensor);
+            const bool is_known = describe(tensor, known);
+            bool ready = is_known ? known.in_order() : is_contiguous(tensor);
+            if (places_[place].rows == GIVEN_STEPS && !ready && is_known) ready = steps[place].of(known);
             base[place] = is_known ? known.data : address(tensor);
             if (ready && !is_negative(tensor) && !is_unwritten(tensor, base[place])) continue;
-            if (!ready) held.push_back(ask(tensor, contiguous())), tensor = held.back().ptr();
+            if (!ready || !steps.empty()) held.push_back(ask(tensor, contiguous())), tensor = held.back().ptr();
+            if (!steps.empty()) steps[place] = {};
             held.push_back(plain_tensor(tensor));
             base[place] = address(held.back().ptr());
         }
@@ -198,7 +225,7 @@ private:
         Failure failure;
         {
             nb::gil_scoped_release release;
-            failure = tile < counts.steps ? by_tiles(tile, counts, base, zero, *lies, arenas, threads) : compute(counts, base, zero, *lies, arenas, threads);
+            failure = tile < counts.steps ? by_tiles(tile, counts, base, zero, *lies, arenas, threads) : compute(counts, base, zero, steps, *lies, arenas, threads);
         }
         // What is made from here on outlives this memory, and lying behind it would keep it from being used again.
         for (Spare::Block& block : blocks)
@@ -259,7 +286,7 @@ private:
                 if (done) here[size_t(state.start.place)] = at, none[size_t(state.start.place)] = false;
                 states.push_back(at), at += whole_lines(counts.batch * state.width);
             }
-            failure = compute(now, here, none, lies, arena, threads);
+            failure = compute(now, here, none, {}, lies, arena, threads);
             if (nanoseconds() - asked > PAUSE) failure.stopped |= signalled(), asked = nanoseconds();
             for (const size_t p : totals_)
                 if (done) wide_ ? add<double>(here[p], base[p], places_[p].width) : add<float>(here[p], base[p], places_[p].width);
@@ -288,16 +315,18 @@ private:
         return {bytes, std::move(found)};
     }
 
-    // How a tensor is made: `new_empty` of one like it, and its sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N.
+    // How a tensor is made: `new_empty` of one like it, and its sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N; as users
+    // have them -5 for T, -6 for B, and -7 for the B of states.
     struct New {
         nb::object new_empty;
         std::vector<int64_t> sizes;
 
         nb::object operator()(const Counts& counts) const {
-            const int64_t known[] = {counts.of[ALL], counts.steps + 1, counts.batch, counts.steps};
+            const int64_t known[] = {counts.of[GIVEN_BATCH], counts.given_batch, counts.given_batch ? counts.of[GIVEN_STEPS] / counts.given_batch : 0, counts.of[ALL], counts.steps + 1,
+                                     counts.batch, counts.steps};
             nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(sizes.size())));
             for (size_t d = 0; d < sizes.size(); d++) {
-                const int64_t size = sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 4];
+                const int64_t size = sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 7];
                 PyTuple_SET_ITEM(shape.ptr(), Py_ssize_t(d), PyLong_FromLongLong(size));
             }
             const nb::object found = nb::steal(PyObject_CallOneArg(new_empty.ptr(), shape.ptr()));
@@ -330,7 +359,7 @@ private:
     static Side side_of(const std::vector<int64_t>& n, size_t at) { return {n.at(at), n.at(at + 1), n.at(at + 2), n.at(at + 3), n.at(at + 4)}; }
 
     // (kind, interpreter, rows, reverse, spots); (kind, products); (copy, from, to, width, rows); (delay, from, to, width,
-    // reverse, start); or (ends, from, to, width, reverse)
+    // reverse, start); (ends, from, to, width, reverse); or (move, from, to, width, order)
     PassPiece piece(nb::handle list) {
         PassPiece made = {};
         made.kind = PassPiece::Kind(nb::cast<int64_t>(list[0]));
@@ -349,8 +378,10 @@ private:
         } else {
             made.from = spot_of(list[1]), made.to = spot_of(list[2]);
             made.width = nb::cast<int64_t>(list[3]);
-            if (made.kind == PassPiece::copy) made.rows = nb::cast<int64_t>(list[4]);
-            if (made.kind != PassPiece::copy) made.reverse = nb::cast<bool>(list[4]);
+            if (made.kind == PassPiece::copy || made.kind == PassPiece::move)
+                made.rows = nb::cast<int64_t>(list[4]);
+            else
+                made.reverse = nb::cast<bool>(list[4]);
             if (made.kind == PassPiece::delay) made.start = spot_of(list[5]);
         }
         return made;
@@ -359,12 +390,12 @@ private:
     // Where values lie in a call: the latest one's again, or made anew. The call holds it, as one of other sizes may come beside it
     // wherever Python runs.
     std::shared_ptr<const Arrangement> arranged(const Counts& counts) {
-        if (latest_ && latest_->steps == counts.steps && latest_->batch == counts.batch && latest_->rows == counts.of[ALL]) return latest_;
+        if (latest_ && latest_->serves(counts, counts.orders[PACK])) return latest_;
         latest_ = std::make_shared<const Arrangement>(arrange(places_, counts));
         return latest_;
     }
 
-    Failure compute(const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero,
+    Failure compute(const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero, const std::vector<StepStrides>& steps,
                     const Arrangement& lies, std::vector<char*>& arenas, int threads) const {
         std::vector<Call> calls(pieces_.size(), Call{});
         std::vector<std::vector<Pointer>> pointers(pieces_.size());
@@ -413,6 +444,8 @@ private:
                 (wide_ ? kernels_.multiply64 : kernels_.multiply32)(products[i].data(), int64_t(products[i].size()), threads, memory + inside);
             } else if (piece.kind == PassPiece::copy) {
                 rows(piece.from, 0, piece.to, 0, counts.of[piece.rows], piece.width, base, zero);
+            } else if (piece.kind == PassPiece::move) {
+                move(piece, counts, base, zero, steps[size_t(piece.from.place)], threads);
             } else if (piece.kind == PassPiece::delay) {
                 delay(piece, counts, base, zero);
             } else if (piece.kind == PassPiece::ends) {
@@ -465,6 +498,17 @@ private:
         else
             for (int64_t t = 0; t < c.steps; t++)
                 rows(t ? p.from : p.start, t ? c.offset(t - 1) : 0, p.to, c.offset(t), c.size(t), p.width, base, zero);
+    }
+
+    static void move(const PassPiece& p, const Counts& c, const std::vector<char*>& base, const std::vector<bool>& zero, const StepStrides& lie, int threads) {
+        constexpr Rows FROM[] = {GIVEN_STEPS, ALL, GIVEN_BATCH, BATCH}, TO[] = {ALL, GIVEN_STEPS, BATCH, GIVEN_BATCH};
+        const int64_t count = c.of[TO[p.rows]];
+        const size_t from = size_t(p.from.place);
+        if (zero[from] || !c.orders[p.rows]) return rows(p.from, 0, p.to, 0, count, p.width, base, zero);
+        Moving moving = {base[from] + p.from.offset, c.of[FROM[p.rows]], lie.inner, lie.outer_step, lie.inner_step, c.orders[p.rows], count, p.width,
+                         base[size_t(p.to.place)] + p.to.offset};
+        if (!lie.outer_step) moving.inner = 1, moving.outer_step = p.width;
+        moving.run(threads);
     }
 
     static void ends(const PassPiece& p, const Counts& c, const std::vector<char*>& base, const std::vector<bool>& zero) {

@@ -1,4 +1,4 @@
-// Which steps of a batch happen, cut into pieces and packed: the fast way of elman/pieces.py, which says what it means.
+// Which steps of a batch happen, cut into pieces and packed: the fast way of elman/segments/pieces.py, which says what it means.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,6 @@ struct Pieces {
     std::vector<int64_t> sizes;        // [steps of the longest], how many are longer than t
     std::vector<int64_t> rows;         // [N], t B + b of each packed row
     std::vector<int64_t> places;       // [T B], where the packed row of a step lies, N where it does not happen
-    std::vector<int64_t> before;       // [N], where the step before lies; the row itself for a piece's first step
     bool in_order = true;              // rows are 0 ... N - 1
     bool alone = false;                // each row is one piece, which starts from the row's state
 };
@@ -95,9 +94,6 @@ inline Pieces cut(int64_t steps, int64_t batch, const int64_t* lengths, const ui
         made.in_order &= made.rows[n] == n;
         made.places[made.rows[n]] = n;
     }
-    made.before.resize(total);
-    for (int64_t t = 0; t < longest; ++t)
-        for (int64_t n = offset[t]; n < offset[t + 1]; ++n) made.before[n] = t ? n - made.sizes[t - 1] : n;
     return made;
 }
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import fx
 
 from elman.circuit import graphs
+from elman.circuit.form import Kind
 from elman.engines import codegen
 from elman.plan.form import Loop, Plan
 
@@ -30,6 +31,17 @@ class LoopResult:
 # values: constants, sequences and starting states in the order of the loop; out: memory for the emits. Where every step
 # has B rows, a sequence or an emit may have the shape [T, B, …] if it is contiguous: that is the same memory.
 Runner = Callable[[int, Sequence[int], bool, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+
+
+Kinds = tuple[Kind | None, ...]
+
+
+class Laid(NamedTuple):
+    """What of a plan comes, and goes, as users have it: of each input, noise left out, and of each output, whether it
+    is one of their sequences or states; None for what lies as the plan has it."""
+
+    inputs: Kinds
+    outputs: Kinds
 
 
 class Stepper(Protocol):
@@ -152,12 +164,15 @@ class Engine(ABC):
         raise NotImplementedError
 
     def passed(
-        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False
-    ) -> PlanFunction | str:
+        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False,
+        laid: Laid | None = None,
+    ) -> PlanFunction | str:  # fmt: skip
         """A plan as one function of this engine's own, whose loop it supports; or why it cannot be one.
 
         ends, single, ragged: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the
         numbers of noise are inputs behind all others. empty: that function, for calls without a step or a row.
+        laid: what of a ragged plan comes and goes as users have it: `(layout, swaps, seed, *inputs) -> outputs`, see
+        `elman.execute.executable.Call`.
         The function may have `bytes`: `(steps, batch, rows) -> bytes` that a call has at once beside its inputs.
         """
         return "its stages are calls of PyTorch"

@@ -22,7 +22,7 @@ from elman.circuit.form import Kind
 from elman.engines import by_operations
 from elman.execute.examples import examples
 from elman.execute.executable import Call
-from elman.execute.laid import as_kept, packed, unpacked
+from elman.execute.laid import packed, unpacked
 from elman.execute.operator import run_named
 from elman.execute.program import Program
 from elman.execute.segmented import SegmentedRun, Stored, run_of
@@ -55,9 +55,7 @@ def apply(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
         return _Transformed.apply(program, call, *tensors)
     if wants_gradient(tensors):
         return _Eager.apply(program, call, *tensors)
-    if call.layout is None:
-        return program.run(call, tensors)
-    return unpacked(call, program.outputs, program.run(call, packed(call, program.inputs, tensors)))
+    return program.run(call, tensors)
 
 
 def ending(
@@ -118,9 +116,9 @@ def _dual(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     layout = call.layout
     if layout is None or layout.lead == layout.inner:
         return _Transformed.apply(program, call._replace(layout=None), *tensors)
-    given = packed(call, program.inputs, tensors)
+    given = packed(call, program.laid.inputs, tensors)
     outputs = _Transformed.apply(program, call._replace(layout=None), *given)
-    return unpacked(call, program.outputs, outputs)
+    return unpacked(call, program.laid.outputs, outputs)
 
 
 def _tangents(
@@ -154,23 +152,17 @@ def _states_before(program: Program, exposed: Sequence[Tensor]) -> dict[str, Ten
 
 
 class _Eager(torch.autograd.Function):
-    """The door of ordinary training. Sequences that lie as users have them are packed here, and outputs put back: each
-    by a move of rows that autograd need not know of."""
+    """The door of ordinary training. Sequences that lie as users have them are packed behind it, and outputs put back:
+    by moves of rows that autograd need not know of."""
 
     @staticmethod
     def forward(ctx: Any, program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        training, layout = program.training_for(ctx.needs_input_grad[2:]), call.layout
-        given = tensors if layout is None else packed(call, program.inputs, tensors)
-        values = training.forwards.run(call, given)
+        training = program.training_for(ctx.needs_input_grad[2:])
+        values = training.forwards.run(call, tensors)
         count = len(program.outputs)
         ctx.set_materialize_grads(False)
         ctx.program, ctx.call, ctx.training = program, call, training
         outputs = values[:count]
-        if layout is not None:
-            made = unpacked(call, program.outputs, outputs)
-            # Not as views of what moved them: PyTorch lets nobody write into these.
-            outputs = tuple([o.detach() if o._is_view() else o for o in made])
-            tensors = as_kept(program, training, tensors, given)
         ctx.save_for_backward(*tensors, *values[count:])
         if _top_saved_tensors_default_hooks(False) is not None:
             outputs = _apart(outputs, values[count:])
@@ -195,20 +187,12 @@ class _Eager(torch.autograd.Function):
             tensors = saved[: len(program.inputs)]
 
             def gradients_of(given: Sequence[Tensor | None]) -> list[Tensor | None]:
-                return _differentiable_in_place(
-                    program, ctx.call, training.wants, tensors, given, training.wants
-                )
+                return _differentiable_in_place(program, ctx.call, training.wants, tensors, given)
 
             return (None, None, *of_a_batch(gradients_of, given))
-        call = ctx.call
-        if call.layout is not None:
-            count = len(program.inputs)
-            saved = (*packed(call, program.inputs, saved[:count], training.wants), *saved[count:])
-            given = packed(call, program.outputs, given)
         values = (*saved, *given, None)
-        gradients = (*training.backwards.run(call, [values[place] for place in training.feeds]), None)
-        found = [gradients[place] for place in training.gives]
-        return (None, None, *(found if call.layout is None else unpacked(call, program.inputs, found)))
+        gradients = (*training.backwards.run(ctx.call, [values[place] for place in training.feeds]), None)
+        return (None, None, *[gradients[place] for place in training.gives])
 
 
 # `_Eager.apply` without what it does first, in Python: it looks for transforms and for tensors that have outlived one.
@@ -271,20 +255,17 @@ _NOT_TENSORS = (None,) * 4  # the first arguments of _Segmented
 
 def _differentiable_in_place(
     program: Program, call: Call, wants: frozenset[str], tensors: Sequence[Tensor | None],
-    cotangents: Sequence[Tensor | None], names: frozenset[str] | None = None,
+    cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:  # fmt: skip
-    """The gradient as a differentiable function where sequences lie as users have them: they are packed for it.
-
-    names: of those that are not packed yet; None: all.
-    """
+    """The gradient as a differentiable function where sequences lie as users have them: they are packed for it."""
     layout = call.layout
     moves = layout is not None and layout.lead != layout.inner
     if moves:
-        tensors = packed(call, program.inputs, tensors, names)
-        cotangents = packed(call, program.outputs, cotangents)
+        tensors = packed(call, program.laid.inputs, tensors)
+        cotangents = packed(call, program.laid.outputs, cotangents)
     by_port = _differentiable(program, call._replace(layout=None), wants, tensors, cotangents)
     gradients = [by_port.get(port.name) for port in program.inputs]
-    return unpacked(call, program.inputs, gradients) if moves else gradients
+    return unpacked(call, program.laid.inputs, gradients) if moves else gradients
 
 
 def _kept_again(ctx: Any, derived: bool) -> tuple[Tensor | None, ...]:
@@ -294,7 +275,7 @@ def _kept_again(ctx: Any, derived: bool) -> tuple[Tensor | None, ...]:
     What was kept in the memory of an output is computed again. An input that is read is autograd's error.
     """
     program, training = ctx.program, ctx.training
-    inputs, count = program.inputs, len(program.inputs)
+    count = len(program.inputs)
     own, kept = ctx._raw_saved_tensors[:count], ctx._raw_saved_tensors[count:]
     tensors = [saved.unpack() if derived or i in training.feeds else None for i, saved in enumerate(own)]
     if derived:
@@ -304,8 +285,7 @@ def _kept_again(ctx: Any, derived: bool) -> tuple[Tensor | None, ...]:
     except RuntimeError:
         tensors = [saved.unpack() for saved in own]
     with torch.no_grad():
-        given = tensors if ctx.call.layout is None else packed(ctx.call, inputs, tensors, training.wants)
-        values = training.forwards.run(ctx.call, given)
+        values = training.forwards.run(ctx.call, tensors)
     return (*tensors, *values[len(program.outputs) :])
 
 

@@ -12,14 +12,14 @@ from elman import engines, noise
 from elman.caches import cached
 from elman.circuit.form import InPort, Kind
 from elman.engines import codegen
-from elman.engines.base import PlanFunction, Runner, StageMaker
+from elman.engines.base import Laid, PlanFunction, Runner, StageMaker
 from elman.execute.emit import emit
+from elman.execute.laid import packed, unpacked
 from elman.plan.footprint import Counted, Footprint, footprint, handed
 from elman.plan.form import Plan
 from elman.plan.sink import sunk
 from elman.plan.stepwise import with_views
 from elman.segments import Layout
-from elman.segments.move import Move
 from elman.segments.segment import Memory
 from elman.segments.timeline import Packing
 from elman.trace.modes import constants_among
@@ -37,7 +37,8 @@ class Call(NamedTuple):
     level: how many vmaps of torch.func were going on when the seed was drawn; None until a door has asked.
     first: the number of its first step, where it is a segment of a call; with a packing, that knows it.
     memory: the budget of the call in bytes, or how long its segments are. layout: where users' sequences lie, if they
-        are to be packed here, as a whole or a segment at a time. swaps: how states change places with it, if they do.
+        are to be packed here, as a whole or a segment at a time. swaps: whether states change places with their
+        rows.
     owner: under torch.compile, the program that the compiled graph keeps: what runs is then a registered operator.
     """
 
@@ -50,7 +51,7 @@ class Call(NamedTuple):
     first: int = 0
     memory: Memory = None
     layout: Layout | None = None
-    swaps: Move | None = None
+    swaps: bool = False
     owner: Any = None
 
 
@@ -60,12 +61,14 @@ class Executable:
     ends: for each output, "own" for a tensor of its own rather than a view, so that users may write into it where
         autograd can tell; "copy" for one in memory of its own; "" for whatever comes. By default "".
     single: for one step alone, whose sequences go in and come out as `[B, …]`.
+    laid: what comes and goes as users have it in calls with a layout; by default nothing.
     """
 
-    def __init__(self, plan: Plan, ends: Sequence[str] = (), single: bool = False):
-        self.plan, self.single = plan, single
+    def __init__(self, plan: Plan, ends: Sequence[str] = (), single: bool = False, laid: Laid | None = None):
+        self.plan, self.single, self.laid = plan, single, laid
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
         self._made: dict[tuple[str | engines.Engine, bool], PlanFunction] = {}
+        self._packing: dict[str | engines.Engine, PlanFunction | None] = {}
         self._bytes: dict[tuple[str | engines.Engine, bool], Callable[[int, int, int], int]] = {}
         self._prepared: dict[str | engines.Engine, tuple[Plan, StageMaker, Runner | None]] = {}
         self._empty: PlanFunction | None = None  # for calls without a step or a row
@@ -73,8 +76,9 @@ class Executable:
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
 
-        tensors: constants, sequences `[T, B, …]`, starting states `[B, …]`; None for zeros. What comes out has no
-        history: the caller sees to it that autograd is off, or that no tensor wants a gradient.
+        tensors: constants, sequences `[T, B, …]`, starting states `[B, …]`; None for zeros. Where the call has a
+        layout, sequences are packed here and put back. What comes out has no history: the caller sees to it that
+        autograd is off, or that no tensor wants a gradient.
         """
         if torch._C._len_torch_function_stack():  # a mode that changed the step has done so in its trace
             with torch._C.DisableTorchFunction():
@@ -85,7 +89,16 @@ class Executable:
         return self._run(call, tensors)
 
     def _run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        steps, batch, seed, engine, packing, _, first, *_ = call
+        steps, batch, seed, engine, packing, _, first, _, layout, *_ = call
+        if layout is not None:
+            assert self.laid is not None
+            itself = self._packs_itself(engine) if packing is not None else None
+            if itself is not None:
+                return itself(layout, call.swaps, seed, *tensors)
+            results = self._run(call._replace(layout=None), packed(call, self.laid.inputs, tensors))
+            put_back = unpacked(call, self.laid.outputs, results)
+            # Not as views of what moved them: PyTorch lets nobody write into these.
+            return tuple([t.detach() if t._is_view() else t for t in put_back])
         function = self.function(engine, packing is not None)
         return (
             function(steps, batch, seed, first, *tensors)
@@ -104,6 +117,18 @@ class Executable:
             self._made[engine, ragged] = self._emitted(engine, ragged) if isinstance(passed, str) else passed
         return self._made[engine, ragged]
 
+    def _packs_itself(self, engine: str | engines.Engine) -> PlanFunction | None:
+        """What runs the plan, packs sequences and puts them back, as one function; None where there is none."""
+        if engine in self._packing:
+            return self._packing[engine]
+        return self._find_packing(engine)
+
+    @locked
+    def _find_packing(self, engine: str | engines.Engine) -> PlanFunction | None:
+        passed = self._passed(engine, True, self.laid)
+        self._packing[engine] = None if isinstance(passed, str) else passed
+        return self._packing[engine]
+
     def needs(self, call: Call) -> Footprint | Counted:
         """The bytes of the plan in calls like this one."""
         chosen = call.engine, call.packing is not None
@@ -115,7 +140,9 @@ class Executable:
     def _emitted(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
         return emit(*self.prepared(engine), self.ends, self.single, ragged)
 
-    def _passed(self, wanted: str | engines.Engine, ragged: bool = False) -> PlanFunction | str:
+    def _passed(
+        self, wanted: str | engines.Engine, ragged: bool = False, laid: Laid | None = None
+    ) -> PlanFunction | str:
         """The plan as its engine's own function, or why it is one of Python."""
         engine = self.engine(wanted)
         if engine is None:
@@ -130,12 +157,14 @@ class Executable:
                 executable._empty = executable._emitted(wanted, False)
             return executable._empty(*args)
 
-        passed = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty, ragged)
+        passed = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty, ragged, laid)
         if (counted := getattr(passed, "bytes", None)) is not None:
             self._bytes[wanted, ragged] = counted
         ports = self.plan.circuit.inputs_of(Kind.NOISE)
         if isinstance(passed, str) or not ports:
             return passed
+        if laid is not None:
+            return _drawing_laid(passed, ports)
         return _drawing_packed(passed, ports) if ragged else _drawing(passed, ports, self.single, empty)
 
     def split(self, wanted: str | engines.Engine) -> str | None:
@@ -187,16 +216,29 @@ def _drawing_packed(passed: PlanFunction, ports: Sequence[InPort]) -> PlanFuncti
     """The same on packed rows."""
 
     def drawing(packing: Packing, seed: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        row, step = packing.first_row, packing.first_step
-        drawn = [
-            noise.draw_rows(port, port.number, seed, row, row + packing.rows)
-            if port.rows
-            else noise.draw(port, port.number, seed, step, step + packing.steps, packing.batch)
-            for port in ports
-        ]
-        return passed(packing, seed, *tensors, *drawn)
+        return passed(packing, seed, *tensors, *_drawn(packing, ports, seed))
 
     return drawing
+
+
+def _drawing_laid(passed: PlanFunction, ports: Sequence[InPort]) -> PlanFunction:
+    """The same where sequences are packed on the way."""
+
+    def drawing(layout: Layout, swaps: bool, seed: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        assert layout.packing is not None
+        return passed(layout, swaps, seed, *tensors, *_drawn(layout.packing, ports, seed))
+
+    return drawing
+
+
+def _drawn(packing: Packing, ports: Sequence[InPort], seed: int) -> list[Tensor]:
+    row, step = packing.first_row, packing.first_step
+    return [
+        noise.draw_rows(port, port.number, seed, row, row + packing.rows)
+        if port.rows
+        else noise.draw(port, port.number, seed, step, step + packing.steps, packing.batch)
+        for port in ports
+    ]
 
 
 @cached("plans run by the names of their ports", 64)

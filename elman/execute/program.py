@@ -16,8 +16,10 @@ from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.circuit.rows import carries
 from elman.circuit.verdict import ROWWISE, verdict
+from elman.engines.base import Laid
 from elman.errors import NotSupported
 from elman.execute.executable import Call, Executable
+from elman.execute.laid import kinds_of
 from elman.plan import Plan, plan
 from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
@@ -296,11 +298,16 @@ class Program:
     @derived
     def whole(self) -> Executable:
         """The plan for a call that wants no gradient, ready to run."""
-        return Executable(self.plan, self.ends)
+        return Executable(self.plan, self.ends, laid=self.laid)
+
+    @derived
+    def laid(self) -> Laid:
+        """What comes and goes as users have it in calls with a layout."""
+        return Laid(kinds_of(self.inputs), kinds_of(self.outputs))
 
     @derived
     def _single(self) -> Executable:
-        return Executable(stepwise(self.circuit), self.ends)
+        return Executable(stepwise(self.circuit), self.ends, laid=self.laid)
 
     @derived
     def single(self) -> Executable:
@@ -328,10 +335,21 @@ def _training(program: Program, wants: frozenset[str]) -> TrainingPlans:
     # What is kept takes the place of an input of the same name.
     places = {name: i for i, name in enumerate([*inputs, *kept, *map(ports.get, outputs)])}
     gradients = {out.gradient_of: i for i, out in enumerate(both.backward.outputs)}
+    # Users have what goes in and comes out, and the gradients of both; what is kept lies as the forward pass made it.
+    own = dict(zip(inputs, program.laid.inputs, strict=True))
+    lies = own | dict.fromkeys(kept)
+    arrive = dict(zip(map(ports.get, outputs), program.laid.outputs, strict=True))
+    forth = Laid(program.laid.inputs, (*program.laid.outputs, *(None for _ in kept)))
+    back = Laid(
+        tuple(arrive[name] if name in arrive else lies.get(name) for name in wanted),
+        tuple(own.get(str(out.gradient_of)) for out in both.backward.outputs),
+    )
     return TrainingPlans(
         wants, both, forward, backward,
-        Executable(forward, (*program.ends, *("" for _ in kept))),
-        Executable(backward, ["copy" if shared and not program._bare else "" for shared in sharing(both.backward)]),
+        Executable(forward, (*program.ends, *("" for _ in kept)), laid=forth),
+        Executable(
+            backward, ["copy" if shared and not program._bare else "" for shared in sharing(both.backward)], laid=back
+        ),
         tuple(i for i, flows in enumerate(program._carrying(wants)) if not flows),
         tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
     )  # fmt: skip

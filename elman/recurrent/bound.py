@@ -373,7 +373,7 @@ class BoundCall:
             return self.output(results), self.final(results)
         assert self.binding is not None
         results = list(results)
-        if call.swaps is None:
+        if not call.swaps:
             finals = self.binding.finals
             ended = layout.final([results[slot] for slot in finals], states, self.reverse)
             for slot, value in zip(finals, ended, strict=True):

@@ -162,7 +162,7 @@ class Calls:
         self.budget = call.memory
         in_place = not args.packed and (call.memory is not None or layout.moves)
         if in_place := in_place and peek_interpreter_stack() is None:
-            call = call._replace(layout=layout, swaps=layout.swaps if call.memory is None else None)
+            call = call._replace(layout=layout, swaps=layout.alone and call.memory is None)
         starts = states
         if args.states and layout.is_cut and not call.swaps:
             starts = self._starts(layer, layout, args, args.states)
@@ -349,10 +349,10 @@ def _of_any_length(
     layout = happens.layout(x.shape[0], x.shape[1], x.device)
     call = Call(layout.steps, layout.pieces, 0, bound.engine, layout.packing)
     if layout.is_cut:
-        if layout.swaps is None:
+        if not layout.alone:
             return None
         bound.expect_divisible(layout)
-        call = call._replace(layout=layout, swaps=layout.swaps)
+        call = call._replace(layout=layout, swaps=True)
     elif bound.often(layout.steps):
         return None
     given = bound.started(inputs, layout.batch) if bound.from_cell else inputs

@@ -13,11 +13,19 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from elman.errors import InputError, InputTypeError, NotSupported
 
+try:
+    from elman import _native
+except ImportError:
+    _native: Any = None
+
 Tensor = torch.Tensor
 
 
 def read_lengths(lengths: Tensor | Sequence[int], steps: int, batch: int) -> Tensor:
     """Lengths `[B]` in 0 … T as int64 on the CPU. Raises InputError or InputTypeError for what they cannot be."""
+    plain = type(lengths) is Tensor and peek_interpreter_stack() is None
+    if plain and _native is not None and _native.are_lengths(lengths, steps, batch):
+        return lengths  # type: ignore[return-value]
     given = lengths if isinstance(lengths, Tensor) else _outside(torch.tensor, lengths)
     if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise InputTypeError(
@@ -63,9 +71,10 @@ def read_bools(value: Tensor | np.ndarray, name: str, steps: int, batch: int) ->
 
 def _read(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     """The numbers of a tensor, from wherever it lies and whatever transform is going on around."""
-    if isinstance(value, FakeTensor):
+    if isinstance(value, FakeTensor) or value.is_meta:
+        kind = "a fake tensor" if isinstance(value, FakeTensor) else "on the device meta"
         raise NotSupported(
-            what=f"{name} is a fake tensor, which has no numbers, and where steps lie depends on them",
+            what=f"{name} is {kind}, which has no numbers, and where steps lie depends on them",
             where=f"{name}=", mend="pass a real tensor, made outside of the FakeTensorMode; lengths may be a list",
         )  # fmt: skip
     if is_functorch_wrapped_tensor(value):
@@ -73,7 +82,7 @@ def _read(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
             what=f"{name} is an argument of a transform of torch.func, so that nobody knows its numbers",
             where=f"{name}=", mend="let the function that is transformed take it from outside",
         )  # fmt: skip
-    return _outside(lambda: value.detach().to("cpu", dtype).contiguous())
+    return _outside(lambda: value.detach().to("cpu", dtype).resolve_neg().contiguous())
 
 
 def _outside(make: Callable[..., Tensor], *args: Any) -> Tensor:

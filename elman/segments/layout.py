@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from elman.caches import cached
 from elman.segments.check import read_bools, read_lengths
 from elman.segments.move import Move
-from elman.segments.pieces import Pieces, cut
+from elman.segments.pieces import Pieces, carried, cut
 from elman.segments.segment import Segment
 from elman.segments.timeline import Packing, as_index
 
@@ -35,7 +35,6 @@ class Layout:
     device: torch.device
     packing: Packing | None = None
     _pieces: Pieces | None = None  # None: piece i is all of row i
-    _move: Move | None = None  # from the user's rows to packed ones; None: they are the first N, in order
     _packed: PackedSequence | None = None  # one that came in
 
     # --- making one -----------------------------------------------------------------------------------------------
@@ -61,15 +60,14 @@ class Layout:
         happens = None if mask is None else read_bools(mask, "mask", steps, batch)
         resets = None if reset is None else read_bools(reset, "reset", steps, batch)
         pieces = cut(steps, batch, counts, happens, resets)
-        count, sizes, rows = len(pieces.owner), pieces.sizes, pieces.rows
+        sizes, count = pieces.sizes, len(pieces.owner)
         even = len(sizes) == 0 or sizes[0] == sizes[-1]
-        if rows is None and even and count == batch and len(sizes) == steps and not pieces.fresh.any():
+        if pieces.in_order and even and pieces.alone and len(sizes) == steps:
             return cls.whole(steps, batch, device)
-        move = None if rows is None else Move(rows, pieces.places, (steps, batch), device)
         if even:
-            return cls((steps, batch), batch, (len(sizes), count), device, None, pieces, move)
-        packing = Packing(sizes, device, pieces.before)
-        return cls((steps, batch), batch, (packing.rows,), device, packing, pieces, move)
+            return cls((steps, batch), batch, (len(sizes), count), device, None, pieces)
+        packing = Packing(sizes, device)
+        return cls((steps, batch), batch, (packing.rows,), device, packing, pieces)
 
     @classmethod
     def of_packed(cls, sequence: PackedSequence) -> Layout:
@@ -80,9 +78,11 @@ class Layout:
         pieces, order, back = None, sequence.sorted_indices, sequence.unsorted_indices
         if order is not None and back is not None:
             owner, place = order.cpu().numpy(), back.cpu().numpy()
-            pieces = Pieces(owner, owner < 0, place, place, packing.counts, None, place, place)
+            pieces = Pieces(
+                owner, owner < 0, place, place, packing.counts, owner[:0], owner[:0], in_order=True
+            )
         uneven = None if packing.even else packing
-        return cls((packing.rows,), packing.batch, inner, data.device, uneven, pieces, None, sequence)
+        return cls((packing.rows,), packing.batch, inner, data.device, uneven, pieces, sequence)
 
     # --- what circuits see ----------------------------------------------------------------------------------------
 
@@ -104,21 +104,37 @@ class Layout:
     @property
     def is_packed(self) -> bool:
         """Whether sequences lie for users as they do for circuits."""
-        return self.lead == self.inner and self._move is None and self._packed is None
+        return self.lead == self.inner and not self.moves and self._packed is None
 
     @property
     def moves(self) -> bool:
         """Whether sequences are packed by a move of rows, and outputs by one back."""
-        return self._move is not None
+        return self._pieces is not None and not self._pieces.in_order
 
     @functools.cached_property
-    def swaps(self) -> Move | None:
-        """How states change places where rows do and nothing else happens to them: each is one piece, which starts from
-        the row's state; to what circuits see, and back. None: they are found by `start` and `final`."""
+    def _move(self) -> Move | None:
+        """From the user's rows to packed ones; None: they are the first N, in order."""
         pieces = self._pieces
-        if self._move is None or pieces is None or not pieces.alone:
+        if pieces is None or pieces.in_order:
             return None
-        return Move(pieces.owner, pieces.last, (self.batch,), self.device)
+        return Move(pieces.rows, pieces.places, self.lead, self.device)
+
+    @property
+    def told(self) -> Pieces | None:
+        """Where rows go, for a native pass that moves them itself (native/pass.hpp)."""
+        return self._pieces
+
+    @property
+    def alone(self) -> bool:
+        """Whether each row is one piece, which starts from the row's state: states change places with their rows, and
+        nothing else happens to them."""
+        return self.moves and self._pieces is not None and self._pieces.alone
+
+    @functools.cached_property
+    def swap(self) -> Move:
+        """How states change places where rows are `alone`, and back. Elsewhere `start` and `final` find them."""
+        assert self._pieces is not None
+        return Move(self._pieces.owner, self._pieces.last, (self.batch,), self.device)
 
     @property
     def is_cut(self) -> bool:
@@ -218,7 +234,7 @@ class Layout:
         pieces = self._pieces
         if pieces is None or (not self.cuts and not pieces.fresh.any()):
             return 0
-        return len(pieces.owner) - int(pieces.carried(reverse).sum())
+        return len(pieces.owner) - int(carried(pieces, reverse).sum())
 
     def start(
         self, states: Sequence[Tensor], reverse: bool, initial: Callable[[int], Sequence[Tensor]]
@@ -233,8 +249,8 @@ class Layout:
         count = self.starts_anew(reverse)
         if not count:
             return self._choose(states, pieces.owner)
-        carried = pieces.carried(reverse)
-        index = np.where(carried, pieces.owner, self.batch - 1 + (~carried).cumsum())
+        own = carried(pieces, reverse)
+        index = np.where(own, pieces.owner, self.batch - 1 + (~own).cumsum())
         both = [torch.cat(some) for some in zip(states, initial(count), strict=True)]
         return self._choose(both, index)
 

@@ -13,7 +13,7 @@ import torch
 
 from elman.errors import InputError, InputTypeError
 from elman.segments.check import read_bools, read_lengths
-from elman.segments.pieces import cut
+from elman.segments.pieces import carried, cut
 from elman.segments.timeline import Packing
 
 Tensor = torch.Tensor
@@ -43,15 +43,14 @@ def pieces_op(
         None if reset is None else read_bools(reset, "reset", steps, batch),
     )  # fmt: skip
     count, all_rows = int(pieces.sizes.sum()), steps * batch
-    rows = np.arange(count) if pieces.rows is None else pieces.rows
     places = np.where(pieces.places == count, all_rows, pieces.places)
-    carried = pieces.carried(reverse)
-    start = np.where(carried, pieces.owner, batch - 1 + (~carried).cumsum())
+    own = carried(pieces, reverse)
+    start = np.where(own, pieces.owner, batch - 1 + (~own).cumsum())
     chosen = pieces.first if reverse else pieces.last
     final = np.where(chosen < 0, most + np.arange(batch), chosen)
     return (
-        _padded(pieces.sizes, steps), _padded(rows, all_rows), torch.from_numpy(places), _padded(pieces.owner, most),
-        _padded(start, most), torch.from_numpy(final),
+        _padded(pieces.sizes, steps), _padded(pieces.rows, all_rows), torch.from_numpy(places),
+        _padded(pieces.owner, most), _padded(start, most), torch.from_numpy(final),
     )  # fmt: skip
 
 

@@ -20,9 +20,8 @@ class Pieces(NamedTuple):
     owner: [P], the row of each piece. fresh: [P], whether a reset stands at or before its first step.
     first, last: [B], a row's first and last piece in time, -1 for a row without a step.
     sizes: [steps of the longest piece], how many pieces are longer than t.
-    rows: [N], t B + b of each packed row; None if they are the first N, in order.
+    rows: [N], t B + b of each packed row. in_order: whether they are the first N, in order.
     places: [T B], which packed row is step t of row b; N where it does not happen.
-    before: [N], which packed row is the step before; itself for a piece's first.
     alone: whether each row is one piece, and starts from the row's state.
     """
 
@@ -31,17 +30,18 @@ class Pieces(NamedTuple):
     first: np.ndarray
     last: np.ndarray
     sizes: np.ndarray
-    rows: np.ndarray | None
+    rows: np.ndarray
     places: np.ndarray
-    before: np.ndarray
+    in_order: bool = False
     alone: bool = False
 
-    def carried(self, reverse: bool) -> np.ndarray:
-        """[P]: whether each starts from its row's state."""
-        starts = np.zeros(len(self.owner), bool)
-        begins = self.last if reverse else self.first
-        starts[begins[begins >= 0]] = True
-        return starts if reverse else starts & ~self.fresh
+
+def carried(pieces: Pieces, reverse: bool) -> np.ndarray:
+    """[P]: whether each starts from its row's state."""
+    starts = np.zeros(len(pieces.owner), bool)
+    begins = pieces.last if reverse else pieces.first
+    starts[begins[begins >= 0]] = True
+    return starts if reverse else starts & ~pieces.fresh
 
 
 def cut(
@@ -52,9 +52,9 @@ def cut(
     lengths: int64 [B], in 0 … T. happens, resets: bool [T, B]. All contiguous, on the CPU.
     """
     if _native is not None:
-        cut = _native.cut(steps, batch, lengths, happens, resets)
-        owner, fresh, first, last, sizes, before, places, rows, alone = cut
-        return Pieces(owner, fresh.view(bool), first, last, sizes, rows, places, before, alone)
+        return _native.Pieces(
+            steps, batch, lengths, happens, resets
+        )  # which makes each array when it is asked for
     within = None if lengths is None else lengths.numpy()
     return plainly(steps, batch, within, *(None if t is None else t.numpy() for t in (happens, resets)))
 
@@ -85,13 +85,10 @@ def plainly(
     step = np.arange(len(row)) - starts[piece]
     sizes = np.bincount(step)
     packed = (sizes.cumsum() - sizes)[step] + place[piece]
-    rows, before = np.empty_like(row), np.empty_like(row)
+    rows = np.empty_like(row)
     rows[packed] = time * batch + row
-    before[packed] = packed - np.where(step > 0, sizes[step - 1], 0)
     places = np.full(steps * batch, len(rows))
     places[rows] = np.arange(len(rows))
     in_order = np.array_equal(rows, np.arange(len(rows)))
     alone = len(owner) == batch and bool((first >= 0).all()) and not fresh.any()
-    return Pieces(
-        owner[order], fresh[order], first, last, sizes, None if in_order else rows, places, before, alone
-    )
+    return Pieces(owner[order], fresh[order], first, last, sizes, rows, places, in_order, alone)

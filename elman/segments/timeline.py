@@ -93,25 +93,21 @@ class Packing:
     """Where the steps of rows of different lengths lie; the same forward and backward. Every row has a step.
 
     sizes: rows at each step, never growing, the last one above zero. device: of the tensors that are packed.
-    before: as the property, if it is known. origin: the step and the packed row of the call that it begins with, where
-        it is a segment of one.
+    origin: the step and the packed row of the call that it begins with, where it is a segment of one.
     """
 
     def __init__(
-        self, sizes: Sequence[int] | np.ndarray, device: torch.device, before: np.ndarray | None = None,
-        origin: tuple[int, int] = (0, 0),
-    ):  # fmt: skip
+        self, sizes: Sequence[int] | np.ndarray, device: torch.device, origin: tuple[int, int] = (0, 0)
+    ):
         self.counts = np.asarray(sizes)
-        self._before = before
         self.sizes: list[int] = self.counts.tolist()
         self.device = device
-        self.steps, self.batch = len(self.sizes), self.sizes[0]
-        self.rows = sum(self.sizes) if before is None else len(before)
+        self.steps, self.batch, self.rows = len(self.sizes), self.sizes[0], sum(self.sizes)
         self.first_step, self.first_row = origin
 
     def part(self, s: Segment) -> Packing:
         """That of a segment."""
-        return Packing(self.counts[s.first : s.stop], self.device, None, (s.first, s.start))
+        return Packing(self.counts[s.first : s.stop], self.device, (s.first, s.start))
 
     @property
     def even(self) -> bool:
@@ -126,8 +122,6 @@ class Packing:
     @functools.cached_property
     def before(self) -> Tensor:
         """[N]: where the step before lies; any row for a sequence's first step."""
-        if self._before is not None:
-            return self._tensor(self._before)
         rows = np.arange(self.rows)
         rows[self.batch :] -= np.repeat(self.counts[:-1], self.counts[1:])
         return self._tensor(rows)

@@ -30,7 +30,7 @@ SLIPS = (
         "every segment draws the noise of the first one", "recurrent/test_memory.py -k noise",
     ),
     Slip(
-        "execute/laid.py", "else swaps.back(t)", "else swaps(t)", "final states come back in the order of the pieces",
+        "execute/laid.py", "else swap.back(t)", "else swap(t)", "final states come back in the order of the pieces",
         "recurrent/test_packed_sequence.py",
     ),
     Slip(
@@ -347,16 +347,16 @@ SLIPS = (
     ),
     # --- execute ---
     Slip(
-        "execute/autograd.py", "            given = packed(call, program.outputs, given)\n", "",
+        "execute/program.py", "arrive[name] if name in arrive else lies.get(name)", "lies.get(name)",
         "the cotangents of a ragged call are read where users have them", "recurrent/test_laid.py",
     ),
     Slip(
-        "execute/autograd.py", "[o.detach() if o._is_view() else o for o in made]", "made",
+        "execute/executable.py", "[t.detach() if t._is_view() else t for t in put_back]", "put_back",
         "nobody may write into the outputs of a ragged call", "recurrent/test_laid.py",
     ),
     Slip(
-        "execute/laid.py", "t if port.name in training.wants else p for", "p for",
-        "second derivatives of a ragged call end at what it packed", "recurrent/test_laid.py",
+        "execute/program.py", "own.get(str(out.gradient_of)) for", "None for",
+        "gradients of a ragged call come back as packed rows", "recurrent/test_laid.py",
     ),
     Slip(
         "execute/autograd.py", "        if training.silent:\n", "        if False:\n",

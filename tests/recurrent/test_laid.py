@@ -12,14 +12,15 @@ import elman
 from tests.cases import CASES
 from tests.recurrent import compare, ragged
 from tests.recurrent.compare import Inputs
+from tests.recurrent.test_cut import LAID
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SHORTER = torch.tensor([4, 3, 1])  # the longest first: then final states lie in order
 
 
-def layer(name: str = "gru") -> elman.Recurrent:
-    return elman.Recurrent(CASES[name].make().double())
+def layer(name: str = "gru", engine: str = "auto") -> elman.Recurrent:
+    return elman.Recurrent(CASES[name].make().double(), engine=engine)
 
 
 @pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
@@ -37,9 +38,11 @@ def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:
         torch.testing.assert_close(mine, right, **EXACT)
 
 
-def test_writing_into_the_outputs_of_a_large_call() -> None:
-    """Its rows are moved by PyTorch, which makes views."""
-    rnn, x = elman.Recurrent(elman.cells.GRU(5, 64), batch_first=False), torch.randn(90, 64, 5)
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_writing_into_the_outputs_of_a_large_call(engine: str) -> None:
+    """By the reference engine its rows are moved by PyTorch, which makes views."""
+    rnn = elman.Recurrent(elman.cells.GRU(5, 64), batch_first=False, engine=engine)
+    x = torch.randn(90, 64, 5)
     lengths = torch.arange(90, 90 - 64, -1)
     right = torch.autograd.grad(2 * rnn(x, lengths=lengths)[0].sum(), rnn.cell.U)[0]
     outputs, final = rnn(x, lengths=lengths)
@@ -50,17 +53,13 @@ def test_writing_into_the_outputs_of_a_large_call() -> None:
 
 @pytest.mark.parametrize("wants", [True, False])
 def test_x_that_is_written_into_before_the_gradient_is_asked_for(wants: bool) -> None:
-    """Where it wants a gradient that is an error; where not, what the call has read is what counts."""
+    """Whether or not it wants a gradient itself, as with PyTorch's own operations."""
     rnn, x = layer(), torch.randn(4, 3, 5, dtype=torch.float64)
-    right = torch.autograd.grad(rnn(x, lengths=SHORTER)[0].sum(), rnn.cell.U)[0]
     outputs, _ = rnn(x.requires_grad_(wants), lengths=SHORTER)
     with torch.no_grad():
         x.mul_(3)
-    if wants:
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            torch.autograd.grad(outputs.sum(), rnn.cell.U)
-    else:
-        torch.testing.assert_close(torch.autograd.grad(outputs.sum(), rnn.cell.U)[0], right, **EXACT)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(outputs.sum(), rnn.cell.U)
 
 
 @pytest.mark.parametrize("wants", [True, False])
@@ -106,3 +105,50 @@ def test_one_node_of_autograd() -> None:
     node = rnn(x, lengths=torch.tensor([1, 4, 2]))[0].grad_fn
     assert node.name() == "_EagerBackward"
     assert x.view_as(x).grad_fn.next_functions[0][0] in {one for one, _ in node.next_functions}
+
+
+@pytest.mark.parametrize("how", LAID)
+def test_sequences_and_cotangents_lie_as_they_like(how: str) -> None:
+    """The bits are those of sequences in order, forward and back."""
+    lay, _ = LAID[how]
+    rnn, lengths = elman.Recurrent(elman.cells.GRU(3, 4)), torch.tensor([1, 4])
+    given, back = (lay(torch.randn(4, 2, 1, n))[:, :, 0] for n in (3, 4))
+    found = []
+    for x, cotangent in ((given, back), (given.clone(memory_format=torch.contiguous_format), back.clone())):
+        x = x.detach().requires_grad_()
+        outputs, final = rnn(x, lengths=lengths)
+        wanted = [x, *rnn.parameters()]
+        found.append([outputs, final, *torch.autograd.grad(outputs, wanted, cotangent)])
+    for mine, right in zip(*found, strict=True):
+        assert torch.equal(mine, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_call_whose_rows_several_threads_move(dtype: torch.dtype) -> None:
+    lengths, found = torch.randint(1, 91, (64,)), []
+    rnn = elman.Recurrent(elman.cells.GRU(64, 64).to(dtype), batch_first=False)
+    x, before = torch.randn(90, 64, 64, dtype=dtype, requires_grad=True), torch.get_num_threads()
+    for engine, threads in (("auto", 2), ("auto", 1), ("reference", 1)):
+        rnn.engine = engine
+        try:
+            torch.set_num_threads(threads)
+            outputs, final = rnn(x, lengths=lengths)
+            found.append([outputs, final, *torch.autograd.grad(outputs.sin().sum(), [x, *rnn.parameters()])])
+        finally:
+            torch.set_num_threads(before)
+    for two, one, right in zip(*found, strict=True):
+        assert torch.equal(two, one)
+        torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["every other", "int32", "a list", "of the other sign"])
+def test_lengths_however_they_lie(how: str) -> None:
+    rnn, x = layer(), torch.randn(4, 3, 5, dtype=torch.float64)
+    plain = torch.tensor([1, 4, 2])
+    said: dict[str, Any] = {
+        "every other": torch.tensor([1, 0, 4, 0, 2, 0])[::2],
+        "int32": plain.int(),
+        "a list": [1, 4, 2],
+        "of the other sign": torch._neg_view(-plain),
+    }
+    assert torch.equal(rnn(x, lengths=said[how])[0], rnn(x, lengths=plain)[0])

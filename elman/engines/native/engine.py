@@ -13,7 +13,7 @@ from torch import fx
 
 from elman.caches import cached, listed
 from elman.circuit import graphs
-from elman.engines.base import Carrier, Engine, LoopResult, PlanFunction, Runner, Stepper
+from elman.engines.base import Carrier, Engine, Laid, LoopResult, PlanFunction, Runner, Stepper
 from elman.engines.lookups import failed
 from elman.engines.native import grouped, passes, stepping
 from elman.engines.native.builder import Op
@@ -120,8 +120,9 @@ class Native(Engine):
         return lambda influence, jacobian, added: run(influence, jacobian, added, _threads())
 
     def passed(
-        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False
-    ) -> PlanFunction | str:
+        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False,
+        laid: Laid | None = None,
+    ) -> PlanFunction | str:  # fmt: skip
         name = self.instructions
         assert name is not None
 
@@ -132,7 +133,7 @@ class Native(Engine):
             return program.interpreter
 
         try:
-            return passes.passed(plan, ends, single, name, ready, empty, ragged)
+            return passes.passed(plan, ends, single, name, ready, empty, ragged, laid)
         except Unsupported as reason:
             return f"it has no form for {reason}"
 

@@ -9,6 +9,7 @@ it. A value that lives between two pieces of the pass has its place in the pass'
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from elman.circuit import graphs
 from elman.circuit.form import InPort, Kind
 from elman.circuit.rows import Rows, rows_of
+from elman.engines.base import Laid
 from elman.engines.lookups import failed
 from elman.engines.native.extension import compiled
 from elman.engines.native.places import Memory, Places, delayed
@@ -24,6 +26,7 @@ from elman.engines.native.staged import StageWriter
 from elman.engines.native.tiles import tiles_of
 from elman.engines.native.values import Unsupported, View
 from elman.plan.form import Loop, Plan, delays_of, final_of
+from elman.segments import Layout
 from elman.segments.timeline import Packing
 from elman.trace.outside import outside
 
@@ -36,17 +39,30 @@ def passed(
     ready: Callable[[Loop], Any],
     empty: Callable[..., Any],
     ragged: bool,
+    laid: Laid | None = None,
 ) -> Callable[..., tuple[torch.Tensor, ...]]:
     """`(steps, batch, seed, first, *inputs) -> outputs` as `elman.execute.emit.emit` makes it, with the numbers of
     noise as inputs behind all others. Raises Unsupported.
 
     ready: the interpreter of a loop. empty: called in its stead where there is no step or no row.
     ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs` on packed rows.
+    laid: what is packed, and put back, on the way: `(layout, swaps, seed, *inputs) -> outputs`.
     """
-    native = _Writer(plan, ends, single, isa, ready, empty, ragged).function()
+    native = _Writer(plan, ends, single, isa, ready, empty, ragged, laid).function()
+    if laid is not None:
+        return _Laid(native.laid)
     if not ragged:
         return native
     return _Packed(native.packed, native.bytes)
+
+
+class _Laid(NamedTuple):
+    """The function that packs what comes in, and puts back what goes out."""
+
+    laid: Callable[..., Any]
+
+    def __call__(self, layout: Layout, swaps: bool, seed: int, *inputs: torch.Tensor | None) -> Any:
+        return self.laid(layout.told, swaps, *inputs)
 
 
 class _Packed(NamedTuple):
@@ -62,17 +78,19 @@ class _Packed(NamedTuple):
 class _Writer:
     def __init__(
         self, plan: Plan, ends: Sequence[str], single: bool, isa: str, ready: Callable[[Loop], Any],
-        empty: Callable[..., Any], ragged: bool,
+        empty: Callable[..., Any], ragged: bool, laid: Laid | None,
     ):  # fmt: skip
         self.plan, self.ends, self.isa, self.empty = plan, ends, isa, empty
         self.single, self.ragged = single, ragged
+        self.laid = laid or Laid((None,) * len(plan.circuit.inputs), (None,) * len(plan.circuit.outputs))
         self.places = Places(plan, single, ready)
         self.made: list[tuple[Memory, torch.dtype, list[int]]] = []
 
     def function(self) -> Any:
         plan = self.plan
         ports = sorted(plan.circuit.inputs, key=lambda port: port.kind is Kind.NOISE)
-        given = [self._given(i, port) for i, port in enumerate(ports)]
+        kinds = itertools.zip_longest(ports, self.laid.inputs)
+        given = [self._given(i, port, kind) for i, (port, kind) in enumerate(kinds)]
         StageWriter(self.places, plan.once, "batch").write()
         StageWriter(self.places, plan.before, "all").write()
         delays: dict[str, str] = {}
@@ -84,14 +102,18 @@ class _Writer:
         outcomes = self._outcomes()
         return self._native(given, outcomes)
 
-    def _given(self, index: int, port: InPort) -> Memory:
+    def _given(self, index: int, port: InPort, kind: Kind | None) -> Memory:
         timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
         count = ("all" if port.rows else "steps") if timed else "batch" if port.rows else "one"
         like = graphs.placeholder(self.plan.circuit.graph, port.name).meta["val"]
-        value = self.places.new(like, count)
+        value = self.places.new(like, _as_given(count, kind))
         assert type(value.buffer) is Memory
         value.buffer.place, value.buffer.index = "given", index
         self.places.values[port.name] = value
+        if kind is not None:
+            self.places.values[port.name] = self.places.new(like, count)
+            order = "pack" if kind is Kind.SEQUENCE else "start"
+            self.places.move(order, value, self.places.values[port.name])
         return value.buffer
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -142,7 +164,7 @@ class _Writer:
         outcomes: list[list[int]] = []
         ready = [self.places.values[self.plan.outputs[out.name]] for out in circuit.outputs]
         homes = [value.buffer.home for value in ready]  # type: ignore[attr-defined]
-        for out, value, end in zip(circuit.outputs, ready, self.ends, strict=True):
+        for out, value, end, kind in zip(circuit.outputs, ready, self.ends, self.laid.outputs, strict=True):
             memory, like = value.buffer, circuit.wire(out.wire).meta["val"]
             assert type(memory) is Memory
             if not value.whole or (where := rows_of(like)) not in (None, Rows(0, 1)):
@@ -150,7 +172,12 @@ class _Writer:
             counts = ("all",) if out.kind is Kind.SEQUENCE else ("batch",) if where else ("one",)
             if memory.count not in counts:
                 raise Unsupported(f"'{out.name}', whose rows are others")
-            if memory.home.place == "given" or (end == "copy" and homes.count(memory.home) > 1):
+            if kind is not None:
+                value = self.places.new(like, _as_given(memory.count, kind))
+                order = "unpack" if kind is Kind.SEQUENCE else "end"
+                self.places.move(order, ready[len(outcomes)], value)
+                memory = value.buffer
+            elif memory.home.place == "given" or (end == "copy" and homes.count(memory.home) > 1):
                 value = View(
                     self.places.memory(memory.type, memory.width, memory.count), 0, value.sizes, value.strides
                 )
@@ -166,7 +193,10 @@ class _Writer:
     def _made(self, memory: Memory, like: torch.Tensor, rows: bool) -> int:
         """The number of the tensor that is made for a place."""
         every = [-2] if self.single else [-4] if self.ragged else [-1, -2]
-        lead = {"one": [], "batch": [-2], "all": every, "trail": [-3, -2]}[memory.count]
+        lead = {
+            "one": [], "batch": [-2], "all": every, "trail": [-3, -2],
+            "given steps": [-5, -6], "given batch": [-7],
+        }[memory.count]  # fmt: skip
         sizes = lead + [int(size) for size in (like.shape[1:] if rows else like.shape)]
         for i, (other, _, other_sizes) in enumerate(self.made):
             if other is memory:
@@ -211,3 +241,12 @@ class _Writer:
             self.isa, self.places.real is torch.float64, places, [number.get(m, -1) for m in given], made, pieces,
             outcomes, numbered(tiles), failed, torch.get_num_threads, self.empty, memory,
         )  # fmt: skip
+
+
+def _as_given(count: str, kind: Kind | None) -> str:
+    """The rows of a value as users have it. Raises Unsupported for one that has other rows than they."""
+    if kind is None:
+        return count
+    if count != ("all" if kind is Kind.SEQUENCE else "batch"):
+        raise Unsupported("a sequence without rows of its own")
+    return "given steps" if kind is Kind.SEQUENCE else "given batch"

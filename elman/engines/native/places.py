@@ -78,6 +78,14 @@ class Places:
             (source.buffer, target.buffer),
         )
 
+    def move(self, order: str, source: View, target: View) -> None:
+        """The same in another order of rows."""
+        if not (source.whole and source.contiguous and source.numel == target.numel):
+            raise Unsupported("a move of a part of a value")
+        width = source.numel * self.bytes[source.type]
+        flat = ["move", self.spot(source), self.spot(target), width, compiled.ORDERS[order]]
+        self.piece(flat, (source.buffer, target.buffer))
+
     def in_time(self, kind: str, source: View, target: View, reverse: bool, *start: View) -> None:
         """A delay, or the ends of rows."""
         views = (source, target, *start)
