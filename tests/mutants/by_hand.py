@@ -34,7 +34,7 @@ SLIPS = (
         "recurrent/test_packed_sequence.py",
     ),
     Slip(
-        "segments/timeline.py", "self.device, None, (s.first, s.start))", "self.device, None)",
+        "segments/timeline.py", "self.device, (s.first, s.start))", "self.device)",
         "every segment of a ragged call draws the noise of the first one", "recurrent/test_memory.py -k noise",
     ),
     Slip(
@@ -313,12 +313,11 @@ SLIPS = (
     ),
     # --- segments ---
     Slip(
-        "segments/pieces.py", "return starts if reverse else starts & ~self.fresh", "return starts",
+        "segments/pieces.py", "return starts if reverse else starts & ~pieces.fresh", "return starts",
         "a piece after a reset starts from its row's state", "recurrent/test_sequences.py",
     ),
     Slip(
-        "segments/layout.py", " and not pieces.fresh.any():\n            return cls.whole",
-        ":\n            return cls.whole", "a reset at the first step of every row is forgotten",
+        "segments/layout.py", "even and pieces.alone and", "even and", "a reset at the first step of every row is forgotten",
         "recurrent/test_sequences.py recurrent/test_sequence_laws.py",
     ),
     Slip(
