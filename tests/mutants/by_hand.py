@@ -31,7 +31,7 @@ SLIPS = (
     ),
     Slip(
         "execute/laid.py", "else swap.back(t)", "else swap(t)", "final states come back in the order of the pieces",
-        "recurrent/test_packed_sequence.py",
+        "recurrent/test_sequences.py",
     ),
     Slip(
         "segments/timeline.py", "self.device, (s.first, s.start))", "self.device)",
@@ -317,7 +317,8 @@ SLIPS = (
         "a piece after a reset starts from its row's state", "recurrent/test_sequences.py",
     ),
     Slip(
-        "segments/layout.py", "even and pieces.alone and", "even and", "a reset at the first step of every row is forgotten",
+        "segments/layout.py", "even and pieces.alone and", "even and",
+        "a reset at the first step of every row is forgotten",
         "recurrent/test_sequences.py recurrent/test_sequence_laws.py",
     ),
     Slip(
