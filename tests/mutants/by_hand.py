@@ -31,7 +31,7 @@ SLIPS = (
     ),
     Slip(
         "execute/laid.py", "else swap.back(t)", "else swap(t)", "final states come back in the order of the pieces",
-        "recurrent/test_sequences.py",
+        "recurrent/test_laid.py",
     ),
     Slip(
         "segments/timeline.py", "self.device, (s.first, s.start))", "self.device)",

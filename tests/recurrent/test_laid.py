@@ -152,3 +152,18 @@ def test_lengths_however_they_lie(how: str) -> None:
         "of the other sign": torch._neg_view(-plain),
     }
     assert torch.equal(rnn(x, lengths=said[how])[0], rnn(x, lengths=plain)[0])
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_states_of_rows_that_change_places_in_a_circle(engine: str) -> None:
+    """Sorted by length they are rows 2, 0, 1: back is another order than there."""
+    rnn, lengths = layer("gru", engine), [2, 1, 4]
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    final = rnn(x, state, lengths=torch.tensor(lengths))[1]
+    alone = [rnn(x[:n, b : b + 1], state[b : b + 1])[1] for b, n in enumerate(lengths)]
+    wanted, weights = [x, state, *rnn.parameters()], torch.randn(3, 7, dtype=torch.float64)
+    torch.testing.assert_close(final, torch.cat(alone), **EXACT)
+    got = torch.autograd.grad(final, wanted, weights)
+    for mine, right in zip(got, torch.autograd.grad(torch.cat(alone), wanted, weights), strict=True):
+        torch.testing.assert_close(mine, right, **EXACT)
