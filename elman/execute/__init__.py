@@ -4,8 +4,8 @@
 the three ways in: no gradient wanted, eager gradients, transforms of torch.func; `operator` that of torch.compile.
 """
 
-from elman.execute.autograd import apply, ending
+from elman.execute.autograd import apply, apply_again, ending
 from elman.execute.executable import Call
 from elman.execute.program import Program
 
-__all__ = ["Call", "Program", "apply", "ending"]
+__all__ = ["Call", "Program", "apply", "apply_again", "ending"]

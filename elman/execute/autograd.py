@@ -70,6 +70,13 @@ def ending(
     return executable.function(call.engine), (call.steps, call.batch, call.seed, call.first)
 
 
+def apply_again(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    """The same, under the conditions of `ending`, for a call that is like none before in its sizes."""
+    if torch.is_grad_enabled():
+        return _recorded(program, call, *tensors)
+    return program.run(call, tensors)
+
+
 def _written(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """The same with memory of their own for zeros that autograd has not written down, which only PyTorch can read."""
     if any(t is not None and t._is_zerotensor() for t in tensors):

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from elman.caches import Recent, listed_in
 from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, specs
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
-from elman.execute import Call, apply
+from elman.execute import Call, apply, apply_again
 from elman.noise import Replay
 from elman.recurrent.arguments import (
     EVERY,
@@ -347,16 +347,19 @@ def _of_any_length(
     if any(len(other) != len(x) for other in others):
         return None
     layout = happens.layout(x.shape[0], x.shape[1], x.device)
-    call = Call(layout.steps, layout.pieces, 0, bound.engine, layout.packing)
-    if layout.is_cut:
+    cut = layout.is_cut
+    if cut:
         if not layout.alone:
             return None
         bound.expect_divisible(layout)
-        call = call._replace(layout=layout, swaps=True)
     elif bound.often(layout.steps):
         return None
-    given = bound.started(inputs, layout.batch) if bound.from_cell else inputs
+    laid = layout if cut else None
+    call = Call(layout.steps, layout.pieces, 0, bound.engine, layout.packing, None, 0, None, laid, swaps=cut)
     assert bound.binding is not None
+    if not bound.from_cell:
+        return apply_again(bound.binding.program, call, inputs)
+    given = bound.started(inputs, layout.batch)
     return None if given is None else apply(bound.binding.program, call, given)
 
 

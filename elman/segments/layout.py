@@ -60,12 +60,12 @@ class Layout:
         happens = None if mask is None else read_bools(mask, "mask", steps, batch)
         resets = None if reset is None else read_bools(reset, "reset", steps, batch)
         pieces = cut(steps, batch, counts, happens, resets)
-        sizes, count = pieces.sizes, len(pieces.owner)
+        sizes = pieces.sizes
         even = len(sizes) == 0 or sizes[0] == sizes[-1]
         if pieces.in_order and even and pieces.alone and len(sizes) == steps:
             return cls.whole(steps, batch, device)
         if even:
-            return cls((steps, batch), batch, (len(sizes), count), device, None, pieces)
+            return cls((steps, batch), batch, (len(sizes), len(pieces.owner)), device, None, pieces)
         packing = Packing(sizes, device)
         return cls((steps, batch), batch, (packing.rows,), device, packing, pieces)
 

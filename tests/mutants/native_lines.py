@@ -14,6 +14,7 @@ _OPERATIONS = (
     "engines/test_special_values.py",
     "engines/test_native.py",
 )
+_LAID = ("recurrent/test_laid.py", "recurrent/test_cut.py")
 _RAGGED = ("engines/test_native.py -k cases", "recurrent/test_sequences.py", "engines/test_native.py")
 _PRODUCTS = ("engines/test_products.py", "engines/test_native.py")
 
@@ -172,4 +173,14 @@ LINES = (
     Line("a loop does not stop when it is told to", "loop.hpp", "if (c.stop()) __atomic",
         "if (c.stop() && !FAULT()) __atomic",
          ("test_process.py", "engines/test_threads.py")),
+    # --- rows that a pass packs ---
+    Line("states of a ragged call come back in the order of the pieces", "arranged.hpp",
+         "orders[END] = pieces.last.data()",
+         "orders[END] = FAULT() ? pieces.owner.data() : pieces.last.data()", _LAID),
+    Line("a sequence is packed as if it lay in order", "pass.hpp", "if (!lie.outer_step) moving",
+         "if (FAULT() || !lie.outer_step) moving", _LAID),
+    Line("steps that do not happen are not zero", "rows.hpp", "std::memset(at, 0, size_t(width));\n            else",
+         "std::memset(at, FAULT() ? 1 : 0, size_t(width));\n            else", _LAID),
+    Line("one of two threads moves no rows", "rows.hpp", "m.run(m.count * thread / all, m.count * (thread + 1) / all);",
+         "m.run(m.count * thread / all, m.count * (thread + (FAULT() && thread ? 0 : 1)) / all);", _LAID),
 )  # fmt: skip
