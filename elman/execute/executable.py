@@ -36,9 +36,9 @@ class Call(NamedTuple):
     packing: for rows of different lengths; sequences are then packed rows, `[N, …]` for `[T, B, …]` everywhere.
     level: how many vmaps of torch.func were going on when the seed was drawn; None until a door has asked.
     first: the number of its first step, where it is a segment of a call; with a packing, that knows it.
-    memory: the budget of the call in bytes, or how long its segments are. layout: where users' sequences lie, if they
-        are to be packed here, as a whole or a segment at a time. swaps: whether states change places with their
-        rows.
+    memory: the budget of the call in bytes, or how long its segments are.
+    layout: where users' sequences lie, if they are to be packed here, as a whole or a segment at a time. swaps: whether
+        states change places with their rows.
     owner: under torch.compile, the program that the compiled graph keeps: what runs is then a registered operator.
     """
 
