@@ -229,7 +229,7 @@ def _trace_joint(
     _rename_results(graph, {key: new for new, key in joint_results.items()})
     # Before anything goes that nobody reads: a draw has its number from all of them.
     drawn = noise.lift(graph, where)
-    gone = without_unchanging(graph) if forward else set()
+    gone = without_unchanging(graph, whole=forward)
     normalise(graph)
     if batch_slow(graph):
         normalise(graph)

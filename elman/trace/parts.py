@@ -1,9 +1,9 @@
 """Operations as what they are made of, while a step is traced.
 
 PyTorch computes `scaled_dot_product_attention` by kernels of which a graph shows nothing, some of them with a name that
-says "random" and without second derivatives. The second derivatives of some operations are missing, wrong, or ask
-how large the batch is, which nobody knows here; one_hot looks at its numbers, which are not there. A formula says the
-same, and has derivatives of any order.
+says "random" and without second derivatives. The second derivatives of some operations, and those of forward mode,
+are missing, wrong, or ask how large the batch is, which nobody knows here; one_hot looks at its numbers, which are not
+there. A formula says the same, and has derivatives of any order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from elman.trace import convolutions
+from elman.trace.unchanging import WithZeros
 
 if TYPE_CHECKING:
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -28,7 +32,8 @@ Tensor = torch.Tensor
 
 
 class InParts(TorchFunctionMode):
-    """Inside, operations are made of others: attention, and with `twice` those whose second derivatives are not there.
+    """Inside, operations are made of others: attention, and those whose second derivatives are not there, with `twice`
+    and where the step pushes directions forward itself (`torch.func.jvp`, dual numbers).
 
     asked: the first call that has asked how large the batch is: its name, and the lines it came from.
     """
@@ -37,14 +42,27 @@ class InParts(TorchFunctionMode):
         super().__init__()
         self.env = env
         self.parts = _PARTS | _TWICE if twice else _PARTS
+        self.level = forward_ad._current_level  # what surrounds the trace is not the step's
         self.asked: tuple[str, traceback.StackSummary] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         guards = len(self.env.guards)
-        result = self.parts.get(func, func)(*args, **(kwargs or {}))
+        if self._pushing():
+            with WithZeros():
+                result = _FORWARD.get(func, func)(*args, **(kwargs or {}))
+        else:
+            result = self.parts.get(func, func)(*args, **(kwargs or {}))
         if self.asked is None and len(self.env.guards) > guards:
             self.asked = getattr(func, "__name__", str(func)), traceback.extract_stack()
         return result
+
+    def _pushing(self) -> bool:
+        """Whether the step is within forward mode of its own."""
+        if forward_ad._current_level > self.level:
+            return True
+        if peek_interpreter_stack() is None:
+            return False
+        return any(level.key() is TransformType.Jvp for level in retrieve_all_functorch_interpreters())
 
 
 def attend(
@@ -91,13 +109,14 @@ class _Straight(torch.autograd.Function):
     """A function whose graph is made of straight lines, by its value and its slope; its second derivative is zero."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def forward(x: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Tensor:
+        return value(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, ctx.slope = inputs
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
-        ctx.slope = slope
-        return value(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -404,4 +423,11 @@ _TWICE: dict[Any, Any] = {
         )
         for dims in (1, 2, 3)
     },
+}
+# In forward mode. Not layer norm: what PyTorch makes of its derivative's gradient is wrong, and no circuit of it may be
+# right where the cell is not.
+_FORWARD: dict[Any, Any] = {
+    function: parts
+    for function, parts in (_PARTS | _TWICE).items()
+    if function not in (F.layer_norm, torch.layer_norm, torch.native_layer_norm)
 }

@@ -203,6 +203,8 @@ def _asks(where: str, asked: tuple[str, traceback.StackSummary] | None, more: st
 _ASKING = {
     "take_along_dim": "use torch.gather",
     "cdist": "write the distance as a sum: (a.unsqueeze(1) - b).square().sum(-1).sqrt()",
+    "layer_norm": "its derivative forward (torch.func.jvp) does: write it out, (x - x.mean(-1, True)) * "
+    "(x.var(-1, correction=0, keepdim=True) + eps).rsqrt(), with weight and bias behind it",
     "": "if it is a function made by torch.jit.script, call the plain one; else say the same with other operations",
 }
 

@@ -1,4 +1,4 @@
-"""Directions of what does not change, while a tangent's step is traced.
+"""Directions of what does not change, while a tangent's step is traced, or one that takes derivatives forward itself.
 
 PyTorch has a kind of tensor without numbers for them, which it can only compute with where all sizes are known. Here
 they are zeros, marked in the graph, and what is computed with them is left away again as PyTorch would have done.
@@ -40,11 +40,20 @@ class WithZeros(TorchDispatchMode):
         return zeros
 
 
-def without_unchanging(graph: fx.Graph) -> set[str]:
-    """Leave away what is computed with directions of what does not change; the names of results that are such ones."""
+def without_unchanging(graph: fx.Graph, whole: bool = True) -> set[str]:
+    """Leave away what is computed with directions of what does not change; the names of results that are such ones,
+    which go as well.
+
+    whole: the graph is a tangent. One of a step that pushes directions forward itself keeps its results, and what it
+        says with the number 0.
+    """
     still: set[fx.Node] = {node for node in graph.nodes if MARK in node.meta}
+    if not (still or whole):
+        return set()
     for node in list(graph.nodes):
         if node.op != "call_function" or not any(_is_still(arg, still) for arg in node.args):
+            continue
+        if not whole and still.isdisjoint(node.all_input_nodes):
             continue
         if _stands_still(node, still):
             still.add(node)
@@ -53,7 +62,7 @@ def without_unchanging(graph: fx.Graph) -> set[str]:
             if other is not None:
                 node.replace_all_uses_with(other)
     results = graphs.results_of(graph)
-    gone = {name for name, node in results.items() if node in still}
+    gone = {name for name, node in results.items() if node in still and whole}
     out = next(node for node in reversed(graph.nodes) if node.op == "output")
     out.args = ({name: node for name, node in results.items() if name not in gone},)
     graphs.drop_dead(graph)

@@ -101,6 +101,76 @@ def test_a_step_along_the_gradient_of_an_energy(name: str) -> None:
     agrees(Within(ENERGIES[name]))
 
 
+def _pushed(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    """A step that takes the derivative of a function along u forward."""
+
+    def compute(cell: Any, u: Tensor, h: Tensor) -> Tensor:
+        value, slope = torch.func.jvp(lambda h: function(cell, h), (h,), (u,))
+        return torch.tanh(value) + 0.1 * slope
+
+    return compute
+
+
+FORWARD: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "linear": _pushed(lambda cell, h: cell.W(h)),
+    "no bias": _pushed(lambda cell, h: nn.functional.linear(h, cell.W.weight)),
+    "a network": _pushed(lambda cell, h: cell.W(torch.sigmoid(cell.W(h)))),
+    "numbers and weights": _pushed(lambda cell, h: 2 * h / (1 + h.square() * cell.angle) - cell.angle),
+    "abs": _pushed(lambda cell, h: cell.W(h).abs() + 1),
+    "group norm": _pushed(lambda cell, h: nn.functional.group_norm(h, 2, cell.angle)),
+    "attention": _pushed(
+        lambda cell, h: nn.functional.scaled_dot_product_attention(*(3 * [cell.W(h).unsqueeze(1)])).squeeze(1)
+    ),
+    "convolution": _pushed(
+        lambda cell, h: nn.functional.conv1d(h.unsqueeze(1), cell.W.weight[:1, None, :3], padding=1).squeeze(1)
+    ),
+    "of a derivative": _pushed(
+        lambda cell, h: torch.func.jvp(lambda h: torch.tanh(cell.W(h)), (h,), (h.cos(),))[1]
+    ),
+    "along a weight": lambda cell, u, h: torch.func.jvp(
+        lambda W: torch.tanh(nn.functional.linear(h, W, cell.W.bias)), (cell.W.weight,), (cell.W.weight.cos(),)
+    )[1] + u,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", with_more(few := ["linear", "numbers and weights"], sorted(FORWARD.keys() - few))
+)
+def test_a_step_that_takes_derivatives_forward(name: str) -> None:
+    """torch.func.jvp within the step: the zeros that PyTorch has for what does not change want no batch size."""
+    agrees(Within(FORWARD[name]))
+
+
+def test_a_derivative_forward_costs_no_products_with_zeros() -> None:
+    """What does not change is left away: the layer runs on h and on the direction, and x enters."""
+    step = Within(FORWARD["linear"])
+    circuit = elman.trace(
+        step, torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    )
+    products = [str(node.target) for node in circuit.graph.nodes if "mm" in str(node.target)]
+    assert len(products) == 4, circuit
+
+
+def test_layer_norm_pushed_forward_is_refused_by_name() -> None:
+    """PyTorch's gradient of its derivative forward is wrong, so that a circuit of it and the cell would differ."""
+    norm, step = nn.functional.layer_norm, torch.zeros(5, 2, 3, dtype=torch.float64)
+    with pytest.raises(elman.ElmanError, match="layer_norm asks how large the batch is") as told:
+        elman.Recurrent(Within(_pushed(lambda cell, h: norm(h, (4,), cell.angle, None, 1e-5))))(step)
+    assert told.value.mend is not None
+    assert "rsqrt()" in told.value.mend
+    agrees(
+        Within(
+            _pushed(
+                lambda cell, x: (
+                    (x - x.mean(-1, True))
+                    * (x.var(-1, correction=0, keepdim=True) + 1e-5).rsqrt()
+                    * cell.angle
+                )
+            )
+        )
+    )
+
+
 TOGETHER: dict[str, Callable[[Tensor], Tensor]] = {
     "squared": lambda energies: energies.sum().square(),
     "of one row": lambda energies: energies[0],
