@@ -302,6 +302,16 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
         )
 
 
+def mixing_unseen(cell: str, what: str, operations: Sequence[str]) -> TraceError:
+    """The refusal of a step whose rows meet in one of the operations that have no rule; seen in its numbers."""
+    return TraceError(
+        what=f"the step mixes the rows of the batch: {what} is another one alone than among three, by one of the "
+        f"operations {', '.join(operations)}",
+        where=cell,
+        mend="every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
+    )
+
+
 def attribute(cell: str, name: str) -> TraceError:
     return TraceError(
         what=f"the step keeps something in the attribute '{name}' (state kept in attributes is lost between steps)",

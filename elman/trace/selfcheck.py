@@ -15,6 +15,7 @@ from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, Wire
 from elman.circuit.rows import rows_of
 from elman.circuit.structure import Structure, paths
+from elman.circuit.verdict import Does, verdict
 from elman.errors import TraceError
 from elman.trace import refuse
 from elman.trace.call import skeleton_of, step_of, store_of
@@ -66,14 +67,28 @@ def _compare_rows(
     circuit: Circuit, cell: torch.nn.Module, constants: Mapping[str, Tensor], inputs: Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> None:  # fmt: skip
-    """Compare on three rows, and on the first alone."""
+    """Compare on three rows, and on the first alone; on the last, too, where there are operations without a rule for
+    rows, some of which write into or read the first one of a batch alone (`index_fill`, `take`)."""
     together = _compare(circuit, cell, constants, inputs, 3, generator)
-    alone = _compare(circuit, cell, constants, _first_row(circuit, inputs), 1, generator)
-    words = _words(circuit)
-    for name in circuit.recorded().joint.results:
-        if rows_of(circuit.wire(Wire.result(name)).meta["val"]) is not None:
-            what = f"the first row of {words.get(name, name)}"
-            _agree(circuit, what, alone[name], together[name][:1], 3)
+    words, unruled = _words(circuit), _without_rule(circuit)
+    for row, which in ((0, "first"), (2, "last")) if unruled else ((0, "first"),):
+        alone = _compare(circuit, cell, constants, _one_row(circuit, inputs, row), 1, generator)
+        for name in circuit.recorded().joint.results:
+            if rows_of(circuit.wire(Wire.result(name)).meta["val"]) is None:
+                continue
+            what = f"the {which} row of {words.get(name, name)}"
+            try:
+                _agree(circuit, what, alone[name], together[name][row : row + 1], 3)
+            except TraceError as error:
+                if not unruled:
+                    raise
+                raise refuse.mixing_unseen(circuit.name, what, [*unruled]) from error
+
+
+def _without_rule(circuit: Circuit) -> dict[str, None]:
+    """The names of operations of a step of which no rule says what they do to rows."""
+    unknown = [n for n in circuit.graph.nodes if n.op == "call_function" and verdict(n).does is Does.UNKNOWN]
+    return dict.fromkeys(str(n.target).split(".")[1] if "." in str(n.target) else n.name for n in unknown)
 
 
 def _words(circuit: Circuit) -> dict[str, str]:
@@ -102,9 +117,9 @@ def _example(
     return torch.zeros(size, dtype=port.dtype, device=port.device)
 
 
-def _first_row(circuit: Circuit, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _one_row(circuit: Circuit, inputs: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
     return {
-        port.name: inputs[port.name][:1] if port.rows else inputs[port.name]
+        port.name: inputs[port.name][row : row + 1] if port.rows else inputs[port.name]
         for port in circuit.inputs
         if port.name in inputs
     }

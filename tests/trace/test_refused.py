@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -96,3 +97,45 @@ def test_a_layer_refuses_it_at_every_call(name: str) -> None:
 def test_batch_norm_in_evaluation_is_a_circuit() -> None:
     entry = REFUSED["batch_norm"]
     elman.trace(entry.make().eval(), entry.x(), entry.state())
+
+
+FIRST, ROW = torch.tensor([0]), torch.ones(1, 4)
+ONE_ROW: dict[str, Callable[[Tensor], Tensor]] = {
+    "index_fill": lambda h: h.index_fill(0, FIRST, 0.5),
+    "index_copy": lambda h: h.index_copy(0, FIRST, ROW),
+    "index_reduce": lambda h: h.index_reduce(0, FIRST, ROW, "amax"),
+    "scatter_reduce": lambda h: h.scatter_reduce(0, torch.zeros(1, 4, dtype=torch.int64), ROW, "amax"),
+    "put": lambda h: h.put(FIRST, torch.ones(1)),
+    "take": lambda h: h + h.take(FIRST),
+    "masked_scatter": lambda h: h.masked_scatter(h > 0, 2 * h),
+    "logcumsumexp": lambda h: h.logcumsumexp(0),
+    "tril": lambda h: h.tril(),
+}
+
+
+class Made(torch.nn.Module):
+    """A step with an operation of one's own on the state."""
+
+    hidden_size = 4
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.U, self.operation = torch.nn.Linear(3, 4), operation
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.U(x) + self.operation(h))
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce|scatter_reduce:UserWarning")
+@pytest.mark.parametrize("name", with_more(few := ["index_fill", "take"], sorted(ONE_ROW.keys() - few)))
+def test_operations_without_a_rule_that_read_or_write_one_row_of_a_batch(name: str) -> None:
+    """They agree with the loop on a whole batch; a ragged one, or another number of rows, would get other numbers."""
+    with pytest.raises(TraceError, match=rf"mixes the rows of the batch: the (first|last) row .* {name}\b"):
+        elman.Recurrent(Made(ONE_ROW[name]))(torch.randn(5, 3, 3))
+
+
+def test_operations_without_a_rule_along_the_features() -> None:
+    cell, x = Made(lambda h: h.index_fill(1, FIRST, 0.5).logcumsumexp(-1)), torch.randn(5, 3, 3)
+    outputs, _ = elman.Recurrent(cell)(x, lengths=torch.tensor([5, 2, 4]))
+    alone, _ = elman.Recurrent(cell)(x[:2, 1:2])
+    torch.testing.assert_close(outputs[:2, 1:2], alone)
