@@ -168,6 +168,18 @@ def batch_of(
     return batch
 
 
+def expect_rows(xs: Sequence[Tensor], states: Sequence[Tensor], state: Structure) -> None:
+    """Refuse a step's state that has other rows than its x: a cell would broadcast it.
+
+    One row alone, x `[I]`, goes to the cell as it is; x `[B]` of symbols with a state `[1, B, …]` is none.
+    """
+    if not xs or not states or not xs[0].dim():
+        return
+    rows = len(xs[0])
+    if xs[0].dim() > 1 or any(s.dim() > 2 and s.shape[:2] == (1, rows) for s in states):
+        batch_of(states, state, (), NOTHING, rows)
+
+
 def _of_layers(path: str, state: Tensor) -> str | None:
     """What to do with a state that looks like one of torch.nn's, which begin with a dimension of layers."""
     if state.dim() < 3:

@@ -144,12 +144,12 @@ class Bidirectional(Budget, torch.nn.Module):
         try:
             one, first = call(self.forward_layer, ahead, **contexts[0])
         except ElmanError as error:
-            placed(error, "forward")
+            placed(error, "forward", state, 2)
             raise
         try:
             other, second = call(self.backward_layer, back, **contexts[1])
         except ElmanError as error:
-            placed(error, "backward")
+            placed(error, "backward", state, 2)
             raise
         return _side_by_side(one, other, leading), directions(first, second)
 

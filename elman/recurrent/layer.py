@@ -12,7 +12,7 @@ from elman.circuit.form import Circuit
 from elman.engines import report
 from elman.errors import InputError, NotYet, expect
 from elman.plan.explain import Explanation
-from elman.recurrent.arguments import EVERY, is_recorded, not_recorded, selection, unwrap
+from elman.recurrent.arguments import EVERY, expect_rows, is_recorded, not_recorded, selection, unwrap
 from elman.recurrent.bound import Arguments
 from elman.recurrent.budget import Budget
 from elman.recurrent.calls import Calls
@@ -205,6 +205,7 @@ class Recurrent(Budget, torch.nn.Module):
         if plain and (results := self._calls.again(x, state, True)) is not None:
             return results
         args = Arguments.of(1, x, state, context, step=True)
+        expect_rows(args.xs, args.states, args.structures[1])
         if reset is not None:
             args = self._calls.restarted(self, args, reset)
         return self._calls.step(self, args)

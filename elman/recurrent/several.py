@@ -47,9 +47,10 @@ def each_by_itself(x: Any, happens: StepSelection) -> bool:
     return torch.compiler.is_compiling() or (not happens.said and not isinstance(x, PackedSequence))
 
 
-def placed(error: ElmanError, part: str) -> None:
-    """Say which layer it was."""
+def placed(error: ElmanError, part: str, state: Any = None, count: int = 0) -> None:
+    """Say which layer it was. state: that of all `count` layers, which may be what is wrong."""
     error.where = part if error.where is None else f"{part}, {error.where}"
+    error.mend = _of_torch(state, count) or error.mend
 
 
 def states_of(state: Any, count: int) -> Sequence[Any]:
@@ -63,5 +64,22 @@ def states_of(state: Any, count: int) -> Sequence[Any]:
         )
         raise InputTypeError(
             what="there is one state for each part", where="state", got=got, expected=f"a tuple of {count}",
+            mend=_of_torch(state, count),
         )  # fmt: skip
     return state
+
+
+def _of_torch(state: Any, count: int) -> str | None:
+    """What to do with a state of so many layers that looks like one of torch.nn's: `[L, B, H]`, of an LSTM two."""
+
+    def one_tensor(value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.dim() == 3 and len(value) == count
+
+    if one_tensor(state):
+        return "if it is h_0 [layers, B, H] as of torch.nn, pass h_0.unbind(0), a state [B, H] for each"
+    if isinstance(state, (tuple, list)) and len(state) == 2 and all(map(one_tensor, state)):
+        return (
+            "if they are h_0 and c_0 [layers, B, H] as of torch.nn, pass list(zip(h_0.unbind(0), c_0.unbind(0))), "
+            "a pair (h, c) for each"
+        )
+    return None

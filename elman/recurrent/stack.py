@@ -229,7 +229,7 @@ class Stack(Layers):
                 )
                 x = _summed(x, outputs) if residual and residual[i] else outputs
             except ElmanError as error:
-                placed(error, f"layer {i}")
+                placed(error, f"layer {i}", state, len(layers))
                 raise
             finals.append(final)
         return x, layer_states(finals)

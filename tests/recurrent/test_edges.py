@@ -370,6 +370,46 @@ def test_step_begins_where_a_call_begins() -> None:
         compare.assert_equal(compare.flat(output.unsqueeze(0), state), compare.flat(outputs, final))
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
+def test_a_step_from_a_state_of_torchs_form_is_refused(name: str, grad: bool) -> None:
+    """The plain cell would broadcast h_0 `[1, B, H]`, and a state of one row, and say nothing."""
+    rnn = elman.Recurrent(CASES[name].make(3, 4))
+    for size in ((1, 2, 4), (1, 4)):
+        h: Any = torch.zeros(size)
+        state = (h, h) if name == "lstm" else h
+        with torch.set_grad_enabled(grad):
+            for call in (
+                lambda state: rnn.step(torch.zeros(2, 3), state),
+                lambda state: rnn(torch.zeros(5, 2, 3), state),
+                lambda state: rnn.stream(2, state=state),
+                lambda state: elman.Online(rnn, state=state).step(
+                    torch.zeros(2, 3), None, lambda o, _: o.sum()
+                ),
+            ):
+                with pytest.raises(elman.ElmanError) as told:
+                    call(state)
+                assert isinstance(told.value, InputError)
+
+
+def test_a_step_of_symbols_from_a_state_of_torchs_form_is_refused() -> None:
+    rnn = elman.Recurrent(Symbols())
+    with pytest.raises(InputError, match=r"squeeze\(0\)"):
+        rnn.step(torch.tensor([1, 2]), torch.zeros(1, 2, 4))
+    rnn.step(torch.tensor([1, 2]), torch.zeros(2, 4))
+
+
+class Symbols(nn.Module):
+    hidden_size = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.E = nn.Embedding(5, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.E(x) + h)
+
+
 def test_step_refuses_reverse() -> None:
     with pytest.raises(InputError, match="reverse"):
         layer(reverse=True).step(random(2, 5))

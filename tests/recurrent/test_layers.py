@@ -285,3 +285,26 @@ def test_layers_explain_themselves() -> None:
     assert str(elman.explain(deep[1].explain().plans[0])) in str(deep[1].explain())
     with pytest.raises(InputTypeError, match="what is explained"):
         elman.explain(3)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_state_of_torchs_form_names_the_way_out(name: str, layers: int) -> None:
+    """h_0 `[L, B, H]`, of an LSTM with c_0 beside it, where a stack takes a state for each layer."""
+    deep, x = Stack(*(Recurrent(cell(name, 4, 4)) for _ in range(layers))), random(5, 3, 4)
+    h_0, c_0 = random(layers, 3, 4), random(layers, 3, 4)
+    given, mend, right = h_0, "h_0.unbind(0)", [*h_0]
+    if name == "lstm":
+        given, mend = (h_0, c_0), "list(zip(h_0.unbind(0), c_0.unbind(0)))"
+        right = [*zip(h_0, c_0, strict=True)]
+    with pytest.raises(elman.ElmanError) as told:
+        deep(x, given)
+    assert f"pass {mend}" in str(told.value)
+    compare.assert_equal(*(compare.flat(*deep(x, state)) for state in (eval(mend), right)))
+
+
+def test_a_state_of_torchs_form_for_both_directions() -> None:
+    both, x, h_0 = Bidirectional(cell("gru", 4, 4), cell("gru", 4, 4)), random(5, 3, 4), random(2, 3, 4)
+    with pytest.raises(InputTypeError, match=r"h_0\.unbind\(0\)"):
+        both(x, h_0)
+    both(x, h_0.unbind(0))
