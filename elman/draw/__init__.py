@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -66,6 +66,15 @@ def picture_of(thing: Any, x: Any = None) -> Picture | None:
     return None
 
 
+@overload
+def draw(
+    thing: Circuit | Unfolded | torch.nn.Module, x: Any = None, state: Any = None, *, unfold: int | bool | None = None,
+    level: str = "book",
+) -> Drawing: ...  # fmt: skip
+@overload
+def draw(
+    thing: object, x: Any = None, state: Any = None, *, unfold: int | bool | None = None, level: str = "book"
+) -> Picture: ...
 def draw(
     thing: Any, x: Any = None, state: Any = None, *, unfold: int | bool | None = None, level: str = "book"
 ) -> Picture:
@@ -82,6 +91,8 @@ def draw(
         …, t-1, t, t+1, …; None for the circuit, whose delays of one step are black squares.
     level: "book", variables and weights, as in Goodfellow, Bengio and Courville 2016, figures 10.2 to 10.11; "ops",
         every operation, grouped by when it runs.
+
+    Returns a `Drawing` of a recurrence, a `Picture` of what was found out about one.
 
     Raises InputTypeError for a thing that holds no recurrence, StateError for a layer before any call, TraceError for a
     cell that cannot be a circuit, NotSupported for too many steps at the level of operations.
