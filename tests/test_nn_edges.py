@@ -315,7 +315,8 @@ def test_swapped_models_are_carried_about(kind: str) -> None:
         assert type(made) is getattr(elman.nn, kind)
         torch.testing.assert_close(made(x)[0], expected)
     half = copy.deepcopy(ours).bfloat16()(x.bfloat16())[0]
-    torch.testing.assert_close(half.float(), expected, rtol=0.1, atol=0.05)
+    # Outputs lie in -1 … 1, where bfloat16 rounds by 2⁻⁹; over T steps torch.nn's own in bfloat16 is off by up to 0.01.
+    torch.testing.assert_close(half.float(), expected, rtol=0.0, atol=0.015)
 
 
 @pytest.mark.parametrize(
