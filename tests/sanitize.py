@@ -42,8 +42,9 @@ TESTS = {
         "tests/recurrent/test_stream.py",
         "tests/recurrent/test_bound.py",
         "tests/recurrent/test_repeat.py",
+        "tests/recurrent/test_laid.py",
     ],
-    "thread": BOTH,
+    "thread": [*BOTH, "tests/recurrent/test_laid.py"],
 }
 SHORT = {
     "address": [
@@ -53,14 +54,16 @@ SHORT = {
         "tests/engines/test_passes.py",
         "tests/recurrent/test_bound.py",
         "tests/recurrent/test_repeat.py",
+        "tests/recurrent/test_laid.py",
         "-k",
-        "cases or index or lookups or passes or change or looks_like or turns or packs or fewer_bits",
+        "cases or index or lookups or passes or change or looks_like or turns or packs or fewer_bits or laid",
     ],
     "thread": [
         "tests/engines/test_threads.py",
         "tests/engines/test_native.py",
         "tests/engines/test_packed.py",
         "tests/engines/test_passes.py",
+        "tests/recurrent/test_laid.py",
         "-k",
         "threads or once or interrupt or packs",
     ],

@@ -778,3 +778,18 @@ def test_parameters_may_have_any_name(names: tuple[str, ...]) -> None:
     got, expected = compare.both(rnn, Inputs(4, 2, x, h, None, None))
     compare.assert_equal(got.values, expected.values)
     compare.assert_equal(got.gradients, expected.gradients)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_one_tensor_is_no_state_of_a_cell_that_starts_from_several(gradients: bool) -> None:
+    """The cell would take it apart by its rows, two of which look like (h, c)."""
+    rnn, x = elman.Recurrent(elman.cells.LSTM(3, 4)), torch.randn(2, 3)
+    both = torch.randn(2, 2, 4), torch.randn(2, 2, 4)
+    stack = elman.Stack(rnn, elman.Recurrent(elman.cells.LSTM(4, 4)))
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(InputTypeError, match="starts from several"):
+            rnn.step(x, torch.randn(2, 4))
+        with pytest.raises(InputTypeError, match=r"zip\(h_0"):
+            stack.step(x, both)
+        right = stack.step(x, [*zip(*both, strict=True)])[0]
+        assert torch.equal(stack.step(x, tuple(zip(*both, strict=True)))[0], right)
