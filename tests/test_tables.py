@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +18,8 @@ from elman.data.grid import Grid
 from elman.data.labelled import LabelledColumns, read_labelled
 from elman.data.sequences import read_sequences
 from elman.data.series import Columns, read_rows, read_series
-from elman.data.tables import TableRows
-from elman.data.tagged import read_tagged
+from elman.data.tables import TableRows, standard_input
+from elman.data.tagged import numbered_lines, read_tagged
 from elman.data.text import read_text
 from elman.errors import DataError
 
@@ -101,13 +103,70 @@ READERS = {
     "series": lambda path: read_series([path]),
     "labelled": lambda path: read_labelled([path]),
 }
+WRITTEN = {
+    "text": "Süd \U0001f600\r\n\nℎ",
+    "tagged": "Süden NOUN\r\n\U0001f600 SYM\r\n\r\nℎ X",
+    "sequences": "Süd\r\n\U0001f600\n\nℎ",
+    "series": "unique_id;ds;y\r\nSüd;1;1,5\r\n\U0001f600;1;2,5\r\n\U0001f600;2;ℎ".replace("ℎ", "3"),
+    "labelled": "text\tlabel\r\nSüd \U0001f600\tℎ\r\nb\tℎ\n",
+}
+UTF_16 = {
+    name: lambda text, name=name, mark=mark: mark + text.encode(name)
+    for name, mark in (("utf-16-le", codecs.BOM_UTF16_LE), ("utf-16-be", codecs.BOM_UTF16_BE))
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("encoding", UTF_16)
+def test_utf_16_that_says_so_is_read_as_utf_8(tmp_path: Path, reader: str, encoding: str) -> None:
+    path, found = tmp_path / "a.csv", []
+    for raw in (WRITTEN[reader].encode(), UTF_16[encoding](WRITTEN[reader])):
+        path.write_bytes(raw)
+        found.append(repr(READERS[reader](path)))
+    assert found[0] == found[1]
+    assert "Süd" in found[0]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("spoilt", "offset"),
+    [(lambda raw: raw[:-1], -2), (lambda raw: raw[:6] + b"\x00\xdc" + raw[6:], 6)],
+    ids=["cut", "half a character"],
+)
+def test_broken_utf_16_is_told(
+    tmp_path: Path, reader: str, spoilt: Callable[[bytes], bytes], offset: int
+) -> None:
+    raw = UTF_16["utf-16-le"](WRITTEN[reader])
+    (tmp_path / "a.csv").write_bytes(spoilt(raw))
+    with pytest.raises(DataError, match="broken UTF-16") as caught:
+        READERS[reader](tmp_path / "a.csv")
+    assert caught.value.where == f"{tmp_path / 'a.csv'}, byte offset {offset % len(raw)}"
+
+
+@pytest.mark.parametrize("encoding", UTF_16)
+def test_utf_16_of_standard_input_is_read_line_by_line_as_it_comes(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line is there before the next one has come, over a real pipe."""
+    end, begin = os.pipe()
+    lines = [line.encode(encoding) for line in ("\ufeffSüd\n", "\U0001f600\n")]
+    with open(end, "rb") as opened, open(begin, "wb", buffering=0) as writer:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=opened))
+        for read in (standard_input(), numbered_lines(Path("-")), read_sequences([Path("-")])):
+            got = []
+            for line in lines:
+                writer.write(line)
+                got.append(next(read)[1])
+            assert got == ["Süd", "\U0001f600"]
+
+
 STRANGE = {
     "a picture": b"\x89PNG\r\n\x1a\n\x00\x00",
     "a PDF": b"%PDF-1.4\n%\xe2\xe3\n",
     "packed by gzip": gzip.compress(b"text"),
     "a ZIP": b"PK\x03\x04\x14\x00\x00\x00a.txt",
     "an office program": b"PK\x03\x04\x14\x00\x06\x00[Content_Types].xml\xff",
-    "the text is UTF-16": "text;label\na;b\n".encode("utf-16"),
+    "the text is UTF-32": "text;label\na;b\n".encode("utf-32"),
     "the text is UTF-16LE": "text;label\na;b\n".encode("utf-16-le"),
     "zero bytes": b"\x00\x01\x02\xff\xfe\n",
 }
@@ -120,7 +179,7 @@ def test_what_is_no_text_is_told_by_its_kind(tmp_path: Path, reader: str, kind: 
     path.write_bytes(STRANGE[kind])
     with pytest.raises(DataError, match=kind) as caught:
         READERS[reader](path)
-    assert ("iconv" in str(caught.value)) is ("UTF-16" in kind)
+    assert ("iconv" in str(caught.value)) is ("UTF-" in kind)
 
 
 def test_a_text_that_begins_as_a_file_of_music_is_a_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import subprocess
@@ -205,7 +206,22 @@ def test_newlines_are_read_as_unix_has_them(
     assert "\r" not in str(data.reread_held_out(source))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("mark", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
+def test_utf_16_with_its_mark_is_the_same_text(
+    mark: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = mark + TEXT.encode("utf-16-le" if mark == codecs.BOM_UTF16_LE else "utf-16-be")
+    (tmp_path / "wide.txt").write_bytes(raw)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+    for name in (tmp_path / "wide.txt", "-"):
+        text = data.open_text([name], spool=tmp_path / "spool")
+        assert (str(text), text.digest) == (TEXT, data.Text.of(TEXT).digest)
+        assert str(text.cut(5, 9)) == TEXT[5:9]
+        del text
+        assert not list((tmp_path / "spool").iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
 def test_other_encodings_of_unicode_are_told_by_their_names(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "wide.txt").write_bytes(TEXT.encode(encoding))
     name = "UTF-32" if "32" in encoding else "UTF-16"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +21,7 @@ class Typed:
         assert size < 0 or not self.lines or len(self.lines[0]) <= size
         return self.lines.pop(0) if self.lines else b""
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b"")
+    read1 = readline
 
 
 def expect_answers(folder: Path, lines: list[bytes], monkeypatch: pytest.MonkeyPatch) -> list[str]:

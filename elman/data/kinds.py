@@ -80,11 +80,10 @@ def mend_of(raw: bytes, name: object) -> str:
 
 
 def _wide(head: bytes) -> str | None:
-    """Text of two or four bytes a character. Without a mark at its beginning its letters have a zero beside them, and
-    zeros are UTF-8."""
-    marks = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
-    if (name := next((name for mark, name in marks.items() if head.startswith(mark)), None)) is not None:
-        return name
+    """Text of two or four bytes a character; UTF-16 that says so is read (`elman.data.utf16`). Without a mark at its
+    beginning its letters have a zero beside them, and zeros are UTF-8."""
+    if head.startswith(codecs.BOM_UTF32_LE):
+        return "UTF-32"
     for zeros, letters, order in ((head[1::2], head[::2], "LE"), (head[::2], head[1::2], "BE")):
         if zeros.count(0) > 0.6 * len(zeros) > 0 and letters.count(0) < 0.1 * len(letters):
             return f"UTF-16{order}"

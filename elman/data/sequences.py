@@ -23,6 +23,7 @@ from torch import Tensor
 from elman.data.files import reading
 from elman.data.kinds import HEAD, mend_of, refuse_strange
 from elman.data.schema import Odd, each, parsed, record, text, truth, whole
+from elman.data.utf16 import as_utf8
 from elman.errors import DataError
 
 END, UNKNOWN = (
@@ -53,13 +54,14 @@ def read_sequences(files: Iterable[Path], in_json: bool = False) -> Iterator[tup
     for file in files:
         quoted = in_json if str(file) == "-" else file.suffix in _JSON
         most = _RAW if quoted else 4 * LONGEST
-        with _opened(file) as lines:
-            number = 0
+        name = "standard input" if str(file) == "-" else file
+        with _opened(file) as opened:
+            lines, number = as_utf8(opened, name), 0
             while raw := lines.readline(most + 3):
                 number += 1
                 place = f"{file}:{number}"
                 if number == 1:
-                    refuse_strange(raw[:HEAD], "standard input" if str(file) == "-" else file)
+                    refuse_strange(raw[:HEAD], name)
                 line = _line(raw, place, most)
                 if line.strip():
                     yield place, _from_json(line, place) if quoted else _text(line, place)

@@ -1,8 +1,9 @@
-"""Tables and lines of files that anybody may have written: UTF-8, each with the number of its line."""
+"""Tables and lines of files that anybody may have written: UTF-8 or marked UTF-16, each with the number of its line."""
 
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import re
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from elman.data.files import read_file
 from elman.data.kinds import HEAD, mend_of, refuse_strange
+from elman.data.utf16 import as_utf8, is_utf16
 from elman.errors import DataError
 
 STDIN = "-"
@@ -87,8 +89,10 @@ def _separator(line: str, own: str) -> str:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of a UTF-8 file, without its end."""
+    """(number, line) of a file, without its end."""
     raw = read_file(path, _LARGEST, "the file", "give a file of UTF-8")
+    if is_utf16(raw):
+        raw = as_utf8(io.BytesIO(raw), path).read()
     if not raw.strip():
         raise DataError(
             what="the file is empty", where=path, got=f"{len(raw)} bytes", mend="give one that is not"
@@ -100,7 +104,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def standard_input() -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for number, line in enumerate(as_utf8(sys.stdin.buffer, "standard input"), 1):
         if number == 1:
             refuse_strange(line[:HEAD], "standard input")
             line = line.removeprefix(b"\xef\xbb\xbf")

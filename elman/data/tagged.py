@@ -16,6 +16,7 @@ from pathlib import Path
 from elman.data.files import reading
 from elman.data.kinds import HEAD, mend_of, refuse_strange
 from elman.data.schema import Odd, each, parsed, record, text
+from elman.data.utf16 import as_utf8
 from elman.errors import DataError
 
 STDIN = "-"
@@ -66,8 +67,8 @@ def read_words(file: Path) -> Iterator[list[str]]:
 
 
 def numbered_lines(file: Path, ends: bool = False) -> Iterator[tuple[int, str]]:
-    """(its number from 1, a line; with `ends`, its end too). Raises DataError for what is no UTF-8, and for a line of
-    more than 2²⁰ bytes, with file and line."""
+    """(its number from 1, a line; with `ends`, its end too). Raises DataError for what is neither UTF-8 nor marked
+    UTF-16, and for a line of more than 2²⁰ bytes, with file and line."""
     if str(file) == STDIN:
         yield from _decoded(sys.stdin.buffer, "standard input", ends)
         return
@@ -85,7 +86,7 @@ def digest(sentences: Sequence[Sentence], others: bool = False) -> str:
 
 
 def _decoded(opened, where: object, ends: bool) -> Iterator[tuple[int, str]]:
-    number = 0
+    number, opened = 0, as_utf8(opened, where)
     while raw := opened.readline(_LINE + 1):
         number += 1
         if len(raw) > _LINE:

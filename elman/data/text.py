@@ -22,6 +22,7 @@ from typing import IO, Any, Protocol
 
 from elman.data.files import refusing
 from elman.data.kinds import HEAD, mend_of, refuse_strange
+from elman.data.utf16 import as_utf8, is_utf16
 from elman.errors import DataError
 
 STDIN = "-"
@@ -88,14 +89,15 @@ class Text:
 
 
 def open_text(files: Sequence[str | Path], *, spool: Path | None = None, unix_newlines: bool = False) -> Text:
-    """The UTF-8 texts of files one after another; byte order marks are dropped.
+    """The texts of files one after another, UTF-8 or UTF-16 with its byte order mark; these marks are dropped.
 
     A name may be a pattern (`books/**/*.txt`, in sorted order: see `expand`), and "-" is standard input, which is
-    copied to a temporary file in the folder `spool`. Each file is read through here once, which finds what is wrong.
+    copied to a temporary file in the folder `spool`, as UTF-8; so is a file of UTF-16. Each file is read through here
+    once, which finds what is wrong.
     unix_newlines: CR LF, and CR alone, are read as LF; otherwise newlines are as they stand.
 
     Raises DataError for what is no file of bytes (a folder, pipe or device, before it is opened), and where a file
-    cannot be read, is empty, or is not UTF-8; `where` then ends in the byte offset.
+    cannot be read, is empty, or is neither; `where` then ends in the byte offset.
     """
     return open_files(expand(files), spool=spool, unix_newlines=unix_newlines)
 
@@ -244,9 +246,13 @@ class _File:
         mend = "give readable text files, or a pattern for those in a folder: 'folder/*.txt'"
         with refusing("the text cannot be read", self.name, mend):
             if name == STDIN:
-                self._copy(spool)
+                self._copy(sys.stdin.buffer, spool)
             else:
                 _refuse_odd(name)
+                with open(name, "rb") as file:
+                    if is_utf16(file.read(HEAD)):
+                        file.seek(0)
+                        self._copy(file, spool)
             with open(self.path, "rb") as file:
                 before = _stamp(file)
                 self._survey(file, digest, before[0])
@@ -259,16 +265,20 @@ class _File:
     def characters(self) -> int:
         return self._characters
 
-    def _copy(self, spool: Path | None) -> None:
-        """What can be read only once becomes a file."""
+    def _copy(self, opened: IO[bytes], spool: Path | None) -> None:
+        """What can be read only once, and what is no UTF-8 yet, becomes a file of its own."""
         where = spool or tempfile.gettempdir()
         mend = "make room on the disk, or choose another folder with --cache"
         with refusing(f"{self.name} cannot be copied to a file", where, mend):
             if spool is not None:
                 spool.mkdir(parents=True, exist_ok=True)
             self._spooled = tempfile.NamedTemporaryFile(dir=spool, prefix=".text.")  # noqa: SIM115
-            shutil.copyfileobj(sys.stdin.buffer, self._spooled, _BLOCK)
-            self._spooled.flush()
+            try:
+                shutil.copyfileobj(as_utf8(opened, self.name), self._spooled, _BLOCK)
+                self._spooled.flush()
+            except BaseException:
+                self._spooled.close()
+                raise
         self.path = self._spooled.name
 
     def _survey(self, file: IO[bytes], digest: Any, size: int) -> None:
