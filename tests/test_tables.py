@@ -12,13 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+from elman.app.cli import app
 from elman.app.writing import put
 from elman.data.grid import Grid
 from elman.data.labelled import LabelledColumns, read_labelled
 from elman.data.sequences import read_sequences
 from elman.data.series import Columns, read_rows, read_series
-from elman.data.tables import TableRows, standard_input
+from elman.data.tables import Remarks, TableRows, standard_input
 from elman.data.tagged import numbered_lines, read_tagged
 from elman.data.text import read_text
 from elman.errors import DataError
@@ -200,3 +202,50 @@ def test_what_is_no_file_is_written_into_and_not_replaced() -> None:
     finally:
         for number in (master, slave, end, begin):
             os.close(number)
+
+
+def weeks(begin: int, end: int) -> str:
+    return "ds;y\n" + "".join(f"{t};{t % 7},5\n" for t in range(begin, end))
+
+
+NOTE = "note: {}: semicolons part the columns; in numbers a comma is the decimal mark\n"
+TRAINED = {
+    "forecast": ("--horizon", 3, weeks(0, 80), weeks(80, 90)),
+    "classify": ("--layers", 1, *["text;label\n" + "a b;x\nc d;y\n" * n for n in (40, 4)]),
+}
+
+
+@pytest.mark.parametrize("task", TRAINED)
+def test_what_parts_the_columns_is_said_by_every_command(task: str, tmp_path: Path) -> None:
+    flag, value, learnt, more = TRAINED[task]
+    small = ("--steps", 2, "--hidden", 4, "--out", tmp_path / "run", flag, value)
+    first, second = table(tmp_path, learnt), table(tmp_path, more, "b.csv")
+    commands = (
+        (("train", task, first, *small), first),
+        (("evaluate", tmp_path / "run"), first),
+        (("predict", tmp_path / "run", second), second),
+    )
+    for arguments, path in commands:
+        found = CliRunner().invoke(app, list(map(str, arguments)))
+        assert found.exit_code == 0, found.output
+        assert found.stderr.count("note:") == 1
+        assert NOTE.format(path) in found.stderr
+        assert "note:" not in found.stdout
+
+
+def test_what_parts_the_columns_is_said_in_one_line_and_where_it_is_not_what_the_name_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remarks = Remarks()
+    table(tmp_path, "ds,y\n1,2\n")
+    for label in "xy":
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for k in range(3):
+            table(tmp_path / "d" / label, "1\t2\n2\t3\n", f"{k}.csv")
+    read_series([tmp_path / "a.csv"], remarks=remarks)
+    assert remarks.taken() == []
+    read_labelled([tmp_path / "d"], remarks=remarks)
+    assert remarks.taken() == [f"{tmp_path / 'd' / 'x' / '0.csv'} and 5 more: tabs part the columns"]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ds;y\n1;2,5\n")))
+    read_rows(Columns(), Grid("whole", 1), remarks)
+    assert remarks.taken() == [NOTE.format("standard input").removeprefix("note: ").strip()]

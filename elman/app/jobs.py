@@ -224,7 +224,10 @@ def opened(folder: Path, opening: Opening) -> tuple[Run, Task, Any]:
     run = Run.open(folder)
     if opening.cell is not None:
         opening = replace(opening, cell=absolute(opening.cell))
-    return run, *task_in(run).opened(run, opening)
+    task, model = task_in(run).opened(run, opening)
+    if opening.notify is not None:
+        task.note = opening.notify
+    return run, task, model
 
 
 def _check(keeping: KeepingSettings) -> None:

@@ -21,6 +21,7 @@ from elman.data.schema import Odd, parsed, record
 from elman.data.tables import (
     STDIN,
     TABLES,
+    Remarks,
     TableRows,
     is_decimal_comma,
     other_separators,
@@ -66,11 +67,14 @@ class Labelled:
         return Labelled(*([values[i] for i in rows] for values in (self.x, self.y, self.places)))
 
 
-def read_labelled(paths: Sequence[Path], columns: LabelledColumns = LabelledColumns()) -> Labelled:
-    """The examples of files and folders, one after another. Raises DataError, with file and line."""
+def read_labelled(
+    paths: Sequence[Path], columns: LabelledColumns = LabelledColumns(), remarks: Remarks | None = None
+) -> Labelled:
+    """The examples of files and folders, one after another. remarks: of tables, are added to. Raises DataError, with
+    file and line."""
     labelled, first = Labelled(), None
     for path in paths:
-        for one, label, where in _examples(path, columns):
+        for one, label, where in _examples(path, columns, remarks):
             _expect_like(first, one, where)
             first = one if first is None else first
             labelled.x.append(one)
@@ -84,14 +88,14 @@ def read_labelled(paths: Sequence[Path], columns: LabelledColumns = LabelledColu
 
 
 def read_sequences(
-    path: Path, columns: LabelledColumns = LabelledColumns(), *, numbers: bool
+    path: Path, columns: LabelledColumns = LabelledColumns(), *, numbers: bool, remarks: Remarks | None = None
 ) -> Iterator[Any]:
     """What is to be labelled, one after another: of a text file a string a line (numbers: a JSON list a line), None for
     an empty one; of tables and JSON lines as in `read_labelled`, where labels are not needed. "-": standard input,
     line by line."""
     suffix = path.suffix.lower()
     if suffix in TABLES:
-        yield from (one for one, _, _ in _table(path, columns, labelled=False))
+        yield from (one for one, _, _ in _table(path, columns, remarks, labelled=False))
         return
     lines = standard_input() if str(path) == STDIN else text_lines(path)
     for number, line in lines:
@@ -124,13 +128,15 @@ def stratified(y: Sequence[int], shares: Sequence[float], seed: int) -> list[lis
     return [sorted(part) for part in parts]
 
 
-def _examples(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, str]]:
+def _examples(
+    path: Path, columns: LabelledColumns, remarks: Remarks | None
+) -> Iterator[tuple[Any, str, str]]:
     """(sequence, label, where it stands)."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        yield from _folder(path, columns)
+        yield from _folder(path, columns, remarks)
     elif suffix in TABLES:
-        yield from _table(path, columns, labelled=True)
+        yield from _table(path, columns, remarks, labelled=True)
     elif suffix in _JSON:
         for number, line in text_lines(path):
             where = f"{path}:{number}"
@@ -145,7 +151,7 @@ def _examples(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, 
         )  # fmt: skip
 
 
-def _folder(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, str]]:
+def _folder(path: Path, columns: LabelledColumns, remarks: Remarks | None) -> Iterator[tuple[Any, str, str]]:
     inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     folders = [p for p in inside if p.is_dir()]
     if folders and len(folders) < len(inside):
@@ -159,7 +165,7 @@ def _folder(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, st
         if one in folders:
             for file in sorted(p for p in one.iterdir() if not p.name.startswith(".")):
                 empty = False
-                yield _whole(file, columns), one.name, str(file)
+                yield _whole(file, columns, remarks), one.name, str(file)
         else:
             for number, line in text_lines(one):
                 if line.strip():
@@ -173,10 +179,10 @@ def _folder(path: Path, columns: LabelledColumns) -> Iterator[tuple[Any, str, st
             )  # fmt: skip
 
 
-def _whole(path: Path, columns: LabelledColumns) -> Any:
+def _whole(path: Path, columns: LabelledColumns, remarks: Remarks | None) -> Any:
     """A file that is one sequence."""
     if path.suffix.lower() in TABLES:
-        table = TableRows(path)
+        table = TableRows(path, remarks)
         rows = [row for row in table if row[1]]
         if rows and _number(rows[0][1][0]) is None and not is_decimal_comma(rows[0][1][0]):
             rows = rows[1:]  # names of the columns
@@ -194,8 +200,10 @@ def _whole(path: Path, columns: LabelledColumns) -> Any:
     return _bounded(text, columns, str(path))
 
 
-def _table(path: Path, columns: LabelledColumns, *, labelled: bool) -> Iterator[tuple[Any, str, str]]:
-    rows = TableRows(path)
+def _table(
+    path: Path, columns: LabelledColumns, remarks: Remarks | None, *, labelled: bool
+) -> Iterator[tuple[Any, str, str]]:
+    rows = TableRows(path, remarks)
     _, names = next(rows, (1, []))
     needed = [columns.text if columns.text in names or columns.id not in names else columns.id]
     needed += [columns.label] if labelled else []

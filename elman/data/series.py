@@ -19,7 +19,7 @@ import numpy as np
 
 from elman.data.files import reading
 from elman.data.grid import Grid, OffGrid, expect_stamp
-from elman.data.tables import STDIN, TABLES, TableRows, other_separators, with_points
+from elman.data.tables import STDIN, TABLES, Remarks, TableRows, other_separators, with_points
 from elman.errors import DataError, InputError, NotSupported, did_you_mean
 
 _FIELD = 1000  # characters of a field
@@ -119,10 +119,15 @@ class Table:
         self.rows = len(next(iter(self.columns.values()), ()))
 
 
-def read_series(paths: Sequence[Path], columns: Columns = Columns(), grid: Grid | None = None) -> Panel:
+def read_series(
+    paths: Sequence[Path],
+    columns: Columns = Columns(),
+    grid: Grid | None = None,
+    remarks: Remarks | None = None,
+) -> Panel:
     """The series of files, .csv, .tsv or .parquet; a series may go on from one file to the next. grid: which it is to
-    be; None: as the time stamps lie. Raises DataError with file and line."""
-    tables = [_read(path, columns) for path in paths]
+    be; None: as the time stamps lie. remarks: are added to. Raises DataError with file and line."""
+    tables = [_read(path, columns, remarks) for path in paths]
     return panel_of(tables, columns, grid)
 
 
@@ -166,10 +171,10 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
     return Panel(grid, columns, tuple(one for one in series if one is not None))
 
 
-def read_rows(columns: Columns, grid: Grid) -> Iterator[tuple[str, Series]]:
+def read_rows(columns: Columns, grid: Grid, remarks: Remarks | None = None) -> Iterator[tuple[str, Series]]:
     """(where it stands, a series of one step) of each row of standard input, as it comes; its y may be a gap. The names
     of the columns are read at once."""
-    rows = TableRows(Path(STDIN))
+    rows = TableRows(Path(STDIN), remarks)
     _, names = next(rows, (1, []))
     names = [name.strip() for name in names]
 
@@ -244,7 +249,7 @@ def backend_of(frame: Any) -> Any:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, columns: Columns) -> Table:
+def _read(path: Path, columns: Columns, remarks: Remarks | None) -> Table:
     suffix = path.suffix.lower()
     if suffix == PARQUET:
         return _parquet(path, columns)
@@ -253,7 +258,7 @@ def _read(path: Path, columns: Columns) -> Table:
             what="series are read from tables" if path.exists() else "there is no such file", where=path,
             expected=".csv, .tsv or .parquet", mend="give one of these",
         )  # fmt: skip
-    rows = TableRows(path)
+    rows = TableRows(path, remarks)
     _, names = next(rows, (1, []))
     return _table_of_rows(path, [name.strip() for name in names], rows, columns, rows.decimal_commas)
 

@@ -18,24 +18,49 @@ from elman.errors import DataError
 STDIN = "-"
 TABLES = {".csv": ",", ".tsv": "\t"}
 _SEPARATORS = (",", ";", "\t")
+_SAID = {
+    ",": "commas part the columns",
+    ";": "semicolons part the columns; in numbers a comma is the decimal mark",
+    "\t": "tabs part the columns",
+}
 _COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _LARGEST = 2**31  # bytes of a file
+
+
+class Remarks:
+    """What the user is to be told of tables that were read: where something else parts their fields than their names
+    say."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, list[str]] = {}  # by the separator
+
+    def add(self, table: str, separator: str) -> None:
+        self._tables.setdefault(separator, []).append(table)
+
+    def taken(self) -> list[str]:
+        """A line for all tables of which the same is to be said, of those that were added since."""
+        tables, self._tables = self._tables, {}
+        more = {mark: f" and {len(names) - 1:,} more" if names[1:] else "" for mark, names in tables.items()}
+        return [f"{names[0]}{more[mark]}: {_SAID[mark]}" for mark, names in tables.items()]
 
 
 class TableRows(Iterator[tuple[int, list[str]]]):
     """(line, fields) of a table, each as it comes; of standard input where the path is "-". Raises DataError.
 
     separator: what parts the fields: that of the file's name, or, where it does not stand in the first line, the one
-    of comma, semicolon and tab that does. decimal_commas: semicolons part the fields of those who write 1,5.
+    of comma, semicolon and tab that does, which goes into `remarks`. decimal_commas: semicolons part the fields of
+    those who write 1,5.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, remarks: Remarks | None = None) -> None:
         csv.field_size_limit(sys.maxsize)  # lengths are checked by what they hold
         lines = standard_input() if str(path) == STDIN else text_lines(path)
         first = next(lines, None)
         own = TABLES.get(path.suffix.lower(), ",")
         self.separator = own if first is None else _separator(first[1], own)
         self.decimal_commas = self.separator == ";"
+        if remarks is not None and self.separator != own:
+            remarks.add("standard input" if str(path) == STDIN else str(path), self.separator)
         every = lines if first is None else itertools.chain([first], lines)
         self._path = path
         self._reader = csv.reader((f"{line}\n" for _, line in every), delimiter=self.separator)

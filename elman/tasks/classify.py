@@ -14,6 +14,7 @@ from torch import Tensor
 from elman.data import ragged
 from elman.data.labelled import Labelled, LabelledColumns, read_labelled, read_sequences, stratified
 from elman.data.schema import Check, each, file_name, maybe, number, record, text, whole
+from elman.data.tables import Remarks
 from elman.errors import DataError, InputError
 from elman.models.classifier import AVERAGE, DECAY, batch_for, input_dropout_for, look, opened
 from elman.models.coding import BEGIN, FILE, Coding
@@ -178,9 +179,10 @@ class Classify(Task):
             )  # fmt: skip
         expect_one_reader([*settings.files, settings.valid], processes)
         notify("reading the examples …")
+        remarks = Remarks()
 
         def read() -> tuple[Labelled, Labelled, Labelled, str]:
-            return _read(settings.files, settings.valid, settings.columns, training.seed)
+            return _read(settings.files, settings.valid, settings.columns, training.seed, remarks)
 
         learnt, valid, test, digest = processes.first_does(read) or read()
         coding = Coding.of(learnt.x, learnt.y)
@@ -219,7 +221,8 @@ class Classify(Task):
             f"{len(x):,} sequences to learn from, {len(valid.y):,} to choose by{apart or ' and to measure on'}; "
             f"{len(coding.labels):,} labels"
         )
-        return Prepared(task, model, ragged(x, y, batch, training.seed), held_out, training, config, about)
+        batches = ragged(x, y, batch, training.seed)
+        return Prepared(task, model, batches, held_out, training, config, about, remarks.taken())
 
     @classmethod
     def opened(cls, run: Run, opening: Opening) -> tuple[Classify, SequenceClassifier]:
@@ -306,10 +309,11 @@ class Classify(Task):
         mend = "name what to measure on"
         saved = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
         columns = LabelledColumns(saved["text"], saved["label"], saved["id"], saved["longest"])
-        learnt, test = None, None
+        learnt, test, remarks = None, None, Remarks()
         try:
             valid = saved["valid"] and Path(saved["valid"])
-            learnt, _, test, digest = _read(list(map(Path, saved["files"])), valid, columns, saved["seed"])
+            files_learnt = list(map(Path, saved["files"]))
+            learnt, _, test, digest = _read(files_learnt, valid, columns, saved["seed"], remarks)
             if digest != saved["digest"]:
                 raise DataError(
                     what="the examples are not those that were learnt from",
@@ -321,7 +325,9 @@ class Classify(Task):
                 raise
             learnt = None
         if files:
-            test = read_labelled(files, columns)
+            test = read_labelled(files, columns, remarks)
+        for remark in remarks.taken():
+            self.note(remark)
         assert test is not None
         return HeldOut(test, *self.encoded(test, run.config["inputs"]), learnt)
 
@@ -341,8 +347,11 @@ class Classify(Task):
             "data", record(_SAVED), "the run does not say how its data were read", "restore it"
         )
         columns = LabelledColumns(saved["text"], saved["label"], saved["id"], saved["longest"])
+        numbers, remarks = self.coding.characters is None, Remarks()
         for file in files:
-            for one in read_sequences(file, columns, numbers=self.coding.characters is None):
+            for one in read_sequences(file, columns, numbers=numbers, remarks=remarks):
+                for remark in remarks.taken():
+                    self.note(remark)
                 if one is None:
                     yield ""
                     continue
@@ -351,12 +360,12 @@ class Classify(Task):
 
 
 def _read(
-    files: Sequence[Path], valid: Path | None, columns: LabelledColumns, seed: int
+    files: Sequence[Path], valid: Path | None, columns: LabelledColumns, seed: int, remarks: Remarks
 ) -> tuple[Labelled, Labelled, Labelled, str]:
     """(to learn from, to choose weights by, to measure on, digest of all)."""
-    examples = read_labelled(files, columns)
+    examples = read_labelled(files, columns, remarks)
     if valid is not None:
-        held_out = read_labelled([valid], columns)
+        held_out = read_labelled([valid], columns, remarks)
         return examples, held_out, held_out, Labelled(examples.x + held_out.x, examples.y + held_out.y).digest
     places = {label: k for k, label in enumerate(sorted(set(examples.y)))}
     shares = (1 - _HELD_OUT - _TEST, _HELD_OUT, _TEST)

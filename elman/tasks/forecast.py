@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from elman.data.grid import Grid
 from elman.data.rolls import are_rolls
 from elman.data.schema import Check, each, file_name, number, record, text, whole
 from elman.data.series import Columns, Panel, joined, last_steps, read_rows, read_series
 from elman.data.series_windows import LONGEST, Origins, SeriesForm, kept_form
-from elman.data.tables import STDIN
+from elman.data.tables import STDIN, Remarks
 from elman.errors import DataError, InputError
 from elman.models.distributions import FRAMES, QUANTILES
 from elman.models.forecasting import (
@@ -224,9 +225,10 @@ class Forecast(Task):
         if are_rolls(settings.files):
             return ForecastFrames.begun(settings, training, processes, notify)
         notify("reading the series …")
+        remarks = Remarks()
 
         def read() -> Panel:
-            return read_series(settings.files, settings.columns)
+            return read_series(settings.files, settings.columns, remarks=remarks)
 
         panel = processes.first_does(read) or read()
         horizon = settings.horizon
@@ -261,7 +263,7 @@ class Forecast(Task):
             f"{len(origins.places):,} windows to learn from, {len(aside.places):,} forecasts to choose by, "
             f"{len(held_out.origins.places):,} to measure on"
         )
-        notes = []
+        notes = remarks.taken()
         if short := sum(end is None for end in ends):
             notes.append(
                 f"{short:,} series are too short to hold anything out of, and are learnt from as a whole"
@@ -332,7 +334,7 @@ class Forecast(Task):
         saved = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
         form = self.form
         if files:
-            panel, places = self._after(read_series(files, form.columns, form.grid), saved["folds"])
+            panel, places = self._after(self._read(files, form.grid), saved["folds"])
             return HeldOut(Origins(form, panel, places=places))
         if STDIN in saved["files"]:
             raise DataError(
@@ -340,13 +342,20 @@ class Forecast(Task):
                 where=run.folder,
                 mend=mend,
             )
-        panel = read_series(list(map(Path, saved["files"])), form.columns)
+        panel = self._read(list(map(Path, saved["files"])), None)
         if panel.digest != saved["digest"]:
             raise DataError(
                 what="the series are not those that were learnt from", where=saved["files"][0], mend=mend
             )
         _, ends, _, _ = _parts(panel, saved["folds"], form.horizon)
         return HeldOut(rolling(panel, form, ends, saved["folds"]))
+
+    def _read(self, files: Sequence[Path], grid: Grid | None) -> Panel:
+        remarks = Remarks()
+        panel = read_series(files, self.form.columns, grid, remarks)
+        for remark in remarks.taken():
+            self.note(remark)
+        return panel
 
     def _after(self, panel: Panel, folds: int) -> tuple[Panel, list[tuple[int, int]]]:
         """(series, places of forecasts): of one that goes on from where training ended, all of it is told; of another
@@ -371,7 +380,7 @@ class Forecast(Task):
         if [str(file) for file in files] == [STDIN]:
             yield from self._followed(model, head)
             return
-        panel = read_series(files, form.columns, form.grid) if files else self.panel
+        panel = self._read(files, form.grid) if files else self.panel
         forecast = ahead(model, form, panel, form.horizon, _PATHS)
         yield head
         yield from self._rows(panel, forecast)
@@ -385,7 +394,10 @@ class Forecast(Task):
                 got=f"the columns {', '.join(form.columns.known)}", mend="give a file",
             )  # fmt: skip
         series, seen = {one.name: one for one in self.panel.series}, set()
-        rows = read_rows(form.columns, form.grid)
+        remarks = Remarks()
+        rows = read_rows(form.columns, form.grid, remarks)
+        for remark in remarks.taken():
+            self.note(remark)
         yield head  # a line for each that is read
         for where, one in rows:
             before = series.get(one.name)

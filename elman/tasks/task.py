@@ -54,7 +54,7 @@ class Task(ABC):
 
     name: of the command `elman train NAME`, and in config.json. Settings: a frozen dataclass, whose fields are its
     options (`elman.tasks.settings`). files: names of what stands beside the weights. unit: of what it reads, on the
-    screen. part: of the report.
+    screen. part: of the report. note: says a line to whoever gave the command, as `Prepared.notes` are said.
     """
 
     name: ClassVar[str]
@@ -62,6 +62,7 @@ class Task(ABC):
     files: ClassVar[tuple[str, ...]] = ()
     part: ClassVar[Part] = Part()
     unit: str = "example"
+    note: Notify = staticmethod(lambda words: None)
 
     @classmethod
     def part_of(cls, config: Mapping[str, Any]) -> Part:
