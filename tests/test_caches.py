@@ -19,6 +19,7 @@ import elman
 from elman.caches import CacheSize, Recent, caches, listed_in
 from elman.recurrent import programs
 from elman.segments import layout
+from tests.turns import taking_turns
 
 
 def test_every_cache_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,15 +59,11 @@ def test_caches_are_counted_while_others_are_made(monkeypatch: pytest.MonkeyPatc
         while not stop.is_set():
             add(Owner())
 
-    maker, interval = threading.Thread(target=make), sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        maker.start()
-        counted = [caches()["owners"].entries for _ in range(500)]
-    finally:
-        stop.set()
-        maker.join()
-        sys.setswitchinterval(interval)
+    with taking_turns(make):
+        try:
+            counted = [caches()["owners"].entries for _ in range(500)]
+        finally:
+            stop.set()
     assert min(counted) >= 1000
     assert caches()["owners"].entries == 1000
 

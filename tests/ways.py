@@ -7,7 +7,6 @@ A new way is a line in WAYS.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from elman import noise
 from elman.circuit.form import Kind
 from elman.segments import Layout
 from elman.verify import loop
+from tests.turns import taking_turns
 
 Tensor = torch.Tensor
 NAMES = ("x", "state", "context")
@@ -158,31 +158,18 @@ def threads(cell: torch.nn.Module, example: Callable[..., Any]) -> None:
     first = Call(cell, example, 5, 3, seed=1)
     second = Call(cell, example, 4, 2, seed=2)
     second.layer = second.run = first.layer
-    start, failed = threading.Barrier(2), []
+    start = threading.Barrier(2)
 
     def work(call: Call) -> None:
-        try:
-            start.wait()
-            for _ in range(3):
-                got = call.ours()
-                expected = call.theirs()
-                agree("result", leaves_of(got), leaves_of(expected), 1e-9)
-                agree("gradient", call.gradients(got), call.gradients(expected), 1e-8)
-        except BaseException as error:
-            failed.append(error)
+        start.wait()
+        for _ in range(3):
+            got = call.ours()
+            expected = call.theirs()
+            agree("result", leaves_of(got), leaves_of(expected), 1e-9)
+            agree("gradient", call.gradients(got), call.gradients(expected), 1e-8)
 
-    each = [threading.Thread(target=work, args=(call,)) for call in (first, second)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # they take turns as often as they can
-    try:
-        for thread in each:
-            thread.start()
-        for thread in each:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    if failed:
-        raise failed[0]
+    with taking_turns(lambda: work(first), lambda: work(second)):
+        pass
 
 
 def compiled(cell: torch.nn.Module, example: Callable[..., Any]) -> None:

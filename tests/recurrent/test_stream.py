@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 import threading
 
 import numpy as np
@@ -18,6 +17,7 @@ from elman import cells
 from elman.errors import InputError, InputTypeError, NotSupported, NotYet, TraceError
 from elman.models import LanguageModel
 from tests.cases import CASES, SELDOM
+from tests.turns import taking_turns
 
 SOME = [name for name in sorted(CASES) if name not in SELDOM][::10]
 
@@ -287,15 +287,8 @@ def test_threads_with_one_stream_are_refused_or_served(hidden: int) -> None:
             else:
                 served[i] += 1
 
-    threads, before = [threading.Thread(target=run, args=(i,)) for i in range(2)], sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    with taking_turns(lambda: run(0), lambda: run(1)):
+        pass
     assert torch.equal(stream.state, torch.full((1, hidden), float(sum(served))))
     assert all("one step at a time" in words for words in refused)
 
