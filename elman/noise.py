@@ -295,6 +295,10 @@ class Replay(TorchDispatchMode):
         super().__init__()
         self.noises = noises if isinstance(noises, torch.Generator) else iter(noises)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nobody compiles what runs in here, and to see to that takes time at every operation
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         functional = _TWINS.get(func, func)

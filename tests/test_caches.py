@@ -104,6 +104,7 @@ KEPT = {
     "recurrent/programs.py": ["programs of recurrences", "programs of the layers"],
     "segments/layout.py": ["layouts of batches of which every step happens"],
     "serve/written.py": ["words and what they add to a text"],
+    "trace/joint.py": ["what is taken apart while a step is traced"],
     "trace/names.py": ["names that code reads", "modules that are installed"],
 }
 _KEEPERS = {"Recent", "lru_cache", "cached", "cache", "WeakKeyDictionary", "WeakValueDictionary"}

@@ -17,6 +17,7 @@ from elman.errors import InputError, InputTypeError, NotSupported
 from elman.forcing import WEIGHT
 from elman.segments import Layout
 from elman.trace.outside import is_plain
+from elman.trace.record import recorder
 
 Tensor = torch.Tensor
 
@@ -55,7 +56,7 @@ def selection(lengths: Any, mask: Any, reset: Any) -> StepSelection:
 
 def is_recorded() -> bool:
     """Whether somebody records every operation: torch.jit.trace, make_fx, or the trace of a cell."""
-    if torch._C._len_torch_dispatch_stack() and get_proxy_mode() is not None:
+    if torch._C._len_torch_dispatch_stack() and (get_proxy_mode() is not None or recorder() is not None):
         return True
     return torch._C._is_tracing()
 

@@ -8,21 +8,18 @@ differentiates the cell, so its joint is traced through the cell's own double ba
 from __future__ import annotations
 
 import contextlib
-import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import GuardSource, Source
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from elman import noise
+from elman.caches import cached
 from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.circuit.operations import OPERATIONS
@@ -33,53 +30,24 @@ from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.outside import derived, outside
 from elman.trace.parts import InParts
+from elman.trace.record import Recorded, further_input, record, record_anything, without_writes
 from elman.trace.unchanging import MARK, without_unchanging
 from elman.trace.writes import is_write, without_plain_writes
+
+if TYPE_CHECKING:
+    from elman.trace.fakes import Fakes
 
 aten = torch.ops.aten
 
 # What is taken apart while tracing: what remains has a rule for what it does to rows.
 APART = [getattr(aten, operation.name) for operation in OPERATIONS.values() if operation.apart]
 
-# The batch size that the tracer pretends to see where it needs a number: a prime that is nobody's width.
-PRETENDED_BATCH = 1187
 
+@cached("what is taken apart while a step is traced", 1)
+def _apart() -> Any:
+    from torch._decomp import get_decompositions
 
-class _Batch(Source):
-    """Where the symbolic batch size comes from, in the words of the tracer."""
-
-    @property
-    def _name_template(self) -> str:
-        return "batch"
-
-    @functools.cached_property
-    def name(self) -> str:
-        return "batch"
-
-    @functools.cached_property
-    def guard_source(self) -> GuardSource:
-        return GuardSource.CONSTANT
-
-
-class Fakes:
-    """Fake tensors for ports, with one symbolic batch size."""
-
-    def __init__(self) -> None:
-        # Imported here, with sympy behind it: a program that only imports elman should not wait for it.
-        from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
-
-        self.env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
-        # Hardly anything is met twice, and PyTorch would keep it after the trace.
-        self.mode.cache_enabled = False
-        source = _Batch()
-        symbol = self.env.create_symbol(PRETENDED_BATCH, source, DimDynamic.DYNAMIC)
-        self.batch = self.env.create_symintnode(symbol, hint=PRETENDED_BATCH, source=source)
-
-    def like(self, port: InPort) -> torch.Tensor:
-        size = ((self.batch,) if port.rows else ()) + port.shape
-        with self.mode:
-            return torch.empty(size, dtype=port.dtype, device=port.device)
+    return get_decompositions(APART)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,11 +122,9 @@ def _trace_joint(
     lines: bool,
 ) -> Joint:
     given = [port for port in ports if port.kind is not Kind.NOISE]
-    from torch._decomp import get_decompositions
-    from torch.fx.experimental.proxy_tensor import make_fx
+    from elman.trace.fakes import PRETENDED_BATCH, Fakes
 
-    apart: Any = get_decompositions(APART)
-    fakes = Fakes()
+    fakes = Fakes(places=lines)
     parts = InParts(fakes.env, twice)
     example = {port.name: fakes.like(port) for port in given}
     if lines:
@@ -195,9 +161,7 @@ def _trace_joint(
             inspect(outputs)
         results.extend(outputs)
         flowing = {r: value for r, value in outputs.items() if value.requires_grad and backward}
-        cotangents.update(
-            (result, _recorded_input(f"ct_{result}", value)) for result, value in flowing.items()
-        )
+        cotangents.update((result, further_input(f"ct_{result}", value)) for result, value in flowing.items())
         leads.update((result, _leads_to(value, leaves)) for result, value in flowing.items())
         sources = [leaves[port] for port in wants]
         gradients: Sequence[torch.Tensor | None] = [None] * len(sources)
@@ -209,19 +173,16 @@ def _trace_joint(
         return [*(outputs[result] for result in results), *(g for g in gradients if g is not None)]
 
     with refuse.while_tracing(name), enable_python_dispatcher(), fakes.mode, torch.enable_grad(), _unchosen():
-        module = make_fx(both, decomposition_table=apart, tracing_mode="real", record_stack_traces=lines)(
-            list(example.values())
-        )
+        recorded = (record_anything if lines else record)(both, [*example.values()], _apart())
         refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
-        if any(map(is_write, module.graph.nodes)):
-            refuse.writes_in_graph(module.graph, [*example], given, refuse.place_of(name))
-            if not without_plain_writes(module.graph):
-                module.recompile()
-                module = _without_writes(module, [*example.values(), *cotangents.values()])
+        if any(map(is_write, recorded.graph.nodes)):
+            refuse.writes_in_graph(recorded.graph, [*example], given, refuse.place_of(name))
+            if not without_plain_writes(recorded.graph):
+                recorded = without_writes(recorded, [*example.values(), *cotangents.values()])
     where = refuse.place_of(name)
     placed = {result: f"ct_{result}" for result in cotangents}
     names = [*example, *placed.values()]
-    graph, captured = _named(module, names, fakes, where, met)
+    graph, captured = _named(recorded, names, fakes, where, met)
     named = graphs.results_of(graph)
     keys = list(named)
     flowing_to = [port for port, flows in zip(wants, gradients_found, strict=True) if flows]
@@ -269,23 +230,6 @@ def _leads_to(value: torch.Tensor, leaves: Mapping[str, torch.Tensor]) -> frozen
     return frozenset(inputs)
 
 
-def _recorded_input(name: str, like: torch.Tensor) -> torch.Tensor:
-    """A further input of the graph that is being recorded, of the shape of a value that has just been met."""
-    from torch.fx.experimental.proxy_tensor import (
-        disable_proxy_modes_tracing,
-        get_proxy_mode,
-        track_tensor_tree,
-    )
-
-    mode = get_proxy_mode()
-    assert mode is not None
-    with disable_proxy_modes_tracing():
-        value = torch.empty_like(like.detach())
-    tracer: Any = mode.tracer
-    track_tensor_tree(value, tracer.create_proxy("placeholder", name, (), {}), constant=None, tracer=tracer)
-    return value
-
-
 def _leaves(tensors: Mapping[str, torch.Tensor], ports: Sequence[InPort]) -> dict[str, torch.Tensor]:
     """Detached copies that want gradients wherever their dtype allows one."""
     kinds = {port.name: port.differentiable for port in ports}
@@ -316,19 +260,8 @@ def _as_written() -> Iterator[None]:
         backend.enabled = before
 
 
-def _without_writes(module: fx.GraphModule, flat: list[torch.Tensor]) -> fx.GraphModule:
-    """The same graph without in-place operations, source lines kept."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    def run(*values: torch.Tensor) -> Any:
-        with preserve_node_meta():
-            return fx.Interpreter(module).run(*values)
-
-    return make_fx(torch.func.functionalize(run, remove="mutations"), tracing_mode="real")(*flat)
-
-
 def _named(
-    module: fx.GraphModule,
+    recorded: Recorded,
     names: Sequence[str],
     fakes: Fakes,
     where: Callable[[fx.Node], str],
@@ -340,9 +273,9 @@ def _named(
     copies: dict[fx.Node, fx.Node] = {}
     captured: list[tuple[InPort, torch.Tensor]] = []
     inputs, taken = iter(names), set(names)
-    values = {n: getattr(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
+    values = {n: recorded.found[str(n.target)] for n in recorded.graph.nodes if n.op == "get_attr"}
     known_as = _met_again(values, {name: old for name, old in met.items() if name in taken})
-    for node in module.graph.nodes:
+    for node in recorded.graph.nodes:
         if node.op == "placeholder":
             copies[node] = graphs.add_placeholder(new, next(inputs), node.meta["val"])
         elif node.op == "get_attr":
@@ -362,7 +295,7 @@ def _named(
             captured.append((port, value))
     size = graphs.add_placeholder(new, ROWS, fakes.batch)
     multiples: dict[int, fx.Node] = {1: size}
-    for node in module.graph.nodes:
+    for node in recorded.graph.nodes:
         if node.op == "output":
             flat = pytree.tree_leaves(node.args[0])
             new.output({f"r{i}": copies[leaf] for i, leaf in enumerate(flat)})

@@ -265,8 +265,14 @@ def _parameters_apart(graph: fx.Graph, node: fx.Node) -> Any:
     if not (mask[0] and any(mask[1:])):  # type: ignore[index]
         return None
     reads = {int(read.args[1]): read for read in node.users}  # type: ignore[arg-type]
-    own = insert(graph, node.target, *arguments, [True, False, False], like=node)  # type: ignore[arg-type]
-    sums = insert(graph, node.target, *arguments, [False, bool(mask[1]), bool(mask[2])], like=node)  # type: ignore[arg-type, index]
+    first, *rest = _val(node)
+    own, sums = (
+        insert(graph, node.target, *arguments, wanted, like=node, val=values)  # type: ignore[arg-type]
+        for wanted, values in (
+            ([True, False, False], (first, None, None)),
+            ([False, bool(mask[1]), bool(mask[2])], (None, *rest)),  # type: ignore[index]
+        )
+    )
     for position, read in reads.items():
         read.args = (own if position == 0 else sums, position)
     graph.erase_node(node)

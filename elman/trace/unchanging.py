@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from elman.circuit import graphs
 from elman.circuit.linear import is_zero
 from elman.circuit.operations import operation_of
+from elman.trace.record import recorded_as
 
 aten = torch.ops.aten
 MARK = "unchanging"  # in the meta of a node
@@ -32,11 +33,9 @@ class WithZeros(TorchDispatchMode):
             # That of a number in the code, which PyTorch reads again as a number: it has to be a tensor that has one.
             with _disable_current_modes():
                 return torch.zeros(*args, **kwargs)
-        from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
-
         zeros = torch.zeros(*args, **kwargs)
-        if (mode := get_proxy_mode()) is not None:
-            get_proxy_slot(zeros, mode.tracer).proxy.node.meta[MARK] = True  # type: ignore[attr-defined]
+        if (node := recorded_as(zeros)) is not None:
+            node.meta[MARK] = True
         return zeros
 
 

@@ -23,7 +23,7 @@ from torch import fx
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Joint, Kind, StepFunction
 from elman.errors import CircuitError
-from elman.trace.joint import Fakes, mark_primal
+from elman.trace.joint import mark_primal
 from elman.trace.outside import derived
 from elman.vmapped.apart import apart
 from elman.vmapped.record import example, places_of, recorded
@@ -127,6 +127,8 @@ def _mapped(
     graph: fx.Graph, name: str, size: int, differ: Collection[str], added: Collection[str]
 ) -> fx.Graph:
     """A step's graph for several examples, in normal form. added: results that are added up over the examples."""
+    from elman.trace.fakes import Fakes
+
     fakes, places = Fakes(), places_of(graph)
     values = [example(fakes, n.meta["val"], size if n.target in differ else None) for n in places]
 

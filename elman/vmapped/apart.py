@@ -20,7 +20,6 @@ from elman.circuit.graphs import aten
 from elman.circuit.rows import Rows, carries, rows_of
 from elman.circuit.verdict import ROWWISE, SUMMED, verdict
 from elman.errors import NotSupported
-from elman.trace.joint import Fakes
 from elman.vmapped.record import example, places_of, recorded
 from elman.vmapped.step import MappedStep
 
@@ -32,6 +31,8 @@ def apart(circuit: Circuit) -> Circuit:
 
     Raises NotSupported where rows meet otherwise than in a sum, or an operation has no batching rule.
     """
+    from elman.trace.fakes import Fakes
+
     fakes = Fakes()
     values = [example(fakes, node.meta["val"], None) for node in places_of(circuit.graph)]
     step = _RowsApart(circuit.name, fakes.batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -16,10 +16,12 @@ from elman.circuit.form import ROWS
 from elman.circuit.graphs import insert
 from elman.circuit.rows import factor, rows_of
 from elman.errors import NotSupported
-from elman.trace.joint import Fakes
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.outside import outside
+
+if TYPE_CHECKING:
+    from elman.trace.fakes import Fakes
 
 Tensor = torch.Tensor
 

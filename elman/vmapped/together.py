@@ -14,7 +14,6 @@ from elman.adjoint import seen_from_behind
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Circuit, InPort, Kind, OutPort, Wire
 from elman.circuit.structure import side_by_side
-from elman.trace.joint import Fakes
 from elman.vmapped.record import example, recorded
 
 Tensor = torch.Tensor
@@ -37,6 +36,8 @@ def together(circuits: Sequence[Circuit], joined: Mapping[int, int] = _NOTHING) 
     """
     parts = [_Part(number, circuit, joined.get(number)) for number, circuit in enumerate(circuits)]
     inputs = {port.name: (port, value) for part in parts for port, value in part.inputs}
+    from elman.trace.fakes import Fakes
+
     fakes, graph = Fakes(), fx.Graph()
     for name, (_, value) in inputs.items():
         graphs.add_placeholder(graph, name, value)

@@ -20,6 +20,7 @@ ELMAN = Path(__file__).resolve().parents[2] / "elman"
 OWN = {
     "noise.py": "random operations as arithmetic",
     "trace/normal.py": "the normal form of each",
+    "trace/values.py": "what comes out of each that goes without saying",
     "engines/codegen.py": "the shorter ways to call some",
     "vmapped/step.py": "what keeps the examples' dimension where it is",
     "online/reach.py": "which hand on a NaN by themselves",

@@ -15,7 +15,7 @@ from elman.circuit.graphs import insert, run
 from elman.circuit.linear import stays_summed
 from elman.circuit.rows import Mixed, Rows, carries, factor, rows_of
 from elman.circuit.verdict import ROWWISE, SUMMED, Does, Verdict, batch_as_value, verdict
-from elman.trace.joint import Fakes
+from elman.trace.fakes import Fakes
 
 aten = torch.ops.aten
 Tensor = torch.Tensor

@@ -14,7 +14,7 @@ from elman.circuit.linear import is_zero
 from elman.circuit.operations import OPERATIONS, Operation
 from elman.circuit.rows import rows_of
 from elman.circuit.verdict import ROWWISE, SUMMED, Does, batch_as_value, verdict
-from elman.trace.joint import Fakes
+from elman.trace.fakes import Fakes
 from tests.circuit.samples import ANY, COMPLEX, REAL, SAMPLES, SHORT, TRUE, UNKNOWN, WHOLE, B, Sample
 
 aten = torch.ops.aten

@@ -142,6 +142,14 @@ SLIPS = (
         "outputs want gradients where no way leads to what wants one", "recurrent/test_requires_grad.py",
     ),
     Slip(
+        "trace/values.py", "type(step) is int and step > 0", "type(step) is int",
+        "what is expanded is taken for what lies row after row", "trace/test_values.py",
+    ),
+    Slip(
+        "trace/record.py", "torch.Tag.data_dependent_output in func.tags", "False",
+        "a number out of a tensor is not seen in a trace", "trace/test_record.py",
+    ),
+    Slip(
         "trace/normal.py", "    if alpha != 1:\n", "    if alpha == 0:\n", "addmm loses its alpha",
         "trace/test_normal.py",
     ),
