@@ -45,6 +45,16 @@ def specs(tensors: Sequence[Tensor], leading: int) -> tuple[TensorSpec, ...]:
     return tuple([TensorSpec(tuple(t.shape[leading:]), t.dtype, t.device) for t in tensors])
 
 
+def takes_apart(structure: Structure, own: Structure) -> bool:
+    """Whether a tensor stands where another structure has several: code written for that one would take it apart."""
+    if structure == TENSOR:
+        return own[0] in _FIRST
+    if structure[0] != own[0] or len(structure) != len(own) or own[0] not in _FIRST:
+        return False
+    first = _FIRST[own[0]]
+    return any(map(takes_apart, structure[first:], own[first:]))
+
+
 def flatten(value: Any, name: str) -> tuple[list[Tensor], Structure]:
     """The tensors of nested arguments in order, and the structure. Raises InputTypeError for what is neither a tensor
     nor static, under the user's word `name` for the whole."""

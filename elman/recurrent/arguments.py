@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.utils.rnn import PackedSequence
 
-from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths
+from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, takes_apart
 from elman.errors import InputError, InputTypeError, NotSupported
 from elman.forcing import WEIGHT
 from elman.segments import Layout
@@ -179,6 +179,16 @@ def expect_rows(xs: Sequence[Tensor], states: Sequence[Tensor], state: Structure
     rows = len(xs[0])
     if xs[0].dim() > 1 or any(s.dim() > 2 and s.shape[:2] == (1, rows) for s in states):
         batch_of(states, state, (), NOTHING, rows)
+
+
+def expect_parts(structure: Structure, own: Structure) -> None:
+    """Refuse a state with a tensor where the cell's own has several, which the cell would take apart by its rows."""
+    if takes_apart(structure, own):
+        raise InputTypeError(
+            what="there is one tensor in the state where the cell starts from several", where="state",
+            got=", ".join(paths(structure, "state")), expected=", ".join(paths(own, "state")),
+            mend="build it as the cell's initial_state(B) is built",
+        )  # fmt: skip
 
 
 def _of_layers(path: str, state: Tensor) -> str | None:

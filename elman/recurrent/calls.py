@@ -20,7 +20,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.caches import Recent, listed_in
-from elman.circuit.structure import NOTHING, TENSOR, Structure, fill, flatten, paths, specs
+from elman.circuit.structure import NOTHING, Structure, fill, flatten, paths, specs
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
 from elman.execute import Call, apply, apply_again
 from elman.noise import Replay
@@ -29,6 +29,7 @@ from elman.recurrent.arguments import (
     StepSelection,
     as_outputs,
     batch_of,
+    expect_parts,
     expect_weights,
     is_recorded,
     lay_out,
@@ -63,7 +64,7 @@ class Calls:
         self._recent: dict[bool, BoundCall] = {}  # the latest of them, of a call (False) and of a step (True)
         _counted(self)
         self._misses = 0  # steps in a row that were like none before
-        self._one_tensor: torch.nn.Module | None = None  # a cell whose state is known to be no more
+        self._stepped: Any = None  # the cell of the latest step, and how its state is built
 
     def again(
         self, x: Any, state: Any, single: bool, happens: StepSelection = EVERY
@@ -228,8 +229,10 @@ class Calls:
 
     def step(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
         """(output, new state) of one step, by the engine or by the cell itself."""
-        if args.structures[1] == TENSOR and self._one_tensor is not layer.cell:
-            self._expect_one_tensor(layer.cell)
+        if args.structures[1] != NOTHING and self._stepped != (like := (layer.cell, args.structures[1])):
+            if _has_start(layer.cell):
+                expect_parts(args.structures[1], flatten(own_state(layer.cell, 1), "state")[1])
+            self._stepped = like
         if (
             args.contexts or not args.xs or torch.is_grad_enabled() or is_recorded()
             or torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
@@ -256,18 +259,6 @@ class Calls:
         results = binding.program.step(call, tensors)
         bound.expect_again(layer, args, noted)
         return bound.result(results, states, None, True, call)
-
-    def _expect_one_tensor(self, cell: torch.nn.Module) -> None:
-        """Refuse one tensor as the state of a cell that starts from several, which would take it apart by its rows."""
-        if _has_start(cell):
-            tensors, structure = flatten(own_state(cell, 1), "state")
-            if structure != TENSOR and structure != NOTHING:
-                raise InputTypeError(
-                    what="the state is one tensor, and the cell starts from several", where="state",
-                    expected=f"tensors as {', '.join(paths(structure, 'state'))}",
-                    mend=f"pass {len(tensors)} tensors built like initial_state(B) of the cell",
-                )  # fmt: skip
-        self._one_tensor = cell
 
     def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Noted | None, Arguments]:
         """What a step is bound to that is not like the latest one, None if nothing can be said; and where it starts."""

@@ -9,11 +9,12 @@ import torch
 
 from elman.circuit.structure import NOTHING, Structure, fill, flatten
 from elman.errors import InputError, InputTypeError, NotYet, expect
-from elman.recurrent.arguments import batch_of
+from elman.recurrent.arguments import batch_of, expect_parts
 from elman.recurrent.arrays import as_tensors
 from elman.recurrent.bound import Arguments
 from elman.recurrent.calls import alike
 from elman.recurrent.kept import Kept, Steps, apart, other_rows, which_rows
+from elman.trace.initial import own_state
 
 Tensor = torch.Tensor
 
@@ -80,6 +81,9 @@ class Rows:
         tensors, structure = flatten(self._steps.enter(as_tensors(state)[1]), "state")
         batch_of(tensors, structure, (), NOTHING, None)
         if self.structure is None:
+            cell = self._steps.layer().cell
+            if callable(getattr(cell, "initial_state", None)):
+                expect_parts(structure, flatten(own_state(cell, 1), "state")[1])
             self.structure = structure
         like = (
             self.kept.read()

@@ -787,9 +787,12 @@ def test_one_tensor_is_no_state_of_a_cell_that_starts_from_several(gradients: bo
     both = torch.randn(2, 2, 4), torch.randn(2, 2, 4)
     stack = elman.Stack(rnn, elman.Recurrent(elman.cells.LSTM(4, 4)))
     with torch.set_grad_enabled(gradients):
-        with pytest.raises(InputTypeError, match="starts from several"):
+        with pytest.raises(InputTypeError, match="one tensor"):
             rnn.step(x, torch.randn(2, 4))
         with pytest.raises(InputTypeError, match=r"zip\(h_0"):
             stack.step(x, both)
         right = stack.step(x, [*zip(*both, strict=True)])[0]
         assert torch.equal(stack.step(x, tuple(zip(*both, strict=True)))[0], right)
+    with pytest.raises(InputTypeError, match="one tensor"):
+        stack.stream(state=both)
+    torch.testing.assert_close(stack.stream(state=[*zip(*both, strict=True)]).step(x), right.detach())
