@@ -18,14 +18,14 @@ import torch
 from torch._decomp import get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from elman.engines.native import Native, why_not_built
 from elman.engines.native.rules import RULES
 from elman.plan.form import Loop
-from elman.trace.joint import APART, _without_writes
+from elman.trace.joint import APART
 from elman.trace.normal import normalise
+from elman.trace.record import record_anything, without_writes
 from tests import pairwise
 from tests.engines.loops import CPU, Given
 from tests.engines.test_native import ENGINES
@@ -229,8 +229,8 @@ def loops(dtype: torch.dtype) -> list[tuple[Loop, dict[str, Tensor]]]:
         names = [key for name in given for key in with_gradients(name, given[name])]
         with FakeTensorMode() as fake, enable_python_dispatcher():
             tensors = [fake.from_tensor(value) for value in values.values()]
-            module = make_fx(together, decomposition_table=get_decompositions(APART))(*tensors)
-            graph = _without_writes(module, tensors).graph
+            recorded = record_anything(lambda many: together(*many), tensors, get_decompositions(APART))  # type: ignore[arg-type]
+            graph = without_writes(recorded, tensors).graph
         for node, name in zip(graph.find_nodes(op="placeholder"), values, strict=True):
             node.target = name
         out = graph.output_node()
