@@ -123,9 +123,9 @@ def _dual(program: Program, call: Call, tensors: Sequence[Tensor | None]) -> Seq
     layout = call.layout
     if layout is None or layout.lead == layout.inner:
         return _Transformed.apply(program, call._replace(layout=None), *tensors)
-    given = packed(call, program.laid.inputs, tensors)
+    given = packed(layout, call.swaps, program.laid.inputs, tensors)
     outputs = _Transformed.apply(program, call._replace(layout=None), *given)
-    return unpacked(call, program.laid.outputs, outputs)
+    return unpacked(layout, call.swaps, program.laid.outputs, outputs)
 
 
 def _tangents(
@@ -266,13 +266,14 @@ def _differentiable_in_place(
 ) -> list[Tensor | None]:  # fmt: skip
     """The gradient as a differentiable function where sequences lie as users have them: they are packed for it."""
     layout = call.layout
-    moves = layout is not None and layout.lead != layout.inner
-    if moves:
-        tensors = packed(call, program.laid.inputs, tensors)
-        cotangents = packed(call, program.laid.outputs, cotangents)
+    if layout is not None and layout.lead == layout.inner:
+        layout = None
+    if layout is not None:
+        tensors = packed(layout, call.swaps, program.laid.inputs, tensors)
+        cotangents = packed(layout, call.swaps, program.laid.outputs, cotangents)
     by_port = _differentiable(program, call._replace(layout=None), wants, tensors, cotangents)
     gradients = [by_port.get(port.name) for port in program.inputs]
-    return unpacked(call, program.laid.inputs, gradients) if moves else gradients
+    return gradients if layout is None else unpacked(layout, call.swaps, program.laid.inputs, gradients)
 
 
 def _kept_again(ctx: Any, derived: bool) -> tuple[Tensor | None, ...]:

@@ -95,8 +95,10 @@ class Executable:
             itself = self._packs_itself(engine) if packing is not None else None
             if itself is not None:
                 return itself(layout, call.swaps, seed, *tensors)
-            results = self._run(call._replace(layout=None), packed(call, self.laid.inputs, tensors))
-            put_back = unpacked(call, self.laid.outputs, results)
+            results = self._run(
+                call._replace(layout=None), packed(layout, call.swaps, self.laid.inputs, tensors)
+            )
+            put_back = unpacked(layout, call.swaps, self.laid.outputs, results)
             # Not as views of what moved them: PyTorch lets nobody write into these.
             return tuple([t.detach() if t._is_view() else t for t in put_back])
         function = self.function(engine, packing is not None)

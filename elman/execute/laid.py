@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 
 from elman.circuit.form import InPort, Kind, OutPort
 from elman.engines.base import Kinds
-
-if TYPE_CHECKING:
-    from elman.execute.executable import Call
-    from elman.segments import Layout
+from elman.segments import Layout
 
 Tensor = torch.Tensor
 
@@ -22,9 +19,11 @@ def kinds_of(ports: Sequence[InPort | OutPort]) -> Kinds:
     return tuple(port.kind if port.kind in (Kind.SEQUENCE, Kind.STATE) else None for port in ports)
 
 
-def packed(call: Call, kinds: Kinds, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """With sequences packed, which lie as users have them, and states where their rows go."""
-    layout, swap = _moves(call)
+def packed(
+    layout: Layout, swaps: bool, kinds: Kinds, tensors: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """With sequences packed, which lie as users have them, and states where their rows go, if they change places."""
+    swap = layout.swap if swaps else None
     return [
         t if t is None
         else layout.pack(t) if kind is Kind.SEQUENCE
@@ -34,9 +33,9 @@ def packed(call: Call, kinds: Kinds, tensors: Sequence[Tensor | None]) -> list[T
     ]  # fmt: skip
 
 
-def unpacked(call: Call, kinds: Kinds, tensors: Sequence[Tensor | None]) -> list[Any]:
+def unpacked(layout: Layout, swaps: bool, kinds: Kinds, tensors: Sequence[Tensor | None]) -> list[Any]:
     """The inverse of `packed`."""
-    layout, swap = _moves(call)
+    swap = layout.swap if swaps else None
     return [
         t if t is None
         else layout.unpack(t) if kind is Kind.SEQUENCE
@@ -44,8 +43,3 @@ def unpacked(call: Call, kinds: Kinds, tensors: Sequence[Tensor | None]) -> list
         else t
         for kind, t in zip(kinds, tensors, strict=True)
     ]  # fmt: skip
-
-
-def _moves(call: Call) -> tuple[Layout, Any]:
-    layout = cast("Layout", call.layout)
-    return layout, layout.swap if call.swaps else None
