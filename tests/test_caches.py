@@ -99,7 +99,7 @@ KEPT = {
     "execute/executable.py": ["plans run by the names of their ports"],
     "execute/operator.py": ["plans that compiled graphs know by name"],
     "execute/program.py": ["plans and programs derived from programs"] * 2,
-    "recurrent/calls.py": ["calls that layers are bound to"],
+    "recurrent/known.py": ["calls that layers are bound to"],
     "recurrent/compiled.py": ["layers, by which compiled graphs find them"],
     "recurrent/programs.py": ["programs of recurrences", "programs of the layers"],
     "segments/layout.py": ["layouts of batches of which every step happens"],

@@ -208,7 +208,7 @@ def weeks(begin: int, end: int) -> str:
     return "ds;y\n" + "".join(f"{t};{t % 7},5\n" for t in range(begin, end))
 
 
-NOTE = "note: {}: semicolons part the columns; in numbers a comma is the decimal mark\n"
+NOTE = "note: {}: semicolons part the columns; a comma in a number, if there is one, is its decimal mark\n"
 TRAINED = {
     "forecast": ("--horizon", 3, weeks(0, 80), weeks(80, 90)),
     "classify": ("--layers", 1, *["text;label\n" + "a b;x\nc d;y\n" * n for n in (40, 4)]),

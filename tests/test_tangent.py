@@ -26,6 +26,7 @@ from tests.pairwise import with_more
 from tests.recurrent import compare, ragged
 from tests.recurrent.along import directions, pushed
 from tests.recurrent.compare import Inputs
+from tests.recurrent.small import layer
 
 Tensor = torch.Tensor
 EACH = ["lstm", "columns_rnn", "token_rnn", "noisy_rnn"]
@@ -34,10 +35,6 @@ MORE = [
     if name not in (*EACH, "straight_through_rnn", "lying_rnn", "spiking_rnn", "clipped_rnn", "flattened_first_rnn")
     and (case.twice or name == "hard_gru")
 ]  # fmt: skip
-
-
-def layer(name: str, **options: Any) -> elman.Recurrent:
-    return elman.Recurrent(CASES[name].make().double(), **options)
 
 
 def agree(rnn: elman.Recurrent, inputs: Inputs, where: Any = compare, **said: Any) -> None:

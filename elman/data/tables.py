@@ -20,7 +20,7 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 _SEPARATORS = (",", ";", "\t")
 _SAID = {
     ",": "commas part the columns",
-    ";": "semicolons part the columns; in numbers a comma is the decimal mark",
+    ";": "semicolons part the columns; a comma in a number, if there is one, is its decimal mark",
     "\t": "tabs part the columns",
 }
 _COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)

@@ -102,7 +102,7 @@ class Flow:
         layer = Recurrent(rnn.cell, batch_first=False, engine=rnn.engine).train(rnn.training)
         if state is None:
             one_step = fill(of_x, [v[0] for v in xs])
-            state = layer._calls.start_of_step(layer, Arguments.of(1, one_step, None, context), batch)
+            state = layer._single.start_of_step(layer, Arguments.of(1, one_step, None, context), batch)
         layer(first, state, steps=None if xs else 1, context=context)
         binding = layer._of_latest_call()
         states, contexts = flatten(state, "state")[0], flatten(context, "context")[0]

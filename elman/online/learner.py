@@ -140,14 +140,14 @@ class Online:
 
     def _found(self, args: Arguments) -> tuple[Derivatives, Arguments]:
         """The derivatives of the cell as it is now, and the arguments with a state."""
-        calls = self.rnn._calls
+        single = self.rnn._single
         if not args.states:
-            state, structure = flatten(calls.start_of_step(self.rnn, args), "state")
+            state, structure = flatten(single.start_of_step(self.rnn, args), "state")
             args = args.starting([s.detach() for s in state], structure)
         if self._derivatives is not None and self._is_again(args):
             return self._derivatives, args
-        binding = calls.binding_of_step(self.rnn, args)
-        self._seen, self._like = calls.programs.seen(self.rnn.cell), (args.structures, args.forms)
+        binding = single.binding_of_step(self.rnn, args)
+        self._seen, self._like = self.rnn._calls.programs.seen(self.rnn.cell), (args.structures, args.forms)
         before = self._derivatives
         if before is not None and before.binding is binding:
             before.look(self.rnn.cell)
@@ -193,7 +193,7 @@ class Online:
             self._seed = int(torch.randint(2**62, (), generator=self.rnn.generator).item())
             self._kept = self._fresh(derivatives, args, begins)
         if rows is not None and not begins:
-            args = self.rnn._calls.restarted(self.rnn, args, rows)
+            args = self.rnn._single.restarted(self.rnn, args, rows)
             self._kept.restart(rows)
         self._pending = None
         return derivatives, self._kept, args

@@ -181,14 +181,25 @@ def expect_rows(xs: Sequence[Tensor], states: Sequence[Tensor], state: Structure
         batch_of(states, state, (), NOTHING, rows)
 
 
-def expect_parts(structure: Structure, own: Structure) -> None:
-    """Refuse a state with a tensor where the cell's own has several, which the cell would take apart by its rows."""
-    if takes_apart(structure, own):
+def expect_like(states: Sequence[Tensor], structure: Structure, own: Any) -> None:
+    """Refuse a state that the cell's own code would take for another: a tensor where there are several, which it would
+    take apart by its rows, or more dimensions, which it would broadcast. own: what the cell starts from."""
+    parts, mine = flatten(own, "state")
+    if takes_apart(structure, mine):
         raise InputTypeError(
             what="there is one tensor in the state where the cell starts from several", where="state",
-            got=", ".join(paths(structure, "state")), expected=", ".join(paths(own, "state")),
+            got=", ".join(paths(structure, "state")), expected=", ".join(paths(mine, "state")),
             mend="build it as the cell's initial_state(B) is built",
         )  # fmt: skip
+    if structure != mine:
+        return
+    for path, given, part in zip(paths(structure, "state"), states, parts, strict=True):
+        if given.dim() > part.dim():
+            raise InputError(
+                what="it has more dimensions than what the cell starts from", where=path,
+                got=f"shape {list(given.shape)}", expected=f"[B, {', '.join(map(str, part.shape[1:]))}]",
+                mend=_of_layers(path, given),
+            )  # fmt: skip
 
 
 def _of_layers(path: str, state: Tensor) -> str | None:

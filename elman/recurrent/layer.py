@@ -22,6 +22,7 @@ from elman.recurrent.kept import Steps
 from elman.recurrent.order import run_batch_first, warn_if_unclear
 from elman.recurrent.programs import Binding
 from elman.recurrent.several import has_third
+from elman.recurrent.single import SingleSteps
 from elman.recurrent.stream import Stream
 from elman.recurrent.surroundings import not_compiled, watched
 from elman.segments import Layout
@@ -83,10 +84,11 @@ class Recurrent(Budget, torch.nn.Module):
 
     def _forget(self) -> None:
         self._calls = Calls()
+        self._single = SingleSteps(self._calls)
         self._handle = register(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_calls", "_handle")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_calls", "_single", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -207,8 +209,8 @@ class Recurrent(Budget, torch.nn.Module):
         args = Arguments.of(1, x, state, context, step=True)
         expect_rows(args.xs, args.states, args.structures[1])
         if reset is not None:
-            args = self._calls.restarted(self, args, reset)
-        return self._calls.step(self, args)
+            args = self._single.restarted(self, args, reset)
+        return self._single.step(self, args)
 
     def stream(self, batch: int | None = None, state: Any = None, weights: str | None = None) -> Stream:
         """A stream: `step` again and again without gradients, its weights packed once and its state kept inside.

@@ -9,11 +9,11 @@ import torch
 
 from elman.circuit.structure import NOTHING, Structure, fill, flatten
 from elman.errors import InputError, InputTypeError, NotYet, expect
-from elman.recurrent.arguments import batch_of, expect_parts
+from elman.recurrent.arguments import batch_of, expect_like
 from elman.recurrent.arrays import as_tensors
 from elman.recurrent.bound import Arguments
-from elman.recurrent.calls import alike
 from elman.recurrent.kept import Kept, Steps, apart, other_rows, which_rows
+from elman.recurrent.known import alike
 from elman.trace.initial import own_state
 
 Tensor = torch.Tensor
@@ -83,7 +83,7 @@ class Rows:
         if self.structure is None:
             cell = self._steps.layer().cell
             if callable(getattr(cell, "initial_state", None)):
-                expect_parts(structure, flatten(own_state(cell, 1), "state")[1])
+                expect_like(tensors, structure, own_state(cell, 1))
             self.structure = structure
         like = (
             self.kept.read()

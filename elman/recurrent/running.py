@@ -15,8 +15,8 @@ from elman.execute.stepping import Stepping, draw, stepping
 from elman.noise import written
 from elman.plan import Explanation
 from elman.recurrent.bound import Arguments
-from elman.recurrent.calls import shapes_of
 from elman.recurrent.kept import Plain, Ready, Steps
+from elman.recurrent.known import shapes_of
 from elman.recurrent.programs import Binding, Owned
 from elman.recurrent.rows import Rows
 from elman.trace.call import store_of

@@ -25,8 +25,8 @@ from elman.plan import Explanation
 from elman.recurrent.arguments import is_recorded, not_recorded, rows_of_reset
 from elman.recurrent.arrays import as_arrays, as_tensors, into
 from elman.recurrent.bound import Arguments
-from elman.recurrent.calls import dtype_of
 from elman.recurrent.kept import Steps, device_of, other_rows
+from elman.recurrent.known import dtype_of
 from elman.recurrent.rows import Rows
 from elman.recurrent.running import Running, never
 from elman.recurrent.surroundings import not_compiled, watched

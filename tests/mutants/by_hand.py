@@ -181,7 +181,7 @@ SLIPS = (
     ),
     Slip(
         "trace/initial.py", "if not _equal(alone, call(fitting[0])):", "if False:",
-        "a cell that starts from something else starts from zeros", "recurrent/test_edges.py -k start",
+        "a cell that starts from something else starts from zeros", "recurrent/test_starts.py -k start",
     ),
     Slip(
         "trace/merged.py", "parts = [*shape[: where.dim], order, -1, where.factor // order, *shape[where.dim + 1 :]]",
@@ -397,6 +397,10 @@ SLIPS = (
         "recurrent/order.py", 'for name in ("mask", "reset", "teacher", "teacher_weight"):',
         'for name in ("mask", "reset", "teacher"):', "a batch-first weight of the teacher is read time-major",
         "recurrent/test_order.py",
+    ),
+    Slip(
+        "recurrent/arguments.py", "if given.dim() > part.dim():", "if False:",
+        "a step broadcasts a state with a dimension of layers", "recurrent/test_starts.py -k torchs_form",
     ),
     Slip(
         "recurrent/bound.py", "reason := self._cut if layout.cuts else self._whole", "reason := self._whole",

@@ -22,6 +22,7 @@ from elman.errors import InputError
 from elman.execute import Call
 from elman.recurrent.calls import Calls
 from elman.recurrent.programs import Argument, Captured, Owned
+from elman.recurrent.single import SingleSteps
 from elman.trace.call import store_of
 from elman.trace.fingerprint import watch
 from elman.trace.initial import initial_state
@@ -43,10 +44,10 @@ def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     tries: list[bool] = []
     going: list[bool] = []  # for the call that is going on, whether it was bound anew
 
-    def calling(name: str) -> None:
-        call = getattr(Calls, name)
+    def calling(kind: type, name: str) -> None:
+        call = getattr(kind, name)
 
-        def counted(self: Calls, *args: Any) -> Any:
+        def counted(self: Any, *args: Any) -> Any:
             if going:
                 return call(self, *args)
             going.append(False)
@@ -55,16 +56,16 @@ def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
             finally:
                 tries.append(not going.pop())
 
-        monkeypatch.setattr(Calls, name, counted)
+        monkeypatch.setattr(kind, name, counted)
 
-    def binding(name: str) -> None:
-        bind = getattr(Calls, name)
+    def binding(kind: type, name: str) -> None:
+        bind = getattr(kind, name)
 
-        def noted(self: Calls, *args: Any) -> Any:
+        def noted(self: Any, *args: Any) -> Any:
             going[-1] = True
             return bind(self, *args)
 
-        monkeypatch.setattr(Calls, name, noted)
+        monkeypatch.setattr(kind, name, noted)
 
     again = Calls.again
 
@@ -74,10 +75,10 @@ def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return results
 
     monkeypatch.setattr(Calls, "again", repeating)
-    for name in ("whole", "run", "step"):
-        calling(name)
-    for name in ("_bind", "_bind_step"):
-        binding(name)
+    for kind, name in ((Calls, "whole"), (Calls, "run"), (SingleSteps, "step")):
+        calling(kind, name)
+    for kind, name in ((Calls, "_bind"), (SingleSteps, "_bind_step")):
+        binding(kind, name)
     return tries
 
 

@@ -18,6 +18,7 @@ from elman.execute import operator
 from tests import eager
 from tests.cases import CASES
 from tests.pairwise import with_more
+from tests.recurrent.small import random
 
 Tensor = torch.Tensor
 Way = Callable[..., Tensor]  # (run, x, v) -> numbers; run(x, weights) is a layer's outputs
@@ -29,10 +30,6 @@ def compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-def random(*size: int) -> Tensor:
-    return torch.randn(size, dtype=torch.float64)
 
 
 def plain(**options: Any) -> elman.Recurrent:

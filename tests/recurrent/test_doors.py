@@ -24,6 +24,7 @@ from tests.cases import CASES
 from tests.pairwise import with_more
 from tests.recurrent import compare
 from tests.recurrent.compare import Inputs
+from tests.recurrent.small import random
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -31,10 +32,6 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 def layer(name: str = "elman", **options: Any) -> elman.Recurrent:
     return elman.Recurrent(CASES[name].make().double(), **options)
-
-
-def random(*size: int, **options: Any) -> Tensor:
-    return torch.randn(size, dtype=torch.float64, **options)
 
 
 # --- registered operators -------------------------------------------------------------------------------------------

@@ -12,15 +12,12 @@ import elman
 from tests.cases import CASES
 from tests.recurrent import compare, ragged
 from tests.recurrent.compare import Inputs
+from tests.recurrent.small import layer
 from tests.recurrent.test_cut import LAID
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SHORTER = torch.tensor([4, 3, 1])  # the longest first: then final states lie in order
-
-
-def layer(name: str = "gru", engine: str = "auto") -> elman.Recurrent:
-    return elman.Recurrent(CASES[name].make().double(), engine=engine)
 
 
 @pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
@@ -157,7 +154,7 @@ def test_lengths_however_they_lie(how: str) -> None:
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_states_of_rows_that_change_places_in_a_circle(engine: str) -> None:
     """Sorted by length they are rows 2, 0, 1: back is another order than there."""
-    rnn, lengths = layer("gru", engine), [2, 1, 4]
+    rnn, lengths = layer("gru", engine=engine), [2, 1, 4]
     x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
     state = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     final = rnn(x, state, lengths=torch.tensor(lengths))[1]

@@ -16,14 +16,11 @@ from elman.recurrent.states import Directions, LayerStates
 from elman.segments import Layout
 from tests.cases import CASES
 from tests.recurrent import compare, ragged
+from tests.recurrent.small import random
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 LENGTHS = torch.tensor([6, 2, 4, 0])
-
-
-def random(*size: int, **options: Any) -> Tensor:
-    return torch.randn(size, dtype=torch.float64, **options)
 
 
 def cell(name: str, *sizes: int) -> torch.nn.Module:

@@ -28,6 +28,7 @@ from tests.cases import CASES
 from tests.pairwise import with_more
 from tests.recurrent import compare, ragged
 from tests.recurrent.compare import Inputs
+from tests.recurrent.small import layer
 
 Tensor = torch.Tensor
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +41,6 @@ def compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-def layer(name: str = "gru", **options: Any) -> elman.Recurrent:
-    return elman.Recurrent(CASES[name].make().double(), **options)
 
 
 def unbounded_and(rnn: elman.Recurrent, memory: Any, inputs: Inputs, **said: Any) -> list[compare.Result]:

@@ -16,13 +16,10 @@ from elman import Bidirectional, Recurrent, Stack
 from elman.errors import AmbiguityWarning, InputError, InputTypeError
 from tests.cases import CASES
 from tests.recurrent import ragged
+from tests.recurrent.small import random
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-
-
-def random(*size: int, **options: Any) -> Tensor:
-    return torch.randn(size, dtype=torch.float64, **options)
 
 
 def cell(name: str, *sizes: int) -> torch.nn.Module:

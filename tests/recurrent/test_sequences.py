@@ -20,20 +20,13 @@ from tests.cases import CASES, Case
 from tests.pairwise import with_more
 from tests.recurrent import compare, ragged
 from tests.recurrent.compare import Inputs
+from tests.recurrent.small import layer, random
 
 Tensor = torch.Tensor
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 CPU = torch.device("cpu")
 ways = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 engines = pytest.mark.parametrize("engine", ["reference", "native"])
-
-
-def layer(name: str = "gru", **options: Any) -> elman.Recurrent:
-    return elman.Recurrent(CASES[name].make().double(), **options)
-
-
-def random(*size: int, **options: Any) -> Tensor:
-    return torch.randn(size, dtype=torch.float64, **options)
 
 
 # --- the definition -------------------------------------------------------------------------------------------------
