@@ -177,7 +177,7 @@ SLIPS = (
     ),
     Slip(
         "trace/watch.py", "if tensor.requires_grad is not flows:", "if tensor is None:",
-        "freezing a weight does not trace anew", "recurrent/test_bound.py -k watch",
+        "freezing a weight does not trace anew", "recurrent/test_changes.py -k watch",
     ),
     Slip(
         "trace/initial.py", "if not _equal(alone, call(fitting[0])):", "if False:",

@@ -12,10 +12,13 @@ from tests.mutants.kinds import applied, faults, left_out
 ELMAN = Path(__file__).resolve().parents[2] / "elman"
 _TRACE = (
     "recurrent/test_keys.py recurrent/test_trace_key.py trace/test_sees.py",
-    "recurrent/test_bound.py -k 'watch or change or one_and_one'",
+    "recurrent/test_changes.py",
     "recurrent/test_turns.py -k device",
 )
-_BOUND = ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_trace_key.py")
+_BOUND = (
+    "recurrent/test_turns.py recurrent/test_bound.py recurrent/test_changes.py",
+    "recurrent/test_trace_key.py",
+)
 _PASSES = ("engines/test_passes.py", "engines/test_products.py", "engines/test_native.py")
 _NATIVE = ("engines/test_native_operations.py", "engines/test_native.py -k cases")
 # (file, functions, groups of tests): everything there that is compared; without functions, all that is noted.
@@ -34,7 +37,10 @@ FIELDS = (
     (
         "recurrent/programs.py",
         "Shapes",
-        ("recurrent/test_turns.py recurrent/test_bound.py", "recurrent/test_trace_key.py test_forcing.py"),
+        (
+            "recurrent/test_turns.py recurrent/test_bound.py recurrent/test_changes.py",
+            "recurrent/test_trace_key.py test_forcing.py",
+        ),
     ),
     ("circuit/structure.py", "TensorSpec", _BOUND),
 )
@@ -42,7 +48,7 @@ FIELDS = (
 KEPT = {
     "_training": "recurrent/test_requires_grad.py recurrent/test_edges.py",
     "_needed": "recurrent/test_requires_grad.py recurrent/test_edges.py",
-    "_stepping": "recurrent/test_edges.py recurrent/test_bound.py engines/test_native.py",
+    "_stepping": "recurrent/test_edges.py recurrent/test_starts.py recurrent/test_bound.py engines/test_native.py",
     "_adjoints": "recurrent/test_edges.py recurrent/test_doors.py recurrent/test_requires_grad.py",
     "entries": "recurrent/test_compiled_programs.py recurrent/test_doors.py",
 }

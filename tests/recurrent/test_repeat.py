@@ -16,7 +16,7 @@ import elman
 from elman import cells
 from elman.errors import AmbiguityWarning, InputError, InputTypeError, NotSupported
 from tests import eager
-from tests.recurrent.test_bound import EXACT, B, H, I, T, data, same, warm
+from tests.recurrent.bound import EXACT, B, H, I, T, data, same, warm
 
 Tensor = torch.Tensor
 
