@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch._C._autograd import _top_saved_tensors_default_hooks
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.adjoint import cotangent_ports
@@ -27,7 +27,7 @@ from elman.execute.operator import run_named
 from elman.execute.program import Program
 from elman.execute.segmented import SegmentedRun, Stored, run_of
 from elman.execute.vmaps import by_rule, drawing_each, vmaps
-from elman.trace.batches import is_batch, of_a_batch, unbatched
+from elman.trace.batches import of_a_batch, unbatched
 from elman.trace.modes import has_no_memory, looks_at_operations
 
 Tensor = torch.Tensor
@@ -79,8 +79,9 @@ def apply_again(program: Program, call: Call, tensors: Sequence[Tensor | None]) 
 
 def _written(tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """The same with memory of their own for zeros that autograd has not written down, which only PyTorch can read."""
-    if any(t is not None and t._is_zerotensor() for t in tensors):
-        return [t.clone() if t is not None and t._is_zerotensor() else t for t in tensors]
+    for one in tensors:
+        if one is not None and one._is_zerotensor():
+            return [t.clone() if t is not None and t._is_zerotensor() else t for t in tensors]
     return tensors
 
 
@@ -109,8 +110,11 @@ def wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
 
 def _derived(cotangents: Sequence[Tensor | None]) -> bool:
     """Whether a gradient is itself to be differentiated, carries a direction, or is a batch of them."""
-    if torch.is_grad_enabled() or peek_interpreter_stack() is not None or any(map(is_batch, cotangents)):
+    if torch.is_grad_enabled() or peek_interpreter_stack() is not None:
         return True
+    for cotangent in cotangents:
+        if cotangent is not None and is_legacy_batchedtensor(cotangent):
+            return True
     return forward_ad._current_level >= 0 and any(map(_is_dual, cotangents))
 
 
@@ -211,7 +215,10 @@ def _arriving(program: Program, cotangents: Sequence[Tensor | None]) -> Sequence
     given = _written(cotangents)
     if not program.carries_all:
         given = [c if flows else None for c, flows in zip(given, program.carrying, strict=True)]
-    return given if any(c is not None for c in given) else None
+    for cotangent in given:
+        if cotangent is not None:
+            return given
+    return None
 
 
 class _Segmented(torch.autograd.Function):

@@ -83,30 +83,34 @@ class Executable:
         if torch._C._len_torch_function_stack():  # a mode that changed the step has done so in its trace
             with torch._C.DisableTorchFunction():
                 return self._run(call, tensors)
-        if isinstance(call.engine, engines.Engine):  # as `engines.by_operations` says it
+        if not isinstance(call.engine, str):  # an engine, as `engines.by_operations` says it
             with constants_among(tensors):
                 return self._run(call, tensors)
         return self._run(call, tensors)
 
     def _run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        steps, batch, seed, engine, packing, _, first, _, layout, *_ = call
+        steps, batch, seed, engine, packing, _, first, _, layout, _, _ = call
         if layout is not None:
-            assert self.laid is not None
-            itself = self._packs_itself(engine) if packing is not None else None
-            if itself is not None:
-                return itself(layout, call.swaps, seed, *tensors)
-            results = self._run(
-                call._replace(layout=None), packed(layout, call.swaps, self.laid.inputs, tensors)
-            )
-            put_back = unpacked(layout, call.swaps, self.laid.outputs, results)
-            # Not as views of what moved them: PyTorch lets nobody write into these.
-            return tuple([t.detach() if t._is_view() else t for t in put_back])
-        function = self.function(engine, packing is not None)
-        return (
-            function(steps, batch, seed, first, *tensors)
-            if packing is None
-            else function(packing, seed, *tensors)
+            return self._run_laid(call, layout, tensors)
+        function = self._made.get((engine, packing is not None)) or self._function(
+            engine, packing is not None
         )
+        if packing is None:
+            return function(steps, batch, seed, first, *tensors)
+        return function(packing, seed, *tensors)
+
+    def _run_laid(self, call: Call, layout: Layout, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """The same on sequences as users have them."""
+        assert self.laid is not None
+        itself = self._packs_itself(call.engine) if call.packing is not None else None
+        if itself is not None:
+            return itself(layout, call.swaps, call.seed, *tensors)
+        given = packed(layout, call.swaps, self.laid.inputs, tensors)
+        put_back = unpacked(
+            layout, call.swaps, self.laid.outputs, self._run(call._replace(layout=None), given)
+        )
+        # Not as views of what moved them: PyTorch lets nobody write into these.
+        return tuple([t.detach() if t._is_view() else t for t in put_back])
 
     def function(self, engine: str | engines.Engine, ragged: bool = False) -> PlanFunction:
         """What runs the plan, made when it is first needed."""
