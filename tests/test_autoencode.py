@@ -355,6 +355,15 @@ def test_words_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "two.txt").write_text("ab\nabc")
     answers = expect_answers(run, [b"ab\n", b"abc\n"], monkeypatch)
     assert elman("predict", run, tmp_path / "two.txt").out.splitlines() == answers
+    (tmp_path / "gaps.txt").write_text("\nab\n \nabc\n\n")  # an answer to every line
+    assert elman("predict", run, tmp_path / "gaps.txt").out.split("\n") == [
+        "",
+        answers[0],
+        "",
+        answers[1],
+        "",
+        "",
+    ]
     (tmp_path / "words.txt").write_text("\n".join(WORDS[3:]))
     assert "not what it was in training" in elman("evaluate", run).err
     assert elman("evaluate", run, tmp_path / "two.txt").status == 0

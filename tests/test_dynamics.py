@@ -389,6 +389,9 @@ def test_what_is_drawn_at_random_is_no_map() -> None:
     with pytest.raises(NotSupported, match="random numbers"):
         jacobian(rnn, x, h)
     torch.testing.assert_close(jacobian(rnn.eval(), x, h), torch.eye(2)[None])
+    rnn.train().cell.eval()  # the cell says it, as in a call, and stays as it is
+    torch.testing.assert_close(jacobian(rnn, x, h), torch.eye(2)[None])
+    assert not rnn.cell.training
 
 
 def test_a_trajectory_that_diverges_is_said() -> None:

@@ -510,3 +510,32 @@ def test_only_a_start_learns() -> None:
     torch.testing.assert_close(
         cell.start.grad, torch.autograd.grad(online.rnn(x)[0].square().sum(), cell.start)[0]
     )
+
+
+@pytest.mark.parametrize("rule", elman.online.RULES)
+def test_attention_over_slots_of_the_state(rule: str) -> None:
+    """PyTorch's attention hands gradients on in another order of memory."""
+
+    class Slots(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.W = nn.Linear(4, 4)
+
+        def initial_state(self, batch: int) -> Any:
+            return torch.zeros(batch, 4), torch.zeros(batch, 3, 4)
+
+        def forward(self, x: Tensor, state: Any) -> Any:
+            h, m = state
+            read = nn.functional.scaled_dot_product_attention(h[:, None], m, m)[:, 0]
+            h = torch.tanh(self.W(h) + x + read)
+            return h, (h, 0.9 * m + 0.1 * h[:, None])
+
+    rnn, x = elman.Recurrent(Slots()), torch.randn(4, 2, 4)
+    online = Online(rnn, rule)
+    for now in x:
+        online.step(now, None, lambda h, _: h.sin().sum())
+    learnt = rnn.cell.W.weight.grad
+    assert learnt is not None
+    if rule == "rtrl":
+        right = torch.autograd.grad(rnn(x)[0].sin().sum(), rnn.cell.W.weight)[0]
+        torch.testing.assert_close(learnt, right)

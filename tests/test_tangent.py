@@ -481,3 +481,18 @@ def test_outputs_that_are_the_states_before(cut: bool, recorded: bool, memory: A
     assert last is not None or final is None or not final.any()
     if last is not None:
         torch.testing.assert_close(final, last)
+
+
+def test_an_output_that_is_the_same_at_every_step_has_no_direction() -> None:
+    class Constant(nn.Module):
+        hidden_size = 4
+
+        def forward(self, x: Tensor, h: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            h = torch.tanh(x + h)
+            return (torch.ones(3), h), h
+
+    rnn, x = elman.Recurrent(Constant()), torch.randn(2, 3, 4)
+    (constant, _), (still, moved) = torch.func.jvp(lambda x: rnn(x)[0], (x,), (x,))
+    assert constant.shape == still.shape == (2, 3, 3)
+    assert not still.any()
+    assert moved.any()

@@ -80,7 +80,7 @@ class TrainingJob:
         loggers = [TensorBoard(keeping.out / "tensorboard")] if keeping.tensorboard else []
         with ExitStack() as stack:
             training.stop = stop = stack.enter_context(interruption())
-            self.processes.first_does(lambda: self._opened(stack))
+            begun = self.processes.first_does(lambda: self._opened(stack))
             run = Run(keeping.out)
             mine = self.config.get("cell_digest")
             if self.processes.first and run.config.get("cell_digest", mine) != mine:
@@ -110,6 +110,10 @@ class TrainingJob:
                 raise
             except FolderGone as error:
                 error.mend = self._moved(trainer) or error.mend
+                raise
+            except ElmanError:
+                if begun and self.processes.first and not training.step:  # refused before anything was learnt
+                    run.discard(task.kept())
                 raise
             if self.processes.first:
                 if trainer.finished and self.figure is None:
@@ -141,19 +145,22 @@ class TrainingJob:
         self.figure = self.task.measure(self.model, self.prepared.held_out, False)
         return logged(self.figure)
 
-    def _opened(self, stack: ExitStack) -> None:
-        """Lock the run folder for as long as the stack stands; begin a run in it, or find the one to go on with."""
+    def _opened(self, stack: ExitStack) -> bool:
+        """Lock the run folder for as long as the stack stands; begin a run in it, or find the one to go on with.
+        Returns whether it is begun."""
         keeping = self.keeping
         with suppress(OSError):  # `Run.create` says it better
             keeping.out.mkdir(parents=True, exist_ok=True)
         if keeping.out.is_dir():
             stack.enter_context(locked(keeping.out))
         resume = keeping.resume == "auto" and not keeping.overwrite
-        if not (resume and Run.unfinished(keeping.out, self.config)):
-            stale: tuple[str, ...] = ()
-            with suppress(ElmanError, OSError):  # there is no run that could be read
-                stale = task_in(Run(keeping.out)).files
-            Run.create(keeping.out, self.config, self.task.kept(), overwrite=keeping.overwrite, stale=stale)
+        if resume and Run.unfinished(keeping.out, self.config):
+            return False
+        stale: tuple[str, ...] = ()
+        with suppress(ElmanError, OSError):  # there is no run that could be read
+            stale = task_in(Run(keeping.out)).files
+        Run.create(keeping.out, self.config, self.task.kept(), overwrite=keeping.overwrite, stale=stale)
+        return True
 
 
 def prepare(

@@ -215,7 +215,7 @@ def viewed(node: fx.Node) -> fx.Node | None:
     if not isinstance(node.target, torch._ops.OpOverload):
         return None
     is_view = any(returned.alias_info is not None for returned in node.target._schema.returns)
-    return node.all_input_nodes[0] if is_view else None
+    return next(iter(node.all_input_nodes), None) if is_view else None
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -44,10 +44,12 @@ _CHECK = record(
 )
 
 
-def read_sequences(files: Iterable[Path], in_json: bool = False) -> Iterator[tuple[str, Any]]:
+def read_sequences(
+    files: Iterable[Path], in_json: bool = False, blanks: bool = False
+) -> Iterator[tuple[str, Any]]:
     """(file:line, sequence) of files, "-" for standard input, each as soon as it is read; empty lines are passed over.
 
-    in_json: lines of standard input are JSON, as those of .jsonl.
+    in_json: lines of standard input are JSON, as those of .jsonl. blanks: an empty line is (file:line, None).
 
     Raises DataError with file and line for what cannot be read.
     """
@@ -65,6 +67,8 @@ def read_sequences(files: Iterable[Path], in_json: bool = False) -> Iterator[tup
                 line = _line(raw, place, most)
                 if line.strip():
                     yield place, _from_json(line, place) if quoted else _text(line, place)
+                elif blanks:
+                    yield place, None
 
 
 @contextmanager

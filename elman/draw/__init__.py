@@ -85,8 +85,9 @@ def draw(
 
     thing: a circuit, an adjoint, an unfolded graph, a cell, a layer or any module that holds layers. A layer is drawn
         as of its latest call. Or what `elman.dynamics` finds: fixed points, Lyapunov exponents, the gradient's flow.
-    x, state: of a cell, an example of one step, as for `trace`; of a module that holds layers, x is what it is called
-        with, without a gradient, before it is drawn; of fixed points, trajectories `[T, B, …]` among which they lie.
+    x, state: of a cell, an example of one step, as for `trace`; of a layer, or a module that holds layers, what it is
+        called with, without a gradient, before it is drawn; of fixed points, trajectories `[T, B, …]` among which they
+        lie.
     unfold: the number of time steps to unfold for (the book's τ), of many the first and last two are drawn; True for
         …, t-1, t, t+1, …; None for the circuit, whose delays of one step are black squares.
     level: "book", variables and weights, as in Goodfellow, Bengio and Courville 2016, figures 10.2 to 10.11; "ops",
@@ -116,13 +117,16 @@ def draw(
     def scene_of(circuit: Circuit) -> Scene:
         return _scene(circuit, unfold, level)
 
+    layered = isinstance(thing, torch.nn.Module) and any(
+        isinstance(part, (Recurrent, Compound)) for part in thing.modules()
+    )
+    if layered and x is not None:
+        with torch.no_grad(), torch.random.fork_rng():
+            thing(x) if state is None else thing(x, state)
     if isinstance(thing, Recurrent):
         thing = thing.circuit
     elif isinstance(thing, torch.nn.Module):
-        if any(isinstance(part, (Recurrent, Compound)) for part in thing.modules()):
-            if x is not None:
-                with torch.no_grad(), torch.random.fork_rng():
-                    thing(x) if state is None else thing(x, state)
+        if layered:
             return Drawing(
                 modules.composed(thing, scene_of).check(),
                 variants=lambda opened: modules.composed(thing, scene_of, opened),

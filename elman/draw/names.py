@@ -25,7 +25,7 @@ from elman.circuit.form import ROWS, Circuit, Kind, results_of
 
 Tensor = torch.Tensor
 NABLA = "∇"
-_BATCH = 3
+_BATCH = 17  # rows: enough that two values are alike in all of them only where they mean the same
 _TORCH = str(Path(torch.__file__).parent)
 _ELMAN = str(Path(cells.__file__).parent)
 _ALL = {cells.__file__, nn.__file__}  # of elman's own files: what users would have written

@@ -99,7 +99,7 @@ class Flow:
                 what="a reversed layer runs against the time of its dynamics", where=f"{where}(rnn)",
                 mend="flip x and take elman.Recurrent(cell) without reverse",
             )  # fmt: skip
-        layer = Recurrent(rnn.cell, batch_first=False, engine=rnn.engine).train(rnn.training)
+        layer = Recurrent(rnn.cell, batch_first=False, engine=rnn.engine)
         if state is None:
             one_step = fill(of_x, [v[0] for v in xs])
             state = layer._single.start_of_step(layer, Arguments.of(1, one_step, None, context), batch)

@@ -312,8 +312,14 @@ def _apart(outputs: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 def _on_their_own(outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Outputs of which none is a part of a larger tensor: PyTorch gives no direction to a part."""
-    return tuple([o.clone() if o._is_view() else o for o in outputs])
+    """Outputs of which none is a part of a larger tensor, or one row again and again: PyTorch gives no direction to
+    these."""
+    return tuple(
+        [
+            o.clone(memory_format=torch.contiguous_format) if o._is_view() or 0 in o.stride() else o
+            for o in outputs
+        ]
+    )
 
 
 def _differentiable(
@@ -394,7 +400,11 @@ class _Transformed(torch.autograd.Function):
         for tangent, o, flows in zip(tangents, exposed, ctx.carrying, strict=False):
             smooth = o.is_floating_point() or o.is_complex()
             given.append(
-                torch.zeros_like(o) if flows and tangent is None and smooth else tangent if flows else None
+                torch.zeros(o.shape, dtype=o.dtype, device=o.device)
+                if flows and tangent is None and smooth
+                else tangent
+                if flows
+                else None
             )
         return tuple(given)
 

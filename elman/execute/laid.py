@@ -38,7 +38,7 @@ def unpacked(layout: Layout, swaps: bool, kinds: Kinds, tensors: Sequence[Tensor
     swap = layout.swap if swaps else None
     return [
         t if t is None
-        else layout.unpack(t) if kind is Kind.SEQUENCE
+        else layout.put_back(t) if kind is Kind.SEQUENCE
         else swap.back(t) if kind is Kind.STATE and swap is not None
         else t
         for kind, t in zip(kinds, tensors, strict=True)

@@ -34,7 +34,12 @@ def expect_ways(
 ) -> None:
     """Raise InputError where it cannot be written so: see `LanguageModel.generate_iter`."""
     for name, value, right, mend in (
-        ("temperature", temperature, temperature == 0 or 1e-6 <= temperature <= 1e6, "take 0 … 1.5"),
+        (
+            "temperature",
+            temperature,
+            temperature == 0 or 1e-6 <= temperature <= 1e6,
+            "take 0, or a number above it: 1 writes as the model predicts, less is safer",
+        ),
         ("length", length, length >= 0, "take 0 or more"),
         ("top_k", top_k, top_k is None or top_k >= 1, "take 1 or more, or leave it out"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "take a probability above 0, or leave it out"),

@@ -74,7 +74,7 @@ def _hit(gradient: Tensor | None, port: InPort, rows: bool) -> Tensor:
     if gradient is None:
         return torch.zeros(math.prod(port.shape), dtype=torch.bool)
     hit = gradient.isnan().cpu()
-    return hit.view(_ROWS, -1).any(0) if rows else hit.reshape(-1)
+    return hit.reshape(_ROWS, -1).any(0) if rows else hit.reshape(-1)
 
 
 def _run(graph: fx.Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

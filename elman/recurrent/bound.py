@@ -205,7 +205,7 @@ class BoundCall:
         self._taught = [(i, s.index) for i, s in enumerate(binding.sources) if isinstance(s, Teacher)]
         self.output = _filling(binding.output, binding.outputs)
         self.final = _filling(binding.state, binding.finals)
-        self._whole, self._cut = indivisible(binding, cuts=False), indivisible(binding, cuts=True)
+        self._cut = indivisible(binding)
         self.has_noise = binding.program.has_noise
         self.zeros: tuple[None, ...] = (None,) * len(binding.finals)  # a state that is not given
 
@@ -335,11 +335,9 @@ class BoundCall:
         return True
 
     def expect_divisible(self, layout: Layout) -> None:
-        """Refuse a layout that leaves out steps which the cell cannot do without."""
-        if self._cut is None and self._whole is None:
-            return
-        if layout.is_cut and (reason := self._cut if layout.cuts else self._whole) is not None:
-            raise reason
+        """Refuse a layout that cuts rows which belong together."""
+        if self._cut is not None and layout.is_cut and layout.cuts:
+            raise self._cut
 
     def tensors(
         self, args: Arguments, starts: Sequence[Tensor | None], layout: Layout | None, in_place: bool = False
@@ -369,10 +367,14 @@ class BoundCall:
 
         call: what was run; with its layout sequences lie as users have them, where it swaps states those as well.
         """
-        if layout is None or not layout.is_cut:
+        if layout is None or not (layout.is_cut or layout.steps == 0):
             return self.output(results), self.final(results)
         assert self.binding is not None
         results = list(results)
+        if not layout.is_cut:  # no step: whatever a step does with a state, it ends as it begins
+            for slot, state in zip(self.binding.finals, states, strict=True):
+                results[slot] = results[slot] if state is None else state.clone()
+            return self.output(results), self.final(results)
         if not call.swaps:
             finals = self.binding.finals
             ended = layout.final([results[slot] for slot in finals], states, self.reverse)

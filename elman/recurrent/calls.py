@@ -67,6 +67,7 @@ class Calls(KnownCalls):
         cell = layer._modules["cell"]
         plain = bool(args.xs) and not (layout.is_cut or args.packed or args.taught)
         again = plain or (bool(args.xs) and layout.moves and not (args.packed or args.taught))
+        again = again and layout.steps != 0
         forms = args.forms if again else []
         if args.taught:
 

@@ -116,7 +116,7 @@ def _program(
         shapes = Shapes(reverse, *structures, specs=specs[:3], weight=weight)
         binding = programs.find(layer.cell, shapes, xs, states, contexts)
         layer._calls.latest = binding
-        if cuts is not None and (reason := indivisible(binding, cuts)) is not None:
+        if cuts and (reason := indivisible(binding)) is not None:
             raise reason
         if structures[3] != NOTHING:
             check_teacher(binding, structures[3], [t.unsqueeze(0) for t in taught], (1, 2))

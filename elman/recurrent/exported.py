@@ -24,7 +24,7 @@ from elman.plan.form import TIMELINE, Loop, Stage, final_of, shift
 from elman.plan.stepwise import stepwise
 from elman.recurrent.arguments import as_outputs, batch_of, sizes, weight_of
 from elman.recurrent.bound import Arguments, BoundCall
-from elman.recurrent.programs import Binding, Shapes, check_teacher, indivisible
+from elman.recurrent.programs import Binding, Shapes, check_teacher
 from elman.recurrent.surroundings import constant
 from elman.segments import Layout
 from elman.segments.padded import check_happens
@@ -151,8 +151,6 @@ def _active(binding: Binding, happens: tuple[Any, Any, Any], steps: int, batch: 
     if isinstance(lengths, (list, tuple)):
         lengths = torch.tensor(lengths)
     check_happens(lengths, mask, None, steps, batch)
-    if (reason := indivisible(binding, cuts=False)) is not None:
-        raise reason
     if lengths is None:
         return mask.clone() if is_plain(mask) else mask
     before = torch.arange(steps, device=lengths.device)[:, None] < lengths

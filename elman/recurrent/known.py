@@ -87,10 +87,12 @@ class KnownCalls:
 def _of_any_length(
     bound: BoundCall, inputs: Sequence[Any], happens: StepSelection
 ) -> Sequence[Tensor] | None:
-    """A call that has come before with another T, or other steps that happen. None where rows are cut into pieces, or T
-    has been the same for some time."""
+    """A call that has come before with another T, or other steps that happen. None where rows are cut into pieces,
+    there is no step, or T has been the same for some time."""
     x, *others = [inputs[slot] for slot in bound.xs]
     if any(len(other) != len(x) for other in others):
+        return None
+    if not len(x):
         return None
     layout = happens.layout(x.shape[0], x.shape[1], x.device)
     cut = layout.is_cut

@@ -12,7 +12,6 @@ import torch
 
 from elman.caches import Recent, listed, listed_in
 from elman.circuit.form import Circuit, Kind
-from elman.circuit.rows import carries
 from elman.circuit.signature import Place
 from elman.circuit.structure import NOTHING, Structure, TensorSpec, fill, paths, specs
 from elman.errors import InputError, InputTypeError, NotSupported, RetraceWarning
@@ -326,16 +325,10 @@ def check_teacher(
             )  # fmt: skip
 
 
-def indivisible(binding: Binding, cuts: bool) -> NotSupported | None:
-    """Why rows cannot have steps of their own or, where a layout `cuts`, be cut: what belongs to all rows at once."""
+def indivisible(binding: Binding) -> NotSupported | None:
+    """Why rows cannot be cut into pieces: what belongs to all rows at once."""
     circuit = binding.program.circuit
-    for out in circuit.outputs_of(Kind.SEQUENCE):
-        if not carries(circuit.wire(out.wire).meta["val"]):
-            return NotSupported(
-                what="an output without a batch dimension belongs to no sequence, whose steps could be left out",
-                where=out.path, mend="give it out as [B, …], or leave lengths, mask and reset away",
-            )  # fmt: skip
-    if cuts and not all(port.rows for port in circuit.inputs_of(Kind.NOISE)):
+    if not all(port.rows for port in circuit.inputs_of(Kind.NOISE)):
         return NotSupported(
             what="the cell draws random numbers for all rows at once, which rows that are cut cannot share",
             where=circuit.name, mend="draw them for each row: [B, …]",

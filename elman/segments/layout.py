@@ -157,11 +157,12 @@ class Layout:
 
     def unpack(self, value: Tensor) -> Tensor | PackedSequence:
         """Back in place: `[*inner, …]` -> `[T, B, …]`, zeros at steps that do not happen, or a PackedSequence."""
+        return self.as_given(self.put_back(value))
+
+    def put_back(self, value: Tensor) -> Tensor:
+        """The same as a tensor: of a PackedSequence the data."""
         if self._packed is not None:
-            _, sizes, order, back = self._packed
-            return PackedSequence(
-                value if self.packing is not None else value.flatten(0, 1), sizes, order, back
-            )
+            return value if self.packing is not None else value.flatten(0, 1)
         if self.is_packed:
             return value
         if self.packing is None:
@@ -210,7 +211,7 @@ class Layout:
         return make((*self.lead, *widths), dtype=dtype, device=self.device)
 
     def as_given(self, value: Tensor) -> Tensor | PackedSequence:
-        """A sequence made in `room`, as the user's come."""
+        """A sequence that is put back, or was made in `room`, as the user's come."""
         return value if self._packed is None else PackedSequence(value, *self._packed[1:])
 
     def _rows(self, s: Segment) -> Tensor:

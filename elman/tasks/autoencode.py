@@ -273,20 +273,22 @@ class Autoencode(Task):
                 what="name what is to be reconstructed", where=run.folder,
                 mend="give files with a sequence a line, or - for standard input",
             )  # fmt: skip
-        waiting: list[Tensor] = []
+        waiting: list[Tensor | None] = []
+        in_json = bool(self.form.channels) or not self.form.joined
         for file in files:
-            for place, value in read_sequences(
-                [file], in_json=bool(self.form.channels) or not self.form.joined
-            ):
-                waiting.append(_encode(self.form, {"": (place, value)}, ""))
+            for place, value in read_sequences([file], in_json, blanks=True):
+                waiting.append(None if value is None else _encode(self.form, {"": (place, value)}, ""))
                 if str(file) == "-" or len(waiting) == _TOGETHER:
                     yield from self._written(model, waiting)
                     waiting = []
         yield from self._written(model, waiting)
 
-    def _written(self, model: Any, x: list[Tensor]) -> Iterator[str]:
-        for one in model.decode(encoded(model, x)) if x else ():
-            yield self.form.line(self.form.decode(one))
+    def _written(self, model: Any, x: list[Tensor | None]) -> Iterator[str]:
+        """A line for each; an empty one for None."""
+        given = [one for one in x if one is not None]
+        decoded = iter(model.decode(encoded(model, given)) if given else ())
+        for one in x:
+            yield "" if one is None else self.form.line(self.form.decode(next(decoded)))
 
 
 # line -> (where it stands first, the sequence)

@@ -285,6 +285,11 @@ class Language(Task):
             f"{measure.value / math.log(2):.4f} bits per {unit} ({measure.value:.4f} nats), over {symbols:,} {unit}s",
             f"  bits: {', '.join(figures)}, {nats:,.0f} nats in all",
         ]
+        if measure.value > math.log(size := self.tokenizer.size):
+            lines.append(
+                f"  worse than a model that knows nothing, for which each of {size:,} {unit}s is as likely: "
+                f"{math.log2(size):.4f} bits"
+            )
         if (cold := measure.details.get("cold")) is not None:
             lines.append(
                 f"  {cold / math.log(2):.4f} bits per {unit} ({cold:.4f} nats) in blocks of {data.cold}, each from the "

@@ -8,6 +8,7 @@ its code calls that, and `selfcheck` compares the circuit with the cell.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -107,12 +108,13 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
     )  # fmt: skip
     before, lasting = attributes(skeleton), Changes(skeleton)
 
-    def inspect(results: dict[str, torch.Tensor]) -> None:
+    def inspect(results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         fault = changed(before, attributes(skeleton))
         if fault is not None:
             raise refuse.attribute(name, fault)
         refuse.changes(lasting, name)
         _check_state(results, ports, name)
+        return _for_each_row(results)
 
     try:
         joint = trace_joint(step, ports, name, inspect, asking=not (check and can_compare(ports)))
@@ -174,6 +176,17 @@ def _own_word(word: str) -> str:
 
 def _val(graph: torch.fx.Graph, name: str) -> Any:
     return graphs.placeholder(graph, name).meta["val"]
+
+
+def _for_each_row(results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With a row for each sequence of what all have alike (a penalty on weights): the gradients that reach an output
+    are those of rows."""
+    found = ((value, rows_of(value)) for value in results.values())
+    batch = next((v.shape[where.dim] for v, where in found if where is not None and where.factor == 1), None)
+    return {
+        name: value.expand(batch, *value.shape) if batch is not None and rows_of(value) is None else value
+        for name, value in results.items()
+    }
 
 
 def _check_state(results: dict[str, torch.Tensor], ports: list[InPort], name: str) -> None:

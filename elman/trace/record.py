@@ -120,6 +120,8 @@ class Recorder(TorchDispatchMode):
             result = func(*args, **kwargs)
         parts = result if isinstance(result, (tuple, list)) else (result,)
         if not any(isinstance(part, Tensor) for part in parts):
+            if func._schema.is_mutable:
+                self._met(f"{func} writes and gives nothing")
             return result  # what a tensor is like, of which no number is taken
         # Numbers in the code come as fresh tensors, into which the step may write.
         target = aten.lift_fresh_copy.default if func is aten.lift_fresh.default else func

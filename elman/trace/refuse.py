@@ -302,6 +302,16 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
         )
 
 
+def strides(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
+    """Refuse a step that reads or writes memory by strides, which in a circuit are others than where it was traced."""
+    for node in graph.nodes:
+        if node.op == "call_function" and str(node.target).startswith("aten.as_strided"):
+            raise TraceError(
+                what="the step goes by how a tensor lies in memory (torch.as_strided)", where=where(node),
+                mend="take parts of it by indices, slices or unfold",
+            )  # fmt: skip
+
+
 def mixing_unseen(cell: str, what: str, operations: Sequence[str]) -> TraceError:
     """The refusal of a step whose rows meet in one of the operations that have no rule; seen in its numbers."""
     return TraceError(

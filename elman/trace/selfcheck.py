@@ -158,6 +158,9 @@ def _compare(
                 what=f"the cell itself fails at batch size {batch}: {refuse.message(error)}",
                 where=refuse.raised_at(circuit.name, error), mend="the step must run at any batch size",
             ) from error  # fmt: skip
+    for name, value in eager.items():
+        if circuit.wire(Wire.result(name)).meta["val"].dim() == value.dim() + 1:  # every row has it alike
+            eager[name] = value.expand(batch, *value.shape)
     for name, leaf in leaves.items():
         if leaf.data_ptr() != addresses[name]:
             raise TraceError(
@@ -181,7 +184,13 @@ def _compare(
     with torch.no_grad(), torch._C.DisableTorchFunction():  # what a mode does is in the circuit already
         missing = {n: torch.zeros_like(eager[n]) for n in joint.cotangents if n not in cots}
         every = {**constants, **inputs, **{joint.cotangents[n]: v for n, v in (cots | missing).items()}}
-        ours = graphs.run(joint.graph, every, batch)
+        try:
+            ours = graphs.run(joint.graph, every, batch)
+        except RuntimeError as error:  # a size that was written down as a number
+            raise TraceError(
+                what=f"what was traced of the step cannot run at batch size {batch}: {refuse.message(error)}",
+                where=circuit.name, mend="write that part of the step in operations that do not write into views",
+            ) from error  # fmt: skip
     words = _words(circuit)
     for name in joint.results:
         _agree(circuit, words.get(name, name), eager[name].detach(), ours[name], batch)

@@ -62,9 +62,8 @@ def _replaced(
     """What computes an in-place operation's value without writing; None where somebody else would see the write."""
     target, written = node.target, node.args[0] if node.args else None
     assert isinstance(target, torch._ops.OpOverload)
-    name = target._schema.name.partition("::")[2]
-    plain = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), target._overloadname, None)
-    if target.namespace != "aten" or name[-1:] != "_" or plain is None or not isinstance(written, fx.Node):
+    plain = _plain(target)
+    if plain is None or not isinstance(written, fx.Node):
         return None
     where, now = memory[written], places[node]
     if isinstance(where, fx.Node) and where.op in ("placeholder", "get_attr"):
@@ -86,3 +85,21 @@ def _replaced(
         user.replace_input_with(written, replacement)
     graph.erase_node(node)
     return replacement
+
+
+def _plain(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """ATen's operation that gives what an in-place one writes: `pow.Tensor_Scalar` of `pow_.Scalar`."""
+    name = target._schema.name.partition("::")[2]
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    if target.namespace != "aten" or name[-1:] != "_" or packet is None:
+        return None
+    if torch.Tag.nondeterministic_seeded in target.tags:
+        return getattr(packet, target._overloadname, None)
+    alike = [
+        one for one in (getattr(packet, name) for name in packet.overloads()) if _takes(one) == _takes(target)
+    ]
+    return next((one for one in alike if one._overloadname == target._overloadname), next(iter(alike), None))
+
+
+def _takes(target: torch._ops.OpOverload) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.real_type)) for argument in target._schema.arguments]

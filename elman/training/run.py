@@ -78,8 +78,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             if overwrite:
                 cls(folder).expect_own()
-                for path in (*(folder / name for name in (*cls.FILES, *files, *stale)), *cls(folder).made()):
-                    path.unlink(missing_ok=True)
+                cls(folder).discard((*files, *stale))
         run = cls(folder)
         for name, content in files.items():
             run._write(name, content)
@@ -87,6 +86,11 @@ class Run:
         # Last: a folder with a configuration is a run.
         run._write("config.json", _configuration(config))
         return run
+
+    def discard(self, files: Iterable[str]) -> None:
+        """Remove what a run has made, so that its place is free for another. files: the names of its task's."""
+        for path in (*(self.folder / name for name in (*self.FILES, *files)), *self.made()):
+            path.unlink(missing_ok=True)
 
     @classmethod
     def refuse_taken(cls, folder: str | Path, *, overwrite: bool = False) -> None:

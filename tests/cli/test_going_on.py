@@ -177,3 +177,21 @@ def test_a_text_that_changed_is_not_evaluated_in_silence(learnt: tuple[Path, Pat
     said = elman("evaluate", run)
     text.write_text(TEXT)
     assert "not the one of the training run" in str(said.exception)
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_its_place_free(
+    text: Path, tmp_path: Path
+) -> None:
+    refused = elman("train", "lm", text, "--out", tmp_path / "run", *SMALL, "--memory", "1 kB")
+    assert refused.exit_code != 0
+    assert "budget is too small" in str(refused.exception)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    trained(text, tmp_path / "run")
+
+
+def test_a_model_worse_than_none_is_said_to_be_one(text: Path, tmp_path: Path) -> None:
+    wild = ("--lr", "1e4", "--clip", "1e9")
+    assert (
+        "worse than a model that knows nothing"
+        in elman("train", "lm", text, "--out", tmp_path / "run", *SMALL, *wild).output
+    )

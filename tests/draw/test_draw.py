@@ -6,6 +6,7 @@ import functools
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,6 +167,33 @@ def test_output_recurrence_and_teacher_forcing() -> None:
 )  # fmt: skip
 def test_hidden_variables_have_the_names_of_the_code(name: str, variables: set[str]) -> None:
     assert {v.name for v in equations(thing(name)).variables} - {""} == variables
+
+
+class Spiking(torch.nn.Module):
+    """Where a spike comes, as it does nearly everywhere, the trace is the spike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, state: Any) -> Any:
+        h, trace = state
+        spike = torch.where(h > -0.65, 2 + 0.1 * h, 0.0)
+        h = torch.tanh(self.W(h)) * (1 - 0.5 * spike)
+        trace = torch.maximum(trace * 0.8, spike)
+        return trace + x, (h, trace)
+
+
+def test_of_two_variables_alike_in_most_rows_each_keeps_its_name() -> None:
+    circuit = elman.trace(Spiking(), torch.zeros(2, 4), (torch.zeros(2, 4), torch.zeros(2, 4)))
+    assert {"spike", "trace"} <= {v.name for v in equations(circuit).variables}
+
+
+def test_a_layer_is_called_before_it_is_drawn() -> None:
+    rnn = elman.Recurrent(cells.GRU(3, 4))
+    drawn = elman.draw(rnn, torch.zeros(5, 2, 3))
+    rnn(torch.zeros(5, 2, 3))
+    assert [*drawn.scene.words()] == [*elman.draw(rnn).scene.words()]
 
 
 def test_a_wide_layer_keeps_its_names() -> None:

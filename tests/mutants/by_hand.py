@@ -403,7 +403,7 @@ SLIPS = (
         "a step broadcasts a state with a dimension of layers", "recurrent/test_starts.py -k torchs_form",
     ),
     Slip(
-        "recurrent/bound.py", "reason := self._cut if layout.cuts else self._whole", "reason := self._whole",
+        "recurrent/bound.py", "self._cut is not None and layout.is_cut and layout.cuts", "False",
         "a state that cannot be cut is", "recurrent/test_edges.py recurrent/test_sequences.py recurrent/test_bound.py",
     ),
     Slip(

@@ -78,3 +78,17 @@ def test_a_packed_teacher() -> None:
     for wrong in (y, pack_padded_sequence(y, torch.tensor([2, 5, 3]), enforce_sorted=False)):
         with pytest.raises(InputError, match="packed as x"):
             rnn(packed[0], teacher=wrong)
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 2]], ids=["even", "uneven"])
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_second_derivatives_on_a_packed_sequence_in_bounded_memory(lengths: list[int], engine: str) -> None:
+    found = []
+    for memory in (None, elman.Segments(2)):
+        torch.manual_seed(0)
+        rnn, x = elman.Recurrent(CASES["gru"].make().double(), memory=memory, engine=engine), random(3, 2, 5)
+        outputs, final = rnn(pack_padded_sequence(x.requires_grad_(), torch.tensor(lengths)))
+        wants = [x, *rnn.parameters()]
+        first = torch.autograd.grad(outputs.data.square().sum() + final.sum(), wants, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), wants))
+    torch.testing.assert_close(*found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -447,14 +448,6 @@ def test_what_does_not_fit_is_refused(what: str) -> None:
         assert isinstance(caught.value, elman.ElmanError)
 
 
-class PerStep(zoo.Base):
-    """Gives out a number for each step rather than for each row."""
-
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        h = torch.tanh(self.U(x) + self.W(h))
-        return self.W.weight.sum(), h
-
-
 class SharedNoise(zoo.Base):
     """Draws the same numbers for all rows."""
 
@@ -464,9 +457,44 @@ class SharedNoise(zoo.Base):
 
 def test_what_belongs_to_all_rows_at_once_is_refused() -> None:
     x = torch.randn(4, 3, 5)
-    with pytest.raises(NotSupported, match="belongs to no sequence"):
-        elman.Recurrent(PerStep(5, 6))(x, lengths=torch.tensor([1, 2, 3]))
     rnn = elman.Recurrent(SharedNoise(5, 6))
     rnn(x, lengths=torch.tensor([1, 2, 3]))
     with pytest.raises(NotSupported, match="for all rows at once"):
         rnn(x, reset=YES)
+
+
+class Penalised(zoo.Base):
+    """Gives out numbers for each step rather than for each row; made(W): which."""
+
+    made: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        h = torch.tanh(self.U(x) + self.W(h))
+        return (h, self.made(self.W.weight)), h
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("rows", [1, 3, 6])  # as many as there are units, too
+@pytest.mark.parametrize(
+    "made",
+    [lambda W: W.sum(), lambda W: W.square().sum(0), lambda W: W[0, 0] * 3, lambda W: W.sum(0, keepdim=True)],
+)
+def test_an_output_that_all_rows_share_is_that_of_each(made: Any, rows: int, engine: str) -> None:
+    cell = Penalised(5, 6).double()
+    cell.made = made
+    rnn, x, lengths = elman.Recurrent(cell, engine=engine), random(4, rows, 5), [*range(2, 2 + rows)]
+    lengths = [min(length, 4) for length in lengths]
+    happens = (torch.arange(4)[:, None] < torch.tensor(lengths)).double()
+    for given, weight in (({}, torch.ones(4, rows).double()), ({"lengths": lengths}, happens)):
+        (_, penalty), final = rnn(x, **given)
+        right = made(cell.W.weight)
+        size = (4, rows, *[1] * right.dim())
+        torch.testing.assert_close(penalty, right * weight.reshape(size))
+        factors = torch.randn_like(penalty)
+        mine = torch.autograd.grad((penalty * factors).sum() + final.sum(), [*cell.parameters()])
+        h, ended = torch.zeros(rows, 6).double(), None
+        for t in range(4):
+            h = torch.where(happens[t][:, None] > 0, cell(x[t], h)[1], h) if given else cell(x[t], h)[1]
+        ended = h
+        loss = (right * weight.reshape(size) * factors).sum() + ended.sum()
+        torch.testing.assert_close(mine, torch.autograd.grad(loss, [*cell.parameters()]))

@@ -246,3 +246,27 @@ def test_one_tensor_is_no_state_of_a_cell_that_starts_from_several(gradients: bo
     with pytest.raises(InputTypeError, match="one tensor"):
         stack.stream(state=both)
     torch.testing.assert_close(stack.stream(state=[*zip(*both, strict=True)]).step(x), right.detach())
+
+
+class Forgetting(nn.Module):
+    """Reads nothing of its state."""
+
+    hidden_size = 4
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return x.tanh()
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_where_no_step_happens_the_gradient_of_the_final_state_is_that_of_the_state(times: int) -> None:
+    taught = elman.Recurrent(CASES["jordan"].make().double())
+    state = CASES["jordan"].state(3, dtype=torch.float64).requires_grad_()
+    x, teacher = random(0, 3, 5), random(0, *state.shape)
+    for _ in range(times):
+        final = taught(x, state, teacher=teacher)[1]
+        assert torch.equal(torch.autograd.grad(final.sum(), state)[0], torch.ones_like(state))
+    forgetting, h = elman.Recurrent(Forgetting()), torch.randn(3, 4, requires_grad=True)
+    for _ in range(times):
+        forgetting(torch.randn(2, 3, 4), h)
+        final = forgetting(torch.randn(0, 3, 4), h)[1]
+        assert torch.equal(torch.autograd.grad(final.sum(), h)[0], torch.ones_like(h))

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 import elman
+from elman.errors import TraceError
 from elman.trace.writes import is_write, without_plain_writes
 from tests import eager
 
@@ -60,6 +61,25 @@ def _read_by_itself(z: Tensor) -> Tensor:
     z.add_(turned)
     turned.zero_()
     return z + turned
+
+
+def _to_a_power(z: Tensor) -> Tensor:
+    z **= 2
+    return z.pow_(1.5).float_power(1.0).type_as(z)
+
+
+def _list(z: Tensor) -> Tensor:
+    torch._foreach_clamp_max_([z], 20.0)
+    return z
+
+
+def _clipped(z: Tensor) -> Tensor:
+    return nn.functional.hardtanh_(z)
+
+
+def _complex(z: Tensor) -> Tensor:
+    torch.view_as_complex(z.view(-1, 2, 2)).mul_(1j)
+    return z
 
 
 WRITES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -116,3 +136,46 @@ def test_what_somebody_else_reads_stays(write: Callable[[Tensor], Tensor]) -> No
     graph = recorded(write)
     assert not without_plain_writes(graph)
     assert any(map(is_write, graph.nodes))
+
+
+class Step(nn.Module):
+    hidden_size = 4
+
+    def __init__(self, write: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.write = write
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        z = x + h
+        self.write(z)
+        return z
+
+
+def test_a_write_that_gives_nothing_is_seen_far_from_where_cells_are_tried() -> None:
+    """The numbers with which circuit and cell are compared are not as large as 20."""
+    cell, x = Step(lambda z: torch._foreach_clamp_max_([z], 20.0)), torch.full((5, 2, 4), 9.0)
+    assert (elman.Recurrent(cell)(x)[1] == 20).all()
+
+
+@torch.library.custom_op("elman_tests::saturate", mutates_args={"z"})
+def saturate(z: Tensor) -> None:
+    z.clamp_(max=20)
+
+
+@saturate.register_fake
+def _(z: Tensor) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda z: saturate(z.detach()), "saturate"),
+        (lambda z: z.unfold(1, 2, 2).mul_(3), "views"),
+        (lambda z: torch.as_strided(z, (z.shape[0], 2), (4, 2), 1).mul_(3), "as_strided"),
+    ],
+    ids=["custom operation", "unfold", "as_strided"],
+)
+def test_a_write_that_no_circuit_can_hold_is_refused(write: Callable[[Tensor], object], words: str) -> None:
+    with pytest.raises(TraceError, match=words):
+        elman.Recurrent(Step(write))(torch.zeros(3, 2, 4))

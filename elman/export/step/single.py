@@ -75,7 +75,7 @@ def single(module: nn.Module) -> Single:
     raise NotSupported(
         what=f"{called(module)} has no step that could be exported by itself", where="export(module)",
         expected="a language model, a classifier that reads forward, Recurrent, Stack, or a layer of elman.nn",
-        mend="export it to .onnx or .pt2 (elman export RUN --to onnx)",
+        mend="export it to .onnx or .pt2 (elman export RUN --to onnx), or to .html, where there is a page for it",
     )  # fmt: skip
 
 

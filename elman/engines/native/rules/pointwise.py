@@ -141,7 +141,7 @@ def _threshold_backward(p: Builder, want: ResultSpec, g: View, x: View, threshol
     return p.map("threshold_backward", REAL, want.sizes, g, x, threshold)
 
 
-@rule(aten.clamp.default, aten.hardtanh.default, aten.clamp.Tensor)
+@rule(aten.clamp.default, aten.clamp.Tensor)
 def _clamp(p: Builder, want: ResultSpec, x: View, low: Any = None, high: Any = None) -> View:
     if want.type != REAL:
         raise Unsupported("clamp of whole numbers")
@@ -153,6 +153,7 @@ def _clamp(p: Builder, want: ResultSpec, x: View, low: Any = None, high: Any = N
     return p.map("minimum", REAL, want.sizes, x, high)
 
 
+RULES[aten.hardtanh.default] = lambda p, want, x, low=-1, high=1: _clamp(p, want, x, low, high)
 RULES[aten.clamp_min.default] = lambda p, want, x, low: _clamp(p, want, x, low)
 RULES[aten.clamp_max.default] = lambda p, want, x, high: _clamp(p, want, x, None, high)
 
