@@ -126,10 +126,23 @@ def _number(time: str, place: int) -> int:
 
 
 def _exits(eq: Equations, step: StepLayout) -> list[tuple[str, str]]:
-    """("before" of a state, the variable whose value it is) for those that do not go straight on, the lowest first."""
+    """("before" of a state, the variable whose value it is) for those that do not go straight on, the lowest first.
+
+    But a line that comes in at the height at which another goes out is nearer to the step: else the two look like one.
+    """
     pairs = [(v.key, v.of) for v in eq.variables if v.role == "before" and v.key not in step.straight]
     drawn = [(before, of) for before, of in pairs if of is not None and of in step.nodes]
-    return sorted(drawn, key=lambda pair: (-step.nodes[pair[1]].y, step.nodes[pair[0]].x))
+    order = sorted(drawn, key=lambda pair: (-step.nodes[pair[1]].y, step.nodes[pair[0]].x))
+    for _ in drawn:  # so often at most: two may be in each other's way
+        for i, (before, _of) in enumerate(order):
+            level = step.nodes[before].y
+            meets = next((j for j in range(i) if abs(step.nodes[order[j][1]].y - level) < _TRACK / 2), None)
+            if meets is not None:
+                order.insert(meets, order.pop(i))
+                break
+        else:
+            break
+    return order
 
 
 def _way_out(step: StepLayout, node: Node, x: float, number: int) -> list[Point]:

@@ -280,7 +280,7 @@ class Classify(Task):
     # --- what is said -------------------------------------------------------------------------------------------------
 
     def line(self, step: Step, validation: Validation | None) -> Iterable[tuple[str, str]]:
-        yield f"loss {step.loss:.4f}", "new"
+        yield f"loss {step.loss:.4f} {self.part.loss}", "new"
         if validation is not None:
             figure = validation.measure
             right = figure.details.get("accuracy")  # known to the first process alone

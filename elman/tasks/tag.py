@@ -234,7 +234,7 @@ class Tag(Task):
     # --- what is said ------------------------------------------------------------------------------------------------
 
     def line(self, step: Step, validation: Validation | None) -> Iterator[tuple[str, str]]:
-        yield f"loss {step.loss:.4f} nats per word", "new"
+        yield f"loss {step.loss:.4f} {self.part.loss}", "new"
         if validation is not None:
             yield f"held out: {percent(validation.measure.value)} right", "old"
 

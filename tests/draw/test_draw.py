@@ -6,6 +6,7 @@ import functools
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import elman
 from elman import cells
 from elman.draw import Drawing, raster
+from elman.draw.book import _exits
 from elman.draw.lines import flat
 from elman.draw.scene import Box, Edge, Scene, Text
 from elman.draw.svg import _edge as line
@@ -365,3 +367,15 @@ def test_a_drop_in_shows_its_equations_and_no_private_name() -> None:
     drawing = elman.draw(elman.nn.LSTM(3, 4), torch.zeros(5, 2, 3))
     words = [text.text for text in drawing.scene.words()]
     assert {"LSTMStep", "i", "f", "g", "q", "c", "h"} <= set(words)
+
+
+def test_lines_of_two_states_do_not_run_into_one() -> None:
+    """The line of h goes out at the height at which that of c comes in, whose way down is nearer to the step then."""
+    at = {"h before": (0, 90), "h": (50, 40), "c before": (0, 40), "c": (50, 10)}
+    nodes = {key: SimpleNamespace(x=x, y=y) for key, (x, y) in at.items()}
+    states = [SimpleNamespace(key=f"{of} before", of=of, role="before") for of in ("h", "c")]
+    layout: Any = SimpleNamespace(nodes=nodes, straight={})
+    drawn: Any = SimpleNamespace(variables=states)
+    assert [of for _, of in _exits(drawn, layout)] == ["c", "h"]  # the first is the nearest to the step
+    nodes["c before"].y = 60
+    assert [of for _, of in _exits(drawn, layout)] == ["h", "c"]
