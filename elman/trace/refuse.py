@@ -323,6 +323,12 @@ def mixing_unseen(cell: str, what: str, operations: Sequence[str]) -> TraceError
 
 
 def attribute(cell: str, name: str) -> TraceError:
+    if name.endswith("_flat_weights"):
+        return TraceError(
+            what="the step calls a layer of torch.nn's that is a recurrence itself, and keeps its weights in lists",
+            where=f"{cell}, {name.rpartition('.')[0] or cell}",
+            mend="call its cell in a loop (torch.nn.GRUCell, LSTMCell, RNNCell), or run the layer outside of the step",
+        )  # fmt: skip
     return TraceError(
         what=f"the step keeps something in the attribute '{name}' (state kept in attributes is lost between steps)",
         where=cell,

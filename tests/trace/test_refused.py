@@ -139,3 +139,19 @@ def test_operations_without_a_rule_along_the_features() -> None:
     outputs, _ = elman.Recurrent(cell)(x, lengths=torch.tensor([5, 2, 4]))
     alone, _ = elman.Recurrent(cell)(x[:2, 1:2])
     torch.testing.assert_close(outputs[:2, 1:2], alone)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM])
+def test_a_recurrent_layer_of_torchs_in_a_step_is_called_one(kind: Any) -> None:
+    class Inner(torch.nn.Module):
+        hidden_size = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = kind(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return self.inner(torch.stack([x, h], 1))[0][:, -1]
+
+    with pytest.raises(TraceError, match="a recurrence itself"):
+        elman.Recurrent(Inner())(torch.zeros(2, 3, 4))
