@@ -496,3 +496,21 @@ def test_an_output_that_is_the_same_at_every_step_has_no_direction() -> None:
     assert constant.shape == still.shape == (2, 3, 3)
     assert not still.any()
     assert moved.any()
+
+
+@pytest.mark.parametrize("function", [torch.sinc, lambda x: x.logit(eps=0.1)], ids=["sinc", "logit"])
+def test_directions_where_a_derivative_divides_by_zero(function: Any) -> None:
+    class Applied(nn.Module):
+        hidden_size = 6
+
+        def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            return function(x), h
+
+    rnn = elman.Recurrent(Applied())
+    x = torch.tensor([0.0, -0.0, 1e-5, 0.5, 0.95, -0.7], dtype=torch.float64)
+    for made, right in zip(
+        torch.func.jvp(lambda x: rnn(x.expand(1, 1, 6))[0].flatten(), (x,), (torch.ones_like(x),)),
+        torch.func.jvp(function, (x,), (torch.ones_like(x),)),
+        strict=True,
+    ):
+        torch.testing.assert_close(made, right)

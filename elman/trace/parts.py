@@ -345,6 +345,24 @@ def _logcumsumexp(input: Tensor, dim: int, **more: Any) -> Tensor:
     return torch.where(before, x.unsqueeze(-2), -math.inf).logsumexp(-1).movedim(-1, dim)
 
 
+def _sinc(input: Tensor) -> Tensor:
+    """PyTorch's own derivative divides by zero at 0, and hides that from its backward pass alone."""
+    if not input.is_floating_point():
+        return torch.sinc(input)
+    x = math.pi * input
+    near = x.abs() < 1e-3
+    far = torch.where(near, 1.0, x)
+    return torch.where(near, 1 - x * x * (1 / 6 - x * x / 120), far.sin() / far)
+
+
+def _logit(input: Tensor, eps: float | None = None) -> Tensor:
+    """The same beyond eps and 1 - eps."""
+    if eps is None or not input.is_floating_point():
+        return torch.logit(input, eps)
+    p = input.clamp(eps, 1 - eps)
+    return torch.log(p / (1 - p))
+
+
 def gru_cell(
     input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:  # fmt: skip
@@ -412,6 +430,8 @@ _TWICE: dict[Any, Any] = {
     torch.native_layer_norm: _native_layer_norm,
     **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm(_layer_norm)),
     **dict.fromkeys((torch.logcumsumexp, Tensor.logcumsumexp), _logcumsumexp),
+    **dict.fromkeys((torch.sinc, Tensor.sinc, torch.special.sinc), _sinc),
+    **dict.fromkeys((torch.logit, Tensor.logit, torch.special.logit), _logit),
     F.lp_pool1d: _power_pool(F.avg_pool1d, 1),
     F.lp_pool2d: _power_pool(F.avg_pool2d, 2),
     F.lp_pool3d: _power_pool(F.avg_pool3d, 3),
