@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -514,3 +515,16 @@ def test_directions_where_a_derivative_divides_by_zero(function: Any) -> None:
         strict=True,
     ):
         torch.testing.assert_close(made, right)
+
+
+def test_what_fails_within_pytorch_is_an_error_of_ours_and_leaves_nothing_behind() -> None:
+    class Quantile(nn.Module):
+        hidden_size = 4
+
+        def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+            return x.quantile(0.3, -1, True), h
+
+    rnn, x = elman.Recurrent(Quantile()), torch.randn(2, 3, 4)
+    with contextlib.suppress(elman.ElmanError):  # PyTorch 2.13 asserts there what does not hold
+        torch.func.jvp(lambda x: rnn(x)[0], (x,), (x,))
+    assert elman.Recurrent(elman.cells.Elman(4, 4))(x)[0].shape == (2, 3, 4)

@@ -102,11 +102,19 @@ def trace_joint(
     Raises TraceError for a step that cannot be a circuit.
     """
     # To note every operation's line, and to run the step once unrecorded, takes half a trace; errors alone need it.
-    with contextlib.suppress(TraceError):
-        return _trace_joint(
-            step, ports, name, inspect, twice, met or {}, asking, backward, forward, lines=False
+    given = step, ports, name, inspect, twice, met or {}, asking, backward, forward
+    try:
+        return _trace_joint(*given, lines=False)
+    except TraceError as error:  # not kept itself: with its frames lives what PyTorch has set for them
+        told = TraceError(
+            error.what, where=error.where, got=error.got, expected=error.expected, mend=error.mend
         )
-    return _trace_joint(step, ports, name, inspect, twice, met or {}, asking, backward, forward, lines=True)
+    try:
+        return _trace_joint(*given, lines=True)
+    except TraceError:
+        raise
+    except RuntimeError:  # what has failed within PyTorch has left it so that nothing can be traced
+        raise told from None
 
 
 def _trace_joint(
