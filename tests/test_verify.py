@@ -268,12 +268,12 @@ def test_a_start_that_leaks_over_a_reset_is_found(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_padding_that_is_looked_at_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unpack(self: Layout, value: Tensor) -> Any:
+    def put_back(self: Layout, value: Tensor) -> Tensor:
         made = right(self, value)
         return made + 1e-3 if self._move is not None else made
 
-    right = Layout.unpack
-    monkeypatch.setattr(Layout, "unpack", unpack)
+    right = Layout.put_back
+    monkeypatch.setattr(Layout, "put_back", put_back)
     assert ("lengths", "outputs") in parts(elman.verify(CELL, X, engines=["reference"]))
 
 
