@@ -399,6 +399,18 @@ SLIPS = (
         "recurrent/test_order.py",
     ),
     Slip(
+        "trace/record.py", "if func._schema.is_mutable:", "if False:", "a write that gives nothing is left out",
+        "trace/test_writes.py -k gives_nothing",
+    ),
+    Slip(
+        "trace/__init__.py", "return _for_each_row(results)", "return results",
+        "gradients of an output that all rows share are those of one", "recurrent/test_sequences.py -k all_rows_share",
+    ),
+    Slip(
+        "recurrent/bound.py", "results[slot] = results[slot] if state is None else state.clone()", "pass",
+        "where no step happens a final state is not the state", "recurrent/test_starts.py -k no_step_happens",
+    ),
+    Slip(
         "recurrent/arguments.py", "if given.dim() > part.dim():", "if False:",
         "a step broadcasts a state with a dimension of layers", "recurrent/test_starts.py -k torchs_form",
     ),
