@@ -90,9 +90,7 @@ def _of_any_length(
     """A call that has come before with another T, or other steps that happen. None where rows are cut into pieces,
     there is no step, or T has been the same for some time."""
     x, *others = [inputs[slot] for slot in bound.xs]
-    if any(len(other) != len(x) for other in others):
-        return None
-    if not len(x):
+    if not len(x) or any(len(other) != len(x) for other in others):
         return None
     layout = happens.layout(x.shape[0], x.shape[1], x.device)
     cut = layout.is_cut
