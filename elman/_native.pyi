@@ -140,9 +140,9 @@ class Pass:
     """All that a plan computes, in one call: native/pass.hpp."""
 
     def __init__(
-        self, isa: str, wide: bool, places: list[list[int]], given: list[int], made: list[tuple[Any, list[int]]],
-        pieces: list[list[Any]], outcomes: list[list[int]], tiles: list[Any] | None, failed: Any, threads: Any,
-        empty: Any, bytes: Any,
+        self, isa: str, wide: bool, places: list[list[int]], given: list[int],
+        made: Sequence[tuple[Any, Sequence[int]]], pieces: list[list[Any]],
+        outcomes: list[list[int]], tiles: list[Any] | None, failed: Any, threads: Any, empty: Any, bytes: Any,
     ) -> None: ...  # fmt: skip
     def __call__(
         self, steps: int, batch: int, seed: int, first: int, *inputs: Tensor | None

@@ -41,14 +41,14 @@ struct Counts {
 };
 
 // Where values lie. given: an input; made: a tensor that goes out; kept: in the pass's own memory, from its first piece to its
-// last; within: in another place, a number of rows behind its beginning.
+// last; within: in another place, behind its beginning.
 struct Place {
     enum Kind { given, made, kept, within } kind;
     int64_t index;         // of the input or the tensor; of the place that it lies in
     int64_t width;         // bytes of a row
     int64_t rows;          // Rows
     int64_t first, last;   // pieces
-    int64_t batches, all;  // within: B and N times so many rows behind
+    int64_t one, batches, all;  // within: bytes behind, and so many times B and N; made: bytes that it has beside those of its rows
 };
 
 // Bytes of a block of memory. glibc gives a piece of more than 32 MiB back to the system at once: at the next call each of its

@@ -65,7 +65,12 @@ static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
     const int64_t rows = piece.stop_row - piece.first_row;
     const int64_t count = (rows + TALLEST - 1) / TALLEST;  // strips, all as high as they can be alike
     auto row_of = [&](int64_t strip) { return piece.first_row + rows * strip / count; };
-    for (int64_t n0 = piece.first; n0 < piece.stop; n0 += BROAD) {
+    int64_t first = piece.first;
+    if (!turned && piece.first_k == 0 && piece.stop_k == p.k)  // with a row or two packing would take longer than multiplying
+        first += unpacked<T>(a + piece.first_row * p.a_row, p.a_row, b + first * p.b_column, p.b_row, p.b_column, p.k,
+                             start ? start + piece.first_row * p.start_row + first : nullptr, p.start_row,
+                             out + piece.first_row * p.out_row + first, p.out_row, rows, piece.stop - first);
+    for (int64_t n0 = first; n0 < piece.stop; n0 += BROAD) {
         const int64_t n1 = piece.stop - n0 < BROAD ? piece.stop : n0 + BROAD;
         int64_t k0 = piece.first_k;
         do {

@@ -31,44 +31,6 @@ static void columns_of(const Op& op, const Frame& f, int64_t first, int64_t stop
     }
 }
 
-// R rows times whole panels of a weight as it lies, its columns (TURNED) or its rows in order, `apart` elements from one to the next:
-// a square of it is turned in registers, and read there. The chains are those of a tile.
-template <class T, int R, bool TURNED>
-ONCE void unpacked(const T* a, int64_t lda, const T* w, int64_t apart, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t columns) {
-    constexpr int L = LANES<T>;
-#define ELMAN_BOTH _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
-#define ELMAN_EACH _Pragma("GCC unroll 2") for (int r = 0; r < R; r++)
-    for (int64_t n = 0; n < columns; n += 2 * L) {
-        const T* const here[2] = {TURNED ? w + n * apart : w + n, TURNED ? w + (n + L) * apart : w + n + L};
-        Vec<T> total[R][2];
-        int64_t k = 0;
-        do {
-            const int64_t begin = k, stop = K - k < DEEP ? K : k + DEEP;
-            Vec<T> sum[R][2];
-            ELMAN_EACH ELMAN_BOTH sum[r][h] = start && !begin ? load(start + r * lds + n + h * L) : Vec<T>{};
-            for (; k + L <= stop; k += L)
-                ELMAN_BOTH {
-                    Vec<T> rows[L];
-#pragma GCC unroll 16
-                    for (int i = 0; i < L; i++) rows[i] = load(TURNED ? here[h] + i * apart + k : here[h] + (k + i) * apart);
-                    if constexpr (TURNED) transpose<T>(rows);
-#pragma GCC unroll 16
-                    for (int i = 0; i < L; i++) ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k + i]) * rows[i];
-                }
-            for (; k < stop; k++)
-                ELMAN_BOTH {
-                    T column[L];
-                    for (int i = 0; i < L; i++) column[i] = here[h][TURNED ? i * apart + k : k * apart + i];
-                    ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k]) * load(column);
-                }
-            ELMAN_EACH ELMAN_BOTH total[r][h] = begin ? sum[r][h] + total[r][h] : sum[r][h];
-        } while (k < K);
-        ELMAN_EACH ELMAN_BOTH store<T>(out + r * ldo + n + h * L, total[r][h]);
-    }
-#undef ELMAN_BOTH
-#undef ELMAN_EACH
-}
-
 // A product whose weight is not packed yet. With a row or two it is read as it lies, if it lies in order one way or the other; else these
 // columns are packed, into the memory of columns `place` and on.
 template <class T>
@@ -77,12 +39,7 @@ static void fresh_columns_of(const Op& op, const Frame& f, int64_t first, int64_
     const int64_t sk = weight.stride[0], sn = weight.stride[1], lda = f.row(left), lds = start.buffer < 0 ? 0 : f.row(start), ldo = f.row(out);
     const T *a = f.at<T>(left), *from = start.buffer < 0 ? nullptr : f.at<T>(start), *w = f.at<T>(weight);
     T* const to = f.at<T>(out);
-    if (f.rows <= 2 && (sk == 1 || sn == 1)) {
-        const int64_t columns = (stop - first) / PANEL<T> * PANEL<T>;
-        const auto multiply = sk == 1 ? (f.rows == 1 ? unpacked<T, 1, true> : unpacked<T, 2, true>) : (f.rows == 1 ? unpacked<T, 1, false> : unpacked<T, 2, false>);
-        multiply(a, lda, w + first * sn, sk == 1 ? sn : sk, op.k, from ? from + first : nullptr, lds, to + first, ldo, columns);
-        first += columns;
-    }
+    first += unpacked<T>(a, lda, w + first * sn, sk, sn, op.k, from ? from + first : nullptr, lds, to + first, ldo, f.rows, stop - first);
     if (first >= stop) return;
     T* const packed = f.at<T>(op.operand[3]) + place * op.k;
     pack<T>(w + first * sn, sk, sn, op.k, stop - first, packed);

@@ -202,5 +202,55 @@ void product(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, co
     }
 }
 
+// R rows times whole panels of a weight as it lies, its columns (TURNED) or its rows in order, `apart` elements from one to the next:
+// a square of it is turned in registers, and read there. The chains are those of a tile.
+template <class T, int R, bool TURNED>
+ONCE void unpacked(const T* a, int64_t lda, const T* w, int64_t apart, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t columns) {
+    constexpr int L = LANES<T>;
+#define ELMAN_BOTH _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
+#define ELMAN_EACH _Pragma("GCC unroll 2") for (int r = 0; r < R; r++)
+    for (int64_t n = 0; n < columns; n += 2 * L) {
+        const T* const here[2] = {TURNED ? w + n * apart : w + n, TURNED ? w + (n + L) * apart : w + n + L};
+        Vec<T> total[R][2];
+        int64_t k = 0;
+        do {
+            const int64_t begin = k, stop = K - k < DEEP ? K : k + DEEP;
+            Vec<T> sum[R][2];
+            ELMAN_EACH ELMAN_BOTH sum[r][h] = start && !begin ? load(start + r * lds + n + h * L) : Vec<T>{};
+            for (; k + L <= stop; k += L)
+                ELMAN_BOTH {
+                    Vec<T> rows[L];
+#pragma GCC unroll 16
+                    for (int i = 0; i < L; i++) rows[i] = load(TURNED ? here[h] + i * apart + k : here[h] + (k + i) * apart);
+                    if constexpr (TURNED) transpose<T>(rows);
+#pragma GCC unroll 16
+                    for (int i = 0; i < L; i++) ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k + i]) * rows[i];
+                }
+            for (; k < stop; k++)
+                ELMAN_BOTH {
+                    T column[L];
+                    for (int i = 0; i < L; i++) column[i] = here[h][TURNED ? i * apart + k : k * apart + i];
+                    ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k]) * load(column);
+                }
+            ELMAN_EACH ELMAN_BOTH total[r][h] = begin ? sum[r][h] + total[r][h] : sum[r][h];
+        } while (k < K);
+        ELMAN_EACH ELMAN_BOTH store<T>(out + r * ldo + n + h * L, total[r][h]);
+    }
+#undef ELMAN_BOTH
+#undef ELMAN_EACH
+}
+
+// How many of so many columns were made in this way: whole panels of them, of a row or two, and a weight that lies in order one way or the
+// other.
+template <class T>
+static int64_t unpacked(const T* a, int64_t lda, const T* w, int64_t sk, int64_t sn, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo,
+                        int64_t rows, int64_t columns) {
+    if (rows > 2 || (sk != 1 && sn != 1)) return 0;
+    columns = columns / PANEL<T> * PANEL<T>;
+    const auto multiply = sk == 1 ? (rows == 1 ? unpacked<T, 1, true> : unpacked<T, 2, true>) : (rows == 1 ? unpacked<T, 1, false> : unpacked<T, 2, false>);
+    multiply(a, lda, w, sk == 1 ? sn : sk, K, start, lds, out, ldo, columns);
+    return columns;
+}
+
 }  // namespace ELMAN_ISA
 }  // namespace elman

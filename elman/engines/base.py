@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -42,6 +42,19 @@ class Laid(NamedTuple):
 
     inputs: Kinds
     outputs: Kinds
+
+
+@dataclass
+class Bundle:
+    """What a forward pass keeps for a backward pass, in as few tensors as an engine can do with: see `Engine.passed`.
+
+    kept: output of the one -> input of the other. tensors: how many the forward pass made of these. lies: where each
+    input lies in them, in the engine's words.
+    """
+
+    kept: Mapping[str, str]
+    tensors: int = 0
+    lies: dict[str, Any] = field(default_factory=dict)
 
 
 class Stepper(Protocol):
@@ -165,7 +178,7 @@ class Engine(ABC):
 
     def passed(
         self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False,
-        laid: Laid | None = None,
+        laid: Laid | None = None, keeps: Bundle | None = None, reads: Bundle | None = None,
     ) -> PlanFunction | str:  # fmt: skip
         """A plan as one function of this engine's own, whose loop it supports; or why it cannot be one.
 
@@ -173,6 +186,8 @@ class Engine(ABC):
         numbers of noise are inputs behind all others. empty: that function, for calls without a step or a row.
         laid: what of a ragged plan comes and goes as users have it: `(layout, swaps, seed, *inputs) -> outputs`, see
         `elman.execute.executable.Call`.
+        keeps: what of the outputs goes out bundled, behind all others; it is told where. reads: what comes in that way,
+        behind all inputs but noise, once another plan has kept it. Both for calls that have a step and a row.
         The function may have `bytes`: `(steps, batch, rows) -> bytes` that a call has at once beside its inputs.
         """
         return "its stages are calls of PyTorch"

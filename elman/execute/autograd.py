@@ -168,7 +168,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, program: Program, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        training = program.training_for(ctx.needs_input_grad[2:])
+        training = program.training_for(ctx.needs_input_grad[2:]).serving(call)
         values = training.forwards.run(call, tensors)
         count = len(program.outputs)
         ctx.set_materialize_grads(False)

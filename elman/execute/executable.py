@@ -12,7 +12,7 @@ from elman import engines, noise
 from elman.caches import cached
 from elman.circuit.form import InPort, Kind
 from elman.engines import codegen
-from elman.engines.base import Laid, PlanFunction, Runner, StageMaker
+from elman.engines.base import Bundle, Laid, PlanFunction, Runner, StageMaker
 from elman.execute.emit import emit
 from elman.execute.laid import packed, unpacked
 from elman.plan.footprint import Counted, Footprint, footprint, handed
@@ -62,10 +62,14 @@ class Executable:
         autograd can tell; "copy" for one in memory of its own; "" for whatever comes. By default "".
     single: for one step alone, whose sequences go in and come out as `[B, …]`.
     laid: what comes and goes as users have it in calls with a layout; by default nothing.
+    keeps, reads: what goes out, or comes in, bundled; such a plan is run by what `as_pass` has made.
     """
 
-    def __init__(self, plan: Plan, ends: Sequence[str] = (), single: bool = False, laid: Laid | None = None):
-        self.plan, self.single, self.laid = plan, single, laid
+    def __init__(
+        self, plan: Plan, ends: Sequence[str] = (), single: bool = False, laid: Laid | None = None,
+        keeps: Bundle | None = None, reads: Bundle | None = None,
+    ):  # fmt: skip
+        self.plan, self.single, self.laid, self.keeps, self.reads = plan, single, laid, keeps, reads
         self.ends = tuple(ends) or ("",) * len(plan.circuit.outputs)
         self._made: dict[tuple[str | engines.Engine, bool], PlanFunction] = {}
         self._packing: dict[str | engines.Engine, PlanFunction | None] = {}
@@ -123,6 +127,15 @@ class Executable:
             self._made[engine, ragged] = self._emitted(engine, ragged) if isinstance(passed, str) else passed
         return self._made[engine, ragged]
 
+    @locked
+    def as_pass(self, engine: str | engines.Engine) -> PlanFunction | None:
+        """What runs the plan, made, as one function of its engine's own; None where it has none."""
+        passed = self._passed(engine)
+        if isinstance(passed, str):
+            return None
+        self._made[engine, False] = passed
+        return passed
+
     def _packs_itself(self, engine: str | engines.Engine) -> PlanFunction | None:
         """What runs the plan, packs sequences and puts them back, as one function; None where there is none."""
         if engine in self._packing:
@@ -163,7 +176,8 @@ class Executable:
                 executable._empty = executable._emitted(wanted, False)
             return executable._empty(*args)
 
-        passed = engine.passed(self.prepared(wanted)[0], self.ends, self.single, empty, ragged, laid)
+        prepared = self.prepared(wanted)[0]
+        passed = engine.passed(prepared, self.ends, self.single, empty, ragged, laid, self.keeps, self.reads)
         if (counted := getattr(passed, "bytes", None)) is not None:
             self._bytes[wanted, ragged] = counted
         ports = self.plan.circuit.inputs_of(Kind.NOISE)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.fx import Node
 
 from elman import engines
-from elman.adjoint import adjoint, carrying_on, cotangent_ports, expose
+from elman.adjoint import adjoint, carrying_on, expose
 from elman.caches import Recent, listed_in
-from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.circuit.rows import carries
 from elman.circuit.verdict import ROWWISE, verdict
@@ -20,34 +17,14 @@ from elman.engines.base import Laid
 from elman.errors import NotSupported
 from elman.execute.executable import Call, Executable
 from elman.execute.laid import kinds_of
+from elman.execute.training_plans import TrainingPlans, sharing, training_plans
 from elman.plan import Plan, plan
-from elman.plan.cut import Pair, pair
 from elman.plan.stepwise import stepwise
 from elman.tangent import tangent
 from elman.trace.outside import LOCK, derived, locked, outside
 from elman.vmapped import differing, vmapped
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingPlans:
-    """The two plans of training, for one choice of inputs that want gradients.
-
-    `forwards` gives out the outputs of the circuit, then what is kept (the field's residuals); `backwards` takes what
-    stands at the places `feeds` in (inputs, kept, cotangents), and gradients stand at the places `gives` in what it
-    returns, input by input. Place -1: there is none. No gradient flows through the outputs at the places `silent`.
-    """
-
-    wants: frozenset[str]
-    pair: Pair
-    forward: Plan
-    backward: Plan
-    forwards: Executable
-    backwards: Executable
-    silent: tuple[int, ...]
-    feeds: tuple[int, ...]
-    gives: tuple[int, ...]
 
 
 class Examples(NamedTuple):
@@ -150,7 +127,10 @@ class Program:
         training = self._training.get(wants)
         if training is None:
             with LOCK:
-                training = self._training.get(wants) or _training(self, wants)
+                training = self._training.get(wants)
+                if training is None:
+                    silent = (i for i, flows in enumerate(self._carrying(wants)) if not flows)
+                    training = training_plans(self.circuit, wants, self.ends, self.laid, self._bare, silent)
                 self._training[wants] = training
         return training
 
@@ -322,39 +302,6 @@ class Program:
         return tuple("copy" if shared else "own" for shared in sharing(self.circuit))
 
 
-def _training(program: Program, wants: frozenset[str]) -> TrainingPlans:
-    both = pair(program.circuit, wants)
-    forward, backward = plan(both.forward), plan(both.backward)
-    outputs = [out.name for out in program.outputs]
-    results = [out.name for out in both.forward.outputs]
-    assert results[: len(outputs)] == outputs, "what is kept comes after the outputs"
-    kept = [both.kept[name] for name in results[len(outputs) :]]
-    ports = cotangent_ports(both.backward)
-    inputs = [port.name for port in program.inputs]
-    wanted = [port.name for port in both.backward.inputs if port.kind is not Kind.NOISE]
-    # What is kept takes the place of an input of the same name.
-    places = {name: i for i, name in enumerate([*inputs, *kept, *map(ports.get, outputs)])}
-    gradients = {out.gradient_of: i for i, out in enumerate(both.backward.outputs)}
-    # Users have what goes in and comes out, and the gradients of both; what is kept lies as the forward pass made it.
-    own = dict(zip(inputs, program.laid.inputs, strict=True))
-    lies = own | dict.fromkeys(kept)
-    arrive = dict(zip(map(ports.get, outputs), program.laid.outputs, strict=True))
-    forth = Laid(program.laid.inputs, (*program.laid.outputs, *(None for _ in kept)))
-    back = Laid(
-        tuple(arrive[name] if name in arrive else lies.get(name) for name in wanted),
-        tuple(own.get(str(out.gradient_of)) for out in both.backward.outputs),
-    )
-    return TrainingPlans(
-        wants, both, forward, backward,
-        Executable(forward, (*program.ends, *("" for _ in kept)), laid=forth),
-        Executable(
-            backward, ["copy" if shared and not program._bare else "" for shared in sharing(both.backward)], laid=back
-        ),
-        tuple(i for i, flows in enumerate(program._carrying(wants)) if not flows),
-        tuple(places.get(name, -1) for name in wanted), tuple(gradients.get(name, -1) for name in inputs),
-    )  # fmt: skip
-
-
 _SCALE = 2.0**13  # a power of two: what is linear scales with it to the last bit
 
 
@@ -391,21 +338,3 @@ def _expect_linear(program: Program, name: str) -> None:
                 where=name, expected="for derivatives of the gradient, one that scales with what it is given",
                 mend="leave create_graph=True away, or clip the gradient after backward()",
             )  # fmt: skip
-
-
-def sharing(circuit: Circuit) -> tuple[bool, ...]:
-    """For each output of a circuit, whether it may lie in the memory of an input, or of an output before it."""
-    seen: set[tuple[Kind, Node]] = set()
-    shared = []
-    for out in circuit.outputs:
-        base = _memory(circuit.wire(out.wire))
-        shared.append(base.op == "placeholder" or (out.kind, base) in seen)
-        seen.add((out.kind, base))
-    return tuple(shared)
-
-
-def _memory(node: Node) -> Node:
-    """The node whose memory a value may lie in: itself, or what it is a view of."""
-    while (source := graphs.viewed(node)) is not None:
-        node = source
-    return node

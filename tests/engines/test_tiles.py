@@ -13,7 +13,7 @@ import torch
 
 import elman
 from elman.circuit.form import Kind
-from elman.execute import Call
+from elman.execute import Call, training_plans
 from tests.cases import CASES
 from tests.engines.test_passes import inputs_of, plans, plans_of
 from tests.pairwise import with_more
@@ -26,8 +26,9 @@ CELLS = with_more(
 
 
 @pytest.fixture
-def usual() -> Iterator[tuple[int, int]]:
-    """How much is computed at a time; as it was, afterwards."""
+def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
+    """How much is computed at a time; as it was, afterwards. Small calls run as large ones do."""
+    monkeypatch.setattr(training_plans, "SMALL", 0)
     before = native.tiles(1, 1)
     native.tiles(*before)
     yield before

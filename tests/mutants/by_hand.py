@@ -19,6 +19,23 @@ class Slip(NamedTuple):
 
 
 SLIPS = (
+    # --- bundles ---
+    Slip(
+        "engines/native/bundles.py", "home.put_within(room, room.behind)", "home.put_within(room, (0, 0, 0))",
+        "values that are kept lie on top of one another", "engines/test_bundles.py",
+    ),
+    Slip(
+        "engines/native/bundles.py", '"trail": (0, 1, 1)', '"trail": (0, 0, 1)',
+        "what follows a trail in a bundle lies in its last step", "engines/test_bundles.py",
+    ),
+    Slip(
+        "execute/training_plans.py", "place - kept + bundle.tensors", "place",
+        "a backward pass takes a bundle for a cotangent", "engines/test_bundles.py",
+    ),
+    Slip(
+        "execute/training_plans.py", "small and call.packing is None and call.layout is None", "call.layout is None",
+        "large calls, and ragged ones, hand on bundles", "engines/test_bundles.py recurrent/test_laid.py",
+    ),
     # --- memory ---
     Slip(
         "execute/segmented.py", "                into[self.states.index(i)][: s.rows] = 0\n", "                pass\n",
@@ -359,7 +376,7 @@ SLIPS = (
     ),
     # --- execute ---
     Slip(
-        "execute/program.py", "arrive[name] if name in arrive else lies.get(name)", "lies.get(name)",
+        "execute/training_plans.py", "arrive[name] if name in arrive else lies.get(name)", "lies.get(name)",
         "the cotangents of a ragged call are read where users have them", "recurrent/test_laid.py",
     ),
     Slip(
@@ -367,7 +384,7 @@ SLIPS = (
         "nobody may write into the outputs of a ragged call", "recurrent/test_laid.py",
     ),
     Slip(
-        "execute/program.py", "own.get(str(out.gradient_of)) for", "None for",
+        "execute/training_plans.py", "own.get(str(out.gradient_of)) for", "None for",
         "gradients of a ragged call come back as packed rows", "recurrent/test_laid.py",
     ),
     Slip(

@@ -13,7 +13,7 @@ from torch import fx
 
 from elman.caches import cached, listed
 from elman.circuit import graphs
-from elman.engines.base import Carrier, Engine, Laid, LoopResult, PlanFunction, Runner, Stepper
+from elman.engines.base import Bundle, Carrier, Engine, Laid, LoopResult, PlanFunction, Runner, Stepper
 from elman.engines.lookups import failed
 from elman.engines.native import grouped, passes, stepping
 from elman.engines.native.builder import Op
@@ -121,7 +121,7 @@ class Native(Engine):
 
     def passed(
         self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False,
-        laid: Laid | None = None,
+        laid: Laid | None = None, keeps: Bundle | None = None, reads: Bundle | None = None,
     ) -> PlanFunction | str:  # fmt: skip
         name = self.instructions
         assert name is not None
@@ -133,7 +133,7 @@ class Native(Engine):
             return program.interpreter
 
         try:
-            return passes.passed(plan, ends, single, name, ready, empty, ragged, laid)
+            return passes.passed(plan, ends, single, name, ready, empty, ragged, laid, keeps, reads)
         except Unsupported as reason:
             return f"it has no form for {reason}"
 

@@ -9,19 +9,19 @@ it. A value that lives between two pieces of the pass has its place in the pass'
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from elman.circuit import graphs
-from elman.circuit.form import InPort, Kind
+from elman.circuit.form import InPort, Kind, OutPort
 from elman.circuit.rows import Rows, rows_of
-from elman.engines.base import Laid
+from elman.engines.base import Bundle, Laid
 from elman.engines.lookups import failed
+from elman.engines.native import bundles
 from elman.engines.native.extension import compiled
-from elman.engines.native.places import Memory, Places, delayed
+from elman.engines.native.places import Behind, Memory, Places, delayed
 from elman.engines.native.staged import StageWriter
 from elman.engines.native.tiles import tiles_of
 from elman.engines.native.values import Unsupported, View
@@ -40,6 +40,8 @@ def passed(
     empty: Callable[..., Any],
     ragged: bool,
     laid: Laid | None = None,
+    keeps: Bundle | None = None,
+    reads: Bundle | None = None,
 ) -> Callable[..., tuple[torch.Tensor, ...]]:
     """`(steps, batch, seed, first, *inputs) -> outputs` as `elman.execute.emit.emit` makes it, with the numbers of
     noise as inputs behind all others. Raises Unsupported.
@@ -47,8 +49,9 @@ def passed(
     ready: the interpreter of a loop. empty: called in its stead where there is no step or no row.
     ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs` on packed rows.
     laid: what is packed, and put back, on the way: `(layout, swaps, seed, *inputs) -> outputs`.
+    keeps, reads: what goes out, or comes in, bundled: see `elman.engines.base.Engine.passed`.
     """
-    native = _Writer(plan, ends, single, isa, ready, empty, ragged, laid).function()
+    native = _Writer(plan, ends, single, isa, ready, empty, ragged, laid, keeps, reads).function()
     if laid is not None:
         return _Laid(native.laid)
     if not ragged:
@@ -78,19 +81,23 @@ class _Packed(NamedTuple):
 class _Writer:
     def __init__(
         self, plan: Plan, ends: Sequence[str], single: bool, isa: str, ready: Callable[[Loop], Any],
-        empty: Callable[..., Any], ragged: bool, laid: Laid | None,
+        empty: Callable[..., Any], ragged: bool, laid: Laid | None, keeps: Bundle | None, reads: Bundle | None,
     ):  # fmt: skip
         self.plan, self.ends, self.isa, self.empty = plan, ends, isa, empty
         self.single, self.ragged = single, ragged
-        self.laid = laid or Laid((None,) * len(plan.circuit.inputs), (None,) * len(plan.circuit.outputs))
+        self.keeps, self.reads = keeps, reads
+        self.ports = [port for port in plan.circuit.inputs if port.kind is not Kind.NOISE]
+        self.laid = laid or Laid((None,) * len(self.ports), (None,) * len(plan.circuit.outputs))
         self.places = Places(plan, single, ready)
-        self.made: list[tuple[Memory, torch.dtype, list[int]]] = []
+        self.made: list[tuple[Memory, torch.dtype, list[int] | Behind]] = []
 
     def function(self) -> Any:
         plan = self.plan
-        ports = sorted(plan.circuit.inputs, key=lambda port: port.kind is Kind.NOISE)
-        kinds = itertools.zip_longest(ports, self.laid.inputs)
-        given = [self._given(i, port, kind) for i, (port, kind) in enumerate(kinds)]
+        laid = zip(self.ports, self.laid.inputs, strict=True)
+        bundled = {} if self.reads is None else self.reads.lies
+        given = [self._given(port, kind) for port, kind in laid if port.name not in bundled]
+        given += [] if self.reads is None else bundles.read(self.places, self.reads)
+        given += [self._given(port, None) for port in plan.circuit.inputs_of(Kind.NOISE)]
         StageWriter(self.places, plan.once, "batch").write()
         StageWriter(self.places, plan.before, "all").write()
         delays: dict[str, str] = {}
@@ -102,13 +109,13 @@ class _Writer:
         outcomes = self._outcomes()
         return self._native(given, outcomes)
 
-    def _given(self, index: int, port: InPort, kind: Kind | None) -> Memory:
+    def _given(self, port: InPort, kind: Kind | None) -> Memory:
         timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
         count = ("all" if port.rows else "steps") if timed else "batch" if port.rows else "one"
         like = graphs.placeholder(self.plan.circuit.graph, port.name).meta["val"]
         value = self.places.new(like, _as_given(count, kind))
         assert type(value.buffer) is Memory
-        value.buffer.place, value.buffer.index = "given", index
+        value.buffer.place = "given"
         self.places.values[port.name] = value
         if kind is not None:
             self.places.values[port.name] = self.places.new(like, count)
@@ -162,11 +169,15 @@ class _Writer:
     def _outcomes(self) -> list[list[int]]:
         circuit = self.plan.circuit
         outcomes: list[list[int]] = []
+        kept: list[tuple[OutPort, View]] = []
         ready = [self.places.values[self.plan.outputs[out.name]] for out in circuit.outputs]
         homes = [value.buffer.home for value in ready]  # type: ignore[attr-defined]
         for out, value, end, kind in zip(circuit.outputs, ready, self.ends, self.laid.outputs, strict=True):
             memory, like = value.buffer, circuit.wire(out.wire).meta["val"]
             assert type(memory) is Memory
+            if self.keeps is not None and out.name in self.keeps.kept:
+                kept.append((out, value))
+                continue
             if not value.whole or (where := rows_of(like)) not in (None, Rows(0, 1)):
                 raise Unsupported(f"'{out.name}', which is a part of another value")
             counts = ("all",) if out.kind is Kind.SEQUENCE else ("batch",) if where else ("one",)
@@ -185,9 +196,14 @@ class _Writer:
                 memory = value.buffer
             assert type(memory) is Memory
             index = self._made(memory.home, like, where is not None)
-            step = -1 if memory.parent is None else memory.batches
-            alone = step < 0 and homes.count(memory.home) <= 1
-            outcomes.append([index, step, int(end == "own" and not alone)])
+            alone = memory.step < 0 and homes.count(memory.home) <= 1
+            outcomes.append([index, memory.step, int(end == "own" and not alone)])
+        if self.keeps is not None:
+            made = [memory for memory, _, _ in self.made]
+            for memory, out in bundles.kept(self.places, kept, self.keeps):
+                like = circuit.wire(out.wire).meta["val"]
+                index = made.index(memory) if memory in made else self._made(memory, like, True)
+                outcomes.append([index, -1, 0])
         return outcomes
 
     def _made(self, memory: Memory, like: torch.Tensor, rows: bool) -> int:
@@ -197,7 +213,9 @@ class _Writer:
             "one": [], "batch": [-2], "all": every, "trail": [-3, -2],
             "given steps": [-5, -6], "given batch": [-7],
         }[memory.count]  # fmt: skip
-        sizes = lead + [int(size) for size in (like.shape[1:] if rows else like.shape)]
+        sizes: list[int] | Behind = lead + [int(size) for size in (like.shape[1:] if rows else like.shape)]
+        if memory.place == "bundle":
+            sizes = memory.behind
         for i, (other, _, other_sizes) in enumerate(self.made):
             if other is memory:
                 if other_sizes != sizes:
@@ -209,7 +227,7 @@ class _Writer:
 
     def _native(self, given: list[Memory], outcomes: list[list[int]]) -> Any:
         tiles = None
-        if not (self.single or self.ragged):
+        if not (self.single or self.ragged or self.keeps or self.reads):
             homes = [memory for memory, _, _ in self.made]
             tiles = tiles_of(self.places.pieces, self.plan.loop, homes, self.places.bytes)
         for i, piece in enumerate(self.places.pieces):
@@ -230,7 +248,8 @@ class _Writer:
 
         places = [
             [compiled.PLACES[m.place], m.index if m.parent is None else number[m.parent],
-             m.width * self.places.bytes[m.type], compiled.ROWS[m.count], m.first, m.last, m.batches, m.all]
+             m.width * self.places.bytes[m.type], compiled.ROWS[m.count], m.first, m.last,
+             *[elements * self.places.bytes[m.type] for elements in m.behind]]
             for m in memories
         ]  # fmt: skip
         with outside():

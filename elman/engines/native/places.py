@@ -13,23 +13,39 @@ from elman.engines.native.extension import compiled
 from elman.engines.native.values import REAL, Buffer, Unsupported, View, contiguous, row_sizes, type_of
 from elman.plan.form import Loop, Plan
 
+Behind = tuple[int, int, int]  # elements: a number, and so many times B and N
+
 
 @dataclass(eq=False)
 class Memory(Buffer):
-    """The place of a value in a pass: `count` rows (native/pass.hpp's Rows) of `width` elements."""
+    """The place of a value in a pass: `count` rows (native/pass.hpp's Rows) of `width` elements.
+
+    parent: the place that it lies in, `behind` its beginning. step: where that is a trail, the step that it begins at.
+    """
 
     count: str = "one"
     place: str = "kept"
-    batches: int = 0  # within another: so many times B and N rows behind its beginning
-    all: int = 0
     parent: Memory | None = None
+    behind: Behind = (0, 0, 0)
+    step: int = -1
     first: int = -1  # pieces
     last: int = -1
 
     @property
     def home(self) -> Memory:
         """Where its memory comes from."""
-        return self if self.parent is None else self.parent
+        return self if self.parent is None else self.parent.home
+
+    @property
+    def from_home(self) -> Behind:
+        """Where it begins there."""
+        if self.parent is None:
+            return (0, 0, 0)
+        mine, more = self.behind, self.parent.from_home
+        return (mine[0] + more[0], mine[1] + more[1], mine[2] + more[2])
+
+    def put_within(self, parent: Memory, behind: Behind) -> None:
+        self.place, self.parent, self.behind = "within", parent, behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +119,8 @@ class Places:
         parent = value.buffer
         if parent.parent is not None:
             raise Unsupported("a part of a part")
-        part = self.memory(
-            value.type, parent.width, count, place="within", parent=parent, batches=batches, all=all
-        )
+        part = self.memory(value.type, parent.width, count, step=batches)
+        part.put_within(parent, (0, batches * parent.width, all * parent.width))
         return View(part, value.offset, value.sizes, value.strides)
 
 
