@@ -11,6 +11,7 @@ from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from elman.circuit.form import Kind
 from elman.circuit.structure import NOTHING, fill, flatten
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
 from elman.execute import Call
@@ -37,6 +38,8 @@ class SingleSteps:
         self._stepped: Any = (
             None  # the latest step's cell, how its state is built, how many dimensions it has
         )
+        # What the latest step by the cell was like, and how many dimensions its circuit's outputs have, if it is one.
+        self._circuit: tuple[Any, Any, list[int] | None] = None, None, None
 
     def step(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
         """(output, new state) of one step, by the engine or by the cell itself."""
@@ -165,7 +168,49 @@ class SingleSteps:
             if isinstance(error, ElmanError) or torch.compiler.is_compiling():
                 raise
             raise of_step(layer.cell, x, state, context, error) from error
-        return understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)
+        output, new = understand(returned, flatten(state, "state")[1], type(layer.cell).__name__)
+        return self._for_each_row(layer, args, state, output, new), new
+
+    def _for_each_row(self, layer: Any, args: Arguments, state: Any, output: Any, new: Any) -> Any:
+        """The output of a step by the cell itself, with a row for each sequence of what all have alike, as calls have
+        it. Which that is only a circuit says: where a layer is as wide as the batch, no shape does."""
+        kept, structure = flatten(output, "output")
+        states = flatten(new, "state")[0]
+        if all(any(value is other for other in states) for value in kept):
+            return output
+        batch = states[0].shape[0]
+        if torch.compiler.is_compiling():
+            given = [value.dim() + (value.shape[:1] != states[0].shape[:1]) for value in kept]
+        else:
+            given = self._dimensions(layer, args, state) or [value.dim() for value in kept]
+        if len(given) != len(kept) or all(
+            value.dim() == count for value, count in zip(kept, given, strict=True)
+        ):
+            return output
+        rows = [
+            value.expand(batch, *value.shape) if count == value.dim() + 1 else value
+            for value, count in zip(kept, given, strict=True)
+        ]
+        return fill(structure, rows)
+
+    def _dimensions(self, layer: Any, args: Arguments, state: Any) -> list[int] | None:
+        """How many dimensions the outputs of the cell's circuit have; None where it is none."""
+        like, forms = (self.known.programs.seen(layer.cell).mark, args.key), args.forms
+        before, shapes, dimensions = self._circuit
+        if before == like and shapes == forms:
+            return dimensions
+        if (
+            before != like and self._misses >= _PATIENCE
+        ):  # another cell at every step, with outputs like these
+            return dimensions
+        self._misses += before != like
+        states, structure = flatten(state, "state")
+        dimensions = None
+        with contextlib.suppress(ElmanError):
+            circuit = self.binding_of_step(layer, args.starting(states, structure)).program.circuit
+            dimensions = [circuit.wire(o.wire).meta["val"].dim() for o in circuit.outputs_of(Kind.SEQUENCE)]
+        self._circuit = like, forms, dimensions
+        return dimensions
 
 
 def _rows(args: Arguments) -> int | None:

@@ -498,3 +498,11 @@ def test_an_output_that_all_rows_share_is_that_of_each(made: Any, rows: int, eng
         ended = h
         loss = (right * weight.reshape(size) * factors).sum() + ended.sum()
         torch.testing.assert_close(mine, torch.autograd.grad(loss, [*cell.parameters()]))
+    with torch.no_grad():
+        (_, alone), _ = rnn.step(x[0], h)
+    (_, penalty), _ = rnn.step(x[0], h)  # the cell itself
+    torch.testing.assert_close(penalty, alone)
+    factors = torch.randn_like(penalty)
+    right = made(cell.W.weight)
+    mine = torch.autograd.grad((penalty * factors).sum(), cell.W.weight)
+    torch.testing.assert_close(mine, torch.autograd.grad((right * factors).sum(), cell.W.weight))
