@@ -46,12 +46,20 @@ def square(a: Tensor) -> Tensor:
     return a.view(-1, 2, 2)
 
 
+def near(a: Tensor, *diagonal: float) -> Tensor:
+    """A diagonal matrix whose derivatives are those of a."""
+    return square(a - a.detach()) + torch.tensor(diagonal, dtype=a.dtype).diag()
+
+
 # Of a = W h + U x and u = U x, [B, 4] both.
 GROUPS: dict[str, dict[str, Operation]] = {
     "made of parts": {
         "turned": turned,
         "abs": lambda a, u: a.abs() * u,
         "norm inf": lambda a, u: torch.linalg.norm(a, math.inf, dim=-1, keepdim=True) * u,
+        "det": lambda a, u: torch.linalg.det(square(a))[:, None] * u,
+        "det at a multiple of I": lambda a, u: torch.det(near(a, 0.7, 0.7))[:, None] * u,
+        "det of what has no inverse": lambda a, u: near(a, 0.0, 0.7).det()[:, None] * u,
     },
     "made of the same parts": {
         "norm 3": lambda a, u: a.norm(3, -1, True) * u,

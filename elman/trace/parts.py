@@ -363,6 +363,21 @@ def _logit(input: Tensor, eps: float | None = None) -> Tensor:
     return torch.log(p / (1 - p))
 
 
+def _det(input: Tensor) -> Tensor:
+    """PyTorch's own derivative is by singular values, whose own are NaN where two are alike, as of a multiple of I.
+
+    That of log |det A| is by A⁻¹; where there is none, PyTorch's is left.
+    """
+    if input.is_complex():
+        return torch.linalg.det(input)
+    value = torch.linalg.det(input).detach()
+    singular = (value == 0)[..., None, None]
+    width = torch.arange(1, input.shape[-1] + 1, dtype=input.dtype, device=input.device)
+    size = torch.linalg.slogdet(torch.where(singular, torch.ones_like(width).diag(), input))[1]
+    theirs = torch.linalg.det(torch.where(singular, input, width.diag()))
+    return torch.where(value == 0, theirs, value * (size - size.detach()).exp())
+
+
 def gru_cell(
     input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:  # fmt: skip
@@ -432,6 +447,7 @@ _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.logcumsumexp, Tensor.logcumsumexp), _logcumsumexp),
     **dict.fromkeys((torch.sinc, Tensor.sinc, torch.special.sinc), _sinc),
     **dict.fromkeys((torch.logit, Tensor.logit, torch.special.logit), _logit),
+    **dict.fromkeys((torch.linalg.det, torch.det, Tensor.det), _det),
     F.lp_pool1d: _power_pool(F.avg_pool1d, 1),
     F.lp_pool2d: _power_pool(F.avg_pool2d, 2),
     F.lp_pool3d: _power_pool(F.avg_pool3d, 3),
