@@ -394,14 +394,15 @@ def _index(node: fx.Node) -> Verdict:
 
 @_rule(RowRule.INDEX_PUT)
 def _index_put(node: fx.Node) -> Verdict:
-    """Adding rows into a batchless table is a sum over rows; everything else is not known to keep rows apart."""
+    """Adding rows into a batchless table is a sum over rows; what is written behind the batch keeps rows apart, be it
+    rows or what all have alike. Everything else is not known to."""
     source, indices, values = node.args[0], node.args[1], node.args[2]
     accumulate = bool(_argument(node, "accumulate"))
     mine = rows_of(_value(source))
     moving = [i for i in indices if i is not None and rows_of(_value(i)) is not None]  # type: ignore[union-attr]
     if mine is None and accumulate and moving and rows_of(_value(values)) is not None and is_zero(source):
         return SUMMED
-    if mine is not None and not moving and rows_of(_value(values)) is not None:
+    if mine is not None and not moving:
         dims = [dim for dim, i in enumerate(indices) if i is not None]  # type: ignore[arg-type]
         if mine.dim not in dims and mine.dim < min(dims, default=99):
             return ROWWISE

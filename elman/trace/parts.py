@@ -22,7 +22,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from elman.trace import convolutions
+from elman.trace import convolutions, filling
 from elman.trace.unchanging import WithZeros
 
 if TYPE_CHECKING:
@@ -363,6 +363,11 @@ def _logit(input: Tensor, eps: float | None = None) -> Tensor:
     return torch.log(p / (1 - p))
 
 
+def _trace(input: Tensor) -> Tensor:
+    """PyTorch's own second derivative asks how many places its index has, in its numbers."""
+    return input.diagonal().sum()
+
+
 def _det(input: Tensor) -> Tensor:
     """PyTorch's own derivative is by singular values, whose own are NaN where two are alike, as of a multiple of I.
 
@@ -423,6 +428,9 @@ _PARTS: dict[Any, Any] = {
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
     torch.linalg.multi_dot: _multi_dot,
     F.one_hot: _one_hot,
+    **dict.fromkeys((torch.index_fill, Tensor.index_fill), filling.index_fill),
+    Tensor.index_fill_: filling.index_fill_,
+    Tensor.__setitem__: filling.set_item,
     F.rrelu: _rrelu,
     **dict.fromkeys((torch.norm, Tensor.norm), _norm(torch.norm)),
     torch.linalg.norm: _norm(torch.linalg.norm),
@@ -447,6 +455,7 @@ _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.logcumsumexp, Tensor.logcumsumexp), _logcumsumexp),
     **dict.fromkeys((torch.sinc, Tensor.sinc, torch.special.sinc), _sinc),
     **dict.fromkeys((torch.logit, Tensor.logit, torch.special.logit), _logit),
+    **dict.fromkeys((torch.trace, Tensor.trace), _trace),
     **dict.fromkeys((torch.linalg.det, torch.det, Tensor.det), _det),
     F.lp_pool1d: _power_pool(F.avg_pool1d, 1),
     F.lp_pool2d: _power_pool(F.avg_pool2d, 2),
