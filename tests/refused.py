@@ -119,6 +119,13 @@ class MutatedParameter(Base):
         return torch.tanh(self.U(x) + self.W(h))
 
 
+class WrittenResult(Base):
+    """Autograd needs what tanh gave."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.U(x) + self.W(h)).mul_(0.5)
+
+
 class BatchNormalised(Base):
     def __init__(self, n_in: int, n_hidden: int) -> None:
         super().__init__(n_in, n_hidden)
@@ -324,6 +331,7 @@ _TABLE = (
     Refused("mutated_state", MutatedState, ("mutat", "state"), "h.add_(1)"),
     Refused("mutated_input", MutatedInput, ("mutat", "input"), "x.mul_(0.5)"),
     Refused("mutated_parameter", MutatedParameter, ("mutat", "W.weight")),
+    Refused("written_result", WrittenResult, ("autograd refuses", "[B, 8]", "v.clone()")),
     Refused("batch_norm", BatchNormalised, ("norm", ("BatchNorm", "buffer"), ".eval()")),
     Refused("mutated_buffer", CountingBuffer, ("count", "state")),
     Refused("replaced_buffer", ReplacedBuffer, ("count", "state")),

@@ -21,7 +21,11 @@ class Complaint(enum.Enum):
     BATCH_SIZE = "a number is wanted where the batch size is not known"
     DISTRIBUTION = "torch.distributions looks at its arguments"
     DERIVATIVE = "an operation has no derivative"
+    WRITE = "autograd refuses a write in place"
     OTHER = "something else"
+
+
+_WRITES = "modified by an inplace operation", "is being modified inplace", "used in an in-place operation"
 
 
 def complaint(error: BaseException) -> Complaint:
@@ -40,6 +44,8 @@ def complaint(error: BaseException) -> Complaint:
         return Complaint.BATCH_SIZE
     if "is not implemented" in text and "derivative for" in text:
         return Complaint.DERIVATIVE
+    if any(words in text for words in _WRITES):
+        return Complaint.WRITE
     return Complaint.DISTRIBUTION if _of_distributions(error) else Complaint.OTHER
 
 

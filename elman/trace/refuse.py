@@ -114,6 +114,8 @@ def _told_once() -> Iterator[None]:
 
 def _translated(cell: str, error: Exception) -> TraceError:
     """A tracer's exception in the user's words."""
+    from elman.trace.fakes import PRETENDED_BATCH  # with what is slow to import
+
     where = raised_at(cell, error)
     text = re.sub(r"\bs\d+\b", "B", message(error))  # the tracer's symbol for the batch size
     what, mend = f"the step failed while it was traced: {text}", _ANY_BATCH
@@ -135,6 +137,10 @@ def _translated(cell: str, error: Exception) -> TraceError:
         case Complaint.DERIVATIVE:
             mend = "PyTorch has no such derivative: say the same with operations that have one"
             mend += " (clamp(x / 6 + 0.5, 0, 1))"
+        case Complaint.WRITE:
+            text = re.sub(rf"\b{PRETENDED_BATCH}\b", "B", text.partition(" Hint: ")[0])
+            what = f"autograd refuses a write of the step's, as in a plain loop over the steps: {text}"
+            mend = "use the operation without the trailing underscore (v = v * 2), or write into a copy: v = v.clone()"
         case Complaint.OTHER:
             pass
     return TraceError(what=what, where=where, mend=mend)

@@ -113,6 +113,21 @@ def test_a_write_is_seen_by_who_reads_later() -> None:
     torch.testing.assert_close(*found)
 
 
+class WritesPieces(nn.Linear):
+    hidden_size = 4
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        a, b = super().forward(h + x).chunk(2, -1)
+        return torch.cat([a.tanh_(), b], -1)
+
+
+def test_a_write_that_autograd_refuses_is_told_with_its_line_and_a_mend_that_helps() -> None:
+    with pytest.raises(
+        TraceError, match=r"autograd refuses(.|\n)*a\.tanh_\(\)(.|\n)*mend: [^\n]* v = v\.clone\(\)"
+    ):
+        elman.Recurrent(WritesPieces(4, 4))(torch.randn(3, 2, 4))
+
+
 def recorded(write: Callable[[Tensor], Tensor]) -> fx.Graph:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
