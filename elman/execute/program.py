@@ -14,7 +14,7 @@ from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
 from elman.circuit.rows import carries
 from elman.circuit.verdict import ROWWISE, verdict
 from elman.engines.base import Laid
-from elman.errors import NotSupported
+from elman.errors import ElmanError, NotSupported
 from elman.execute.executable import Call, Executable
 from elman.execute.laid import kinds_of
 from elman.execute.training_plans import TrainingPlans, sharing, training_plans
@@ -329,7 +329,13 @@ def _expect_linear(program: Program, name: str) -> None:
                 t * scale if port.kind is Kind.STATE or port.cotangent_of is not None else t
                 for port, t in zip(program.inputs, tensors, strict=True)
             ]
-            results.append(program.run(Call(1, 2, 0, "reference"), given))
+            try:
+                results.append(program.run(Call(1, 2, 0, "reference"), given))
+            except (
+                ElmanError,
+                RuntimeError,
+            ):  # an index that comes from floats, a matrix that has to be definite
+                return
     for once, scaled in zip(*results, strict=True):
         finite = bool(once.isfinite().all() and scaled.isfinite().all())
         if finite and not torch.allclose(scaled, once * _SCALE, rtol=1e-3, atol=0):

@@ -422,6 +422,28 @@ def test_second_derivatives_of_a_backward_that_is_not_linear() -> None:
         torch.autograd.grad(outputs.sum(), inputs.x, create_graph=True)
 
 
+class ChoosesByFloats(zoo.Base):
+    places: Tensor
+
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__(n_in, n_hidden)
+        self.register_buffer("places", torch.tensor([[0.2, 0.7, 0.1, 0.9, 1.0, 0.0]]))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        new = torch.tanh(self.U(x) + self.W(h))
+        return new * new.gather(1, (6 * self.places).long().expand(new.shape[0], 6)).prod(1, keepdim=True)
+
+
+def test_second_derivatives_where_random_numbers_are_no_indices() -> None:
+    """Whether the backward is linear is asked with random numbers, which fail in it here."""
+    cell, x = ChoosesByFloats(5, 7).double(), random(3, 2, 5)
+    found = []
+    for outputs in (elman.Recurrent(cell)(x)[0], eager.unroll(cell, x, random(2, 7) * 0)[0]):
+        first = torch.autograd.grad(outputs.sin().sum(), cell.W.weight, create_graph=True)[0]
+        found.append(torch.autograd.grad(first.sin().sum(), [*cell.parameters()]))
+    torch.testing.assert_close(*found)
+
+
 # --- what does not fit ----------------------------------------------------------------------------------------------
 
 
