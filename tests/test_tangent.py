@@ -20,7 +20,7 @@ from elman.adjoint import cotangent_ports
 from elman.circuit import graphs
 from elman.circuit.form import Circuit
 from elman.errors import InputError, InputTypeError, NotSupported
-from tests import ways
+from tests import eager, ways
 from tests.cases import CASES
 from tests.circuits import circuit_of
 from tests.pairwise import with_more
@@ -517,12 +517,42 @@ def test_directions_where_a_derivative_divides_by_zero(function: Any) -> None:
         torch.testing.assert_close(made, right)
 
 
+class Quantiles(nn.Module):
+    several: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W = nn.Linear(4, 4)
+        self.register_buffer("several", torch.tensor([0.1, 0.6]))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        z = torch.tanh(self.W(h) + x)
+        middle = z.quantile(self.several, -1, True, interpolation="midpoint").sum(0)
+        return (
+            z * torch.quantile(z, 0.3, 1).unsqueeze(1) + torch.nanquantile(z, 0.7, -1, keepdim=True) + middle
+        )
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_directions_of_quantiles(called: bool) -> None:
+    cell, x, h = Quantiles().double(), torch.randn(3, 2, 4).double(), torch.randn(2, 4).double()
+    rnn = elman.Recurrent(cell)
+    if called:
+        torch.testing.assert_close(rnn(x, h)[0], eager.unroll(cell, x, h)[0])
+    found = []
+    for run in (lambda h: rnn(x, h)[0], lambda h: eager.unroll(cell, x, h)[0]):
+        once = torch.func.jvp(run, (h,), (h.sin(),))
+        over = torch.func.grad(lambda h, run=run: torch.func.jvp(run, (h,), (h.sin(),))[1].square().sum())(h)
+        found.append((once, over))
+    torch.testing.assert_close(*found)
+
+
 def test_what_fails_within_pytorch_is_an_error_of_ours_and_leaves_nothing_behind() -> None:
     class Quantile(nn.Module):
         hidden_size = 4
 
         def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-            return x.quantile(0.3, -1, True), h
+            return torch.ops.aten.quantile.scalar(x, 0.3, -1, True), h
 
     rnn, x = elman.Recurrent(Quantile()), torch.randn(2, 3, 4)
     with contextlib.suppress(elman.ElmanError):  # PyTorch 2.13 asserts there what does not hold

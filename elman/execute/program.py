@@ -331,10 +331,7 @@ def _expect_linear(program: Program, name: str) -> None:
             ]
             try:
                 results.append(program.run(Call(1, 2, 0, "reference"), given))
-            except (
-                ElmanError,
-                RuntimeError,
-            ):  # an index that comes from floats, a matrix that has to be definite
+            except (ElmanError, RuntimeError):  # an index made of floats, a matrix that has to be definite
                 return
     for once, scaled in zip(*results, strict=True):
         finite = bool(once.isfinite().all() and scaled.isfinite().all())

@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from elman.trace import convolutions, filling
+from elman.trace.quantiles import nanquantile, quantile
 from elman.trace.unchanging import WithZeros
 
 if TYPE_CHECKING:
@@ -428,6 +429,8 @@ _PARTS: dict[Any, Any] = {
     **dict.fromkeys((torch.sgn, Tensor.sgn), _sgn),
     torch.linalg.multi_dot: _multi_dot,
     F.one_hot: _one_hot,
+    **dict.fromkeys((torch.quantile, Tensor.quantile), quantile),
+    **dict.fromkeys((torch.nanquantile, Tensor.nanquantile), nanquantile),
     **dict.fromkeys((torch.index_fill, Tensor.index_fill), filling.index_fill),
     Tensor.index_fill_: filling.index_fill_,
     Tensor.__setitem__: filling.set_item,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import elman
-from elman.trace import parts
+from elman.trace import parts, quantiles
 from tests import eager
 
 Tensor = torch.Tensor
@@ -53,6 +54,30 @@ def test_other_devices_see_these(
         found.append([*values, *gradients])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+QS = [
+    0.3,
+    0.0,
+    1.0,
+    torch.tensor(0.4).double(),
+    torch.tensor([0.1, 0.5, 0.8]).double(),
+    torch.tensor([0.1]).double(),
+]
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "midpoint", "nearest"])
+@pytest.mark.parametrize("name", ["quantile", "nanquantile"])
+def test_quantiles(name: str, interpolation: str) -> None:
+    whole = torch.randn(3, 4, 5).double()
+    holed = whole.clone()
+    holed[0, 1, 2] = holed[1, :, 0] = holed[2, 2] = torch.nan
+    made, right = getattr(quantiles, name), getattr(torch, name)
+    for x, q, dim, keepdim in itertools.product((whole, holed), QS, (0, 1, -1, -2, None), (False, True)):
+        given = {"dim": dim, "keepdim": keepdim, "interpolation": interpolation}
+        torch.testing.assert_close(
+            made(x, q, **given), right(x, q, **given), equal_nan=True, rtol=1e-14, atol=1e-14
+        )
 
 
 @pytest.mark.parametrize("sizes", [(2, 6), (2, 6, 3), (2, 6, 3, 2)], ids=str)
