@@ -41,6 +41,7 @@ class RowRule(enum.Enum):
     INDEX = "index"
     INDEX_ADD = "index_add"
     INDEX_PUT = "index_put"
+    MADE = "reads nothing of its operand"
 
 
 class Lookup(enum.Enum):
@@ -178,15 +179,15 @@ _TABLE = (
     # Made out of nothing.
     Operation("zeros", zeros=True, addresses=True),
     Operation("zeros_like", RowRule.ELEMENTS, zeros=True, addresses=True),
-    Operation("new_zeros", RowRule.ELEMENTS, zeros=True, addresses=True),
+    Operation("new_zeros", RowRule.MADE, zeros=True, addresses=True),
     Operation("ones_like", RowRule.ELEMENTS),
-    Operation("new_ones", RowRule.ELEMENTS),
+    Operation("new_ones", RowRule.MADE),
     Operation("empty", addresses=True),
     Operation("empty_like", RowRule.ELEMENTS),
-    Operation("new_empty", RowRule.ELEMENTS),
+    Operation("new_empty", RowRule.MADE),
     Operation("full", filled=1, addresses=True),
     Operation("full_like", RowRule.ELEMENTS, filled=1, addresses=True),
-    Operation("new_full", RowRule.ELEMENTS, filled=2),
+    Operation("new_full", RowRule.MADE, filled=2),
     Operation("fill", RowRule.ELEMENTS, filled=1),
     Operation("scalar_tensor", filled=0),
     Operation("rand_like", RowRule.ELEMENTS),

@@ -262,6 +262,13 @@ def _moves(node: fx.Node) -> Verdict:
     return ROWWISE  # transpositions, expansions: rows_of finds the batch where it went, and whether it is there twice
 
 
+@_rule(RowRule.MADE)
+def _made(node: fx.Node) -> Verdict:
+    return (
+        ROWWISE  # the operand says dtype and device; as many dimensions as it has, the result need not have
+    )
+
+
 @_rule(RowRule.REPEAT)
 def _repeat(node: fx.Node) -> Verdict:
     before, after = rows_of(_value(node.args[0])), rows_of(_value(node))

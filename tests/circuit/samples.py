@@ -164,6 +164,7 @@ SAMPLES = [
     *of("bernoulli", (X,), 0.5, overload="p", fixed=False),
     *by("new_zeros new_ones", (X,), lambda make, f, x: make(f, x, [rows(make, x), 2])),
     *by("new_empty", (X,), lambda make, f, x: make(f, x, [rows(make, x), 2]), fixed=False),
+    *by("new_zeros", (X,), lambda make, f, x: make(f, x, [rows(make, x), 2, 2])),
     *by("new_full", (X,), lambda make, f, x: make(f, x, [rows(make, x), 2], 0.5)),
     *of("full_like", (X,), 0.5), *of("fill", (X,), 0.5, overload="Scalar"),
     # Element by element.
