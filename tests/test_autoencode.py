@@ -355,6 +355,8 @@ def test_words_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "two.txt").write_text("ab\nabc")
     answers = expect_answers(run, [b"ab\n", b"abc\n"], monkeypatch)
     assert elman("predict", run, tmp_path / "two.txt").out.splitlines() == answers
+    said = elman("predict", run, "-", text="ab\naßb\nßa\n".encode())
+    assert (len(said.out.splitlines()), said.err.count("does not know 'ß' (U+00DF)")) == (3, 1)
     (tmp_path / "gaps.txt").write_text("\nab\n \nabc\n\n")  # an answer to every line
     assert elman("predict", run, tmp_path / "gaps.txt").out.split("\n") == [
         "",

@@ -427,6 +427,8 @@ def test_it_predicts_line_by_line(run: Path, tmp_path: Path, monkeypatch: pytest
     assert elman("predict", run, tmp_path / "rows.csv").out == "ab\ncd\n"
     assert elman("predict", run, tmp_path / "rows.jsonl").out == "ab\ncd\n"
     assert expect_answers(run, [b"abab\n", b"\r\n", b"cdcd"], monkeypatch) == ["ab", "", "cd"]
+    said = elman("predict", run, "-", text="abab\nabéb\ncdéd\n".encode())
+    assert (said.out.splitlines()[::2], said.err.count("does not know 'é' (U+00E9)")) == (["ab", "cd"], 1)
     (tmp_path / "odd.txt").write_bytes(b"abab\n\xff\n")
     said = elman("predict", run, tmp_path / "odd.txt")
     assert said.status == 2

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from elman import data
 from elman.data import tokenizer as tokenizing
+from elman.data.strange import Strange
 from elman.errors import DataError, InputError
 
 TEXT = "To be, or not to be:\r\n\tthat is the question…\n\n  é ß 漢字 🎈 <unk> e\u0301 \x00\x1b[0m end"
@@ -214,6 +215,16 @@ def test_windows_are_the_same_for_the_same_seed() -> None:
     tokens = torch.randint(9, (500,))
     one, two = (data.windows(tokens, 7, 4, seed=3) for _ in range(2))
     assert all(torch.equal(next(one).values[0], next(two).values[0]) for _ in range(100))
+
+
+def test_what_is_not_known_is_noted_once_and_no_more_than_a_few() -> None:
+    said: list[str] = []
+    strange = Strange({"a", "b"}, said.append)
+    for symbols in ("ab", "azb", "za", "", "yzx", "0123456789", "ABC", ["word", "a"]):
+        strange.look(symbols)
+    assert said[0] == "the model does not know 'z' (U+007A): read as <unk>."
+    assert [line.count("U+") for line in said] == [1, 2, 5]
+    assert said[-1].endswith("'4' (U+0034), …: read as <unk>.")
 
 
 @pytest.mark.parametrize(

@@ -507,6 +507,8 @@ def test_plain_lines_conllu_and_json_are_tagged(run: Path, tmp_path: Path) -> No
     (tmp_path / "a.jsonl").write_text('{"words": ["the", "walks"]}\n')
     assert json.loads(elman("predict", run, tmp_path / "a.jsonl").out)["tags"] == ["DET", "NOUN"]
     assert elman("predict", run, "-", text=b"it walks\nthe runs\n").out == "PRON VERB\nDET NOUN\n"
+    said = elman("predict", run, "-", text="it walks\nthe rüns\nthe rüns\n".encode())
+    assert said.err.count("does not know 'ü' (U+00FC)") == len(said.err.splitlines()) == 1
 
 
 def test_the_report_tells_of_each_tag(run: Path) -> None:

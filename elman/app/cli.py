@@ -372,11 +372,10 @@ def _language(task: Task, folder: Path, does: str, mend: str) -> Language:
 
 def _note_strange(tokenizer: Tokenizer, text: str) -> None:
     if tokenizer.kind == "characters":
-        strange = sorted({char for char in text if tokenizer.encode(char).tolist() == [tokenizer.unknown]})
-        if strange:
-            # By their numbers too: letters that run from right to left would turn the line round.
-            shown = [f"{char!r} (U+{ord(char):04X})" for char in strange[:8]] + ["…"] * (len(strange) > 8)
-            _note(f"the model never saw {', '.join(shown)}: read as <unk>.")
+        from elman.data.strange import Strange
+
+        known = {char for char in text if tokenizer.encode(char).tolist() != [tokenizer.unknown]}
+        Strange(known, _note).look(text)
 
 
 def _going_on(processes: int) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from elman.data.schema import Odd, each, file_name, maybe, number, record, text, whole
 from elman.data.sequences import LONGEST, Form, read_sequences
+from elman.data.strange import Strange
 from elman.errors import DataError, InputError
 from elman.models.autoencoder import (
     AVERAGE,
@@ -274,10 +275,13 @@ class Autoencode(Task):
                 mend="give files with a sequence a line, or - for standard input",
             )  # fmt: skip
         waiting: list[Tensor | None] = []
+        strange = Strange(set(self.form.symbols), self.note)
         in_json = bool(self.form.channels) or not self.form.joined
         for file in files:
             for place, value in read_sequences([file], in_json, blanks=True):
                 waiting.append(None if value is None else _encode(self.form, {"": (place, value)}, ""))
+                if value is not None and not self.form.channels:
+                    strange.look(value)
                 if str(file) == "-" or len(waiting) == _TOGETHER:
                     yield from self._written(model, waiting)
                     waiting = []

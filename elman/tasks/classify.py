@@ -14,6 +14,7 @@ from torch import Tensor
 from elman.data import ragged
 from elman.data.labelled import Labelled, LabelledColumns, read_labelled, read_sequences, stratified
 from elman.data.schema import Check, each, file_name, maybe, number, record, text, whole
+from elman.data.strange import Strange
 from elman.data.tables import Remarks
 from elman.errors import DataError, InputError
 from elman.models.classifier import AVERAGE, DECAY, batch_for, input_dropout_for, look, opened
@@ -348,6 +349,7 @@ class Classify(Task):
         )
         columns = LabelledColumns(saved["text"], saved["label"], saved["id"], saved["longest"])
         numbers, remarks = self.coding.characters is None, Remarks()
+        strange = Strange(set(self.coding.characters or ""), self.note)
         for file in files:
             for one in read_sequences(file, columns, numbers=numbers, remarks=remarks):
                 for remark in remarks.taken():
@@ -356,6 +358,8 @@ class Classify(Task):
                     yield ""
                     continue
                 x = self.coding.sequences([one], model.settings["inputs"], file)
+                if not numbers:
+                    strange.look(one)
                 yield str(self.coding.labels[int(logits_of(model, x)[0].argmax())])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from elman.data.lexicon import Forms, Lexicon
 from elman.data.schema import Odd, each, file_name, maybe, number, record, text, whole
+from elman.data.strange import Strange
 from elman.data.tagged import (
     COLUMNS,
     CONLLU,
@@ -271,32 +272,37 @@ class Tag(Task):
             raise InputError(
                 what="name what to tag", where=run.folder, mend="give files, or - for standard input"
             )
+        strange = Strange(set(self.lexicon.characters), self.note)
         for file in files:
             suffix = file.suffix.lower()
             if suffix in CONLLU:
                 saved = run.section("data", _DATA, "the run does not say what it was trained on")
-                yield from self._filled(model, file, COLUMNS[saved["column"]])
+                yield from self._filled(model, file, COLUMNS[saved["column"]], strange)
             elif suffix in JSON:
                 for some in _blocks(read_json(file, tagged=False)):
-                    tags = self.tags(model, [one.words for one in some])
+                    tags = self.tags(model, [one.words for one in some], strange)
                     for one, own in zip(some, tags, strict=True):
                         yield json.dumps({"words": one.words, "tags": own}, ensure_ascii=False)
             else:
                 for some in _blocks(read_words(file), 1 if str(file) == STDIN else _BLOCK):
-                    yield from map(" ".join, self.tags(model, some))
+                    yield from map(" ".join, self.tags(model, some, strange))
 
-    def _filled(self, model: Any, file: Path, column: int) -> Iterator[str]:
+    def _filled(self, model: Any, file: Path, column: int, strange: Strange) -> Iterator[str]:
         """The lines of CoNLL-U, with tags of ours in a column."""
         for some in _blocks(_paragraphs(file)):
             rows = [[conllu_row(line, f"{file}:{number}") for number, line in one] for one in some]
-            tagged = iter(self.tags(model, [[row[1] for row in one if row] for one in rows]))
+            tagged = iter(self.tags(model, [[row[1] for row in one if row] for one in rows], strange))
             for one, lines in zip(rows, some, strict=True):
                 tags = iter(next(tagged))
                 for row, (_, line) in zip(one, lines, strict=True):
                     yield line if row is None else "\t".join([*row[:column], next(tags), *row[column + 1 :]])
 
-    def tags(self, model: Any, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
-        """Of each sentence the tags of its words."""
+    def tags(
+        self, model: Any, sentences: Sequence[Sequence[str]], strange: Strange | None = None
+    ) -> list[list[str]]:  # fmt: skip
+        """Of each sentence the tags of its words. strange: told of the characters."""
+        if strange is not None:
+            strange.look(character for words in sentences for word in words for character in word)
         forms = Forms(self.lexicon)
         numbers = tag(model, forms, [forms.rows(words) for words in sentences])
         return [[self.lexicon.tags[k] for k in one.tolist()] for one in numbers]

@@ -185,7 +185,7 @@ def test_a_run_says_what_it_was_made_with_and_a_cell_of_ones_own_is_found_again_
 def test_a_prompt_with_a_strange_character_is_noted(learnt: tuple[Path, Path, str]) -> None:
     result = elman("generate", learnt[0], "--prompt", "ü", "--length", 5)
     assert result.exit_code == 0, result.output
-    assert "never saw 'ü'" in result.output
+    assert "does not know 'ü'" in result.output
 
 
 @pytest.mark.parametrize(
