@@ -34,6 +34,25 @@ CELL = elman.cells.Elman(3, 4)
 X = torch.zeros(2, 3)
 
 
+def test_it_says_what_it_does_where_somebody_reads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for progress in (None, False):
+        assert elman.verify(CELL, X, engines=["reference"], progress=progress)
+    assert capsys.readouterr() == ("", "")
+    assert elman.verify(CELL, X, engines=["reference"], progress=True)
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert (said.out, len(lines)) == ("", 10)
+    assert lines[3] == "Elman: lengths (4 of 10)"
+    assert lines[-1] == "Elman: rounding (10 of 10)"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # how rich takes anything for a terminal
+    assert elman.verify(CELL, X, engines=["reference"])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Elman: " in said.err
+
+
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is put wrong on purpose stays in programs that layers share: not in those of other tests."""

@@ -1,9 +1,12 @@
-"""How far training has come, on a terminal: a bar, the time that is left, the loss, and the latest look."""
+"""How far training has come, on a terminal: a bar, the time that is left, the loss, and the latest look; and what else
+takes its time."""
 
 from __future__ import annotations
 
 import multiprocessing
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -24,13 +27,8 @@ class Bar:
 
     def __init__(self, shown: bool | None) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False)
-        if shown is None:
-            alone = (
-                threading.current_thread() is threading.main_thread()
-                and multiprocessing.parent_process() is None
-            )
-            shown = self.console.is_terminal and alone
-        self.shown, self._drawn, self._look = shown, float("-inf"), ""
+        self.shown = shown = _is_shown(shown, self.console)
+        self._drawn, self._look = float("-inf"), ""
         drawing = shown and self.console.is_terminal
         self._live = Live(console=self.console, auto_refresh=False, transient=True) if drawing else None
         self._step: Step | None = None
@@ -59,6 +57,27 @@ class Bar:
 
     def _line(self, step: Step) -> Text:
         return bar(step, 20).append(f"   step {step.step:,}   loss {step.loss:.4f}{self._look}")
+
+
+def _is_shown(shown: bool | None, console: Console) -> bool:
+    if shown is not None:
+        return shown
+    alone = threading.current_thread() is threading.main_thread() and multiprocessing.parent_process() is None
+    return console.is_terminal and alone
+
+
+@contextmanager
+def saying(shown: bool | None) -> Iterator[Callable[[str], None]]:
+    """Inside, what a function is given stands on standard error as what is being done. shown: as of `Bar`; elsewhere
+    than on a terminal a line for each."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not _is_shown(shown, console):
+        yield lambda words: None
+    elif not console.is_terminal:
+        yield lambda words: console.print(words, soft_wrap=True)
+    else:
+        with console.status("") as status:
+            yield status.update
 
 
 def bar(step: Step, width: int = 40) -> Text:

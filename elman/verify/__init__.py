@@ -26,7 +26,7 @@ __all__ = ["Check", "Report", "verify"]
 
 def verify(
     cell: torch.nn.Module, x: Any, state: Any = None, context: Any = None, *,
-    engines: Sequence[str | Engine] | None = None, seed: int = 0,
+    engines: Sequence[str | Engine] | None = None, seed: int = 0, progress: bool | None = None,
 ) -> Report:  # fmt: skip
     """Hold a cell's recurrence against the plain Python loop over the cell, every way in which it can be run.
 
@@ -43,11 +43,15 @@ def verify(
     x, state, context: examples at one step `[B, …]`, as for `elman.trace`. Sequences are drawn like them: real numbers
         with their mean and spread, whole numbers and bools among theirs; where the cell fails on such numbers, its
         rows are those of the example.
-    engines: names of engines, or engines; by default all there are. seed: of the random sequences.
+    engines: names of engines, or engines; by default all there are. seed: of the random sequences. progress: whether
+        standard error says what is being compared, which takes half a minute for a large cell; None: where it is a
+        terminal.
 
     Returns a Report, true if all is right. Raises TraceError, as `elman.trace` does, for what cannot be a circuit;
     InputError for what has no numbers to compare (meta tensors).
     """
+    from elman.training.progress import saying  # rich is imported where something is drawn
+
     mistakes.check_cell(cell, "verify(cell, …)")
     tensors = [*cell.parameters(), *pytree.tree_leaves((x, state, context))]
     if any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in tensors):
@@ -64,8 +68,10 @@ def verify(
         chosen = tuple(by_name.values()) if engines is None else tuple(
             engine if isinstance(engine, Engine) else _named(engine, by_name) for engine in engines
         )  # fmt: skip
-        checks, reasons = checked(subject, chosen)
-    return Report(type(cell).__name__, tuple(checks), circuit, reasons, subject.note)
+        name = type(cell).__name__
+        with saying(progress) as say:
+            checks, reasons = checked(subject, chosen, lambda words: say(f"{name}: {words}"))
+    return Report(name, tuple(checks), circuit, reasons, subject.note)
 
 
 def _named(name: str, engines: dict[str, Engine]) -> Engine:

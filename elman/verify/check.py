@@ -291,8 +291,10 @@ def _projected(values: Parts, seed: int) -> Tensor | None:
 # --- what is compared -----------------------------------------------------------------------------------------------
 
 
-def checked(subject: Subject, engines: Sequence[Engine]) -> tuple[list[Check], dict[str, str | None]]:
-    """All checks; and engine -> why it cannot run the cell, None if it can."""
+def checked(
+    subject: Subject, engines: Sequence[Engine], notify: Callable[[str], None]
+) -> tuple[list[Check], dict[str, str | None]]:
+    """All checks; and engine -> why it cannot run the cell, None if it can. notify: is told what is compared."""
     exact = Bench(subject, subject.exact[1], subject.exact[0])
     reasons: dict[str, str | None] = {}
     for engine in engines:
@@ -301,12 +303,16 @@ def checked(subject: Subject, engines: Sequence[Engine]) -> tuple[list[Check], d
         reasons[engine.name] = tried.words if isinstance(tried, _Fault) and tried.refused else None
     able = [engine for engine in engines if reasons[engine.name] is None]
     checks: list[Check] = []
-    for way in WAYS:
+    second = Way("second derivatives", sizes=((2, 2), (5, 3)))
+    for number, way in enumerate(WAYS, 1):
+        notify(f"{way.name} ({number} of {len(WAYS) + 2})")
         if (why := subject.prevents(way)) is not None:
             checks += [_unchecked(engine, way.name, why) for engine in able]
             continue
         checks += _compare(exact, way, able)
-    checks += _compare(exact, Way("second derivatives", sizes=((2, 2), (5, 3))), able, second=True)
+    notify(f"{second.name} ({len(WAYS) + 1} of {len(WAYS) + 2})")
+    checks += _compare(exact, second, able, second=True)
+    notify(f"rounding ({len(WAYS) + 2} of {len(WAYS) + 2})")
     checks += _rounding(subject, exact, able)
     order = {engine.name: place for place, engine in enumerate(engines)}
     return sorted(checks, key=lambda check: order[check.engine]), reasons
