@@ -198,6 +198,27 @@ def test_what_is_refused(why: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class Gammas(nn.Module):
+    hidden_size = 3
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(torch.lgamma(h.square() + x.square() + 1))
+
+
+def test_the_mend_of_what_has_no_form_helps(tmp_path: Path) -> None:
+    layer = elman.Recurrent(Gammas())
+    layer(torch.zeros(2, 1, 3))
+    with pytest.raises(
+        NotSupported, match=r"no form for aten\.lgamma(?s:.*)export to \.pt2, which holds any"
+    ):
+        elman.export(layer, tmp_path / "a.c")
+    assert elman.export(layer, tmp_path / "a.pt2") == (tmp_path / "a.pt2",)
+    with pytest.raises(NotSupported) as caught:  # which no target has
+        elman.export(_called(elman.Recurrent(Noisy())), tmp_path / "a.c")
+    assert ".pt2" not in str(caught.value)
+    assert "outside of the step" in str(caught.value)
+
+
 def test_options_are_looked_at(tmp_path: Path) -> None:
     model = _language()[0]
     refused: tuple[dict[str, Any], ...] = ({"weights": "float16"}, {"prefix": "a b"}, {"prefix": "1"})

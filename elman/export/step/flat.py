@@ -31,6 +31,8 @@ from elman.export.step.single import Single
 from elman.plan.stepwise import stepwise
 from elman.recurrent.programs import Argument
 
+_DRAWS = "random numbers"
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -115,13 +117,20 @@ class Flat:
         try:
             return _Reading(step).flat()
         except Unsupported as reason:
-            raise NotSupported(
-                what=f"the step cannot be written out: there is no form for {reason}", where=step.name,
-                mend="write that part of the step in other operations, or export to .onnx or .pt2",
-            ) from None  # fmt: skip
+            raise without_form(str(reason), step.name) from None
 
     def array(self, name: str) -> Array:
         return next(array for array in self.arrays if array.name == name)
+
+
+def without_form(what: str, where: str) -> NotSupported:
+    """The refusal of a step that has something in it for which there is no form. No target draws numbers."""
+    return NotSupported(
+        what=f"the step cannot be written out: there is no form for {what}", where=where,
+        mend="call eval() before, or draw the numbers outside of the step and give them to it as a part of x"
+        if what == _DRAWS
+        else "write that part of the step in other operations, or export to .pt2, which holds any (.onnx holds some)",
+    )  # fmt: skip
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -132,7 +141,7 @@ class _Reading:
         binding = step.binding
         self.step, self.circuit, self.sources = step, binding.program.circuit, binding.sources
         if self.circuit.inputs_of(Kind.NOISE):
-            raise Unsupported("random numbers")
+            raise Unsupported(_DRAWS)
         plan = stepwise(self.circuit)
         if plan.loop is None:
             raise Unsupported("a step in which nothing is computed")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from elman.errors import NotSupported
-from elman.export.step.flat import Flat, FlatOp, Operand
+from elman.export.step.flat import Flat, FlatOp, Operand, without_form
 
 # Element by element. Truths are the numbers 0 and 1.
 FORMS: dict[str, str] = {
@@ -85,10 +85,7 @@ class _Writing:
             return self.loops(self.step.size, [f"{self.at(assigned, self.step.size)} = {expression};"])
         along = getattr(self, f"_{code}", None)
         if along is None:
-            raise NotSupported(
-                what=f"the step cannot be written out: there is no form for {code}", where="export()",
-                mend="write that part of the step in other operations, or export to .onnx or .pt2",
-            )  # fmt: skip
+            raise without_form(code, "export()")
         return along()
 
     # --- pieces -----------------------------------------------------------------------------------------------------
