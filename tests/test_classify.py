@@ -411,6 +411,13 @@ def test_a_run_says_accuracy_first_and_what_lies_beside_it(run: Path) -> None:
         "most frequent label 33.3 %",
     ):
         assert words in more
+    known = read_record(run, Classify.part).more[
+        "baselines"
+    ]  # as training has found, where scikit-learn is there
+    beside = f"beside it: always the most frequent label {100 * known['most frequent']:.1f} %"
+    if "n-grams" in known:
+        beside += f", logistic regression on n-grams {100 * known['n-grams']:.1f} %"
+    assert rest[-1].strip() == beside
     page = (run / "report.html").read_text()
     assert "Which labels are taken for which" in page
     assert " taken for " in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from elman.models.classifier import AVERAGE, DECAY, batch_for, input_dropout_for
 from elman.models.coding import BEGIN, FILE, Coding
 from elman.models.scores import figures
 from elman.models.sequence_classifier import SequenceClassifier, logits_of
-from elman.report import Part, Record, matrix, plain
+from elman.report import Part, Record, matrix, plain, read_record
 from elman.tasks.settings import SIZE, StackSettings, TrainingSettings, argument, option
 from elman.tasks.task import Notify, Opening, Prepared, Task, absolute, expect_memory, expect_one_reader
 from elman.training import Measure, Processes, Run, Step, Validation
@@ -330,7 +331,12 @@ class Classify(Task):
         for remark in remarks.taken():
             self.note(remark)
         assert test is not None
-        return HeldOut(test, *self.encoded(test, run.config["inputs"]), learnt)
+        held_out = HeldOut(test, *self.encoded(test, run.config["inputs"]), learnt)
+        if not files:  # of the same examples, and learnt once
+            with suppress(DataError):
+                known = read_record(run.folder, self.part).more.get("baselines", {})
+                held_out.baselines = {name: known[name] for name in _GUESSES if name in known}
+        return held_out
 
     def encoded(self, examples: Labelled, inputs: int) -> tuple[list[Tensor], Tensor]:
         """(x, y) as the model takes them. inputs: I of numbers."""
