@@ -94,6 +94,8 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
     x_ports = [add(p, Kind.SEQUENCE, t, True, p) for p, t in zip(paths(x_structure, "x"), xs, strict=True)]
     state_paths = paths(state_structure, "state")
     words = state_words(cell, state_paths, taken)
+    if state_paths == ["state"] and _own_word(words[0]) != words[0]:  # o, of a cell that hands on its output
+        words = ["h"]
     state_ports = [
         add(path, Kind.STATE, tensor, True, word)
         for path, tensor, word in zip(state_paths, states, words, strict=True)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import elman
@@ -27,6 +28,43 @@ def test_the_books_network_is_explained() -> None:
     assert "addmm[b, U]" in text or "addmm[U, b]" in text, "the hoisted product, by its weights"
     assert "addmm[W]" in text, "the sequential product, by its weight"
     assert "h waits for its own last value: h → addmm → tanh → h" in text
+
+
+class Named(nn.Module):
+    hidden_size = 4
+
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        return torch.tanh(x + s)
+
+
+class Before(Named):
+    def forward(self, x: Tensor, memory_prev: Tensor) -> Tensor:
+        return torch.tanh(x + memory_prev)
+
+
+class Renamed(Named):
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        s = state
+        return torch.tanh(x + s)
+
+
+class Plain(Named):
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return torch.tanh(x + state)
+
+
+class Output(Named):
+    def forward(self, x: Tensor, o: Tensor) -> Tensor:  # a name that circuits have for outputs
+        return torch.tanh(x + o)
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"), [(Named, "s"), (Before, "memory"), (Renamed, "s"), (Plain, "h"), (Output, "h")]
+)
+def test_a_state_is_called_what_the_cell_calls_it(cell: type[nn.Module], word: str) -> None:
+    rnn = elman.Recurrent(cell())
+    rnn(torch.zeros(2, 3, 4))
+    assert f"  {word} waits for its own last value: {word} → " in str(rnn.explain())
 
 
 def test_the_backward_pass_is_explained() -> None:
