@@ -8,7 +8,7 @@ its code calls that, and `selfcheck` compares the circuit with the cell.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -109,17 +109,20 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
         name,
     )  # fmt: skip
     before, lasting = attributes(skeleton), Changes(skeleton)
+    kept = {next_result(port) for port in state_ports}
 
-    def inspect(results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def of_rows(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return _for_each_row(step(inputs), kept)
+
+    def inspect(results: dict[str, torch.Tensor]) -> None:
         fault = changed(before, attributes(skeleton))
         if fault is not None:
             raise refuse.attribute(name, fault)
         refuse.changes(lasting, name)
         _check_state(results, ports, name)
-        return _for_each_row(results)
 
     try:
-        joint = trace_joint(step, ports, name, inspect, asking=not (check and can_compare(ports)))
+        joint = trace_joint(of_rows, ports, name, inspect, asking=not (check and can_compare(ports)))
     except TraceError as error:
         # What the step itself raises, as users would see it in a loop of their own, explains all that comes after.
         if (told := mistakes.find(cell, x, state, context)) is not None:
@@ -151,7 +154,7 @@ def _trace(cell: torch.nn.Module, x: Any, state: Any, context: Any, check: bool)
             x_structure, state_structure, context_structure, output, output_wires, owned,
             {port.name: tensor for port, tensor in joint.captured},
         ),
-        record=Recording(step, given, name, traced=joint),
+        record=Recording(of_rows, given, name, traced=joint),
     )  # fmt: skip
     circuit.check()
     for out in circuit.outputs_of(Kind.SEQUENCE):
@@ -180,13 +183,15 @@ def _val(graph: torch.fx.Graph, name: str) -> Any:
     return graphs.placeholder(graph, name).meta["val"]
 
 
-def _for_each_row(results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _for_each_row(results: Mapping[str, torch.Tensor], kept: Container[str]) -> dict[str, torch.Tensor]:
     """With a row for each sequence of what all have alike (a penalty on weights): the gradients that reach an output
-    are those of rows."""
+    are those of rows. kept: the results that are states."""
     found = ((value, rows_of(value)) for value in results.values())
     batch = next((v.shape[where.dim] for v, where in found if where is not None and where.factor == 1), None)
     return {
-        name: value.expand(batch, *value.shape) if batch is not None and rows_of(value) is None else value
+        name: value.expand(batch, *value.shape)
+        if batch is not None and name not in kept and rows_of(value) is None
+        else value
         for name, value in results.items()
     }
 

@@ -83,7 +83,7 @@ def trace_joint(
     step: StepFunction,
     ports: Sequence[InPort],
     name: str,
-    inspect: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
+    inspect: Callable[[dict[str, torch.Tensor]], None] | None = None,
     twice: bool = False,
     met: Mapping[str, torch.Tensor] | None = None,
     asking: bool = False,
@@ -96,7 +96,7 @@ def trace_joint(
     ports: its inputs; noise ports among them are what the step will draw for itself, in this order.
     twice: the step differentiates: what is traced is a second derivative, or a higher one.
     met: ports among them that hold a tensor which the step finds for itself, and will find again.
-    inspect: looks at the step's results on fake tensors, may refuse them, and gives them as the circuit has them.
+    inspect: looks at the step's results on fake tensors, and may refuse them.
     asking: refuse what asks for what no key can say; who compares circuit and cell does that for less.
     backward: whether the backward is wanted. forward: the step is a tangent's.
     Raises TraceError for a step that cannot be a circuit.
@@ -121,7 +121,7 @@ def _trace_joint(
     step: StepFunction,
     ports: Sequence[InPort],
     name: str,
-    inspect: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None,
+    inspect: Callable[[dict[str, torch.Tensor]], None] | None,
     twice: bool,
     met: Mapping[str, torch.Tensor],
     asking: bool,
@@ -166,7 +166,7 @@ def _trace_joint(
         refuse.writes(leaves, versions, given, name)
         refuse.hooks(leaves, given, name)
         if inspect is not None:
-            outputs = inspect(outputs)
+            inspect(outputs)
         results.extend(outputs)
         flowing = {r: value for r, value in outputs.items() if value.requires_grad and backward}
         cotangents.update((result, further_input(f"ct_{result}", value)) for result, value in flowing.items())

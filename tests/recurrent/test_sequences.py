@@ -498,6 +498,20 @@ def test_an_output_that_all_rows_share_is_that_of_each(made: Any, rows: int, eng
         ended = h
         loss = (right * weight.reshape(size) * factors).sum() + ended.sum()
         torch.testing.assert_close(mine, torch.autograd.grad(loss, [*cell.parameters()]))
+    (outputs, penalty), _ = rnn(x)  # twice
+    h, expected = torch.zeros(rows, 6).double(), []
+    for t in range(4):
+        _, h = cell(x[t], h)
+        expected.append(h)
+    right = made(cell.W.weight)
+    found = []
+    for each, shared in (
+        (outputs, penalty),
+        (torch.stack(expected), right.expand(4, rows, *right.shape)),
+    ):
+        once = torch.autograd.grad(each.sin().sum() + shared.sin().sum(), cell.W.weight, create_graph=True)[0]
+        found.append(torch.autograd.grad(once.sin().sum(), [*cell.parameters()]))
+    torch.testing.assert_close(*found)
     with torch.no_grad():
         (_, alone), _ = rnn.step(x[0], h)
     (_, penalty), _ = rnn.step(x[0], h)  # the cell itself
