@@ -22,7 +22,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from elman.trace import convolutions, filling
+from elman.trace import convolutions, filling, matrices
 from elman.trace.quantiles import nanquantile, quantile
 from elman.trace.unchanging import WithZeros
 
@@ -364,26 +364,6 @@ def _logit(input: Tensor, eps: float | None = None) -> Tensor:
     return torch.log(p / (1 - p))
 
 
-def _trace(input: Tensor) -> Tensor:
-    """PyTorch's own second derivative asks how many places its index has, in its numbers."""
-    return input.diagonal().sum()
-
-
-def _det(input: Tensor) -> Tensor:
-    """PyTorch's own derivative is by singular values, whose own are NaN where two are alike, as of a multiple of I.
-
-    That of log |det A| is by A⁻¹; where there is none, PyTorch's is left.
-    """
-    if input.is_complex():
-        return torch.linalg.det(input)
-    value = torch.linalg.det(input).detach()
-    singular = (value == 0)[..., None, None]
-    width = torch.arange(1, input.shape[-1] + 1, dtype=input.dtype, device=input.device)
-    size = torch.linalg.slogdet(torch.where(singular, torch.ones_like(width).diag(), input))[1]
-    theirs = torch.linalg.det(torch.where(singular, input, width.diag()))
-    return torch.where(value == 0, theirs, value * (size - size.detach()).exp())
-
-
 def gru_cell(
     input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
 ) -> Tensor:  # fmt: skip
@@ -458,8 +438,8 @@ _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.logcumsumexp, Tensor.logcumsumexp), _logcumsumexp),
     **dict.fromkeys((torch.sinc, Tensor.sinc, torch.special.sinc), _sinc),
     **dict.fromkeys((torch.logit, Tensor.logit, torch.special.logit), _logit),
-    **dict.fromkeys((torch.trace, Tensor.trace), _trace),
-    **dict.fromkeys((torch.linalg.det, torch.det, Tensor.det), _det),
+    **dict.fromkeys((torch.trace, Tensor.trace), matrices.trace),
+    **dict.fromkeys((torch.linalg.det, torch.det, Tensor.det), matrices.det),
     F.lp_pool1d: _power_pool(F.avg_pool1d, 1),
     F.lp_pool2d: _power_pool(F.avg_pool2d, 2),
     F.lp_pool3d: _power_pool(F.avg_pool3d, 3),
