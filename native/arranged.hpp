@@ -48,7 +48,9 @@ struct Place {
     int64_t width;         // bytes of a row
     int64_t rows;          // Rows
     int64_t first, last;   // pieces
-    int64_t one, batches, all;  // within: bytes behind, and so many times B and N; made: bytes that it has beside those of its rows
+    int64_t one, batches, all;  // within: bytes behind, and so many times B and N; else bytes that it has beside those of its rows
+
+    int64_t bytes(const Counts& c) const { return width * c.of[rows] + one + batches * c.batch + all * c.of[ALL]; }
 };
 
 // Bytes of a block of memory. glibc gives a piece of more than 32 MiB back to the system at once: at the next call each of its

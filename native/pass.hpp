@@ -158,7 +158,7 @@ public:
         const int64_t tile = tile_of(counts);
         for (const int64_t block : arrange(places_, tile < counts.steps ? Counts(tile, batch) : counts).blocks) all += block;
         for (const Place& place : places_)
-            if (place.kind == Place::made) all += place.width * counts.of[place.rows] + (place.one + place.batches * batch + place.all * rows);
+            if (place.kind == Place::made) all += place.bytes(counts);
         return all;
     }
 
@@ -200,6 +200,7 @@ private:
             }
             Described known;
             const bool is_known = describe(tensor, known);
+            if (is_known && known.bytes() != places_[place].bytes(counts)) throw std::invalid_argument("a tensor of another size or type than the pass was made for");
             bool ready = is_known ? known.in_order() : is_contiguous(tensor);
             if (places_[place].rows == GIVEN_STEPS && !ready && is_known) ready = steps[place].of(known);
             base[place] = is_known ? known.data : address(tensor);

@@ -84,6 +84,12 @@ struct Described {
     const int64_t *sizes, *strides;  // in elements; they live as long as the tensor
     uint64_t offset;
 
+    int64_t bytes() const {
+        int64_t count = lanes * bits / 8;
+        for (int32_t d = 0; d < dimensions; d++) count *= sizes[d];
+        return count;
+    }
+
     bool is_empty() const {
         for (int32_t d = 0; d < dimensions; d++)
             if (sizes[d] == 0) return true;

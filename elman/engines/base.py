@@ -48,12 +48,12 @@ class Laid(NamedTuple):
 class Bundle:
     """What a forward pass keeps for a backward pass, in as few tensors as an engine can do with: see `Engine.passed`.
 
-    kept: output of the one -> input of the other. tensors: how many the forward pass made of these. lies: where each
-    input lies in them, in the engine's words.
+    kept: output of the one -> input of the other. tensors: those that the forward pass makes of these, and lies: where
+    each input lies in them, in the engine's words.
     """
 
     kept: Mapping[str, str]
-    tensors: int = 0
+    tensors: list[Any] = field(default_factory=list)
     lies: dict[str, Any] = field(default_factory=dict)
 
 

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 from elman.adjoint import cotangent_ports
 from elman.circuit.form import Kind
 from elman.engines import by_operations
+from elman.errors import InputError
 from elman.execute.examples import examples
 from elman.execute.executable import Call
 from elman.execute.laid import packed, unpacked
@@ -172,11 +173,12 @@ class _Eager(torch.autograd.Function):
         values = training.forwards.run(call, tensors)
         count = len(program.outputs)
         ctx.set_materialize_grads(False)
-        ctx.program, ctx.call, ctx.training = program, call, training
+        ctx.program, ctx.call, ctx.training, ctx.packed = program, call, training, None
         outputs = values[:count]
         ctx.save_for_backward(*tensors, *values[count:])
         if _top_saved_tensors_default_hooks(False) is not None:
             outputs = _apart(outputs, values[count:])
+            ctx.packed = [_form(t) for t in (*tensors, *values[count:])]
         if training.silent:
             ctx.mark_non_differentiable(*[outputs[place] for place in training.silent])
         return outputs
@@ -188,6 +190,8 @@ class _Eager(torch.autograd.Function):
             saved = ctx.saved_tensors  # once: reading it unpacks, which checkpointing allows only once
         except RuntimeError:
             saved = None
+        if ctx.packed is not None and saved is not None:
+            _expect_unpacked(saved, ctx.packed)
         given = _arriving(program, cotangents)
         derived = given is not None and _derived(given)
         if saved is None:
@@ -302,6 +306,26 @@ def _kept_again(ctx: Any, derived: bool) -> tuple[Tensor | None, ...]:
     with torch.no_grad():
         values = training.forwards.run(ctx.call, tensors)
     return (*tensors, *values[len(program.outputs) :])
+
+
+def _form(tensor: Tensor | None) -> Any:
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+
+
+def _expect_unpacked(saved: Sequence[Tensor | None], packed: Sequence[Any]) -> None:
+    """Raise InputError where hooks have given back something else than they were given: an engine would read memory
+    that is not there."""
+    for got, expected in zip(map(_form, saved), packed, strict=True):
+        if got != expected:
+            raise InputError(
+                what="a saved tensor came back as another one", where="torch.autograd.graph.saved_tensors_hooks",
+                got=_said(got), expected=_said(expected),
+                mend="give back, from the hook that unpacks, a tensor of the shape, dtype and device that was packed",
+            )  # fmt: skip
+
+
+def _said(form: Any) -> str:
+    return "None" if form is None else f"{list(form[0])} {form[1]} on {form[2]}"
 
 
 def _apart(outputs: tuple[Tensor, ...], kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

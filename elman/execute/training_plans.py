@@ -67,11 +67,11 @@ class TrainingPlans:
         ports = [port.name for port in self.backward.circuit.inputs if port.kind is not Kind.NOISE]
         first = len(self.gives)
         feeds = [
-            place if place < first else place - kept + bundle.tensors
+            place if place < first else place - kept + len(bundle.tensors)
             for name, place in zip(ports, self.feeds, strict=True)
             if name not in bundle.lies
         ]
-        feeds += range(first, first + bundle.tensors)
+        feeds += range(first, first + len(bundle.tensors))
         return replace(self, forwards=forwards, backwards=backwards, feeds=tuple(feeds))
 
 

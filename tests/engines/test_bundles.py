@@ -123,6 +123,34 @@ def test_hooks_pack_a_bundle_as_any_tensor() -> None:
         assert torch.equal(a, b)
 
 
+OTHERS: dict[str, Any] = {
+    "half": (torch.Tensor.half, lambda t: t),
+    "double": (lambda t: t, torch.Tensor.double),
+    "turned": (lambda t: t, lambda t: t.transpose(0, -1) if t.dim() > 1 else t[None]),
+    "shorter": (lambda t: t, lambda t: t[1:]),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_hooks_that_give_back_something_else(name: str, engine: str) -> None:
+    """Its memory would be read as that of what was packed, past its end."""
+    rnn = elman.Recurrent(CASES["gru"].make(), engine=engine)
+    with torch.autograd.graph.saved_tensors_hooks(*OTHERS[name]):
+        o, _ = rnn(torch.randn(4, 2, 5, requires_grad=True))
+    with pytest.raises(elman.errors.InputError, match="came back as another one"):
+        o.sum().backward()
+
+
+def test_a_hook_on_one_tensor_that_gives_back_something_else() -> None:
+    rnn = elman.Recurrent(CASES["gru"].make())
+    o, _ = rnn(torch.randn(4, 2, 5))
+    node: Any = o.grad_fn
+    node._raw_saved_tensors[-1].register_hooks(torch.Tensor.half, lambda t: t)
+    with pytest.raises(ValueError, match="another size or type"):
+        o.sum().backward()
+
+
 def test_calls_of_other_sizes_by_the_same_pass() -> None:
     """Where a value lies in a bundle depends on T and B."""
     rnn, loop = (

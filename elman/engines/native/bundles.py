@@ -40,14 +40,15 @@ def kept(
         bundle.lies[bundle.kept[out.name]] = number, memory.type, memory.from_home
     if room in tensors:
         places.memories.insert(0, room)  # a place comes after the one that it lies in
-    bundle.tensors = len(tensors)
+    bundle.tensors = [
+        (memory.type, _sum(memory.behind, ROWS_OF[memory.count], memory.width)) for memory in tensors
+    ]
     return [*tensors.items()]
 
 
 def read(places: Places, bundle: Bundle) -> list[Memory]:
     """The tensors of a bundle as memories that are given; the values in them are put in their places."""
-    types = {tensor: type for tensor, type, _ in bundle.lies.values()}
-    tensors = [places.memory(types[i], 0, "one", place="given") for i in range(bundle.tensors)]
+    tensors = [places.memory(type, 0, "one", place="given", behind=size) for type, size in bundle.tensors]
     for name, (tensor, type, behind) in bundle.lies.items():
         like = graphs.placeholder(places.plan.circuit.graph, name).meta["val"]
         if type_of(like) != type:
