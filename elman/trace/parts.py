@@ -22,7 +22,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from elman.trace import convolutions, filling, matrices
+from elman.trace import convolutions, filling, matrices, norms
 from elman.trace.quantiles import nanquantile, quantile
 from elman.trace.unchanging import WithZeros
 
@@ -266,79 +266,6 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     return room.scatter(-1, tensor.unsqueeze(-1), 1)
 
 
-def _batch_norm(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
-    if training or running_mean is None or running_var is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    channels = [-1, *[1] * (input.dim() - 2)]
-    mean, variance = running_mean.view(channels), running_var.view(channels)
-    return _normed(input, mean, variance, weight, bias, eps)
-
-
-def _instance_norm(
-    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,
-    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:  # fmt: skip
-    if not use_input_stats:
-        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    if running_mean is not None or running_var is not None or input.dim() < 3:
-        return F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
-    variance, mean = torch.var_mean(input, tuple(range(2, input.dim())), correction=0, keepdim=True)
-    return _normed(input, mean, variance, weight, bias, eps)
-
-
-def _normed(
-    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """x [B, C, …]; weight and bias [C]."""
-    channels = [-1, *[1] * (x.dim() - 2)]
-    out = (x - mean) * (variance + eps).rsqrt()
-    out = out if weight is None else out * weight.view(channels)
-    return out if bias is None else out + bias.view(channels)
-
-
-def _layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
-    eps: float = 1e-5, cudnn_enable: bool = True,
-) -> Tensor:  # fmt: skip
-    """PyTorch's own derivatives beyond the second, of its forward mode beyond the first, take mean and variance for
-    constants (2.13), without an error."""
-    return _native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
-
-
-def _native_layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    variance, mean = torch.var_mean(
-        input, tuple(range(-len(normalized_shape), 0)), correction=0, keepdim=True
-    )
-    scale = (variance + eps).rsqrt()
-    out = (input - mean) * scale
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias, mean, scale
-
-
-def _group_norm(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As `norm`, a layer norm, of the groups."""
-
-    def group_norm(
-        input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
-        cudnn_enabled: bool = True,
-    ) -> Tensor:  # fmt: skip
-        if input.dim() < 2 or num_groups < 1 or input.shape[1] % num_groups:
-            return torch.group_norm(input, num_groups, weight, bias, eps)  # which says what is wrong
-        groups = input.reshape(input.shape[0], num_groups, -1)
-        out = norm(groups, groups.shape[2:], None, None, eps).reshape(input.shape)
-        channels = [-1, *[1] * (input.dim() - 2)]
-        out = out if weight is None else out * weight.view(channels)
-        return out if bias is None else out + bias.view(channels)
-
-    return group_norm
-
-
 def _logcumsumexp(input: Tensor, dim: int, **more: Any) -> Tensor:
     """PyTorch's own second derivatives are NaN where a gradient is 0."""
     x = input.movedim(dim, -1)
@@ -419,7 +346,7 @@ _PARTS: dict[Any, Any] = {
     torch.linalg.norm: _norm(torch.linalg.norm),
     torch.linalg.vector_norm: _norm(torch.linalg.vector_norm),
     F.normalize: _normalize,
-    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm(F.layer_norm)),
+    **dict.fromkeys((F.group_norm, torch.group_norm), norms.group_norm(F.layer_norm)),
 }
 _TWICE: dict[Any, Any] = {
     **dict.fromkeys((torch.abs, Tensor.abs, Tensor.__abs__, torch.absolute, Tensor.absolute), _abs),
@@ -430,11 +357,11 @@ _TWICE: dict[Any, Any] = {
     F.softsign: _softsign,
     F.glu: _glu,
     F.embedding: _embedding,
-    F.batch_norm: _batch_norm,
-    F.instance_norm: _instance_norm,
-    **dict.fromkeys((F.layer_norm, torch.layer_norm), _layer_norm),
-    torch.native_layer_norm: _native_layer_norm,
-    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm(_layer_norm)),
+    F.batch_norm: norms.batch_norm,
+    F.instance_norm: norms.instance_norm,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm), norms.layer_norm),
+    torch.native_layer_norm: norms.native_layer_norm,
+    **dict.fromkeys((F.group_norm, torch.group_norm), norms.group_norm(norms.layer_norm)),
     **dict.fromkeys((torch.logcumsumexp, Tensor.logcumsumexp), _logcumsumexp),
     **dict.fromkeys((torch.sinc, Tensor.sinc, torch.special.sinc), _sinc),
     **dict.fromkeys((torch.logit, Tensor.logit, torch.special.logit), _logit),
