@@ -87,7 +87,9 @@ def seconds(plan: Plan, T: int, B: int, machine: Machine) -> float:
 def counts(plan: Plan, T: int, B: int) -> Counts:
     """What one run of a plan on T steps of B rows has to do."""
     ports = (*plan.circuit.inputs, *plan.circuit.outputs)
-    found = Counts(trained=any(port.kept is not None for port in ports), tensors=len(ports))
+    kept = sum(port.kept is not None for port in ports)
+    tensors = len(ports) - max(kept - 2, 0)  # what a small call keeps goes in one or two
+    found = Counts(trained=kept > 0, tensors=tensors)
     for stage, rows in ((plan.once, B), (plan.before, T * B), (plan.after, T * B)):
         for node in stage.nodes():
             found += _beside(node, rows)
