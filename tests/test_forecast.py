@@ -214,6 +214,55 @@ def test_it_is_fitted_kept_and_opened_again(fitted: Forecaster, tmp_path: Path) 
             Forecaster.from_pretrained(tmp_path / "kept")
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "quantiles"])
+@pytest.mark.parametrize(("cut", "y"), [
+    ("a gap", [*range(60)]),
+    ("a long gap", [*range(60)]),
+    ("constant", [*range(30), *[7] * 40]),
+])  # fmt: skip
+def test_opened_again_it_forecasts_the_same_to_the_bit(
+    cut: str, y: list[Any], distribution: str, tmp_path: Path
+) -> None:
+    """The end that is kept may begin at a gap, which is filled with what came before, or say nothing of a scale."""
+    model = Forecaster(2, distribution=distribution, **{**SMALL, "season": 1, "steps": 2})
+    size = len(y) - context_for(1, 2) - max(SeriesForm.of(panel(), 1, 24, 2).lags)
+    if "gap" in cut:
+        y = [*y[: size - 15 * ("long" in cut)], *[None] * (1 + 15 * ("long" in cut)), *y[size + 1 :]]
+    said = model.fit(y).predict()
+    model.save_pretrained(tmp_path)
+    again = Forecaster.from_pretrained(tmp_path)
+    assert again.predict() == said
+    assert np.isfinite(said["mean"]).all()
+    assert again.step(3.0, again.begin())[0] == model.step(3.0, model.begin())[0]
+    again.save_pretrained(tmp_path / "twice")
+    assert Forecaster.from_pretrained(tmp_path / "twice").predict() == said
+    # Folders of before know nothing earlier: they fill with the first number.
+    kept = tmp_path / "series.json"
+    raw = json.loads(kept.read_bytes())
+    assert [row.pop("earlier") for row in raw["tails"]]
+    kept.write_text(json.dumps(raw))
+    assert np.isfinite(Forecaster.from_pretrained(tmp_path).predict()["mean"]).all()
+
+
+def test_a_forecast_of_nan_is_refused_and_counted() -> None:
+    y = [math.sin(t) for t in range(60)]
+    model = Forecaster(2, **{**SMALL, "season": 1, "steps": 2}).fit(y)
+    with torch.no_grad():
+        model.network.linear.bias.fill_(math.nan)
+    for call in (model.predict, lambda: model.evaluate(y)):
+        with pytest.raises(DataError, match="tells no number"):
+            call()
+    form, series = model._ends
+    origins = rolling(series, form, [50], 3)
+    made = forecasts_of(Forecaster(2, **{**SMALL, "season": 1, "steps": 2}).fit(y).network, origins, paths=20)
+    for part in (made.mean, made.quantiles, made.paths):
+        part[0] = math.nan
+    found = scored(origins, made)
+    assert math.isnan(found.mase)
+    assert math.isnan(found.crps)
+    assert np.isfinite(found.naive).all()
+
+
 def test_it_beats_the_naive_forecast_and_its_intervals_hold() -> None:
     found = Forecaster(7, **SMALL).backtest(weeks(3, 200), folds=3)
     assert found.scores.mase < 0.8 * found.scores.naive[0]
@@ -376,6 +425,9 @@ def test_it_goes_on_from_the_end_from_a_file_or_a_stream(
         assert said.status == 2
         assert what in said.err
         assert "standard input:" in said.err
+    said = elman("predict", run, "-", text=b"unique_id,ds,y\nnew,2024-06-02,\nnew,2024-06-03,3\n")
+    assert "nan" not in said.out
+    assert len(said.out.splitlines()) == 3
     said = elman("predict", run, "-", text=b"ds,y\n2024-06-02,1\n2024-06-02,2\n")
     assert "not in order" in said.err
     assert "standard input:3" in said.err

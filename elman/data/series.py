@@ -42,12 +42,22 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What forecasts read of a series before the first step that is kept of it. last: its latest number, NaN for none.
+    loc, scale: of all its numbers, those that are kept among them: where they lie, and how far apart."""
+
+    last: float
+    loc: float
+    scale: float
+
+
+@dataclass(frozen=True)
 class Series:
     """One series on a grid.
 
     name: its unique_id. start: the place of its first step. y: float64 [T], NaN where there is a gap; neither its first
     nor its last is one. known: [T', K], T' ≥ T. past: [T, P], NaN where nothing is known. static: of each column
-    a number or a word.
+    a number or a word. earlier: of the end of a series, whose first step may be a gap.
     """
 
     name: str
@@ -56,6 +66,7 @@ class Series:
     known: np.ndarray
     past: np.ndarray
     static: tuple[Any, ...] = ()
+    earlier: Earlier | None = None
 
     def before(self, step: int) -> Series:
         """What is known before a step: y up to there, and what is known of the future."""
@@ -71,13 +82,8 @@ def joined(first: Series, then: Series) -> Series:
         then, start=first.start, y=np.concatenate([first.y, np.full(apart, np.nan), then.y]),
         known=np.concatenate([known, between, then.known]),
         past=np.concatenate([first.past, np.full((apart, first.past.shape[1]), np.nan), then.past]),
+        earlier=first.earlier,
     )  # fmt: skip
-
-
-def last_steps(one: Series, steps: int) -> Series:
-    """The end of a series."""
-    cut = max(len(one.y) - steps, 0)
-    return replace(one, start=one.start + cut, y=one.y[cut:], known=one.known[cut:], past=one.past[cut:])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from elman.data.batches import Ragged
 from elman.data.grid import MONTHS, TIME, WHOLE, Grid
-from elman.data.schema import Odd, each, number, parsed, record, text, whole
-from elman.data.series import Columns, Panel, Series
+from elman.data.schema import Odd, each, maybe, number, parsed, record, text, whole
+from elman.data.series import Columns, Earlier, Panel, Series
 from elman.errors import DataError
 
 _NAMES = each(text(1000), 1000)
@@ -228,7 +228,7 @@ class Origins:
             y[self.lead : self.lead + len(one.y)] = one.y
             flat["y"].append(y)
             last = np.maximum.accumulate(np.where(np.isnan(y), 0, np.arange(size)))
-            flat["filled"].append(np.where(np.isnan(y[last]), one.y[0] if len(one.y) else 0.0, y[last]))
+            flat["filled"].append(np.where(np.isnan(y[last]), _first(one), y[last]))
             flat["known"].append(self._known(one, size))
             flat["past"].append(self._past(one, size))
             self.first.append(at + self.lead)
@@ -324,8 +324,7 @@ class Origins:
         for k, (row, i, step) in enumerate(zip(y, series, steps, strict=True)):
             loc, scale = _scale(row[~np.isnan(row)], counts=self.form.counts)
             if not scale > 0:
-                before = self.panel.series[i].y[:step]
-                whole, scale = _scale(before[~np.isnan(before)], counts=self.form.counts)
+                whole, scale = _scale_before(self.panel.series[i], step, counts=self.form.counts)
                 loc = np.nan_to_num(whole) if np.isnan(loc) else loc
             scales[:, k] = loc, scale if scale > 0 else self.form.spread
         return scales[0], scales[1]
@@ -342,6 +341,35 @@ def _scale(y: np.ndarray, *, counts: bool = False) -> tuple[float, float]:
     # Where more than half are one number, by the mean.
     scale = (high - low) / 1.35 or 1.25 * float(np.abs(y - middle).mean())
     return float(middle), float(scale) if scale > 1e-9 * abs(middle) and len(y) >= _EARLY else 0.0
+
+
+def _scale_before(one: Series, step: int, *, counts: bool) -> tuple[float, float]:
+    """`_scale` of all that came before a step; where that is less than what was learnt from, as it was of that."""
+    loc, scale = _scale(one.y[:step][~np.isnan(one.y[:step])], counts=counts)
+    if one.earlier is not None and one.earlier.scale > 0:
+        return one.earlier.loc, one.earlier.scale
+    return loc, scale
+
+
+def _first(one: Series) -> float:
+    """What steps before the first number are read as."""
+    y = one.y if one.earlier is None else np.concatenate([[one.earlier.last], one.y])
+    there = y[~np.isnan(y)]
+    return float(there[0]) if len(there) else 0.0
+
+
+def end_of(one: Series, form: SeriesForm) -> Series:
+    """The end of a series, as much as a forecast reads."""
+    cut = max(len(one.y) - form.context - form.register, 0)
+    if not cut:
+        return one
+    # Without these a gap at the cut would be filled with another number, and a constant end scaled otherwise.
+    before = one.y[:cut][~np.isnan(one.y[:cut])]
+    last = before[-1] if len(before) else np.nan if one.earlier is None else one.earlier.last
+    earlier = Earlier(float(last), *_scale_before(one, len(one.y), counts=form.counts))
+    return replace(
+        one, start=one.start + cut, y=one.y[cut:], known=one.known[cut:], past=one.past[cut:], earlier=earlier
+    )
 
 
 def _held(past: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -370,7 +398,6 @@ def expect_future(panel: Panel, form: SeriesForm) -> None:
 
 def tails(panel: Panel, form: SeriesForm) -> list[dict[str, Any]]:
     """The ends of series, as much as a forecast reads, as JSON values."""
-    size = form.context + form.register
 
     def plain(values: np.ndarray) -> list[Any]:
         return [
@@ -380,22 +407,25 @@ def tails(panel: Panel, form: SeriesForm) -> list[dict[str, Any]]:
 
     return [
         {
-            "name": one.name, "start": one.start + max(len(one.y) - size, 0), "y": plain(one.y[-size:]),
-            "known": plain(one.known[max(len(one.y) - size, 0) :]), "past": plain(one.past[-size:]),
-            "static": list(one.static),
+            "name": one.name, "start": one.start, "y": plain(one.y), "known": plain(one.known),
+            "past": plain(one.past), "static": list(one.static),
+            **({} if one.earlier is None else {"earlier": asdict(one.earlier)}),
         }
-        for one in panel.series
+        for one in (end_of(one, form) for one in panel.series)
     ]  # fmt: skip
 
 
 def from_tails(value: Any, form: SeriesForm) -> Panel:
     """Raises Odd."""
     size = 2 * LONGEST + form.register
-    gap = lambda value, place: None if value is None else number(-1e300, 1e300)(value, place)  # noqa: E731
+    figure = number(-1e300, 1e300)
+    gap = maybe(figure)
     rows = each(each(gap, 1000), size)
     one = record(
         {"name": text(1000), "start": whole(-(2**62), 2**62), "y": each(gap, size), "known": rows, "past": rows,
-         "static": each(lambda value, place: None, 1000)}
+         "static": each(lambda value, place: None, 1000)},
+        # Not in folders of before: their first gaps are filled with the first number.
+        {"earlier": record({"last": figure, "loc": figure, "scale": number(0, 1e300)})},
     )  # fmt: skip
     each(one, 10**7)(value, "tails")
     series = []
@@ -411,8 +441,17 @@ def from_tails(value: Any, form: SeriesForm) -> Panel:
             for name, width in (("known", known), ("past", past))
         }
         static = tuple(float(v) if isinstance(v, (int, float)) else str(v) for v in tail["static"])
+        names = ("last", "loc", "scale")
+        earlier = Earlier(*(float(tail["earlier"][n]) for n in names)) if "earlier" in tail else None
         series.append(
-            Series(tail["name"], tail["start"], np.array(tail["y"], float), **arrays, static=static)
+            Series(
+                tail["name"],
+                tail["start"],
+                np.array(tail["y"], float),
+                **arrays,
+                static=static,
+                earlier=earlier,
+            )
         )
     return Panel(form.grid, form.columns, tuple(series))
 

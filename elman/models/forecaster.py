@@ -27,6 +27,7 @@ from elman.models.forecasting import (
     Scores,
     ahead,
     begun,
+    expect_numbers,
     expect_steps,
     folds_for,
     forecasts,
@@ -213,7 +214,7 @@ class Forecaster:
         self, panel: Panel, ends: list[int | None], folds: int, stride: int | None, like: Any
     ) -> Backtest:
         origins = rolling(panel, self.form, ends, folds, stride)
-        forecast = forecasts(self.network, origins)
+        forecast = expect_numbers(origins, forecasts(self.network, origins))
         starts = [(panel.series[i].name, panel.series[i].start + t) for i, t in origins.places]
         columns = table(panel.grid, starts, forecast, panel.columns)
         columns[panel.columns.target] = origins.told(range(len(starts))).reshape(-1).tolist()

@@ -67,6 +67,20 @@ def forecasts(
     return Forecasts(every.mean(1), np.moveaxis(np.quantile(every, QUANTILES, axis=1), 0, -1), every)
 
 
+def expect_numbers(origins: Origins, forecast: Forecasts) -> Forecasts:
+    """Raise DataError where a forecast is none."""
+    made = forecast.quantiles
+    if (odd := np.isnan(made).any((1, 2))).any():
+        i, step = origins.places[int(odd.argmax())]
+        one = origins.panel.series[i]
+        raise DataError(
+            what="the model tells no number", where=f"series {one.name!r}, "
+            f"{origins.form.grid.words(np.array([one.start + step]))[0]}", got=f"NaN in {odd.sum():,} of {len(made):,} "
+            "forecasts", expected="numbers", mend="train it anew, with a lower learning rate",
+        )  # fmt: skip
+    return forecast
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -143,30 +157,28 @@ def scored(origins: Origins, forecast: Forecasts) -> Scores:
     # A constant series has no error to measure by; where there is nothing else, figures are in its own units.
     sizes = {i: size or (0.0 if any(sizes.values()) else 1.0) for i, size in sizes.items()}
     size = np.array([sizes[i] or np.nan for i, _ in places])[:, None]
+    there = ~np.isnan(y) & ~np.isnan(size)  # a forecast of NaN is one, and makes the figure NaN
     off = np.abs(forecast.median - y) / size
     if forecast.paths is None:
         losses = pinball(torch.from_numpy(forecast.quantiles), torch.from_numpy(y)).numpy()
     else:
         losses = crps(forecast.paths.transpose(0, 2, 1), y)
     guessed = [seasonal_naive(series[i].y[:t], season, origins.steps) for i, t in places]
-    mean, deviation = (np.stack(parts) for parts in zip(*guessed, strict=True))
-    naive = np.abs(mean - y) / size, gaussian_crps(mean, deviation, y) / size
+    middle, deviation = (np.stack(parts) for parts in zip(*guessed, strict=True))
+    naive = np.abs(middle - y) / size, gaussian_crps(middle, deviation, y) / size
     inside = {}
     for share in INTERVALS:
         low, high = (QUANTILES.index(round(level, 3)) for level in ((1 - share) / 2, (1 + share) / 2))
         right = (y >= forecast.quantiles[..., low]) & (y <= forecast.quantiles[..., high])
         inside[share] = float(right[~np.isnan(y)].mean()) if (~np.isnan(y)).any() else math.nan
-    steps = tuple(
-        (_mean(off[:, k : k + 1]), _mean(losses[:, k : k + 1] / size)) for k in range(origins.steps)
-    )
-    return Scores(
-        _mean(off), _mean(losses / size), inside, (_mean(naive[0]), _mean(naive[1])), len(places), steps
-    )  # fmt: skip
+    losses = losses / size
 
+    def mean(values: np.ndarray, step: slice = slice(None)) -> float:
+        counted = values[:, step][there[:, step]]
+        return float(counted.mean()) if len(counted) else math.nan
 
-def _mean(values: np.ndarray) -> float:
-    there = ~np.isnan(values)
-    return float(values[there].mean()) if there.any() else math.nan
+    steps = tuple((mean(off, slice(k, k + 1)), mean(losses, slice(k, k + 1))) for k in range(origins.steps))
+    return Scores(mean(off), mean(losses), inside, (mean(naive[0]), mean(naive[1])), len(places), steps)
 
 
 # --- parts of series --------------------------------------------------------------------------------------------------
@@ -292,7 +304,7 @@ def ahead(
     longer = replace(form, horizon=horizon) if network.law is not None else form
     expect_future(panel, longer)
     origins = Origins(form, panel, longer.horizon, [(i, len(one.y)) for i, one in enumerate(panel.series)])
-    forecast = forecasts(network, origins, paths=paths, seed=seed)
+    forecast = expect_numbers(origins, forecasts(network, origins, paths=paths, seed=seed))
     if horizon == longer.horizon:
         return forecast
     return Forecasts(forecast.mean[:, :horizon], forecast.quantiles[:, :horizon], None)

@@ -15,8 +15,8 @@ import torch
 from elman.data.grid import Grid
 from elman.data.rolls import are_rolls
 from elman.data.schema import Check, each, file_name, record, text, whole
-from elman.data.series import Columns, Panel, joined, last_steps, read_rows, read_series
-from elman.data.series_windows import LONGEST, Origins, SeriesForm, kept_form
+from elman.data.series import Columns, Panel, joined, read_rows, read_series
+from elman.data.series_windows import LONGEST, Origins, SeriesForm, end_of, kept_form
 from elman.data.tables import STDIN, Remarks
 from elman.errors import DataError, InputError
 from elman.models.distributions import FRAMES, QUANTILES
@@ -29,6 +29,7 @@ from elman.models.forecasting import (
     Forecasts,
     ahead,
     begun,
+    expect_numbers,
     expect_steps,
     folds_for,
     forecasts,
@@ -219,7 +220,7 @@ class Forecast(Task):
             assert data.look is not None
             return data.look()
         origins = data.origins
-        forecast = forecasts(model, origins)
+        forecast = expect_numbers(origins, forecasts(model, origins))
         scores = scored(origins, forecast)
         details = {
             "crps": scores.crps, "naive": scores.naive[0], "naive_crps": scores.naive[1], "count": scores.count,
@@ -312,7 +313,7 @@ class Forecast(Task):
 
     def _followed(self, model: Any, head: str) -> Iterator[str]:
         """The next step of each series after every row of standard input."""
-        form, most = self.form, self.form.context + self.form.register
+        form = self.form
         if form.columns.known:
             raise InputError(
                 what="a stream has no rows of the future, which this model reads", where="-",
@@ -335,7 +336,7 @@ class Forecast(Task):
                     mend="sort the rows by time",
                 )  # fmt: skip
             seen.add(one.name)
-            one = last_steps(one, most)
+            one = end_of(one, form)
             series[one.name] = one
             panel = Panel(form.grid, form.columns, (one,))
             forecast = ahead(model, form, panel, form.horizon if model.law is None else 1, _PATHS)

@@ -87,10 +87,10 @@ const spread = (y) => {
   const scale = apart / 1.35 || 1.25 * mean(there.map((value) => Math.abs(value - middle)));
   return [middle, there.length >= 3 && scale > 1e-9 * Math.abs(middle) ? scale : 0];
 };
-const scaling = (y) => {
+const scaling = (y, earlier) => {
   let [loc, scale] = spread(y.slice(-context));
   if (!(scale > 0)) {
-    const [whole, wider] = spread(y);
+    const [whole, wider] = earlier?.scale > 0 ? [earlier.loc, earlier.scale] : spread(y);
     loc = Number.isNaN(loc) ? whole : loc;
     scale = wider;
   }
@@ -106,8 +106,8 @@ const word = (series, t) => about.words[series.start + t - about.first];
 
 // Reads what is known: {loc, scale, past, known, told, again}. told: what a step reads; again() goes back to before it.
 const read = (series, y) => {
-  const [loc, scale] = scaling(y), t = y.length, z = [], there = [];
-  let last = y.find(Number.isFinite);
+  const [loc, scale] = scaling(y, series.earlier), t = y.length, z = [], there = [];
+  let last = series.earlier?.last ?? y.find(Number.isFinite);
   const scaled = (value) => Math.min(Math.max((value - loc) / scale, -FAR), FAR);
   for (let i = -context - register; i < t; i++) {
     const known = i >= 0 && Number.isFinite(y[i]);

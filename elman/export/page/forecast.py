@@ -37,7 +37,13 @@ def forecasts(network: ForecastNetwork) -> Content:
     window = form.context + form.register
     earliest = last - max(PLACES, 2 * window + MORE + form.horizon)
     kept = [
-        {"name": tail["name"], "start": tail["start"], "y": tail["y"], "static": form.static(one).tolist()}
+        {
+            "name": tail["name"],
+            "start": tail["start"],
+            "y": tail["y"],
+            "static": form.static(one).tolist(),
+            "earlier": tail.get("earlier"),
+        }
         for tail, one in zip(tails(panel, form), panel.series, strict=True)
         if tail["start"] - window >= earliest
     ][:SERIES]
