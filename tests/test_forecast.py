@@ -244,6 +244,35 @@ def test_opened_again_it_forecasts_the_same_to_the_bit(
     assert np.isfinite(Forecaster.from_pretrained(tmp_path).predict()["mean"]).all()
 
 
+@pytest.mark.parametrize("distribution", ["gaussian", "quantiles"])
+@pytest.mark.parametrize("level", [2.0**27, 2.0**33])
+def test_series_that_lie_far_from_0_are_forecast_as_if_they_did_not(
+    level: float, distribution: str, tmp_path: Path
+) -> None:
+    """Levels and changes of which float64 loses nothing: the level is in float64 to the end."""
+    near = [0.25 * k for k in np.random.default_rng(0).integers(0, 9, 80).tolist()]
+    far = [level + value for value in near]
+    how = {"distribution": distribution, **SMALL, "season": 1, "steps": 3}
+    a, b = Forecaster(3, **how).fit(near), Forecaster(3, **how).fit(far)
+    b.save_pretrained(tmp_path)
+    c = Forecaster.from_pretrained(tmp_path)
+
+    def shifted(values: Any) -> np.ndarray:
+        return np.asarray(values) - level
+
+    for model in (b, c):
+        for name in ("mean", "0.025", "0.975"):
+            assert shifted(model.predict(2)[name]) == pytest.approx(np.array(a.predict(2)[name]), abs=1e-3)
+            assert shifted(model.evaluate(far).table[name]) == pytest.approx(
+                np.array(a.evaluate(near).table[name]), abs=1e-3
+            )
+            said = model.step(level + 1.25, model.begin())[0][name]
+            assert said - level == pytest.approx(a.step(1.25, a.begin())[0][name], abs=1e-3)
+        assert model.evaluate(far).scores.mase == pytest.approx(a.evaluate(near).scores.mase, abs=1e-3)
+    if distribution == "gaussian":
+        assert shifted(c.paths(2, count=5)[""]) == pytest.approx(a.paths(2, count=5)[""], abs=1e-3)
+
+
 def test_a_forecast_of_nan_is_refused_and_counted() -> None:
     y = [math.sin(t) for t in range(60)]
     model = Forecaster(2, **{**SMALL, "season": 1, "steps": 2}).fit(y)
@@ -431,6 +460,19 @@ def test_it_goes_on_from_the_end_from_a_file_or_a_stream(
     said = elman("predict", run, "-", text=b"ds,y\n2024-06-02,1\n2024-06-02,2\n")
     assert "not in order" in said.err
     assert "standard input:3" in said.err
+
+
+def test_as_many_digits_are_written_as_the_scale_of_a_series_needs(run: Path, tmp_path: Path) -> None:
+    rows = [(name, f"2024-06-{k:02d}", level + 0.5 * (k % 7)) for name, level in (("far", 1e9), ("near", 5))
+            for k in range(1, 29)]  # fmt: skip
+    lines = "".join(f"{name},{ds},{y!r}\n" for name, ds, y in rows)
+    (tmp_path / "far.csv").write_text("unique_id,ds,y\n" + lines)
+    said = elman("predict", run, tmp_path / "far.csv").out.splitlines()[1:]
+    rows = {name: [row.split(",") for row in said if row.startswith(name)] for name in ("far", "near")}
+    for far, near in zip(rows["far"], rows["near"], strict=True):
+        assert len(set(far[2:])) == len(set(near[2:])) > 8
+        assert all(len(value) <= 15 for value in far[2:])
+        assert all(len(value) <= 9 for value in near[2:])
 
 
 def test_it_is_measured_on_what_came_later(run: Path, tmp_path: Path) -> None:

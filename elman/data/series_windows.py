@@ -10,6 +10,7 @@ have been made, once in a pass.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -193,8 +194,8 @@ class SeriesWindows:
     """What a network reads of several windows, time-major, W = context + steps of the forecast.
 
     lags: [W, B, 2 L], scaled past values, then whether each is known. features: [W, B, F]. y: [W, B], scaled, 0 where
-    there is none. there: [W, B]. loc, scale: [B], y = loc + scale · scaled. register, held: [B, R], the last past
-    values before the forecast, scaled and filled, and whether each is known.
+    there is none. there: [W, B]. loc, scale: [B], y = loc + scale · scaled; loc in float64, as series may lie far from
+    0. register, held: [B, R], the last past values before the forecast, scaled and filled, and whether each is known.
     """
 
     lags: Tensor
@@ -277,8 +278,8 @@ class Origins:
             return torch.from_numpy(np.ascontiguousarray(values.astype(np.float32)))
 
         return SeriesWindows(
-            turned(lags), turned(features), turned(target), turned(there[:, reach:]), plain(loc), plain(scale),
-            plain(filled[:, before]), plain(there[:, before]),
+            turned(lags), turned(features), turned(target), turned(there[:, reach:]),
+            torch.from_numpy(loc.copy()), plain(scale), plain(filled[:, before]), plain(there[:, before]),
         )  # fmt: skip
 
     def told(self, rows: Sequence[int]) -> np.ndarray:
@@ -292,7 +293,7 @@ class Origins:
 
         def take(rows: list[int]) -> tuple[Any, ...]:
             w = self.take(rows)
-            return w.lags, w.features, w.y, w.there, w.loc, w.scale
+            return w.lags, w.features, w.y, w.there, w.loc.float(), w.scale
 
         return Ragged([width] * len(self.places), take, batch, seed)
 
@@ -330,6 +331,14 @@ class Origins:
         return scales[0], scales[1]
 
 
+def digits_of(one: Series, form: SeriesForm, least: int) -> int:
+    """How many digits tell numbers of a series apart, four of its scale among them."""
+    y = one.y[~np.isnan(one.y)]
+    scale = _scale_before(one, len(one.y), counts=form.counts)[1]
+    apart = np.abs(y).max(initial=0.0) / (scale if scale > 0 else form.spread)
+    return min(max(least, math.ceil(math.log10(max(apart, 1))) + 4), 17)
+
+
 def _scale(y: np.ndarray, *, counts: bool = False) -> tuple[float, float]:
     """(where numbers lie, how far apart), by median and quartiles, which a few odd ones do not move; of none NaN and 0.
     Of counts 0 and the mean."""
@@ -340,7 +349,7 @@ def _scale(y: np.ndarray, *, counts: bool = False) -> tuple[float, float]:
     low, middle, high = np.quantile(y, [0.25, 0.5, 0.75])
     # Where more than half are one number, by the mean.
     scale = (high - low) / 1.35 or 1.25 * float(np.abs(y - middle).mean())
-    return float(middle), float(scale) if scale > 1e-9 * abs(middle) and len(y) >= _EARLY else 0.0
+    return float(middle), float(scale) if scale > 1e-12 * abs(middle) and len(y) >= _EARLY else 0.0
 
 
 def _scale_before(one: Series, step: int, *, counts: bool) -> tuple[float, float]:

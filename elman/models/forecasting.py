@@ -57,9 +57,10 @@ def forecasts(
     device, parts = network.linear.weight.device, []
     for first in range(0, len(rows), _TOGETHER):
         w = origins.take(rows[first : first + _TOGETHER])
-        w = type(w)(**{name: value.to(device) for name, value in vars(w).items()})
+        # Not loc: some devices have no float64.
+        w = replace(w, **{name: value.to(device) for name, value in vars(w).items() if name != "loc"})
         z = network.quantiles(w) if network.law is None else network.paths(w, paths, seed + first)
-        y = z.double().cpu() * w.scale.double().cpu()[:, None, None] + w.loc.double().cpu()[:, None, None]
+        y = z.double().cpu() * w.scale.double().cpu()[:, None, None] + w.loc[:, None, None]
         parts.append(y.numpy())
     every = np.concatenate(parts)
     if network.law is None:

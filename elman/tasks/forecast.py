@@ -16,7 +16,7 @@ from elman.data.grid import Grid
 from elman.data.rolls import are_rolls
 from elman.data.schema import Check, each, file_name, record, text, whole
 from elman.data.series import Columns, Panel, joined, read_rows, read_series
-from elman.data.series_windows import LONGEST, Origins, SeriesForm, end_of, kept_form
+from elman.data.series_windows import LONGEST, Origins, SeriesForm, digits_of, end_of, kept_form
 from elman.data.tables import STDIN, Remarks
 from elman.errors import DataError, InputError
 from elman.models.distributions import FRAMES, QUANTILES
@@ -237,8 +237,9 @@ class Forecast(Task):
         one = first.series[0]
         stamps = self.form.grid.words(one.start + len(one.y) + np.arange(min(self.form.horizon, 5)))
         low, high = QUANTILES.index(0.1), QUANTILES.index(0.9)
+        many = digits_of(one, self.form, 6)
         return "\n".join(
-            f"{one.name} {stamp} {forecast.median[0, k]:.6g} ({q[low]:.6g} … {q[high]:.6g})".strip()
+            f"{one.name} {stamp} {forecast.median[0, k]:.{many}g} ({q[low]:.{many}g} … {q[high]:.{many}g})".strip()
             for k, (stamp, q) in enumerate(zip(stamps, forecast.quantiles[0], strict=False))
         )
 
@@ -346,8 +347,10 @@ class Forecast(Task):
     def _rows(self, panel: Panel, forecast: Forecasts) -> Iterator[str]:
         starts = [(one.name, one.start + len(one.y)) for one in panel.series]
         columns = table(panel.grid, starts, forecast, panel.columns)
-        for row in zip(*columns.values(), strict=True):
-            yield _row([one if isinstance(one, str) else f"{one:.7g}" for one in row])
+        steps = forecast.mean.shape[1]
+        digits = [digits_of(one, self.form, 7) for one in panel.series for _ in range(steps)]
+        for many, row in zip(digits, zip(*columns.values(), strict=True), strict=True):
+            yield _row([one if isinstance(one, str) else f"{one:.{many}g}" for one in row])
 
 
 def _parts(panel: Panel, folds: int, horizon: int) -> tuple[Panel, list[int | None], Panel, list[int | None]]:

@@ -208,6 +208,27 @@ def test_a_page_forecasts_what_python_forecasts(law: str, tmp_path: Path) -> Non
         np.testing.assert_allclose(ours["mean"], np.array(theirs["mean"])[rows], rtol=1e-5, atol=width)
 
 
+def test_a_page_tells_numbers_that_lie_far_from_0_apart(tmp_path: Path) -> None:
+    y = [1e8 + 0.25 * (k % 7) for k in range(60)]
+    model = elman.models.Forecaster(
+        horizon=3, distribution="quantiles", hidden=4, steps=1, folds=0, cell="elman"
+    ).fit(y)
+    (page,) = elman.export(model, tmp_path / "series.html", weights="float32")
+    found = seen(page, """
+        elman.act(true);
+        return {
+          text: document.getElementById("text").value,
+          medians: [...document.querySelectorAll("#table td:nth-child(3)")].map((one) => one.textContent),
+          ticks: [...document.querySelectorAll("#chart text[text-anchor=end]")].map((one) => one.textContent),
+        };""")  # fmt: skip
+    assert found["text"].split()[-2:] == ["100000000.5", "100000000.75"]
+    assert len(set(found["ticks"])) == len(found["ticks"]) > 2
+    made = model.predict()
+    assert [float(value.replace(",", "")) for value in found["medians"]] == pytest.approx(
+        made["0.5"], rel=0, abs=2e-3
+    )
+
+
 def test_a_page_reads_the_numbers_of_a_series_alone() -> None:
     days = [f"2020-01-{k:02}" for k in range(1, 31)]
     frame = {"unique_id": ["a"] * 30, "ds": days, "y": [float(k % 7) for k in range(30)], "rain": [1.0] * 30}

@@ -85,7 +85,7 @@ const spread = (y) => {
   if (!there.length) return [NaN, 0];
   const middle = between(there, 0.5), apart = between(there, 0.75) - between(there, 0.25);
   const scale = apart / 1.35 || 1.25 * mean(there.map((value) => Math.abs(value - middle)));
-  return [middle, there.length >= 3 && scale > 1e-9 * Math.abs(middle) ? scale : 0];
+  return [middle, there.length >= 3 && scale > 1e-12 * Math.abs(middle) ? scale : 0];
 };
 const scaling = (y, earlier) => {
   let [loc, scale] = spread(y.slice(-context));
@@ -186,24 +186,36 @@ const svg = (name, how, ...parts) => {
   element.append(...parts);
   return element;
 };
-const short = (value) => new Intl.NumberFormat("en", {maximumSignificantDigits: 4}).format(value);
+// How many digits tell the numbers of a series apart, four of its scale among them.
+const digitsOf = (series, y, least) => {
+  const apart = Math.max(...y.filter(Number.isFinite).map(Math.abs)) / scaling(y, series.earlier)[1];
+  return Math.min(Math.max(least, Math.ceil(Math.log10(Math.max(apart, 1))) + 4), 17);
+};
+let digits = 4;
+const short = (value) => new Intl.NumberFormat("en", {maximumSignificantDigits: digits}).format(value);
 const BANDS = [[0.025, 0.975, "95 %"], [0.1, 0.9, "80 %"], [0.25, 0.75, "50 %"]];
 let shown = null;
 const draw = () => {
   if (!shown || !chart.clientWidth) return;
-  const {series, y, found} = shown, width = chart.clientWidth, height = 300, left = 56, right = 12, top = 12, bottom = 34;
+  const {series, y, found} = shown, width = chart.clientWidth, height = 300, right = 12, top = 12, bottom = 34;
+  digits = digitsOf(series, y, 4);
+  if (digits < 8) digits = 4; // the scale of its numbers shows in as many
   const t = y.length, first = Math.max(t - 3 * Math.max(horizon, 12), 0), last = t + horizon - 1;
   const level = (k, q) => found.quantiles[k][levels.indexOf(q)];
   const heights = [...y.slice(first).filter(Number.isFinite), ...(found ? found.quantiles.flatMap((row) => [row[0], row.at(-1)]) : [])];
   let low = Math.min(...heights), high = Math.max(...heights);
   if (!(high > low)) (low -= 1), (high += 1);
+  const size = 10 ** Math.floor(Math.log10((high - low) / 5)), unit = [1, 2, 5, 10].map((n) => n * size).find((n) => (high - low) / n <= 5);
+  const begin = Math.ceil(low / unit) * unit, ticks = [];
+  for (let k = 0; begin + k * unit <= high + 1e-9 * unit; k++) ticks.push(begin + k * unit);
+  const name = (value) => short(Math.abs(value) < 1e-9 * unit ? 0 : value);
+  const left = Math.max(56, 12 + 8 * Math.max(...ticks.map((value) => name(value).length)));
   const x = (i) => left + ((width - left - right) * (i - first)) / Math.max(last - first, 1);
   const at = (value) => top + ((height - top - bottom) * (high - value)) / (high - low);
-  const size = 10 ** Math.floor(Math.log10((high - low) / 5)), unit = [1, 2, 5, 10].map((n) => n * size).find((n) => (high - low) / n <= 5);
   const parts = [];
-  for (let value = Math.ceil(low / unit) * unit; value <= high + 1e-9 * unit; value += unit) {
+  for (const value of ticks) {
     parts.push(svg("line", {x1: left, x2: width - right, y1: at(value), y2: at(value), class: "rule"}));
-    parts.push(svg("text", {x: left - 8, y: at(value) + 4, "text-anchor": "end"}, short(Math.abs(value) < 1e-9 * unit ? 0 : value)));
+    parts.push(svg("text", {x: left - 8, y: at(value) + 4, "text-anchor": "end"}, name(value)));
   }
   const known = Array.from({length: t - first}, (_, k) => first + k).filter((i) => Number.isFinite(y[i]));
   if (found) {
@@ -247,8 +259,11 @@ const draw = () => {
 
 const choice = one("series");
 const now = () => about.series[choice ? choice.selectedIndex : 0];
-// Seven digits are what the network reads.
-const plain = (series) => series.y.map((value) => (value === null ? "-" : String(value % 1 ? Number(value.toPrecision(7)) : value))).join(" ");
+// Seven digits are what the network reads, of a series that does not lie far from 0.
+const plain = (series) => {
+  const many = digitsOf(series, series.y, 7);
+  return series.y.map((value) => (value === null ? "-" : String(value % 1 ? Number(value.toPrecision(many)) : value))).join(" ");
+};
 let turn = 0;
 const act = (whole = false) => {
   const series = now(), mine = ++turn;
