@@ -389,6 +389,22 @@ def test_settings_that_cannot_be() -> None:
     assert context_for(52, 12) == 104
 
 
+def test_nothing_is_not_none(fitted: Forecaster) -> None:
+    for horizon in (0, -1):
+        for call in (fitted.predict, fitted.paths):
+            with pytest.raises(InputError, match="horizon is a whole number"):
+                call(horizon)
+    rows = weeks()
+    for call in (fitted.evaluate, fitted.backtest):
+        with pytest.raises(InputError, match="stride is a whole number"):
+            call(rows, stride=0)
+    one = Forecaster(2, distribution="bernoulli", cell="elman", hidden=4, layers=1, steps=1).fit(
+        [np.ones((9, 2))] * 3
+    )
+    with pytest.raises(InputError, match="horizon is a whole number"):
+        one.predict(0)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -460,6 +476,18 @@ def test_it_goes_on_from_the_end_from_a_file_or_a_stream(
     said = elman("predict", run, "-", text=b"ds,y\n2024-06-02,1\n2024-06-02,2\n")
     assert "not in order" in said.err
     assert "standard input:3" in said.err
+
+
+def test_whole_numbers_that_look_like_months_are_noted(tmp_path: Path) -> None:
+    rows = [f"{2015 + k // 12}{k % 12 + 1:02d},{k % 12}" for k in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(["ds,y", *rows]))
+    how = ("--horizon", "3", "--cell", "elman", "--hidden", "4", "--steps", "1")
+    said = elman("train", "forecast", tmp_path / "a.csv", *how, "--out", tmp_path / "run")
+    assert said.status == 0, said.err
+    assert (
+        "a.csv, ds: taken as whole numbers, 201501 and so on look like a year and a month: write 2015-01"
+        in said.err
+    )
 
 
 def test_as_many_digits_are_written_as_the_scale_of_a_series_needs(run: Path, tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def parsed_stamp(text: str) -> tuple[bool, int] | None:
         return None
 
 
+def like_months(stamps: np.ndarray) -> bool:
+    """Whether several whole numbers may be meant as years and months, as 202001 is."""
+    years, months = stamps // 100, stamps % 100
+    return bool(
+        len(stamps) > 1 and ((years >= 1800) & (years <= 2200) & (months >= 1) & (months <= 12)).all()
+    )
+
+
 def stamp_of(time: date) -> int:
     """Microseconds since 1970."""
     if not isinstance(time, datetime):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from elman.data.files import reading
-from elman.data.grid import Grid, OffGrid, expect_stamp
+from elman.data.grid import WHOLE, Grid, OffGrid, expect_stamp, like_months
 from elman.data.tables import STDIN, TABLES, Remarks, TableRows, other_separators, with_points
 from elman.errors import DataError, InputError, NotSupported, did_you_mean
 
@@ -134,7 +134,16 @@ def read_series(
     """The series of files, .csv, .tsv or .parquet; a series may go on from one file to the next. grid: which it is to
     be; None: as the time stamps lie. remarks: are added to. Raises DataError with file and line."""
     tables = [_read(path, columns, remarks) for path in paths]
-    return panel_of(tables, columns, grid)
+    panel = panel_of(tables, columns, grid)
+    if remarks is not None and grid is None and panel.grid.kind == WHOLE:
+        stamps = [panel.grid.stamps(one.start + np.flatnonzero(~np.isnan(one.y))) for one in panel.series]
+        if like_months(np.concatenate(stamps)):
+            one = stamps[0][0]
+            remarks.say(
+                f"{paths[0]}, {columns.time}: taken as whole numbers, {one} and so on look like a year and a month: "
+                f"write {one // 100}-{one % 100:02d} for those"
+            )
+    return panel
 
 
 def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None) -> Panel:

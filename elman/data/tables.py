@@ -29,19 +29,25 @@ _LARGEST = 2**31  # bytes of a file
 
 class Remarks:
     """What the user is to be told of tables that were read: where something else parts their fields than their names
-    say."""
+    say, and what else can be meant in two ways."""
 
     def __init__(self) -> None:
         self._tables: dict[str, list[str]] = {}  # by the separator
+        self._lines: list[str] = []
 
     def add(self, table: str, separator: str) -> None:
         self._tables.setdefault(separator, []).append(table)
 
+    def say(self, line: str) -> None:
+        """Of something else that was taken in one of two ways."""
+        self._lines.append(line)
+
     def taken(self) -> list[str]:
         """A line for all tables of which the same is to be said, of those that were added since."""
         tables, self._tables = self._tables, {}
+        lines, self._lines = self._lines, []
         more = {mark: f" and {len(names) - 1:,} more" if names[1:] else "" for mark, names in tables.items()}
-        return [f"{names[0]}{more[mark]}: {_SAID[mark]}" for mark, names in tables.items()]
+        return [f"{names[0]}{more[mark]}: {_SAID[mark]}" for mark, names in tables.items()] + lines
 
 
 class TableRows(Iterator[tuple[int, list[str]]]):

@@ -29,6 +29,7 @@ from elman.models.forecasting import (
     begun,
     expect_numbers,
     expect_steps,
+    expect_whole,
     folds_for,
     forecasts,
     form_of,
@@ -153,7 +154,7 @@ class Forecaster:
         Returns columns unique_id, ds, mean, and one for each quantile.
         """
         if self._frames is not None:
-            return self._frames.predict(horizon or self.horizon, frame, seed)
+            return self._frames.predict(self._steps(horizon), frame, seed)
         panel, forecast = self._forecast(horizon, frame, paths, seed)
         starts = [(one.name, one.start + len(one.y)) for one in panel.series]
         columns = table(panel.grid, starts, forecast, panel.columns)
@@ -164,7 +165,7 @@ class Forecaster:
     ) -> dict[str, np.ndarray]:
         """unique_id -> [count, horizon], futures that are drawn. Raises InputError of a model of quantiles."""
         if self._frames is not None:
-            return {"": self._frames.paths(horizon or self.horizon, frame, count, seed)}
+            return {"": self._frames.paths(self._steps(horizon), frame, count, seed)}
         panel, forecast = self._forecast(horizon, frame, count, seed)
         if forecast.paths is None:
             raise InputError(
@@ -177,7 +178,12 @@ class Forecaster:
     def _forecast(self, horizon: int | None, frame: Any, paths: int, seed: int) -> tuple[Panel, Forecasts]:
         form, network = self.form, self.network
         panel = self._series(frame)
-        return panel, ahead(network, form, panel, horizon or form.horizon, paths, seed)
+        return panel, ahead(network, form, panel, self._steps(horizon), paths, seed)
+
+    def _steps(self, horizon: int | None) -> int:
+        horizon = self.horizon if horizon is None else horizon
+        expect_whole(horizon, "horizon", 1)
+        return horizon
 
     def backtest(self, frame: Any, *, folds: int | None = None, stride: int | None = None) -> Backtest:
         """What it would have said: a forecaster like this one, fitted to what came before the first of several places
@@ -186,6 +192,7 @@ class Forecaster:
         folds: horizons that the places span; None: a fifth of the middle series, 10 at most. stride: steps between two
         places; None: a horizon. Series that are too short are learnt from alone.
         """
+        _expect_places(folds, stride)
         panel = panel_of([table_of(frame, self.columns)], self.columns)
         folds = folds_for(panel, self.horizon) if folds is None else folds
         learnt, ends = parted(panel, folds * self.horizon, 2 * self.horizon)
@@ -196,6 +203,7 @@ class Forecaster:
 
     def evaluate(self, frame: Any, *, folds: int = 1, stride: int | None = None) -> Backtest:
         """What the fitted model says of the last horizons of series, given what came before each."""
+        _expect_places(folds, stride)
         panel = self._series(frame)
         ends = [len(one.y) if len(one.y) > folds * self.form.horizon else None for one in panel.series]
         if all(end is None for end in ends):
@@ -370,6 +378,14 @@ class Forecaster:
             time=c.time, target=c.target, known=c.known, past=c.past, static=c.static, folds=self.folds, **self.model,
             **self.training, patience=self.patience, watch=self.watch, progress=self.progress,
         )  # fmt: skip
+
+
+def _expect_places(folds: int | None, stride: int | None) -> None:
+    """Raise InputError for places of forecasts that cannot be. None: what is taken where nothing is said."""
+    if folds is not None:
+        expect_whole(folds, "folds", 1)
+    if stride is not None:
+        expect_whole(stride, "stride", 1)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def rolling(
     horizon = form.horizon
     places = [
         (i, t) for i, end in enumerate(ends) if end is not None
-        for t in sorted(range(end - horizon, end - folds * horizon - 1, -(stride or horizon)))
+        for t in sorted(range(end - horizon, end - folds * horizon - 1, -(horizon if stride is None else stride)))
         if not np.isnan(panel.series[i].y[t : t + horizon]).all()
     ]  # fmt: skip
     return Origins(form, panel, places=places)
@@ -342,6 +342,14 @@ def expect_steps(value: int, name: str) -> None:
             expected=f"1 … {LONGEST:,}",
             mend="take fewer",
         )
+
+
+def expect_whole(value: int, name: str, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InputError(
+            what=f"{name} is a whole number", where=name, got=repr(value)[:60], expected=f"{least} or more",
+            mend=f"take {least} at least",
+        )  # fmt: skip
 
 
 def too_short(panel: Panel, held: int, least: int) -> DataError:
