@@ -478,6 +478,29 @@ def test_it_goes_on_from_the_end_from_a_file_or_a_stream(
     assert "standard input:3" in said.err
 
 
+def test_what_cannot_be_is_refused_in_our_words(fitted: Forecaster) -> None:
+    rows, state = weeks(), fitted.begin(unique_id="s0")
+    for call in (
+        lambda: fitted.predict(2, paths=0),
+        lambda: fitted.paths(2, count=0),
+        lambda: fitted.step(1.0, state, paths=0),
+        *(lambda call=call, how=how: call(rows, **how) for call in (fitted.evaluate, fitted.backtest)
+          for how in ({"folds": 0}, {"folds": -1}, {"stride": -1}, {"folds": 1.5})),
+        lambda: Forecaster(7, **SMALL, folds=-1).fit(rows),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="is a whole number"):
+            call()
+    for y in ("x", [1.0, 2.0], 10**400, torch.ones(3)):
+        with pytest.raises(InputError, match="this is no number"):
+            fitted.step(y, state)
+    for other in (None, "x", (1, 2)):
+        with pytest.raises(InputError, match="goes on from a state"):
+            fitted.step(1.0, other)
+    for frame in (3, np.zeros((60, 2)), "abc"):
+        with pytest.raises(InputError, match="no frame"):
+            Forecaster(2, **SMALL).fit(frame)
+
+
 def test_whole_numbers_that_look_like_months_are_noted(tmp_path: Path) -> None:
     rows = [f"{2015 + k // 12}{k % 12 + 1:02d},{k % 12}" for k in range(60)]
     (tmp_path / "a.csv").write_text("\n".join(["ds,y", *rows]))

@@ -110,6 +110,27 @@ def test_frames_of_every_library_and_parquet(library: str, tmp_path: Path, fitte
     assert len(made) == 6
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_series_of_numbers_is_one_alone(library: str, fitted: Forecaster) -> None:
+    pytest.importorskip("narwhals", reason="frames are read through it")
+    module = pytest.importorskip(library, reason="its frames are read")
+    y = [float(k % 7) for k in range(40)]
+    plain = panel_of([table_of(y, Columns())], Columns())
+    assert panel_of([table_of(module.Series(y), Columns())], Columns()).digest == plain.digest
+    made = Forecaster(2, **{**SMALL, "steps": 1}).fit(module.Series(y)).predict()
+    assert type(made) is module.DataFrame
+    assert made["ds"].to_list() == ["40", "41"]
+    if library == "pandas":
+        days = module.date_range("2024-01-01", periods=40)
+        dated = panel_of([table_of(module.Series(y, days), Columns())], Columns())
+        frame = panel_of([table_of(module.DataFrame({"ds": days, "y": y}), Columns())], Columns())
+        assert dated.digest == frame.digest
+        odd = module.DataFrame({"ds": [module.NaT, *days[1:]], "y": y})
+        with pytest.raises(InputError, match="no time stamp") as caught:
+            fitted.predict(2, odd)
+        assert caught.value.where == "frame, row 0"
+
+
 @pytest.mark.parametrize(
     ("content", "where", "what"),
     [

@@ -230,6 +230,8 @@ def expect_stamp(value: Any) -> tuple[bool, int] | None:
         near = MINYEAR <= year <= MAXYEAR
         return (False, int(value.astype("datetime64[us]").astype(np.int64))) if near else None
     if isinstance(value, date):
+        if value != value:  # NaT of pandas, which is a date to Python
+            return None
         return False, stamp_of(value)
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return (True, int(value)) if abs(int(value)) < _FAR else None

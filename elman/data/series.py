@@ -209,7 +209,7 @@ def read_rows(columns: Columns, grid: Grid, remarks: Remarks | None = None) -> I
 
 def table_of(frame: Any, columns: Columns) -> Table:
     """The table of a frame of pandas, polars or pyarrow, through narwhals; of a mapping of columns; or of one series
-    alone: numbers in a row, steps 0, 1, …"""
+    alone: numbers in a row, steps 0, 1, …, or, of a Series of pandas, those of its index."""
 
     def words(**parts: Any) -> Exception:
         return InputError(**parts)
@@ -228,14 +228,21 @@ def table_of(frame: Any, columns: Columns) -> Table:
             ) from error  # fmt: skip
         try:
             given: Any = frame
-            own = nw.from_native(given, eager_only=True)
+            own = nw.from_native(given, eager_only=True, allow_series=True)
         except TypeError as error:
             raise InputError(
                 what="this is no frame", where="frame", got=type(frame).__name__,
                 expected="a frame of pandas, polars or pyarrow, a mapping of columns, or numbers in a row",
                 mend="give one of these",
             ) from error  # fmt: skip
-        by_name = {str(name): own[name].to_list() for name in own.columns}
+        if isinstance(own, nw.Series):
+            index: Any = nw.maybe_get_index(own)  # of pandas: it may hold the time stamps
+            by_name = {
+                columns.time: range(len(own)) if index is None else list(index),
+                columns.target: own.to_list(),
+            }
+        else:
+            by_name = {str(name): own[name].to_list() for name in own.columns}
     if len({len(values) for values in by_name.values()}) > 1:
         raise InputError(
             what="columns are not of one length", where="frame", mend="give a value for each row"
@@ -258,7 +265,7 @@ def backend_of(frame: Any) -> Any:
         return None
     import narwhals as nw
 
-    return nw.from_native(frame, eager_only=True).implementation
+    return nw.from_native(frame, eager_only=True, allow_series=True).implementation
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ class Forecaster:
         model.predict(12)                                        # unique_id, ds, mean, 0.025, 0.05, … 0.975
         Forecaster(horizon=12).backtest(frame)                   # what it would have said before the end
 
-    A frame is one of pandas, polars or pyarrow, a mapping of columns, or numbers in a row; a result of the same kind.
+    A frame is one of pandas, polars or pyarrow, a mapping of columns, or numbers in a row, a Series among them, whose
+    index, if it has one, are the time stamps; a result of the same kind.
 
     horizon: steps of a forecast. distribution: "gaussian", "student-t", "negative-binomial" (of counts), "quantiles",
     which are told for all steps of the horizon at once rather than drawn step by step; or "bernoulli", of sequences of
@@ -115,10 +116,13 @@ class Forecaster:
                 **self.training,
             )
             return self
+        panel = panel_of([table_of(frame, self.columns)], self.columns)
         self._like = backend_of(frame)
-        return self._fit(panel_of([table_of(frame, self.columns)], self.columns))
+        return self._fit(panel)
 
     def _fit(self, panel: Panel) -> Forecaster:
+        if self.folds is not None:
+            expect_whole(self.folds, "folds", 0)
         folds = min(folds_for(panel, self.horizon), 5) if self.folds is None else self.folds
         learnt, ends = parted(panel, folds * self.horizon, 2 * self.horizon)
         form = form_of(learnt, self.distribution, self.season, self.context, self.horizon)
@@ -165,6 +169,7 @@ class Forecaster:
     ) -> dict[str, np.ndarray]:
         """unique_id -> [count, horizon], futures that are drawn. Raises InputError of a model of quantiles."""
         if self._frames is not None:
+            expect_whole(count, "paths", 1)
             return {"": self._frames.paths(self._steps(horizon), frame, count, seed)}
         panel, forecast = self._forecast(horizon, frame, count, seed)
         if forecast.paths is None:
@@ -177,6 +182,7 @@ class Forecaster:
 
     def _forecast(self, horizon: int | None, frame: Any, paths: int, seed: int) -> tuple[Panel, Forecasts]:
         form, network = self.form, self.network
+        expect_whole(paths, "paths", 1)
         panel = self._series(frame)
         return panel, ahead(network, form, panel, self._steps(horizon), paths, seed)
 
@@ -263,12 +269,23 @@ class Forecaster:
         if self._frames is not None:
             return self._frames.step(y, state)
         form, network = self.form, self.network
-        gap = y is None or math.isnan(y)
-        if not gap and math.isinf(float(y or 0)):
-            raise InputError(what="this is no number", where="step(y)", got=y, mend="None for a gap")
-        value = (
-            state.past[-1] if gap else torch.tensor((float(y or 0) - float(state.loc)) / float(state.scale))
-        )
+        expect_whole(paths, "paths", 1)
+        if not isinstance(state, SeriesStream):
+            raise InputError(
+                what="a stream goes on from a state", where="step(state)", got=type(state).__name__,
+                expected="that of begin(), or of the step before", mend="state = model.begin()",
+            )  # fmt: skip
+        try:
+            number = math.nan if y is None else float(y)
+        except (TypeError, ValueError, OverflowError):  # a whole number may have any size
+            number = math.inf
+        if math.isinf(number):
+            raise InputError(
+                what="this is no number", where="step(y)", got=repr(y)[:60], expected="a finite number, None for a gap",
+                mend="None for a gap",
+            )  # fmt: skip
+        gap = math.isnan(number)
+        value = state.past[-1] if gap else torch.tensor((number - float(state.loc)) / float(state.scale))
         # The step that y is of is read now that it is over: what it was told by is in the state.
         _, states = self._raw(state)
         after = replace(
