@@ -64,6 +64,43 @@ def test_the_calendar_goes_round() -> None:
     assert days.calendar(np.arange(60), 60).shape == (60, 6)  # a year that never was cannot be told
     assert said[:7, :6] == pytest.approx(said[7:14, :6], abs=1e-5)
     assert [parsed_stamp(odd) for odd in ("", "yesterday", "2020-13-01", "31.01.2020")] == [None] * 4
+    odd = ("2020-01-31x12:00", "2020-01-31-12", "2020-01-31312:00", "2020W01x12", "9" * 19, "9" * 1000, "+7")
+    assert [parsed_stamp(one) for one in odd] == [None] * 7
+
+
+@pytest.mark.parametrize(
+    ("stamps", "after"),
+    [
+        (["1577836800", "1577840400", "1577844000"], "1577847600"),  # seconds since 1970
+        (["1612010512345", "1612010512346"], "1612010512347"),
+        (["9999998", "9999999", "10000000"], "10000001"),
+        (["10000101", "10000102"], "10000103"),
+        (["20200130", "20200131", "20200132"], "20200133"),
+        (["20200130", "20200131", "20200201"], "2020-02-02"),
+        (["-3", "-2", "-1"], "0"),
+        (["20200131", "2020-02-01"], "2020-02-02"),
+        (["20200131T12:00", "20200131 13:00"], "2020-01-31T14:00:00"),
+        (["2020-W01-1", "2020W012"], "2020-01-01"),
+    ],
+)
+def test_digits_are_dates_where_all_of_a_column_are(stamps: list[str], after: str, tmp_path: Path) -> None:
+    found = read_series([written(tmp_path, *stamps)])
+    (one,) = found.series
+    assert found.grid.words(np.array([one.start + len(one.y)])) == [after]
+    # Later rows are read as those learnt from were, whatever they could be by themselves.
+    assert read_series([written(tmp_path, after)], grid=found.grid).series[0].start == one.start + len(one.y)
+
+
+def test_a_counter_goes_on_as_one(tmp_path: Path) -> None:
+    """Also where its numbers, by themselves, are dates."""
+    grid = read_series([written(tmp_path, "19991200", "19991201")]).grid
+    later = read_series([written(tmp_path, "20000101", "20000102")], grid=grid)
+    assert (grid.kind, later.series[0].start) == ("whole", 8901)
+
+
+def written(folder: Path, *stamps: str) -> Path:
+    (folder / "a.csv").write_text("\n".join(["ds,y", *(f"{stamp},1" for stamp in stamps)]))
+    return folder / "a.csv"
 
 
 # --- files and frames -------------------------------------------------------------------------------------------------

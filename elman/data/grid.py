@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
 from typing import Any
@@ -16,6 +17,9 @@ DAY = 86_400 * SECOND
 WHOLE, TIME, MONTHS = "whole", "time", "months"
 _LONGEST_SEASON = 400
 _FAR = 2**62  # whole numbers from here on are no time stamps: a difference of two has to have 64 bits
+_WHOLE = re.compile(r"-?\d{1,1000}", re.ASCII)
+# Of Python's own reading any sign may stand between date and time, digits among them.
+_DATE = re.compile(r"(\d{4}-\d\d(-\d\d)?|\d{8}|\d{4}-?W\d\d(-?\d)?)([Tt ].*)?$", re.ASCII)
 _END = 31  # of a month, whatever its last day is
 
 
@@ -27,18 +31,37 @@ class OffGrid(ValueError):
         self.index = index
 
 
-def parsed_stamp(text: str) -> tuple[bool, int] | None:
+def parsed_stamp(text: str, *, days: bool = False) -> tuple[bool, int] | None:
     """(whether it is a whole number, it or microseconds since 1970) of a number or of a date as ISO 8601 has it; None
-    for neither. A time zone is turned into UTC."""
+    for neither. A time zone is turned into UTC. days: digits alone are a date where they can be: see `are_days`."""
     text = text.strip()
-    if text.removeprefix("-").isdecimal() and len(text) < 8:
-        return True, int(text)
+    if _WHOLE.fullmatch(text) and not (days and _is_day(text)):
+        return (True, int(text)) if abs(int(text)) < _FAR else None
+    if not _DATE.match(text):
+        return None
     try:
         return False, stamp_of(datetime.fromisoformat(text))
     except ValueError:
         if len(text) == 7 and text[4:5] == "-":  # 2020-01, a month
             return parsed_stamp(f"{text}-01")
         return None
+
+
+def are_days(column: Iterable[Any]) -> bool:
+    """Whether digits alone are dates in a column: all of them are, as 20200131 is, of the years 1800 … 2200. One that
+    is none says that they count something."""
+    texts = (value.strip() for value in column if isinstance(value, str))
+    return all(_is_day(text) for text in texts if _WHOLE.fullmatch(text))
+
+
+def _is_day(text: str) -> bool:
+    if len(text) != 8 or not 1800 <= int(text[:4]) <= 2200:
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def like_months(stamps: np.ndarray) -> bool:
@@ -220,11 +243,11 @@ def _months(stamps: np.ndarray, day: int | None = None) -> tuple[np.ndarray, int
     return None
 
 
-def expect_stamp(value: Any) -> tuple[bool, int] | None:
+def expect_stamp(value: Any, *, days: bool) -> tuple[bool, int] | None:
     """`parsed_stamp` of what a frame holds: a text, a whole number, a date or a time; None, too, for what is too
     far away to be one."""
     if isinstance(value, str):
-        return parsed_stamp(value)
+        return parsed_stamp(value, days=days)
     if isinstance(value, np.datetime64):
         year = 0 if np.isnat(value) else int(value.astype("datetime64[Y]").astype(np.int64)) + 1970
         near = MINYEAR <= year <= MAXYEAR

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from elman.data.files import reading
-from elman.data.grid import WHOLE, Grid, OffGrid, expect_stamp, like_months
+from elman.data.grid import WHOLE, Grid, OffGrid, are_days, expect_stamp, like_months
 from elman.data.tables import STDIN, TABLES, Remarks, TableRows, other_separators, with_points
 from elman.errors import DataError, InputError, NotSupported, did_you_mean
 
@@ -152,9 +152,14 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
     kinds: dict[bool, tuple[Table, int]] = {}
     for table in tables:
         _expect_columns(table, columns)
+    # Digits alone are what the grid says; without one, what they can be in all rows.
+    days = (
+        all(are_days(table.columns[columns.time]) for table in tables) if grid is None else grid.kind != WHOLE
+    )
+    for table in tables:
         ids = table.columns.get(columns.id)
         for i in range(table.rows):
-            stamp = expect_stamp(table.columns[columns.time][i])
+            stamp = expect_stamp(table.columns[columns.time][i], days=days)
             if stamp is None:
                 raise _no_stamp(table, i, columns)
             kinds.setdefault(stamp[0], (table, i))
@@ -163,7 +168,7 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
     if not rows:
         where = ", ".join(table.where for table in tables)
         raise tables[0].words(what="there are no series", where=where, mend="give a file that holds some")
-    whole = grid is not None and grid.kind == "whole"
+    whole = grid is not None and grid.kind == WHOLE
     if len(kinds) > 1 or (grid is not None and (True in kinds) != whole):
         table, i = kinds[not whole] if grid is not None else max(kinds.values(), key=lambda one: one[1])
         raise table.words(
@@ -196,8 +201,8 @@ def read_rows(columns: Columns, grid: Grid, remarks: Remarks | None = None) -> I
     def one(number: int, row: list[str]) -> tuple[str, Series]:
         table = _table_of_rows(Path("standard input"), names, [(number, row)], columns, rows.decimal_commas)
         _expect_columns(table, columns)
-        stamp = expect_stamp(table.columns[columns.time][0])
-        if stamp is None or stamp[0] != (grid.kind == "whole"):
+        stamp = expect_stamp(table.columns[columns.time][0], days=grid.kind != WHOLE)
+        if stamp is None or stamp[0] != (grid.kind == WHOLE):
             raise _no_stamp(table, 0, columns)
         name = str(table.columns[columns.id][0]) if columns.id in names else ""
         series = _series(name, np.array([stamp[1]]), [(stamp[1], 0, table)], columns, grid, gaps=True)
