@@ -206,6 +206,38 @@ def test_what_cannot_be_read_is_said_with_file_and_line(
     assert caught.value.mend
 
 
+def test_what_is_missing_in_pandas_is_said_or_a_gap() -> None:
+    pytest.importorskip("narwhals", reason="frames are read through it")
+    pandas = pytest.importorskip("pandas", reason="its frames are read")
+    rows, columns = (
+        {"ds": [1, 2, 3], "y": pandas.array([1, None, 3], dtype="Int64")},
+        Columns(static=("kind",)),
+    )
+    y = panel_of([table_of(pandas.DataFrame(rows), Columns())], Columns()).series[0].y
+    np.testing.assert_array_equal(y, [1, np.nan, 3])
+    for kind, row in (
+        ([math.nan] * 3, 0), ([None] * 3, 0), (["a", None, "a"], 1), (pandas.array(["a", "a", None], "string"), 2)
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="'kind' is missing in series ''") as caught:
+            panel_of([table_of(pandas.DataFrame({**rows, "kind": kind}), columns)], columns)
+        assert caught.value.where == f"frame, row {row}"
+
+
+@pytest.mark.parametrize("count", [1000, 1001])
+def test_a_static_column_has_so_many_words(count: int) -> None:
+    rows = {"unique_id": [f"s{k // 2}" for k in range(2 * count)], "ds": [0, 1] * count, "y": [1.0, 2.0] * count,
+            "code": [f"c{k // 2}" for k in range(2 * count)]}  # fmt: skip
+    columns = Columns(static=("code",))
+    found = panel_of([table_of(rows, columns)], columns)
+    if count == 1000:
+        assert SeriesForm.of(found, 1, 24, 2).static_features == 1000
+        return
+    with pytest.raises(DataError, match="too many words") as caught:
+        SeriesForm.of(found, 1, 24, 2)
+    assert (caught.value.where, caught.value.got) == ("code", "1,001 different ones")
+    assert "1,000" in str(caught.value)
+
+
 def test_other_things_are_no_series(tmp_path: Path) -> None:
     for given, what in ((3, "no frame"), ({"ds": [1, 2], "y": [1]}, "of one length")):
         with pytest.raises(InputError, match=what):

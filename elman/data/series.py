@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -244,15 +245,24 @@ def table_of(frame: Any, columns: Columns) -> Table:
             index: Any = nw.maybe_get_index(own)  # of pandas: it may hold the time stamps
             by_name = {
                 columns.time: range(len(own)) if index is None else list(index),
-                columns.target: own.to_list(),
+                columns.target: _values(own),
             }
         else:
-            by_name = {str(name): own[name].to_list() for name in own.columns}
+            by_name = {str(name): _values(own[name]) for name in own.columns}
     if len({len(values) for values in by_name.values()}) > 1:
         raise InputError(
             what="columns are not of one length", where="frame", mend="give a value for each row"
         )
     return Table(list(by_name), by_name, lambda i: f"frame, row {i}", words, "frame")
+
+
+def _values(column: Any) -> list[Any]:
+    """Of a column of narwhals. NA of pandas, which can be compared with nothing, is None."""
+    values, gone = column.to_list(), column.is_null().to_list()
+    return [
+        None if null and not isinstance(value, (float, date)) else value
+        for value, null in zip(values, gone, strict=True)
+    ]
 
 
 def frame_like(columns: Mapping[str, Any], like: Any) -> Any:
@@ -448,10 +458,17 @@ def _number(table: Table, column: str, i: int, *, gaps: bool) -> float:
 def _static(column: str, name: str, rows: list[tuple[int, int, Table]]) -> Any:
     first: Any = rows[0][2].columns[column][rows[0][1]]
     for _, i, table in rows:
-        if table.columns[column][i] != first:
+        value = table.columns[column][i]
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            raise table.words(
+                what=f"{column!r} is missing in series {name!r}", where=table.place(i), got=value,
+                expected="a number or a word in each row",
+                mend="fill it in, with a word such as 'unknown' if need be, or leave the series out",
+            )  # fmt: skip
+        if value != first:
             raise table.words(
                 what=f"{column!r} changes within series {name!r}", where=table.place(i),
-                got=repr(table.columns[column][i])[:60], expected=repr(first)[:60],
+                got=repr(value)[:60], expected=repr(first)[:60],
                 mend="what belongs to a series as a whole is the same in each row; name it --known or --past",
             )  # fmt: skip
     try:

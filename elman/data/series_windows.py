@@ -79,7 +79,7 @@ class SeriesForm:
 
     @classmethod
     def of(cls, panel: Panel, season: int, context: int, horizon: int, *, counts: bool = False) -> SeriesForm:
-        """Of the series learnt from."""
+        """Of the series learnt from. Raises DataError for more words than a static column may have."""
         means, scales = [], []
         columns = panel.columns
         for kind, names in (("known", columns.known), ("past", columns.past)):
@@ -92,7 +92,14 @@ class SeriesForm:
         for k in range(len(columns.static)):
             values = [one.static[k] for one in panel.series]
             numbers = all(isinstance(value, float) for value in values)
-            words.append(() if numbers else tuple(sorted(set(map(str, values))))[:_CATEGORIES])
+            words.append(() if numbers else tuple(sorted(set(map(str, values)))))
+            if len(words[-1]) > _CATEGORIES:
+                raise DataError(
+                    what="a static column has too many words", where=columns.static[k],
+                    got=f"{len(words[-1]):,} different ones", expected=f"at most {_CATEGORIES:,}",
+                    mend="write rare ones as one word, give numbers, or leave the column out: what tells series apart "
+                    "says nothing of others",
+                )  # fmt: skip
             means.append(float(np.mean(values)) if numbers else 0.0)
             scales.append(float(np.std(values)) or 1.0 if numbers else 1.0)
         spreads = [spread for one in panel.series if (spread := _scale(one.y[~np.isnan(one.y)])[1]) > 0]
