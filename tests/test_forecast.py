@@ -359,6 +359,8 @@ def test_a_live_stream_is_followed_step_by_step(fitted: Forecaster) -> None:
     told, _ = fitted.step(None, after)
     assert told["ds"] == "2024-05-02"
     assert told["0.025"] < told["mean"] < told["0.975"]
+    # What is farther than 10,000 scales is read as there, as in a series.
+    assert fitted.step(1e20, state)[0] == fitted.step(1e300, state)[0]
     with pytest.raises(InputError, match="no number"):
         fitted.step(math.inf, state)
     with pytest.raises(InputError, match="follows one series"):

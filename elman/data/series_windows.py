@@ -27,7 +27,7 @@ from elman.errors import DataError
 
 _NAMES = each(text(1000), 1000)
 _CATEGORIES = 1000  # words of a static column, at most
-_FAR = 1e4  # scales from where numbers lie: what is farther is read as there
+FAR = 1e4  # scales from where numbers lie: what is farther is read as there
 _EARLY = 3  # numbers that have to be there before a forecast is learnt from
 LONGEST = 2**14  # steps of a context, a horizon or a season
 _FORM = record(
@@ -267,7 +267,7 @@ class Origins:
         at = origin[:, None] - context + np.arange(-reach, width)  # [B, R + W]
         y = self.y[at]
         loc, scale = self._scales(y[:, reach : reach + context], series, steps)
-        filled = ((self.filled[at] - loc[:, None]) / scale[:, None]).clip(-_FAR, _FAR).astype(np.float32)
+        filled = ((self.filled[at] - loc[:, None]) / scale[:, None]).clip(-FAR, FAR).astype(np.float32)
         there = ~np.isnan(y)
         behind = reach + np.arange(width)[:, None] - np.array(form.lags)  # [W, L]
         lags = np.concatenate([filled[:, behind], there[:, behind]], 2).astype(np.float32)
@@ -275,7 +275,7 @@ class Origins:
         past, seen = _held(self.past[at[:, reach:] - 1], context)
         static = np.repeat(self.static[series][:, None], width, 1)
         features = np.concatenate([known, past, seen, static], 2)
-        target = np.where(there, (y - loc[:, None]) / scale[:, None], 0.0).clip(-_FAR, _FAR)[:, reach:]
+        target = np.where(there, (y - loc[:, None]) / scale[:, None], 0.0).clip(-FAR, FAR)[:, reach:]
         before = slice(context, context + reach)
 
         def turned(values: np.ndarray) -> Tensor:

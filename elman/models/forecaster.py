@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elman.data.series import Columns, Panel, backend_of, frame_like, panel_of, table_of
-from elman.data.series_windows import Origins, SeriesForm, kept_form
+from elman.data.series_windows import FAR, Origins, SeriesForm, kept_form
 from elman.errors import InputError, NotYet
 from elman.models import pretrained
 from elman.models.distributions import FRAMES, QUANTILES, SHARES
@@ -285,7 +285,8 @@ class Forecaster:
                 mend="None for a gap",
             )  # fmt: skip
         gap = math.isnan(number)
-        value = state.past[-1] if gap else torch.tensor((number - float(state.loc)) / float(state.scale))
+        scaled = (number - float(state.loc)) / float(state.scale)
+        value = state.past[-1] if gap else torch.tensor(min(max(scaled, -FAR), FAR))
         # The step that y is of is read now that it is over: what it was told by is in the state.
         _, states = self._raw(state)
         after = replace(
