@@ -248,6 +248,19 @@ def test_numbers_are_standardised_and_come_back_about() -> None:
     assert model.score(waves) == pytest.approx(1 - found.error**2)
 
 
+def test_numbers_far_from_zero_are_told_apart_as_near_it() -> None:
+    waves = [torch.randn(n, 2) for n in (6, 8, 7, 5) * 3]
+    near, there = (
+        Autoencoder(8, steps=10, seed=0).fit(some, valid=some)
+        for some in (waves, [one.double() + 1e8 for one in waves])
+    )
+    far = [one.double().numpy() + 1e8 for one in waves]
+    torch.testing.assert_close(there.encode(far), near.encode(waves), atol=1e-4, rtol=1e-3)
+    back = [one - 1e8 for one in there.reconstruct(far)]
+    np.testing.assert_allclose(back[0], near.reconstruct(waves)[0], atol=1e-3)
+    assert there.score(far) == pytest.approx(near.score(waves), abs=1e-3)
+
+
 def test_a_loss_of_ones_own() -> None:
     seen = []
 

@@ -239,6 +239,25 @@ def test_padding_changes_nothing_and_a_stream_is_the_whole(pooling: str, both: b
             model.step(x[0][:1])
 
 
+def test_far_from_zero_numbers_are_told_apart_as_near_it(tmp_path: Path) -> None:
+    x, y = voices(60, 0)
+    far = [np.float64(one) + 1e8 for one in x]
+    near, there = (Classifier(**SMALL, both=False).fit(some, y) for some in (x, far))
+    expected = near.predict_proba(x)
+    np.testing.assert_allclose(there.predict_proba(far), expected, atol=1e-4)
+    assert there.evaluate(far, y)["nats"] == pytest.approx(near.evaluate(x, y)["nats"], abs=1e-4)
+    state: Any = None
+    for row in far[0]:
+        found, state = there.step(row, state)
+    np.testing.assert_allclose(found, expected[0], atol=1e-4)
+    there.save_pretrained(tmp_path)
+    np.testing.assert_allclose(Classifier.from_pretrained(tmp_path).predict_proba(far), expected, atol=1e-4)
+    lines = [json.dumps({"text": one.tolist(), "label": label}) for one, label in zip(far, y, strict=True)]
+    (tmp_path / "far.jsonl").write_text("\n".join(lines))
+    for one, read in zip(far, read_labelled([tmp_path / "far.jsonl"]).x, strict=True):
+        np.testing.assert_array_equal(read.numpy(), one)
+
+
 def test_poolings_that_are_not_there() -> None:
     with pytest.raises(InputError, match="no such pooling"):
         SequenceClassifier(3, 4, pooling="max+median")

@@ -48,7 +48,7 @@ class LabelledColumns:
 
 @dataclass
 class Labelled:
-    """x: strings, or float32 tensors `[T, I]`, all with the same I. y: labels. places: file and line of each.
+    """x: strings, or float64 tensors `[T, I]`, all with the same I. y: labels. places: file and line of each.
     digest: of x and y, hexadecimal."""
 
     x: Any = field(default_factory=list)
@@ -59,7 +59,8 @@ class Labelled:
     def digest(self) -> str:
         digest = hashlib.sha256()
         for one, label in zip(self.x, self.y, strict=True):
-            raw = one.encode() if isinstance(one, str) else one.numpy().tobytes()
+            # Of float32, as runs have it that were trained when numbers were kept so.
+            raw = one.encode() if isinstance(one, str) else one.float().numpy().tobytes()
             digest.update(b"%d %d " % (len(label.encode()), len(raw)) + label.encode() + raw)
         return digest.hexdigest()
 
@@ -262,7 +263,7 @@ def _steps(
                 expected=f"{len(rows[0]) or 'at least one'} finite numbers", mend="fill gaps in, or leave it out",
             )  # fmt: skip
         steps.append(numbers)
-    return _bounded(torch.tensor(steps, dtype=torch.float32), columns, places[0])
+    return _bounded(torch.tensor(steps, dtype=torch.float64), columns, places[0])
 
 
 def _of_json(line: str, columns: LabelledColumns, where: str, *, labelled: bool) -> tuple[Any, str]:
@@ -306,7 +307,7 @@ def _numbers(value: Any, where: str) -> Tensor:
             expected="a text, or a list of finite numbers (float32), or of lists of them, all as long",
             mend="fill gaps in, or scale the numbers",
         )  # fmt: skip
-    return torch.tensor(rows, dtype=torch.float32)
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _bounded(one: Any, columns: LabelledColumns, where: str) -> Any:

@@ -159,14 +159,14 @@ class Form:
         return 0 if self.channels else len(self.symbols) + 2
 
     def encode(self, sequence: Any, place: str = "sequence") -> Tensor:
-        """int64 [T], or float32 [T, I]. Raises Odd."""
+        """int64 [T]; float64 [T, I], of binary ones float32. Raises Odd."""
         if self.channels:
             x = _array(sequence, place)
             if x.shape[1] != self.channels:
                 raise Odd(place, f"{x.shape[1]} channels", f"{self.channels}")
             if self.binary and not ((x == 0) | (x == 1)).all():
                 raise Odd(place, "other numbers", "0 and 1 alone")
-            return x
+            return x.float() if self.binary else x
         numbers = self._numbers
         return torch.tensor([numbers.get(symbol, UNKNOWN) for symbol in self._split(sequence, place)])
 
@@ -216,13 +216,13 @@ class Form:
 
 def _array(value: Any, place: str) -> Tensor:
     try:
-        x = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float32))
+        x = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value, dtype=np.float64))
     except (TypeError, ValueError, OverflowError) as error:  # a whole number may have any size
         raise Odd(place, type(value).__name__, "an array [T, I] of numbers") from error
-    x = x.detach().float().cpu()
+    x = x.detach().double().cpu()
     if x.ndim != 2 or not 1 <= len(x) <= LONGEST or not 1 <= x.shape[1] <= _CHANNELS:
         raise Odd(place, f"shape {list(x.shape)}", f"[T, I], T of 1 … {LONGEST:,}, I of 1 … {_CHANNELS:,}")
-    if not x.isfinite().all():
-        step = int((~x.isfinite()).any(1).nonzero()[0])
+    if not (there := x.float().isfinite()).all():  # standardised or not, a network reads float32
+        step = int((~there).any(1).nonzero()[0])
         raise Odd(place, f"NaN or infinity at step {step}", "numbers")
     return x

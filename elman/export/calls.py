@@ -207,9 +207,14 @@ def _language(model: LanguageModel, lengths: bool, state: bool) -> ModuleCall:
 
 
 def _classifier(model: SequenceClassifier, lengths: bool, state: bool) -> ModuleCall:
-    x = torch.zeros(T, B, dtype=torch.int64) if model.symbols else torch.zeros(T, B, model.settings["inputs"])
+    # Numbers in float64, in which they are standardised.
+    x = torch.zeros(T, B, dtype=torch.int64) if model.symbols else _numbers(model.settings["inputs"])
     given = [Given("x", TENSOR, (x,), ("T", "B")), *([_lengths()] if lengths else [])]
     return ModuleCall(lambda *values: (model(*values),), tuple(given), ("logits",))
+
+
+def _numbers(width: int) -> Tensor:
+    return torch.zeros(T, B, width, dtype=torch.float64)
 
 
 def _tagger(model: TagNetwork, lengths: bool, state: bool) -> ModuleCall:
@@ -227,7 +232,8 @@ def _tagger(model: TagNetwork, lengths: bool, state: bool) -> ModuleCall:
 
 
 def _reader(model: AutoencoderNetwork, lengths: bool, state: bool) -> ModuleCall:
-    x = torch.zeros(T, B, dtype=torch.int64) if model.symbols else torch.zeros(T, B, model.channels)
+    x = torch.zeros(T, B, dtype=torch.int64) if model.symbols else _numbers(model.channels)
+    x = x.float() if model.binary else x
     return ModuleCall(
         lambda *values: (model.encode(*values),), (Given("x", TENSOR, (x,), ("T", "B")), _lengths()), ("z",)
     )

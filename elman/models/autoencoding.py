@@ -80,10 +80,11 @@ class AutoencoderNetwork(Flow, nn.Module):
         )
         self.condition = nn.Linear(hidden, embedding)
         self.readout = nn.Linear(hidden, symbols or channels + 1)
-        # Of arrays of numbers: the network sees and makes them standardised.
+        # Of arrays of numbers: the network sees and makes them standardised. In float64: far from zero, float32 does
+        # not tell apart what differs by a deviation.
         if channels and not binary:
-            self.register_buffer("mean", torch.zeros(channels))
-            self.register_buffer("scale", torch.ones(channels))
+            self.register_buffer("mean", torch.zeros(channels, dtype=torch.float64))
+            self.register_buffer("scale", torch.ones(channels, dtype=torch.float64))
         named = settings["cell"]
         self.names = named if isinstance(named, list) else [named] * len(self.decoder)
 
@@ -103,7 +104,9 @@ class AutoencoderNetwork(Flow, nn.Module):
             self.scale.copy_(frames.std(0, correction=0).nan_to_num(1).clamp(min=1e-6))
 
     def _standard(self, x: Tensor) -> Tensor:
-        return x if self.symbols or self.binary else (x - self.mean) / self.scale
+        if self.symbols or self.binary:
+            return x
+        return ((x.double() - self.mean) / self.scale).to(self.condition.weight.dtype)
 
     def _noisy(self, x: Tensor) -> Tensor:
         if not self.training or not self.noise:

@@ -207,7 +207,7 @@ class Classifier:
         model = self._fitted()
         with torch.no_grad():
             if not isinstance(x, str):
-                row = torch.as_tensor(np.asarray(x, dtype=np.float32)).reshape(1, -1)
+                row = torch.as_tensor(np.asarray(x, dtype=np.float64)).reshape(1, -1)
                 logits, state = model.step(row, state)
             else:
                 for symbol in self.coding_.sequence(x)[int(state is not None) : -1]:
@@ -293,7 +293,7 @@ def _not_fitted() -> Exception:
 
 
 def _sequences(X: Any) -> tuple[list[Any], int | None]:
-    """(strings, or float32 tensors [T, I]; of a table [N, T] its width)."""
+    """(strings, or float64 tensors [T, I]; of a table [N, T] its width)."""
     if isinstance(X, str) or hasattr(X, "toarray"):
         raise InputTypeError(
             what="X is a sparse matrix" if hasattr(X, "toarray") else "X is one string", where="X",
@@ -361,7 +361,7 @@ def _sequence(one: Any, row: int) -> Tensor:
             where=where,
             mend="fill gaps in, or leave the sequence out",
         )
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array)
 
 
 def _labels(y: Any, count: int | None) -> Any:

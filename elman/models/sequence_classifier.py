@@ -35,8 +35,9 @@ class SequenceClassifier(Flow, nn.Module):
     layer reads, the same units for a whole sequence; symbol_dropout: the share of symbols that are read as unknown.
     Others as of `stack_of`.
 
-    mean, deviation: `[I]`, of the numbers learnt from. temperature: logits are divided by it for probabilities.
-    weight: `[K]`, of each label in the loss; it is not saved. coding: what its labels and symbols are called.
+    mean, deviation: `[I]`, float64, of the numbers learnt from. temperature: logits are divided by it for
+    probabilities. weight: `[K]`, of each label in the loss; it is not saved. coding: what its labels and symbols are
+    called.
     """
 
     mean: Tensor
@@ -67,8 +68,9 @@ class SequenceClassifier(Flow, nn.Module):
         if symbols:
             self.embedding = nn.Embedding(inputs, embedding)
         else:
-            self.register_buffer("mean", torch.zeros(inputs))
-            self.register_buffer("deviation", torch.ones(inputs))
+            # In float64: far from zero, float32 does not tell apart what differs by a deviation.
+            self.register_buffer("mean", torch.zeros(inputs, dtype=torch.float64))
+            self.register_buffer("deviation", torch.ones(inputs, dtype=torch.float64))
         self.input_dropout = LockedDropout(input_dropout)
         self.stack, settings = stack_of(
             cell, embedding if symbols else inputs, hidden, layers, dropout=dropout, residual=residual, norm=norm,
@@ -164,7 +166,8 @@ class SequenceClassifier(Flow, nn.Module):
 
     def _read(self, x: Tensor) -> Tensor:
         if not self.symbols:
-            return self.input_dropout((x - self.mean) / self.deviation)
+            standard = (x.double() - self.mean) / self.deviation
+            return self.input_dropout(standard.to(self.readout.weight.dtype))
         if self.training and self.symbol_dropout:
             x = torch.where(torch.rand(x.shape, device=x.device) < self.symbol_dropout, UNKNOWN, x)
         return self.input_dropout(self.embedding(x))

@@ -84,7 +84,7 @@ def _classify(task: Classify, model: Any, limits: Serving) -> Service:
 
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
         _fit(asked["sequences"], limits.prompt, "sequences")
-        given = [one if symbols else torch.tensor(one, dtype=torch.float32) for one in asked["sequences"]]
+        given = [one if symbols else torch.tensor(one, dtype=torch.float64) for one in asked["sequences"]]
         if not given:
             return {"labels": [], "probabilities": []}
         x = task.coding.sequences(given, inputs, "sequences")

@@ -64,6 +64,12 @@ def _classifier() -> tuple[Any, list[Tensor]]:
     return model, [torch.tensor([k]) for k in (1, 4, 5, 2)]
 
 
+def _far() -> tuple[Any, list[Tensor]]:
+    model = SequenceClassifier(2, 3, False, cell="gru", hidden=6, layers=1, both=False)
+    model.standardise([torch.tensor([[1e8 + 3, 1.0], [1e8 + 30, 2.0]], dtype=torch.float64)])
+    return model, [torch.tensor([[1e8 + 8 * k, float(k)]]) for k in range(4)]
+
+
 def _language() -> tuple[Any, list[Tensor]]:
     model = elman.models.LanguageModel(9, cell=["lstm", "elman"], hidden=6, embedding=6, tie=True)
     return model, [torch.tensor([k]) for k in (1, 4, 5, 2)]
@@ -77,7 +83,7 @@ def _numbers() -> tuple[Any, list[Tensor]]:
     return stack, list(x)
 
 
-@pytest.mark.parametrize("make", with_more([_language], [_classifier, _numbers]))
+@pytest.mark.parametrize("make", with_more([_language, _far], [_classifier, _numbers]))
 def test_models_are_their_own_steps(make: Any, tmp_path: Path) -> None:
     module, xs = make()
     flat = written(tmp_path, single(module))

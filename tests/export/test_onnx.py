@@ -106,6 +106,10 @@ def test_layers_of_layers(name: str, tmp_path: Path) -> None:
 def networks() -> dict[str, tuple[nn.Module, bool, Callable[[int, int], tuple[Tensor, ...]]]]:
     """Name -> (model, whether it takes lengths, what it is called with)."""
 
+    def far(model: Any) -> Any:
+        model.standardise([1e8 + torch.randn(20, I, dtype=torch.float64)])
+        return model
+
     def ids(T: int, B: int) -> Tensor:
         return torch.randint(2, V, (T, B))
 
@@ -137,6 +141,14 @@ def networks() -> dict[str, tuple[nn.Module, bool, Callable[[int, int], tuple[Te
             SequenceClassifier(V, 4, pooling="max+mean+last+attention", **deep), True,
             lambda T, B: (ids(T, B), some(T, B)),
         ),
+        "far": (
+            far(SequenceClassifier(I, 4, False, **deep)), True,
+            lambda T, B: (1e8 + torch.randn(T, B, I, dtype=torch.float64), some(T, B)),
+        ),
+        "reader of numbers": (
+            far(AutoencoderNetwork(channels=I, **deep)), True,
+            lambda T, B: (1e8 + torch.randn(T, B, I, dtype=torch.float64), some(T, B)),
+        ),
         "tagger": (TagNetwork(5, V, 6, spelling=3, **deep), True, words),
         "reader": (AutoencoderNetwork(symbols=V, **deep), True, lambda T, B: (ids(T, B), some(T, B))),
         "frames": (FrameNetwork(I, hidden=H), True, lambda T, B: (torch.randn(T, B, I), some(T, B))),
@@ -150,6 +162,7 @@ def networks() -> dict[str, tuple[nn.Module, bool, Callable[[int, int], tuple[Te
 CALLED = {
     "told": lambda m, x, context: m(x, context=context),
     "reader": lambda m, *given: m.encode(*given),
+    "reader of numbers": lambda m, *given: m.encode(*given),
 }
 
 

@@ -137,7 +137,9 @@ def test_a_page_tags_what_python_tags(both: bool, crf: bool, tmp_path: Path) -> 
 
 @pytest.mark.conformance
 @pytest.mark.parametrize("weights", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("x", [["abc", "bcd", "xyz", "zyx"], [[[1.0, 2.0]] * 3, [[0.0, 1.0]] * 2] * 2])
+@pytest.mark.parametrize(
+    "x", [["abc", "bcd", "xyz", "zyx"], [[[1.0, 2.0]] * 3, [[0.0, 1e8 + 3], [1.0, 1e8]]] * 2]
+)
 def test_a_page_classifies_as_python_does(x: Any, weights: str, tmp_path: Path) -> None:
     labels = ["<b>one", "<b>one", "two", "two"]
     model = elman.models.Classifier(

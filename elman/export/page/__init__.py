@@ -192,8 +192,6 @@ def _classifies(model: SequenceClassifier) -> Content:
     arrays = {"readout.weight": like, "readout.bias": model.readout.bias}
     if model.symbols:
         arrays["embedding.weight"] = model.embedding.weight
-    else:
-        arrays |= {"mean": model.mean, "deviation": model.deviation}
     if "attention" in model.pools:
         arrays |= {"attention.weight": model.attention.weight, "attention.bias": model.attention.bias}
     about = {
@@ -201,6 +199,8 @@ def _classifies(model: SequenceClassifier) -> Content:
         "temperature": float(model.temperature), "labels": [str(label) for label in coding.labels],
         "characters": coding.characters, "first": END + 1, "begin": BEGIN, "end": END, "vectors": [],
     }  # fmt: skip
+    if not model.symbols:  # here, since arrays are float32
+        about |= {"mean": model.mean.tolist(), "deviation": model.deviation.tolist()}
     ask = "Type: it says what it takes it for." if model.symbols else (
         f"A step on each line, {model.settings['inputs']} numbers apart by spaces."
     )  # fmt: skip

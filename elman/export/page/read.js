@@ -18,7 +18,7 @@ const pools = {
 const symbols = new Map(Array.from(about.characters || "", (one, k) => [one, k + about.first]));
 const sequence = (said) => {
   if (about.symbols) return [about.begin, ...Array.from(said, (c) => symbols.get(c) ?? 0), about.end].map((k) => row(table("embedding.weight"), k));
-  const mean = weights("mean"), deviation = weights("deviation");
+  const {mean, deviation} = about;
   const lines = said.split("\n").map((line) => line.split(/[\s,;]+/).filter(Boolean).map(Number)).filter((line) => line.length);
   const wrong = lines.findIndex((line) => line.length !== mean.length || !line.every(Number.isFinite));
   if (wrong >= 0) throw new RangeError(`step ${wrong + 1} is not ${mean.length} numbers`);

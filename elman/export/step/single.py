@@ -177,12 +177,25 @@ class Following(nn.Module):
     state: those of the layers, and for each pooling that adds something up, what `SequenceClassifier.step` keeps.
     """
 
+    far: Tensor
+    near: Tensor
+    deviation: Tensor
+
     def __init__(self, model: SequenceClassifier) -> None:
         super().__init__()
         self.model, self.cell = model, cell_of(model.stack)
+        if not model.symbols:
+            # A step has float32 only. What is near the mean is taken from its nearest float32 without an error.
+            far = model.mean.float()
+            self.register_buffer("far", far, persistent=False)
+            self.register_buffer("near", (model.mean - far).float(), persistent=False)
+            self.register_buffer("deviation", model.deviation.float(), persistent=False)
+
+    def _read(self, x: Tensor) -> Tensor:
+        return self.model._read(x) if self.model.symbols else (x - self.far - self.near) / self.deviation
 
     def forward(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
-        y, after = self.cell(self.model._read(x), state[0])
+        y, after = self.cell(self._read(x), state[0])
         parts, kept = [], {}
         for how in self.model.pools:
             if how == "last":
