@@ -144,11 +144,11 @@ def completion(raw: bytes, tokenizer: Tokenizer, limits: Serving) -> Completion:
     )  # fmt: skip
     asks, beginnings, unknown, total = [], [], 0, 0
     for prompt in prompts:
-        symbols, beginning = _encoded(prompt, tokenizer, limits.prompt)
+        symbols, beginning, given = _encoded(prompt, tokenizer, limits.prompt)
         total += len(symbols)
         unknown += 0 if tokenizer.unknown is None else int((symbols == tokenizer.unknown).sum())
         for _ in range(n):
-            asks.append(replace(ask, prompt=symbols, choice=len(asks)))
+            asks.append(replace(ask, prompt=symbols, choice=len(asks), of_prompt=ask.of_prompt and given))
             beginnings.append(beginning if echo else "")
     options = fields.get("stream_options") or {}
     return Completion(
@@ -162,8 +162,8 @@ def completion(raw: bytes, tokenizer: Tokenizer, limits: Serving) -> Completion:
     )
 
 
-def _encoded(prompt: str | list[int], tokenizer: Tokenizer, most: int) -> tuple[np.ndarray, str]:
-    """(symbols, at least one; the text they stand for)."""
+def _encoded(prompt: str | list[int], tokenizer: Tokenizer, most: int) -> tuple[np.ndarray, str, bool]:
+    """(symbols, at least one; the text they stand for; whether they are that text's)."""
     if isinstance(prompt, str):
         if len(prompt) > most * 16:  # no symbol of ours stands for more, as a rule; encoding takes time
             raise _too_long(f"{len(prompt):,} characters", most)
@@ -178,9 +178,10 @@ def _encoded(prompt: str | list[int], tokenizer: Tokenizer, most: int) -> tuple[
         prompt = tokenizer.decode(prompt)
     if len(symbols) > most:
         raise _too_long(f"{len(symbols):,} symbols", most)
-    if not len(symbols):  # what follows nothing follows the end of a line
+    given = len(symbols) > 0
+    if not given:  # what follows nothing follows the end of a line
         symbols = tokenizer.encode("\n").numpy()
-    return (symbols if len(symbols) else np.zeros(1, np.int64)), prompt
+    return (symbols if len(symbols) else np.zeros(1, np.int64)), prompt, given
 
 
 def _too_long(got: str, most: int) -> Refused:

@@ -219,6 +219,8 @@ class Scheduler:
         job.stops = Stops(ask.stop) if ask.stop else None
         if not ask.most and not ask.of_prompt:
             return self._end(job, "length")
+        if ask.of_prompt and ask.logprobs is not None:  # nothing foretells the first
+            job.scored.append(Scored(int(ask.prompt[0]), None, {}))
         if not ask.of_prompt:
             # The last symbol is stepped in any case: what follows it is what is asked.
             job.fed, job.state = self.prefixes.longest(ask.prompt, len(ask.prompt) - 1)
@@ -314,8 +316,6 @@ class Scheduler:
             symbol = int(job.ask.prompt[len(job.ask.prompt) - 1 - self._left[i]])
             self._next[i] = symbol
             if job.ask.of_prompt and job.ask.logprobs is not None:
-                if self._left[i] == len(job.ask.prompt) - 2:
-                    job.scored.append(Scored(int(job.ask.prompt[0]), None, {}))
                 row = log_probabilities(logits[i : i + 1])[0]
                 job.scored.append(_score(row, symbol, job.ask.logprobs))
 

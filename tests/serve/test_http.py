@@ -166,6 +166,14 @@ def test_what_is_said_around_a_text(served: SimpleNamespace) -> None:
         "logprobs"
     ]
     assert scored["tokens"] == ["a", "b"]
+    for prompt, tokens, at in (("a", ["a"], 1), ("", [], 0)):  # nothing follows a symbol that nobody gave
+        asked = {"prompt": prompt, "max_tokens": 2, "echo": True, "logprobs": 1}
+        choice = ask(served, asked)[1]["choices"][0]
+        scored = choice["logprobs"]
+        assert scored["tokens"] == list(choice["text"])
+        assert scored["tokens"][:at] == tokens
+        assert scored["text_offset"] == list(range(at + 2))
+        assert [p is None for p in scored["token_logprobs"]] == [True] * at + [False] * 2
     neutral = {"best_of": 1, "suffix": None, "logit_bias": {}, "presence_penalty": 0.0, "user": "me"}
     assert ask(served, {"prompt": "a", "max_tokens": 1, **neutral})[0] == 200
     events = ask(served, {"prompt": "a", "max_tokens": 1, "stream": True, "units": True})[1].split("\n\n")
