@@ -343,6 +343,26 @@ def test_what_was_not_there_in_training_is_refused(fitted: Classifier) -> None:
     assert fitted.predict(["\u3042"]).shape == (1,)  # a character never seen
 
 
+def test_a_step_is_checked_as_a_sequence_is(strings: tuple[list[str], list[str]]) -> None:
+    how = {**SMALL, "both": False, "steps": 2}
+    numbers = Classifier(**how).fit([[[1.0, 2.0]] * 3, [[0.0, 1.0]] * 2] * 2, ["a", "b"] * 2)
+    texts = Classifier(**how).fit(*strings)
+    for model, x, error, what in (
+        (numbers, [1.0], InputError, "(?s)as many numbers as.*got: 1.*expected: 2"),
+        (numbers, [1.0, 2.0, 3.0], InputError, "(?s)as many numbers as.*got: 3.*expected: 2"),
+        (numbers, [1.0, float("nan")], InputError, "NaN or infinity"),
+        (numbers, [1.0, 1e39], InputError, "NaN or infinity"),
+        (numbers, ["a", "b"], InputError, "no numbers"),
+        (numbers, "a", InputTypeError, "(?s)not of the kind.*got: a text"),
+        (texts, 1.0, InputTypeError, "(?s)not of the kind.*got: float"),
+        (texts, None, InputTypeError, "(?s)not of the kind.*got: NoneType"),
+    ):
+        with pytest.raises(error, match=what):
+            model.step(x)
+    found, _ = numbers.step((1, 2))
+    np.testing.assert_allclose(found, numbers.predict_proba([[[1.0, 2.0]]])[0], rtol=1e-5)
+
+
 # What does not hold, and why: docs/classify.md.
 NOT_HELD = {
     "check_classifiers_train": "a list of lists is no table: what it holds may be of other lengths the next time",

@@ -202,13 +202,19 @@ class Classifier:
         """One element of a live stream: (probabilities `[K]` of the stream so far, the state to go on from).
 
         x: numbers `[I]`, or a character. The probabilities are those of `predict_proba` for the stream so far.
-        Raises NotSupported for a model of both directions.
+        Raises NotSupported for a model of both directions, InputError and InputTypeError for what is no such element.
         """
         model = self._fitted()
+        if isinstance(x, str) != model.symbols:
+            raise InputTypeError(
+                what="a step is not of the kind that the model learnt from", where="x",
+                got="a text" if isinstance(x, str) else type(x).__name__,
+                expected="a character" if model.symbols else f"{model.settings['inputs']} numbers",
+                mend="give steps of sequences as in training",
+            )  # fmt: skip
         with torch.no_grad():
-            if not isinstance(x, str):
-                row = torch.as_tensor(np.asarray(x, dtype=np.float64)).reshape(1, -1)
-                logits, state = model.step(row, state)
+            if not model.symbols:
+                logits, state = model.step(_element(x, model.settings["inputs"]), state)
             else:
                 for symbol in self.coding_.sequence(x)[int(state is not None) : -1]:
                     _, state = model.step(symbol[None], state)
@@ -337,31 +343,47 @@ def _sequences(X: Any) -> tuple[list[Any], int | None]:
 
 def _sequence(one: Any, row: int) -> Tensor:
     where = f"X[{row}]"
-    try:
-        array = np.asarray(one.detach().cpu() if isinstance(one, Tensor) else one)
-        if array.dtype.kind == "c":
-            raise InputError(what="Complex data not supported", where=where, mend="give two numbers for each")
-        array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        kind = InputTypeError if isinstance(error, TypeError) else InputError
-        raise kind(
-            what=f"this is no sequence of numbers: {error}", where=where, mend="give an array [T, I]"
-        ) from error
+    array = _numbers(one, where, "this is no sequence of numbers", "give an array [T, I]")
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(
             what="a sequence is [T, I], with a step at least",
             where=where, got=list(array.shape), expected="[T, I] or [T]", mend="leave out what is empty",
         )  # fmt: skip
-    if not np.isfinite(array).all() or abs(array).max() > np.finfo(np.float32).max:
-        raise InputError(
-            what="Input X contains NaN or infinity",
-            where=where,
-            mend="fill gaps in, or leave the sequence out",
-        )
+    _expect_finite(array, where, "fill gaps in, or leave the sequence out")
     return torch.from_numpy(array)
+
+
+def _element(x: Any, inputs: int) -> Tensor:
+    """[1, I] of a step of a stream."""
+    array = _numbers(x, "x", "these are no numbers", f"give {inputs} numbers").reshape(1, -1)
+    if array.shape[1] != inputs:
+        raise InputError(
+            what="a step has as many numbers as those learnt from", where="x", got=array.shape[1], expected=inputs,
+            mend="give one step, with all of its numbers",
+        )  # fmt: skip
+    _expect_finite(array, "x", "fill the gap in, or leave the step out")
+    return torch.from_numpy(array)
+
+
+def _numbers(one: Any, where: str, what: str, mend: str) -> Any:
+    """A float64 array. what, mend: of the error where it cannot be one."""
+    try:
+        array = np.asarray(one.detach().cpu() if isinstance(one, Tensor) else one)
+        if array.dtype.kind == "c":
+            raise InputError(what="Complex data not supported", where=where, mend="give two numbers for each")
+        return array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        kind = InputTypeError if isinstance(error, TypeError) else InputError
+        raise kind(what=f"{what}: {error}", where=where, mend=mend) from error
+
+
+def _expect_finite(array: Any, where: str, mend: str) -> None:
+    """Raise InputError for what is no number in float32."""
+    if not np.isfinite(array).all() or abs(array).max() > np.finfo(np.float32).max:
+        raise InputError(what="Input X contains NaN or infinity", where=where, mend=mend)
 
 
 def _labels(y: Any, count: int | None) -> Any:
