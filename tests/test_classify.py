@@ -195,6 +195,12 @@ def test_class_weights() -> None:
         coding.weights("rare")
 
 
+def test_weights_of_labels_that_are_not_there_are_refused() -> None:
+    coding = Coding(["a", "b"], [3, 1], "ab")
+    with pytest.raises(InputError, match=r"(?s)labels that are not there.*got: nope.*expected: a, b"):
+        coding.weights({"nope": 2, "a": 1})
+
+
 @pytest.mark.conformance
 def test_rare_labels_are_found_where_they_weigh_more() -> None:
     rng = np.random.default_rng(0)

@@ -123,6 +123,12 @@ class Coding:
         if kind == "balanced":
             weights = 1 / counts.clamp(min=1)
         elif isinstance(kind, dict) and all(isinstance(w, (int, float)) and w >= 0 for w in kind.values()):
+            if strange := [label for label in kind if label not in self._places]:
+                raise InputError(
+                    what="class weights are of labels that are not there", where="class_weight",
+                    got=", ".join(map(str, strange))[:200], expected=", ".join(map(str, self.labels))[:200],
+                    mend="leave them out, or spell them as the labels are",
+                )  # fmt: skip
             weights = torch.tensor([float(kind.get(label, 1)) for label in self.labels])
         else:
             raise InputError(
