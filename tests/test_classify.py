@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from elman import explain
+from elman import explain, models
 from elman.data.labelled import read_labelled, read_sequences, stratified
 from elman.errors import DataError, InputError, InputTypeError, NotSupported
 from elman.models import Classifier
@@ -330,6 +330,16 @@ def test_a_live_stream_is_classified_as_it_comes(strings: tuple[list[str], list[
         (np.zeros(4), [0, 1, 0, 1], InputError, "Expected 2D array"),
         ([[1.0], [2.0]], [0.5, 1.0], InputError, "Unknown label type"),
         ([[1.0], [2.0]], None, InputError, "requires y"),
+        (["ab", "cd"], ["x", None], InputError, r"(?s)a label is missing.*where: y\[1\].*got: None"),
+        (["ab", "cd"], [float("nan"), "x"], InputError, r"(?s)a label is missing.*where: y\[0\].*got: nan"),
+        (["ab", "cd"], np.array(["x", None], object), InputError, r"(?s)a label is missing.*where: y\[1\]"),
+        (
+            ["ab", "cd"],
+            np.array(["x", 1], object),
+            InputTypeError,
+            r"(?s)labels are of one kind.*got: str, int",
+        ),
+        (["ab", "cd"], [[1], [2, 3]], InputError, "one label for each"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(x: Any, y: Any, error: type, what: str) -> None:
@@ -367,6 +377,29 @@ def test_a_step_is_checked_as_a_sequence_is(strings: tuple[list[str], list[str]]
             model.step(x)
     found, _ = numbers.step((1, 2))
     np.testing.assert_allclose(found, numbers.predict_proba([[[1.0, 2.0]]])[0], rtol=1e-5)
+
+
+def test_a_gap_of_pandas_is_no_label() -> None:
+    pandas = pytest.importorskip("pandas", reason="its series are taken as labels")
+    for gap in (None, pandas.NA, float("nan")):
+        with pytest.raises(InputError, match=r"(?s)a label is missing.*where: y\[1\]"):
+            Classifier(**SMALL).fit(["ab", "cd"], pandas.Series(["x", gap], dtype=object))
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None, 2**64, -(2**63) - 1])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    learnt: list[Callable[[], Any]] = [
+        lambda: Classifier(seed=seed).fit(["ab", "cd"], ["x", "y"]),
+        lambda: models.Autoencoder(seed=seed).fit(["ab", "cd"]),
+        lambda: models.Tagger(seed=seed).fit([["a"], ["b"]], [["X"], ["Y"]]),
+        lambda: models.Forecaster(horizon=2, seed=seed).fit(list(range(40))),
+        lambda: models.Forecaster(distribution="bernoulli", horizon=2, seed=seed).fit([np.eye(4)]),
+    ]
+    if seed is not None:  # that draws as torch goes on
+        learnt.append(lambda: models.LanguageModel(5, hidden=4, embedding=4).generate([1], 3, seed=seed))
+    for fit in learnt:
+        with pytest.raises((InputError, InputTypeError), match=r"(?s)a seed is a whole number.*where: seed"):
+            fit()
 
 
 # What does not hold, and why: docs/classify.md.

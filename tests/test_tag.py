@@ -401,6 +401,11 @@ def test_a_tag_that_stands_in_one_sentence_is_learnt() -> None:
     assert len(learnt) + len(held_out) == 30
 
 
+def test_a_gap_is_no_tag() -> None:
+    with pytest.raises(InputError, match=r"(?s)a tag is missing.*where: tags\[1\]\[0\].*got: None"):
+        Tagger().fit([["a", "b"], ["c"]], [["X", "Y"], [None]])  # type: ignore[list-item]
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     tagger = Tagger(**SMALL, steps=2)
     with pytest.raises(StateError, match="call fit first"):

@@ -1,4 +1,4 @@
-"""What is asked of a model that writes: checked before, and where the text ends."""
+"""What is asked of a model: checked before; and where a text that it writes ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.errors import InputError, InputTypeError
+from elman.errors import InputError, InputTypeError, expect
 
 
 def expect_prompt(prompt: Tensor | Sequence[int], own_tokenizer: bool) -> Tensor:
@@ -49,6 +49,22 @@ def expect_ways(
             raise InputError(what=f"{name} cannot be that", where=name, got=value, mend=mend)
 
 
+def expect_seed(seed: Any) -> None:
+    """Raise InputError or InputTypeError for what no random numbers can begin with."""
+    what, mend = "a seed is a whole number", "give one, such as 0"
+    expect(seed, int, what, "seed", mend)
+    if not -(2**63) <= seed < 2**64:
+        raise InputError(what=what, where="seed", got=seed, expected="-2⁶³ … 2⁶⁴ - 1", mend=mend)
+
+
+def is_gap(label: Any) -> bool:
+    """Whether there is no label: None, NaN, or a gap of pandas."""
+    try:
+        return label is None or bool(label != label)
+    except (TypeError, ValueError):  # of pandas.NA nobody knows whether it is itself
+        return True
+
+
 def until(written: Iterator[list[int]], stop: set[int], one: bool) -> Iterator[Any]:
     """What is written until every sample has met a symbol of `stop`; `one`: the symbols of one sample by themselves."""
     stopped: list[bool] = []
@@ -62,4 +78,4 @@ def until(written: Iterator[list[int]], stop: set[int], one: bool) -> Iterator[A
                 return
 
 
-__all__ = ["expect_prompt", "expect_ways", "until"]
+__all__ = ["expect_prompt", "expect_seed", "expect_ways", "is_gap", "until"]

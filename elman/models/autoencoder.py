@@ -19,6 +19,7 @@ from elman.data.schema import Odd, number, truth, whole
 from elman.data.sequences import LONGEST, UNKNOWN, Form
 from elman.errors import DataError, InputError, StateError
 from elman.models import pretrained
+from elman.models.asked import expect_seed
 from elman.models.autoencoding import AutoencoderNetwork, together
 from elman.models.evaluating import evaluating
 from elman.models.stack import Cells, learning_rate
@@ -89,6 +90,7 @@ class Autoencoder:
 
         Raises InputError for what are no sequences of one kind.
         """
+        expect_seed(self.seed)
         with _complaining():
             form = Form.of(sequences)
             x = [form.encode(one, str(i)) for i, one in enumerate(sequences)]

@@ -18,6 +18,7 @@ from elman.data import ragged
 from elman.data.labelled import stratified
 from elman.errors import InputError, InputTypeError, NotYet
 from elman.models import pretrained
+from elman.models.asked import expect_seed, is_gap
 from elman.models.coding import END, FILE, Coding
 from elman.models.scores import calibrated, figures
 from elman.models.sequence_classifier import KNOWN, SETTINGS, SequenceClassifier, logits_of, shapes
@@ -123,6 +124,7 @@ class Classifier:
 
         The random numbers of torch go on as if nothing had been drawn.
         """
+        expect_seed(self.seed)
         x, width = _sequences(X)
         labels = _labels(y, len(x))
         self.classes_ = np.unique(labels)
@@ -393,7 +395,15 @@ def _labels(y: Any, count: int | None) -> Any:
             where="y",
             mend="give labels",
         )
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except ValueError as error:  # lists of different lengths
+        raise InputError(
+            what="there is one label for each sequence",
+            where="y",
+            got="lists of several lengths",
+            expected=[count],
+        ) from error
     if labels.ndim == 2 and labels.shape[1] == 1:
         _warn_of_a_column()
         labels = labels[:, 0]
@@ -409,7 +419,26 @@ def _labels(y: Any, count: int | None) -> Any:
                 what="Unknown label type: continuous", where="y", got=f"{labels[labels != labels.round()][0]}",
                 expected="texts or whole numbers", mend="make classes of them",
             )  # fmt: skip
+    if labels.dtype.kind in "OUT":
+        _expect_names(labels, y if isinstance(y, (list, tuple)) else labels)
     return labels
+
+
+def _expect_names(labels: Any, given: Any) -> None:
+    """Raise InputError for gaps, InputTypeError for labels that have no order. given: before numpy made texts of it."""
+    for k, label in enumerate(given):
+        if is_gap(label):
+            raise InputError(
+                what="a label is missing", where=f"y[{k}]", got=f"{label}", mend="leave the sequence out"
+            )
+    try:
+        sorted(set(labels))
+    except TypeError as error:
+        kinds = dict.fromkeys(type(label).__name__ for label in labels)
+        raise InputTypeError(
+            what="labels are of one kind", where="y", got=", ".join(kinds), expected="texts or whole numbers",
+            mend="make texts of them",
+        ) from error  # fmt: skip
 
 
 def _warn_of_a_column() -> None:

@@ -16,6 +16,7 @@ from elman.data.series import Columns, Panel, backend_of, frame_like, panel_of, 
 from elman.data.series_windows import FAR, Origins, SeriesForm, kept_form
 from elman.errors import InputError, NotYet
 from elman.models import pretrained
+from elman.models.asked import expect_seed
 from elman.models.distributions import FRAMES, QUANTILES, SHARES
 from elman.models.forecast_network import ForecastNetwork
 from elman.models.forecasting import (
@@ -105,6 +106,7 @@ class Forecaster:
         Of "bernoulli", frame is a list of arrays [T, I] of 0 and 1, and valid another one, by which the weights are
         chosen; None: one in ten of frame, those at its end.
         """
+        expect_seed(self.seed)
         if self.distribution == FRAMES:
             self._frames = Frames.fitted(
                 frame,
@@ -183,6 +185,7 @@ class Forecaster:
     def _forecast(self, horizon: int | None, frame: Any, paths: int, seed: int) -> tuple[Panel, Forecasts]:
         form, network = self.form, self.network
         expect_whole(paths, "paths", 1)
+        expect_seed(seed)
         panel = self._series(frame)
         return panel, ahead(network, form, panel, self._steps(horizon), paths, seed)
 

@@ -14,6 +14,7 @@ from elman.data import ragged
 from elman.data.rolls import roll_of
 from elman.errors import InputError
 from elman.models import pretrained
+from elman.models.asked import expect_seed
 from elman.models.frame_network import (
     AVERAGE,
     BATCH,
@@ -67,6 +68,7 @@ class Frames:
 
     def paths(self, horizon: int, x: Any, count: int, seed: int) -> np.ndarray:
         """[count, horizon, I]."""
+        expect_seed(seed)
         given = self.tail if x is None else self._like(roll_of(x, "frame", InputError))
         return self.network.paths(given, count, horizon, seed).numpy()
 

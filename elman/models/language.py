@@ -15,7 +15,7 @@ from elman.data import Tokenizer
 from elman.data.schema import each, truth, whole
 from elman.errors import DataError, InputError, InputTypeError, expect
 from elman.models import pretrained
-from elman.models.asked import expect_prompt, expect_ways, until
+from elman.models.asked import expect_prompt, expect_seed, expect_ways, until
 from elman.models.bounded import bounded_loss
 from elman.models.evaluating import evaluating
 from elman.models.language_network import LanguageNetwork, no_symbol
@@ -260,6 +260,8 @@ class LanguageModel(LanguageNetwork):
             raise InputError(
                 what="the draws come from one place", where="seed=, generator=", mend="give one of the two"
             )
+        if seed is not None:
+            expect_seed(seed)
         sampler.generator = generator if seed is None else torch.Generator().manual_seed(seed)
         if context is not None:
             context = context.expand(samples or 1, -1)

@@ -17,6 +17,7 @@ from elman.data.lexicon import Forms, Lexicon, read_vectors
 from elman.data.tagged import Sentence
 from elman.errors import InputError, InputTypeError, StateError, expect
 from elman.models import pretrained
+from elman.models.asked import expect_seed, is_gap
 from elman.models.evaluating import evaluating
 from elman.models.scores import by_label, confusion
 from elman.models.stack import learning_rate
@@ -190,6 +191,7 @@ class Tagger:
 
         Raises InputError and InputTypeError where they do not belong together.
         """
+        expect_seed(self.seed)
         given = _with_others(_sentences(sentences, tags), [_sentences(sentences, other) for other in also])
         learnt, held_out = (given, _sentences(*valid)) if valid is not None else split(given)
         others = others_of(learnt)
@@ -342,6 +344,13 @@ def _sentences(sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]
                 what="there is a tag for each word", where=f"tags[{k}]", got=len(own), expected=len(words) or "some",
                 mend="give as many",
             )  # fmt: skip
+        if gaps := [t for t, one in enumerate(own) if is_gap(one)]:
+            raise InputError(
+                what="a tag is missing",
+                where=f"tags[{k}][{gaps[0]}]",
+                got=f"{own[gaps[0]]}",
+                mend="leave the sentence out",
+            )
         where = f"sentences[{k}]"
         tagged.append(
             Sentence(tuple(_words(words, where)), tuple(own), f"{where}, word", tuple(range(len(words))))
