@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from elman import explain, models
-from elman.data.labelled import read_labelled, read_sequences, stratified
+from elman.data.labelled import Labelled, read_labelled, read_sequences, stratified
 from elman.errors import DataError, InputError, InputTypeError, NotSupported
 from elman.models import Classifier
 from elman.models.coding import Coding
 from elman.models.scores import calibrated, calibration_error, figures
 from elman.models.sequence_classifier import POOLS, SequenceClassifier, logits_of
 from elman.report import matrix, read_record
-from elman.tasks.classify import Classify
+from elman.tasks.classify import Classify, HeldOut
+from elman.training import Measure
 from tests import pairwise
 from tests.strangers import elman
 from tests.typed import expect_answers
@@ -446,6 +447,18 @@ def test_it_is_cloned_searched_and_piped() -> None:
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_a_regression_on_numbers_is_called_what_it_is() -> None:
+    pytest.importorskip("sklearn", reason="it is scikit-learn's regression")
+    x, y = voices(30, 0)
+    examples = Labelled([torch.from_numpy(one) for one in x], y, y)
+    task = Classify(Coding.of(examples.x, y))
+    held_out = HeldOut(examples, *task.encoded(examples, 4), examples)
+    shares = task._baselines(held_out)
+    assert list(shares) == ["most frequent", "statistics"]
+    figure = Measure(1.0, "accuracy", "%", details={"balanced": 1.0, "nats": 0.0, "calibration": 0.0})
+    assert "logistic regression on mean, deviation, first and last " in task.said(figure, held_out)[-1]
 
 
 @pytest.fixture(scope="module")

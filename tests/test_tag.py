@@ -23,6 +23,7 @@ from elman.models.crf import CRF
 from elman.models.tagger import Encoded, measure, split, tag
 from elman.models.tagging import TagNetwork
 from elman.tasks import task_of
+from elman.tasks.tag import Tag
 from tests.pairwise import with_more
 from tests.strangers import elman
 from tests.typed import expect_answers
@@ -343,6 +344,11 @@ def test_figures_tell_words_that_were_seen_from_others() -> None:
     assert found.details["baseline"] == 0.75  # two forms are Y
     assert found.details["tags"] == {"X": [0.0, 0.0, 0.0, 2], "Y": [0.5, 1.0, 2 / 3, 2]}
     assert found.details["mistakes"] == {"X → Y": 2}
+    said = Tag(lexicon).said(found, Encoded.of(held_out, lexicon))[1]
+    assert said == "  words seen in training 50.0 %, the 2 others 50.0 %; by each word's commonest tag 75.0 %"
+    unheard = Encoded.of([Sentence(("new",), ("Y",))], lexicon)
+    said = Tag(lexicon).said(measure(network, unheard), unheard)[1]
+    assert said == "  words not seen in training 100.0 %; by each word's commonest tag 100.0 %"
 
 
 # --- from Python ------------------------------------------------------------------------------------------------------
@@ -475,7 +481,7 @@ def test_a_run_is_evaluated_on_what_was_held_out_or_on_files(run: Path, tmp_path
     assert said.status == 0, said.err
     first, second, third = said.out.splitlines()
     assert first == "accuracy 100.0 %, 34 of 34 words"
-    assert "the 0 others 0.0 %" in second
+    assert second.startswith("  words seen in training 100.0 %; by each word's commonest tag ")
     assert third.startswith("  F1: ")
     words, tags = toy(2)
     tags[1][2] = "ODD"

@@ -31,7 +31,11 @@ from elman.training.measure import percent
 _LOOKED_AT = 2000  # examples of a quick look
 _HELD_OUT, _TEST = 0.1, 0.1
 _LABELS = 100_000
-_GUESSES = {"most frequent": "always the most frequent label", "n-grams": "logistic regression on n-grams"}
+_GUESSES = {
+    "most frequent": "always the most frequent label",
+    "n-grams": "logistic regression on n-grams",
+    "statistics": "logistic regression on mean, deviation, first and last",
+}
 _share = number(0, 1, finite=False)
 _SAVED: dict[str, Check] = {
     "files": each(file_name, 100_000),
@@ -274,8 +278,8 @@ class Classify(Task):
         assert data.learnt is not None
         most = Counter(data.learnt.y).most_common(1)[0][0]
         shares = {"most frequent": sum(label == most for label in data.examples.y) / len(data.examples.y)}
-        if (score := _n_grams(data.learnt, data.examples)) is not None:
-            shares["n-grams"] = score
+        if (score := _regression(data.learnt, data.examples)) is not None:
+            shares["statistics" if self.coding.characters is None else "n-grams"] = score
         data.baselines = shares
         return shares
 
@@ -414,7 +418,7 @@ def _seen(learnt: Labelled, examples: Labelled, right: Tensor) -> dict[str, tupl
     }
 
 
-def _n_grams(learnt: Labelled, examples: Labelled) -> float | None:
+def _regression(learnt: Labelled, examples: Labelled) -> float | None:
     """What logistic regression on the n-grams of 1 … 4 characters gets right, where scikit-learn is there; of numbers
     on mean, deviation, first and last of each channel."""
     try:

@@ -274,12 +274,16 @@ class Language(Task):
         symbols, counts = measure.details["symbols"], data.measured.counts
         assert counts is not None  # without the first symbol, which is given, not predicted
         nats, unit = measure.value * symbols, self.unit
+        # Symbols that are words are newlines and punctuation, too: not the words that other models are compared by.
+        each, word = (
+            (unit, "word") if unit != "word" else ("symbol (a word or a mark)", "word between spaces")
+        )
         bits = nats / math.log(2)
         figures = [
             f"{bits / max(counts.characters, 1):.4f} per character",
             f"{bits / max(counts.bytes, 1):.4f} per byte",
-            f"perplexity {_perplexity(measure.value)} per {unit}",
-            f"{_perplexity(nats / max(counts.words, 1))} per word",
+            f"perplexity {_perplexity(measure.value)} per {each}",
+            f"{_perplexity(nats / max(counts.words, 1))} per {word}",
         ]
         lines = [
             f"{measure.value / math.log(2):.4f} bits per {unit} ({measure.value:.4f} nats), over {symbols:,} {unit}s",

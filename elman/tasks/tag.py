@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -122,10 +122,18 @@ def _facts(record: Record) -> dict[str, str]:
         return {"held out, best look": percent(record.best.value) if record.best else "–"}
     return {
         f"of {measured['words']:,} words held out": percent(measured["value"]),
-        "of words seen in training": percent(measured["seen"]),
-        f"of {measured['unseen_words']:,} others": percent(measured["unseen"]),
+        **{f"of {name}": share for name, share in _by_acquaintance(measured)},
         "by each word's most frequent tag": percent(measured["baseline"]),
     }
+
+
+def _by_acquaintance(measured: Mapping[str, Any], the: str = "") -> Iterator[tuple[str, str]]:
+    """(which words, the share of them that is right), without those of which there are none."""
+    unseen = measured["unseen_words"]
+    if seen := unseen < measured["words"]:
+        yield "words seen in training", percent(measured["seen"])
+    if unseen:
+        yield f"{the}{unseen:,} others" if seen else "words not seen in training", percent(measured["unseen"])
 
 
 def _sections(record: Record) -> dict[str, str]:
@@ -242,11 +250,10 @@ class Tag(Task):
     def said(self, measure: Measure, data: Encoded) -> Sequence[str]:
         of = measure.details
         rows = sorted(of["tags"].items(), key=lambda row: -row[1][3])
-        seen, unseen, usual = (percent(of[name]) for name in ("seen", "unseen", "baseline"))
         return [
             f"{measure}, {round(measure.value * of['words']):,} of {of['words']:,} words",
-            f"  words seen in training {seen}, the {of['unseen_words']:,} others {unseen}; by each word's commonest "
-            f"tag {usual}",
+            f"  {', '.join(f'{name} {share}' for name, share in _by_acquaintance(of, 'the '))}; by each word's "
+            f"commonest tag {percent(of['baseline'])}",
             "  F1: " + ", ".join(f"{name} {percent(one[2])}" for name, one in rows[:20] if one[3]),
         ]  # fmt: skip
 

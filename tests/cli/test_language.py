@@ -76,6 +76,10 @@ def expect_figures(kind: str, run: Path, text: Path) -> None:
     lines = elman("evaluate", run, text).output.splitlines()
     unit = {"bytes": "byte", "words": "word", "bpe": "token"}[kind]
     per_symbol, symbols = re.match(rf"([\d.]+) bits per {unit} .* over ([\d,]+) {unit}s", lines[0]).groups()
+    each, word = (
+        (r"symbol \(a word or a mark\)", "word between spaces") if kind == "words" else (unit, "word")
+    )
+    assert re.search(rf"perplexity \S+ per {each}, \S+ per {word}, ", lines[1]), lines[1]
     per_byte = re.search(r"([\d.]+) per byte", lines[1])
     assert per_byte is not None
     first = {"bytes": 1, "words": 3, "bpe": 3}[kind]  # "the" is not predicted
