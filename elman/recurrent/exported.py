@@ -69,7 +69,8 @@ def run_exported(
         args, args.states, Layout((steps, batch), batch, (steps, batch), device)
     )
     own, active = _own(binding, tensors, batch), _active(binding, happens, steps, batch)
-    results = _run(binding, own, active, steps, batch)
+    training = any(part.training for part in layer.cell.modules())
+    results = _run(binding, own, active, steps, batch, training)
     outputs = fill(binding.output, [results[slot] for slot in binding.outputs])
     return outputs, fill(binding.state, [results[slot] for slot in binding.finals])
 
@@ -158,12 +159,21 @@ def _active(binding: Binding, happens: tuple[Any, Any, Any], steps: int, batch: 
 
 
 def _run(
-    binding: Binding, tensors: dict[str, Tensor], active: Tensor | None, steps: int, batch: int
+    binding: Binding,
+    tensors: dict[str, Tensor],
+    active: Tensor | None,
+    steps: int,
+    batch: int,
+    training: bool,
 ) -> dict[int, Tensor]:
     """Place among the program's outputs -> sequence or final state."""
     program = binding.program
     if program.has_noise:
-        raise _refused("a cell that draws random numbers under torch.export", "call model.eval() before")
+        inside = "draw the numbers outside of the step, and give them to it as a part of x"
+        raise _refused(
+            "a cell that draws random numbers under torch.export",
+            "call model.eval() before" if training else inside,
+        )
     circuit = program.circuit
     with _unrecorded():
         plan = program.plan

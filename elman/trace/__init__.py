@@ -15,7 +15,7 @@ import torch
 
 from elman.circuit import graphs
 from elman.circuit.form import Circuit, InPort, Kind, OutPort, Wire
-from elman.circuit.rows import rows_of
+from elman.circuit.rows import Mixed, rows_of
 from elman.circuit.signature import Signature, identifier
 from elman.circuit.structure import flatten, paths
 from elman.errors import TraceError
@@ -186,11 +186,21 @@ def _val(graph: torch.fx.Graph, name: str) -> Any:
 def _for_each_row(results: Mapping[str, torch.Tensor], kept: Container[str]) -> dict[str, torch.Tensor]:
     """With a row for each sequence of what all have alike (a penalty on weights): the gradients that reach an output
     are those of rows. kept: the results that are states."""
-    found = ((value, rows_of(value)) for value in results.values())
-    batch = next((v.shape[where.dim] for v, where in found if where is not None and where.factor == 1), None)
+    batch, alike = None, set()
+    for name, value in results.items():
+        try:
+            where = rows_of(value)
+        except (
+            Mixed
+        ):  # said later: of states by their shapes, of outputs at the operation that lets rows meet
+            continue
+        if where is None:
+            alike.add(name)
+        elif where.factor == 1 and batch is None:
+            batch = value.shape[where.dim]
     return {
         name: value.expand(batch, *value.shape)
-        if batch is not None and name not in kept and rows_of(value) is None
+        if batch is not None and name in alike and name not in kept
         else value
         for name, value in results.items()
     }

@@ -22,6 +22,8 @@ class Complaint(enum.Enum):
     DISTRIBUTION = "torch.distributions looks at its arguments"
     DERIVATIVE = "an operation has no derivative"
     WRITE = "autograd refuses a write in place"
+    ASSERTION = "an assertion of PyTorch's own fails"
+    RESIZE = "autograd refuses another size in place"
     OTHER = "something else"
 
 
@@ -46,6 +48,10 @@ def complaint(error: BaseException) -> Complaint:
         return Complaint.DERIVATIVE
     if any(words in text for words in _WRITES):
         return Complaint.WRITE
+    if "INTERNAL ASSERT FAILED" in text:
+        return Complaint.ASSERTION
+    if "cannot resize variables" in text:
+        return Complaint.RESIZE
     return Complaint.DISTRIBUTION if _of_distributions(error) else Complaint.OTHER
 
 

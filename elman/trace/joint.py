@@ -24,7 +24,7 @@ from elman.circuit import graphs, rows
 from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.circuit.operations import OPERATIONS
 from elman.circuit.signature import identifier
-from elman.errors import TraceError
+from elman.errors import ElmanError, TraceError
 from elman.trace import refuse
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
@@ -109,6 +109,13 @@ def trace_joint(
         told = TraceError(
             error.what, where=error.where, got=error.got, expected=error.expected, mend=error.mend
         )
+    except ElmanError:
+        raise
+    except RuntimeError as error:  # none of the step's: what failed within PyTorch before has left it so
+        raise TraceError(
+            what=f"nothing can be traced here, where a trace has failed within PyTorch: {refuse.message(error)}",
+            where=name, mend="call it again outside of the transform of torch.func that is in progress",
+        ) from error  # fmt: skip
     try:
         return _trace_joint(*given, lines=True)
     except TraceError:

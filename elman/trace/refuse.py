@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from elman.circuit.form import InPort, Kind, StepFunction
+from elman.circuit.rows import Mixed
 from elman.circuit.verdict import Does, verdict
 from elman.errors import ElmanError, TraceError
 from elman.trace.changes import Changes
@@ -39,6 +40,7 @@ _STEPS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cells.py")
 _TYPED = ("<stdin>", "<ipython")
 _LONG = 600  # letters of a message that are too many
 _ANY_BATCH = "the step must run at any batch size B on x [B, …] and state [B, …]"
+_OWN_SEQUENCE = "every row of a batch is a sequence of its own: compute along the features (dim=-1) only"
 _NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
 
 
@@ -119,6 +121,11 @@ def _translated(cell: str, error: Exception) -> TraceError:
     where = raised_at(cell, error)
     text = re.sub(r"\bs\d+\b", "B", message(error))  # the tracer's symbol for the batch size
     what, mend = f"the step failed while it was traced: {text}", _ANY_BATCH
+    if isinstance(error, Mixed):
+        text = text.removeprefix(f"{Mixed.__name__}: ")
+        return TraceError(
+            what=f"the step mixes the rows of the batch: {text}", where=where, mend=_OWN_SEQUENCE
+        )
     match complaint(error):
         case Complaint.DATA:
             what = "the step takes a number or a decision out of the data (data-dependent control flow)"
@@ -137,6 +144,11 @@ def _translated(cell: str, error: Exception) -> TraceError:
         case Complaint.DERIVATIVE:
             mend = "PyTorch has no such derivative: say the same with operations that have one"
             mend += " (clamp(x / 6 + 0.5, 0, 1))"
+        case Complaint.ASSERTION:
+            mend = "it is a fault of PyTorch's: say the same with other operations, of torch in place of torch.ops"
+        case Complaint.RESIZE:
+            what = f"autograd refuses to give a tensor another size in its place: {text}"
+            mend = "make another tensor of that size: reshape, slices along the features, or torch.cat"
         case Complaint.WRITE:
             text = re.sub(rf"\b{PRETENDED_BATCH}\b", "B", text.partition(" Hint: ")[0])
             what = f"autograd refuses a write of the step's, as in a plain loop over the steps: {text}"
@@ -182,6 +194,14 @@ def guards(
             raise TraceError(
                 what="the step takes the batch size as a number", where=where,
                 mend="write the step for any batch size: x.new_zeros(x.shape[0], …), not len(x) or int(x.shape[0])",
+            )  # fmt: skip
+        if any(
+            term.is_negative for sum in guard.expr.atoms(sympy.Add) for term in sum.args if term.is_Number
+        ):
+            raise TraceError(
+                what="the step cuts the batch, and treats some of its rows apart from the others", where=where,
+                got=f"a tensor of fewer rows: {_with_b(guard.expr)} was asked, where B is the batch size",
+                mend="every row of a batch is a sequence of its own: slice and write along the features only, v[:, …]",
             )  # fmt: skip
         raise TraceError(
             what="the step branches on the batch size, or fixes it",
@@ -304,7 +324,7 @@ def mixing(graph: fx.Graph, where: Callable[[fx.Node], str]) -> None:
             where=where(node),
             mend="to pick entries of each row: h.gather(-1, index)"
             if "arange" in str(node.target)
-            else "every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
+            else _OWN_SEQUENCE,
         )
 
 
@@ -324,7 +344,7 @@ def mixing_unseen(cell: str, what: str, operations: Sequence[str]) -> TraceError
         what=f"the step mixes the rows of the batch: {what} is another one alone than among three, by one of the "
         f"operations {', '.join(operations)}",
         where=cell,
-        mend="every row of a batch is a sequence of its own: compute along the features (dim=-1) only",
+        mend=_OWN_SEQUENCE,
     )
 
 

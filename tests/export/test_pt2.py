@@ -9,6 +9,7 @@ import torch
 
 import elman
 from elman import cells, models
+from elman.errors import NotSupported
 from tests import pairwise
 from tests.alone import expect_alone, noted
 from tests.cases import CASES
@@ -78,6 +79,21 @@ def test_every_case_runs_without_elman(tmp_path: Path) -> None:
             calls.append((given, results))
         paths.append(noted(path, calls))
     expect_alone(paths, 1e-5)
+
+
+def test_a_cell_that_draws_is_told_what_helps(tmp_path: Path) -> None:
+    class Drawing(torch.nn.Module):
+        hidden_size = 3
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(h + x + torch.randn_like(x))
+
+    layer = elman.Recurrent(Drawing())
+    layer(torch.zeros(2, 1, 3))
+    with pytest.raises(NotSupported, match=r"(?s)random numbers.*mend: draw the numbers outside of the step"):
+        elman.export(layer, tmp_path / "a.pt2")
+    with pytest.raises(NotSupported, match=r"(?s)random numbers.*mend: call model\.eval"):
+        torch.export.export(layer.train(), (torch.zeros(2, 1, 3),), strict=False)
 
 
 @pytest.mark.conformance

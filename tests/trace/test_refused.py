@@ -134,6 +134,41 @@ def test_operations_without_a_rule_that_read_or_write_one_row_of_a_batch(name: s
         elman.Recurrent(Made(ONE_ROW[name]))(torch.randn(5, 3, 3))
 
 
+FEATURES = torch.tensor([True, False, True, False])
+
+
+def written_apart(h: Tensor) -> Tensor:
+    v = h.clone()
+    v[1:, FEATURES] = 1
+    return v
+
+
+@pytest.mark.parametrize(
+    ("operation", "what", "mend"),
+    [
+        (
+            lambda h: h @ h.T,
+            "mixes the rows of the batch: the result has the batch in two dim",
+            "along the features",
+        ),
+        (
+            lambda h: (h[:, 0] * 1).resize_(3)[:, None],
+            "autograd refuses to give a tensor another size",
+            "reshape",
+        ),
+        (written_apart, "cuts the batch", "along the features only"),
+    ],
+)
+def test_the_mend_is_of_what_went_wrong(operation: Callable[[Tensor], Tensor], what: str, mend: str) -> None:
+    class Says(Made):
+        def forward(self, x: Tensor, h: Tensor) -> Any:
+            h = torch.tanh(self.U(x) + h)
+            return operation(h), h
+
+    with pytest.raises(TraceError, match=f"(?s){what}.*mend: .*{mend}"):
+        elman.Recurrent(Says(operation))(torch.randn(5, 3, 3))
+
+
 def test_operations_without_a_rule_along_the_features() -> None:
     cell, x = Made(lambda h: h.index_fill(1, FIRST, 0.5).logcumsumexp(-1)), torch.randn(5, 3, 3)
     outputs, _ = elman.Recurrent(cell)(x, lengths=torch.tensor([5, 2, 4]))
