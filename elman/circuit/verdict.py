@@ -264,9 +264,7 @@ def _moves(node: fx.Node) -> Verdict:
 
 @_rule(RowRule.MADE)
 def _made(node: fx.Node) -> Verdict:
-    return (
-        ROWWISE  # the operand says dtype and device; as many dimensions as it has, the result need not have
-    )
+    return ROWWISE  # the operand says dtype and device alone
 
 
 @_rule(RowRule.REPEAT)

@@ -361,10 +361,9 @@ def _scale(y: np.ndarray, *, counts: bool = False) -> tuple[float, float]:
 
 def _scale_before(one: Series, step: int, *, counts: bool) -> tuple[float, float]:
     """`_scale` of all that came before a step; where that is less than what was learnt from, as it was of that."""
-    loc, scale = _scale(one.y[:step][~np.isnan(one.y[:step])], counts=counts)
     if one.earlier is not None and one.earlier.scale > 0:
         return one.earlier.loc, one.earlier.scale
-    return loc, scale
+    return _scale(one.y[:step][~np.isnan(one.y[:step])], counts=counts)
 
 
 def _first(one: Series) -> float:
@@ -459,16 +458,8 @@ def from_tails(value: Any, form: SeriesForm) -> Panel:
         static = tuple(float(v) if isinstance(v, (int, float)) else str(v) for v in tail["static"])
         names = ("last", "loc", "scale")
         earlier = Earlier(*(float(tail["earlier"][n]) for n in names)) if "earlier" in tail else None
-        series.append(
-            Series(
-                tail["name"],
-                tail["start"],
-                np.array(tail["y"], float),
-                **arrays,
-                static=static,
-                earlier=earlier,
-            )
-        )
+        y = np.array(tail["y"], float)
+        series.append(Series(tail["name"], tail["start"], y, **arrays, static=static, earlier=earlier))
     return Panel(form.grid, form.columns, tuple(series))
 
 

@@ -199,10 +199,8 @@ class SingleSteps:
         before, shapes, dimensions = self._circuit
         if before == like and shapes == forms:
             return dimensions
-        if (
-            before != like and self._misses >= _PATIENCE
-        ):  # another cell at every step, with outputs like these
-            return dimensions
+        if before != like and self._misses >= _PATIENCE:
+            return dimensions  # another cell at every step, with outputs like these
         self._misses += before != like
         states, structure = flatten(state, "state")
         dimensions = None

@@ -1,6 +1,6 @@
 """What a forward pass keeps for its backward pass, in as few tensors as will do (`elman.engines.base.Bundle`).
 
-A tensor costs two microseconds to make and two more to save and to read again: as much as a small layer computes at a
+A tensor costs two microseconds to make and one more to save and to read again, as much as a small layer computes at a
 step. So real numbers that are kept, and that nobody else sees, share one tensor, one value behind the other; a value
 that shares memory with an output goes out as the whole of that memory; whole numbers and bools as tensors of their own.
 """
@@ -21,8 +21,9 @@ ROWS_OF: dict[str, Behind] = {"one": (1, 0, 0), "batch": (0, 1, 0), "all": (0, 0
 def kept(
     places: Places, values: Sequence[tuple[OutPort, View]], bundle: Bundle
 ) -> list[tuple[Memory, OutPort]]:
-    """The memories that go out in the place of kept values, each with a value in it; the bundle is told where each
-    value lies. That of which the place is "bundle" is to be as large as what lies before its end."""
+    """The memories that go out in the place of kept values, each with an output that lies in it; the bundle is told
+    where each value lies. The size of the one whose place is "bundle", which values share, is its `behind`. Raises
+    Unsupported for a value that has no rows for all steps or is an input's."""
     room = Memory("rows", REAL, 0, place="bundle")
     tensors: dict[Memory, OutPort] = {}
     bundle.lies.clear()
@@ -47,7 +48,8 @@ def kept(
 
 
 def read(places: Places, bundle: Bundle) -> list[Memory]:
-    """The tensors of a bundle as memories that are given; the values in them are put in their places."""
+    """The tensors of a bundle as memories that are given; the values in them are put in their places. Raises
+    Unsupported for a value that is of another type here."""
     tensors = [places.memory(type, 0, "one", place="given", behind=size) for type, size in bundle.tensors]
     for name, (tensor, type, behind) in bundle.lies.items():
         like = graphs.placeholder(places.plan.circuit.graph, name).meta["val"]
