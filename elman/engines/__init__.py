@@ -7,15 +7,16 @@ from collections.abc import Mapping
 import torch
 
 from elman.engines.base import Engine, LoopResult
+from elman.engines.cuda import Cuda
 from elman.engines.native import Native
 from elman.engines.reference import Reference
 from elman.engines.speed import machine
 from elman.errors import InputError, NotSupported
 from elman.plan.form import Loop
 
-ENGINES: tuple[Engine, ...] = (Native(), Reference())
+ENGINES: tuple[Engine, ...] = (Native(), Cuda(), Reference())
 
-__all__ = ["ENGINES", "Engine", "LoopResult", "by_operations", "choose", "machine", "report"]
+__all__ = ["ENGINES", "Engine", "LoopResult", "by_operations", "choose", "machine", "report", "sparing"]
 
 
 def choose(wanted: str | Engine, loop: Loop, device: torch.device) -> Engine:
@@ -52,6 +53,13 @@ def by_operations(wanted: str | Engine) -> Engine:
     )  # fmt: skip
 
 
+def sparing(wanted: str | Engine, device: torch.device) -> str | Engine:
+    """The same choice for a call under a budget: none that "auto" takes holds memory from one call to the next."""
+    if wanted == "auto" and any(engine.holds_memory and device.type == engine.kind for engine in ENGINES):
+        return next(engine.name for engine in ENGINES if not engine.holds_memory and engine.kind is None)
+    return wanted
+
+
 def report(name: str | Engine, loops: Mapping[str, Loop], device: torch.device) -> str:
     """Which engine runs each of some loops (by what they are for), and why those before it do not."""
     reports = {what: _report(name, loop, device) for what, loop in loops.items()}
@@ -64,5 +72,7 @@ def _report(name: str | Engine, loop: Loop, device: torch.device) -> str:
     engine = choose(name, loop, device)
     if name != "auto":
         return engine.describe()
-    passed = [(other.name, other.supports(loop, device)) for other in ENGINES[: ENGINES.index(engine)]]
-    return engine.describe() + "".join(f" (not {other}: {reason})" for other, reason in passed)
+    passed = [other for other in ENGINES[: ENGINES.index(engine)] if other.kind in (None, device.type)]
+    return engine.describe() + "".join(
+        f" (not {each.name}: {each.supports(loop, device)})" for each in passed
+    )

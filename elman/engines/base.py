@@ -121,6 +121,11 @@ class Engine(ABC):
     """Runs loops. Engines are stateless for the user: the same loop and values give the same bits."""
 
     name: str
+    # The type of device that it runs on; None for any.
+    kind: str | None = None
+    # Whether it may have passes of its own: see `passed`. And whether these hold memory between calls.
+    has_passes = False
+    holds_memory = False
     # Whether an operation of a loop costs nothing to start: cheap ones then run there, not on all rows before it.
     cheap_to_start = False
     # Whether it computes by PyTorch's operations alone, which modes see and tensors of whatever class know.
@@ -177,13 +182,13 @@ class Engine(ABC):
         raise NotImplementedError
 
     def passed(
-        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False,
+        self, plan: Plan, ends: Sequence[str], single: bool, plain: PlanFunction, ragged: bool = False,
         laid: Laid | None = None, keeps: Bundle | None = None, reads: Bundle | None = None,
     ) -> PlanFunction | str:  # fmt: skip
         """A plan as one function of this engine's own, whose loop it supports; or why it cannot be one.
 
         ends, single, ragged: as `elman.execute.emit.emit` takes them, whose function it takes the place of; the
-        numbers of noise are inputs behind all others. empty: that function, for calls without a step or a row.
+        numbers of noise are inputs behind all others. plain: that function for rows of one length.
         laid: what of a ragged plan comes and goes as users have it: `(layout, swaps, seed, *inputs) -> outputs`, see
         `elman.execute.executable.Call`.
         keeps: what of the outputs goes out bundled, behind all others; it is told where. reads: what comes in that way,

@@ -28,7 +28,7 @@ class Reference(Engine):
         self._loops: weakref.WeakKeyDictionary[Loop, Callable[..., tuple[Any, ...]]] = (
             weakref.WeakKeyDictionary()
         )
-        listed("loops of reference", self._loops)
+        listed(f"loops of {self.name}", self._loops)
 
     def describe(self) -> str:
         return self.name

@@ -94,7 +94,7 @@ def _under_budget(program: Program, call: Call, tensors: Sequence[Tensor | None]
         wants = frozenset(p.name for p, t in ports if t is not None and t.requires_grad and p.differentiable)
     run = run_of(program, call, wants)
     if run.fits:
-        return apply(program, call._replace(memory=None, layout=None), tensors)
+        return apply(program, call._replace(engine=run.call.engine, memory=None, layout=None), tensors)
     if not wants:
         return run.forward(tensors)[0]
     return _Segmented.apply(program, call, run, wants, *tensors)

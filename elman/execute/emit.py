@@ -38,7 +38,8 @@ from elman.trace.outside import outside
 
 
 def emit(
-    plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool = False, ragged: bool = False
+    plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool = False,
+    ragged: bool = False, drawn: bool = False,
 ) -> PlanFunction:  # fmt: skip
     """The function `(steps, batch, seed, first, *inputs) -> outputs` of a plan whose stages `make` makes and whose loop
     `runner` runs.
@@ -50,8 +51,9 @@ def emit(
         default generator, since nobody draws it again.
     ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs`, whose sequences go in and come out as
         packed rows `[N, …]`.
+    drawn: the numbers of noise are inputs too, behind all others.
     """
-    return _Emitter(plan, make, runner, ends, single, ragged).function()
+    return _Emitter(plan, make, runner, ends, single, ragged, drawn).function()
 
 
 class _Zeros(dict[Any, torch.Tensor]):
@@ -80,10 +82,11 @@ class _Emitter:
     """
 
     def __init__(
-        self, plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool, ragged: bool
+        self, plan: Plan, make: StageMaker, runner: Runner | None, ends: Sequence[str], single: bool, ragged: bool,
+        drawn: bool,
     ):  # fmt: skip
         self.plan, self.make, self.runner, self.ends = plan, make, runner, ends
-        self.single, self.ragged = single, ragged
+        self.single, self.ragged, self.drawn = single, ragged, drawn
         self.as_rows = single or ragged  # whether users' sequences are packed rows
         self.whole: dict[str, str] = {}
         self.rows: dict[str, str] = {}
@@ -103,7 +106,8 @@ class _Emitter:
         self.python.argument("seed")
         if not self.ragged:
             self.python.argument("first")
-        for port in plan.circuit.inputs:
+        # Noise that is given comes behind all others.
+        for port in sorted(plan.circuit.inputs, key=lambda port: self.drawn and port.kind is Kind.NOISE):
             self._input(port)
         self._stage(plan.once, "batch")
         self._stage(plan.before, "rows")
@@ -159,11 +163,12 @@ class _Emitter:
     def _input(self, port: InPort) -> None:
         """A port's argument; or noise, which is drawn here."""
         timed = port.kind in (Kind.SEQUENCE, Kind.NOISE)
-        if port.kind is Kind.NOISE:
+        if port.kind is Kind.NOISE and not self.drawn:
             name = self.python.let(self._drawn(port))
         else:
             name = self.python.argument()
-            self.python.line(f"if {name} is None: {name} = {self._zeros(port, timed)}")
+            if port.kind is not Kind.NOISE:
+                self.python.line(f"if {name} is None: {name} = {self._zeros(port, timed)}")
         if timed and self.single and not port.rows:
             name = self.python.let(f"{name}.unsqueeze(0)")
         if timed and port.rows and not self.as_rows:

@@ -75,7 +75,7 @@ class Executable:
         self._packing: dict[str | engines.Engine, PlanFunction | None] = {}
         self._bytes: dict[tuple[str | engines.Engine, bool], Callable[[int, int, int], int]] = {}
         self._prepared: dict[str | engines.Engine, tuple[Plan, StageMaker, Runner | None]] = {}
-        self._empty: PlanFunction | None = None  # for calls without a step or a row
+        self._plain: PlanFunction | None = None  # what an engine's own function takes the place of
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
@@ -156,8 +156,8 @@ class Executable:
         return footprint(self.plan) if counted is None else Counted(handed(self.plan.circuit), counted)
 
     @locked
-    def _emitted(self, engine: str | engines.Engine, ragged: bool) -> PlanFunction:
-        return emit(*self.prepared(engine), self.ends, self.single, ragged)
+    def _emitted(self, engine: str | engines.Engine, ragged: bool, drawn: bool = False) -> PlanFunction:
+        return emit(*self.prepared(engine), self.ends, self.single, ragged, drawn)
 
     def _passed(
         self, wanted: str | engines.Engine, ragged: bool = False, laid: Laid | None = None
@@ -169,15 +169,15 @@ class Executable:
 
         this = weakref.ref(self)  # the garbage collector does not look into what is compiled
 
-        def empty(*args: Any) -> tuple[Tensor, ...]:
+        def plain(*args: Any) -> tuple[Tensor, ...]:
             executable = this()
             assert executable is not None
-            if executable._empty is None:
-                executable._empty = executable._emitted(wanted, False)
-            return executable._empty(*args)
+            if executable._plain is None:
+                executable._plain = executable._emitted(wanted, False, drawn=True)
+            return executable._plain(*args)
 
         prepared = self.prepared(wanted)[0]
-        passed = engine.passed(prepared, self.ends, self.single, empty, ragged, laid, self.keeps, self.reads)
+        passed = engine.passed(prepared, self.ends, self.single, plain, ragged, laid, self.keeps, self.reads)
         if (counted := getattr(passed, "bytes", None)) is not None:
             self._bytes[wanted, ragged] = counted
         ports = self.plan.circuit.inputs_of(Kind.NOISE)
@@ -185,12 +185,12 @@ class Executable:
             return passed
         if laid is not None:
             return _drawing_laid(passed, ports)
-        return _drawing_packed(passed, ports) if ragged else _drawing(passed, ports, self.single, empty)
+        return _drawing_packed(passed, ports) if ragged else _drawing(passed, ports, self.single)
 
     def split(self, wanted: str | engines.Engine) -> str | None:
         """Why an engine that could run the plan in one call does not; None where it does, or where none could."""
         engine = self.engine(wanted)
-        passed = None if engine is None or not engine.cheap_to_start else self._passed(wanted)
+        passed = None if engine is None or not engine.has_passes else self._passed(wanted)
         return passed if isinstance(passed, str) else None
 
     def engine(self, wanted: str | engines.Engine) -> engines.Engine | None:
@@ -216,14 +216,10 @@ class Executable:
         return plan, engine.stage, engine.runner(plan.loop)
 
 
-def _drawing(
-    passed: PlanFunction, ports: Sequence[InPort], single: bool, empty: PlanFunction
-) -> PlanFunction:
+def _drawing(passed: PlanFunction, ports: Sequence[InPort], single: bool) -> PlanFunction:
     """A pass that is given its noise."""
 
     def drawing(steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        if not (steps and batch):
-            return empty(steps, batch, seed, first, *tensors)
         drawn = [noise.draw(port, port.number, seed, first, first + steps, batch) for port in ports]
         if single:
             drawn = [numbers[0] for numbers in drawn]

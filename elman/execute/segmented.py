@@ -18,6 +18,7 @@ import torch
 
 from elman.circuit.form import Circuit, Kind, OutPort
 from elman.circuit.rows import carries
+from elman.engines import sparing
 from elman.engines.native.extension import keeping_memory
 from elman.execute.executable import Call
 from elman.plan.footprint import Footprint, held_back
@@ -48,6 +49,8 @@ def run_of(program: Program, call: Call, wants: frozenset[str] | None) -> Segmen
     Raises InputError for a budget that is too small.
     """
     whole, training = prepared(program, wants)
+    if isinstance(call.memory, int):
+        call = call._replace(engine=sparing(call.engine, program.inputs[0].device))
     layout, packing = call.layout, call.packing
     gathers = layout is not None and layout.lead != layout.inner
     sizes = None if packing is None else packing.counts

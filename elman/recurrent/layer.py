@@ -55,7 +55,7 @@ class Recurrent(Budget, torch.nn.Module):
         that a call allocates besides its inputs, what it returns and the gradients that it hands back; the sequence is
         run in segments of time, and what is not stored is computed again, exactly. Or `elman.Segments(k)`: segments of
         k steps, of each of which the state alone is stored.
-    engine: "auto", or the name of the one engine that has to run the loop ("native", "reference").
+    engine: "auto", or the name of the one engine that has to run the loop ("native", "cuda", "reference").
     generator: where the seeds of random numbers that the cell draws come from, by default torch's own.
 
     Raises TraceError at the first call for a cell that cannot be a circuit, naming the line and the mend.

@@ -65,7 +65,8 @@ def verify(
     with outside():
         subject = Subject.of(cell, Example(x, state, context), seed)
         by_name = {engine.name: engine for engine in ENGINES}
-        chosen = tuple(by_name.values()) if engines is None else tuple(
+        kinds = {None, *(tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor))}
+        chosen = tuple(e for e in ENGINES if e.kind in kinds) if engines is None else tuple(
             engine if isinstance(engine, Engine) else _named(engine, by_name) for engine in engines
         )  # fmt: skip
         name = type(cell).__name__

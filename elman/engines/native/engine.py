@@ -49,7 +49,9 @@ class Native(Engine):
     """
 
     name = "native"
+    kind = "cpu"
     cheap_to_start = True
+    has_passes = True
 
     def __init__(self, instructions: str | None = None) -> None:
         self.instructions = instructions or isa()
@@ -120,7 +122,7 @@ class Native(Engine):
         return lambda influence, jacobian, added: run(influence, jacobian, added, _threads())
 
     def passed(
-        self, plan: Plan, ends: Sequence[str], single: bool, empty: PlanFunction, ragged: bool = False,
+        self, plan: Plan, ends: Sequence[str], single: bool, plain: PlanFunction, ragged: bool = False,
         laid: Laid | None = None, keeps: Bundle | None = None, reads: Bundle | None = None,
     ) -> PlanFunction | str:  # fmt: skip
         name = self.instructions
@@ -133,7 +135,7 @@ class Native(Engine):
             return program.interpreter
 
         try:
-            return passes.passed(plan, ends, single, name, ready, empty, ragged, laid, keeps, reads)
+            return passes.passed(plan, ends, single, name, ready, plain, ragged, laid, keeps, reads)
         except Unsupported as reason:
             return f"it has no form for {reason}"
 

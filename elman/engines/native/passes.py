@@ -37,7 +37,7 @@ def passed(
     single: bool,
     isa: str,
     ready: Callable[[Loop], Any],
-    empty: Callable[..., Any],
+    plain: Callable[..., Any],
     ragged: bool,
     laid: Laid | None = None,
     keeps: Bundle | None = None,
@@ -46,12 +46,12 @@ def passed(
     """`(steps, batch, seed, first, *inputs) -> outputs` as `elman.execute.emit.emit` makes it, with the numbers of
     noise as inputs behind all others. Raises Unsupported.
 
-    ready: the interpreter of a loop. empty: called in its stead where there is no step or no row.
+    ready: the interpreter of a loop. plain: called in its stead where there is no step or no row.
     ragged: for rows of different lengths: `(packing, seed, *inputs) -> outputs` on packed rows.
     laid: what is packed, and put back, on the way: `(layout, swaps, seed, *inputs) -> outputs`.
     keeps, reads: what goes out, or comes in, bundled: see `elman.engines.base.Engine.passed`.
     """
-    native = _Writer(plan, ends, single, isa, ready, empty, ragged, laid, keeps, reads).function()
+    native = _Writer(plan, ends, single, isa, ready, plain, ragged, laid, keeps, reads).function()
     if laid is not None:
         return _Laid(native.laid)
     if not ragged:
@@ -81,9 +81,9 @@ class _Packed(NamedTuple):
 class _Writer:
     def __init__(
         self, plan: Plan, ends: Sequence[str], single: bool, isa: str, ready: Callable[[Loop], Any],
-        empty: Callable[..., Any], ragged: bool, laid: Laid | None, keeps: Bundle | None, reads: Bundle | None,
+        plain: Callable[..., Any], ragged: bool, laid: Laid | None, keeps: Bundle | None, reads: Bundle | None,
     ):  # fmt: skip
-        self.plan, self.ends, self.isa, self.empty = plan, ends, isa, empty
+        self.plan, self.ends, self.isa, self.plain = plan, ends, isa, plain
         self.single, self.ragged = single, ragged
         self.keeps, self.reads = keeps, reads
         self.ports = [port for port in plan.circuit.inputs if port.kind is not Kind.NOISE]
@@ -258,7 +258,7 @@ class _Writer:
         pieces = [[compiled.PIECES[piece.flat[0]], *numbered(piece.flat[1:])] for piece in self.places.pieces]
         return compiled.Pass(
             self.isa, self.places.real is torch.float64, places, [number.get(m, -1) for m in given], made, pieces,
-            outcomes, numbered(tiles), failed, torch.get_num_threads, self.empty, memory,
+            outcomes, numbered(tiles), failed, torch.get_num_threads, self.plain, memory,
         )  # fmt: skip
 
 

@@ -1,0 +1,280 @@
+"""Recordings of passes, without a GPU: on the CPU a recorder pretends. What a GPU makes of it: tests/devices.py."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+import elman
+from elman import engines
+from elman.engines import cuda
+from elman.engines.cuda import Cuda, Recorded
+from elman.errors import NotSupported
+from tests.cases import CASES
+
+Tensor = torch.Tensor
+
+
+class Pretended:
+    """A recorder on the CPU. What was recorded is computed again in a replay, into the same memory."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+        self.engine = Cuda("cpu", self)
+
+    def __call__(self, run: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
+        self.recorded += 1
+        outputs = [value.clone().fill_(7) for value in run()]  # recording computes nothing
+
+        def replay() -> None:
+            self.replayed += 1
+            for kept, value in zip(outputs, run(), strict=True):
+                kept.copy_(value)
+
+        return outputs, replay
+
+
+@pytest.fixture
+def recorder() -> Pretended:
+    cuda._RECORDINGS.clear()
+    return Pretended()
+
+
+def numbers(*size: int) -> Tensor:
+    return torch.randn(*size, dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "attention_rnn", "layer_norm_rnn", "elman"])
+def test_the_same_numbers_recorded(recorder: Pretended, name: str) -> None:
+    case, g = CASES[name], torch.Generator().manual_seed(0)
+    cell = case.make().double()
+    context = case.context(3, g, torch.float64)
+    ours, plain = elman.Recurrent(cell, engine=recorder.engine), elman.Recurrent(cell, engine="reference")
+    for turn in range(4):
+        x = case.x(5, 3, g, torch.float64)
+        found = []
+        for rnn in (ours, plain):
+            out, final = rnn(x, context=context) if context is not None else rnn(x)
+            outs = torch.utils._pytree.tree_leaves((out, final))
+            weights = list(cell.parameters())
+            grads = torch.autograd.grad(sum(o.sin().sum() for o in outs), weights, allow_unused=True)
+            found.append([*outs, *[g for g in grads if g is not None]])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert recorder.recorded == (2 if turn else 0)  # forward and backward, in the second turn
+    assert recorder.replayed == 6
+
+
+def test_results_are_the_callers(recorder: Pretended) -> None:
+    """Neither the next call nor whoever writes into them changes what a call gave."""
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4).double(), engine=recorder.engine)
+    xs = [torch.randn(5, 2, 3, dtype=torch.float64) for _ in range(4)]
+    with torch.no_grad():
+        given = [rnn(x)[0] for x in xs]
+        before = [out.clone() for out in given]
+        given[2].zero_()
+        again = [rnn(x)[0] for x in xs]
+    assert recorder.replayed == 7
+    assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))
+    assert torch.equal(given[1], before[1])
+
+
+def test_two_calls_before_their_backward_passes(recorder: Pretended) -> None:
+    cell = elman.cells.GRU(3, 4).double()
+    ours, plain = elman.Recurrent(cell, engine=recorder.engine), elman.Recurrent(cell, engine="reference")
+    for x, y in [(numbers(5, 2, 3), numbers(5, 2, 3)) for _ in range(3)]:
+        expected = torch.autograd.grad(plain(x)[0].sum() + plain(y)[0].sin().sum(), [x, y])
+        outs = ours(x)[0], ours(y)[0]
+        got = torch.autograd.grad(outs[0].sum() + outs[1].sin().sum(), [x, y])
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_weights_that_change_are_read(recorder: Pretended) -> None:
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine)
+    x = torch.randn(5, 2, 3)
+    with torch.no_grad():
+        outs = []
+        for _ in range(4):
+            outs.append(rnn(x)[0])
+            for p in rnn.parameters():
+                p.mul_(0.5)
+        assert all(not torch.equal(a, b) for a, b in zip(outs, outs[1:], strict=False))
+
+
+def test_what_is_not_recorded(recorder: Pretended) -> None:
+    """Rows of different lengths, and calls without a step."""
+    rnn, x = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine), torch.randn(5, 2, 3)
+    for _ in range(3):
+        rnn(x, lengths=torch.tensor([5, 3]))
+        rnn(x[:0])
+    assert recorder.recorded == 0
+    assert "number from batch to batch" in str(cuda.Cuda("cpu").passed(*_plan(rnn), ragged=True))  # type: ignore[arg-type]
+
+
+def test_noise_is_drawn_for_every_call(recorder: Pretended) -> None:
+    cell, x = CASES["dropout_rnn"].make().double(), numbers(5, 2, 5)
+    ours, plain = elman.Recurrent(cell, engine=recorder.engine), elman.Recurrent(cell, engine="reference")
+    outs = []
+    for turn in range(4):
+        found = []
+        for rnn in (ours, plain):
+            torch.manual_seed(turn)
+            out = rnn(x)[0]
+            found.append([out, *torch.autograd.grad(out.sin().sum(), [x, *cell.parameters()])])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        outs.append(found[0][0])
+    assert (recorder.recorded, recorder.replayed) == (2, 6)
+    assert not torch.equal(outs[2], outs[3])
+
+
+def _plan(rnn: elman.Recurrent) -> tuple[Any, ...]:
+    executable = rnn._of_latest_call().program.whole
+    return executable.plan, executable.ends, False, lambda *_: ()
+
+
+def test_sizes_are_recorded_by_themselves(recorder: Pretended) -> None:
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine)
+    with torch.no_grad():
+        for T in (3, 4, 3, 4, 3, 4):
+            assert rnn(torch.randn(T, 2, 3))[0].shape == (T, 2, 4)
+    assert (recorder.recorded, recorder.replayed) == (2, 4)
+    assert elman.caches()["CUDA graphs"].entries == 2
+    del rnn
+    gc.collect()
+    assert elman.caches()["CUDA graphs"].limit == cuda.KEPT
+
+
+def test_without_room_nothing_is_recorded(recorder: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_room", lambda device: 10)
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine)
+    with torch.no_grad():
+        for _ in range(4):
+            rnn(torch.randn(5, 2, 3))
+    assert recorder.recorded == 0
+
+
+def test_the_oldest_goes_for_want_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_room", lambda device: 100)
+    cuda._RECORDINGS.clear()
+    made = Pretended()
+    passes = [Recorded(lambda steps, batch, seed, first, x: (x + 1,), "cpu", made) for _ in range(4)]
+    for each in passes:
+        for _ in range(2):
+            assert each(1, 1, 0, 0, torch.zeros(4))[0].tolist() == [1, 1, 1, 1]
+    assert [key[0] for key in cuda._RECORDINGS] == [one.number for one in passes[1:]]
+    passes[3](1, 1, 0, 0, torch.zeros(4))
+    assert made.recorded == 4
+
+
+def test_a_pass_that_is_gone_leaves_nothing() -> None:
+    cuda._RECORDINGS.clear()
+    one = Recorded(lambda steps, batch, seed, first, x: (x + 1,), "cpu", Pretended())
+    for _ in range(2):
+        one(1, 1, 0, 0, torch.zeros(4))
+    assert len(cuda._RECORDINGS) == 1
+    del one
+    gc.collect()
+    assert not cuda._RECORDINGS
+
+
+def test_recorded_in_inference_mode_and_run_outside(recorder: Pretended) -> None:
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine)
+    x = torch.randn(5, 2, 3)
+    with torch.inference_mode():
+        expected = [rnn(x)[0] for _ in range(2)]
+    with torch.no_grad():
+        out = rnn(x)[0]
+        out.add_(0)
+    assert (recorder.recorded, recorder.replayed) == (1, 2)
+    assert all(torch.equal(out, other) for other in expected)
+
+
+def test_a_thread_records_what_it_has_run(recorder: Pretended) -> None:
+    """What libraries set up for a thread, they set up in a call that is not recorded."""
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine)
+    x, counts = torch.randn(5, 2, 3), []
+
+    def run() -> None:
+        with torch.no_grad():
+            rnn(x)
+        counts.append(recorder.recorded)
+
+    for _ in range(3):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    run()
+    run()
+    assert counts == [0, 0, 0, 0, 1]
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert (recorder.recorded, recorder.replayed) == (1, 2)
+
+
+def test_a_recording_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said once, and the pass runs as it would without."""
+
+    def failing(run: Callable[[], Sequence[Tensor]]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=Cuda("cpu", failing))
+    x, plain = torch.randn(5, 2, 3), elman.Recurrent(rnn.cell, engine="reference")
+    with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            assert torch.equal(rnn(x)[0], plain(x)[0])
+    assert [str(one.message) for one in said] == [
+        "a pass could not be recorded as a CUDA graph, and runs operation by operation: operation not permitted when "
+        "stream is capturing"
+    ]
+
+
+@pytest.mark.parametrize("fails", [torch.OutOfMemoryError("no room")])
+def test_no_memory_for_a_recording(fails: Exception) -> None:
+    def failing(run: Callable[[], Sequence[Tensor]]) -> Any:
+        raise fails
+
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=Cuda("cpu", failing))
+    with torch.no_grad():
+        outs = [rnn(torch.ones(5, 2, 3))[0] for _ in range(3)]
+    assert torch.equal(outs[0], outs[2])
+
+
+class Solves(torch.nn.Module):
+    """Makes the host wait, for whether there is a solution."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.linalg.solve(torch.eye(3) + 0.1, (x + h).mT).mT
+
+
+def test_what_waits_is_not_recorded(recorder: Pretended) -> None:
+    x, h = torch.randn(5, 2, 3), torch.zeros(2, 3)
+    with pytest.raises(
+        NotSupported, match=r"_linalg_solve_ex\.default may have the host wait for the device"
+    ):
+        elman.Recurrent(Solves(), engine=recorder.engine)(x, h)
+
+
+def test_under_a_budget_nothing_is_held(recorder: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of memory that nobody counted; steps of segments are no budget."""
+    monkeypatch.setattr(engines, "ENGINES", (recorder.engine, *engines.ENGINES))
+    for size, (memory, recorded) in enumerate(
+        (("4 MB", False), (elman.Segments(5), True), (None, True)), 203
+    ):
+        # No other test has these sizes: layers that are alike share what they run.
+        rnn, recorder.recorded = elman.Recurrent(elman.cells.GRU(3, size), memory=memory), 0
+        for _ in range(2):
+            rnn(torch.randn(20, 2, 3))[0].sum().backward()
+        assert (recorder.recorded > 0) == recorded, memory
+
+
+def test_it_is_for_gpus() -> None:
+    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine="cuda")
+    with pytest.raises(NotSupported, match="it runs on cuda, not on cpu"):
+        rnn(torch.randn(5, 2, 3))
