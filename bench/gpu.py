@@ -18,6 +18,7 @@ from bench.contestants import ENTRIES, Entry, loop
 from bench.form import LOOP, OURS
 from bench.language import Torchs
 from elman.data import windows
+from elman.engines import cuda
 from elman.models import LanguageModel
 from elman.training import Training
 
@@ -46,7 +47,8 @@ def main() -> None:
         print(
             f"language model, GRU of {hidden}, batches of {batch}, characters a second: {words}", flush=True
         )
-    held = sum(recording.bytes for recording in elman.engines.cuda._RECORDINGS.values())
+    passes = [ref() for ref in cuda._PASSES]
+    held = sum(one.bytes for each in passes if each is not None for one in each.recordings.values())
     print(f"recordings hold {held / 1e6:.0f} MB")
 
 

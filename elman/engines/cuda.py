@@ -18,13 +18,14 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 from torch._C._functorch import peek_interpreter_stack
 
-from elman.caches import Recent, listed, listed_in
+from elman.caches import Recent, listed_in
 from elman.engines.base import Bundle, Laid, PlanFunction
 from elman.engines.reference import Reference
 from elman.plan.form import Loop, Plan
@@ -48,32 +49,28 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 KEPT = 64  # recordings
 SHARE = 4  # they have the fourth part of a device's memory, at most
 _ONCE, _NEVER = "once", "often, and it cannot be recorded"
-_numbers = itertools.count()
 
 # (a function that starts kernels) -> what it gives, where its outputs lie, and what starts the kernels again.
 Record = Callable[[Callable[[], Sequence[Tensor]]], tuple[Sequence[Tensor], Callable[[], None]]]
 
 
-class Recording(NamedTuple):
-    """One pass at one size: copy into `inputs`, replay, copy out of `outputs`."""
+@dataclass
+class Recording:
+    """One pass at one size: copy into `inputs`, replay, copy out of `outputs`. used: when, by a clock that counts."""
 
     inputs: list[Tensor]
     outputs: Sequence[Tensor]
     replay: Callable[[], None]
     bytes: int
-
-
-# (number of the pass, stream, sizes …) -> its recording. The lock is held from the first copy in to the last copy out:
-# on one stream what other threads start then comes before or behind all of it.
-_RECORDINGS, _LOCK = Recent(KEPT), threading.RLock()
+    used: int = 0
 
 
 class _Met:
-    """What a thread has met: number of a pass and sizes -> how often."""
+    """What a thread has met: sizes of passes -> how often."""
 
     def __init__(self) -> None:
         self.sizes = Recent(256)
-        _counted(self)
+        _counted_met(self)
 
 
 class _Thread(threading.local):
@@ -84,10 +81,6 @@ class _Thread(threading.local):
         self.met = _Met()
 
 
-_counted = listed_in("sizes of passes that threads have met", lambda met: len(met.sizes), 256)
-_THREAD = _Thread()
-
-
 class _Place(NamedTuple):
     """Where what runs on a stream is recorded: what is recorded in the same memory, or on the same stream (cuBLAS has a
     workspace for each), may only run one after the other."""
@@ -96,8 +89,15 @@ class _Place(NamedTuple):
     stream: torch.cuda.Stream
 
 
+# Held from the first copy into a recording to the last copy out of it: what other threads start on the same stream then
+# comes before or behind all of that. Nothing that waits for another lock happens meanwhile.
+_LOCK = threading.Lock()
+_PASSES: set[weakref.ref[Recorded]] = set()
 _PLACES: dict[torch.cuda.Stream, _Place] = {}
-listed("CUDA graphs", _RECORDINGS, KEPT)
+_clock, _numbers = itertools.count(1), itertools.count()
+_counted = listed_in("CUDA graphs", lambda one: len(one.recordings))
+_counted_met = listed_in("sizes of passes that threads have met", lambda met: len(met.sizes), 256)
+_THREAD = _Thread()
 
 
 class Cuda(Reference):
@@ -151,36 +151,31 @@ def unrecordable(graphs: Iterable[fx.Graph], kind: str) -> str | None:
 
 
 class Recorded:
-    """A pass that runs by itself where it meets sizes for the first time, and is recorded the second time."""
+    """A pass that runs by itself where a thread meets its sizes for the first time, and is recorded the second time."""
 
     def __init__(self, function: PlanFunction, kind: str, record: Record) -> None:
         self.function, self.kind, self.record = function, kind, record
         self.number = next(_numbers)
-        weakref.finalize(self, _forget, self.number)
+        self.recordings: dict[Any, Recording] = {}
+        _PASSES.add(weakref.ref(self, _PASSES.discard))
+        _counted(self)
 
     def __call__(self, steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None) -> Any:
         device = next((t.device for t in tensors if t is not None), None)
         if device is None or not (steps and batch) or not self._recordable(tensors, device):
             return self.function(steps, batch, seed, first, *tensors)
-        with _LOCK, _current(device):
-            return self._run(steps, batch, tensors, device)
-
-    def _run(self, steps: int, batch: int, tensors: Sequence[Tensor | None], device: torch.device) -> Any:
-        given = [t for t in tensors if t is not None]
         key = (
-            self.number, device, steps, batch, *_switches(),
+            steps, batch, device, *_switches(device),
             *[None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors],
         )  # fmt: skip
-        recording, met = _RECORDINGS.get(key), _THREAD.met.sizes
-        if recording is None and met.get(key) == _ONCE:
-            recording = self._recording(steps, batch, tensors, device)
-        if recording is None:
-            met.keep(key, _NEVER if key in met else _ONCE)
-            return self.function(steps, batch, 0, 0, *tensors)
-        _keep(key, recording, device)
-        torch._foreach_copy_(recording.inputs, given)
-        recording.replay()
-        return tuple([value.clone() for value in recording.outputs])
+        met, mine = _THREAD.met.sizes, (self.number, key)
+        if key in self.recordings or met.get(mine) == _ONCE:
+            with _LOCK, _current(device):
+                recording = self.recordings.get(key) or self._recording(key, steps, batch, tensors, device)
+                if recording is not None:
+                    return _run(recording, tensors)
+        met.keep(mine, _NEVER if mine in met else _ONCE)
+        return self.function(steps, batch, seed, first, *tensors)
 
     def _recordable(self, tensors: Sequence[Tensor | None], device: torch.device) -> bool:
         if device.type != self.kind or peek_interpreter_stack() is not None or _is_recorded(device):
@@ -188,11 +183,10 @@ class Recorded:
         return all(t is None or (t.device == device and type(t) in _PLAIN) for t in tensors)
 
     def _recording(
-        self, steps: int, batch: int, tensors: Sequence[Tensor | None], device: torch.device
+        self, key: Any, steps: int, batch: int, tensors: Sequence[Tensor | None], device: torch.device
     ) -> Recording | None:
-        """The pass at these sizes; None where there is no room for it."""
-        room = _room(device)
-        needed = sum(t.nbytes for t in tensors if t is not None)
+        """The pass at these sizes, recorded; None where there is no room for it."""
+        room, needed = _room(device), sum(t.nbytes for t in tensors if t is not None)
         if needed > room:
             return None
         before, function = _reserved(device), self.function  # a recording does not keep the pass
@@ -210,9 +204,30 @@ class Recorded:
             )  # fmt: skip
             return None
         inputs = [copy for copy in copies if copy is not None]
-        taken = needed + sum(value.nbytes for value in outputs)
-        recording = Recording(inputs, outputs, replay, max(taken, _reserved(device) - before))
-        return recording if recording.bytes <= room else None
+        taken = max(needed + sum(value.nbytes for value in outputs), _reserved(device) - before)
+        if taken > room:
+            return None
+        self.recordings[key] = recording = Recording(inputs, outputs, replay, taken, next(_clock))
+        _make_room(room)
+        return recording
+
+
+def _run(recording: Recording, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    recording.used = next(_clock)
+    torch._foreach_copy_(recording.inputs, [t for t in tensors if t is not None])
+    recording.replay()
+    return tuple([value.clone() for value in recording.outputs])
+
+
+def _make_room(room: int) -> None:
+    """Recordings that were not used for longest go until there are not too many, and not too large ones."""
+    passes = [one for one in [ref() for ref in _PASSES.copy()] if one is not None]
+    kept = [(found.used, key, one) for one in passes for key, found in one.recordings.items()]
+    kept.sort(key=lambda entry: entry[0], reverse=True)
+    held = list(itertools.accumulate(one.recordings[key].bytes for _, key, one in kept))
+    for number, (_, key, one) in enumerate(kept):
+        if number and (number >= KEPT or held[number] > room):
+            del one.recordings[key]
 
 
 def captured(run: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], None]]:
@@ -240,13 +255,14 @@ def _clean_up(stream: torch.cuda.Stream) -> None:
         torch.zeros(1, device=stream.device)
 
 
-def _switches() -> tuple[Any, ...]:
+def _switches(device: torch.device) -> tuple[Any, ...]:
     """What chooses kernels beside the tensors, and the stream that they are started on."""
-    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     cublas, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return (
         stream, cublas.fp32_precision, cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
         cublas.allow_fp16_reduced_precision_reduction, cublas.allow_bf16_reduced_precision_reduction,
+        cublas.allow_fp16_accumulation, cudnn.enabled, cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
 
@@ -269,17 +285,3 @@ def _room(device: torch.device) -> int:
 
 def _reserved(device: torch.device) -> int:
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
-
-
-def _keep(key: Any, recording: Recording, device: torch.device) -> None:
-    """The oldest recordings go for it."""
-    _RECORDINGS.keep(key, recording)
-    room = _room(device)
-    while sum(one.bytes for one in _RECORDINGS.values()) > room and len(_RECORDINGS) > 1:
-        _RECORDINGS.popitem(last=False)
-
-
-def _forget(number: int) -> None:
-    """Of a pass that is gone."""
-    for key in [key for key in list(_RECORDINGS) if key[0] == number]:
-        _RECORDINGS.pop(key, None)

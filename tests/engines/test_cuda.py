@@ -42,7 +42,7 @@ class Pretended:
 
 @pytest.fixture
 def recorder() -> Pretended:
-    cuda._RECORDINGS.clear()
+    gc.collect()  # passes of other tests
     return Pretended()
 
 
@@ -138,15 +138,15 @@ def _plan(rnn: elman.Recurrent) -> tuple[Any, ...]:
 
 
 def test_sizes_are_recorded_by_themselves(recorder: Pretended) -> None:
-    rnn = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine)
+    rnn, before = (
+        elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine),
+        elman.caches()["CUDA graphs"],
+    )
     with torch.no_grad():
         for T in (3, 4, 3, 4, 3, 4):
             assert rnn(torch.randn(T, 2, 3))[0].shape == (T, 2, 4)
     assert (recorder.recorded, recorder.replayed) == (2, 4)
-    assert elman.caches()["CUDA graphs"].entries == 2
-    del rnn
-    gc.collect()
-    assert elman.caches()["CUDA graphs"].limit == cuda.KEPT
+    assert elman.caches()["CUDA graphs"].entries == before.entries + 2
 
 
 def test_without_room_nothing_is_recorded(recorder: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,28 +158,48 @@ def test_without_room_nothing_is_recorded(recorder: Pretended, monkeypatch: pyte
     assert recorder.recorded == 0
 
 
-def test_the_oldest_goes_for_want_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "_room", lambda device: 100)
-    cuda._RECORDINGS.clear()
-    made = Pretended()
-    passes = [Recorded(lambda steps, batch, seed, first, x: (x + 1,), "cpu", made) for _ in range(4)]
+def adding(recorder: Pretended) -> Recorded:
+    return Recorded(lambda steps, batch, seed, first, x: (x + 1,), "cpu", recorder)
+
+
+@pytest.mark.parametrize(("name", "value", "left"), [("_room", lambda device: 100, 3), ("KEPT", 2, 2)])
+def test_the_oldest_goes(
+    recorder: Pretended, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, left: int
+) -> None:
+    """For want of room (each has 32 bytes), or where there are too many."""
+    monkeypatch.setattr(cuda, name, value)
+    passes = [adding(recorder) for _ in range(4)]
     for each in passes:
         for _ in range(2):
             assert each(1, 1, 0, 0, torch.zeros(4))[0].tolist() == [1, 1, 1, 1]
-    assert [key[0] for key in cuda._RECORDINGS] == [one.number for one in passes[1:]]
-    passes[3](1, 1, 0, 0, torch.zeros(4))
-    assert made.recorded == 4
+        passes[0](1, 1, 0, 0, torch.zeros(4))  # the first one is in use
+    there = [bool(one.recordings) for one in passes]
+    assert there == [True, *[number >= 5 - left for number in range(1, 4)]]
+    assert recorder.recorded == 4
 
 
-def test_a_pass_that_is_gone_leaves_nothing() -> None:
-    cuda._RECORDINGS.clear()
-    one = Recorded(lambda steps, batch, seed, first, x: (x + 1,), "cpu", Pretended())
+def test_a_pass_that_is_gone_leaves_nothing(recorder: Pretended) -> None:
+    one, before = adding(recorder), elman.caches()["CUDA graphs"].entries
     for _ in range(2):
         one(1, 1, 0, 0, torch.zeros(4))
-    assert len(cuda._RECORDINGS) == 1
+    assert elman.caches()["CUDA graphs"].entries == before + 1
     del one
     gc.collect()
-    assert not cuda._RECORDINGS
+    assert elman.caches()["CUDA graphs"].entries == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="of newer PyTorch")
+def test_another_precision_is_recorded_by_itself(recorder: Pretended) -> None:
+    one, matmul = adding(recorder), torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for number, precision in enumerate(("ieee", "tf32", "ieee"), 1):
+            matmul.fp32_precision = precision
+            for _ in range(2):
+                one(1, 1, 0, 0, torch.zeros(4))
+            assert len(one.recordings) == min(number, 2)
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_recorded_in_inference_mode_and_run_outside(recorder: Pretended) -> None:
