@@ -40,6 +40,10 @@ def main() -> None:
                 times = least(some)
                 words = "  ".join(f"{way} {1e3 * seconds:.2f}" for way, seconds in times.items())
                 print(f"{name} B{B} H{H} {what}: {words}; recorded in {1e3 * taken[what]:.0f} ms", flush=True)
+    for B, H in SHAPES:
+        times = least(lengths(B, H), 3)
+        words = "  ".join(f"{way} {1e3 * seconds:.2f}" for way, seconds in times.items())
+        print(f"gru B{B} H{H} training, lengths 1 … T: {words}", flush=True)
     for batch, hidden in ((32, 256), (128, 512)):
         ways = language(batch, hidden)
         times = least(ways, 3)
@@ -101,6 +105,28 @@ def contest(entry: Entry, B: int, H: int) -> tuple[dict[str, dict[str, Way]], di
 
         ways["training"][CUDNN], ways["inference"][CUDNN] = trained, inferred
     return ways, taken
+
+
+def lengths(B: int, H: int) -> dict[str, Way]:
+    """Training steps of a GRU on batches of other lengths each time."""
+    g, cell = torch.Generator().manual_seed(0), elman.cells.GRU(H, H).cuda()
+    x, layer = torch.randn(T, B, H, device="cuda", requires_grad=True), torch.nn.GRU(H, H).cuda()
+
+    def drawn() -> Tensor:
+        n = torch.randint(1, T + 1, (B,), generator=g)
+        n[0] = T
+        return n
+
+    def ours(rnn: elman.Recurrent) -> Any:
+        out = rnn(x, lengths=drawn())[0]
+        return torch.autograd.grad(out.square().sum(), [x, *rnn.parameters()])
+
+    def theirs() -> Any:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, drawn(), enforce_sorted=False)
+        return torch.autograd.grad(layer(packed)[0].data.square().sum(), [x, *layer.parameters()])
+
+    runs = {OURS: elman.Recurrent(cell), PLAIN: elman.Recurrent(cell, engine="reference")}
+    return {**{name: lambda run=run: ours(run) for name, run in runs.items()}, CUDNN: theirs}
 
 
 def language(batch: int, hidden: int) -> dict[str, Way]:

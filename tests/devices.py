@@ -154,7 +154,8 @@ def _same(case: Case, device: torch.device, said: dict[str, Tensor] | None = Non
 
 
 def _recorded(case: Case, device: torch.device) -> None:
-    """The first call runs as it comes, the second is recorded, the third and fourth replay; weights change between."""
+    """The first call runs as it comes, the second is recorded, the third and fourth replay; weights change between, and
+    so do lengths in every other call."""
     inputs = Inputs.of(case, T, B)
     here, there = elman.Recurrent(case.make().double()), elman.Recurrent(case.make().double().to(device))
     for turn in range(4):
@@ -162,18 +163,17 @@ def _recorded(case: Case, device: torch.device) -> None:
             for rnn in (here, there):
                 for parameter in rnn.parameters():
                     parameter.mul_(1 - 0.1 * turn)
-        if case.noise:
-            torch.manual_seed(turn)
-            again = elman.Recurrent(there.cell, engine="reference")
-            moved = _moved(inputs, device)
-            right = _results(again, moved, ragged.ours)
-            torch.manual_seed(turn)
-            got = _results(there, moved, ragged.ours)
-        else:
-            right = _results(here, inputs, ragged.theirs)
-            got = _results(there, _moved(inputs, device), ragged.ours)
-        for some, expected in zip(got, right, strict=True):
-            compare.assert_equal(some, expected, 1e-6)
+        lengths = torch.tensor([T, 1 + turn, 1 + turn // 2])
+        for said in ({}, {"lengths": lengths}) if case.starts else ({},):
+            moved = {name: value.to(device) for name, value in said.items()}
+            if case.noise:
+                again = elman.Recurrent(there.cell, engine="reference")
+                right = _results(again, _moved(inputs, device), ragged.ours, **moved)
+            else:
+                right = _results(here, inputs, ragged.theirs, **said)
+            got = _results(there, _moved(inputs, device), ragged.ours, **moved)
+            for some, expected in zip(got, right, strict=True):
+                compare.assert_equal(some, expected, 1e-6)
 
 
 def _recorded_by_many(device: torch.device) -> None:

@@ -93,7 +93,10 @@ KEPT = {
     "draw/measure.py": ["widths of words in pictures"],
     "draw/routes.py": ["shares of a curve's four points"],
     "dynamics/flow.py": ["linearised flows"],
-    "engines/cuda.py": ["sizes of passes that threads have met"],
+    "engines/cuda.py": [
+        "sizes of passes that threads have met",
+        "loops of cuda over rows of different lengths",
+    ],
     "engines/speed.py": ["how fast this machine is"],
     "engines/native/engine.py": ["products between stages, by instruction set and dtype", "loops of native"],
     "engines/reference.py": ["loops of reference"],

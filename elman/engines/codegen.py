@@ -78,6 +78,7 @@ def repeated(
     emits: Sequence[str],
     sums: Sequence[str],
     rows: str,
+    masked: bool = False,
 ) -> Callable[..., tuple[Any, ...]]:
     """Compile the graph of a step to a function that runs many steps of it:
 
@@ -86,6 +87,7 @@ def repeated(
     A sequence is a list with one tensor for each step, in the order in which the steps run; an emit is a list of the
     memory to write each step's value into. states: placeholder -> the result that feeds it, None for zero. Sums
     start from what is passed, None for nothing. A state that is returned may lie in an emit's memory.
+    masked: behind the emits comes a list for each state, that says at each step which of its rows change.
     """
     python = PythonFunction("loop", "loop")
     outputs = outputs_of(graph)
@@ -94,6 +96,7 @@ def repeated(
     names |= {name: f"x{i}" for i, name in enumerate(sequences)}
     names |= {name: f"h{i}" for i, name in enumerate(states)}
     items = [f"x{i}" for i in range(len(sequences))] + [f"y{i}" for i in range(len(emits))]
+    items += [f"m{i}" for i in range(len(states)) if masked]
     lists = [python.argument(item.upper()) for item in items]
     feeding = [outputs[name] if name is not None else None for name in states.values()]
     added = [outputs[name] for name in sums]
@@ -112,12 +115,17 @@ def repeated(
     )
     with python.block(f"for {each}:"):
         wanted = {node for node in feeding if node is not None} | set(added) | set(slots)
+        if masked:
+            wanted |= {node for node in graph.nodes if node.op == "placeholder" and node.target in states}
         body = Body(graph, python, names, wanted, slots)
         body.write()
         nexts = [
             body.names[node] if node is not None else f"{python.constant(torch.zeros_like)}(h{i})"
             for i, node in enumerate(feeding)
         ]
+        if masked:
+            where = python.constant(torch.where)
+            nexts = [f"{where}(m{i}, {value}, h{i})" for i, value in enumerate(nexts)]
         sums_so_far = [(f"z{i}", body.names[node]) for i, node in enumerate(added)]
         nexts += [f"{value} if {total} is None else {total} + {value}" for total, value in sums_so_far]
         if ends:

@@ -6,8 +6,9 @@ meets sizes, as what it starts on the device, and from then on that is started i
 same order, on the same kinds of numbers, hence the same bits. A recording has inputs and outputs of its own, which
 are copied from and to those of the call.
 
-What cannot be recorded runs as it does in the reference engine, and `explain()` says why: rows of different lengths,
-operations that make the host wait, and those of which that is not known. Noise is drawn before, and copied in.
+Noise is drawn before, and copied in. Of rows of different lengths the loop is recorded, over rows of one length of
+which some keep their states (elman/engines/masked.py). What cannot be recorded (operations that make the host wait,
+and those of which that is not known) runs as it does in the reference engine, and `explain()` says why.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,8 +26,9 @@ import torch
 from torch import fx
 from torch._C._functorch import peek_interpreter_stack
 
-from elman.caches import Recent, listed_in
-from elman.engines.base import Bundle, Laid, PlanFunction
+from elman.caches import Recent, listed, listed_in
+from elman.engines.base import Bundle, Laid, LoopResult, PlanFunction
+from elman.engines.masked import Rows, masked, padded
 from elman.engines.reference import Reference
 from elman.plan.form import Loop, Plan
 
@@ -43,7 +45,9 @@ _STARTS_KERNELS = {
     "embedding", "index_select", "gather", "scatter", "scatter_add", "slice_scatter", "select_scatter",
     "diagonal_scatter", "slice_backward", "select_backward", "diagonal_backward", "empty", "empty_like",
     "new_empty", "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like",
-    "new_full", "scalar_tensor", "eye", "arange", "_to_copy",
+    "new_full", "scalar_tensor", "eye", "arange", "_to_copy", "fill", "index_add", "index_copy", "hardtanh_backward",
+    "hardsigmoid_backward", "leaky_relu_backward", "elu_backward", "softplus_backward", "log_sigmoid_forward",
+    "log_sigmoid_backward",
 }  # fmt: skip
 _PLAIN = (Tensor, torch.nn.Parameter)
 KEPT = 64  # recordings
@@ -112,6 +116,8 @@ class Cuda(Reference):
         super().__init__()
         self.kind = self.on = on
         self.record = record or captured
+        self._masked: weakref.WeakKeyDictionary[Loop, dict[bool, Recorded]] = weakref.WeakKeyDictionary()
+        listed(f"loops of {self.name} over rows of different lengths", self._masked)
 
     def describe(self) -> str:
         return f"{self.name} (graphs)"
@@ -121,12 +127,37 @@ class Cuda(Reference):
             return f"it runs on {self.on}, not on {device.type}"
         return unrecordable([loop.graph], self.on)
 
+    def run(
+        self, loop: Loop, values: Mapping[str, Tensor], batch_sizes: Sequence[int], reverse: bool,
+        out: Mapping[str, Tensor],
+    ) -> LoopResult:  # fmt: skip
+        if loop.sums or not batch_sizes or batch_sizes[0] == batch_sizes[-1]:
+            return super().run(loop, values, batch_sizes, reverse, out)
+        ways = self._masked.setdefault(loop, {})
+        if reverse not in ways:
+            ways[reverse] = Recorded(masked(loop, reverse), self.on, self.record)
+        rows = Rows(batch_sizes, next(iter(values.values())).device)
+        given = [
+            padded(values[name], rows.batch) if name in loop.rowed else values[name]
+            for name in loop.constants
+        ]
+        for name in loop.sequences:
+            stepped = name in loop.stepped
+            given.append(padded(values[name], rows.steps) if stepped else rows.spread(values[name]))
+        given += [padded(values[state.name], rows.batch) for state in loop.states]
+        made = ways[reverse](rows.steps, rows.batch, 0, 0, *given, rows.alive)
+        for name, value in zip(loop.emits, made, strict=False):
+            out[name].copy_(value[: rows.T] if name in loop.stepped else rows.packed(value))
+        ends = made[len(loop.emits) :]
+        finals = {state.name: end[: rows.B].clone() for state, end in zip(loop.states, ends, strict=True)}
+        return LoopResult(finals, {})
+
     def passed(
         self, plan: Plan, ends: Sequence[str], single: bool, plain: PlanFunction, ragged: bool = False,
         laid: Laid | None = None, keeps: Bundle | None = None, reads: Bundle | None = None,
     ) -> PlanFunction | str:  # fmt: skip
         if ragged:
-            return "the rows of a step differ in number from batch to batch"
+            return "where rows lie differs from batch to batch"
         if keeps is not None or reads is not None:
             return "what is kept is not worth a bundle"
         stages = [stage.graph for stage in (plan.once, plan.before, plan.after)]
@@ -142,12 +173,19 @@ def unrecordable(graphs: Iterable[fx.Graph], kind: str) -> str | None:
         target = node.target
         if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
             continue
+        if target._opname == "index" and all(_counts(index) for index in node.args[1]):  # type: ignore[union-attr]
+            continue
         views = any(result.alias_info is not None for result in target._schema.returns)
         if target.namespace != "aten" or target._schema.is_mutable:
             return f"{target} may do more than to start kernels"
         if not (views or torch.Tag.pointwise in target.tags or target._opname in _STARTS_KERNELS):
             return f"{target} may have the host wait for the device"
     return None
+
+
+def _counts(index: Any) -> bool:
+    """Whether an index is of whole numbers: how many a mask takes, the host would have to be told."""
+    return index is None or index.meta["val"].dtype in (torch.int64, torch.int32)
 
 
 class Recorded:
@@ -193,7 +231,7 @@ class Recorded:
         try:
             with torch.inference_mode(False), torch.no_grad():  # what is recorded here may run elsewhere
                 # Memory of its own for every input, also where those of the call share some.
-                copies = [None if t is None else torch.empty_like(t) for t in tensors]
+                copies = [None if t is None else torch.empty_like(t).copy_(t) for t in tensors]
                 outputs, replay = self.record(lambda: function(steps, batch, 0, 0, *copies))
         except torch.OutOfMemoryError:
             return None
