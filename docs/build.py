@@ -47,6 +47,7 @@ GUIDES = [
     "streams",
     "sequences",
     "memory",
+    "gpu",
     "drop_ins",
     "export",
     "serving",
