@@ -51,6 +51,7 @@ _STARTS_KERNELS = {
 }  # fmt: skip
 _PLAIN = (Tensor, torch.nn.Parameter)
 KEPT = 64  # recordings
+LONGEST = 100_000  # operations of the loop in a recording; each has some memory of the driver's, which nobody counts
 SHARE = 4  # they have the fourth part of a device's memory, at most
 _ONCE, _NEVER = "once", "often, and it cannot be recorded"
 
@@ -135,7 +136,7 @@ class Cuda(Reference):
             return super().run(loop, values, batch_sizes, reverse, out)
         ways = self._masked.setdefault(loop, {})
         if reverse not in ways:
-            ways[reverse] = Recorded(masked(loop, reverse), self.on, self.record)
+            ways[reverse] = Recorded(masked(loop, reverse), len(loop.nodes()), self.on, self.record)
         rows = Rows(batch_sizes, next(iter(values.values())).device)
         given = [
             padded(values[name], rows.batch) if name in loop.rowed else values[name]
@@ -161,7 +162,8 @@ class Cuda(Reference):
         if keeps is not None or reads is not None:
             return "what is kept is not worth a bundle"
         stages = [stage.graph for stage in (plan.once, plan.before, plan.after)]
-        return unrecordable(stages, self.on) or Recorded(plain, self.on, self.record)
+        each = 0 if plan.loop is None else len(plan.loop.nodes())
+        return unrecordable(stages, self.on) or Recorded(plain, each, self.on, self.record)
 
 
 def unrecordable(graphs: Iterable[fx.Graph], kind: str) -> str | None:
@@ -189,10 +191,13 @@ def _counts(index: Any) -> bool:
 
 
 class Recorded:
-    """A pass that runs by itself where a thread meets its sizes for the first time, and is recorded the second time."""
+    """A pass that runs by itself where a thread meets its sizes for the first time, and is recorded the second time.
 
-    def __init__(self, function: PlanFunction, kind: str, record: Record) -> None:
-        self.function, self.kind, self.record = function, kind, record
+    each: operations of a step.
+    """
+
+    def __init__(self, function: PlanFunction, each: int, kind: str, record: Record) -> None:
+        self.function, self.each, self.kind, self.record = function, each, kind, record
         self.number = next(_numbers)
         self.recordings: dict[Any, Recording] = {}
         _PASSES.add(weakref.ref(self, _PASSES.discard))
@@ -200,7 +205,7 @@ class Recorded:
 
     def __call__(self, steps: int, batch: int, seed: int, first: int, *tensors: Tensor | None) -> Any:
         device = next((t.device for t in tensors if t is not None), None)
-        if device is None or not (steps and batch) or not self._recordable(tensors, device):
+        if device is None or not self._recordable(steps, batch, tensors, device):
             return self.function(steps, batch, seed, first, *tensors)
         key = (
             steps, batch, device, *_switches(device),
@@ -215,7 +220,11 @@ class Recorded:
         met.keep(mine, _NEVER if mine in met else _ONCE)
         return self.function(steps, batch, seed, first, *tensors)
 
-    def _recordable(self, tensors: Sequence[Tensor | None], device: torch.device) -> bool:
+    def _recordable(
+        self, steps: int, batch: int, tensors: Sequence[Tensor | None], device: torch.device
+    ) -> bool:
+        if not (steps and batch) or steps * self.each > LONGEST:
+            return False
         if device.type != self.kind or peek_interpreter_stack() is not None or _is_recorded(device):
             return False
         return all(t is None or (t.device == device and type(t) in _PLAIN) for t in tensors)

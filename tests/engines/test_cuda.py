@@ -171,6 +171,17 @@ def test_few_numbers_come_up() -> None:
     assert len({rounded(n) for n in range(1, 1000)}) < 70
 
 
+def test_very_long_calls_are_not_recorded(recorder: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But their segments are."""
+    monkeypatch.setattr(cuda, "LONGEST", 50)
+    cell, x = elman.cells.Elman(3, 4), torch.randn(40, 2, 3)
+    for memory, recorded in ((None, False), (elman.Segments(10), True)):
+        rnn = elman.Recurrent(cell, engine=recorder.engine, memory=memory)
+        for _ in range(3):
+            rnn(x)[0].sum().backward()
+        assert (recorder.recorded > 0) == recorded
+
+
 def test_calls_without_a_step_are_not_recorded(recorder: Pretended) -> None:
     rnn, x = elman.Recurrent(elman.cells.Elman(3, 4), engine=recorder.engine), torch.randn(5, 2, 3)
     for _ in range(3):
@@ -221,7 +232,7 @@ def test_without_room_nothing_is_recorded(recorder: Pretended, monkeypatch: pyte
 
 
 def adding(recorder: Pretended) -> Recorded:
-    return Recorded(lambda steps, batch, seed, first, x: (x + 1,), "cpu", recorder)
+    return Recorded(lambda steps, batch, seed, first, x: (x + 1,), 1, "cpu", recorder)
 
 
 @pytest.mark.parametrize(("name", "value", "left"), [("_room", lambda device: 100, 3), ("KEPT", 2, 2)])
