@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,15 +36,26 @@ aten = torch.ops.aten
 _REAL = (torch.float32, torch.float64)
 BLOCK = 16  # time steps that are drawn together
 ROW_BLOCK = 512  # rows that are drawn together, where steps have different numbers of them
+_FEW = 1 << 12  # whole numbers that 24 bits draw alike, to a part in 4,000
 Emit = Callable[..., Any]  # makes one operation: a node of a graph, or its value at once
 
 
 @dataclass(frozen=True)
 class Lifting:
-    """A random operation as arithmetic on a standard draw: formula(emit, noise, result description, *args)."""
+    """A random operation as arithmetic on a standard draw: formula(emit, noise, result description, *args).
+
+    values: of whole numbers, from the arguments behind the result description: how many there are.
+    """
 
     draw: str
     formula: Callable[..., Any]
+    values: Callable[..., int] | None = None
+
+    def dtype(self, out: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype:
+        """Of the draw: the result's; of whole numbers a float has enough bits for those of which there are few."""
+        if self.values is not None and self.values(*args, **kwargs) > _FEW:
+            return torch.float64
+        return out.dtype if out.dtype.is_floating_point else torch.float32
 
 
 def _cast(emit: Emit, value: Any, like: torch.Tensor) -> Any:
@@ -62,7 +73,19 @@ def _dropout(emit: Emit, u: Any, out: Any, x: Any, p: float, train: bool | None 
 
 
 def _randint(emit: Emit, u: Any, out: Any, low: int, high: int) -> Any:
-    return _cast(emit, emit(aten.floor.default, _affine(emit, u, high - low, low)), out)
+    # u is below 1 by half a unit of its last place or more, so the product, rounded, stays below high - low. A sum with
+    # low would not stay below high.
+    counted = _cast(emit, emit(aten.floor.default, emit(aten.mul.Tensor, u, high - low)), out)
+    return counted if low == 0 else emit(aten.add.Tensor, counted, low)
+
+
+def _exponential(emit: Emit, u: Any, out: Any, x: Any, rate: float = 1.0, **_: Any) -> Any:
+    # 0 comes up once in 2^24 numbers; in the middle of what it stands for the logarithm of the result is finite, as of
+    # PyTorch's own.
+    above = emit(aten.clamp.default, u, torch.finfo(out.dtype).eps / 4)
+    return emit(
+        aten.div.Tensor, emit(aten.neg.default, emit(aten.log1p.default, emit(aten.neg.default, above))), rate
+    )
 
 
 _SAME = Lifting("uniform", lambda emit, z, out, *args, **kwargs: z)
@@ -94,17 +117,20 @@ LIFTINGS: dict[Any, Lifting] = {
     ),
     aten.normal.float_Tensor: Lifting("normal", lambda emit, z, out, mean, std, **kw: _affine(emit, z, std, mean)),
     aten.normal.Tensor_Tensor: Lifting("normal", lambda emit, z, out, mean, std, **kw: _affine(emit, z, std, mean)),
-    aten.exponential.default: Lifting(
-        "uniform",
-        lambda emit, u, out, x, rate=1.0, **kw: emit(
-            aten.div.Tensor, emit(aten.neg.default, emit(aten.log1p.default, emit(aten.neg.default, u))), rate
-        ),
+    aten.exponential.default: Lifting("uniform", _exponential),
+    aten.randint.default: Lifting(
+        "uniform", lambda emit, u, out, high, size, **kw: _randint(emit, u, out, 0, high), lambda high, *_, **kw: high
     ),
-    aten.randint.default: Lifting("uniform", lambda emit, u, out, high, size, **kw: _randint(emit, u, out, 0, high)),
-    aten.randint.low: Lifting("uniform", lambda emit, u, out, low, high, size, **kw: _randint(emit, u, out, low, high)),
-    aten.randint_like.default: Lifting("uniform", lambda emit, u, out, x, high, **kw: _randint(emit, u, out, 0, high)),
+    aten.randint.low: Lifting(
+        "uniform", lambda emit, u, out, low, high, size, **kw: _randint(emit, u, out, low, high),
+        lambda low, high, *_, **kw: high - low,
+    ),
+    aten.randint_like.default: Lifting(
+        "uniform", lambda emit, u, out, x, high, **kw: _randint(emit, u, out, 0, high), lambda x, high, **kw: high
+    ),
     aten.randint_like.low_dtype: Lifting(
-        "uniform", lambda emit, u, out, x, low, high, **kw: _randint(emit, u, out, low, high)
+        "uniform", lambda emit, u, out, x, low, high, **kw: _randint(emit, u, out, low, high),
+        lambda x, low, high, **kw: high - low,
     ),
 }  # fmt: skip
 
@@ -137,7 +163,8 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
             )
         value = node.meta["val"]
         out = value[0] if isinstance(value, (tuple, list)) else value
-        port, noise = _port(graph, after_inputs, out, lifting.draw, index)
+        dtype = lifting.dtype(out, node.args, _plain(node.kwargs))
+        port, noise = _port(graph, after_inputs, out, dtype, lifting.draw, index)
         ports.append(port)
         with graph.inserting_before(node):
 
@@ -163,10 +190,9 @@ def _plain(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _port(
-    graph: fx.Graph, before: fx.Node, out: torch.Tensor, draw: str, index: int
+    graph: fx.Graph, before: fx.Node, out: torch.Tensor, dtype: torch.dtype, draw: str, index: int
 ) -> tuple[InPort, fx.Node]:
     name = f"noise_{index}"
-    dtype = out.dtype if out.dtype.is_floating_point else torch.float32
     rows = rows_of(out)
     if rows is None:
         shape = tuple(int(size) for size in out.shape)
@@ -314,7 +340,7 @@ class Replay(TorchDispatchMode):
             out = func(*pytree.tree_map_only(torch.Tensor, _fake, args), **kwargs)
         first = out[0] if isinstance(out, tuple) else out
         if isinstance(self.noises, torch.Generator):
-            dtype = first.dtype if first.dtype.is_floating_point else torch.float32
+            dtype = lifting.dtype(first, args, _plain(kwargs))
             fill = torch.rand if lifting.draw == "uniform" else torch.randn
             noise = fill(first.shape, dtype=dtype, generator=self.noises).to(first.device)
         else:

@@ -114,6 +114,55 @@ def test_the_distribution_is_torchs_own(name: str) -> None:
         assert float(apart) * (N / 2) ** 0.5 < 2.7
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_exponential_numbers_are_above_zero(dtype: torch.dtype) -> None:
+    """A uniform number is 0 now and then, of which gumbel_softmax would make NaN."""
+    with noise.Replay([torch.tensor([0.0, 0.5], dtype=dtype)]):
+        drawn = torch.empty(2, dtype=dtype).exponential_()
+    assert 0 < drawn[0] < 1e-2
+    assert drawn.log().isfinite().all()
+    logits = torch.randn(1, 8)
+    with noise.Replay([torch.zeros(1, 8)]):
+        assert F.gumbel_softmax(logits).isfinite().all()
+
+
+@pytest.mark.parametrize("low", [0, 1, 1000, 100_000, 1 << 22, -5])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10, 1000, 4096])
+def test_whole_numbers_stay_below_their_end(low: int, size: int) -> None:
+    for dtype, below in ((torch.float32, 2.0**-24), (torch.float64, 2.0**-53)):
+        with noise.Replay([torch.tensor([0, 1 - below], dtype=dtype)] * 2):
+            drawn = torch.randint(low, low + size, (2,))
+            like = torch.randint_like(torch.empty(2, dtype=dtype), low, low + size)
+        assert drawn.tolist() == [low, low + size - 1]
+        assert like.tolist() == [low, low + size - 1]
+
+
+class Chooses(torch.nn.Module):
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return x + 0 * h + torch.randint(self.low, self.high, (x.shape[0], 1))
+
+
+@pytest.mark.parametrize(("low", "high"), [(100_000, 100_003), (0, 1 << 26), (0, 6000)])
+def test_every_whole_number_comes_up(low: int, high: int) -> None:
+    """Also of more than a float can tell apart, half of them odd, and as often."""
+    rnn = elman.Recurrent(Chooses(low, high))
+    with torch.no_grad():
+        drawn = rnn(torch.zeros(50, 2000, 1, dtype=torch.float64), torch.zeros(2000, 1, dtype=torch.float64))[
+            0
+        ].long()
+    assert low <= drawn.min()
+    assert drawn.max() < high
+    odd = float((drawn % 2).double().mean())
+    expected = sum(k % 2 for k in range(low, high)) / (high - low) if high - low < 10 else 0.5
+    assert abs(odd - expected) < 5 * 0.5 / drawn.numel() ** 0.5
+    if high - low < 10:
+        assert drawn.unique().tolist() == list(range(low, high))
+
+
 # The others say N themselves, which is no shape of a state.
 SHAPED = [name for name in OPERATIONS if name.endswith(("_like", "_", "_p", "_low")) or "dropout" in name]
 

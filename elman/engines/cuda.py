@@ -14,6 +14,7 @@ and those of which that is not known) runs as it does in the reference engine, a
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import warnings
 import weakref
@@ -53,7 +54,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 KEPT = 64  # recordings
 LONGEST = 100_000  # operations of the loop in a recording; each has some memory of the driver's, which nobody counts
 SHARE = 4  # they have the fourth part of a device's memory, at most
-_ONCE, _NEVER = "once", "often, and it cannot be recorded"
+AGAIN = 16  # calls before what had to make room is recorded once more
 
 # (a function that starts kernels) -> what it gives, where its outputs lie, and what starts the kernels again.
 Record = Callable[[Callable[[], Sequence[Tensor]]], tuple[Sequence[Tensor], Callable[[], None]]]
@@ -71,10 +72,10 @@ class Recording:
 
 
 class _Met:
-    """What a thread has met: sizes of passes -> how often."""
+    """What a thread has met: sizes of passes -> how many more calls run by themselves before one is recorded."""
 
     def __init__(self) -> None:
-        self.sizes = Recent(256)
+        self.sizes = Recent(1024)
         _counted_met(self)
 
 
@@ -101,7 +102,7 @@ _PASSES: set[weakref.ref[Recorded]] = set()
 _PLACES: dict[torch.cuda.Stream, _Place] = {}
 _clock, _numbers = itertools.count(1), itertools.count()
 _counted = listed_in("CUDA graphs", lambda one: len(one.recordings))
-_counted_met = listed_in("sizes of passes that threads have met", lambda met: len(met.sizes), 256)
+_counted_met = listed_in("sizes of passes that threads have met", lambda met: len(met.sizes), 1024)
 _THREAD = _Thread()
 
 
@@ -212,12 +213,15 @@ class Recorded:
             *[None if t is None else (t.shape, t.stride(), t.dtype) for t in tensors],
         )  # fmt: skip
         met, mine = _THREAD.met.sizes, (self.number, key)
-        if key in self.recordings or met.get(mine) == _ONCE:
+        waits = met.get(mine, 1)
+        if key in self.recordings or waits == 0:
             with _LOCK, _current(device):
                 recording = self.recordings.get(key) or self._recording(key, steps, batch, tensors, device)
+                met.keep(mine, math.inf if recording is None else AGAIN)
                 if recording is not None:
                     return _run(recording, tensors)
-        met.keep(mine, _NEVER if mine in met else _ONCE)
+        else:
+            met.keep(mine, waits - 1)
         return self.function(steps, batch, seed, first, *tensors)
 
     def _recordable(

@@ -251,6 +251,17 @@ def test_the_oldest_goes(
     assert recorder.recorded == 4
 
 
+def test_more_sizes_than_are_kept(recorder: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had to make room is not recorded at each of its calls, which would take longer than to run it."""
+    monkeypatch.setattr(cuda, "KEPT", 3)
+    one, turns = adding(recorder), 30
+    for _ in range(turns):
+        for size in range(1, 6):
+            assert one(1, 1, 0, 0, torch.zeros(size))[0].tolist() == [1] * size
+    assert recorder.recorded < 5 * turns / 6
+    assert recorder.replayed > turns
+
+
 def test_a_pass_that_is_gone_leaves_nothing(recorder: Pretended) -> None:
     one, before = adding(recorder), elman.caches()["CUDA graphs"].entries
     for _ in range(2):
