@@ -261,6 +261,25 @@ def test_numbers_far_from_zero_are_told_apart_as_near_it() -> None:
     assert there.score(far) == pytest.approx(near.score(waves), abs=1e-3)
 
 
+def test_numbers_of_any_size_are_told_apart_and_what_is_constant_comes_back() -> None:
+    waves = [torch.randn(n, 1).double() for n in (6, 8, 7, 5) * 3]
+    plain = Autoencoder(8, steps=10, seed=0).fit(waves, valid=waves)
+    small = Autoencoder(8, steps=10, seed=0).fit(
+        [1e-8 * one for one in waves], valid=[1e-8 * one for one in waves]
+    )
+    torch.testing.assert_close(
+        small.encode([1e-8 * one for one in waves]), plain.encode(waves), atol=1e-6, rtol=1e-5
+    )
+    back = small.reconstruct([1e-8 * one for one in waves])[0]
+    np.testing.assert_allclose(back, 1e-8 * np.asarray(plain.reconstruct(waves)[0]), atol=1e-13)
+    for level in (0.0, 1e-8, 1.0, 1e9):
+        still = [torch.cat([one, torch.full_like(one, level)], 1) for one in waves]
+        model = Autoencoder(8, steps=10, seed=0).fit(still, valid=still)
+        np.testing.assert_allclose(
+            model.reconstruct(still)[0][:, 1], level, rtol=1e-4, atol=1e-4 * (not level)
+        )
+
+
 def test_a_loss_of_ones_own() -> None:
     seen = []
 

@@ -100,8 +100,11 @@ class AutoencoderNetwork(Flow, nn.Module):
         """From now on, arrays of numbers are read by how far, in standard deviations, each channel is from its mean."""
         if self.channels and not self.binary:
             frames = torch.cat(list(x)).double()
+            deviation, level = frames.std(0, correction=0), frames.abs().amax(0)
+            # A channel that stays where it is has to come back there, so its unit is small beside its level.
+            still = 1e-6 * torch.where(level > 0, level, 1.0)
             self.mean.copy_(frames.mean(0))
-            self.scale.copy_(frames.std(0, correction=0).nan_to_num(1).clamp(min=1e-6))
+            self.scale.copy_(torch.where(deviation > 1e-12 * level, deviation, still))
 
     def _standard(self, x: Tensor) -> Tensor:
         if self.symbols or self.binary:
