@@ -331,6 +331,28 @@ def test_numbers_of_axes_are_told_apart() -> None:
     assert len({short(tick) for tick in found.ticks}) == len(found.ticks) > 2
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[1e8, 1e8 + 3], [-1e8 - 3, -1e8], [0.9991, 0.9999], [1e6 + 0.5, 1e6 + 0.501], [1e15, 1e15 + 4], [1e17, 1e17 + 16],
+     [1.0, 1.07], [12e6, 13e6], [1e-3, 1.001e-3]],
+)  # fmt: skip
+@pytest.mark.parametrize("log", [False, True])
+def test_ticks_of_numbers_far_from_0_are_told_apart(values: list[float], log: bool) -> None:
+    values = sorted(map(abs, values)) if log else values
+    points = [Point(k, value) for k, value in enumerate(values)]
+    drawn = lines([Curve("c", points, "first", marked=True)], x="x", y="y", log=log)
+    written = re.findall(r'<text x="([\d.]+)" [^>]*text-anchor="end"[^>]*>([-\d.e+]+)([kMG]?)</text>', drawn)
+    written = [one for one in written if float(one[0]) < 300]  # the others stand under the drawing
+    sizes = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+    read = [float(number) * sizes[letter] for _, number, letter in written]
+    ticks = axis(min(values), max(values), log=log).ticks
+    assert len(set(written)) == len(ticks) > 1
+    assert read == pytest.approx(list(ticks), rel=0, abs=0.02 * (ticks[-1] - ticks[0]))
+    assert all(float(x) > 7 * len(number + letter) for x, number, letter in written)
+    told = re.findall(r"<title>c at \d: ([^<]+)</title>", drawn)
+    assert list(map(float, told)) == pytest.approx(values, rel=0, abs=0.05 * (values[1] - values[0]))
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_figures_of_numbers_at_the_ends_of_floats_are_drawn(log: bool) -> None:
     for values in ([5e-324, 1e-320], [1e308, 1e-308], [1.0, 1e308], [1e-300, 1.0]):

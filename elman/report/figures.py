@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 26, 34  # room around the plot
 POINTS = 1000  # of a curve, at most
 NOTHING = '<p class="none">nothing was logged</p>'
+_FEW, _ALL = 3, 17  # digits of a number at an axis; of a float, which tell any two apart
 _LEAST = 1e-290  # below it and above its inverse there is no room for an axis
 
 
@@ -72,22 +74,24 @@ def lines(
     steps = [p.step for p in (*(p for curve in drawn for p in curve.points), *ends)]
     up, along = axis(min(values), max(values), log=log), axis(min(steps), max(steps), log=False, loose=False)
     across = round(WIDTH * wide)
-    inner, tall = across - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    heights = labels(up)
+    left = max(LEFT, 10 + 7 * max(map(len, heights), default=0))
+    inner, tall = across - left - RIGHT, HEIGHT - TOP - BOTTOM
     parts = [_open(across, HEIGHT, f"{y} against {x}: {', '.join(curve.name for curve in drawn)}")]
 
     def at_x(step: float) -> float:
-        return LEFT + inner * along.share(step)
+        return left + inner * along.share(step)
 
     def at_y(value: float) -> float:
         return TOP + tall * (1 - up.share(value))
 
-    for tick in up.ticks:
+    for tick, label in zip(up.ticks, heights, strict=True):
         height = f"{at_y(tick):.1f}"
-        parts.append(f'<path d="M{LEFT} {height}H{across - RIGHT}" stroke="var(--grid)"/>')
-        parts.append(_text(LEFT - 6, at_y(tick) + 4, short(tick), "end"))
-    for tick in along.ticks:
+        parts.append(f'<path d="M{left} {height}H{across - RIGHT}" stroke="var(--grid)"/>')
+        parts.append(_text(left - 6, at_y(tick) + 4, label, "end"))
+    for tick, label in zip(along.ticks, labels(along), strict=True):
         near = "end" if at_x(tick) > across - 24 else "middle"
-        parts.append(_text(at_x(tick), HEIGHT - BOTTOM + 15, short(tick), near))
+        parts.append(_text(at_x(tick), HEIGHT - BOTTOM + 15, label, near))
     parts.append(_text(across - RIGHT, HEIGHT - 4, x, "end"))
     parts.append(_text(2, 12, y))
     legend = across - RIGHT
@@ -99,6 +103,7 @@ def lines(
         path = "L".join(f"{at_x(p.step):.1f} {at_y(p.value):.1f}" for p in around)
         if path:
             parts.append(f'<path d="M{path}Z" fill="var(--{band.colour})" fill-opacity="0.18"/>')
+    digits = max(4, _digits(up) + 1)
     for curve in drawn:
         places = [(at_x(p.step), at_y(p.value)) for p in curve.points]
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
@@ -108,7 +113,7 @@ def lines(
         )
         if curve.marked or len(places) == 1:
             for (a, b), p in zip(places, curve.points, strict=True):
-                told = plain(f"{curve.name} at {p.step:,.0f}: {p.value:.4g}")
+                told = plain(f"{curve.name} at {p.step:,.0f}: {p.value:.{digits}g}")
                 parts.append(
                     f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="var(--{curve.colour})">'
                     f"<title>{told}</title></circle>"
@@ -221,6 +226,8 @@ def thinned(points: Sequence[Point], most: int = POINTS) -> list[Point]:
 
 def axis(low: float, high: float, *, log: bool, loose: bool = True) -> Axis:
     """An axis for values from low to high, with round ticks. loose: with a little room at both ends."""
+    if log and 0 < high - low < 1e-6 * low:
+        log = False  # which looks the same, and logarithms of such neighbours may be one float
     if high - low < _LEAST:
         low, high = (low * 0.5, high * 2) if log else (low - abs(low) / 2 - 0.5, high + abs(high) / 2 + 0.5)
     elif loose:
@@ -244,17 +251,35 @@ def axis(low: float, high: float, *, log: bool, loose: bool = True) -> Axis:
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw * 0.999)
     ticks = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-    return Axis(low, high, tuple(ticks), log)
+    # Where floats lie farther apart than a step, several ticks are one.
+    return Axis(low, high, tuple(dict.fromkeys(ticks)), log)
 
 
-def short(value: float) -> str:
-    """A number for an axis: 0, 0.25, 1200 -> "1.2k", 1e-05."""
+def labels(of: Axis) -> list[str]:
+    """Of each tick what is written at it, with as many digits as tell them apart: 100.0002M beside 100.0003M."""
+    digits = _digits(of)
+    return [short(tick, digits) for tick in of.ticks]
+
+
+def _digits(of: Axis) -> int:
+    """So many at least, of each tick, that it is not rounded by what could be seen."""
+    pairs = list(itertools.pairwise(of.ticks)) or [(of.low, of.high)]
+    apart = [abs(b - a) for a, b in pairs]
+    seen = [(tick, 0.01 * min(apart[max(k - 1, 0) : k + 1])) for k, tick in enumerate(of.ticks)]
+    for digits in range(_FEW, _ALL):
+        if all(abs(float(f"{tick:.{digits}g}") - tick) <= least for tick, least in seen):
+            return digits
+    return _ALL
+
+
+def short(value: float, digits: int = _FEW) -> str:
+    """A number for an axis: 0, 0.25, 1200 -> "1.2k", 1e-05. digits: of it; of one with a letter four at least."""
     if value == 0:
         return "0"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.3g}"
+        if size <= abs(value) < 1e13:
+            return f"{value / size:.{max(digits, 4)}g}{letter}"
+    return f"{value:.{digits}g}"
 
 
 def _wide(text: str) -> float:
