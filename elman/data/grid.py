@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
-from typing import Any
+from datetime import MAXYEAR, MINYEAR, date, datetime, timedelta
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,16 +31,25 @@ class OffGrid(ValueError):
         self.index = index
 
 
-def parsed_stamp(text: str, *, days: bool = False) -> tuple[bool, int] | None:
-    """(whether it is a whole number, it or microseconds since 1970) of a number or of a date as ISO 8601 has it; None
-    for neither. A time zone is turned into UTC. days: digits alone are a date where they can be: see `are_days`."""
+class Stamp(NamedTuple):
+    """A time stamp. at: a whole number, where it is `whole`, or microseconds since 1970 in UTC, which a stamp without
+    an offset is taken to be in. offset: microseconds by which its own time is ahead of UTC."""
+
+    whole: bool
+    at: int
+    offset: int = 0
+
+
+def parsed_stamp(text: str, *, days: bool = False) -> Stamp | None:
+    """The stamp of a whole number or of a date as ISO 8601 has it; None for neither. days: digits alone are a date
+    where they can be: see `are_days`."""
     text = text.strip()
     if _WHOLE.fullmatch(text) and not (days and _is_day(text)):
-        return (True, int(text)) if abs(int(text)) < _FAR else None
+        return Stamp(True, int(text)) if abs(int(text)) < _FAR else None
     if not _DATE.match(text):
         return None
     try:
-        return False, stamp_of(datetime.fromisoformat(text))
+        return stamp_of(datetime.fromisoformat(text))
     except ValueError:
         if len(text) == 7 and text[4:5] == "-":  # 2020-01, a month
             return parsed_stamp(f"{text}-01")
@@ -72,13 +81,36 @@ def like_months(stamps: np.ndarray) -> bool:
     )
 
 
-def stamp_of(time: date) -> int:
-    """Microseconds since 1970."""
+def stamp_of(time: date) -> Stamp:
     if not isinstance(time, datetime):
         time = datetime(time.year, time.month, time.day)
-    if time.tzinfo is not None:
-        time = time.astimezone(UTC).replace(tzinfo=None)
-    return int((np.datetime64(time, "us") - np.datetime64(0, "us")).astype(np.int64))
+    ahead = (time.utcoffset() or timedelta()) // timedelta(microseconds=1)
+    own = np.datetime64(time.replace(tzinfo=None), "us") - np.datetime64(0, "us")
+    return Stamp(False, int(own.astype(np.int64)) - ahead, ahead)
+
+
+def in_own_time(utc: Sequence[np.ndarray], own: Sequence[np.ndarray], grid: Grid | None) -> bool:
+    """Whether stamps of several series lie on a grid by the time of their own place: days (weeks, months, six hours)
+    where clocks change are no whole number of steps apart in UTC. Midnights are dates, in any case.
+
+    utc, own: int64, microseconds since 1970 by either. grid: which it is to be; None: as the stamps lie.
+    """
+    if all((a == b).all() for a, b in zip(utc, own, strict=True)) or not _fit(own, grid):
+        return False
+    return all((one % DAY == 0).all() for one in own) or not _fit(utc, grid)
+
+
+def _fit(series: Sequence[np.ndarray], grid: Grid | None) -> bool:
+    """Whether all stamps are of one grid, each series in ascending order."""
+    if any((np.diff(one) <= 0).any() for one in series):
+        return False
+    grid = grid or Grid.of(series, whole=False)
+    try:
+        for one in series:
+            grid.places(one)
+    except OffGrid:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -243,7 +275,7 @@ def _months(stamps: np.ndarray, day: int | None = None) -> tuple[np.ndarray, int
     return None
 
 
-def expect_stamp(value: Any, *, days: bool) -> tuple[bool, int] | None:
+def expect_stamp(value: Any, *, days: bool) -> Stamp | None:
     """`parsed_stamp` of what a frame holds: a text, a whole number, a date or a time; None, too, for what is too
     far away to be one."""
     if isinstance(value, str):
@@ -251,11 +283,11 @@ def expect_stamp(value: Any, *, days: bool) -> tuple[bool, int] | None:
     if isinstance(value, np.datetime64):
         year = 0 if np.isnat(value) else int(value.astype("datetime64[Y]").astype(np.int64)) + 1970
         near = MINYEAR <= year <= MAXYEAR
-        return (False, int(value.astype("datetime64[us]").astype(np.int64))) if near else None
+        return Stamp(False, int(value.astype("datetime64[us]").astype(np.int64))) if near else None
     if isinstance(value, date):
         if value != value:  # NaT of pandas, which is a date to Python
             return None
-        return False, stamp_of(value)
+        return stamp_of(value)
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        return (True, int(value)) if abs(int(value)) < _FAR else None
+        return Stamp(True, int(value)) if abs(int(value)) < _FAR else None
     return None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from elman.data.files import reading
-from elman.data.grid import WHOLE, Grid, OffGrid, are_days, expect_stamp, like_months
+from elman.data.grid import DAY, WHOLE, Grid, OffGrid, are_days, expect_stamp, in_own_time, like_months
 from elman.data.tables import STDIN, TABLES, Remarks, TableRows, other_separators, with_points
 from elman.errors import DataError, InputError, NotSupported, did_you_mean
 
@@ -150,6 +150,7 @@ def read_series(
 def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None) -> Panel:
     """Check what was read, and lay it on a grid."""
     rows: dict[str, list[tuple[int, int, Table]]] = {}
+    ahead: dict[str, list[int]] = {}
     kinds: dict[bool, tuple[Table, int]] = {}
     for table in tables:
         _expect_columns(table, columns)
@@ -163,9 +164,10 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
             stamp = expect_stamp(table.columns[columns.time][i], days=days)
             if stamp is None:
                 raise _no_stamp(table, i, columns)
-            kinds.setdefault(stamp[0], (table, i))
+            kinds.setdefault(stamp.whole, (table, i))
             name = "" if ids is None else str(ids[i])
-            rows.setdefault(name, []).append((stamp[1], i, table))
+            rows.setdefault(name, []).append((stamp.at, i, table))
+            ahead.setdefault(name, []).append(stamp.offset)
     if not rows:
         where = ", ".join(table.where for table in tables)
         raise tables[0].words(what="there are no series", where=where, mend="give a file that holds some")
@@ -178,9 +180,13 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
             where=table.place(i), got=repr(table.columns[columns.time][i])[:60],
             expected="whole numbers" if whole else "dates, or whole numbers throughout", mend="write all in one way",
         )  # fmt: skip
-    for name, own in rows.items():
-        _expect_order(name, own, columns)
     stamps = {name: np.array([stamp for stamp, _, _ in own], np.int64) for name, own in rows.items()}
+    local = {name: stamps[name] + np.array(ahead[name], np.int64) for name in rows}
+    if in_own_time(list(stamps.values()), list(local.values()), grid):
+        stamps = local
+    else:
+        for name, own in rows.items():
+            _expect_order(name, own, columns)
     grid = grid or Grid.of(list(stamps.values()), whole=True in kinds)
     series = [_series(name, stamps[name], own, columns, grid) for name, own in rows.items()]
     if all(one is None for one in series):
@@ -203,10 +209,12 @@ def read_rows(columns: Columns, grid: Grid, remarks: Remarks | None = None) -> I
         table = _table_of_rows(Path("standard input"), names, [(number, row)], columns, rows.decimal_commas)
         _expect_columns(table, columns)
         stamp = expect_stamp(table.columns[columns.time][0], days=grid.kind != WHOLE)
-        if stamp is None or stamp[0] != (grid.kind == WHOLE):
+        if stamp is None or stamp.whole != (grid.kind == WHOLE):
             raise _no_stamp(table, 0, columns)
         name = str(table.columns[columns.id][0]) if columns.id in names else ""
-        series = _series(name, np.array([stamp[1]]), [(stamp[1], 0, table)], columns, grid, gaps=True)
+        utc, local = np.array([stamp.at]), np.array([stamp.at + stamp.offset])
+        at = local if in_own_time([utc], [local], grid) else utc
+        series = _series(name, at, [(int(at[0]), 0, table)], columns, grid, gaps=True)
         assert series is not None
         return table.place(0), series
 
@@ -381,13 +389,18 @@ def _expect_order(name: str, rows: list[tuple[int, int, Table]], columns: Column
         twice = next((one for one in rows if one[0] == stamp and one[1:] != (i, table)), None)
         same = stamp == before or twice is not None
         other = (before, j, first) if stamp == before or twice is None else twice
+        said: Any = table.columns[columns.time][i]
+        back = (
+            ":" in str(said) and stamp % DAY and before - stamp < DAY // 12
+        )  # clocks go back by an hour at most
+        mend = "; where clocks are put back, give UTC offsets, as in 2024-10-27T02:30+01:00" if back else ""
         raise table.words(
             what=f"a time stamp stands twice in series {name!r}" if same
             else f"series {name!r} is not in order of time",
-            where=table.place(i), got=str(table.columns[columns.time][i]),
+            where=table.place(i), got=str(said),
             expected=f"later than {other[2].columns[columns.time][other[1]]}, {other[2].place(other[1])}",
-            mend=f"leave one of the two out, or tell the series apart by {columns.id!r}" if same
-            else f"sort the rows by {columns.id} and {columns.time}",
+            mend=(f"leave one of the two out, or tell the series apart by {columns.id!r}" if same
+            else f"sort the rows by {columns.id} and {columns.time}") + mend,
         )  # fmt: skip
 
 
@@ -400,11 +413,14 @@ def _series(
         places = grid.places(stamps)
     except OffGrid as off:
         _, i, table = rows[off.index]
+        stamp = expect_stamp(table.columns[columns.time][i], days=True)
+        zone = "; where clocks change, leave UTC offsets out, in what is learnt from too"
         raise table.words(
             what=f"a time stamp of series {name!r} lies between two steps", where=table.place(i),
             got=str(table.columns[columns.time][i]),
             expected=f"a whole number of steps of {grid.name} from {grid.words(np.zeros(1, np.int64))[0]}",
-            mend="round time stamps to their steps, or add up what lies within one",
+            mend="round time stamps to their steps, or add up what lies within one"
+            + zone * bool(stamp and stamp.offset),
         ) from off  # fmt: skip
     steps = places - places[0]
     if steps[-1] >= min(_LONGEST, 1000 * len(steps) + 100_000):
