@@ -4,7 +4,7 @@ becomes bodies."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from elman.data.schema import Check, Odd, each, maybe, number, parsed, plain, re
 from elman.errors import DataError
 from elman.serve.asked import Ask, Job, Scored
 from elman.serve.settings import Serving
+from elman.serve.written import Spelling
 
 _STOPS, _STOP, _TOP = (
     4,
@@ -196,9 +197,10 @@ def _too_long(got: str, most: int) -> Refused:
 class Choice:
     """One text of an answer. echo: the prompt's text, where it is to be told."""
 
-    def __init__(self, job: Job, index: int, echo: str, tokenizer: Tokenizer) -> None:
-        self.job, self.index, self.tokenizer = job, index, tokenizer
-        self._echo, self._at = echo, 0
+    def __init__(self, job: Job, index: int, echo: str, spelling: Spelling) -> None:
+        self.job, self.index, self.names = job, index, spelling.names
+        self._echo = echo
+        self._places = _places(job.ask, echo, spelling)
 
     def more(self) -> tuple[str, dict[str, Any] | None]:
         """(text, logprobs) since the last call."""
@@ -213,27 +215,53 @@ class Choice:
         return "".join(parts), logprobs
 
     def _logprobs(self, scored: list[Scored]) -> dict[str, Any]:
-        names = self.tokenizer.symbols
-        offsets = []
-        for one in scored:
-            offsets.append(self._at)
-            self._at += len(names[one.symbol])
+        names = self.names
         return {
             "tokens": [names[one.symbol] for one in scored],
             "token_logprobs": [one.logprob for one in scored],
             "top_logprobs": [{names[k]: p for k, p in one.top.items()} or None for one in scored],
-            "text_offset": offsets,
+            "text_offset": [self._places(one.symbol) for one in scored],
         }
+
+
+def _places(ask: Ask, echo: str, spelling: Spelling) -> Callable[[int], int]:
+    """place(symbol) of the symbols that are told, one after another: after how many characters of the text it begins.
+
+    A symbol is not as long as its name: `<unk>` stands for one character of a prompt, and of bytes several for one."""
+    names = spelling.names
+
+    def along(last: int | None, at: int) -> Callable[[int], int]:
+        piece, _ = spelling.begun(last)
+
+        def place(symbol: int) -> int:
+            nonlocal at
+            at += len(added := piece(symbol))
+            return at - min(len(added), len(names[symbol]))  # of words a space may come first
+
+        return place
+
+    places: list[int] = []
+    if ask.of_prompt and ask.logprobs is not None:
+        symbols, spans = spelling.tokenizer.spans(echo)
+        places = [first for first, _ in spans]
+        if symbols.tolist() != ask.prompt.tolist():  # given as symbols, of which its text makes others
+            places = list(map(along(None, 0), ask.prompt.tolist()))
+    told, then = iter(places), along(int(ask.prompt[-1]), len(echo))
+
+    def place(symbol: int) -> int:
+        return then(symbol) if (first := next(told, None)) is None else first
+
+    return place
 
 
 class Answer:
     """What is said of a request's choices, whole or in events."""
 
     def __init__(
-        self, asked: Completion, jobs: Sequence[Job], head: dict[str, Any], tokenizer: Tokenizer
+        self, asked: Completion, jobs: Sequence[Job], head: dict[str, Any], spelling: Spelling
     ) -> None:
         self.asked, self.jobs, self.head = asked, jobs, head
-        self.choices = [Choice(job, k, asked.beginnings[k], tokenizer) for k, job in enumerate(jobs)]
+        self.choices = [Choice(job, k, asked.beginnings[k], spelling) for k, job in enumerate(jobs)]
         self._ended: set[int] = set()
         start = dumped(head)[:-1]
         self._before = [b'data: %s,"choices":[{"index":%d,"text":' % (start, k) for k in range(len(jobs))]

@@ -229,7 +229,7 @@ class Serve:
             "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
             "model": self.name,
         }  # fmt: skip
-        answer = Answer(asked, jobs, head, tokenizer)
+        answer = Answer(asked, jobs, head, scheduler.spelling)
         return Written(answer, owner, self.metrics)
 
     # --- other tasks --------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 import elman
 from elman.app import cli
+from elman.data import Tokenizer
 from elman.data.schema import Odd
 from elman.data.series import Columns, panel_of, table_of
 from elman.data.tagged import Sentence
@@ -37,12 +38,14 @@ from elman.models.frame_network import FrameNetwork
 from elman.models.sequence_classifier import SequenceClassifier
 from elman.recurrent import Recurrent
 from elman.serve import others, server
-from elman.serve.asked import Ask
+from elman.serve.asked import Ask, Job, Scored
+from elman.serve.forms import Choice, completion
 from elman.serve.http import read_keys
 from elman.serve.others import service
 from elman.serve.scheduler import Scheduler
 from elman.serve.server import Server, listening, made
 from elman.serve.settings import Serving
+from elman.serve.written import Spelling
 from elman.tasks.autoencode import Autoencode
 from elman.tasks.classify import Classify
 from elman.tasks.forecast import Forecast
@@ -154,6 +157,39 @@ def test_openais_client(served: SimpleNamespace) -> None:
         client.with_options(api_key="a kez").models.list()
 
 
+@pytest.mark.parametrize("given", ["a text", "symbols"])
+@pytest.mark.parametrize(
+    ("kind", "size", "offsets"),
+    [
+        ("characters", None, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ("bytes", None, [0, 1, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9]),
+        ("words", None, [0, 3, 5, 8]),
+    ],
+)
+def test_symbols_stand_where_they_begin_in_the_text(
+    kind: str, size: int | None, offsets: list[int], given: str
+) -> None:
+    tokenizer = Tokenizer.of(kind, "is it so é and a text, it is", size)
+    spelling, told, after = Spelling(tokenizer), "sé ☃ it", " so"
+    symbols, more = tokenizer.encode(told).tolist(), tokenizer.encode(after).tolist()
+    body = {"prompt": told if given == "a text" else symbols, "echo": True, "logprobs": 0}
+    asked = completion(json.dumps(body).encode(), tokenizer, Serving())
+    job = Job(asked.asks[0], threading.Condition(), lambda job: None, 0.0, 0.0)
+    job.scored.extend(Scored(symbol, None, {}) for symbol in (*symbols, *more))
+    pen, _ = spelling.begun(symbols[-1])
+    job.pieces.extend(map(pen, more))
+    text, scored = Choice(job, 0, asked.beginnings[0], spelling).more()
+    assert scored is not None
+    found = scored["text_offset"]
+    whole = told if given == "a text" else tokenizer.decode(symbols)
+    assert text.startswith(whole)
+    if whole == told:
+        assert found == offsets
+    for name, at in zip(scored["tokens"], found, strict=True):
+        if name.isascii() and name.isalpha():
+            assert text[at:].startswith(name)
+
+
 def test_what_is_said_around_a_text(served: SimpleNamespace) -> None:
     said = ask(served, {"prompt": "☃a", "max_tokens": 3, "temperature": 0})[1]
     assert said["usage"]["prompt_tokens_details"]["unknown_tokens"] == 1
@@ -174,6 +210,11 @@ def test_what_is_said_around_a_text(served: SimpleNamespace) -> None:
         assert scored["tokens"][:at] == tokens
         assert scored["text_offset"] == list(range(at + 2))
         assert [p is None for p in scored["token_logprobs"]] == [True] * at + [False] * 2
+    asked = {"prompt": "☃a☃", "max_tokens": 2, "echo": True, "logprobs": 1}
+    choice = ask(served, asked)[1]["choices"][0]
+    assert choice["text"][:3] == "☃a☃"
+    assert choice["logprobs"]["tokens"][:3] == ["<unk>", "a", "<unk>"]
+    assert choice["logprobs"]["text_offset"][:4] == [0, 1, 2, 3]
     neutral = {"best_of": 1, "suffix": None, "logit_bias": {}, "presence_penalty": 0.0, "user": "me"}
     assert ask(served, {"prompt": "a", "max_tokens": 1, **neutral})[0] == 200
     events = ask(served, {"prompt": "a", "max_tokens": 1, "stream": True, "units": True})[1].split("\n\n")
