@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import unittest
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,35 @@ def test_weights_of_labels_that_are_not_there_are_refused() -> None:
     coding = Coding(["a", "b"], [3, 1], "ab")
     with pytest.raises(InputError, match=r"(?s)labels that are not there.*got: nope.*expected: a, b"):
         coding.weights({"nope": 2, "a": 1})
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        math.inf,
+        -math.inf,
+        math.nan,
+        -1,
+        1e300,
+        pytest.param(10**400, id="huge"),
+        "2",
+        None,
+        np.float32("nan"),
+        1j,
+    ],
+)
+def test_weights_that_are_none_are_refused(weight: Any) -> None:
+    with pytest.raises(InputError, match="no weight") as caught:
+        Classifier(class_weight={"b": weight}, **SMALL).fit(["ab", "ba"] * 4, ["a", "b"] * 4)
+    assert caught.value.where == "class_weight['b']"
+    with pytest.raises(InputError, match="all class weights are 0"):
+        Coding(["a", "b"], [3, 0], "ab").weights({"a": 0})
+
+
+def test_weights_are_told_by_their_ratios() -> None:
+    coding = Coding(["a", "b"], [90, 10], None)
+    for size in (1, 1e90, 1e-90, np.float32(2), np.int64(3)):
+        assert coding.weights({"a": size, "b": 3 * size}).tolist() == pytest.approx([100 / 120, 300 / 120])
 
 
 @pytest.mark.conformance

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -281,6 +282,8 @@ def test_a_series_of_numbers_is_one_alone(library: str, fitted: Forecaster) -> N
         (b"ds,y,y\n1,2,3\n", ":1", "two columns"),
         (b"ds,y,price\n1,2,3\n2,2,\n", ":3", "no number"),
         (b"ds,y,price,kind\n1,2,3,a\n2,2,3,b\n", ":3", "changes within"),
+        (b"ds,y,price,kind\n1,2,3,\n2,2,3,\n", ":2", "'kind' is missing in series ''"),
+        (b"ds,y,price,kind\n1,2,3,a\n2,2,3, \n", ":3", "'kind' is missing in series ''"),
     ],
 )
 def test_what_cannot_be_read_is_said_with_file_and_line(
@@ -310,6 +313,33 @@ def test_what_is_missing_in_pandas_is_said_or_a_gap() -> None:
         with pytest.raises(InputError, match="'kind' is missing in series ''") as caught:
             panel_of([table_of(pandas.DataFrame({**rows, "kind": kind}), columns)], columns)
         assert caught.value.where == f"frame, row {row}"
+
+
+@pytest.mark.parametrize("kind", ["frame", "columns", "table"])
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("fitted", [True, False])
+def test_frames_of_nothing_are_said_to_be_empty(kind: str, named: bool, fitted: bool) -> None:
+    empty: Any = {"ds": [], "y": []} if named else {}
+    if kind != "columns":
+        empty = pytest.importorskip("pandas", reason="its frames are read").DataFrame(empty)
+    if kind == "table":
+        empty = empty["y"] if named else empty
+    model = Forecaster(2, steps=1)
+    if fitted:
+        model.fit({"ds": range(40), "y": range(40)})
+    with pytest.raises(InputError) as caught:
+        model.predict(frame=empty) if fitted else model.fit(empty)
+    said = caught.value
+    assert said.what == ("there are no series" if named else "the frame is empty")
+    assert said.where == "frame"
+    assert "no rows" in str(said.got)
+    assert "file" not in str(said)
+    assert "--" not in str(said)
+
+
+def test_columns_of_a_frame_are_named_to_a_forecaster() -> None:
+    with pytest.raises(InputError, match=r"did you mean 'Y'\? name the columns: Forecaster\(id="):
+        Forecaster(2).fit({"ds": [1, 2], "Y": [1, 2]})
 
 
 @pytest.mark.parametrize("count", [1000, 1001])

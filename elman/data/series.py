@@ -125,6 +125,11 @@ class Table:
     def __post_init__(self) -> None:
         self.rows = len(next(iter(self.columns.values()), ()))
 
+    @property
+    def handed(self) -> bool:
+        """Whether it is no file, but a frame of a caller's."""
+        return self.words is not DataError
+
 
 def read_series(
     paths: Sequence[Path],
@@ -169,8 +174,11 @@ def panel_of(tables: Sequence[Table], columns: Columns, grid: Grid | None = None
             rows.setdefault(name, []).append((stamp.at, i, table))
             ahead.setdefault(name, []).append(stamp.offset)
     if not rows:
-        where = ", ".join(table.where for table in tables)
-        raise tables[0].words(what="there are no series", where=where, mend="give a file that holds some")
+        table, where = tables[0], ", ".join(table.where for table in tables)
+        raise table.words(
+            what="there are no series", where=where, got=f"no rows under {', '.join(table.names)[:200]}",
+            expected="a row for each time stamp", mend=f"give a {'frame' if table.handed else 'file'} that holds some",
+        )  # fmt: skip
     whole = grid is not None and grid.kind == WHOLE
     if len(kinds) > 1 or (grid is not None and (True in kinds) != whole):
         table, i = kinds[not whole] if grid is not None else max(kinds.values(), key=lambda one: one[1])
@@ -372,8 +380,15 @@ def _parquet(path: Path, columns: Columns) -> Table:
 
 def _expect_columns(table: Table, columns: Columns) -> None:
     needed = [columns.time, columns.target, *columns.known, *columns.past, *columns.static]
+    if not table.names and table.handed:
+        raise table.words(
+            what="the frame is empty", where=table.where, got="no columns and no rows", expected=", ".join(needed),
+            mend="give one with a row for each time stamp",
+        )  # fmt: skip
     if missing := [name for name in needed if name not in table.names]:
         flags = "name the columns: --id, --time, --target, --known, --past, --static"
+        if table.handed:
+            flags = "name the columns: Forecaster(id=, time=, target=, known=, past=, static=)"
         others = [name for name in table.names if name not in needed]
         raise table.words(
             what=f"there is no column {missing[0]!r}", where=table.where, got=", ".join(table.names)[:200] or "nothing",
@@ -475,9 +490,10 @@ def _static(column: str, name: str, rows: list[tuple[int, int, Table]]) -> Any:
     first: Any = rows[0][2].columns[column][rows[0][1]]
     for _, i, table in rows:
         value = table.columns[column][i]
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        empty = isinstance(value, str) and not value.strip()
+        if value is None or empty or (isinstance(value, float) and math.isnan(value)):
             raise table.words(
-                what=f"{column!r} is missing in series {name!r}", where=table.place(i), got=value,
+                what=f"{column!r} is missing in series {name!r}", where=table.place(i), got=repr(value)[:60],
                 expected="a number or a word in each row",
                 mend="fill it in, with a word such as 'unknown' if need be, or leave the series out",
             )  # fmt: skip

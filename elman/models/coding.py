@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,14 @@ from elman.errors import DataError, InputError
 UNKNOWN, BEGIN, END = range(3)  # symbols that stand for no character
 FILE = "labels.json"
 _SIZE, _LABELS, _CHARACTERS = 2**24, 2**20, 2**21
+
+
+def _finite(value: Any) -> float:
+    """A number as a float; NaN for what is none, or none of a float's size."""
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _label(value: Any, place: str) -> None:
@@ -117,22 +127,36 @@ class Coding:
 
         kind: None for 1 each; "balanced" for the inverse of how often each is there; or {label: weight}.
         """
-        counts = torch.tensor(self.counts, dtype=torch.float32)
+        counts = torch.tensor(self.counts, dtype=torch.float64)
         if kind is None:
             return torch.ones(len(counts))
         if kind == "balanced":
             weights = 1 / counts.clamp(min=1)
-        elif isinstance(kind, dict) and all(isinstance(w, (int, float)) and w >= 0 for w in kind.values()):
+        elif isinstance(kind, dict):
             if strange := [label for label in kind if label not in self._places]:
                 raise InputError(
                     what="class weights are of labels that are not there", where="class_weight",
                     got=", ".join(map(str, strange))[:200], expected=", ".join(map(str, self.labels))[:200],
                     mend="leave them out, or spell them as the labels are",
                 )  # fmt: skip
-            weights = torch.tensor([float(kind.get(label, 1)) for label in self.labels])
+            given = [kind.get(label, 1) for label in self.labels]
+            found = [_finite(w) for w in given]
+            for label, w, value in zip(self.labels, given, found, strict=True):
+                if not 0 <= value < 1e100:  # NaN is neither
+                    raise InputError(
+                        what="a class weight is no weight", where=f"class_weight[{label!r}]", got=f"{w!r:.60}",
+                        expected="0 or more, and below 1e100",
+                        mend="give a number, of which only the ratio to those of other labels counts",
+                    )  # fmt: skip
+            if not any(w * count for w, count in zip(found, self.counts, strict=True)):
+                raise InputError(
+                    what="all class weights are 0", where="class_weight", got=str(kind)[:60],
+                    expected="a weight above 0 for a label that is there", mend="there would be nothing to learn",
+                )  # fmt: skip
+            weights = torch.tensor(found, dtype=torch.float64)
         else:
             raise InputError(
                 what="there are no such class weights", where="class_weight", got=str(kind)[:60],
                 expected="None, 'balanced', or {label: weight}", mend="take one of these",
             )  # fmt: skip
-        return weights * counts.sum() / (weights * counts).sum().clamp(min=1e-12)
+        return (weights * counts.sum() / (weights * counts).sum().clamp(min=1e-300)).float()
