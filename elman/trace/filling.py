@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 Tensor = torch.Tensor
 
@@ -33,8 +34,15 @@ def index_fill_(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:
 def set_item(input: Tensor, key: Any, value: Any) -> None:
     """`input[key] = value`; by a mask where the key is one, behind slices of everything."""
     mask = _mask_of(input, key) if input.is_floating_point() else None
-    if mask is not None and (isinstance(value, (bool, int, float)) or _is_one(value, input)):
+    if mask is None:
+        input[key] = value
+    elif isinstance(value, (bool, int, float)) or _is_one(value, input):
         input.masked_fill_(mask, value)
+    elif _is_one_each(value, mask, input):
+        input.copy_(torch.where(mask, value, input))
+    elif isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        # Its gradient has as many numbers as there are places; refused here, while the user's line is known.
+        raise DynamicOutputShapeException(torch.ops.aten.nonzero.default)
     else:
         input[key] = value
 
@@ -42,6 +50,13 @@ def set_item(input: Tensor, key: Any, value: Any) -> None:
 def _is_one(value: Any, input: Tensor) -> bool:
     """Whether it is a tensor of one number, of which PyTorch's operation has nothing to say."""
     return isinstance(value, Tensor) and value.dim() == 0 and value.dtype == input.dtype
+
+
+def _is_one_each(value: Any, mask: Tensor, input: Tensor) -> bool:
+    """Whether it has one number for each row of a mask of the last dimension, `[..., 1]`."""
+    if not isinstance(value, Tensor) or value.dtype != input.dtype or not 1 <= value.dim() <= input.dim():
+        return False
+    return mask.dim() == 1 and isinstance(value.shape[-1], int) and value.shape[-1] == 1
 
 
 def _mask_of(input: Tensor, key: Any) -> Tensor | None:

@@ -132,7 +132,10 @@ def _translated(cell: str, error: Exception) -> TraceError:
             mend = _NUMBERS
         case Complaint.SHAPE:
             what = "the step makes a tensor whose shape depends on the data"
-            mend = "keep shapes fixed: use masks and torch.where instead of boolean indexing and nonzero"
+            mend = (
+                "keep shapes fixed: choose by a mask with torch.where(mask, a, b); read and write columns by their "
+                "numbers, v[:, columns], where columns = mask.nonzero().flatten() is a buffer of the cell"
+            )
         case Complaint.OPERATOR:
             what = f"the step uses an operator that PyTorch cannot trace ({error})"
             mend = "register a fake implementation for it (torch.library.register_fake), or write the step without it"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import elman
+from elman.errors import TraceError
 from elman.trace.filling import set_item
 from tests import eager
 
@@ -24,6 +25,15 @@ def put(key: Callable[[Filling, Tensor], object], value: Callable[[Filling], obj
     return write
 
 
+def put_rows(value: Callable[[Tensor], Tensor]) -> Write:
+    def write(cell: Filling, z: Tensor) -> Tensor:
+        made = z.clone()
+        made[:, cell.mask] = value(z)
+        return made
+
+    return write
+
+
 WAYS: dict[str, Write] = {
     "trace": lambda cell, z: z * torch.trace(cell.W.weight) + z * cell.W.weight.trace().square(),
     "fill": lambda cell, z: z.index_fill(1, cell.index, cell.p[0]),
@@ -34,6 +44,10 @@ WAYS: dict[str, Write] = {
     "columns by a mask": put(lambda cell, z: (slice(None), cell.mask), lambda cell: cell.p[0]),
     "the last by a mask": put(lambda cell, z: (..., cell.mask), lambda cell: cell.p[1]),
     "columns by a list": put(lambda cell, z: (slice(None), [True, False, False, True]), lambda cell: 1),
+    "columns by a mask, one of several": put(
+        lambda cell, z: (slice(None), cell.mask), lambda cell: cell.p[:1]
+    ),
+    "columns by a mask, one for each row": put_rows(lambda z: z.square().sum(-1, keepdim=True)),
     "columns by indices": put(lambda cell, z: (slice(None), cell.index), lambda cell: cell.p),
     "one for all columns": put(lambda cell, z: (slice(None), cell.index), lambda cell: cell.p[0]),
     "entries": put(lambda cell, z: z > 0, lambda cell: cell.p[0]),
@@ -45,6 +59,7 @@ WAYS: dict[str, Write] = {
 class Filling(nn.Module):
     mask: Tensor
     index: Tensor
+    columns: Tensor
 
     def __init__(self, ways: dict[str, Write]) -> None:
         super().__init__()
@@ -106,6 +121,42 @@ def test_rows_of_different_lengths_are_each_as_alone() -> None:
 def test_what_mixes_rows_or_counts_ones_is_refused(way: Write, words: str) -> None:
     with pytest.raises(elman.ElmanError, match=words):
         elman.Recurrent(Filling({"way": way}))(torch.randn(2, 3, 3), torch.zeros(3, 4))
+
+
+MASKED: dict[str, Callable[[Filling, Tensor], Tensor]] = {
+    "weights": lambda cell, z: cell.p,
+    "of the row": lambda cell, z: 2 * z[:, :2],
+}
+
+
+@pytest.mark.parametrize("way", MASKED)
+def test_several_values_by_a_mask_are_refused_with_a_mend_that_works(way: str) -> None:
+    def by_mask(cell: Filling, z: Tensor) -> Tensor:
+        made = z.clone()
+        made[:, cell.mask] = MASKED[way](cell, z)
+        return made
+
+    def by_columns(cell: Filling, z: Tensor) -> Tensor:
+        made = z.clone()
+        made[:, cell.columns] = MASKED[way](cell, z)
+        return made
+
+    def cells(write: Write) -> Filling:
+        torch.manual_seed(0)
+        cell = Filling({"way": write}).double()
+        cell.register_buffer("columns", cell.mask.nonzero().flatten())
+        return cell
+
+    x, h = torch.randn(3, 3, 3).double(), torch.randn(3, 4).double()
+    with pytest.raises(TraceError, match=r"columns = mask.nonzero\(\).flatten\(\) is a buffer") as caught:
+        elman.Recurrent(cells(by_mask))(x, h)
+    assert "made[:, cell.mask]" in str(caught.value.where)
+    loop, cell = cells(by_mask), cells(by_columns)
+    found = []
+    for (outputs, final), one in ((eager.unroll(loop, x, h), loop), (elman.Recurrent(cell)(x, h), cell)):
+        total = outputs["way"].sin().sum() + final.sum()
+        found.append((outputs, final, torch.autograd.grad(total, list(one.parameters()), allow_unused=True)))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("value", [0.5, 2, torch.tensor(1.5)])
