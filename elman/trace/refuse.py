@@ -231,6 +231,8 @@ def _asks(where: str, asked: tuple[str, traceback.StackSummary] | None, more: st
 # Operations that ask, and what says the same.
 _ASKING = {
     "take_along_dim": "use torch.gather",
+    "grad": "within torch.func.vmap, take a derivative of a derivative forward, jacfwd(jacrev(f)) or hessian(f) in "
+    "place of jacrev(jacrev(f)); else say the same with other operations",
     "cdist": "write the distance as a sum: (a.unsqueeze(1) - b).square().sum(-1).sqrt()",
     "layer_norm": "its derivative forward (torch.func.jvp) does: write it out, (x - x.mean(-1, True)) * "
     "(x.var(-1, correction=0, keepdim=True) + eps).rsqrt(), with weight and bias behind it",

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import jacfwd, jacrev
 
 import elman
+from elman.errors import TraceError
 from tests import eager
 from tests.pairwise import with_more
 
@@ -88,6 +90,11 @@ def _recorded(cell: Any, u: Tensor, h: Tensor) -> Tensor:
         return h - 0.1 * torch.autograd.grad(cell.energy(point, u).sum(), point, create_graph=True)[0]
 
 
+def _curved(outer: Callable[..., Any], inner: Callable[..., Any], cell: Any, h: Tensor) -> Tensor:
+    """Second derivatives [B, 4, 4, 4] of a function of each row, summed over two of them."""
+    return torch.func.vmap(outer(inner(lambda h: cell.W(h).tanh() * h.sum())))(h).sum((1, 2))
+
+
 ENERGIES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "torch.func.grad": lambda cell, u, h: h - 0.1 * torch.func.grad(lambda h: cell.energy(h, u).sum())(h),
     "autograd.grad": _recorded,
@@ -98,6 +105,7 @@ ENERGIES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "Jacobians of rows, forward": lambda cell, u, h: (
         u + 0.1 * torch.func.vmap(torch.func.jacfwd(lambda h: cell.W(h).tanh()))(h).sum(1)
     ),
+    "second derivatives of rows": lambda cell, u, h: u + 0.1 * _curved(jacfwd, jacrev, cell, h),
     "Hessians of rows": lambda cell, u, h: (
         u - 0.1 * torch.func.vmap(torch.func.hessian(cell.energy))(h, u).mul(0.1).tanh().sum(-1)
     ),
@@ -110,6 +118,18 @@ ENERGIES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 def test_a_step_along_the_gradient_of_an_energy(name: str) -> None:
     """Summed over all rows: of the sum itself nothing is left, so no rows meet. And by others of its derivatives."""
     agrees(Within(ENERGIES[name]))
+
+
+@pytest.mark.parametrize("inner", [jacrev, jacfwd])
+def test_reverse_derivatives_of_derivatives_of_rows_are_refused_with_a_mend(
+    inner: Callable[..., Any],
+) -> None:
+    """The mend is tested above, as second derivatives of rows."""
+    step = Within(lambda cell, u, h: u + 0.1 * _curved(jacrev, inner, cell, h))
+    with pytest.raises(TraceError, match="PyTorch's grad asks how large the batch is") as caught:
+        agrees(step)
+    assert "torch.func.vmap(outer(inner(" in str(caught.value.where)
+    assert "jacfwd(jacrev(f))" in str(caught.value.mend)
 
 
 def _pushed(function: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor, Tensor], Tensor]:
