@@ -16,8 +16,9 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from elman.caches import listed
+from elman.circuit.form import Kind
 from elman.circuit.structure import NOTHING, Structure, TensorSpec, fill, take
-from elman.errors import InputError, NotSupported
+from elman.errors import ElmanError, InputError, NotSupported
 from elman.execute import Program, operator
 from elman.execute.inside import transformed
 from elman.recurrent.arguments import as_outputs
@@ -150,6 +151,28 @@ def _program(
 
 
 @constant
+def output_dimensions(
+    handle: int, structures: tuple[Structure, Structure, Structure], specs: tuple[Any, Any, Any]
+) -> tuple[int, ...] | None:
+    """How many dimensions the outputs of one step have in the cell's circuit; None where it is none.
+
+    structures, specs: of x, state and context. What the answer depends on guards the compilation already, since Dynamo
+    has followed the cell itself.
+    """
+    layer = _LAYERS[handle]
+    with outside():
+        like = tuple([tuple([TensorSpec(*spec) for spec in part]) for part in specs])
+        xs, states, contexts = map(_examples, specs)
+        x, state, context = structures
+        shapes = Shapes(False, x, state, context, NOTHING, like)
+        try:
+            circuit = layer._calls.programs.find(layer.cell, shapes, xs, states, contexts).program.circuit
+        except ElmanError:
+            return None
+        return tuple([circuit.wire(o.wire).meta["val"].dim() for o in circuit.outputs_of(Kind.SEQUENCE)])
+
+
+@constant
 def _plans(name: str, wants: tuple[bool, ...], bounded: bool) -> tuple[str, tuple[int, ...]]:
     """(name, places of outputs through which no gradient flows) of the plans of a program for a call.
 
@@ -196,7 +219,7 @@ def _guard(layer: Any, mark: Any, program: Program) -> None:
 # --- what Dynamo follows ------------------------------------------------------------------------------------------
 
 
-def _specs(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
+def specs_of(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
     """Widths (made static), dtypes and devices."""
     return tuple([(tuple([index(s) for s in t.shape[leading:]]), t.dtype, t.device) for t in tensors])
 
@@ -251,7 +274,7 @@ def run_compiled(
         state = layer.cell.initial_state(batch)
     if state is None:
         state_structure, like = _zeros(
-            layer._handle, x_structure, _specs(xs, 2), context_structure, _specs(contexts, 1)
+            layer._handle, x_structure, specs_of(xs, 2), context_structure, specs_of(contexts, 1)
         )
         states = [torch.zeros((batch, *widths), dtype=dtype, device=device) for widths, dtype, device in like]
     else:
@@ -275,7 +298,7 @@ def run_compiled(
                 initial = []
                 take(layer.cell.initial_state(layout.most), initial)
             else:  # a cell that does not say that it starts from zeros is refused
-                _zeros(layer._handle, x_structure, _specs(xs, 1), context_structure, _specs(contexts, 1))
+                _zeros(layer._handle, x_structure, specs_of(xs, 1), context_structure, specs_of(contexts, 1))
         starts = layout.start(states, initial)
     if layout is None:
         taught = as_outputs(layer.cell, taught, lambda symbols: symbols)
@@ -288,7 +311,7 @@ def run_compiled(
     given = [*xs, *starts, *contexts, *taught]
     lead, memory = 2 if layout is None else 1, layer.memory_number
     structures = x_structure, state_structure, context_structure, teacher_structure
-    specs = _specs(xs, lead), _specs(states, 1), _specs(contexts, 1), _specs(taught, lead)
+    specs = specs_of(xs, lead), specs_of(states, 1), specs_of(contexts, 1), specs_of(taught, lead)
     program = _program(
         layer._handle, layer.reverse, structures, specs, None if weight is None else taught[-1].dtype,
         None if layout is None else layout.starts_anew,

@@ -12,12 +12,13 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from elman.circuit.form import Kind
-from elman.circuit.structure import NOTHING, fill, flatten
+from elman.circuit.structure import NOTHING, fill, flatten, take
 from elman.errors import ElmanError, InputError, InputTypeError, NotSupported, TraceError
 from elman.execute import Call
 from elman.noise import Replay
 from elman.recurrent.arguments import batch_of, expect_like, is_recorded, rows_of_reset
 from elman.recurrent.bound import Arguments, BoundCall, Noted
+from elman.recurrent.compiled import output_dimensions, specs_of
 from elman.recurrent.known import KnownCalls, alike, has_start, seed_of, shapes_of
 from elman.recurrent.programs import Binding
 from elman.trace.call import call_cell, understand
@@ -48,8 +49,8 @@ class SingleSteps:
             self._expect_like(layer, args)
             self._stepped = like
         if (
-            args.contexts or not args.xs or torch.is_grad_enabled() or is_recorded()
-            or torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
+            args.contexts or not args.xs or torch.is_grad_enabled() or torch.compiler.is_compiling()
+            or is_recorded() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
             or forward_ad._current_level >= 0 or changes_operations() or looks_at_operations()
         ):  # fmt: skip
             return self._by_cell(layer, args)
@@ -180,7 +181,7 @@ class SingleSteps:
             return output
         batch = states[0].shape[0]
         if torch.compiler.is_compiling():
-            given = [value.dim() + (value.shape[:1] != states[0].shape[:1]) for value in kept]
+            given = self._compiled_dimensions(layer, args, state) or [value.dim() for value in kept]
         else:
             given = self._dimensions(layer, args, state) or [value.dim() for value in kept]
         if len(given) != len(kept) or all(
@@ -192,6 +193,14 @@ class SingleSteps:
             for value, count in zip(kept, given, strict=True)
         ]
         return fill(structure, rows)
+
+    def _compiled_dimensions(self, layer: Any, args: Arguments, state: Any) -> tuple[int, ...] | None:
+        """The same as a constant of a compilation."""
+        states: list[Tensor] = []
+        x, _, context, _ = args.structures
+        structures = x, take(state, states), context
+        specs = specs_of(args.xs, 1), specs_of(states, 1), specs_of(args.contexts, 1)
+        return output_dimensions(layer._handle, structures, specs)
 
     def _dimensions(self, layer: Any, args: Arguments, state: Any) -> list[int] | None:
         """How many dimensions the outputs of the cell's circuit have; None where it is none."""

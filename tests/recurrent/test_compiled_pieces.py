@@ -11,7 +11,7 @@ import torch._dynamo.testing
 from torch.utils import _pytree as pytree
 
 import elman
-from tests import pairwise
+from tests import pairwise, zoo
 from tests.cases import CASES
 from tests.pairwise import with_more
 from tests.recurrent import compare
@@ -111,6 +111,61 @@ def test_a_compiled_teacher_with_a_weight(ragged: bool, numbers: bool) -> None:
         found.append([outputs, final, *torch.autograd.grad(total, [x, *rnn.parameters()])])
     for mine, right in zip(*found, strict=True):
         compare.assert_equal(compare.flat(mine, None), compare.flat(right, None))
+
+
+class Sharing(zoo.Base):
+    """Gives out numbers that all rows have alike, some as wide as a batch may be. mixes: rows, as no circuit does."""
+
+    mixes = False
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        h = torch.tanh(self.U(x) + self.W(h))
+        weight = self.W.weight
+        if self.mixes:
+            h = h - h.mean(0)
+        sums = {"whole": weight.sum(), "vector": weight.square().sum(0), "kept": weight.sum(0, keepdim=True)}
+        return {**sums, "matrix": 2 * weight, "row": h[:, :1]}, h
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])  # of 6 units
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_compiled_step_tells_what_all_rows_share_where_a_batch_is_as_wide(
+    rows: int, recording: bool
+) -> None:
+    cell, x = Sharing(5, 6).double(), torch.randn(rows, 5).double()
+    rnn, h = elman.Recurrent(cell), torch.randn(rows, 6).double()
+    fast = torch.compile(rnn.step, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(recording):
+        (made, ended), (expected, final) = fast(x, h), rnn.step(x, h)
+    torch.testing.assert_close((made, ended), (expected, final))
+    assert {name: list(value.shape[:1]) for name, value in made.items()} == {name: [rows] for name in made}
+    if recording:
+        factors = {name: torch.randn_like(value) for name, value in made.items()}
+        mine, right = (
+            torch.autograd.grad(sum((o[name] * factors[name]).sum() for name in o), cell.W.weight)
+            for o in (made, expected)
+        )
+        torch.testing.assert_close(mine, right)
+
+
+def test_a_compiled_step_does_for_all_batches() -> None:
+    rnn, counter = elman.Recurrent(Sharing(5, 6)), torch._dynamo.testing.CompileCounter()
+    fast = torch.compile(rnn.step, fullgraph=True, backend=counter, dynamic=True)
+    counts = []
+    for rows in (2, 2, 4, 6, 3):
+        x, h = torch.randn(rows, 5), torch.randn(rows, 6)
+        torch.testing.assert_close(fast(x, h), rnn.step(x, h))
+        counts.append(counter.frame_count)
+    assert counts[1:] == [2] * 4  # what the first step notes of its state is looked at by the second
+
+
+def test_a_compiled_step_without_a_circuit_is_the_cells() -> None:
+    rnn = elman.Recurrent(Sharing(5, 6))
+    rnn.cell.mixes = True
+    x, h = torch.randn(6, 5), torch.randn(6, 6)
+    expected = rnn.step(x, h)
+    assert expected[0]["vector"].shape == (6,)
+    torch.testing.assert_close(torch.compile(rnn.step, backend="aot_eager")(x, h), expected)
 
 
 @pytest.mark.conformance
