@@ -25,7 +25,7 @@ from elman.circuit.form import ROWS, InPort, Joint, Kind, StepFunction
 from elman.circuit.operations import OPERATIONS
 from elman.circuit.signature import identifier
 from elman.errors import ElmanError, TraceError
-from elman.trace import refuse
+from elman.trace import refuse, refuse_writes
 from elman.trace.merged import batch_slow
 from elman.trace.normal import normalise
 from elman.trace.outside import derived, outside
@@ -151,7 +151,7 @@ def _trace_joint(
             _unchosen(),
         ):
             # A first run without recording: it says what is wrong before the recorder stumbles over it.
-            with refuse.writes_while_running(step, example, given, name), parts:
+            with refuse_writes.writes_while_running(step, example, given, name), parts:
                 leaves = _leaves(example, given)
                 with refuse.asking(name):
                     dry = step(leaves)
@@ -170,7 +170,7 @@ def _trace_joint(
         versions = {port: leaf._version for port, leaf in leaves.items()}
         with parts, refuse.asking(name) if asking and not lines else contextlib.nullcontext():
             outputs = step(leaves)
-        refuse.writes(leaves, versions, given, name)
+        refuse_writes.writes(leaves, versions, given, name)
         refuse.hooks(leaves, given, name)
         if inspect is not None:
             inspect(outputs)
@@ -191,7 +191,7 @@ def _trace_joint(
         recorded = (record_anything if lines else record)(both, [*example.values()], _apart())
         refuse.guards(fakes.env, name, PRETENDED_BATCH, parts.asked)
         if any(map(is_write, recorded.graph.nodes)):
-            refuse.writes_in_graph(recorded.graph, [*example], given, refuse.place_of(name))
+            refuse_writes.writes_in_graph(recorded.graph, [*example], given, refuse.place_of(name))
             if not without_plain_writes(recorded.graph):
                 recorded = without_writes(recorded, [*example.values(), *cotangents.values()])
     where = refuse.place_of(name)
