@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from elman.data.grid import Grid, parsed_stamp
-from elman.data.series import Columns, Panel, panel_of, read_series, table_of
+from elman.data.series import Panel, panel_of, read_series
+from elman.data.series_tables import Columns, table_of
 from elman.data.series_windows import Origins, SeriesForm
 from elman.errors import DataError, InputError
 from elman.models import Forecaster

@@ -19,7 +19,8 @@ from elman.app.writing import put
 from elman.data.grid import Grid
 from elman.data.labelled import LabelledColumns, read_labelled
 from elman.data.sequences import read_sequences
-from elman.data.series import Columns, read_rows, read_series
+from elman.data.series import read_rows, read_series
+from elman.data.series_tables import Columns
 from elman.data.tables import Remarks, TableRows, standard_input
 from elman.data.tagged import numbered_lines, read_tagged
 from elman.data.text import read_text

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from elman.data.series import Columns, panel_of, table_of
+from elman.data.series import panel_of
+from elman.data.series_tables import Columns, table_of
 
 SMALL: dict[str, Any] = {"cell": "elman", "hidden": 8, "steps": 60, "lr": 0.01, "batch": 16, "season": 7}
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from elman.data.batches import Ragged
 from elman.data.grid import MONTHS, TIME, WHOLE, Grid
 from elman.data.schema import Odd, each, maybe, number, parsed, record, text, whole
-from elman.data.series import Columns, Earlier, Panel, Series
+from elman.data.series import Earlier, Panel, Series
+from elman.data.series_tables import Columns
 from elman.errors import DataError
 
 _NAMES = each(text(1000), 1000)

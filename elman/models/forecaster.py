@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elman.data.series import Columns, Panel, backend_of, frame_like, panel_of, table_of
+from elman.data.series import Panel, panel_of
+from elman.data.series_tables import Columns, backend_of, frame_like, table_of
 from elman.data.series_windows import FAR, Origins, SeriesForm, kept_form
 from elman.errors import InputError, NotYet
 from elman.models import pretrained
@@ -66,11 +67,11 @@ class Forecaster:
     vectors of 0 and 1, of which `predict` tells [horizon, I], how likely each is to be 1. season: steps after
     which series repeat themselves; None: by the time stamps, 1 for none. context: steps that are read before a
     forecast; None: two seasons or horizons, at least 24. id, time, target, known, past, static: names of columns, see
-    `elman.data.series.Columns`. folds: horizons at the end of each series by which the best weights are chosen; None:
-    up to 5, 0: none, all is learnt from. cell, hidden, layers, dropout: see `ForecastNetwork`. steps, minutes, batch,
-    lr, weight_decay, average, seed: see `elman.training.Training`. patience: looks, of which there are 16, without a
-    better one. watch: is shown what training yields. progress: a bar on standard error with the time left; None: where
-    that is a terminal.
+    `elman.data.series_tables.Columns`. folds: horizons at the end of each series by which the best weights are chosen;
+    None: up to 5, 0: none, all is learnt from. cell, hidden, layers, dropout: see `ForecastNetwork`. steps, minutes,
+    batch, lr, weight_decay, average, seed: see `elman.training.Training`. patience: looks, of which there are 16,
+    without a better one. watch: is shown what training yields. progress: a bar on standard error with the time left;
+    None: where that is a terminal.
 
     network, form: once there are some. Raises InputError and DataError for what are no series.
     """

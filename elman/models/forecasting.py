@@ -14,7 +14,8 @@ import torch
 from elman.data.files import read_file
 from elman.data.grid import Grid
 from elman.data.schema import Odd
-from elman.data.series import Columns, Panel
+from elman.data.series import Panel
+from elman.data.series_tables import Columns
 from elman.data.series_windows import LONGEST, Origins, SeriesForm, context_for, expect_future, read_form
 from elman.errors import DataError, InputError
 from elman.models import pretrained

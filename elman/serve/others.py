@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from elman.data.schema import Check, Odd, each, number, plain, text, whole
-from elman.data.series import panel_of, table_of
+from elman.data.series import panel_of
+from elman.data.series_tables import table_of
 from elman.errors import InputError
 from elman.models.forecasting import ahead, table
 from elman.models.sequence_classifier import logits_of

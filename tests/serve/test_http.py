@@ -29,7 +29,8 @@ import elman
 from elman.app import cli
 from elman.data import Tokenizer
 from elman.data.schema import Odd
-from elman.data.series import Columns, panel_of, table_of
+from elman.data.series import panel_of
+from elman.data.series_tables import Columns, table_of
 from elman.data.tagged import Sentence
 from elman.errors import DataError, InputError
 from elman.models import forecasting, tagger
