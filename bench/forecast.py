@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from elman.data.series import Panel, read_series
+from elman.data.series_form import SeriesForm
 from elman.data.series_tables import Columns
-from elman.data.series_windows import SeriesForm
 from elman.models.forecasting import Forecasts, Scores, folds_for, parted, rolling, scored
 
 HORIZON, PATHS = 12, 1000

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from elman import explain
-from elman.data.series_windows import Origins, SeriesForm, context_for
+from elman.data.series_form import SeriesForm, context_for
+from elman.data.series_windows import Origins
 from elman.errors import DataError, InputError, NotYet
 from elman.models import Forecaster
 from elman.models.distributions import DISTRIBUTIONS, QUANTILES, SHARES, pinball

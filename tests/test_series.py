@@ -14,8 +14,9 @@ import torch
 
 from elman.data.grid import Grid, parsed_stamp
 from elman.data.series import Panel, panel_of, read_series
+from elman.data.series_form import SeriesForm
 from elman.data.series_tables import Columns, table_of
-from elman.data.series_windows import Origins, SeriesForm
+from elman.data.series_windows import Origins
 from elman.errors import DataError, InputError
 from elman.models import Forecaster
 from elman.models.forecasting import parted, rolling

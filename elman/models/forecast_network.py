@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from elman.data.schema import Odd, each, whole
 from elman.data.series import Panel
-from elman.data.series_windows import LONGEST, SeriesForm, SeriesWindows
+from elman.data.series_form import LONGEST, SeriesForm
+from elman.data.series_windows import SeriesWindows
 from elman.errors import InputError
 from elman.models import pretrained
 from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, Distribution, pinball

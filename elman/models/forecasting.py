@@ -15,8 +15,10 @@ from elman.data.files import read_file
 from elman.data.grid import Grid
 from elman.data.schema import Odd
 from elman.data.series import Panel
+from elman.data.series_ends import read_form
+from elman.data.series_form import LONGEST, SeriesForm, context_for, expect_future
 from elman.data.series_tables import Columns
-from elman.data.series_windows import LONGEST, Origins, SeriesForm, context_for, expect_future, read_form
+from elman.data.series_windows import Origins
 from elman.errors import DataError, InputError
 from elman.models import pretrained
 from elman.models.distributions import DIRECT, DISTRIBUTIONS, QUANTILES, SHARES, pinball

@@ -16,8 +16,10 @@ from elman.data.grid import Grid
 from elman.data.rolls import are_rolls
 from elman.data.schema import Check, each, file_name, record, text, whole
 from elman.data.series import Panel, joined, read_rows, read_series
+from elman.data.series_ends import end_of, kept_form
+from elman.data.series_form import LONGEST, SeriesForm, digits_of
 from elman.data.series_tables import Columns
-from elman.data.series_windows import LONGEST, Origins, SeriesForm, digits_of, end_of, kept_form
+from elman.data.series_windows import Origins
 from elman.data.tables import STDIN, Remarks
 from elman.errors import DataError, InputError
 from elman.models.distributions import FRAMES, QUANTILES

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from elman.data.schema import Check, each, number, record, text, whole
-from elman.data.series_windows import LONGEST, Origins
+from elman.data.series_form import LONGEST
+from elman.data.series_windows import Origins
 from elman.models.distributions import QUANTILES
 from elman.models.forecasting import UNIT, Forecasts
 from elman.report import Band, Curve, Part, Point, Record, lines, plain

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from elman.data.series_windows import SeriesForm, tails
+from elman.data.series_ends import tails
+from elman.data.series_form import SeriesForm
 from elman.data.words import plain
 from elman.errors import InputError, NotSupported
 from elman.export.page.content import Content, facts, layers_of
