@@ -46,7 +46,10 @@ FILES: dict[str, tuple[int, tuple[str, ...]]] = {
     "segments/layout.py": (6, _RAGGED),
     "segments/pieces.py": (6, ("recurrent/test_cut.py", *_RAGGED)),
     "segments/timeline.py": (3, (*_RAGGED, _LAWS)),
-    "segments/move.py": (4, ("recurrent/test_cut.py", *_RAGGED, "test_tangent.py", "test_vmap.py")),
+    "segments/move.py": (
+        4,
+        ("recurrent/test_cut.py", *_RAGGED, "test_tangent.py test_tangent_transforms.py", "test_vmap.py"),
+    ),
     "segments/padded.py": (4, _RAGGED[::-1]),
     "segments/segment.py": (2, ("recurrent/test_memory.py", "recurrent/test_truncated.py")),
     "execute/segmented.py": (4, ("recurrent/test_memory.py", "recurrent/test_memory_layers.py")),

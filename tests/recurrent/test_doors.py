@@ -338,7 +338,7 @@ def test_gradients_of_parameters_by_functional_call(name: str) -> None:
         torch.testing.assert_close(got[n], p.grad, **EXACT)
 
 
-@pytest.mark.conformance  # tests/test_tangent.py has transforms of transforms, jacrev among them
+@pytest.mark.conformance  # tests/test_tangent_transforms.py has transforms of transforms, jacrev among them
 def test_vjp_and_jacrev() -> None:
     rnn, x, h = layer("lstm"), random(3, 2, 5), (random(2, 7), random(2, 7))
 
