@@ -33,7 +33,13 @@ OPTIONS = {
     },
     "thread": {"TSAN_OPTIONS": f"halt_on_error=1:die_after_fork=0:suppressions={SUPPRESSIONS}"},
 }
-BOTH = ["tests/engines", "tests/recurrent/test_dropout.py", "tests/test_noise.py", "tests/test_online.py"]
+BOTH = [
+    "tests/engines",
+    "tests/recurrent/test_dropout.py",
+    "tests/test_noise.py",
+    "tests/test_online.py",
+    "tests/test_online_rules.py",
+]
 TESTS = {
     "address": [
         *BOTH,
