@@ -7,56 +7,26 @@ import http.client
 import importlib.util
 import json
 import logging
-import os
-import queue
 import re
-import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from typer.testing import CliRunner
 
-import elman
-from elman.app import cli
 from elman.data import Tokenizer
-from elman.data.schema import Odd
-from elman.data.series import panel_of
-from elman.data.series_tables import Columns, table_of
-from elman.data.tagged import Sentence
-from elman.errors import DataError, InputError
-from elman.models import forecasting, tagger
-from elman.models.coding import Coding
-from elman.models.frame_network import FrameNetwork
-from elman.models.sequence_classifier import SequenceClassifier
-from elman.recurrent import Recurrent
-from elman.serve import others, server
 from elman.serve.asked import Ask, Job, Scored
 from elman.serve.forms import Choice, completion
-from elman.serve.http import read_keys
-from elman.serve.others import service
 from elman.serve.scheduler import Scheduler
 from elman.serve.server import Server, listening, made
 from elman.serve.settings import Serving
 from elman.serve.written import Spelling
-from elman.tasks.autoencode import Autoencode
-from elman.tasks.classify import Classify
-from elman.tasks.forecast import Forecast
-from elman.tasks.frames import ForecastFrames
 from elman.tasks.lm import Language
-from elman.tasks.tag import Tag
 from tests.browsing import tab
 from tests.serve.test_scheduler import LETTERS, WAIT, alone, language
-from tests.strangers import KEPT
-from tests.strangers import elman as elman_command
 
 if importlib.util.find_spec("openai") is None:
     pytest.skip("its client is asked with", allow_module_level=True)
@@ -420,151 +390,6 @@ def test_the_page_writes_what_the_model_writes(served: SimpleNamespace) -> None:
     assert len(found["slow"]) > 8
     assert found["wide"] <= 400
     settled(served.scheduler)
-
-
-# --- other tasks ------------------------------------------------------------------------------------------------------
-
-
-def test_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(others, "_PATHS", 20)
-    limits, small = Serving(tokens=100), {"cell": "elman", "hidden": 4, "layers": 1}
-    coding = Coding.of(["ab", "ba"], ["a", "b"])
-    network = SequenceClassifier(coding.inputs, 2, True, embedding=3, **small).eval()
-    classify = service(Classify(coding), network, limits)
-    said = classify.answer({"sequences": ["ab", "abba", "☃"]})
-    for k, one in enumerate(["ab", "abba", "☃"]):
-        x = coding.sequence(one)
-        right = network(x[:, None], torch.tensor([len(x)])).softmax(1)[0].tolist()
-        assert list(said["probabilities"][k].values()) == pytest.approx(right, abs=1e-6)
-        assert said["labels"][k] == coding.labels[right.index(max(right))]
-    assert classify.answer({"sequences": []}) == {"labels": [], "probabilities": []}
-    words, tags = ["a", "rat", "sat"], ("D", "N", "V")
-    how = {**small, "embedding": 3, "spelling": 3}
-    lexicon, reads = tagger.new([Sentence(tuple(words), tags, "here", (0, 1, 2))], 0, None, how)
-    tag, one = service(Tag(lexicon), reads, limits), elman.models.Tagger()
-    one._learnt = reads.eval(), lexicon
-    assert tag.answer({"sentences": [words, words[:1]]}) == {"tags": one.predict([words, words[:1]])}
-    columns = Columns()
-    frame = {"ds": list(range(60)), "y": [float(k % 5) for k in range(60)]}
-    panel = panel_of([table_of(frame, columns)], columns)
-    form = forecasting.form_of(panel, "gaussian", 5, None, 4)
-    forecast = service(Forecast(form, panel), forecasting.begun(form, panel, "gaussian", **small)[0], limits)
-    later = forecast.answer({"columns": {**frame, "ds": list(range(3, 63))}, "horizon": 3})["columns"]
-    assert later["ds"] == ["63", "64", "65"]
-    assert later["mean"] == pytest.approx([0, 1, 2], abs=0.5)
-    assert forecast.answer({})["columns"]["ds"] == ["60", "61", "62", "63"]
-    for one, asked in (
-        (forecast, {"horizon": 101}),
-        (forecast, {"columns": {"unique_id": [*range(200)], "ds": [1] * 200, "y": [1.0] * 200}}),
-        (classify, {"sequences": ["a" * 99, *["b"] * 2000]}), (tag, {"sentences": [["a"] * 400, *[["b"]] * 400]}),
-        (tag, {"sentences": [["a" * 1000, *["b"] * 2000]]}),
-    ):  # fmt: skip
-        with pytest.raises(Odd, match="at most"):
-            one.answer(asked)
-    for each, field in ((classify, "sequences"), (tag, "sentences"), (forecast, "horizon")):
-        for value in (7.5, [7], [[""]], None, "x"):
-            with pytest.raises(Odd, match="expected"):
-                each.fields[field](value, field)
-    with pytest.raises(InputError, match="not served"):
-        service(Autoencode.__new__(Autoencode), network, limits)
-
-
-def test_frames_are_drawn_a_stretch_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many are asked for, what is drawn at once has a limit: a thousand paths of each."""
-    torch.manual_seed(0)
-    network, tail = FrameNetwork(88, hidden=2, layers=1).eval(), torch.ones(2, 88)
-    forecast, at_once = service(ForecastFrames(tail, 4), network, Serving()), []
-    whole = Recurrent.forward
-
-    def watched(self: Any, *given: Any, **how: Any) -> Any:
-        found = whole(self, *given, **how)
-        at_once.append(found[0].numel())
-        return found
-
-    few = forecast.answer({"horizon": 30})["frames"]
-    monkeypatch.setattr(Recurrent, "forward", watched)
-    many = forecast.answer({"horizon": 130})["frames"]
-    assert max(at_once) <= 2**22
-    assert (len(many), len(many[0]), many[:30]) == (130, 88, few)
-    assert torch.tensor(many).mean(1).sub(0.5).abs().max() < 0.1
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run = str(KEPT / "run")
-    taken = socket.create_server(("127.0.0.1", 0))
-    with taken:
-        found = CliRunner().invoke(cli.app, ["serve", run, "--port", str(taken.getsockname()[1])])
-    assert "nothing can listen there" in str(found.exception)
-    (tmp_path / "keys").write_text("\n# none\n")
-    with pytest.raises(DataError, match="no keys"):
-        read_keys(tmp_path / "keys")
-    seen = []
-    monkeypatch.setattr(Server, "run", lambda *_: seen.append(signal.getsignal(signal.SIGPIPE)))
-    said = elman_command("serve", run, "--port", "0")
-    assert re.fullmatch(r"run is served at http://127.0.0.1:\d+\n", said.out)
-    assert seen == [signal.SIG_IGN]  # a client that goes away ends no server
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    found = CliRunner().invoke(cli.app, ["serve", run])
-    assert "pip install 'elman[serve]'" in str(found.exception)
-
-
-def test_nothing_computes_any_more_when_the_server_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that is in native code when the interpreter ends may take the process with it."""
-    model, limits = language(), Serving(port=0)
-    serve = made(Language(model.tokenizer), model, "tiny", limits)  # type: ignore[arg-type]
-    scheduler = serve.scheduler
-    assert scheduler is not None
-    turn, begun = scheduler._turn, threading.Event()
-
-    def slow(*given: Any) -> None:
-        begun.set()
-        time.sleep(0.3)
-        turn(*given)
-
-    def run(self: Server, sockets: Any) -> None:
-        scheduler.submit([Ask(np.array([1]), 10**9)])
-        begun.wait(WAIT)
-
-    monkeypatch.setattr(scheduler, "_turn", slow)
-    monkeypatch.setattr(Server, "run", run)
-    with listening(limits) as listener:
-        server._run(serve, listener, lambda words: None)
-    assert not scheduler._thread.is_alive()
-
-
-def test_sigterm_lets_a_stream_end_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command in this process, which gets the signal from a client's thread in the middle of a stream."""
-    listeners: queue.Queue[socket.socket] = queue.Queue()
-
-    def listens(limits: Serving) -> socket.socket:
-        listeners.put(listener := listening(limits))
-        return listener
-
-    def client() -> list[str]:
-        connection = http.client.HTTPConnection(*listeners.get(timeout=WAIT).getsockname(), timeout=WAIT)
-        options = {"max_tokens": 2000, "stream": True, "stream_options": {"include_usage": True}}
-        how = {"Content-Type": "application/json"}
-        connection.request("POST", "/v1/completions", json.dumps({"prompt": "a", **options}), how)
-        answer = connection.getresponse()
-        assert answer.readline().startswith(b"data: ")
-        os.kill(os.getpid(), signal.SIGTERM)
-        events = answer.read().decode().strip().split("\n\n")
-        connection.close()
-        return events
-
-    monkeypatch.setattr(server, "listening", listens)
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(client)
-        said = elman_command("serve", str(KEPT / "run"), "--port", "0")
-        *_, last, usage, done = asked.result(WAIT)
-    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-    assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 2000
-    assert done == "data: [DONE]"
-    assert re.fullmatch(r"run is served at http://127.0.0.1:\d+\n", said.out)
-    assert (said.status, said.err.strip()) == (128 + signal.SIGTERM, "")
 
 
 def test_the_alphabet_is_as_the_tests_take_it() -> None:
