@@ -11,7 +11,7 @@ that a new operation, kernel or key comes with faults of its own:
 
 | file | faults |
 | --- | --- |
-| `by_hand.py` | slips that somebody has made or could make, anywhere |
+| `by_hand.py` | slips that somebody has made or could make, anywhere: all of `slips_of_….py` |
 | `operations.py` | each field of each row of the table of operations |
 | `keys.py` | each thing that a trace key, a call's key or a cache compares, left out |
 | `code.py` | the rules of adjoint, plan, rows and segments: comparisons turned, terms and statements left out |
