@@ -44,6 +44,8 @@ TESTS = {
     "address": [
         *BOTH,
         "tests/recurrent/test_sequences.py",
+        "tests/recurrent/test_sequences_refused.py",
+        "tests/recurrent/test_teachers.py",
         "tests/recurrent/test_packed_sequence.py",
         "tests/recurrent/test_stream.py",
         "tests/recurrent/test_bound.py",

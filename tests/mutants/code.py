@@ -15,7 +15,10 @@ from tests.mutants.kinds import applied, faults, standard, verdicts
 
 ELMAN = Path(__file__).resolve().parents[2] / "elman"
 _LAWS = "plan/test_laws.py"
-_RAGGED = ("recurrent/test_sequences.py", "recurrent/test_sequence_laws.py recurrent/test_compiled_pieces.py")
+_RAGGED = (
+    "recurrent/test_sequences.py recurrent/test_teachers.py recurrent/test_sequences_refused.py",
+    "recurrent/test_sequence_laws.py recurrent/test_compiled_pieces.py",
+)
 _ROWS = (
     "circuit/test_table.py circuit/test_rows.py",
     "plan/test_linear.py plan/test_laws.py",

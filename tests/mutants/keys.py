@@ -63,7 +63,10 @@ CACHED = (
     (
         "segments/layout.py",
         "Layout.whole",
-        (_BOUND[0], "recurrent/test_edges.py recurrent/test_sequences.py"),
+        (
+            _BOUND[0],
+            "recurrent/test_edges.py recurrent/test_sequences.py recurrent/test_sequences_refused.py",
+        ),
     ),
 )
 _UNSEEN = """

@@ -137,7 +137,7 @@ SLIPS = (
     # --- forcing ---
     Slip(
         "forcing.py", "w * taught + (1 - w) * own", "w * own + (1 - w) * taught",
-        "a weighed teacher is weighed the wrong way round", "recurrent/test_sequences.py -k weighed",
+        "a weighed teacher is weighed the wrong way round", "recurrent/test_teachers.py -k weighed",
     ),
     # --- noise ---
     Slip(

@@ -1,4 +1,4 @@
-"""Lengths, masks, resets, teachers: every call is what its definition says, piece by piece."""
+"""Lengths, masks, resets: every call is what its definition says, piece by piece."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import elman
 from elman import cells, noise
 from elman.circuit.form import Kind
-from elman.errors import InputError, InputTypeError, NotSupported
+from elman.errors import NotSupported
 from elman.segments import Layout
 from tests import zoo
 from tests.cases import CASES, Case
@@ -301,166 +300,7 @@ def test_packed_rows_lie_step_after_step(seed: int) -> None:
     assert int(packing.lengths.sum()) == packing.rows
 
 
-# --- teachers ---------------------------------------------------------------------------------------------------------
-
-teachable = pytest.mark.parametrize(("name", "width"), [("jordan", 4), ("lstm", 7)])
-
-
-@ways
-@teachable
-def test_a_teacher_with_all_of_it(name: str, width: int, reverse: bool) -> None:
-    rnn, T, B = layer(name, reverse=reverse), 8, 4
-    for seed, names in enumerate(WHOLE):
-        told = {key: value for key, value in ragged.said(T, B, seed).items() if key in names}
-        teacher = ragged.poisoned(random(T, B, width), ragged.happens(T, B, **told))
-        got = ragged.agree(rnn, Inputs.of(CASES[name], T, B), teacher=teacher, **told)
-        assert not got.gradients["teacher"].isnan().any()
-
-
-@pytest.mark.grid(1)
-@ways
-@teachable
-@engines
-def test_a_weighed_teacher(name: str, width: int, reverse: bool, engine: str) -> None:
-    rnn, T, B = layer(name, reverse=reverse, engine=engine), 7, 4
-    told = ragged.said(T, B)
-    for given in ({}, told):
-        for weight in (torch.rand(T, B) < 0.5, torch.rand(T, B, dtype=torch.float64, requires_grad=True)):
-            teacher = random(T, B, width, requires_grad=True)
-            got = ragged.agree(
-                rnn, Inputs.of(CASES[name], T, B), teacher=teacher, teacher_weight=weight, **given
-            )
-            assert got.gradients["teacher"].any()
-
-
-def test_weights_at_their_ends() -> None:
-    """All true or one is the teacher alone, and nothing of the rest gets in; all false or zero is no teacher."""
-    rnn, x, y = layer("jordan"), random(6, 3, 5), random(6, 3, 4)
-    for kind in (torch.bool, torch.float64, torch.float32):
-        ones = torch.ones(6, 3, dtype=kind)
-        torch.testing.assert_close(rnn(x, teacher=y, teacher_weight=ones), rnn(x, teacher=y), **EXACT)
-        torch.testing.assert_close(rnn(x, teacher=y, teacher_weight=torch.zeros_like(ones)), rnn(x), **EXACT)
-
-
-def test_weights_of_steps_that_do_not_happen_may_be_anything() -> None:
-    rnn, x, y = layer("jordan"), random(6, 3, 5), random(6, 3, 4)
-    weight, lengths = torch.rand(6, 3, dtype=torch.float64), torch.tensor([2, 6, 4])
-    expected = rnn(x, lengths=lengths, teacher=y, teacher_weight=weight)
-    weight[torch.arange(6)[:, None] >= lengths] = torch.nan
-    torch.testing.assert_close(rnn(x, lengths=lengths, teacher=y, teacher_weight=weight), expected, **EXACT)
-
-
-def test_scheduled_sampling_does_not_look_at_what_it_does_not_show() -> None:
-    rnn, x, weight = layer("jordan"), random(6, 3, 5), torch.rand(6, 3) < 0.5
-    y = random(6, 3, 4)
-    y[~weight] = torch.nan
-    outputs, _ = rnn(x, teacher=y.requires_grad_(), teacher_weight=weight)
-    outputs.sum().backward()
-    assert not outputs.isnan().any()
-    assert not y.grad.isnan().any()
-    assert not any(p.grad.isnan().any() for p in rnn.parameters())
-
-
-def test_second_derivatives_through_a_weighed_teacher() -> None:
-    rnn, inputs, told = layer("jordan"), Inputs.of(CASES["jordan"], 4, 3), ragged.said(4, 3)
-    more = {
-        "teacher": random(4, 3, 4, requires_grad=True),
-        "teacher_weight": torch.rand(4, 3, dtype=torch.float64, requires_grad=True),
-    }
-    found = []
-    for run in (ragged.ours, ragged.theirs):
-        wanted = compare.wanted_of(rnn, inputs) | more
-        values = compare.flat(*run(rnn, inputs, **told, **more))
-        first = compare.gradients(values, wanted, create_graph=True)
-        found.append(compare.gradients(first, wanted))
-    compare.assert_equal(*found)
-
-
-# --- arguments that do not fit ----------------------------------------------------------------------------------------
-
-YES = torch.ones(4, 3, dtype=torch.bool)
-X, H = torch.zeros(4, 3, 5, dtype=torch.float64), torch.zeros(3, 7, dtype=torch.float64)
-PACKED = pack_padded_sequence(X, torch.tensor([4, 3, 1]))
-
-BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "x of one dimension": ({"x": torch.zeros(4)}, InputError, "where: x"),
-    "x too wide": ({"x": torch.zeros(4, 3, 6, dtype=torch.float64)}, elman.ElmanError, "GRU"),
-    "x in another precision": ({"x": X.float()}, elman.ElmanError, "GRU"),
-    "x elsewhere": ({"x": X.to("meta")}, InputError, "where: x"),
-    "x no tensor": ({"x": [1.0, object()]}, InputTypeError, r"where: x\[1\]"),
-    "a state elsewhere": ({"state": H.to("meta")}, InputError, "where: state"),
-    "a state of another batch": ({"state": H[:2]}, InputError, "where: state"),
-    "a state without a batch": ({"state": H[0, 0]}, InputError, "where: state"),
-    "a state of another width": ({"state": H[:, :6]}, elman.ElmanError, "GRU|state"),
-    "a state of another structure": ({"state": (H, H)}, elman.ElmanError, "GRU|state"),
-    "a cut state of another structure": ({"state": (H, H), "reset": YES}, InputTypeError, "where: state"),
-    "a cut state of another width": ({"state": H[:, :6], "reset": YES}, InputError, "where: state"),
-    "a cut state in another precision": ({"state": H.float(), "reset": YES}, InputError, "float64"),
-    "lengths of floats": ({"lengths": torch.tensor([1.0, 2, 3])}, InputTypeError, "where: lengths="),
-    "lengths of bools": ({"lengths": YES[0]}, InputTypeError, "where: lengths="),
-    "too many lengths": ({"lengths": torch.tensor([1, 2, 3, 4])}, InputError, r"expected: \[3\]"),
-    "a single length": ({"lengths": torch.tensor(3)}, InputError, r"expected: \[3\]"),
-    "lengths too long": ({"lengths": torch.tensor([1, 5, 3])}, InputError, r"at \[1\]\n  got: 5\n  expected: 0 … 4"),
-    "a negative length": ({"lengths": torch.tensor([-1, 2, 3])}, InputError, r"at \[0\]\n  got: -1"),
-    "a mask of numbers": ({"mask": YES.long()}, InputTypeError, r"mask.bool\(\)"),
-    "a mask of the wrong shape": ({"mask": YES[:2]}, InputError, r"expected: \[4, 3\]"),
-    "a mask lying down": ({"mask": YES.t()}, InputError, "looks transposed"),
-    "a mask that is none": ({"mask": [True]}, InputTypeError, "got: list"),
-    "resets of numbers": ({"reset": YES.double()}, InputTypeError, "where: reset="),
-    "resets of the wrong rank": ({"reset": YES[0]}, InputError, "where: reset="),
-    "a weight without a teacher": ({"teacher_weight": YES}, InputError, "where: teacher_weight="),
-    "a weight of integers": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": YES.long()}, InputTypeError,
-                             "where: teacher_weight="),
-    "a teacher elsewhere": ({"teacher": torch.zeros(4, 3, 7, dtype=torch.float64, device="meta")}, InputError,
-                            "on meta"),
-    "a weight that is a number": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": 0.5}, InputTypeError,
-                                  "where: teacher_weight="),
-    "a weight that is a list": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": [[True] * 3] * 4},
-                                InputTypeError, "where: teacher_weight="),
-    "a weight of the wrong shape": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": YES[0]}, InputError,
-                                    r"expected: \[4, 3\]"),
-    "a weight beyond one": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": 50 * YES.double()}, InputError,
-                            "got: numbers in 50 … 50"),
-    "a weight that is no number": ({"teacher": X[..., :1].expand(4, 3, 7), "teacher_weight": torch.nan * YES.float()},
-                                   InputError, "got: numbers in nan"),
-    "a sparse x": ({"x": X.to_sparse()}, NotSupported, "where: x\n  got: a tensor that is torch.sparse_coo"),
-    "a state of oneDNN's": ({"state": H.float().to_mkldnn()}, NotSupported, "where: state"),
-    "an x of numbers": ({"x": X.tolist()}, InputTypeError, "where: x"),
-    "a context of another batch": ({"context": H[:2]}, InputError, "where: context"),
-    "steps twice": ({"steps": 4}, InputError, "where: steps="),
-    "a packed sequence with lengths": ({"x": PACKED, "lengths": [1, 1, 1]}, InputError, "where: lengths="),
-    "a packed sequence with resets": ({"x": PACKED, "reset": YES}, InputError, "where: reset="),
-    "a packed sequence with steps": ({"x": PACKED, "steps": 4}, InputError, "where: steps="),
-    "a packed sequence and another state": ({"x": PACKED, "state": H[:2]}, InputError, "where: state"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_what_does_not_fit_is_refused(what: str) -> None:
-    given, kind, words = BAD[what]
-    rnn = layer()
-    for warm in (False, True):
-        if warm:  # a call that is known may take a shorter way
-            for _ in range(2):
-                rnn(X, H)
-        with pytest.raises(kind, match=words) as caught:
-            rnn(**({"x": X, "state": H} | given))
-        assert isinstance(caught.value, elman.ElmanError)
-
-
-class SharedNoise(zoo.Base):
-    """Draws the same numbers for all rows."""
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return torch.tanh(self.U(x) + self.W(h) + torch.rand(self.hidden_size))
-
-
-def test_what_belongs_to_all_rows_at_once_is_refused() -> None:
-    x = torch.randn(4, 3, 5)
-    rnn = elman.Recurrent(SharedNoise(5, 6))
-    rnn(x, lengths=torch.tensor([1, 2, 3]))
-    with pytest.raises(NotSupported, match="for all rows at once"):
-        rnn(x, reset=YES)
+# --- what all rows share ----------------------------------------------------------------------------------------------
 
 
 class Penalised(zoo.Base):
