@@ -15,6 +15,7 @@ from tests.mutants.kinds import applied, faults, standard, verdicts
 
 ELMAN = Path(__file__).resolve().parents[2] / "elman"
 _LAWS = "plan/test_laws.py"
+_EDGES = "recurrent/test_edges.py recurrent/test_written.py"
 _RAGGED = (
     "recurrent/test_sequences.py recurrent/test_teachers.py recurrent/test_sequences_refused.py",
     "recurrent/test_sequence_laws.py recurrent/test_compiled_pieces.py",
@@ -29,13 +30,13 @@ FILES: dict[str, tuple[int, tuple[str, ...]]] = {
     "circuit/verdict.py": (0, (*_ROWS, "circuit/test_form.py trace/test_refused.py")),
     "circuit/rows.py": (0, (*_ROWS, "circuit/test_form.py")),
     "circuit/linear.py": (0, _ROWS),
-    "adjoint.py": (5, ("test_adjoint.py", f"{_LAWS} recurrent/test_edges.py", "recurrent/test_memory.py")),
-    "plan/cut.py": (5, ("plan/test_structure.py", _LAWS, "recurrent/test_cut.py recurrent/test_edges.py")),
+    "adjoint.py": (5, ("test_adjoint.py", f"{_LAWS} {_EDGES}", "recurrent/test_memory.py")),
+    "plan/cut.py": (5, ("plan/test_structure.py", _LAWS, f"recurrent/test_cut.py {_EDGES}")),
     "plan/stages.py": (
         2,
-        ("plan/test_borders.py", _LAWS, "plan/test_structure.py test_adjoint.py", "recurrent/test_edges.py"),
+        ("plan/test_borders.py", _LAWS, "plan/test_structure.py test_adjoint.py", _EDGES),
     ),
-    "plan/builders.py": (4, (_LAWS, "plan/test_structure.py recurrent/test_cut.py", "recurrent/test_edges.py")),
+    "plan/builders.py": (4, (_LAWS, "plan/test_structure.py recurrent/test_cut.py", _EDGES)),
     "plan/sink.py": (
         3,
         ("plan/test_borders.py", "plan/test_structure.py engines/test_entrances.py", "plan/test_explain.py"),

@@ -179,7 +179,7 @@ SLIPS = (
     Slip(
         "execute/autograd.py", "o.clone() if o.untyped_storage()._cdata in memory else o", "o",
         "an output written into spoils what checkpointing has kept",
-        "recurrent/test_edges.py recurrent/test_doors.py test_nn_edges.py",
+        "recurrent/test_written.py recurrent/test_doors.py test_nn_edges.py",
     ),
     Slip(
         "execute/program.py", "            reached |= fed ", "            break\n            reached |= fed ",
@@ -188,7 +188,7 @@ SLIPS = (
     Slip(
         "execute/program.py", 'tuple("copy" if shared else "own" for shared in sharing(self.circuit))',
         'tuple("own" for shared in sharing(self.circuit))', "an output lies in the memory of an input",
-        "test_execute.py recurrent/test_edges.py test_nn_edges.py",
+        "test_execute.py recurrent/test_written.py test_nn_edges.py",
     ),
     # --- recurrent ---
     Slip(
