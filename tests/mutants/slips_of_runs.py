@@ -22,6 +22,42 @@ SLIPS = (
         "execute/training_plans.py", "small and call.packing is None and call.layout is None", "call.layout is None",
         "large calls, and ragged ones, hand on bundles", "engines/test_bundles.py recurrent/test_laid.py",
     ),
+    # --- recordings ---
+    Slip(
+        "engines/cuda.py", "    torch._foreach_copy_(recording.inputs, [t for t in tensors if t is not None])\n", "",
+        "a recording reads what it was recorded with", "engines/test_cuda.py -k numbers",
+    ),
+    Slip(
+        "engines/cuda.py", "[value.clone() for value in recording.outputs]", "[*recording.outputs]",
+        "the next call writes over what a call gave", "engines/test_cuda.py -k callers",
+    ),
+    Slip(
+        "engines/cuda.py", "(t.shape, t.stride(), t.dtype)", "t.dtype",
+        "a recording is taken for calls of other sizes", "engines/test_cuda.py -k sizes",
+    ),
+    Slip(
+        "engines/cuda.py", "met.get(mine, 1)", "met.get(mine, 0)",
+        "a thread records what it has not run", "engines/test_cuda.py -k thread",
+    ),
+    Slip(
+        "engines/cuda.py", "and type(t) in _PLAIN", "and type(t) is Tensor",
+        "nothing with weights is recorded", "engines/test_cuda.py -k callers",
+    ),
+    Slip(
+        "engines/codegen.py", "{where}(m{i}, {value}, h{i})", "{where}(m{i}, h{i}, {value})",
+        "rows that have ended change, the others do not", "engines/test_cuda.py -k different_lengths",
+    ),
+    Slip(
+        "engines/masked.py", "way = slice(None, None, -1 if reverse else 1)", "way = slice(None)",
+        "masked loops run forward in time", "engines/test_cuda.py -k different_lengths",
+    ),
+    Slip(
+        "noise.py", "emit(aten.clamp.default, u, torch.finfo(out.dtype).eps / 4)", "u",
+        "an exponential number is 0 now and then", "test_noise.py -k above_zero",
+    ),
+    Slip(
+        "noise.py", "> _FEW:", "< 0:", "no odd number of more than 2^24 comes up", "test_noise.py -k whole_number",
+    ),
     # --- memory ---
     Slip(
         "execute/segmented.py", "                into[self.states.index(i)][: s.rows] = 0\n", "                pass\n",
