@@ -61,4 +61,7 @@ def reading(model: LanguageNetwork) -> Steps:
         own = [(store, name, store[name]) for store, name in zip(stores, names, strict=True)]
         return [*below.watched(), (model.__dict__, "training", model.training), *own]
 
-    return Steps(layer, watched, begin, lambda state: tuple(below.enter(state)), tuple)
+    return Steps(
+        layer, watched, begin, lambda state: tuple(below.enter(state)), tuple,
+        says=lambda cell: below.says(cell.layers),
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from elman.errors import NotSupported
 from elman.recurrent.bidirectional import Bidirectional
 from elman.recurrent.dropout import dropout_mask
 from elman.recurrent.kept import Steps
+from elman.recurrent.known import has_start
 from elman.recurrent.layer import Recurrent, not_stepwise
 from elman.recurrent.layers import Layers
 from elman.recurrent.several import states_of
@@ -48,6 +49,10 @@ class JoinedCell(StackCell):
             self.starts[i].make(batch) if i in self.starts else own_state(cell, batch)
             for i, cell in enumerate(self.cells)
         )
+
+    def says(self) -> bool:
+        """Whether what each layer starts from is known: before a step, of cells that say it themselves."""
+        return all(i in self.starts or has_start(cell) for i, cell in enumerate(self.cells))
 
     def forward(self, x: Any, states: tuple, context: Any = None) -> tuple[Any, tuple]:
         context, after = context or {}, []
@@ -134,7 +139,7 @@ def steps_of(stack: Layers, where: str) -> Steps:
     _bring_up_to_date(stack, one, locked=False)
     return Steps(
         lambda: one, watched, begin, lambda state: tuple(states_of(state, len(stack))), layer_states,
-        lambda context: None if context is None else {"own": context},
+        lambda context: None if context is None else {"own": context}, JoinedCell.says,
     )  # fmt: skip
 
 

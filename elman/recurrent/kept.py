@@ -15,6 +15,7 @@ from elman.engines.base import Stepper
 from elman.errors import InputError
 from elman.noise import written
 from elman.recurrent.arguments import rows_of_reset
+from elman.recurrent.known import has_start
 
 Tensor = torch.Tensor
 
@@ -25,7 +26,8 @@ class Steps:
 
     layer: the `Recurrent` whose steps they are, as it is now. watched: entries of dicts that this depends on besides,
     as (dict, key, value). begin: told x and context of the first step. enter, leave: from the state that users
-    have to the layer's, and back. told: from their context to the layer's.
+    have to the layer's, and back. told: from their context to the layer's. says: whether the layer's cell says itself
+    what it starts from, before a first step.
     """
 
     layer: Callable[[], Any]
@@ -34,6 +36,7 @@ class Steps:
     enter: Callable[[Any], Any] = lambda state: state
     leave: Callable[[Any], Any] = lambda state: state
     told: Callable[[Any], Any] = lambda context: context
+    says: Callable[[Any], bool] = has_start
 
 
 class Kept(Protocol):

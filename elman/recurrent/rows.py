@@ -55,13 +55,12 @@ class Rows:
 
     def state(self) -> Any:
         """See `Stream.state`."""
-        if self.kept is None and None in self._waiting:
-            cell = self._steps.layer().cell
-            if not callable(getattr(cell, "initial_state", None)) or not self.count:
-                raise NotYet(
-                    what="what the cell starts from is found out at the first step", where="Stream.state",
-                    mend="take a step first, or give the stream a state",
-                )  # fmt: skip
+        told = self.kept is not None or None not in self._waiting
+        if not told and not (self.count and self._steps.says(self._steps.layer().cell)):
+            raise NotYet(
+                what="what the cell starts from is found out at the first step", where="Stream.state",
+                mend="take a step first, or give the stream a state",
+            )  # fmt: skip
         states = self.read()
         assert self.structure is not None
         return self._steps.leave(fill(self.structure, states))
@@ -82,7 +81,7 @@ class Rows:
         batch_of(tensors, structure, (), NOTHING, None)
         if self.structure is None:
             cell = self._steps.layer().cell
-            if callable(getattr(cell, "initial_state", None)):
+            if self._steps.says(cell):
                 expect_like(tensors, structure, own_state(cell, 1))
             self.structure = structure
         like = (

@@ -198,6 +198,33 @@ def test_a_stack_is_one_stream() -> None:
     assert not torch.equal(stream.step(x[0]), deep.eval().step(x[0], before)[0])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["Stack", "LanguageModel"])
+def test_a_new_stream_of_layers_takes_a_state(kind: str) -> None:
+    """Whatever its cells start from, which nobody knows before a first step."""
+    layers = gru(), elman.Recurrent(cells.LSTM(8, 8))
+    if kind == "Stack":
+        model, x = elman.Stack(*layers), torch.randn(5, 1, 6)
+    else:
+        model, x = LanguageModel(20, hidden=8, layers=2), torch.randint(20, (5, 1))
+    model.eval()
+    with pytest.raises(NotYet, match="at the first step"):
+        _ = model.stream().state
+    state = model(x)[1]
+    expected = model(x[:1], state)[0][0]
+    begun, joined = model.stream(state=state), model.stream(batch=0)
+    assigned, mixed = model.stream(), model.stream()
+    assigned.state = state
+    assert joined.add(state=state) == 0
+    assert mixed.add(state=state) == 1
+    for stream in (begun, assigned, joined):
+        assert close(stream.state, state)
+        assert close(stream.step(x[0]), expected)
+    assert close(mixed.step(x[0].expand(2, *x[0].shape[1:]))[1:], expected)
+    with pytest.raises(InputTypeError, match="one state for each part"):
+        model.stream(state=state[:1])
+
+
 def rounded(w: torch.Tensor, weights: str) -> torch.Tensor:
     if weights == "bfloat16":
         return w.bfloat16().float()
