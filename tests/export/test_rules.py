@@ -138,5 +138,18 @@ def test_rules(name: str, tmp_path: Path) -> None:
             close(run(graph, x, h), tensors(layer(x, h)), name)
 
 
+def test_numbers_of_a_cell_in_float64_are_not_rounded(tmp_path: Path) -> None:
+    functions: Many = {
+        "of Python": lambda x: 0.1 * x + 0.3, "of an operation": lambda x: F.elu(x, 0.7) + x.clamp(-0.1, 0.1),
+        "filled": lambda x: torch.full_like(x, 0.1) + torch.lerp(x, 2 * x, 0.3),
+    }  # fmt: skip
+    layer, x, h = elman.Recurrent(Shown(functions)), eighths(4, 3, I).double(), eighths(3, I).double()
+    with torch.no_grad():
+        outputs = layer(x, h)
+        (path,) = elman.export(layer, tmp_path / "a.onnx")
+    for mine, its in zip(run(session(path), x, h), tensors(outputs), strict=True):
+        torch.testing.assert_close(torch.from_numpy(mine), its, rtol=1e-12, atol=1e-12)
+
+
 def test_rules_are_of_operations() -> None:
     assert all(isinstance(key, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)) for key in RULES)

@@ -71,7 +71,10 @@ class Nodes:
 
     def constant(self, value: Any, dtype: torch.dtype) -> str:
         """A constant of numbers, which is there once."""
-        tensor = torch.as_tensor(value).to(dtype)
+        tensor = torch.as_tensor(value)
+        if not isinstance(value, torch.Tensor) and tensor.is_floating_point():
+            tensor = torch.as_tensor(value, dtype=torch.float64)  # PyTorch takes Python's numbers for float32
+        tensor = tensor.to(dtype)
         array = bits(tensor)
         key = dtype, tuple(tensor.shape), array.tobytes()
         if key not in self.known:
