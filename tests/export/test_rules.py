@@ -138,6 +138,24 @@ def test_rules(name: str, tmp_path: Path) -> None:
             close(run(graph, x, h), tensors(layer(x, h)), name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_is_the_number_itself_above_its_threshold(dtype: torch.dtype, tmp_path: Path) -> None:
+    functions: Many = {
+        "as it is": lambda x: F.softplus(9 * x), "beta": lambda x: F.softplus(x, 2.0, 1.0),
+        "below 1": lambda x: F.softplus(x, 0.5, 0.3), "beta below 0": lambda x: F.softplus(x, -2.0, 0.3),
+        "threshold below 0": lambda x: F.softplus(x, 1, -1),
+    }  # fmt: skip
+    layer, x, h = elman.Recurrent(Shown(functions)), eighths(4, 3, I).to(dtype), 5 * eighths(3, I).to(dtype)
+    with torch.no_grad():
+        outputs = layer(x, h)
+        (path,) = elman.export(layer, tmp_path / "a.onnx")
+    found = run(session(path), x, h)
+    close(found, tensors(outputs))
+    if dtype == torch.float64:
+        for mine, its in zip(found, tensors(outputs), strict=True):
+            torch.testing.assert_close(torch.from_numpy(mine), its, rtol=1e-10, atol=1e-10)
+
+
 def test_numbers_of_a_cell_in_float64_are_not_rounded(tmp_path: Path) -> None:
     functions: Many = {
         "of Python": lambda x: 0.1 * x + 0.3, "of an operation": lambda x: F.elu(x, 0.7) + x.clamp(-0.1, 0.1),

@@ -195,8 +195,14 @@ def expm1(w: Nodes, node: Node, x: Any) -> str:
 
 
 def softplus(w: Nodes, node: Node, x: Any, beta: Any = 1, threshold: Any = 20) -> str:
+    """`_softplus` up to the threshold, and x itself where beta x lies above it."""
     dtype = dtype_of(node)
-    return _softplus(w, w.tensor(x, dtype), dtype, beta)
+    x = w.tensor(x, dtype)
+    result = _softplus(w, x, dtype, beta)
+    if beta == 1 and 0 < threshold and math.exp(-threshold) < threshold * torch.finfo(dtype).eps / 4:
+        return result  # above it what the sum adds to x is rounded away
+    z = x if beta == 1 else w.add("Mul", x, w.constant(beta, dtype))
+    return w.add("Where", w.add("Greater", z, w.constant(threshold, dtype)), x, result)
 
 
 def _softplus(w: Nodes, x: str, dtype: torch.dtype, beta: Any = 1) -> str:
