@@ -169,5 +169,27 @@ def test_numbers_of_a_cell_in_float64_are_not_rounded(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(mine), its, rtol=1e-12, atol=1e-12)
 
 
+# What makes truths, and numbers, of truths: ONNX calculates with numbers alone.
+TRUTHS: Many = {
+    "calculated": lambda x: [(x > 0) * (x < 1), (x > 0) + (x < -1), torch.add(x > 0, x < 1, alpha=False), (x > 0).sgn()],
+    "larger": lambda x: [torch.maximum(x > 0, x < -1), torch.minimum(x > -1, x < 1), torch.max(x > 0, x < -1)],
+    "compared": lambda x: [(x > 0) < (x > 1), (x > 0) <= (x > 1), (x > 0) > (x > 1), (x > 0) >= (x > 1), (x > 0).sign()],
+    "extremes": lambda x: [(x > 0).amax(1), (x > 0).amin(1, True), (x > 0).max(1).values, (x > 0).min(1).values],
+    "order": lambda x: [(x > 0).sort(1).values, (x > 0).sort(1, descending=True).values],
+    "taken apart": lambda x: [torch.logaddexp(x, x * x), x.isfinite(), torch.isclose(x, x.round())],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(TRUTHS))
+def test_truths_are_calculated_with(name: str, tmp_path: Path) -> None:
+    layer, x, h = elman.Recurrent(Shown({name: TRUTHS[name]})), eighths(4, 3, I), eighths(3, I)
+    with torch.no_grad():
+        outputs = layer(x, h)
+        (path,) = elman.export(layer, tmp_path / "a.onnx")
+    found = run(session(path), x, h)
+    close(found, tensors(outputs), name)
+    assert [str(mine.dtype) for mine in found] == [str(its.numpy().dtype) for its in tensors(outputs)]
+
+
 def test_rules_are_of_operations() -> None:
     assert all(isinstance(key, (torch._ops.OpOverloadPacket, torch._ops.OpOverload)) for key in RULES)

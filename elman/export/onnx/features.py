@@ -57,11 +57,22 @@ def reduced(kind: str, widened: bool = False) -> Any:
     """A reduction: (x, dims, keepdim). widened: bools and whole numbers are added up in the dtype of the result."""
 
     def rule(w: Nodes, node: Node, x: Any, dims: Any = None, keep: bool = False, *_: Any) -> str:
-        return reduction(
-            w, kind, w.tensor(x, dtype_of(node)) if widened else w.names[x], dims_of(dims, rank_of(x)), keep
-        )
+        dims, dtype = dims_of(dims, rank_of(x)), dtype_of(x)
+        if widened:
+            return reduction(w, kind, w.tensor(x, dtype_of(node)), dims, keep)
+        return w.cast(reduction(w, kind, _ordered(w, x), dims, keep), _in_order(dtype), dtype)
 
     return rule
+
+
+def _in_order(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of a dtype are compared in: ONNX knows no order of truths."""
+    return torch.int32 if dtype == torch.bool else dtype
+
+
+def _ordered(w: Nodes, x: Node) -> str:
+    """Numbers that ONNX can compare."""
+    return w.tensor(x, _in_order(dtype_of(x)))
 
 
 def reduction(w: Nodes, kind: str, x: str, dims: list[int], keep: bool) -> str:
@@ -72,7 +83,9 @@ def whole(kind: str) -> Any:
     """A reduction of all numbers."""
 
     def rule(w: Nodes, node: Node, x: Any, *_: Any) -> str:
-        return reduction(w, kind, w.tensor(x, dtype_of(node)), dims_of(None, rank_of(x)), False)
+        dtype = dtype_of(node)
+        result = reduction(w, kind, w.tensor(x, _in_order(dtype)), dims_of(None, rank_of(x)), False)
+        return w.cast(result, _in_order(dtype), dtype)
 
     return rule
 
@@ -83,9 +96,10 @@ def extreme(largest: bool) -> Any:
     def rule(w: Nodes, node: Node, x: Any, dim: int, keep: bool = False) -> tuple[str, str]:
         dim %= rank_of(x)
         kinds = ("ReduceMax", "ArgMax") if largest else ("ReduceMin", "ArgMin")
+        numbers, dtype = _ordered(w, x), dtype_of(x)
         return (
-            reduction(w, kinds[0], w.names[x], [dim], keep),
-            w.add(kinds[1], w.names[x], axis=dim, keepdims=int(keep)),
+            w.cast(reduction(w, kinds[0], numbers, [dim], keep), _in_order(dtype), dtype),
+            w.add(kinds[1], numbers, axis=dim, keepdims=int(keep)),
         )
 
     return rule
@@ -220,4 +234,5 @@ def top(
 
 def in_order(w: Nodes, node: Node, x: Any, dim: int = -1, descending: bool = False) -> list[str]:
     how: dict[str, Any] = {"axis": dim % rank_of(x), "largest": int(descending), "sorted": 1}
-    return w.several("TopK", (w.names[x], w.size(x, dim)), 2, **how)
+    values, where = w.several("TopK", (_ordered(w, x), w.size(x, dim)), 2, **how)
+    return [w.cast(values, _in_order(dtype_of(x)), dtype_of(x)), where]

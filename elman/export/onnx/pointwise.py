@@ -15,6 +15,10 @@ from elman.export.onnx.nodes import Nodes, dtype_of
 Rule = Callable[..., Any]
 
 
+# What arithmetic with truths is, of which ONNX has none.
+_TRUTHS = {"Mul": "And", "Add": "Or", "Max": "Or", "Min": "And"}
+
+
 def unary(kind: str, **attributes: Any) -> Rule:
     """An operation that ONNX has."""
 
@@ -28,9 +32,17 @@ def binary(kind: str) -> Rule:
     """One of two operands, each in the dtype of the result."""
 
     def rule(w: Nodes, node: Node, x: Any, y: Any, alpha: Any = 1) -> str:
-        return w.add(kind, w.tensor(x, dtype_of(node)), _times(w, y, alpha, dtype_of(node)))
+        dtype = dtype_of(node)
+        chosen = _TRUTHS[kind] if dtype == torch.bool else kind
+        return w.add(chosen, w.tensor(x, dtype), _times(w, y, alpha, dtype))
 
     return rule
+
+
+def sign(w: Nodes, node: Node, x: Any) -> str:
+    """-1, 0 or 1; a truth is its own."""
+    dtype = dtype_of(node)
+    return w.tensor(x, dtype) if dtype == torch.bool else w.add("Sign", w.tensor(x, dtype))
 
 
 def turned(w: Nodes, node: Node, x: Any, y: Any, alpha: Any = 1) -> str:
@@ -40,7 +52,8 @@ def turned(w: Nodes, node: Node, x: Any, y: Any, alpha: Any = 1) -> str:
 
 def _times(w: Nodes, x: Any, alpha: Any, dtype: torch.dtype) -> str:
     x = w.tensor(x, dtype)
-    return x if alpha == 1 else w.add("Mul", x, w.constant(alpha, dtype))
+    times = _TRUTHS["Mul"] if dtype == torch.bool else "Mul"
+    return x if alpha == 1 else w.add(times, x, w.constant(alpha, dtype))
 
 
 def compare(kind: str, negated: bool = False) -> Rule:
@@ -48,6 +61,8 @@ def compare(kind: str, negated: bool = False) -> Rule:
 
     def rule(w: Nodes, node: Node, x: Any, y: Any) -> str:
         dtype = torch.result_type(_value(x), _value(y))
+        if dtype == torch.bool and kind != "Equal":
+            dtype = torch.int32  # ONNX knows no order of truths
         result = w.add(kind, w.tensor(x, dtype), w.tensor(y, dtype))
         return w.add("Not", result) if negated else result
 
