@@ -214,7 +214,7 @@ def softplus(w: Nodes, node: Node, x: Any, beta: Any = 1, threshold: Any = 20) -
     dtype = dtype_of(node)
     x = w.tensor(x, dtype)
     result = _softplus(w, x, dtype, beta)
-    if beta == 1 and 0 < threshold and math.exp(-threshold) < threshold * torch.finfo(dtype).eps / 4:
+    if beta == 1 and threshold > 0 and math.exp(-threshold) < threshold * torch.finfo(dtype).eps / 4:
         return result  # above it what the sum adds to x is rounded away
     z = x if beta == 1 else w.add("Mul", x, w.constant(beta, dtype))
     return w.add("Where", w.add("Greater", z, w.constant(threshold, dtype)), x, result)
