@@ -305,3 +305,22 @@ def test_attention_over_slots_of_the_state(rule: str) -> None:
     if rule == "rtrl":
         right = torch.autograd.grad(rnn(x)[0].sin().sum(), rnn.cell.W.weight)[0]
         torch.testing.assert_close(learnt, right)
+
+
+@pytest.mark.parametrize("rule", ["rtrl", "snap-1", "rflo", "e-prop"])
+def test_an_orthogonal_recurrence(rule: str) -> None:
+    """Its exponential comes in batches, of directions, that do not lie in one piece."""
+    cell = cells.Elman(4, 5).double()
+    nn.utils.parametrizations.orthogonal(cell, "W")
+    rnn, x = elman.Recurrent(cell), torch.randn(T, B, 4).double()
+    online = Online(rnn, rule)
+    for now in x:
+        online.step(now, None, lambda h, _: h.sin().sum())
+    found, h, outputs = taken(cell), torch.zeros(B, 5).double(), []
+    assert all(gradient.isfinite().all() for gradient in found)
+    if rule == "rtrl":
+        for now in x:
+            h = cell(now, h)
+            outputs.append(h)
+        torch.stack(outputs).sin().sum().backward()
+        torch.testing.assert_close(found, taken(cell), rtol=1e-10, atol=1e-10)

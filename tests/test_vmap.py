@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.func import functional_call, grad, hessian, jacrev, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from torch.utils import _pytree as pytree
 
 import elman
@@ -283,3 +283,27 @@ def test_linearize_is_refused_by_name() -> None:
         torch.func.linearize(lambda x: rnn(x)[0], torch.randn(T, B, 5))
     assert told.value.mend is not None
     assert "torch.func.jvp" in told.value.mend
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+@pytest.mark.parametrize("way", [jacrev, jacfwd])
+def test_examples_of_a_matrix_exponential(way: Any, engine: str) -> None:
+    """PyTorch's takes no batch that does not lie in one piece."""
+
+    class Turning(torch.nn.Module):
+        hidden_size = 3
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            a = x.unsqueeze(-1) * h.unsqueeze(-2)
+            return torch.linalg.matrix_exp(a - a.mT).sum(-1) * 0.3
+
+    x, h = torch.randn(T, B, 3).double(), torch.randn(B, 3).double()
+
+    def plain(v: Tensor) -> Tensor:
+        state = h
+        for x_t in v:
+            state = rnn.cell(x_t, state)
+        return state
+
+    rnn = elman.Recurrent(Turning(), engine=engine)
+    torch.testing.assert_close(way(lambda v: rnn(v, h)[1])(x), way(plain)(x), **EXACT)

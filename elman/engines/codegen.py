@@ -22,11 +22,18 @@ from elman.engines.python import PythonFunction, tuple_of
 
 aten = torch.ops.aten
 
-# The same kernels through shorter ways than torch.ops. All but the first three take `out=`.
+
+def _exponential(matrices: torch.Tensor) -> torch.Tensor:
+    """PyTorch's takes no batch that does not lie in one piece, which one that was turned or expanded does not."""
+    return aten.linalg_matrix_exp.default._op(matrices.contiguous())
+
+
+# The same kernels through shorter ways than torch.ops. All but the first four take `out=`.
 _VIEWS: dict[Any, Callable[..., Any]] = {
     aten.reshape.default: torch.reshape,
     aten.permute.default: torch.permute,
     aten.relu.default: torch.relu,
+    aten.linalg_matrix_exp.default: _exponential,
 }
 _WRITERS: dict[Any, Callable[..., Any]] = {
     aten.mm.default: torch.mm,
