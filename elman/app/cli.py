@@ -6,6 +6,7 @@ import inspect
 import shlex
 import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -315,8 +316,10 @@ def generate(
             typer.secho(f"--- {number}", fg="bright_black")
             typer.echo(shown(prompt.lstrip("\n") + text))
         return
+    pieces = continuation(model, tokenizer, prompt, length, stop, **how)
+    begun = next(pieces, "")  # what is refused is refused before anything is shown
     sys.stdout.write(shown(prompt.lstrip("\n")))
-    for piece in continuation(model, tokenizer, prompt, length, stop, **how):
+    for piece in chain([begun], pieces):
         sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")

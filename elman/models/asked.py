@@ -38,7 +38,7 @@ def expect_ways(
             "temperature",
             temperature,
             temperature == 0 or 1e-6 <= temperature <= 1e6,
-            "take 0, or a number above it: 1 writes as the model predicts, less is safer",
+            "take 0, or 1e-6 to 1e6: 1 writes as the model predicts, less is safer, 0 takes the likeliest",
         ),
         ("length", length, length >= 0, "take 0 or more"),
         ("top_k", top_k, top_k is None or top_k >= 1, "take 1 or more, or leave it out"),

@@ -130,6 +130,22 @@ def test_a_run_that_diverges_says_what_is_kept(text: Path, tmp_path: Path) -> No
     assert "kept are" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--temperature", 1e-30, "1e-6 to 1e6"),
+        ("--temperature", 1e30, "1e-6 to 1e6"),
+        ("--weights", "int3", "int8"),
+    ],
+)
+def test_what_is_refused_is_refused_before_the_prompt_is_shown(
+    learnt: tuple[Path, Path, str], option: str, value: Any, said: str
+) -> None:
+    result = elman("generate", learnt[0], "--prompt", "the ", "--length", 9, option, value)
+    assert said in str(result.exception)
+    assert "the " not in result.output
+
+
 def test_writing_stops_before_a_text_and_in_several_samples(learnt: tuple[Path, Path, str]) -> None:
     run = learnt[0]
     whole = elman("generate", run, "--prompt", "the ", "--length", 60, "--seed", 1, "--temperature", 1).output
