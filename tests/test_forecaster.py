@@ -112,6 +112,35 @@ def test_series_that_lie_far_from_0_are_forecast_as_if_they_did_not(
         assert shifted(c.paths(2, count=5)[""]) == pytest.approx(a.paths(2, count=5)[""], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        (1e100, "too large"),
+        (1e37, "too large"),
+        (1e-44, "too close together"),
+        (1e-100, "too close together"),
+    ],
+)
+def test_numbers_that_float32_has_no_scale_of_are_refused(unit: float, said: str) -> None:
+    y = [math.sin(t) for t in range(60)]
+    how = {**SMALL, "season": 1, "steps": 2}
+    with pytest.raises(DataError, match=said) as told:
+        Forecaster(2, **how).fit([unit * value for value in y])
+    assert "another unit" in str(told.value)
+    model = Forecaster(2, **how).fit(y)
+    with pytest.raises(DataError, match=said):
+        model.predict(2, [unit * value for value in y])
+
+
+@pytest.mark.parametrize("unit", [2.0**110, 2.0**-110])
+def test_units_say_nothing_of_a_forecast(unit: float) -> None:
+    y = [math.sin(t) for t in range(60)]
+    how = {**SMALL, "season": 1, "steps": 2}
+    one, other = Forecaster(2, **how).fit(y), Forecaster(2, **how).fit([unit * value for value in y])
+    found = np.array(other.predict()["mean"]) / unit
+    assert found == pytest.approx(np.array(one.predict()["mean"]), abs=1e-4)
+
+
 def test_a_forecast_of_nan_is_refused_and_counted() -> None:
     y = [math.sin(t) for t in range(60)]
     model = Forecaster(2, **{**SMALL, "season": 1, "steps": 2}).fit(y)

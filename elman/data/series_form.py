@@ -19,6 +19,7 @@ from elman.errors import DataError
 _NAMES = each(text(1000), 1000)
 _CATEGORIES = 1000  # words of a static column, at most
 EARLY = 3  # numbers that have to be there before a forecast is learnt from
+_LARGEST, _CLOSEST = 1e36, 1e-36  # of numbers, and of how far they lie apart: networks read scales in float32
 LONGEST = 2**14  # steps of a context, a horizon or a season
 _FORM = record(
     {
@@ -69,7 +70,9 @@ class SeriesForm:
 
     @classmethod
     def of(cls, panel: Panel, season: int, context: int, horizon: int, *, counts: bool = False) -> SeriesForm:
-        """Of the series learnt from. Raises DataError for more words than a static column may have."""
+        """Of the series learnt from. Raises DataError for numbers that float32 has no scale of, and for more words than
+        a static column may have."""
+        expect_scales(panel)
         means, scales = [], []
         columns = panel.columns
         for kind, names in (("known", columns.known), ("past", columns.past)):
@@ -194,6 +197,25 @@ def digits_of(one: Series, form: SeriesForm, least: int) -> int:
     return min(max(least, math.ceil(math.log10(max(apart, 1))) + 4), 17)
 
 
+def expect_scales(panel: Panel) -> None:
+    """Raise DataError for numbers that are too large, or lie too close together, for a scale of float32."""
+    for one in panel.series:
+        y = one.y[~np.isnan(one.y)]
+        least, most = (float(y.min()), float(y.max())) if len(y) else (0.0, 0.0)
+        where, mend = f"series {one.name!r}, {panel.columns.target}", "write y in another unit"
+        if max(-least, most) > _LARGEST:
+            raise DataError(
+                what="numbers are too large for a forecast", where=where, got=f"{max(-least, most):.3g}",
+                expected=f"at most {_LARGEST:g}", mend=mend,
+            )  # fmt: skip
+        told = one.earlier is not None and one.earlier.scale > 0  # by what came before
+        if least < most and most - least < _CLOSEST and not told:
+            raise DataError(
+                what="numbers lie too close together for a forecast", where=where,
+                got=f"{least:.6g} to {most:.6g}", expected=f"{_CLOSEST:g} apart or more, or all the same", mend=mend,
+            )  # fmt: skip
+
+
 def scale_of(y: np.ndarray, *, counts: bool = False) -> tuple[float, float]:
     """(where numbers lie, how far apart), by median and quartiles, which a few odd ones do not move; of none NaN and 0.
     Of counts 0 and the mean."""
@@ -204,7 +226,8 @@ def scale_of(y: np.ndarray, *, counts: bool = False) -> tuple[float, float]:
     low, middle, high = np.quantile(y, [0.25, 0.5, 0.75])
     # Where more than half are one number, by the mean.
     scale = (high - low) / 1.35 or 1.25 * float(np.abs(y - middle).mean())
-    return float(middle), float(scale) if scale > 1e-12 * abs(middle) and len(y) >= EARLY else 0.0
+    least = max(1e-12 * abs(middle), _CLOSEST / 10)
+    return float(middle), float(scale) if scale > least and len(y) >= EARLY else 0.0
 
 
 def scale_before(one: Series, step: int, *, counts: bool) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elman.data.batches import Ragged
 from elman.data.series import Panel, Series
-from elman.data.series_form import EARLY, SeriesForm, scale_before, scale_of
+from elman.data.series_form import EARLY, SeriesForm, expect_scales, scale_before, scale_of
 
 FAR = 1e4  # scales from where numbers lie: what is farther is read as there
 
@@ -53,6 +53,7 @@ class Origins:
     places: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        expect_scales(self.panel)
         form, self.steps = self.form, self.steps or self.form.horizon
         self.lead = form.context + form.register
         flat = {name: [] for name in ("y", "filled", "known", "past")}
