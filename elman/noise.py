@@ -37,6 +37,7 @@ _REAL = (torch.float32, torch.float64)
 BLOCK = 16  # time steps that are drawn together
 ROW_BLOCK = 512  # rows that are drawn together, where steps have different numbers of them
 _FEW = 1 << 12  # whole numbers that 24 bits draw alike, to a part in 4,000
+DRAWABLE = "use rand, randn, bernoulli, dropout, uniform, normal, exponential or randint"
 Emit = Callable[..., Any]  # makes one operation: a node of a graph, or its value at once
 
 
@@ -159,7 +160,7 @@ def lift(graph: fx.Graph, where: Callable[[fx.Node], str]) -> list[InPort]:
             raise TraceError(
                 what=f"the random operation {node.target} cannot be drawn ahead of the loop",
                 where=where(node),
-                mend="use rand, randn, bernoulli, dropout, uniform, normal, exponential or randint",
+                mend=DRAWABLE,
             )
         value = node.meta["val"]
         out = value[0] if isinstance(value, (tuple, list)) else value

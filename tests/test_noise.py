@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -376,6 +377,58 @@ def test_a_random_operation_without_a_formula_is_refused() -> None:
     x = torch.randn(2, 3)
     with pytest.raises(TraceError, match="cannot be drawn ahead of the loop"):
         trace(Cell(), x, x.clone())
+
+
+D = torch.distributions
+DRAWN: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "random_": (lambda x: torch.empty_like(x).random_(0, 5), ("random_(from, to)", "randint")),
+    "relaxed": (
+        lambda x: D.RelaxedOneHotCategorical(x.new_tensor(0.5), logits=x, validate_args=False).rsample(),
+        ("set_default_validate_args(False)",),
+    ),
+    "normal, checked": (lambda x: D.Normal(x, x.abs() + 1).rsample(), ("pass validate_args=False",)),
+    "gamma, checked": (
+        lambda x: D.Gamma(x.abs() + 1, 1).rsample(),
+        ("validate_args=False", "before the call"),
+    ),
+    "gamma": (
+        lambda x: D.Gamma(x.abs() + 1, 1.0, validate_args=False).rsample(),
+        ("gamma", "before the call"),
+    ),
+    "dirichlet": (
+        lambda x: D.Dirichlet(x.abs() + 1, validate_args=False).rsample(),
+        ("gamma", "before the call"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(DRAWN))
+def test_what_cannot_be_drawn_is_said_with_a_mend_that_helps(name: str) -> None:
+    draw, says = DRAWN[name]
+
+    class Cell(torch.nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(h + draw(x + h))
+
+    x = torch.randn(2, 3)
+    with pytest.raises(TraceError) as told:
+        trace(Cell(), x, x.clone())
+    assert all(word in str(told.value) for word in says)
+
+
+def test_distributions_that_check_nothing_are_drawn_from() -> None:
+    """As the error says of those that are made of others."""
+
+    class Cell(torch.nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(h + D.RelaxedOneHotCategorical(x.new_tensor(0.5), logits=x).rsample())
+
+    x = torch.randn(2, 3)
+    try:
+        D.Distribution.set_default_validate_args(False)
+        trace(Cell(), x, x.clone()).check()
+    finally:
+        D.Distribution.set_default_validate_args(True)
 
 
 def test_random_numbers_of_a_layer_s_own_generator() -> None:

@@ -20,8 +20,9 @@ from elman.circuit.form import InPort
 from elman.circuit.rows import Mixed
 from elman.circuit.verdict import Does, verdict
 from elman.errors import ElmanError, TraceError
+from elman.noise import DRAWABLE
 from elman.trace.changes import Changes
-from elman.trace.complaints import Complaint, complaint
+from elman.trace.complaints import Complaint, complaint, draws_gamma
 from elman.trace.names import is_library
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _TYPED = ("<stdin>", "<ipython")
 _LONG = 600  # letters of a message that are too many
 _ANY_BATCH = "the step must run at any batch size B on x [B, …] and state [B, …]"
 _OWN_SEQUENCE = "every row of a batch is a sequence of its own: compute along the features (dim=-1) only"
+_AHEAD = "what it draws is drawn before the call: give it in as x, or as context"
 _NUMBERS = "compute with tensors instead: torch.where for a choice, masks for a condition"
 
 
@@ -144,6 +146,16 @@ def _translated(cell: str, error: Exception) -> TraceError:
         case Complaint.DISTRIBUTION:
             what = "torch.distributions takes numbers out of tensors to check its arguments"
             mend = "pass validate_args=False"
+            if draws_gamma(error):
+                mend += f"; {_AHEAD}"
+            else:
+                mend += ", or where one is made inside (RelaxedBernoulli), which it does not reach, call "
+                mend += "torch.distributions.Distribution.set_default_validate_args(False)"
+        case Complaint.GAMMA:
+            what = f"PyTorch cannot trace how numbers of a gamma distribution, or made of them, are drawn ({error})"
+            mend = _AHEAD
+        case Complaint.FROM:
+            what, mend = "the random operation random_(from, to) cannot be drawn ahead of the loop", DRAWABLE
         case Complaint.DERIVATIVE:
             mend = "PyTorch has no such derivative: say the same with operations that have one"
             mend += " (clamp(x / 6 + 0.5, 0, 1))"
