@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import elman
 from elman.dynamics import exponents, factors, fixed_points, gradient_flow, jacobian, lyapunov, trajectory
+from elman.dynamics.pictures import portrait
 from elman.errors import DataError, InputError, InputTypeError, NotSupported, StateError
 from tests.zoo import Henon
 
@@ -143,6 +144,31 @@ def test_the_logistic_map_has_ln_2() -> None:
     assert 0 < found.error[0] < 0.01
     assert found.dimension == 1.0
     assert found.entropy == pytest.approx(math.log(2), rel=0.01)
+
+
+class Turned(nn.Module):
+    """An orthogonal map, or what else W is, without input."""
+
+    def __init__(self, W: torch.Tensor) -> None:
+        super().__init__()
+        self.W, self.hidden_size = nn.Parameter(W), len(W)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return h @ self.W.T + x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("n", [2, 16])
+def test_a_rotation_keeps_all_directions(n: int, dtype: torch.dtype) -> None:
+    """Its exponents are zero, with the sign of rounding."""
+    Q = torch.linalg.qr(torch.randn(n, n, dtype=F64)).Q.to(dtype)
+    found = lyapunov(
+        elman.Recurrent(Turned(Q)), torch.zeros(100, 3, n, dtype=dtype), torch.randn(3, n, dtype=dtype)
+    )
+    assert found.exponents.abs().max() < found.rounding < 1e-5
+    assert found.dimension == n
+    shrinking = Turned((1 - 1e-4) * Q)
+    assert lyapunov(elman.Recurrent(shrinking), torch.zeros(100, 1, n, dtype=dtype)).dimension == 0
 
 
 @pytest.mark.parametrize("every", [None, 3])
@@ -275,6 +301,20 @@ def test_the_fixed_points_of_the_henon_map() -> None:
         found.eigenvalues.prod(-1).real, torch.full((2,), -0.3, dtype=F64), atol=1e-7, rtol=0
     )
     assert "saddle" in str(found)
+
+
+def test_points_about_which_nothing_moves_are_neutral() -> None:
+    turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=F64)
+    half = torch.diag(torch.tensor([1.0, 0.5], dtype=F64))
+    for W, kind in (
+        (torch.eye(2, dtype=F64), "neutral"), (turn, "neutral"), (half, "neutral"), (0.99 * turn, "stable"),
+        (1.01 * turn, "unstable"), (half + torch.diag(torch.tensor([0.1, 0.0])), "saddle"),
+    ):  # fmt: skip
+        found = fixed_points(
+            elman.Recurrent(Turned(W)), torch.zeros(2, dtype=F64), torch.randn(5, 2, dtype=F64)
+        )
+        assert set(found.kinds()) == {kind}
+        assert portrait(found).title
 
 
 def test_a_slow_point_is_a_minimum_that_is_not_zero() -> None:

@@ -30,7 +30,7 @@ class Lyapunov:
     exponents: `[k]`, the mean over sequences. error: `[k]`, its standard error, of blocks of time and sequences; nan
     where there are fewer than two. each: `[B, k]`, of every sequence. history: `[P, k]`, the mean up to step
     `at[p]`. steps: how many count, after the warm-up. every: how many of them are a stretch, on average.
-    n: the width of the state.
+    n: the width of the state. rounding: what is smaller may as well be zero.
     """
 
     exponents: Tensor
@@ -41,15 +41,18 @@ class Lyapunov:
     steps: int
     every: float
     n: int
+    rounding: float = 0.0
 
     @property
     def dimension(self) -> float:
         """Kaplan and Yorke's: how many directions grow or shrink to a volume that stays, the last one in part.
 
-        n where even all together grow; nan where the k exponents are too few to say.
+        n where even all together grow, or stay; nan where the k exponents are too few to say.
         """
         total = 0.0
         for j, exponent in enumerate(self.exponents.tolist()):
+            if abs(exponent) <= self.rounding:
+                continue  # its sign says nothing
             if total + exponent < 0:
                 return j + total / -exponent
             total += exponent
@@ -122,11 +125,12 @@ def lyapunov(
 
 class _Course(NamedTuple):
     """What lies between one QR and the next, S times: how many steps, `[S]`; how many stretches, `[S]`; the growth,
-    log |diag R|, `[S, B, k]`."""
+    log |diag R|, `[S, B, k]`. eps: of the dtype that they were computed in."""
 
     lengths: Tensor
     stretches: Tensor
     logs: Tensor
+    eps: float
 
 
 def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = False) -> _Course | None:
@@ -174,7 +178,8 @@ def _pushed(flow: Flow, k: int, every: int | None, warm: int, choosy: bool = Fal
             held += 1
             if choosy and 1 < held <= _TRIAL and pace.rate * _RARELY > 1:
                 return None
-    return _Course(torch.tensor(lengths), torch.tensor(stretches), torch.stack(logs).double().cpu())
+    eps = torch.finfo(start.dtype).eps
+    return _Course(torch.tensor(lengths), torch.tensor(stretches), torch.stack(logs).double().cpu(), eps)
 
 
 class _Pace:
@@ -212,7 +217,7 @@ class _Pace:
 
 
 def _summary(found: _Course, warm: int, n: int) -> Lyapunov:
-    lengths, stretches, logs = found
+    lengths, stretches, logs, eps = found
     ends = lengths.cumsum(0)
     lengths, stretches, logs, ends = (part[ends > warm] for part in (lengths, stretches, logs, ends))
     steps = int(lengths.sum())
@@ -229,5 +234,5 @@ def _summary(found: _Course, warm: int, n: int) -> Lyapunov:
     history = sums[seen][:, :, order].mean(1) / lengths.cumsum(0)[seen, None]
     return Lyapunov(
         each.mean(0), blocks.std(0) / math.sqrt(len(blocks)), each, history, ends[seen] - warm, steps,
-        steps / int(stretches.sum()), n,
+        steps / int(stretches.sum()), n, 8 * eps * math.sqrt(n),
     )  # fmt: skip

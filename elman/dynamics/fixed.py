@@ -28,8 +28,8 @@ class FixedPoints:
 
     points: `[P, n]`, flattened states. residual: `[P]`, ‖F(h, x) - h‖. eigenvalues: `[P, n]`, complex, of ∂F/∂h there,
     from the largest in size. modes: `[P, n]`, the direction of the largest, or the real part of it. stable: `[P]`,
-    whether all of them lie inside the unit circle. slow: `[P]`, whether the residual is small and not zero. count:
-    `[P]`, how many starts came there. lost: how many came to no point.
+    whether all of them lie inside the unit circle, by more than rounding. slow: `[P]`, whether the residual is small
+    and not zero. count: `[P]`, how many starts came there. lost: how many came to no point.
     """
 
     points: Tensor
@@ -47,13 +47,14 @@ class FixedPoints:
     @property
     def unstable(self) -> Tensor:
         """`[P]`, in how many directions neighbours move away."""
-        return (self.eigenvalues.abs() > 1).sum(-1)
+        return (self.eigenvalues.abs() > 1 + _rounding(self.eigenvalues)).sum(-1)
 
     def kinds(self) -> list[str]:
-        """Of each point: "stable", "saddle", "unstable" in every direction; with "slow" before it where it is one."""
+        """Of each point: "stable", "saddle", "unstable" in every direction, "neutral" where neighbours move away in
+        none and do not come back in some; with "slow" before it where it is one."""
         n = self.points.shape[1]
         words = [
-            "stable" if stable else "unstable" if ways == n else "saddle"
+            "stable" if stable else "neutral" if not ways else "unstable" if ways == n else "saddle"
             for stable, ways in zip(self.stable.tolist(), self.unstable.tolist(), strict=True)
         ]
         return [f"slow {word}" if slow else word for word, slow in zip(words, self.slow, strict=True)]
@@ -109,10 +110,15 @@ def fixed_points(
     values, vectors = torch.linalg.eig(j)
     order = values.abs().argsort(dim=-1, descending=True)
     values, vectors = values.gather(-1, order), vectors.gather(-1, order.unsqueeze(1).expand_as(vectors))
-    stable = (values.abs() < 1).all(-1)
+    stable = (values.abs() < 1 - _rounding(values)).all(-1)
     return FixedPoints(
         h, residual, values, vectors[..., :1].real.squeeze(-1), stable, is_slow, counts, int((~kept).sum())
     )
+
+
+def _rounding(eigenvalues: Tensor) -> float:
+    """How far from the unit circle ones on it may be found."""
+    return 8 * torch.finfo(eigenvalues.dtype).eps * max(eigenvalues.shape[-1], 1)
 
 
 def _opened(

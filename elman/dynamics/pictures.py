@@ -118,7 +118,13 @@ def _said(tick: float, log: bool) -> str:
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_KINDS = {"stable": 0, "saddle": 1, "unstable": 3, "slow": 2}  # kind of a point -> number of its colour
+_KINDS = {
+    "stable": 0,
+    "saddle": 1,
+    "unstable": 3,
+    "slow": 2,
+    "neutral": 4,
+}  # kind of a point -> number of its colour
 
 
 def _picture(panels: Sequence[_Panel], wide: float, high: float, title: str, told: str) -> Picture:
