@@ -403,7 +403,10 @@ DRAWN: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", list(DRAWN))
-def test_what_cannot_be_drawn_is_said_with_a_mend_that_helps(name: str) -> None:
+def test_what_cannot_be_drawn_is_said_with_a_mend_that_helps(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(D.Distribution, "_validate_args", True)  # torch.compile, once used, has turned it off
     draw, says = DRAWN[name]
 
     class Cell(torch.nn.Module):
@@ -416,19 +419,17 @@ def test_what_cannot_be_drawn_is_said_with_a_mend_that_helps(name: str) -> None:
     assert all(word in str(told.value) for word in says)
 
 
-def test_distributions_that_check_nothing_are_drawn_from() -> None:
+def test_distributions_that_check_nothing_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the error says of those that are made of others."""
+    monkeypatch.setattr(D.Distribution, "_validate_args", True)
 
     class Cell(torch.nn.Module):
         def forward(self, x: Tensor, h: Tensor) -> Tensor:
             return torch.tanh(h + D.RelaxedOneHotCategorical(x.new_tensor(0.5), logits=x).rsample())
 
     x = torch.randn(2, 3)
-    try:
-        D.Distribution.set_default_validate_args(False)
-        trace(Cell(), x, x.clone()).check()
-    finally:
-        D.Distribution.set_default_validate_args(True)
+    D.Distribution.set_default_validate_args(False)
+    trace(Cell(), x, x.clone()).check()
 
 
 def test_random_numbers_of_a_layer_s_own_generator() -> None:
