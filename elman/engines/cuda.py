@@ -2,9 +2,8 @@
 
 On a GPU the reference engine waits for Python: to start one of the many small kernels of a step takes several times as
 long as the kernel. So the pass of a plan (forward, backward, of either order) is recorded the second time that it
-meets sizes, as what it starts on the device, and from then on that is started in one call: the same kernels, in the
-same order, on the same kinds of numbers, hence the same bits. A recording has inputs and outputs of its own, which
-are copied from and to those of the call.
+meets sizes, as what it starts on the device, and from then on that is started in one call: the same operations, in
+the same order. A recording has inputs and outputs of its own, which are copied from and to those of the call.
 
 Noise is drawn before, and copied in. Of rows of different lengths the loop is recorded, over rows of one length of
 which some keep their states (elman/engines/masked.py). What cannot be recorded (operations that make the host wait,
@@ -107,17 +106,16 @@ _THREAD = _Thread()
 
 
 class Cuda(Reference):
-    """on: the type of device that it is for. record: how; the defaults are CUDA's."""
+    """kind: the type of device that it is for. record: how; the defaults are CUDA's."""
 
     name = "cuda"
     by_operations = False
     has_passes = True
     holds_memory = True
 
-    def __init__(self, on: str = "cuda", record: Record | None = None) -> None:
+    def __init__(self, kind: str = "cuda", record: Record | None = None) -> None:
         super().__init__()
-        self.kind = self.on = on
-        self.record = record or captured
+        self.kind, self.record = kind, record or captured
         self._masked: weakref.WeakKeyDictionary[Loop, dict[bool, Recorded]] = weakref.WeakKeyDictionary()
         listed(f"loops of {self.name} over rows of different lengths", self._masked)
 
@@ -125,9 +123,9 @@ class Cuda(Reference):
         return f"{self.name} (graphs)"
 
     def supports(self, loop: Loop, device: torch.device) -> str | None:
-        if device.type != self.on:
-            return f"it runs on {self.on}, not on {device.type}"
-        return unrecordable([loop.graph], self.on)
+        if device.type != self.kind:
+            return f"it runs on {self.kind}, not on {device.type}"
+        return unrecordable([loop.graph], self.kind)
 
     def run(
         self, loop: Loop, values: Mapping[str, Tensor], batch_sizes: Sequence[int], reverse: bool,
@@ -137,7 +135,7 @@ class Cuda(Reference):
             return super().run(loop, values, batch_sizes, reverse, out)
         ways = self._masked.setdefault(loop, {})
         if reverse not in ways:
-            ways[reverse] = Recorded(masked(loop, reverse), len(loop.nodes()), self.on, self.record)
+            ways[reverse] = Recorded(masked(loop, reverse), len(loop.nodes()), self.kind, self.record)
         rows = Rows(batch_sizes, next(iter(values.values())).device)
         given = [
             padded(values[name], rows.batch) if name in loop.rowed else values[name]
@@ -164,10 +162,10 @@ class Cuda(Reference):
             return "what is kept is not worth a bundle"
         stages = [stage.graph for stage in (plan.once, plan.before, plan.after)]
         each = 0 if plan.loop is None else len(plan.loop.nodes())
-        return unrecordable(stages, self.on) or Recorded(plain, each, self.on, self.record)
+        return unrecordable(stages, self.kind) or Recorded(plain, each, self.kind, self.record)
 
 
-def unrecordable(graphs: Iterable[fx.Graph], kind: str) -> str | None:
+def unrecordable(graphs: Iterable[fx.Graph], kind: str | None) -> str | None:
     """What of some graphs cannot be recorded on a kind of device, as a reason; None where all can."""
     for node in (node for graph in graphs for node in graph.nodes):
         value = node.meta.get("val")
@@ -197,7 +195,7 @@ class Recorded:
     each: operations of a step.
     """
 
-    def __init__(self, function: PlanFunction, each: int, kind: str, record: Record) -> None:
+    def __init__(self, function: PlanFunction, each: int, kind: str | None, record: Record) -> None:
         self.function, self.each, self.kind, self.record = function, each, kind, record
         self.number = next(_numbers)
         self.recordings: dict[Any, Recording] = {}
@@ -236,7 +234,7 @@ class Recorded:
     def _recording(
         self, key: Any, steps: int, batch: int, tensors: Sequence[Tensor | None], device: torch.device
     ) -> Recording | None:
-        """The pass at these sizes, recorded; None where there is no room for it."""
+        """The pass at these sizes, recorded; None where there is no room for it, or where it fails, which is warned of."""
         room, needed = _room(device), sum(t.nbytes for t in tensors if t is not None)
         if needed > room:
             return None
