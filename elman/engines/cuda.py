@@ -234,7 +234,7 @@ class Recorded:
     def _recording(
         self, key: Any, steps: int, batch: int, tensors: Sequence[Tensor | None], device: torch.device
     ) -> Recording | None:
-        """The pass at these sizes, recorded; None where there is no room for it, or where it fails, which is warned of."""
+        """The pass at these sizes, recorded; None where there is no room for it, or where it fails, with a warning."""
         room, needed = _room(device), sum(t.nbytes for t in tensors if t is not None)
         if needed > room:
             return None
