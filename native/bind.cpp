@@ -41,6 +41,11 @@ extern const Kernels kernels;
 }
 #endif
 
+}  // namespace elman
+
+#include "halved.hpp"
+
+namespace elman {
 namespace {
 
 // --- instruction sets -----------------------------------------------------------------------------------------------------
@@ -181,10 +186,11 @@ void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int 
         }
         found.push_back(p);
     }
+    const Kernels& now = of_now(kernels);
     nb::gil_scoped_release release;
     const int64_t count = int64_t(found.size());
-    Workspaces::Block block = workspaces().take((wide ? kernels.multiply_bytes64 : kernels.multiply_bytes32)(found.data(), count, threads));
-    (wide ? kernels.multiply64 : kernels.multiply32)(found.data(), count, threads, block.data.get());
+    Workspaces::Block block = workspaces().take((wide ? now.multiply_bytes64 : now.multiply_bytes32)(found.data(), count, threads));
+    (wide ? now.multiply64 : now.multiply32)(found.data(), count, threads, block.data.get());
     workspaces().give_back(std::move(block));
 }
 
@@ -292,6 +298,9 @@ NB_MODULE(_native, m) {
         return describe(tensor.ptr(), found);
     }, nb::arg("tensor"), "Whether a tensor can be read without its methods.");
     m.def("team", &team_name, "Which threads are used: \"openmp\" or \"own\".");
+    m.def("ask_precision", [](const nb::object& ask) { Py_XSETREF(precision, nb::object(ask).release().ptr()); }, nb::arg("ask"),
+          "What to ask at every call: () -> \"bf16\" where products of float32 may be made in bfloat16.");
+    m.def("has_tiles", &keeps_tiles, "Whether this machine makes them so; else they are made in float32 all the same.");
     m.def("poison", [](bool on) { poisoned = on; }, "Fill scratch memory with NaN before every call (for tests).");
     m.def("tiles", [](int64_t bytes, int64_t rows) {
         const nb::tuple before = nb::make_tuple(tile_bytes, tile_rows);

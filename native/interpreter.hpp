@@ -64,10 +64,11 @@ public:
             call.sizes = rows.data(), call.offsets = offsets.data();
         }
         Failure failure;
+        const Kernels& now = of_now(kernels_);
         {
             nb::gil_scoped_release release;
-            Workspaces::Block block = workspaces().take(kernels_.workspace(program_, call));
-            failure = (wide_ ? kernels_.run64 : kernels_.run32)(program_, call, block.data.get());
+            Workspaces::Block block = workspaces().take(now.workspace(program_, call));
+            failure = (wide_ ? now.run64 : now.run32)(program_, call, block.data.get());
             workspaces().give_back(std::move(block));
         }
         if (failure.stopped) throw nb::python_error();

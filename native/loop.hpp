@@ -394,7 +394,7 @@ static Failure prepare(const Program& p, const Call& c, char* prepared) {
         if (later && op.packing >= 0) continue;
         const Operand &to = op.operand[0], &from = op.operand[1];
         if (op.code == code_product)  // to pack: packed, weight with strides of k and n
-            pack<T>(f.at<T>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<T>(to));
+            pack_weight<T>(f.at<T>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<T>(to));
         else if (op.code == code_product_bfloat16)
             pack_halves(f.at<float>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<uint32_t>(to));
         else if (op.code == code_product_int8)

@@ -7,6 +7,7 @@
 // A call of one step reads each weight once. There they are not packed beforehand: a part at a time, or with a row or two not at all.
 #pragma once
 
+#include "amx.hpp"
 #include "frame.hpp"
 #include "narrow.hpp"
 #include "products.hpp"
@@ -21,7 +22,7 @@ static void columns_of(const Op& op, const Frame& f, int64_t first, int64_t stop
     const T *a = f.at<T>(left), *from = start.buffer < 0 ? nullptr : f.at<T>(start);
     const int64_t apart = start.buffer < 0 ? 0 : f.row(start);
     T *const to = f.at<T>(out), *w = f.at<T>(packed);
-    if (op.code == code_product) return product<T>(a, f.row(left), w, op.k, from, apart, to, f.row(out), f.rows, first, stop);
+    if (op.code == code_product) return weighted<T>(a, f.row(left), w, op.k, from, apart, to, f.row(out), f.rows, first, stop);
     if constexpr (sizeof(T) == sizeof(float)) {  // the weight is in fewer bits
         const int64_t columns = (op.size[3] + PANEL<T> - 1) / PANEL<T> * PANEL<T>;
         if (op.code == code_product_bfloat16)
@@ -39,11 +40,12 @@ static void fresh_columns_of(const Op& op, const Frame& f, int64_t first, int64_
     const int64_t sk = weight.stride[0], sn = weight.stride[1], lda = f.row(left), lds = start.buffer < 0 ? 0 : f.row(start), ldo = f.row(out);
     const T *a = f.at<T>(left), *from = start.buffer < 0 ? nullptr : f.at<T>(start), *w = f.at<T>(weight);
     T* const to = f.at<T>(out);
-    first += unpacked<T>(a, lda, w + first * sn, sk, sn, op.k, from ? from + first : nullptr, lds, to + first, ldo, f.rows, stop - first);
+    if (!in_halves<T>(op.k))
+        first += unpacked<T>(a, lda, w + first * sn, sk, sn, op.k, from ? from + first : nullptr, lds, to + first, ldo, f.rows, stop - first);
     if (first >= stop) return;
     T* const packed = f.at<T>(op.operand[3]) + place * op.k;
-    pack<T>(w + first * sn, sk, sn, op.k, stop - first, packed);
-    product<T>(a, lda, packed, op.k, from ? from + first : nullptr, lds, to + first, ldo, f.rows, 0, stop - first);
+    pack_weight<T>(w + first * sn, sk, sn, op.k, stop - first, packed);
+    weighted<T>(a, lda, packed, op.k, from ? from + first : nullptr, lds, to + first, ldo, f.rows, 0, stop - first);
 }
 
 constexpr int64_t FEW = 4;             // rows; with more of them a product takes longer than reading its weight

@@ -37,6 +37,7 @@ ROOMS = (
     "circuit",
     "cells",
     "noise",
+    "precision",
     "trace",
     "forcing",
     "unfold",

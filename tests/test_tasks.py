@@ -27,6 +27,7 @@ from elman.tasks import TASKS, task_of
 from elman.tasks.settings import KeepingSettings, TrainingSettings
 from elman.training import Diverged, Measure, Processes, Run, Training, fitted, locked
 from tests import toy
+from tests.halves import reduces
 from tests.strangers import elman
 
 TIMEOUT = 240.0
@@ -297,13 +298,12 @@ def test_two_processes_take_the_steps_of_one(task: str, tmp_path: Path) -> None:
 
 @mostly("lm")
 def test_bfloat16_learns_the_same(task: str, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate", reason="it needs elman[accelerate]")
     losses, weights = [], []
     for precision in ("float32", "bfloat16"):
         train(task, tmp_path, precision, "--steps", "10", "--precision", precision)
         losses.append([line["loss"] for line in log(tmp_path / precision) if "loss" in line])
         weights.append((tmp_path / precision / "model.safetensors").read_bytes())
-    assert weights[0] != weights[1]  # the log has five digits, which may be the same
+    assert weights[0] != weights[1] or not reduces()  # the log has five digits, which may be the same
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 

@@ -97,7 +97,10 @@ class MachineSettings:
     """What trains, and how it is told of."""
 
     device: str = option("cpu", "cpu, or cuda: a GPU for each process.")
-    precision: str = option("float32", "float32; or bfloat16 for the products outside the recurrences.")
+    precision: str = option(
+        "float32",
+        "float32; or bfloat16 for the factors of products, faster on processors with AMX and on GPUs.",
+    )
     memory: str | None = option(
         None,
         'What the recurrences may need in a step of training, "64 MB": what does not fit is computed again, exactly.',

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import _disable_current_modes
 
+from elman.precision import EXACT, of_products, products_in
 from elman.trace.batches import unbatched
 from elman.trace.watch import GLOBAL_HOOKS, of_users
 
@@ -129,7 +130,8 @@ def _untracked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def outside() -> Iterator[None]:
-    """Inside, one thread at a time, PyTorch is in its ordinary state: no transform or mode, gradients, no autocast."""
+    """Inside, one thread at a time, PyTorch is in its ordinary state: no transform or mode, gradients, no autocast, and
+    no product in fewer bits than its factors have."""
     with LOCK, contextlib.ExitStack() as stack:
         stack.enter_context(tracing(None))
         stack.enter_context(unset_fake_temporarily())
@@ -154,6 +156,9 @@ def outside() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        for backend, precision in of_products.items():
+            if precision() not in EXACT:
+                stack.enter_context(products_in("ieee", backend))
         yield
 
 

@@ -152,11 +152,12 @@ class Training:
                 group["lr"] = rate
             self.stages.end("data")
             started = time.perf_counter()
-            mean, self.carried = self._loss(batch, before)
-            self.stages.end("forward")
-            self.optimizer.zero_grad(set_to_none=True)
-            mean.backward()
-            self.stages.end("backward")
+            with self.processes.products():
+                mean, self.carried = self._loss(batch, before)
+                self.stages.end("forward")
+                self.optimizer.zero_grad(set_to_none=True)
+                mean.backward()
+                self.stages.end("backward")
             loss, seconds, stop = self._shared(mean.item(), time.monotonic() - began)
             if self.processes.count > 1:
                 self.stages.end("sharing")

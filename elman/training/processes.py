@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from elman.errors import InputError, NotSupported
+from elman.precision import products_in
 
 PRECISIONS = ("float32", "bfloat16")
 _T = TypeVar("_T")
@@ -29,7 +30,9 @@ class Processes:
             for step in Training(model, batches, steps=1000, processes=processes):
                 …
 
-    precision: "float32", or "bfloat16": products outside the recurrences run in it, weights stay as they are.
+    precision: "float32", or "bfloat16" for the factors of products; sums, states and weights stay as they are. On CPUs
+        those of recurrences as well, where the processor gains by it (`torch.set_float32_matmul_precision`: "medium");
+        on GPUs those outside of them, by autocast.
     device: "cpu", or "cuda" for one GPU per process. rank: of this process, from 0. count: of them.
     Raises NotSupported where Accelerate is needed and not installed.
     """
@@ -46,8 +49,9 @@ class Processes:
         self.rank, self.count = 0, 1
         self._accelerator: Any = None
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        if several or precision != "float32":
-            self._accelerator = _accelerator(precision, device)
+        self._mixed = precision != "float32" and device != "cpu"
+        if several or self._mixed:
+            self._accelerator = _accelerator(self._mixed, device)
             self.rank, self.count = self._accelerator.process_index, self._accelerator.num_processes
             self.device = self._accelerator.device
 
@@ -63,8 +67,12 @@ class Processes:
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Inside, a model runs in the precision."""
-        return nullcontext() if self._accelerator is None else self._accelerator.autocast()
+        """Inside, on a GPU, a model runs in the precision."""
+        return self._accelerator.autocast() if self._mixed else nullcontext()
+
+    def products(self) -> AbstractContextManager[None]:
+        """Inside, on a CPU, products have factors of the precision, forward and backward."""
+        return nullcontext() if self._mixed or self.precision == "float32" else products_in("bf16")
 
     def share(self, parameters: Iterable[Tensor], *values: float) -> tuple[float, ...]:
         """Make each gradient the mean over all processes, and return the sums of some values besides.
@@ -114,13 +122,13 @@ class Processes:
         return result
 
 
-def _accelerator(precision: str, device: str) -> Any:
+def _accelerator(mixed: bool, device: str) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
         raise NotSupported(
-            what="several processes and mixed precision need Accelerate, which is not installed",
+            what="several processes, and bfloat16 on a GPU, need Accelerate, which is not installed",
             where="elman.training.Processes",
             mend="pip install 'elman[accelerate]'",
         ) from error
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bfloat16" else "no")
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if mixed else "no")

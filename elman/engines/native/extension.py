@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from elman.precision import of_products
+
 try:
     from elman import _native as compiled
 except ImportError:  # no compiler was there when elman was installed: nothing is lowered, nothing is run
     compiled: Any = None
+else:
+    compiled.ask_precision(of_products["mkldnn"])
 
 
 def why_not_built() -> str | None:
@@ -22,6 +26,11 @@ def why_not_built() -> str | None:
 def isa() -> str | None:
     """The best instruction set of this machine: "avx512", "avx2" or "plain"; None without the compiled part."""
     return None if compiled is None else compiled.instruction_sets()[0]
+
+
+def in_halves() -> bool:
+    """Whether products of float32 are in bfloat16 now: PyTorch was told that they may be, and this machine has AMX."""
+    return compiled is not None and of_products["mkldnn"]() == "bf16" and compiled.has_tiles()
 
 
 @contextmanager
