@@ -18,6 +18,7 @@
 #include "pieces.hpp"
 #include "program.hpp"
 #include "rows.hpp"
+#include "sets.hpp"
 #include "stream.hpp"
 #include "team.hpp"
 #include "tensors.hpp"
@@ -26,47 +27,7 @@
 namespace nb = nanobind;
 
 namespace elman {
-
-namespace plain {
-extern const Kernels kernels;
-}
-#if defined(ELMAN_HAS_AVX2)
-namespace avx2 {
-extern const Kernels kernels;
-}
-#endif
-#if defined(ELMAN_HAS_AVX512)
-namespace avx512 {
-extern const Kernels kernels;
-}
-#endif
-
-}  // namespace elman
-
-#include "halved.hpp"
-
-namespace elman {
 namespace {
-
-// --- instruction sets -----------------------------------------------------------------------------------------------------
-
-// What this machine can run, the best first.
-std::vector<const Kernels*> usable() {
-    std::vector<const Kernels*> found;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-#endif
-#if defined(ELMAN_HAS_AVX512)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-        found.push_back(&avx512::kernels);
-#endif
-#if defined(ELMAN_HAS_AVX2)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
-#endif
-    found.push_back(&plain::kernels);
-    return found;
-}
 
 bool poisoned = false;
 
@@ -209,12 +170,6 @@ struct Multiplier {
     const Kernels& kernels;
     bool wide;
 };
-
-const Kernels& named(const std::string& name) {
-    for (const Kernels* kernels : usable())
-        if (name == kernels->name) return *kernels;
-    throw std::invalid_argument("this machine or this build has no instruction set '" + name + "'");
-}
 
 const char* const CODE_NAMES[] = {
 #define ELMAN_NAME(name) #name,

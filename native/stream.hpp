@@ -17,6 +17,7 @@
 
 #include "lines.hpp"
 #include "program.hpp"
+#include "sets.hpp"
 #include "tensors.hpp"
 
 namespace elman {
@@ -30,7 +31,7 @@ public:
     // failed: makes the error for what an operation met.
     Stream(const Kernels& kernels, bool wide, const Program& program, const std::string& weights, int64_t constants, const nb::list& inputs,
            const nb::list& outputs, const nb::object& threads, const nb::object& failed, const bool& poison)
-        : kernels_(&kernels), wide_(wide), program_(program), threads_(threads), failed_(failed), poison_(&poison), prepare_(program.prepare, program.prepare + program.prepares),
+        : set_(&kernels), kernels_(&kernels), wide_(wide), narrow_(!weights.empty()), program_(program), threads_(threads), failed_(failed), poison_(&poison), prepare_(program.prepare, program.prepare + program.prepares),
           ops_(program.ops, program.ops + program.count), buffers_(program.buffers, program.buffers + program.buffer_count),
           states_(program.states, program.states + program.state_count), constants_(size_t(constants)) {
         if (!weights.empty()) narrow(weights == "int8");
@@ -65,6 +66,7 @@ public:
             const bool has = nb::isinstance(tensor, tensor_);
             sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), tensor.ptr(), has ? version(tensor.ptr()) : 0, has ? address(tensor.ptr()) : nullptr});
         }
+        kernels_ = narrow_ ? set_ : &of_now(*set_), threads_now_ = -1;
         Call call = called();
         const Failure failure = (wide_ ? kernels_->prepare64 : kernels_->prepare32)(program_, call, prepared_.at());
         if (failure.happened) raise(failure);
@@ -426,8 +428,8 @@ private:
     bool is_tensor(PyObject* value) const { return Py_TYPE(value) == reinterpret_cast<PyTypeObject*>(tensor_.ptr()); }
     bool is_array(PyObject* value) const { return Py_TYPE(value) == reinterpret_cast<PyTypeObject*>(array_.ptr()); }
 
-    const Kernels* kernels_;
-    bool wide_;
+    const Kernels *set_, *kernels_;  // of the instruction set; and those that have packed the weights
+    bool wide_, narrow_;  // narrow: weights in fewer bits
     Program program_;
     nb::object threads_, failed_, tensor_, array_, tensor_like_, array_like_;
     const bool* poison_;

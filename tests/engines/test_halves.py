@@ -182,13 +182,22 @@ def test_it_says_so() -> None:
 
 
 @needs_tiles
-def test_a_stream_keeps_its_weights_as_it_was_told() -> None:
+def test_a_stream_packs_its_weights_by_what_was_said_then() -> None:
     rnn, x = layer("gru")
-    stream, other = rnn.stream(batch=21), rnn.stream(batch=21)
-    wanted = [stream.step(x_t).clone() for x_t in x]
+    with torch.no_grad():
+        exact, _ = rnn(x)
+        with medium():
+            halved, _ = rnn(x)
+    early, late, narrow, whole = (rnn.stream(batch=21, weights=w) for w in (None, None, "bfloat16", "bfloat16"))
     with medium():
-        found = [other.step(x_t).clone() for x_t in x]
-    assert torch.equal(torch.stack(found), torch.stack(wanted))
+        first = late.step(x[0]).clone(), narrow.step(x[0]).clone()
+    assert torch.equal(first[0], halved[0])
+    assert torch.equal(early.step(x[0]), exact[0])
+    assert torch.equal(whole.step(x[0]), first[1])  # weights in fewer bits are another matter
+    with medium():
+        assert torch.equal(early.step(x[1]), exact[1])
+    rest = torch.stack([late.step(x_t).clone() for x_t in x[1:]])
+    assert torch.equal(rest, halved[1:])
 
 
 @pytest.mark.skipif(compiled is None, reason="the compiled part is missing")

@@ -1,8 +1,12 @@
-// Which kernels a call has: those of its instruction set, or others whose products of floats are in bfloat16 (amx.hpp), where PyTorch
-// has been told that they may be (torch.set_float32_matmul_precision) and the machine has what it takes.
-//
-// Part of bind.cpp.
+// Instruction sets: what this machine can run, and which kernels a call has. Those of its set; or others whose products of floats are in
+// bfloat16 (amx.hpp), where PyTorch has been told that they may be (torch.set_float32_matmul_precision) and the machine has what it takes.
 #pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 #if defined(ELMAN_HAS_AMX) && defined(__linux__)
 #include <cpuid.h>
@@ -10,8 +14,25 @@
 #include <unistd.h>
 #endif
 
+#include "program.hpp"
+
 namespace elman {
 
+namespace nb = nanobind;
+
+namespace plain {
+extern const Kernels kernels;
+}
+#if defined(ELMAN_HAS_AVX2)
+namespace avx2 {
+extern const Kernels kernels;
+}
+#endif
+#if defined(ELMAN_HAS_AVX512)
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
 #if defined(ELMAN_HAS_AMX)
 namespace amx {
 void in_bfloat16(Kernels& kernels);
@@ -19,6 +40,30 @@ void in_bfloat16(Kernels& kernels);
 #endif
 
 namespace {
+
+// What this machine can run, the best first.
+std::vector<const Kernels*> usable() {
+    std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+#if defined(ELMAN_HAS_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+        found.push_back(&avx512::kernels);
+#endif
+#if defined(ELMAN_HAS_AVX2)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::kernels);
+#endif
+    found.push_back(&plain::kernels);
+    return found;
+}
+
+const Kernels& named(const std::string& name) {
+    for (const Kernels* kernels : usable())
+        if (name == kernels->name) return *kernels;
+    throw std::invalid_argument("this machine or this build has no instruction set '" + name + "'");
+}
 
 // Whether the processor has AMX-TILE, AMX-BF16 and AVX512-BF16.
 bool multiplies_tiles() {
