@@ -40,35 +40,49 @@ struct Tiles {
     Tiles& operator=(const Tiles&) = delete;
 };
 
-// A tile of factors: `lines` of 16, `depth` of 32 k, zeros for the others. Element (line, k) is from[line * apart + k * along].
-// BY_PAIR, for what stands on the right: row p holds k = 2 p and 2 p + 1 of all lines; else, on the left, row i holds line i.
-template <bool BY_PAIR>
-ONCE void halve(const float* from, int64_t apart, int64_t along, int64_t lines, int64_t depth, uint32_t* to) {
-    Vec<float> rows[SIDE] = {};
-    float copied[SIDE * PAIRS];
-    if (apart != 1 && along != 1) {
-        for (int64_t i = 0; i < lines; i++)
-            for (int64_t k = 0; k < depth; k++) copied[i * PAIRS + k] = from[i * apart + k * along];
-        from = copied, apart = PAIRS, along = 1;
-    }
-    if (along == 1) {
-        const __mmask16 left = lanes_of(depth), right = lanes_of(depth - SIDE);
-        for (int64_t i = 0; i < lines; i++) {
-            const float* line = from + i * apart;
-            rows[i] = (Vec<float>)(__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(right, line + SIDE), _mm512_maskz_loadu_ps(left, line));
-        }
-    } else {
-        const __mmask16 all = lanes_of(lines);
-        typedef uint16_t Halves __attribute__((vector_size(32)));
-        typedef VectorOf<float>::unsigned_bits Words;
-        auto words = [&](int64_t k) {
-            const __mmask16 there = k < depth ? all : 0;
-            return __builtin_convertvector((Halves)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, from + k * along)), Words);
-        };
-        for (int64_t p = 0; 2 * p < depth; p++) rows[p] = (Vec<float>)(words(2 * p) | words(2 * p + 1) << 16);
-    }
-    if ((along != 1) != BY_PAIR) transpose<float>(rows);
+// 32 k of a line that lies in order, in pairs; and k and k + 1 of 16 lines that lie side by side.
+INLINE Vec<float> pairs_along(const float* line, __mmask16 left, __mmask16 right) {
+    return (Vec<float>)(__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(right, line + SIDE), _mm512_maskz_loadu_ps(left, line));
+}
+
+INLINE Vec<float> pairs_across(const float* even, const float* odd, __mmask16 left, __mmask16 right) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    typedef VectorOf<float>::unsigned_bits Words;
+    auto words = [](const float* from, __mmask16 there) {
+        return __builtin_convertvector((Halves)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, from)), Words);
+    };
+    return (Vec<float>)(words(even, left) | words(odd, right) << 16);
+}
+
+// A tile of factors: `lines` of 16, `depth` of 32 k, zeros for the others; WHOLE: all of them. Element (line, k) is
+// from[line * apart + k * along], ACROSS: apart is 1, else along is. BY_PAIR, for what stands on the right: row p holds k = 2 p and 2 p + 1
+// of all lines; else, on the left, row i holds line i.
+template <bool BY_PAIR, bool ACROSS, bool WHOLE>
+ONCE void halve(const float* from, int64_t apart, int64_t lines, int64_t depth, uint32_t* to) {
+    Vec<float> rows[SIDE];
+    if (WHOLE) lines = SIDE, depth = PAIRS;
+    const __mmask16 here = lanes_of(ACROSS ? lines : depth), behind = ACROSS ? here : lanes_of(depth - SIDE);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < SIDE; i++)
+        if constexpr (ACROSS)
+            rows[i] = pairs_across(from + 2 * i * apart, from + (2 * i + 1) * apart, 2 * i < depth ? here : 0, 2 * i + 1 < depth ? here : 0);
+        else
+            rows[i] = pairs_along(from + i * apart, i < lines ? here : 0, i < lines ? behind : 0);
+    if constexpr (ACROSS != BY_PAIR) transpose<float>(rows);
+#pragma GCC unroll 16
     for (int64_t i = 0; i < SIDE; i++) store<float>(reinterpret_cast<float*>(to) + i * SIDE, rows[i]);
+}
+
+// The same, however it lies.
+template <bool BY_PAIR>
+INLINE void halve(const float* from, int64_t apart, int64_t along, int64_t lines, int64_t depth, uint32_t* to) {
+    float copied[SIDE * PAIRS];
+    const bool whole = lines >= SIDE && depth >= PAIRS;
+    if (along == 1) return whole ? halve<BY_PAIR, false, true>(from, apart, lines, depth, to) : halve<BY_PAIR, false, false>(from, apart, lines, depth, to);
+    if (apart == 1) return whole ? halve<BY_PAIR, true, true>(from, along, lines, depth, to) : halve<BY_PAIR, true, false>(from, along, lines, depth, to);
+    for (int64_t i = 0; i < lines; i++)
+        for (int64_t k = 0; k < depth; k++) copied[i * PAIRS + k] = from[i * apart + k * along];
+    halve<BY_PAIR, false, false>(copied, PAIRS, lines, depth, to);
 }
 
 // w [K, N] in panels of 32 columns: of every 32 k a tile of the first 16 columns, and one of the others.

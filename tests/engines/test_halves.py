@@ -188,7 +188,9 @@ def test_a_stream_packs_its_weights_by_what_was_said_then() -> None:
         exact, _ = rnn(x)
         with medium():
             halved, _ = rnn(x)
-    early, late, narrow, whole = (rnn.stream(batch=21, weights=w) for w in (None, None, "bfloat16", "bfloat16"))
+    early, late, narrow, whole = (
+        rnn.stream(batch=21, weights=w) for w in (None, None, "bfloat16", "bfloat16")
+    )
     with medium():
         first = late.step(x[0]).clone(), narrow.step(x[0]).clone()
     assert torch.equal(first[0], halved[0])
