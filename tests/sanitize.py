@@ -111,11 +111,12 @@ def main() -> None:
 
 def build(kind: str, short: bool) -> Path:
     """The compiled part with a sanitizer in it, made by CMake; what has not changed is not compiled again."""
+    from tests.precision import reduces
+
     environment = tools()
     folder = BUILD / (f"{kind}-short" if short else kind)
-    sets = (
-        "plain" if short else "plain;avx2"
-    )  # AVX-512 is the same source, and takes as long again to compile
+    # AVX-512 is the same source as AVX2, and takes as long again to compile; with AMX there is more of it (native/amx.hpp).
+    sets = "plain" if short else "plain;avx2" + (";avx512;amx" if reduces() else "")
     configure = [
         "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}",
         f"-DELMAN_SANITIZE={KINDS[kind]}", f"-DELMAN_ISAS={sets}",

@@ -19,7 +19,7 @@ from elman.errors import InputError, NotSupported
 from elman.models import LanguageModel
 from elman.precision import of_products
 from elman.training import Processes, Training
-from tests.halves import reduces
+from tests.precision import reduces
 from tests.strangers import elman
 
 pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")

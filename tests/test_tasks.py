@@ -27,7 +27,7 @@ from elman.tasks import TASKS, task_of
 from elman.tasks.settings import KeepingSettings, TrainingSettings
 from elman.training import Diverged, Measure, Processes, Run, Training, fitted, locked
 from tests import toy
-from tests.halves import reduces
+from tests.precision import reduces
 from tests.strangers import elman
 
 TIMEOUT = 240.0

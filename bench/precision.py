@@ -1,7 +1,8 @@
-"""`python -m bench.halves`: training steps with products of float32, and with factors in bfloat16.
+"""`python -m bench.precision`: training steps under each of PyTorch's precisions for products of float32.
 
-Beside torch.nn told the same (`torch.set_float32_matmul_precision("medium")`), and under autocast, which keeps states
-in bfloat16 as well. Milliseconds, the median of rounds in turns; and how far outputs and gradients are from float64's.
+Beside torch.nn under the same, and under autocast, which keeps states in bfloat16 as well. Milliseconds, the median of
+rounds in turns; and how far outputs and gradients are from those in float64. Rounds in turns: the ratios hold on a
+machine that others use, too.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from torch.utils import _pytree as pytree
 import elman
 from bench.contestants import ENTRIES, Entry, loop, torchs
 from bench.form import LOOP, OURS, TORCH, Eager, Shape
-from elman.engines.native.extension import in_halves
+from elman.engines.native.extension import tiled
 from elman.precision import products_in
 
 Tensor = torch.Tensor
 CELLS, SHAPES, T = ("gru", "lstm", "ln"), ("B1H256", "B16H64", "B16H384", "B32H256", "B64H512"), 100
 Step = Callable[[], list[Tensor]]
-HALVED = "bfloat16"
+PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     told = options.parse_args()
     torch.set_num_threads(told.threads)
     with products_in("bf16"):
-        able = in_halves()
+        able = tiled()
     print(f"PyTorch {torch.__version__}, {told.threads} threads, T {T}; AMX: {'yes' if able else 'no'}")
     for cell in told.cells.split(","):
         for shape in told.shapes.split(","):
@@ -58,8 +59,9 @@ def row(entry: Entry, shape: Shape, seconds: float) -> Iterator[str]:
             times[name].append(time.perf_counter() - begun)
     for name in steps:
         yield f"{name} {1e3 * statistics.median(times[name]):.2f} ({errors[name]:.0e})"
-    ratio = statistics.median(a / b for a, b in zip(times[OURS], times[f"{OURS}, {HALVED}"], strict=True))
-    yield f"{ratio:.2f} times as fast"
+    for name in list(PRECISIONS)[1:]:
+        pairs = zip(times[f"{OURS} highest"], times[f"{OURS} {name}"], strict=True)
+        yield f"{name}: {statistics.median(a / b for a, b in pairs):.2f} times as fast"
 
 
 def contest(entry: Entry, shape: Shape) -> tuple[dict[str, Step], list[Tensor]]:
@@ -77,18 +79,17 @@ def contest(entry: Entry, shape: Shape) -> tuple[dict[str, Step], list[Tensor]]:
             gradients = torch.autograd.grad(out, [x, *way.weights.values()], gradient.to(out.dtype))
         return [out.detach(), *gradients]
 
-    ours, theirs = Eager(OURS, elman.Recurrent(cell), dict(cell.named_parameters())), None
+    runs = [Eager(OURS, elman.Recurrent(cell), dict(cell.named_parameters()))]
+    if entry.torch is not None:
+        runs.append(torchs(entry.torch, cell))
     steps: dict[str, Step] = {
-        OURS: lambda: step(ours, nullcontext()),
-        f"{OURS}, {HALVED}": lambda: step(ours, products_in("bf16")),
+        f"{run.name} {name}": lambda run=run, to=to: step(run, products_in(to))
+        for run in runs
+        for name, to in PRECISIONS.items()
+        if run is runs[0] or name != "high"  # which is "highest" to PyTorch on CPUs
     }
     if entry.torch is not None:
-        theirs = torchs(entry.torch, cell)
-        steps |= {
-            TORCH: lambda: step(theirs, nullcontext()),
-            f"{TORCH}, {HALVED}": lambda: step(theirs, products_in("bf16")),
-            f"{TORCH}, autocast": lambda: step(theirs, torch.autocast("cpu", torch.bfloat16)),
-        }
+        steps[f"{TORCH} autocast"] = lambda: step(runs[1], torch.autocast("cpu", torch.bfloat16))
     wide = copy.deepcopy(cell).double()
     exact = Eager(LOOP, loop(wide), dict(wide.named_parameters()))
     double = pytree.tree_map(lambda t: t.double() if t.is_floating_point() else t, state)

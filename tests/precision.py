@@ -1,4 +1,4 @@
-"""Products of float32 in bfloat16, for tests that want them."""
+"""Products of float32 made otherwise, for tests that want them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from elman.engines.native.extension import compiled
 
 
 def reduces() -> bool:
-    """Whether the native engine's products are other ones there: the machine has AMX."""
+    """Whether the native engine makes them otherwise when it is told that it may: the machine has AMX."""
     return compiled is not None and compiled.has_tiles()
 
 
-needs_tiles = pytest.mark.skipif(not reduces(), reason="products in bfloat16 need a processor with AMX")
+needs_tiles = pytest.mark.skipif(not reduces(), reason="products by tiles need a processor with AMX")
 
 
 @contextmanager
-def medium() -> Iterator[None]:
+def precision(wanted: str = "medium") -> Iterator[None]:
     """As users say it."""
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(wanted)
     try:
         yield
     finally:
