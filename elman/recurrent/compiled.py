@@ -18,15 +18,17 @@ from torch.nn.utils.rnn import PackedSequence
 from elman.caches import listed
 from elman.circuit.form import Kind
 from elman.circuit.structure import NOTHING, Structure, TensorSpec, fill, take
-from elman.errors import ElmanError, InputError, NotSupported
+from elman.errors import ElmanError, InputError, InputTypeError, NotSupported
 from elman.execute import Program, operator
 from elman.execute.inside import transformed
 from elman.recurrent.arguments import as_outputs
+from elman.recurrent.bound import Arguments
 from elman.recurrent.programs import Argument, Captured, Owned, Shapes, Teacher, check_teacher, indivisible
 from elman.recurrent.surroundings import (
     NOT_COMPILED,
     TRANSFORMED,
     constant,
+    in_one_graph,
     not_compiled,
     way,
     without_graph,
@@ -88,9 +90,36 @@ class _Compiled(NamedTuple):
 @constant
 def _zeros(handle: int, x: Structure, xs: Any, context: Structure, contexts: Any) -> tuple[Structure, Any]:
     """(structure, specs) of the zeros that a cell starts from."""
+    layer = _LAYERS[handle]
+    mark = layer._calls.programs.seen(layer.cell).mark
     with outside():
-        zeros = find_zeros(_LAYERS[handle].cell, fill(x, _examples(xs)), fill(context, _examples(contexts)))
+        zeros = find_zeros(layer.cell, fill(x, _examples(xs)), fill(context, _examples(contexts)))
+    _guard(layer, mark, None)
     return zeros.structure, tuple(map(tuple, zeros.specs))
+
+
+@constant
+def fits_start(
+    handle: int, structures: tuple[Structure, Structure, Structure], specs: tuple[Any, Any, Any], rows: int
+) -> bool:
+    """Whether a step's state is built like what its cell starts from.
+
+    structures, specs: of x, state and context. rows: 1 or 2, for a state of one row or of more; its specs leave them
+    out. 0: they do not; under `fullgraph=True` InputError or InputTypeError is then raised, as a constant of the
+    compilation, so that its words are seen.
+    """
+    layer = _LAYERS[handle]
+    with outside():
+        x, context = (fill(structures[i], _examples(specs[i])) for i in (0, 2))
+        states = [TensorSpec(*spec).zeros(*([rows] if rows else [])) for spec in specs[1]]
+        args = Arguments.of(1, x, fill(structures[1], states), context, step=True)
+        try:
+            layer._single.expect_like(layer, args)
+        except (InputError, InputTypeError):
+            if not rows and in_one_graph():
+                raise
+            return False
+    return True
 
 
 @constant
@@ -188,9 +217,9 @@ def _examples(specs: Any) -> list[Tensor]:
     return [TensorSpec(*spec).zeros(2) for spec in specs]
 
 
-def _guard(layer: Any, mark: Any, program: Program) -> None:
-    """Have the compilation done again when the cell is no longer what it was when its trace key was `mark`, or what was
-    compiled is called with dual numbers.
+def _guard(layer: Any, mark: Any, program: Program | None) -> None:
+    """Have the compilation done again when the cell is no longer what it was when its trace key was `mark`, or a
+    program that was compiled is called with dual numbers.
 
     What a trace depends on is more than Dynamo can follow, so its guards ask the eager call's own key. The guard also
     keeps the program, which the compiled graph knows by name alone.
@@ -201,15 +230,16 @@ def _guard(layer: Any, mark: Any, program: Program) -> None:
 
     alive = weakref.ref(layer)
 
-    def unchanged(program: Program = program) -> bool:
+    def unchanged(program: Program | None = program) -> bool:
         now = alive()
-        if now is None or forward_ad._current_level >= 0:
+        if now is None or (program is not None and forward_ad._current_level >= 0):
             return False
         return now._calls.programs.seen(now.cell).mark == mark
 
     def build(builder: Any, guard: Any) -> None:
         words = [
-            f"elman: {type(layer.cell).__name__} is the cell that was compiled, and there are no dual numbers"
+            f"elman: {type(layer.cell).__name__} is the cell that was compiled"
+            + (", and there are no dual numbers" if program is not None else "")
         ]
         builder.add_python_lambda_leaf_guard_to_root(["same()"], words, closure_vars={"same": unchanged})
 
@@ -222,6 +252,16 @@ def _guard(layer: Any, mark: Any, program: Program) -> None:
 def specs_of(tensors: list[Tensor], leading: int) -> tuple[Any, ...]:
     """Widths (made static), dtypes and devices."""
     return tuple([(tuple([index(s) for s in t.shape[leading:]]), t.dtype, t.device) for t in tensors])
+
+
+def zeros_of(
+    layer: Any, x: Structure, xs: Any, context: Structure, contexts: Any, batch: Any
+) -> tuple[Structure, list[Tensor]]:
+    """(structure, tensors) of the zeros that a cell starts from. xs, contexts: specs of one step."""
+    structure, like = _zeros(layer._handle, x, xs, context, contexts)
+    return structure, [
+        torch.zeros((batch, *widths), dtype=kind, device=place) for widths, kind, place in like
+    ]
 
 
 def _check_sizes(sequences: list[Tensor], rows: list[Tensor], steps: Any, batch: Any) -> None:
@@ -273,10 +313,9 @@ def run_compiled(
     if state is None and own:
         state = layer.cell.initial_state(batch)
     if state is None:
-        state_structure, like = _zeros(
-            layer._handle, x_structure, specs_of(xs, 2), context_structure, specs_of(contexts, 1)
+        state_structure, states = zeros_of(
+            layer, x_structure, specs_of(xs, 2), context_structure, specs_of(contexts, 1), batch
         )
-        states = [torch.zeros((batch, *widths), dtype=dtype, device=device) for widths, dtype, device in like]
     else:
         state_structure = take(state, states)
     if weight is not None and teacher is None:

@@ -18,9 +18,10 @@ from elman.execute import Call
 from elman.noise import Replay
 from elman.recurrent.arguments import batch_of, expect_like, is_recorded, rows_of_reset
 from elman.recurrent.bound import Arguments, BoundCall, Noted
-from elman.recurrent.compiled import output_dimensions, specs_of
+from elman.recurrent.compiled import fits_start, output_dimensions, specs_of, zeros_of
 from elman.recurrent.known import KnownCalls, alike, has_start, seed_of, shapes_of
 from elman.recurrent.programs import Binding
+from elman.recurrent.surroundings import not_compiled
 from elman.trace.call import call_cell, understand
 from elman.trace.initial import own_state
 from elman.trace.mistakes import of_step
@@ -44,10 +45,13 @@ class SingleSteps:
 
     def step(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
         """(output, new state) of one step, by the engine or by the cell itself."""
-        like = (layer.cell, args.structures[1], [state.dim() for state in args.states])
-        if args.states and self._stepped != like:
-            self._expect_like(layer, args)
-            self._stepped = like
+        if torch.compiler.is_dynamo_compiling():  # a note would be a guard that the next step fails
+            self._expect_like_compiled(layer, args)
+        elif args.states:
+            like = (layer.cell, args.structures[1], [state.dim() for state in args.states])
+            if self._stepped != like:
+                self.expect_like(layer, args)
+                self._stepped = like
         if (
             args.contexts or not args.xs or torch.is_grad_enabled() or torch.compiler.is_compiling()
             or is_recorded() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
@@ -75,7 +79,7 @@ class SingleSteps:
         bound.expect_again(layer, args, noted)
         return bound.result(results, states, None, True, call)
 
-    def _expect_like(self, layer: Any, args: Arguments) -> None:
+    def expect_like(self, layer: Any, args: Arguments) -> None:
         """Refuse a step's state that the cell would take for another. Where only a search says what the cell starts
         from, that is of what looks like a state of torch.nn's, `[layers, B, …]`, with one row."""
         if has_start(layer.cell):
@@ -86,6 +90,16 @@ class SingleSteps:
                 own = self.start_of_step(layer, args, 1)
             if own is not None:
                 expect_like(args.states, args.structures[1], own)
+
+    def _expect_like_compiled(self, layer: Any, args: Arguments) -> None:
+        """The same as a constant of a compilation, which holds for any B unless the state is refused."""
+        if not args.states:
+            return
+        for rows in (1 if args.states[0].shape[0] == 1 else 2, 0):
+            specs = specs_of(args.xs, 1), specs_of(args.states, min(rows, 1)), specs_of(args.contexts, 1)
+            if fits_start(layer._handle, args.structures[:3], specs, rows):
+                return
+        not_compiled(self.expect_like, layer, args)  # which raises
 
     def _bound_step(self, layer: Any, args: Arguments) -> tuple[BoundCall | None, Noted | None, Arguments]:
         """What a step is bound to that is not like the latest one, None if nothing can be said; and where it starts."""
@@ -137,6 +151,8 @@ class SingleSteps:
         if batch is None:
             batch = batch_of(args.xs, args.structures[0], args.contexts, args.structures[2], None)
         x, _, context, _ = args.structures
+        if torch.compiler.is_dynamo_compiling() and not has_start(layer.cell):
+            return fill(*zeros_of(layer, x, specs_of(args.xs, 1), context, specs_of(args.contexts, 1), batch))
         return self.known.programs.initial(layer.cell, batch, (x, args.xs), (context, args.contexts))
 
     def restarted(self, layer: Any, args: Arguments, reset: Any) -> Arguments:

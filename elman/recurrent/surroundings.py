@@ -52,15 +52,20 @@ def way(autocast: bool, bounded: bool, ragged: bool) -> str:
 @constant
 def without_graph(what: str) -> str:
     """Have a call made outside of the graph. Raises NotSupported where `fullgraph=True` forbids it."""
-    from torch._dynamo.symbolic_convert import InstructionTranslator
-
-    tx = InstructionTranslator.current_tx()
-    if tx.one_graph or tx.error_on_graph_break:
+    if in_one_graph():
         raise NotSupported(
             what=f"{what} is not available under torch.compile(fullgraph=True)", where="Recurrent(…)",
             mend="leave fullgraph=True away: the call is then made outside of the graph",
         )  # fmt: skip
     return NOT_COMPILED
+
+
+def in_one_graph() -> bool:
+    """Whether what is being compiled has to be one graph (`fullgraph=True`)."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    tx = InstructionTranslator.current_tx()
+    return bool(tx.one_graph or tx.error_on_graph_break)
 
 
 def _opened_inside() -> bool:
