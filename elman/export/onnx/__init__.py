@@ -1,7 +1,7 @@
 """A module as an ONNX graph: ONNX Runtime runs it, in any of its languages.
 
-The program of torch.export is rewritten operation by operation: `operators` is the table, `pointwise`, `addressing` and
-`features` hold its rules, `graph` walks through a program, `nodes` writes.
+The program of torch.export is rewritten operation by operation: `operators` is the table, `pointwise`, `functions`,
+`addressing` and `features` hold its rules, `graph` walks through a program, `nodes` writes.
 """
 
 from __future__ import annotations

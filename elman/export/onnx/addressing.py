@@ -82,6 +82,33 @@ def sliced(
     return w.add("Slice", w.names[x], w.sizes([start]), w.sizes([end]), w.ints(dim), w.ints(step))
 
 
+def diagonal(w: Nodes, node: Node, x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> str:
+    """The two dimensions go to the end, as one, of which every so manieth is taken."""
+    rank = rank_of(x)
+    dims = [dim1 % rank, dim2 % rank]
+    rows, columns = (shape_of(x)[dim] for dim in dims)
+    count = shape_of(node)[-1]
+    if not all(isinstance(size, int) for size in (rows, columns, count)):
+        raise NotSupported(what="a diagonal of an open size has no form in ONNX", where="diagonal")
+    turned = w.add("Transpose", w.names[x], perm=[*(d for d in range(rank) if d not in dims), *dims])
+    flat = w.add("Reshape", turned, w.ints(*[0] * (rank - 2), rows * columns))
+    first = offset if offset >= 0 else -offset * columns
+    return w.add("Gather", flat, w.ints(*(first + i * (columns + 1) for i in range(count))), axis=rank - 2)
+
+
+def windows(w: Nodes, node: Node, x: Any, dim: int, size: int, step: int) -> str:
+    """unfold: each window is taken as a row of its own, which then goes to the end."""
+    rank = rank_of(x)
+    dim %= max(rank, 1)
+    count = shape_of(node)[dim]
+    if not rank or not isinstance(count, int):
+        raise NotSupported(what="windows along an open size have no form in ONNX", where="unfold")
+    where = torch.arange(count)[:, None] * step + torch.arange(size)
+    taken = w.add("Gather", w.names[x], w.constant(where, torch.int64), axis=dim)
+    others = [d for d in range(rank + 1) if d != dim + 1]
+    return w.add("Transpose", taken, perm=[*others, dim + 1])
+
+
 def part(w: Nodes, name: str, dim: int, start: int, end: int, step: int = 1) -> str:
     """x[start:end:step] along a dimension."""
     return w.add("Slice", name, w.ints(start), w.ints(end), w.ints(dim), w.ints(step))

@@ -60,7 +60,7 @@ def reduced(kind: str, widened: bool = False) -> Any:
         dims, dtype = dims_of(dims, rank_of(x)), dtype_of(x)
         if widened:
             return reduction(w, kind, w.tensor(x, dtype_of(node)), dims, keep)
-        return w.cast(reduction(w, kind, _ordered(w, x), dims, keep), _in_order(dtype), dtype)
+        return w.cast(_largest(w, kind, _ordered(w, x), dims, keep, dtype), _in_order(dtype), dtype)
 
     return rule
 
@@ -79,12 +79,42 @@ def reduction(w: Nodes, kind: str, x: str, dims: list[int], keep: bool) -> str:
     return w.add(kind, x, w.ints(*dims), keepdims=int(keep)) if dims else x
 
 
+def _largest(w: Nodes, kind: str, x: str, dims: list[int], keep: bool, dtype: torch.dtype) -> str:
+    """ReduceMax or ReduceMin, which are NaN where a number is: ONNX Runtime passes over it."""
+    result = reduction(w, kind, x, dims, keep)
+    if not dims or not dtype.is_floating_point:
+        return result
+    return w.add("Where", _undefined(w, x, dims, keep), w.constant(torch.nan, dtype), result)
+
+
+def _undefined(w: Nodes, x: str, dims: list[int], keep: bool) -> str:
+    """Whether one of the numbers is NaN."""
+    found = reduction(w, "ReduceMax", w.cast(w.add("IsNaN", x), torch.bool, torch.int32), dims, keep)
+    return w.cast(found, torch.int32, torch.bool)
+
+
+def _place(w: Nodes, kind: str, x: str, dim: int, keep: bool, dtype: torch.dtype) -> str:
+    """ArgMax or ArgMin: of the first NaN, if there is one."""
+    if dtype.is_floating_point:
+        first = w.cast(w.add("IsNaN", x), torch.bool, dtype)
+        first = first if kind == "ArgMax" else w.add("Neg", first)
+        x = w.add("Where", _undefined(w, x, [dim], True), first, x)
+    return w.add(kind, x, axis=dim, keepdims=int(keep))
+
+
 def whole(kind: str) -> Any:
     """A reduction of all numbers."""
 
     def rule(w: Nodes, node: Node, x: Any, *_: Any) -> str:
-        dtype = dtype_of(node)
-        result = reduction(w, kind, w.tensor(x, _in_order(dtype)), dims_of(None, rank_of(x)), False)
+        dtype, numbers, dims = (
+            dtype_of(node),
+            w.tensor(x, _in_order(dtype_of(node))),
+            dims_of(None, rank_of(x)),
+        )
+        if kind in ("ReduceMax", "ReduceMin"):
+            result = _largest(w, kind, numbers, dims, False, dtype)
+        else:
+            result = reduction(w, kind, numbers, dims, False)
         return w.cast(result, _in_order(dtype), dtype)
 
     return rule
@@ -98,8 +128,8 @@ def extreme(largest: bool) -> Any:
         kinds = ("ReduceMax", "ArgMax") if largest else ("ReduceMin", "ArgMin")
         numbers, dtype = _ordered(w, x), dtype_of(x)
         return (
-            w.cast(reduction(w, kinds[0], numbers, [dim], keep), _in_order(dtype), dtype),
-            w.add(kinds[1], numbers, axis=dim, keepdims=int(keep)),
+            w.cast(_largest(w, kinds[0], numbers, [dim], keep, dtype), _in_order(dtype), dtype),
+            _place(w, kinds[1], numbers, dim, keep, dtype),
         )
 
     return rule
@@ -110,9 +140,8 @@ def place(kind: str) -> Any:
 
     def rule(w: Nodes, node: Node, x: Any, dim: Any = None, keep: bool = False) -> str:
         if dim is None:
-            flat = w.add("Reshape", w.names[x], w.ints(-1))
-            return w.add(kind, flat, axis=0, keepdims=0)
-        return w.add(kind, w.names[x], axis=dim % rank_of(x), keepdims=int(keep))
+            return _place(w, kind, w.add("Reshape", w.names[x], w.ints(-1)), 0, False, dtype_of(x))
+        return _place(w, kind, w.names[x], dim % rank_of(x), keep, dtype_of(x))
 
     return rule
 
@@ -186,7 +215,7 @@ def norm(w: Nodes, node: Node, x: Any, p: Any = 2, dims: Any = None, keep: bool 
         return reduction(w, f"ReduceL{p:.0f}", w.names[x], axes, keep)
     size = w.add("Abs", w.names[x])
     if p in (torch.inf, -torch.inf):
-        return reduction(w, "ReduceMax" if p > 0 else "ReduceMin", size, axes, keep)
+        return _largest(w, "ReduceMax" if p > 0 else "ReduceMin", size, axes, keep, dtype)
     total = reduction(w, "ReduceSum", w.add("Pow", size, w.constant(p, dtype)), axes, keep)
     return w.add("Pow", total, w.constant(1 / p, dtype))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,25 @@ Rule = Callable[..., Any]
 _TRUTHS = {"Mul": "And", "Add": "Or", "Max": "Or", "Min": "And"}
 
 
+# What ONNX Runtime has for float32 alone: a file with another one is none that it opens.
+_SINGLE = {"Erf", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh"}
+
+
 def unary(kind: str, **attributes: Any) -> Rule:
     """An operation that ONNX has."""
 
     def rule(w: Nodes, node: Node, x: Any) -> str:
-        return w.add(kind, w.tensor(x, dtype_of(node)), **attributes)
+        return of_one(w, kind, w.tensor(x, dtype_of(node)), dtype_of(node), **attributes)
 
     return rule
+
+
+def of_one(w: Nodes, kind: str, x: str, dtype: torch.dtype, **attributes: Any) -> str:
+    if dtype == torch.float64 and kind in _SINGLE:
+        raise NotSupported(
+            what=f"ONNX Runtime has no {kind} of float64", where="export(…onnx)", mend="module.float()"
+        )
+    return w.add(kind, x, **attributes)
 
 
 def binary(kind: str) -> Rule:
@@ -40,9 +51,15 @@ def binary(kind: str) -> Rule:
 
 
 def sign(w: Nodes, node: Node, x: Any) -> str:
-    """-1, 0 or 1; a truth is its own."""
+    """-1, 0 or 1, of NaN 0; a truth is its own."""
     dtype = dtype_of(node)
-    return w.tensor(x, dtype) if dtype == torch.bool else w.add("Sign", w.tensor(x, dtype))
+    x = w.tensor(x, dtype)
+    if dtype == torch.bool:
+        return x
+    signs = w.add("Sign", x)
+    return (
+        w.add("Where", w.add("IsNaN", x), w.constant(0, dtype), signs) if dtype.is_floating_point else signs
+    )
 
 
 def turned(w: Nodes, node: Node, x: Any, y: Any, alpha: Any = 1) -> str:
@@ -103,11 +120,20 @@ def floor_divide(w: Nodes, node: Node, x: Any, y: Any) -> str:
 
 
 def _whole(w: Nodes, x: str, down: bool, dtype: torch.dtype) -> str:
-    return w.add("Floor", x) if down else w.add("Mul", w.add("Sign", x), w.add("Floor", w.add("Abs", x)))
+    whole = w.add("Floor", x)
+    return whole if down else w.add("Where", w.add("Less", x, w.constant(0, dtype)), w.add("Ceil", x), whole)
 
 
 def truncated(w: Nodes, node: Node, x: Any) -> str:
     return _whole(w, w.tensor(x, dtype_of(node)), False, dtype_of(node))
+
+
+def rounded(w: Nodes, node: Node, x: Any, decimals: int = 0) -> str:
+    """To so many places behind the point, or in front of it."""
+    dtype = dtype_of(node)
+    x, power = w.tensor(x, dtype), w.constant(10.0 ** abs(decimals), dtype)
+    there, back = ("Mul", "Div") if decimals >= 0 else ("Div", "Mul")
+    return w.add(back, w.add("Round", w.add(there, x, power)), power)
 
 
 def remainder(w: Nodes, node: Node, x: Any, y: Any) -> str:
@@ -115,7 +141,10 @@ def remainder(w: Nodes, node: Node, x: Any, y: Any) -> str:
     a, b = w.tensor(x, dtype), w.tensor(y, dtype)
     if not dtype.is_floating_point:
         return w.add("Mod", a, b)
-    return w.add("Sub", a, w.add("Mul", w.add("Floor", w.add("Div", a, b)), b))
+    rest, none = w.add("Mod", a, b, fmod=1), w.constant(0, dtype)
+    other = w.add("Xor", w.add("Less", rest, none), w.add("Less", b, none))
+    other = w.add("And", other, w.add("Not", w.add("Equal", rest, none)))
+    return w.add("Where", other, w.add("Add", rest, b), rest)
 
 
 def fmod(w: Nodes, node: Node, x: Any, y: Any) -> str:
@@ -149,6 +178,30 @@ def clamped(w: Nodes, node: Node, x: Any, low: Any = None, high: Any = None) -> 
     return result
 
 
+def defined(kind: str) -> Rule:
+    """fmax and fmin: of a number and NaN the number."""
+
+    def rule(w: Nodes, node: Node, x: Any, y: Any) -> str:
+        dtype = dtype_of(node)
+        if not dtype.is_floating_point:
+            return binary(kind)(w, node, x, y)
+        a, b = w.tensor(x, dtype), w.tensor(y, dtype)
+        either = w.add("Where", w.add("IsNaN", b), a, w.add(kind, a, b))
+        return w.add("Where", w.add("IsNaN", a), b, either)
+
+    return rule
+
+
+def is_what(kind: str) -> Rule:
+    """Whether a number is none, or infinite; whole numbers are neither."""
+
+    def rule(w: Nodes, node: Node, x: Any) -> str:
+        dtype = dtype_of(x)
+        return w.add(kind, w.tensor(x, dtype if dtype.is_floating_point else torch.float32))
+
+    return rule
+
+
 def at_most(w: Nodes, node: Node, x: Any, high: Any) -> str:
     return clamped(w, node, x, None, high)
 
@@ -175,130 +228,6 @@ def added_quotient(w: Nodes, node: Node, x: Any, a: Any, b: Any, value: Any = 1)
     return w.add(
         "Add", w.tensor(x, dtype), ratio if value == 1 else w.add("Mul", ratio, w.constant(value, dtype))
     )
-
-
-# --- made of several -------------------------------------------------------------------------------------------------
-
-
-def rsqrt(w: Nodes, node: Node, x: Any) -> str:
-    return w.add("Reciprocal", w.add("Sqrt", w.tensor(x, dtype_of(node))))
-
-
-def square(w: Nodes, node: Node, x: Any) -> str:
-    return power(w, node, x, 2)
-
-
-def _of_small(w: Nodes, x: str, dtype: torch.dtype) -> str:
-    """log(1 + x), as exact for a small x as for a large one: x log(u) / (u - 1) with u = 1 + x, rounded (Kahan)."""
-    one = w.constant(1, dtype)
-    u = w.add("Add", x, one)
-    less = w.add("Sub", u, one)
-    none = w.add("Equal", less, w.constant(0, dtype))
-    ratio = w.add("Div", w.add("Mul", x, w.add("Log", u)), w.add("Where", none, one, less))
-    return w.add("Where", none, x, ratio)
-
-
-def log1p(w: Nodes, node: Node, x: Any) -> str:
-    return _of_small(w, w.tensor(x, dtype_of(node)), dtype_of(node))
-
-
-def expm1(w: Nodes, node: Node, x: Any) -> str:
-    """exp(x) - 1 = 2 sinh(x/2) exp(x/2), where the subtraction would lose what is small."""
-    dtype = dtype_of(node)
-    half = w.add("Mul", w.tensor(x, dtype), w.constant(0.5, dtype))
-    return w.add("Mul", w.add("Mul", w.constant(2, dtype), w.add("Sinh", half)), w.add("Exp", half))
-
-
-def softplus(w: Nodes, node: Node, x: Any, beta: Any = 1, threshold: Any = 20) -> str:
-    """`_softplus` up to the threshold, and x itself where beta x lies above it."""
-    dtype = dtype_of(node)
-    x = w.tensor(x, dtype)
-    result = _softplus(w, x, dtype, beta)
-    if beta == 1 and threshold > 0 and math.exp(-threshold) < threshold * torch.finfo(dtype).eps / 4:
-        return result  # above it what the sum adds to x is rounded away
-    z = x if beta == 1 else w.add("Mul", x, w.constant(beta, dtype))
-    return w.add("Where", w.add("Greater", z, w.constant(threshold, dtype)), x, result)
-
-
-def _softplus(w: Nodes, x: str, dtype: torch.dtype, beta: Any = 1) -> str:
-    """max(z, 0) + log1p(exp(-|z|)), z = beta x, over beta: ONNX's own loses what is small."""
-    z = x if beta == 1 else w.add("Mul", x, w.constant(beta, dtype))
-    small = _of_small(w, w.add("Exp", w.add("Neg", w.add("Abs", z))), dtype)
-    result = w.add("Add", w.add("Relu", z), small)
-    return result if beta == 1 else w.add("Div", result, w.constant(beta, dtype))
-
-
-def log_sigmoid(w: Nodes, node: Node, x: Any) -> Any:
-    value = node.meta["val"]
-    dtype = value[0].dtype if isinstance(value, (tuple, list)) else value.dtype
-    result = w.add("Neg", _softplus(w, w.add("Neg", w.tensor(x, dtype)), dtype))
-    return (result, result) if isinstance(value, (tuple, list)) else result
-
-
-def silu(w: Nodes, node: Node, x: Any) -> str:
-    x = w.tensor(x, dtype_of(node))
-    return w.add("Mul", x, w.add("Sigmoid", x))
-
-
-def mish(w: Nodes, node: Node, x: Any) -> str:
-    dtype = dtype_of(node)
-    x = w.tensor(x, dtype)
-    return w.add("Mul", x, w.add("Tanh", _softplus(w, x, dtype)))
-
-
-def gelu(w: Nodes, node: Node, x: Any, approximate: str = "none") -> str:
-    dtype = dtype_of(node)
-    x, half, one = w.tensor(x, dtype), w.constant(0.5, dtype), w.constant(1, dtype)
-    if approximate == "none":
-        inner = w.add("Erf", w.add("Mul", x, w.constant(math.sqrt(0.5), dtype)))
-    else:
-        cube = w.add("Mul", w.add("Mul", w.add("Mul", x, x), x), w.constant(0.044715, dtype))
-        inner = w.add("Tanh", w.add("Mul", w.add("Add", x, cube), w.constant(math.sqrt(2 / math.pi), dtype)))
-    return w.add("Mul", w.add("Mul", x, half), w.add("Add", inner, one))
-
-
-def elu(w: Nodes, node: Node, x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> str:
-    dtype = dtype_of(node)
-    x = w.tensor(x, dtype)
-    low = w.add("Min", x, w.constant(0, dtype))
-    low = low if input_scale == 1 else w.add("Mul", low, w.constant(input_scale, dtype))
-    low = w.add(
-        "Mul", w.add("Sub", w.add("Exp", low), w.constant(1, dtype)), w.constant(alpha * scale, dtype)
-    )
-    high = w.add("Relu", x)
-    return w.add("Add", high if scale == 1 else w.add("Mul", high, w.constant(scale, dtype)), low)
-
-
-def leaky_relu(w: Nodes, node: Node, x: Any, slope: Any = 0.01) -> str:
-    return w.add("LeakyRelu", w.tensor(x, dtype_of(node)), alpha=float(slope))
-
-
-def prelu(w: Nodes, node: Node, x: Any, slope: Any) -> str:
-    dtype = dtype_of(node)
-    x = w.tensor(x, dtype)
-    low = w.add("Mul", w.add("Min", x, w.constant(0, dtype)), w.tensor(slope, dtype))
-    return w.add("Add", w.add("Relu", x), low)
-
-
-def _hard(w: Nodes, x: str, dtype: torch.dtype) -> str:
-    """min(max(x + 3, 0), 6)."""
-    raised = w.add("Max", w.add("Add", x, w.constant(3, dtype)), w.constant(0, dtype))
-    return w.add("Min", raised, w.constant(6, dtype))
-
-
-def hardsigmoid(w: Nodes, node: Node, x: Any) -> str:
-    dtype = dtype_of(node)
-    return w.add("Div", _hard(w, w.tensor(x, dtype), dtype), w.constant(6, dtype))
-
-
-def hardswish(w: Nodes, node: Node, x: Any) -> str:
-    dtype = dtype_of(node)
-    x = w.tensor(x, dtype)
-    return w.add("Div", w.add("Mul", x, _hard(w, x, dtype)), w.constant(6, dtype))
-
-
-def hardtanh(w: Nodes, node: Node, x: Any, low: Any = -1, high: Any = 1) -> str:
-    return clamped(w, node, x, low, high)
 
 
 def converted(w: Nodes, node: Node, x: Any, *_: Any) -> str:
