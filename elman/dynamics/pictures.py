@@ -17,7 +17,7 @@ from elman.dynamics.exponents import Lyapunov
 from elman.dynamics.fixed import FixedPoints
 from elman.dynamics.reaching import GradientFlow
 from elman.errors import InputError
-from elman.report.figures import Axis, axis, short
+from elman.report.figures import Axis, axis, labels
 
 Tensor = torch.Tensor
 Places = Sequence[tuple[float, float]]
@@ -47,12 +47,16 @@ class _Panel:
             f'<path class="line" d="M{self.left:.1f} {self.top:.1f}V{bottom:.1f}H{right:.1f}" fill="none" '
             f'stroke="{INK}" stroke-opacity="0.55"/>'
         )
-        for tick in self.along.ticks:
+        end = -math.inf  # of the label before
+        for tick, label in zip(self.along.ticks, _said(self.along), strict=True):
             self._line([(self.x(tick), bottom), (self.x(tick), bottom + 4)], None, 1, opacity=0.55)
-            self.text(self.x(tick), bottom + 17, short(tick).replace("-", "−"), "middle")
-        for tick in self.up.ticks:
+            half = width(label, SMALL) / 2
+            if self.x(tick) - half > end:
+                self.text(self.x(tick), bottom + 17, label, "middle")
+                end = self.x(tick) + half + 4
+        for tick, label in zip(self.up.ticks, _said(self.up), strict=True):
             self._line([(self.left - 4, self.y(tick)), (self.left, self.y(tick))], None, 1, opacity=0.55)
-            self.text(self.left - 8, self.y(tick) + 4, _said(tick, self.up.log), "end")
+            self.text(self.left - 8, self.y(tick) + 4, label, "end")
         self.text(right, bottom + 37, x, "end", TEXT)
         self.text(self.left - 4, self.top - 14, y, "start", TEXT)
 
@@ -109,12 +113,26 @@ class _Panel:
         self.parts.append(shape)
 
 
-def _said(tick: float, log: bool) -> str:
-    """A number at an axis; on a logarithmic one, powers of ten far from 1 as such."""
-    power = round(math.log10(tick)) if log else 0
-    if abs(power) >= 3 and math.isclose(tick, 10.0**power, rel_tol=1e-9):
-        return "10" + str(power).translate(_RAISED)
-    return short(tick).replace("-", "−")
+def _said(of: Axis) -> list[str]:
+    """What stands at the ticks of an axis; of a logarithmic one, powers of ten far from 1 as such."""
+    return [
+        _power(tick) if of.log and _is_power(tick) else label.replace("-", "−")
+        for tick, label in zip(of.ticks, labels(of), strict=True)
+    ]
+
+
+def _is_power(tick: float) -> bool:
+    power = round(math.log10(tick))
+    return abs(power) >= 3 and math.isclose(tick, 10.0**power, rel_tol=1e-9)
+
+
+def _power(tick: float) -> str:
+    return "10" + str(round(math.log10(tick))).translate(_RAISED)
+
+
+def _beside(up: Axis, least: float) -> float:
+    """The room that the labels of an axis need to its left."""
+    return max(least, 14 + max((width(label, SMALL) for label in _said(up)), default=0.0))
 
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -236,7 +254,7 @@ def _square(low: list[float], high: list[float]) -> _Panel:
     axes = [axis(a, b, log=False) for a, b in zip(low, high, strict=True)]
     sizes = [one.high - one.low for one in axes]
     scale = min(500 / sizes[0], 400 / sizes[1])
-    return _Panel(56, 64, scale * sizes[0], scale * sizes[1], *axes)
+    return _Panel(_beside(axes[1], 56), 64, scale * sizes[0], scale * sizes[1], *axes)
 
 
 def _thin(points: list[Any]) -> list[tuple[float, float]]:
@@ -254,7 +272,7 @@ def spectrum(found: Lyapunov, _: Any = None) -> Picture:
     finite = [v for v in values if math.isfinite(v)] or [0.0]
     up = axis(min(0.0, *finite), max(0.0, *finite), log=False)
     few = len(values) <= 12
-    left = _Panel(64, 52, 300, 240, Axis(0.4, len(values) + 0.6, _whole(len(values)), False), up)
+    left = _Panel(_beside(up, 64), 52, 300, 240, Axis(0.4, len(values) + 0.6, _whole(len(values)), False), up)
     left.line([(left.along.low, 0), (left.along.high, 0)], None, 1, "3 4", 0.5)
     for i, (value, error) in enumerate(zip(values, errors, strict=True), 1):
         if not math.isfinite(value):
@@ -282,9 +300,8 @@ def spectrum(found: Lyapunov, _: Any = None) -> Picture:
     shown = history[from_:]
     shown = shown[shown.isfinite()]
     low, high = (float(shown.min()), float(shown.max())) if shown.numel() else (-1.0, 1.0)
-    right = _Panel(
-        446, 52, 240, 240, axis(0, at[-1], log=False, loose=False), axis(min(low, 0), max(high, 0), log=False)
-    )
+    up, along = axis(min(low, 0), max(high, 0), log=False), axis(0, at[-1], log=False, loose=False)
+    right = _Panel(left.left + left.wide + _beside(up, 82), 52, 240, 240, along, up)
     right.line([(0, 0), (at[-1], 0)], None, 1, "3 4", 0.5)
     taken: list[float] = []
     for place, i in enumerate(chosen):
@@ -303,7 +320,7 @@ def spectrum(found: Lyapunov, _: Any = None) -> Picture:
             taken.append(high_at)
     right.frame("steps", "mean so far")
     told = ", ".join(f"{value:+.3g}" for value in values[:6]) + (" …" if len(values) > 6 else "")
-    return _picture([left, right], 722, 348, "Lyapunov exponents", told)
+    return _picture([left, right], right.left + right.wide + 36, 348, "Lyapunov exponents", told)
 
 
 def _whole(count: int) -> tuple[float, ...]:
@@ -330,9 +347,8 @@ def flow(found: GradientFlow, _: Any = None) -> Picture:
     if not good:
         raise InputError(what="every norm is zero or no number", where="draw(flow)", got=str(mean[:3]))
     ends = [v for k in good for v in (low[k - 1], high[k - 1], mean[k - 1])] + [1.0]
-    panel = _Panel(
-        64, 52, 420, 250, axis(0, ks[-1], log=False, loose=False), axis(min(ends), max(ends), log=True)
-    )
+    along, up = axis(0, ks[-1], log=False, loose=False), axis(min(ends), max(ends), log=True)
+    panel = _Panel(_beside(up, 64), 52, 420, 250, along, up)
     panel.line([(0, 1), (ks[-1], 1)], None, 1, "3 4", 0.5)
     panel.band([(k, low[k - 1]) for k in good], [(k, high[k - 1]) for k in good], 0)
     start = [(0, 1.0)] if found.norm != "frobenius" else []  # the norm of the identity
@@ -349,4 +365,4 @@ def flow(found: GradientFlow, _: Any = None) -> Picture:
         panel.text(panel.left + panel.wide, panel.top - 14, label, "end", SMALL, 1)
     panel.frame("k, steps back", "‖∂s(t)/∂s(t-k)‖" + {"rms": ", rms"}.get(found.norm, f", {found.norm}"))
     told = f"from {mean[0]:.3g} at k = 1 to {mean[-1]:.3g} at k = {ks[-1]}"
-    return _picture([panel], 512, 356, "what is left of a state k steps later", told)
+    return _picture([panel], panel.left + panel.wide + 28, 356, "what is left of a state k steps later", told)
