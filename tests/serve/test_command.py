@@ -32,9 +32,6 @@ from tests.serve.test_scheduler import WAIT, language
 from tests.strangers import KEPT
 from tests.strangers import elman as elman_command
 
-if importlib.util.find_spec("openai") is None:
-    pytest.skip("as test_http.py, which asks with its client", allow_module_level=True)
-
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = str(KEPT / "run")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import logging
 import re
@@ -28,8 +27,6 @@ from elman.tasks.lm import Language
 from tests.browsing import tab
 from tests.serve.test_scheduler import LETTERS, WAIT, alone, language
 
-if importlib.util.find_spec("openai") is None:
-    pytest.skip("its client is asked with", allow_module_level=True)
 KEY = "a key"
 
 
@@ -47,12 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     running = Server(serve)
     thread = threading.Thread(target=running.run, args=([listener],))
     thread.start()
-    port = listener.getsockname()[1]
-    import openai  # where it is needed: it takes seconds
-
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0)
-    yield SimpleNamespace(port=port, client=client, scheduler=serve.scheduler, model=model)
-    client.close()
+    yield SimpleNamespace(port=listener.getsockname()[1], scheduler=serve.scheduler, model=model)
     running.should_exit = True
     thread.join(WAIT)
     assert not thread.is_alive()
@@ -80,9 +72,9 @@ def settled(scheduler: Scheduler) -> None:
 
 
 def test_openais_client(served: SimpleNamespace) -> None:
-    import openai
-
-    client, tokenizer = served.client, served.model.tokenizer
+    openai = pytest.importorskip("openai")  # where it is needed: it takes seconds
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{served.port}/v1", api_key=KEY, max_retries=0)
+    tokenizer = served.model.tokenizer
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "elman"
     how: Any = {
@@ -126,6 +118,7 @@ def test_openais_client(served: SimpleNamespace) -> None:
         client.completions.create(model="other", prompt="a")
     with pytest.raises(openai.AuthenticationError, match="give a key"):
         client.with_options(api_key="a kez").models.list()
+    client.close()
 
 
 @pytest.mark.parametrize("given", ["a text", "symbols"])

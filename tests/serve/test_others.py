@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -27,9 +26,6 @@ from elman.tasks.classify import Classify
 from elman.tasks.forecast import Forecast
 from elman.tasks.frames import ForecastFrames
 from elman.tasks.tag import Tag
-
-if importlib.util.find_spec("openai") is None:
-    pytest.skip("as test_http.py, which asks with its client", allow_module_level=True)
 
 
 def test_other_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
