@@ -132,6 +132,45 @@ def test_numbers_that_float32_has_no_scale_of_are_refused(unit: float, said: str
         model.predict(2, [unit * value for value in y])
 
 
+def priced(**odd: Any) -> dict[str, list[Any]]:
+    """A series with a price that is known, for three more steps than it goes on, and what was sold. odd: of row 41."""
+    rows: dict[str, list[Any]] = {
+        "ds": [*range(60)], "y": [math.sin(t) for t in range(57)] + [None] * 3,
+        "price": [math.cos(t) for t in range(60)], "sold": [math.cos(2 * t) for t in range(57)] + [None] * 3,
+    }  # fmt: skip
+    for name, value in odd.items():
+        rows[name][41] = value
+    return rows
+
+
+@pytest.mark.parametrize("column", ["price", "sold"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (1e37, "too large"), (-2e36, "too large"), ("1e200", "too large"), (10**40, "too large"),
+        (1e301, "too large"), (math.inf, "no number"), ("-inf", "no number"), ("Infinity", "no number"),
+        ("1e400", "no number"), (10**400, "no number"),
+    ],
+)  # fmt: skip
+def test_extreme_numbers_of_other_columns_are_refused(column: str, value: Any, said: str) -> None:
+    how = {**SMALL, "season": 1, "steps": 2, "known": ["price"], "past": ["sold"]}
+    model = Forecaster(2, **how).fit(priced())
+    for call in (lambda frame: Forecaster(2, **how).fit(frame), lambda frame: model.predict(2, frame)):
+        with pytest.raises(InputError, match=said) as told:
+            call(priced(**{column: value}))
+        assert "row 41" in str(told.value)
+        assert column in str(told.value)
+
+
+@pytest.mark.parametrize("column", ["price", "sold"])
+def test_numbers_of_other_columns_that_are_far_off_are_read_as_there(column: str) -> None:
+    model = Forecaster(2, **{**SMALL, "season": 1, "steps": 2}, known=["price"], past=["sold"]).fit(priced())
+    for sign in (1, -1):
+        near, far = (model.predict(2, priced(**{column: sign * value})) for value in (1e8, 1e36))
+        assert near["mean"] == far["mean"]
+        assert all(map(math.isfinite, far["mean"]))
+
+
 @pytest.mark.parametrize("unit", [2.0**110, 2.0**-110])
 def test_units_say_nothing_of_a_forecast(unit: float) -> None:
     y = [math.sin(t) for t in range(60)]

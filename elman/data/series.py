@@ -21,6 +21,7 @@ from elman.data.grid import DAY, WHOLE, Grid, OffGrid, are_days, expect_stamp, i
 from elman.data.series_tables import Columns, Table, expect_columns, read_table, table_of_rows
 from elman.data.tables import STDIN, Remarks, TableRows
 
+LARGEST = 1e36  # of numbers: networks read scales in float32
 _LONGEST = 2**24  # steps of a series, gaps included
 _GAPS = {"", "na", "nan", "null", "none"}
 
@@ -245,7 +246,9 @@ def _series(
     kinds = ((y, (columns.target,), True), (known, columns.known, False), (past, columns.past, True))
     for values, names, missing in kinds:
         for k, column in enumerate(names):
-            values[steps, k] = [_number(table, column, i, gaps=missing) for _, i, table in rows]
+            values[steps, k] = [
+                _number(table, column, i, columns.target, gaps=missing) for _, i, table in rows
+            ]
     static = tuple(_static(column, name, rows) for column in columns.static)
     there = np.flatnonzero(~np.isnan(y[:, 0]))
     if not len(there) and not gaps:
@@ -265,13 +268,19 @@ def _no_stamp(table: Table, i: int, columns: Columns) -> Exception:
     )  # fmt: skip
 
 
-def _number(table: Table, column: str, i: int, *, gaps: bool) -> float:
+def _number(table: Table, column: str, i: int, target: str, *, gaps: bool) -> float:
+    """A number of a row. How large those of the target may be is asked of a series as a whole (`expect_scales`)."""
     raw: Any = table.columns[column][i]
     try:
         gap = raw is None or (isinstance(raw, str) and raw.strip().lower() in _GAPS)
         value = math.nan if gap else float(raw or 0)
     except (TypeError, ValueError, OverflowError):  # a whole number may have any size
         value = math.inf
+    if column != target and LARGEST < abs(value) < math.inf:
+        raise table.words(
+            what="numbers are too large for a forecast", where=f"{table.place(i)}, {column}", got=repr(raw)[:60],
+            expected=f"at most {LARGEST:g}", mend=f"write {column} in another unit",
+        )  # fmt: skip
     if math.isinf(value) or abs(value) > 1e300 or (math.isnan(value) and not gaps):
         raise table.words(
             what=f"this is no number, in column {column!r}", where=table.place(i), got=repr(raw)[:60],

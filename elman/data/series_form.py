@@ -12,14 +12,14 @@ import numpy as np
 
 from elman.data.grid import MONTHS, TIME, WHOLE, Grid
 from elman.data.schema import Odd, each, number, record, text, whole
-from elman.data.series import Panel, Series
+from elman.data.series import LARGEST, Panel, Series
 from elman.data.series_tables import Columns
 from elman.errors import DataError
 
 _NAMES = each(text(1000), 1000)
 _CATEGORIES = 1000  # words of a static column, at most
 EARLY = 3  # numbers that have to be there before a forecast is learnt from
-_LARGEST, _CLOSEST = 1e36, 1e-36  # of numbers, and of how far they lie apart: networks read scales in float32
+_CLOSEST = 1e-36  # of how far numbers lie apart: networks read scales in float32
 LONGEST = 2**14  # steps of a context, a horizon or a season
 _FORM = record(
     {
@@ -203,10 +203,10 @@ def expect_scales(panel: Panel) -> None:
         y = one.y[~np.isnan(one.y)]
         least, most = (float(y.min()), float(y.max())) if len(y) else (0.0, 0.0)
         where, mend = f"series {one.name!r}, {panel.columns.target}", "write y in another unit"
-        if max(-least, most) > _LARGEST:
+        if max(-least, most) > LARGEST:
             raise DataError(
                 what="numbers are too large for a forecast", where=where, got=f"{max(-least, most):.3g}",
-                expected=f"at most {_LARGEST:g}", mend=mend,
+                expected=f"at most {LARGEST:g}", mend=mend,
             )  # fmt: skip
         told = one.earlier is not None and one.earlier.scale > 0  # by what came before
         if least < most and most - least < _CLOSEST and not told:

@@ -141,6 +141,7 @@ class Origins:
         if count:
             values = (one.known - form.means[:count]) / form.scales[:count]
             end = min(self.lead + len(values), size)
+            values = values.clip(-FAR, FAR)
             known[self.lead : end] = values[: end - self.lead]
             known[end:] = values[-1]  # `expect_future` asks for more where that would be told
         return np.concatenate([calendar, known], 1)
@@ -150,9 +151,8 @@ class Origins:
         past = np.full((size, count), np.nan, np.float32)
         if count:
             how = slice(before, before + count)
-            past[self.lead : self.lead + len(one.past)] = (
-                one.past - self.form.means[how]
-            ) / self.form.scales[how]
+            values = (one.past - self.form.means[how]) / self.form.scales[how]
+            past[self.lead : self.lead + len(one.past)] = values.clip(-FAR, FAR)
         return past
 
     def _scales(self, y: np.ndarray, series: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
