@@ -13,27 +13,23 @@ import math
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 import elman
-from elman.engines import cuda
+from tests import recordings
 from tests.cases import CASES, Case
+from tests.moved import B, T, home, moved_to, results
 from tests.recurrent import along, compare, ragged
 from tests.recurrent.compare import Inputs
 
 Tensor = torch.Tensor
-T, B = 6, 3
 TASKS = {
     "lm": ("text.txt", "the cat sat on the mat; the rat sat on the cat.\n" * 200),
     "tag": ("words.txt", "the DET\ncat NOUN\nsat VERB\n\na DET\nrat NOUN\n\n" * 60),
@@ -75,11 +71,14 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{case.name}, whole", lambda case=case: _same(case, device)
             yield f"{case.name}, ragged", lambda case=case: _same(case, device, _said(case))
         if device.type == "cuda" and case.name != "clipped_rnn":
-            yield f"{case.name}, recorded", lambda case=case: _recorded(case, device)
+            yield f"{case.name}, recorded", lambda case=case: recordings.recorded(case, device)
     if device.type == "cuda":
-        yield "recordings by threads and streams", lambda: _recorded_by_many(device)
-        yield "a recording that fails", lambda: _recording_fails(device)
-        yield "what is not recorded leaves the device's random numbers alone", lambda: _not_recorded(device)
+        yield "recordings by threads and streams", lambda: recordings.recorded_by_many(device)
+        yield "a recording that fails", lambda: recordings.recording_fails(device)
+        yield (
+            "what is not recorded leaves the device's random numbers alone",
+            lambda: recordings.not_recorded(device),
+        )
     for name in ("gru", "lstm", "attention_rnn", "layer_norm_rnn"):
         yield f"{name}, in reverse", lambda name=name: _same(CASES[name], device, reverse=True)
         yield (
@@ -122,135 +121,15 @@ def _said(case: Case) -> dict[str, Tensor]:
     )
 
 
-def _moved(inputs: Inputs, device: torch.device) -> Inputs:
-    def leaf(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().to(device).requires_grad_(value.requires_grad)
-
-    parts = {name: pytree.tree_map(leaf, getattr(inputs, name)) for name in ("x", "state", "context")}
-    return replace(inputs, **parts)
-
-
-def _results(
-    rnn: elman.Recurrent, inputs: Inputs, run: Callable[..., Any], **said: Any
-) -> list[compare.Named]:
-    wanted = compare.wanted_of(rnn, inputs)
-    values = compare.flat(*run(rnn, inputs, **said))
-    return [_home(values), _home(compare.gradients(values, wanted))]
-
-
-def _home(values: compare.Named) -> compare.Named:
-    return {name: None if value is None else value.detach().cpu() for name, value in values.items()}
-
-
 def _same(case: Case, device: torch.device, said: dict[str, Tensor] | None = None, **options: Any) -> None:
     inputs, said = Inputs.of(case, T, B), said or {}
-    right = _results(elman.Recurrent(case.make().double(), **_plain(options)), inputs, ragged.theirs, **said)
+    right = results(elman.Recurrent(case.make().double(), **_plain(options)), inputs, ragged.theirs, **said)
     rnn = elman.Recurrent(case.make().double().to(device), **options)
     there = {name: value.to(device) for name, value in said.items()}
-    for got, expected in zip(_results(rnn, _moved(inputs, device), ragged.ours, **there), right, strict=True):
+    for got, expected in zip(
+        results(rnn, moved_to(inputs, device), ragged.ours, **there), right, strict=True
+    ):
         compare.assert_equal(got, expected, 1e-6)  # some kernels of PyTorch's compute in float32 inside
-
-
-def _recorded(case: Case, device: torch.device) -> None:
-    """The first call runs as it comes, the second is recorded, the third and fourth replay; weights change between, and
-    so do lengths in every other call."""
-    inputs = Inputs.of(case, T, B)
-    here, there = elman.Recurrent(case.make().double()), elman.Recurrent(case.make().double().to(device))
-    for turn in range(4):
-        with torch.no_grad():
-            for rnn in (here, there):
-                for parameter in rnn.parameters():
-                    parameter.mul_(1 - 0.1 * turn)
-        lengths = torch.tensor([T, 1 + turn, 1 + turn // 2])
-        for said in ({}, {"lengths": lengths}) if case.starts else ({},):
-            moved = {name: value.to(device) for name, value in said.items()}
-            if case.noise:
-                again = elman.Recurrent(there.cell, engine="reference")
-                right = _results(again, _moved(inputs, device), ragged.ours, **moved)
-            else:
-                right = _results(here, inputs, ragged.theirs, **said)
-            got = _results(there, _moved(inputs, device), ragged.ours, **moved)
-            for some, expected in zip(got, right, strict=True):
-                compare.assert_equal(some, expected, 1e-6)
-
-
-def _recorded_by_many(device: torch.device) -> None:
-    """Threads that share a layer, half of them on streams of their own."""
-    rnn, plain = elman.Recurrent(elman.cells.GRU(5, 7).double().to(device)), elman.cells.GRU(5, 7).double()
-    plain.load_state_dict({name: value.cpu() for name, value in rnn.cell.state_dict().items()})
-    right, wrong = elman.Recurrent(plain), []
-    xs = [torch.randn(T, B, 5, dtype=torch.float64) for _ in range(8)]
-    expected = [right(x)[0].detach() for x in xs]
-
-    def run(number: int) -> None:
-        try:
-            call(number)
-        except Exception as error:
-            wrong.append(error)
-
-    def call(number: int) -> None:
-        stream = torch.cuda.Stream() if number % 2 else torch.cuda.current_stream()
-        with torch.cuda.stream(stream):
-            for turn in range(40):
-                k = (number + turn) % len(xs)
-                got = rnn(xs[k].to(device))[0].detach().cpu()
-                if not torch.allclose(got, expected[k], atol=1e-9):
-                    wrong.append((number, turn))
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong, wrong[:5]
-    assert elman.caches()["CUDA graphs"].entries
-
-
-class _Solves(torch.nn.Module):
-    """Its step makes the host wait for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.A = torch.nn.Parameter(torch.eye(4) + 0.1)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return torch.linalg.solve(self.A, (x + h).mT).mT
-
-
-def _not_recorded(device: torch.device) -> None:
-    rnn, x = elman.Recurrent(_Solves().double().to(device)), torch.randn(T, B, 4, device=device).double()
-    plain = elman.Recurrent(_Solves().double())
-    for _ in range(4):
-        got = rnn(x, torch.zeros_like(x[0]))[0]
-        torch.testing.assert_close(got.cpu(), plain(x.cpu(), torch.zeros_like(x[0]).cpu())[0])
-        torch.rand(3, device=device)
-    assert "linalg" in str(rnn.explain()), rnn.explain()
-
-
-def _recording_fails(device: torch.device) -> None:
-    """An operation that waits, and is taken for one that does not: the pass runs, and so does all that follows."""
-    for loud in (True, False):
-        kernels = cuda._STARTS_KERNELS
-        cuda._STARTS_KERNELS = {*kernels, "_linalg_solve_ex"} if loud else kernels
-        try:
-            rnn, x = (
-                elman.Recurrent(_Solves().double().to(device)),
-                torch.randn(T, B, 4, device=device).double(),
-            )
-            plain, start = elman.Recurrent(_Solves().double()), torch.zeros(B, 4).double()
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                for _ in range(4):
-                    got = rnn(x, start.to(device))[0]
-                    torch.testing.assert_close(got.cpu(), plain(x.cpu(), start)[0])
-                    torch.rand(3, device=device)
-            print([str(one.message)[:150] for one in said])
-        finally:
-            cuda._STARTS_KERNELS = kernels
-    _recorded(CASES["gru"], device)
-    torch.cuda.empty_cache()
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -263,8 +142,8 @@ def _directions(case: Case, device: torch.device) -> None:
     way = along.directions(here, inputs)
     expected = along.pushed(ragged.theirs, here, inputs, way)
     moved = {name: None if value is None else value.to(device) for name, value in way.items()}
-    got = along.pushed(ragged.ours, there, _moved(inputs, device), moved)
-    compare.assert_equal(_home(got), _home(expected), 1e-6)
+    got = along.pushed(ragged.ours, there, moved_to(inputs, device), moved)
+    compare.assert_equal(home(got), home(expected), 1e-6)
 
 
 def _noise(device: torch.device) -> None:
@@ -342,7 +221,7 @@ def _second(case: Case, device: torch.device) -> None:
     """The gradient of the squared gradient; where the loop has none, nothing is asked."""
     found = []
     for where in ("cpu", device):
-        inputs = _moved(Inputs.of(case, T, B), torch.device(where))
+        inputs = moved_to(Inputs.of(case, T, B), torch.device(where))
         rnn = elman.Recurrent(case.make().double().to(where))
         wanted = compare.wanted_of(rnn, inputs)
         run = ragged.theirs if where == "cpu" else ragged.ours
@@ -356,7 +235,7 @@ def _second(case: Case, device: torch.device) -> None:
             if where == "cpu":
                 return
             raise
-        found.append(_home(dict(zip(wanted, grads, strict=True))))
+        found.append(home(dict(zip(wanted, grads, strict=True))))
     compare.assert_equal(found[1], found[0], 1e-5)
 
 
