@@ -11,15 +11,17 @@ from tests.mutants.kinds import applied, faults, left_out
 
 ELMAN = Path(__file__).resolve().parents[2] / "elman"
 _TRACE = (
-    "recurrent/test_keys.py recurrent/test_trace_key.py trace/test_sees.py",
+    "recurrent/test_keys.py recurrent/test_trace_key.py recurrent/test_trace_key_weights.py",
+    "trace/test_sees.py trace/test_sees_refused.py",
     "recurrent/test_changes.py",
     "recurrent/test_turns.py -k device",
 )
 _BOUND = (
-    "recurrent/test_turns.py recurrent/test_bound.py recurrent/test_changes.py",
-    "recurrent/test_trace_key.py",
+    "recurrent/test_turns.py recurrent/test_bound.py recurrent/test_bound_left.py recurrent/test_changes.py",
+    "recurrent/test_trace_key.py recurrent/test_trace_key_weights.py",
 )
 _EDGES = "recurrent/test_edges.py recurrent/test_written.py"
+_STARTS = "recurrent/test_starts.py recurrent/test_bound.py recurrent/test_bound_left.py"
 _PASSES = ("engines/test_passes.py", "engines/test_products.py", "engines/test_native.py")
 _NATIVE = ("engines/test_native_operations.py", "engines/test_native.py -k cases")
 # (file, functions, groups of tests): everything there that is compared; without functions, all that is noted.
@@ -39,8 +41,8 @@ FIELDS = (
         "recurrent/programs.py",
         "Shapes",
         (
-            "recurrent/test_turns.py recurrent/test_bound.py recurrent/test_changes.py",
-            "recurrent/test_trace_key.py test_forcing.py",
+            "recurrent/test_turns.py recurrent/test_bound.py recurrent/test_bound_left.py recurrent/test_changes.py",
+            "recurrent/test_trace_key.py recurrent/test_trace_key_weights.py test_forcing.py",
         ),
     ),
     ("circuit/structure.py", "TensorSpec", _BOUND),
@@ -49,7 +51,7 @@ FIELDS = (
 KEPT = {
     "_training": f"recurrent/test_requires_grad.py {_EDGES}",
     "_needed": f"recurrent/test_requires_grad.py {_EDGES}",
-    "_stepping": f"{_EDGES} recurrent/test_starts.py recurrent/test_bound.py engines/test_native.py",
+    "_stepping": f"{_EDGES} {_STARTS} engines/test_native.py",
     "_adjoints": f"{_EDGES} recurrent/test_doors.py recurrent/test_requires_grad.py",
     "entries": "recurrent/test_compiled_programs.py recurrent/test_doors.py",
 }

@@ -48,7 +48,7 @@ SLIPS = (
     Slip(
         "data/cache.py", "_name('tokenizer', kind, vocabulary, text.digest)",
         "_name('tokenizer', kind, vocabulary, '')", "a tokenizer of another text is taken from the cache",
-        "test_text.py",
+        "test_text.py test_text_symbols.py",
     ),
     # --- models ---
     Slip(

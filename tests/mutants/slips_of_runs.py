@@ -251,16 +251,17 @@ SLIPS = (
     Slip(
         "recurrent/bound.py", "self._cut is not None and layout.is_cut and layout.cuts", "False",
         "a state that cannot be cut is",
-        "recurrent/test_edges.py recurrent/test_sequences_refused.py recurrent/test_bound.py",
+        "recurrent/test_edges.py recurrent/test_sequences_refused.py recurrent/test_bound.py "
+        "recurrent/test_bound_left.py",
     ),
     Slip(
         "recurrent/bound.py", "tensor.dtype is not dtype or tensor.device != device", "tensor.device != device",
-        "a call in another dtype takes the program of the one before", "recurrent/test_bound.py -k dtype",
+        "a call in another dtype takes the program of the one before", "recurrent/test_bound_left.py -k dtype",
     ),
     Slip(
         "recurrent/programs.py", "if circuit.signature is not None and not circuit.signature.captured:",
         "if circuit.signature is not None:", "a cell computes with a tensor that another one has caught",
-        "recurrent/test_trace_key.py trace/test_sees.py",
+        "recurrent/test_trace_key.py recurrent/test_trace_key_weights.py trace/test_sees.py trace/test_sees_refused.py",
     ),
     Slip(
         "recurrent/pooling.py", "count > 0, torch.where(happens, outputs, -torch.inf).amax(0), 0",
