@@ -15,7 +15,7 @@ READY := .venv/.ready
 WORKERS = $(if $(findstring .py,$(ARGS)),,-n logical --maxprocesses 8 --dist worksteal)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test conformance fuzz sanitize mutants versions lint types format bench reproduce docs notebooks wheel freeze clean
+.PHONY: help setup demo test conformance fuzz sanitize arm mutants versions lint types format bench reproduce docs notebooks wheel freeze clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ fuzz: setup  ## run random cells every way against a plain loop: make fuzz ARGS=
 
 sanitize: setup  ## run the native engine's tests under sanitizers: address, undefined, thread; in minutes: ARGS=--short
 	@$(BIN)/python -m tests.sanitize $(ARGS)
+
+arm: setup  ## compile the native engine for ARM, and run its tests in an emulator (Debian); others: ARGS="tests/… -k …"
+	@.ci/arm $(ARGS)
 
 mutants: setup  ## break a copy of the package on purpose, fault by fault, and see which test notices: ARGS=plan, ARGS=--list
 	@$(BIN)/python -m tests.mutants $(ARGS)
