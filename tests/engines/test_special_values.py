@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,9 @@ ONE_BY_ONE = {
     "fmod", "remainder", "remainder by a number", "maximum", "minimum", "clamp between tensors", "lerp", "gelu",
     "d gelu / d x",
 }  # fmt: skip
+# What PyTorch's vectors do otherwise on ARM: the larger of -0 and 0 is 0 there (relu, and clamp, which is before lerp),
+# erf of small numbers is 0, and gelu by tanh is off by 4e-5 of itself at -3.
+NOT_ON_ARM = {"relu", "relu6", "d lerp / d y", "erf", "gelu by tanh"} if platform.machine() == "aarch64" else set()
 # What no traced step holds: it is always said in another form, by the same rule.
 REWRITTEN = (
     *(getattr(aten, name).default for name in ("add", "sub", "mul", "div", "fmod", "remainder")), aten.square.default,
@@ -270,7 +274,7 @@ def test_special_values(native: Native, dtype: torch.dtype) -> None:
         names = {name.split("/")[0]: None for name in values}
         for name in names:
             expected = plainly(name, dtype)
-            for key in expected[0]:
+            for key in (key for key in expected[0] if key not in NOT_ON_ARM):
                 good = agree(made[key], expected[0][key], key)
                 if key in ONE_BY_ONE:
                     good |= agree(made[key], expected[1][key], key)
