@@ -143,7 +143,9 @@ ONE_BY_ONE = {
 }  # fmt: skip
 # What PyTorch's vectors do otherwise on ARM: the larger of -0 and 0 is 0 there (relu, and clamp, which is before lerp),
 # erf of small numbers is 0, and gelu by tanh is off by 4e-5 of itself at -3.
-NOT_ON_ARM = {"relu", "relu6", "d lerp / d y", "erf", "gelu by tanh"} if platform.machine() == "aarch64" else set()
+NOT_ON_ARM = (
+    {"relu", "relu6", "d lerp / d y", "erf", "gelu by tanh"} if platform.machine() == "aarch64" else set()
+)
 # What no traced step holds: it is always said in another form, by the same rule.
 REWRITTEN = (
     *(getattr(aten, name).default for name in ("add", "sub", "mul", "div", "fmod", "remainder")), aten.square.default,
