@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,9 @@ class Run:
                 cls(folder).expect_own()
                 cls(folder).discard((*files, *stale))
         run = cls(folder)
+        run._write("log.jsonl", b"")  # first: by it a folder is known where this did not come to its end
         for name, content in files.items():
             run._write(name, content)
-        run._write("log.jsonl", b"")
         # Last: a folder with a configuration is a run.
         run._write("config.json", _configuration(config))
         return run
@@ -105,13 +105,14 @@ class Run:
             if not os.access(above, os.W_OK | os.X_OK):
                 raise PermissionError(13, "Permission denied")
             # A lock, and what was begun and not renamed, are no run.
-            taken = above == folder and any(not path.name.startswith(".") for path in folder.iterdir())
+            there = {path.name for path in folder.iterdir() if path.name[0] != "."} if above == folder else ()
+            taken = bool(there) and not _just_begun(folder, there)
         if taken and not overwrite:
+            ways = "go on with the run in it by --resume auto, replace it with --overwrite, or choose another --out"
             raise InputError(
-                what="the run folder is not empty",
-                where=folder,
-                mend="go on with the run in it by --resume auto, replace it with --overwrite, or choose another --out",
-            )
+                what="the run folder is not empty", where=folder,
+                mend=ways if "config.json" in there else "there is no run in it: choose another --out",
+            )  # fmt: skip
 
     @classmethod
     def unfinished(cls, folder: str | Path, config: dict) -> Run | None:
@@ -212,11 +213,16 @@ class Run:
 
     def log(self, line: dict[str, Any]) -> None:
         """Add a line to the log. A log that cannot be written does not stop a training run."""
+        raw = (json.dumps({name: _short(value) for name, value in line.items()}) + "\n").encode()
         with (
             contextlib.suppress(OSError),
-            os.fdopen(open_own(self._log, os.O_WRONLY | os.O_APPEND), "ab") as file,
+            os.fdopen(open_own(self._log, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file,
         ):
-            file.write((json.dumps({name: _short(value) for name, value in line.items()}) + "\n").encode())
+            end = os.fstat(file.fileno()).st_size
+            if file.write(raw) < len(
+                raw
+            ):  # no room for all of it: the next line would go on behind a part of this one
+                os.ftruncate(file.fileno(), end)
 
     def read_log(self, known: Mapping[str, Check] | None = None) -> Iterator[dict[str, Any]]:
         """The lines of the log, one at a time; what is none, or was cut short, is left out.
@@ -269,6 +275,13 @@ class Run:
     def _write(self, name: str, content: bytes) -> None:
         with _saving(self.folder / name):
             write_atomically(self.folder / name, content)
+
+
+def _just_begun(folder: Path, names: Collection[str]) -> bool:
+    """Whether `Run.create` has begun there, and was killed or found no room before there was a run."""
+    if "log.jsonl" not in names or not {"config.json", "model.safetensors", "checkpoints"}.isdisjoint(names):
+        return False
+    return (folder / "log.jsonl").stat().st_size == 0
 
 
 def _saving(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -86,7 +86,10 @@ class Trainer:
             yield from self._events()
         finally:
             for logger in self.loggers if self.first else ():
-                logger.finish()
+                try:
+                    logger.finish()
+                except OSError as error:
+                    self.notify(f"{type(logger).__name__} did not end well: {error.strerror or error}")
 
     def _events(self) -> Iterator[Step | Validation]:
         saved_at, saved = self.training.seconds, self.training.step
