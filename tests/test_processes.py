@@ -9,17 +9,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from elman.data import Tokenizer, windows
-from elman.errors import InputError, NotSupported
+from elman.errors import InputError, NotSupported, StateError
 from elman.models import LanguageModel
+<<<<<<< HEAD
 from elman.precision import of_products
 from elman.training import Processes, Training
 from tests.precision import reduces
+=======
+from elman.training import Measure, Processes, Run, Trainer, Training
+>>>>>>> 0ceee73 (Several processes: only the first writes, all go on from one checkpoint, and the end of another is no defect)
 from tests.strangers import elman
 
 pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
@@ -157,6 +163,55 @@ def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(NotSupported, match="pip install"):
+<<<<<<< HEAD
         Processes()
     monkeypatch.delenv("WORLD_SIZE")
     assert Processes().count == Processes("bfloat16").count == 1  # one process on a CPU needs nothing
+=======
+        Processes("bfloat16")
+    assert Processes().count == 1  # one process in float32 needs nothing
+
+
+def second(monkeypatch: pytest.MonkeyPatch, told: Callable[[float], float]) -> Processes:
+    """The second of two, as it is on a machine of its own. told: what both say together, of what this one says."""
+    processes = Processes()
+    processes.rank, processes.count = 1, 2
+    monkeypatch.setattr(processes, "share", lambda parameters, *values: tuple(map(told, values)))
+    monkeypatch.setattr(processes, "gathered", lambda part: part)
+    return processes
+
+
+def trainer(run: Run, processes: Processes, *, resume: bool = False) -> Trainer:
+    tokenizer = Tokenizer.characters(TEXT)
+    model = LanguageModel(tokenizer.size, hidden=8)
+    made = Training(model, windows(tokenizer.encode(TEXT), 8, 4), steps=20, processes=processes)
+    return Trainer(made, run, lambda: Measure(1.0, "figure"), checkpoint_every=5, resume=resume)
+
+
+def test_only_the_first_writes_wherever_the_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "on another machine")
+    list(trainer(run, second(monkeypatch, lambda value: 2 * value)))
+    assert not run.folder.exists()
+
+
+def test_who_finds_another_checkpoint_than_the_others_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "on another machine")
+    with pytest.raises(InputError, match="do not go on from one checkpoint") as told:
+        trainer(run, second(monkeypatch, lambda value: value + 15), resume=True)
+    assert "step 0 in process 1" in str(told.value)
+
+
+def test_the_end_of_another_process_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*parts: object) -> None:
+        raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:20868.")
+
+    processes = Processes()
+    processes.count, processes._accelerator = 2, SimpleNamespace(reduce=gone, gather=gone)
+    for meet in (lambda: processes.total(1.0), lambda: processes.gathered(torch.zeros(2))):
+        with pytest.raises(StateError, match="another process of those that train together has ended"):
+            meet()
+>>>>>>> 0ceee73 (Several processes: only the first writes, all go on from one checkpoint, and the end of another is no defect)

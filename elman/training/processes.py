@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from elman.errors import InputError, NotSupported
 from elman.precision import products_in
+=======
+from elman.errors import InputError, NotSupported, StateError
+>>>>>>> 0ceee73 (Several processes: only the first writes, all go on from one checkpoint, and the end of another is no defect)
 
 PRECISIONS = ("float32", "bfloat16")
 _T = TypeVar("_T")
@@ -86,7 +90,8 @@ class Processes:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         used = [float(p.grad is not None) for p in parameters]
         told = torch.tensor([*values, *used], device=self.device)
-        flat = self._accelerator.reduce(torch.cat([*(part.flatten() for part in parts), told]), "sum")
+        with self._together():
+            flat = self._accelerator.reduce(torch.cat([*(part.flatten() for part in parts), told]), "sum")
         *means, sums, used = flat.split([*(p.numel() for p in parameters), len(values), len(parameters)])
         for p, mean, by in zip(parameters, means, used.tolist(), strict=True):
             p.grad = mean.view_as(p) / self.count if by else None
@@ -100,7 +105,20 @@ class Processes:
         """The parts of all processes, one after the other along the first dimension."""
         if self.count == 1:
             return part
-        return self._accelerator.gather(part.to(self.device).contiguous())
+        with self._together():
+            return self._accelerator.gather(part.to(self.device).contiguous())
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What goes wrong where all meet is the end of another one, as a rule, which says why by itself."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise StateError(
+                what="another process of those that train together has ended",
+                where=f"process {self.rank} of {self.count}", got=str(error).partition("\n")[0][:200],
+                mend="see what it said; --resume auto goes on from the last checkpoint",
+            ) from error  # fmt: skip
 
     def part(self, whole: Tensor) -> Tensor:
         """Of what was `gathered`, this process's part."""

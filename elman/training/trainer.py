@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elman.errors import DataError, ElmanError, StateError
+from elman.errors import DataError, ElmanError, InputError, StateError
 from elman.training.facts import check_facts, fitting
 from elman.training.fit import Step, Training, mean_of
 from elman.training.loggers import Logger
@@ -73,7 +73,8 @@ class Trainer:
         self.looked: float | None = None  # when the latest one began, until the step after it
         self.losses: list[float] = []  # of the steps since the last line of the log
         self.resumed = resume and self._restore()
-        if not self.resumed:
+        self._expect_the_same()
+        if not self.resumed and self.first:
             run.begin_log(-1)
 
     @property
@@ -277,6 +278,18 @@ class Trainer:
         if self.first:
             self.run.begin_log(facts["step"])
         return True
+
+    def _expect_the_same(self) -> None:
+        """Raise InputError in every process where they did not come to one step: others would train other weights."""
+        step, processes = self.training.step, self.training.processes
+        (steps,) = processes.total(float(step))
+        (apart,) = processes.total(float(steps != step * processes.count))
+        if apart:
+            raise InputError(
+                what="the processes that train together do not go on from one checkpoint",
+                where=self.run.checkpoints.folder, got=f"step {step} in process {processes.rank}",
+                expected="the same in all", mend="put the run folder where all machines see it, or copy checkpoints",
+            )  # fmt: skip
 
     def _take(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         check_facts(facts, self.training.batches.unit, kept=True)
