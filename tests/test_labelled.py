@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from elman.data.labelled import read_labelled, read_sequences, stratified
 from elman.errors import DataError
@@ -103,3 +104,34 @@ def test_a_split_has_its_share_of_every_class_and_hangs_on_the_seed() -> None:
     ]  # fmt: skip
     assert parts == stratified(y, (0.8, 0.1, 0.1), seed=3)
     assert parts != stratified(y, (0.8, 0.1, 0.1), seed=4)
+
+
+def test_channels_are_known_by_their_names(tmp_path: Path) -> None:
+    rows = ["id,label,u,v", *(f"{k},{k % 2},{k + t},{-t}" for k in range(4) for t in range(3))]
+    turned = [",".join((v, u, one, label)) for one, label, u, v in (row.split(",") for row in rows)]
+    for name, lines in {
+        "a": rows,
+        "b": turned,
+        "c": ["id,label,u,w", "9,0,1,2"],
+        "d": ["id,u,u", "9,1,2"],
+    }.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    a, b, c, d = (tmp_path / f"{name}.csv" for name in "abcd")
+    both = read_labelled([a, b])
+    assert all(map(torch.equal, both.x[:4], both.x[4:]))
+    with pytest.raises(DataError, match="columns of numbers are others") as told:
+        read_labelled([a, c])
+    assert "c.csv:1" in str(told.value)
+    with pytest.raises(DataError, match="two columns have one name"):
+        list(read_sequences(d, numbers=True))
+    for kind, order in (("x", slice(None)), ("y", slice(None, None, -1))):
+        (tmp_path / "folder" / kind).mkdir(parents=True)
+        table = "\n".join(",".join(line[order]) for line in (["u", "v"], ["1", "2"], ["3", "4"]))
+        (tmp_path / "folder" / kind / "1.csv").write_text(table)
+    assert torch.equal(*read_labelled([tmp_path / "folder"]).x)
+
+
+def test_a_text_that_stands_in_two_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,text\na,b\n")
+    with pytest.raises(DataError, match="two columns have one name"):
+        list(read_sequences(tmp_path / "a.csv", numbers=False))

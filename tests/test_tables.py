@@ -250,3 +250,17 @@ def test_what_parts_the_columns_is_said_in_one_line_and_where_it_is_not_what_the
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"ds;y\n1;2,5\n")))
     read_rows(Columns(), Grid("whole", 1), remarks)
     assert remarks.taken() == [NOTE.format("standard input").removeprefix("note: ").strip()]
+
+
+@pytest.mark.parametrize("end", ["", "\n", '"" more\n'])
+def test_a_quote_that_is_left_open_takes_no_rows_with_it(end: str, tmp_path: Path) -> None:
+    path = table(tmp_path, f'text,label\na,x\n"b,x\nc,x\n{end}')
+    with pytest.raises(DataError, match="a quote is left open") as told:
+        read_labelled([path])
+    assert told.value.where == f"{path}:3"
+
+
+def test_lines_that_end_by_a_carriage_return_alone_are_told_of(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="new-line character") as told:
+        read_labelled([table(tmp_path, "text,label\ra,x\rb,y\r")])
+    assert "CR alone" in str(told.value)

@@ -46,6 +46,32 @@ class LabelledColumns:
     longest: int = 20_000
 
 
+class Channels:
+    """What columns of numbers are called, by the first table that says so; others may have them in another order.
+
+    names: in training, where that is known.
+    """
+
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self.names = None if names is None else list(names)
+
+    def order(self, names: Sequence[str], where: str) -> list[int]:
+        """At which place each channel stands among these columns. Raises DataError where they are others."""
+        names = [name.strip() for name in names]
+        _expect_once(names, names, where)
+        if self.names is None:
+            self.names = names
+        if sorted(names) != sorted(self.names):
+            others = [name for name in names if name not in self.names]
+            lacking = [name for name in self.names if name not in names]
+            raise DataError(
+                what="the columns of numbers are others than those that came first, or were learnt from", where=where,
+                got=", ".join(names)[:200] or "none", expected=", ".join(self.names)[:200],
+                mend=(did_you_mean(lacking[0], others) if lacking else "") + "call them so, and leave out others",
+            )  # fmt: skip
+        return [names.index(name) for name in self.names]
+
+
 @dataclass
 class Labelled:
     """x: strings, or float64 tensors `[T, I]`, all with the same I. y: labels. places: file and line of each.
@@ -69,13 +95,15 @@ class Labelled:
 
 
 def read_labelled(
-    paths: Sequence[Path], columns: LabelledColumns = LabelledColumns(), remarks: Remarks | None = None
-) -> Labelled:
-    """The examples of files and folders, one after another. remarks: of tables, are added to. Raises DataError, with
-    file and line."""
+    paths: Sequence[Path], columns: LabelledColumns = LabelledColumns(), remarks: Remarks | None = None,
+    channels: Channels | None = None,
+) -> Labelled:  # fmt: skip
+    """The examples of files and folders, one after another. remarks, channels: of tables, are added to. Raises
+    DataError, with file and line."""
     labelled, first = Labelled(), None
+    channels = channels or Channels()
     for path in paths:
-        for one, label, where in _examples(path, columns, remarks):
+        for one, label, where in _examples(path, columns, remarks, channels):
             _expect_like(first, one, where)
             first = one if first is None else first
             labelled.x.append(one)
@@ -89,14 +117,16 @@ def read_labelled(
 
 
 def read_sequences(
-    path: Path, columns: LabelledColumns = LabelledColumns(), *, numbers: bool, remarks: Remarks | None = None
-) -> Iterator[Any]:
+    path: Path, columns: LabelledColumns = LabelledColumns(), *, numbers: bool, remarks: Remarks | None = None,
+    channels: Channels | None = None,
+) -> Iterator[Any]:  # fmt: skip
     """What is to be labelled, one after another: of a text file a string a line (numbers: a JSON list a line), None for
     an empty one; of tables and JSON lines as in `read_labelled`, where labels are not needed. "-": standard input,
     line by line."""
     suffix = path.suffix.lower()
     if suffix in TABLES:
-        yield from (one for one, _, _ in _table(path, columns, remarks, labelled=False))
+        rows = _table(path, columns, remarks, channels or Channels(), labelled=False)
+        yield from (one for one, _, _ in rows)
         return
     lines = standard_input() if str(path) == STDIN else text_lines(path)
     for number, line in lines:
@@ -130,14 +160,14 @@ def stratified(y: Sequence[int], shares: Sequence[float], seed: int) -> list[lis
 
 
 def _examples(
-    path: Path, columns: LabelledColumns, remarks: Remarks | None
+    path: Path, columns: LabelledColumns, remarks: Remarks | None, channels: Channels
 ) -> Iterator[tuple[Any, str, str]]:
     """(sequence, label, where it stands)."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        yield from _folder(path, columns, remarks)
+        yield from _folder(path, columns, remarks, channels)
     elif suffix in TABLES:
-        yield from _table(path, columns, remarks, labelled=True)
+        yield from _table(path, columns, remarks, channels, labelled=True)
     elif suffix in _JSON:
         for number, line in text_lines(path):
             where = f"{path}:{number}"
@@ -152,7 +182,9 @@ def _examples(
         )  # fmt: skip
 
 
-def _folder(path: Path, columns: LabelledColumns, remarks: Remarks | None) -> Iterator[tuple[Any, str, str]]:
+def _folder(
+    path: Path, columns: LabelledColumns, remarks: Remarks | None, channels: Channels
+) -> Iterator[tuple[Any, str, str]]:
     inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     folders = [p for p in inside if p.is_dir()]
     if folders and len(folders) < len(inside):
@@ -166,7 +198,7 @@ def _folder(path: Path, columns: LabelledColumns, remarks: Remarks | None) -> It
         if one in folders:
             for file in sorted(p for p in one.iterdir() if not p.name.startswith(".")):
                 empty = False
-                yield _whole(file, columns, remarks), one.name, str(file)
+                yield _whole(file, columns, remarks, channels), one.name, str(file)
         else:
             for number, line in text_lines(one):
                 if line.strip():
@@ -180,13 +212,15 @@ def _folder(path: Path, columns: LabelledColumns, remarks: Remarks | None) -> It
             )  # fmt: skip
 
 
-def _whole(path: Path, columns: LabelledColumns, remarks: Remarks | None) -> Any:
+def _whole(path: Path, columns: LabelledColumns, remarks: Remarks | None, channels: Channels) -> Any:
     """A file that is one sequence."""
     if path.suffix.lower() in TABLES:
         table = TableRows(path, remarks)
         rows = [row for row in table if row[1]]
         if rows and _number(rows[0][1][0]) is None and not is_decimal_comma(rows[0][1][0]):
-            rows = rows[1:]  # names of the columns
+            (number, names), *rows = rows
+            order = channels.order(names, f"{path}:{number}")
+            rows = [(n, [row[i] for i in order] if len(row) == len(order) else row) for n, row in rows]
         if not rows:
             raise DataError(
                 what="a sequence has no steps", where=path, expected="a row for each", mend="take it away"
@@ -202,7 +236,7 @@ def _whole(path: Path, columns: LabelledColumns, remarks: Remarks | None) -> Any
 
 
 def _table(
-    path: Path, columns: LabelledColumns, remarks: Remarks | None, *, labelled: bool
+    path: Path, columns: LabelledColumns, remarks: Remarks | None, channels: Channels, *, labelled: bool
 ) -> Iterator[tuple[Any, str, str]]:
     rows = TableRows(path, remarks)
     _, names = next(rows, (1, []))
@@ -217,6 +251,10 @@ def _table(
             or did_you_mean(missing[0], others) + "name the columns by --text, --label, --id",
         )  # fmt: skip
     key, label_at = names.index(needed[0]), names.index(columns.label) if columns.label in names else None
+    _expect_once(names, [columns.text, columns.label, columns.id], f"{path}:1")
+    own = [i for i in range(len(names)) if i not in (key, label_at)]
+    if needed[0] != columns.text:
+        own = [own[i] for i in channels.order([names[i] for i in own], f"{path}:1")]
     series: dict[str, tuple[list[list[str]], list[str], str]] = {}
     for number, row in rows:
         where = f"{path}:{number}"
@@ -239,7 +277,7 @@ def _table(
                 what=f"the steps of {row[key]!r} have different labels", where=where, got=label, expected=before,
                 mend="give each sequence an id of its own",
             )  # fmt: skip
-        steps.append([field for i, field in enumerate(row) if i not in (key, label_at)])
+        steps.append([row[i] for i in own])
         places.append(where)
     for steps, places, label in series.values():
         yield _steps(steps, places, columns, rows.decimal_commas), label, places[0]
@@ -332,6 +370,13 @@ def _expect_like(first: Any, one: Any, where: str) -> None:
             what="an example is of another kind than the first", where=where, got=kinds[1], expected=kinds[0],
             mend="give sequences of one kind",
         )  # fmt: skip
+
+
+def _expect_once(names: Sequence[str], needed: Sequence[str], where: str) -> None:
+    """Raise DataError where one of the columns that are read stands twice."""
+    for name in needed:
+        if names.count(name) > 1:
+            raise DataError(what="two columns have one name", where=where, got=name, mend="rename one")
 
 
 def _unlabelled(where: str) -> DataError:

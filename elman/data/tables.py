@@ -63,23 +63,41 @@ class TableRows(Iterator[tuple[int, list[str]]]):
         lines = standard_input() if str(path) == STDIN else text_lines(path)
         first = next(lines, None)
         own = TABLES.get(path.suffix.lower(), ",")
-        self.separator = own if first is None else _separator(first[1], own)
+        self._path, self._ended = path, False
+        try:
+            self.separator = own if first is None else _separator(first[1], own)
+        except csv.Error as error:
+            raise self._unreadable(error, 1) from error
         self.decimal_commas = self.separator == ";"
         if remarks is not None and self.separator != own:
             remarks.add("standard input" if str(path) == STDIN else str(path), self.separator)
         every = lines if first is None else itertools.chain([first], lines)
-        self._path = path
-        self._reader = csv.reader((f"{line}\n" for _, line in every), delimiter=self.separator)
+        self._reader = csv.reader(self._until_the_end(every), delimiter=self.separator)
 
     def __next__(self) -> tuple[int, list[str]]:
+        line = self._reader.line_num + 1
         try:
             row = next(self._reader)
         except csv.Error as error:
+            raise self._unreadable(error, self._reader.line_num) from error
+        if self._ended:  # the reader looked for more of this row, and takes what there is
             raise DataError(
-                what=f"the table cannot be read: {error}", where=f"{self._path}:{self._reader.line_num}",
-                mend="mend the line",
-            ) from error  # fmt: skip
+                what="a quote is left open: all that follows would be one field", where=f"{self._path}:{line}",
+                mend='close it; inside of quotes a quote is written twice: ""',
+            )  # fmt: skip
         return self._reader.line_num, row
+
+    def _until_the_end(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+        yield from (f"{line}\n" for _, line in lines)
+        self._ended = True
+
+    def _unreadable(self, error: csv.Error, line: int) -> DataError:
+        mend, where = "mend the line", f"{self._path}:{line}"
+        if "new-line" in str(error):
+            mend = "end lines by LF, or CR LF, not by CR alone: tr '\\r' '\\n' < FILE > converted"
+        return DataError(
+            what=f"the table cannot be read: {str(error).partition(' - ')[0]}", where=where, mend=mend
+        )
 
 
 def is_decimal_comma(field: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elman.data import ragged
-from elman.data.labelled import Labelled, LabelledColumns, read_labelled, read_sequences, stratified
+from elman.data.labelled import Channels, Labelled, LabelledColumns, read_labelled, read_sequences, stratified
 from elman.data.schema import Check, each, file_name, maybe, number, record, text, whole
 from elman.data.strange import Strange
 from elman.data.tables import Remarks
@@ -47,6 +47,7 @@ _SAVED: dict[str, Check] = {
     "seed": whole(-(2**63), 2**63 - 1),
     "digest": text(64),
 }
+_KNOWN: dict[str, Check] = {"channels": maybe(each(text(10_000), SIZE))}  # older runs do not say
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,10 @@ class Classify(Task):
             )  # fmt: skip
         expect_one_reader([*settings.files, settings.valid], processes)
         notify("reading the examples …")
-        remarks = Remarks()
+        remarks, channels = Remarks(), Channels()
 
         def read() -> tuple[Labelled, Labelled, Labelled, str]:
-            return _read(settings.files, settings.valid, settings.columns, training.seed, remarks)
+            return _read(settings.files, settings.valid, settings.columns, training.seed, remarks, channels)
 
         learnt, valid, test, digest = processes.first_does(read) or read()
         coding = Coding.of(learnt.x, learnt.y)
@@ -219,7 +220,7 @@ class Classify(Task):
         data = {
             "files": [str(f.resolve()) for f in settings.files],
             "valid": None if settings.valid is None else str(settings.valid.resolve()),
-            **vars(settings.columns), "seed": training.seed, "digest": digest,
+            **vars(settings.columns), "channels": channels.names, "seed": training.seed, "digest": digest,
         }  # fmt: skip
         config = {**model.settings, "class_weight": settings.class_weight, "data": data}
         apart = "" if settings.valid else f", {len(test.y):,} to measure on (seed {training.seed})"
@@ -313,13 +314,13 @@ class Classify(Task):
 
     def data(self, run: Run, files: Sequence[Path], cache: Path | None, notify: Notify) -> HeldOut:
         mend = "name what to measure on"
-        saved = run.section("data", record(_SAVED), "the run does not say what it learnt from", mend)
+        saved = run.section("data", record(_SAVED, _KNOWN), "the run does not say what it learnt from", mend)
         columns = LabelledColumns(saved["text"], saved["label"], saved["id"], saved["longest"])
-        learnt, test, remarks = None, None, Remarks()
+        learnt, test, remarks, channels = None, None, Remarks(), Channels(saved.get("channels"))
         try:
             valid = saved["valid"] and Path(saved["valid"])
             files_learnt = list(map(Path, saved["files"]))
-            learnt, _, test, digest = _read(files_learnt, valid, columns, saved["seed"], remarks)
+            learnt, _, test, digest = _read(files_learnt, valid, columns, saved["seed"], remarks, channels)
             if digest != saved["digest"]:
                 raise DataError(
                     what="the examples are not those that were learnt from",
@@ -331,7 +332,7 @@ class Classify(Task):
                 raise
             learnt = None
         if files:
-            test = read_labelled(files, columns, remarks)
+            test = read_labelled(files, columns, remarks, channels)
         for remark in remarks.taken():
             self.note(remark)
         assert test is not None
@@ -355,13 +356,14 @@ class Classify(Task):
                 mend="name a file, or - for standard input",
             )
         saved = run.section(
-            "data", record(_SAVED), "the run does not say how its data were read", "restore it"
+            "data", record(_SAVED, _KNOWN), "the run does not say how its data were read", "restore it"
         )
         columns = LabelledColumns(saved["text"], saved["label"], saved["id"], saved["longest"])
         numbers, remarks = self.coding.characters is None, Remarks()
+        channels = Channels(saved.get("channels"))
         strange = Strange(set(self.coding.characters or ""), self.note)
         for file in files:
-            for one in read_sequences(file, columns, numbers=numbers, remarks=remarks):
+            for one in read_sequences(file, columns, numbers=numbers, remarks=remarks, channels=channels):
                 for remark in remarks.taken():
                     self.note(remark)
                 if one is None:
@@ -374,12 +376,17 @@ class Classify(Task):
 
 
 def _read(
-    files: Sequence[Path], valid: Path | None, columns: LabelledColumns, seed: int, remarks: Remarks
+    files: Sequence[Path],
+    valid: Path | None,
+    columns: LabelledColumns,
+    seed: int,
+    remarks: Remarks,
+    channels: Channels,
 ) -> tuple[Labelled, Labelled, Labelled, str]:
     """(to learn from, to choose weights by, to measure on, digest of all)."""
-    examples = read_labelled(files, columns, remarks)
+    examples = read_labelled(files, columns, remarks, channels)
     if valid is not None:
-        held_out = read_labelled([valid], columns, remarks)
+        held_out = read_labelled([valid], columns, remarks, channels)
         return examples, held_out, held_out, Labelled(examples.x + held_out.x, examples.y + held_out.y).digest
     places = {label: k for k, label in enumerate(sorted(set(examples.y)))}
     shares = (1 - _HELD_OUT - _TEST, _HELD_OUT, _TEST)
