@@ -264,3 +264,15 @@ def test_lines_that_end_by_a_carriage_return_alone_are_told_of(tmp_path: Path) -
     with pytest.raises(DataError, match="new-line character") as told:
         read_labelled([table(tmp_path, "text,label\ra,x\rb,y\r")])
     assert "CR alone" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [gzip.compress(b"text"), "é\n".encode("latin1"), "text".encode("utf-16-le")],
+    ids=["gzip", "latin", "wide"],
+)
+def test_a_mend_names_no_file_that_is_standard_input(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    with pytest.raises(DataError) as told:
+        list(standard_input())
+    assert " FILE" in (told.value.mend or "")

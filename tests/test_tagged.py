@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from elman.data.lexicon import Forms, Lexicon
-from elman.data.tagged import Sentence, digest, read_tagged
+from elman.data.tagged import Sentence, conllu_row, digest, read_tagged
 from elman.errors import DataError
 from tests.sentences import CONLLU
 
@@ -100,3 +100,10 @@ def test_a_form_is_spelled_once_in_a_batch() -> None:
     assert words.tolist() == [[1, 0], [2, 0], [1, 0]]
     assert vectors.eq(0).all()
     assert spelled[:, of[0, 1]].tolist() == [0, 2]  # Z is unknown
+
+
+def test_lines_that_end_by_a_carriage_return_alone_are_no_comment() -> None:
+    with pytest.raises(DataError, match="no sentence") as told:
+        conllu_row("# newdoc\r1\tIt\t_\tPRON\t_\t_\t_\t_\t_\t_\r", "a.conllu:1")
+    assert told.value.got == "a carriage return inside"
+    assert conllu_row("# newdoc\r\n", "a.conllu:1") is None

@@ -47,7 +47,7 @@ _LETTERS = (b"BZh", b"PAR1", b"MATLAB 5.0", b"ID3", b"OggS", b"MThd", b"GIF87a",
 def refuse_strange(head: bytes, where: object) -> None:
     """Raise DataError for the beginning of a file that is no text of single bytes. where: the file's name."""
     name = str(where)
-    names = {"name": shlex.quote(name), "to": f"converted{Path(name).suffix or '.txt'}"}
+    names = {"name": _quoted(name), "to": f"converted{Path(name).suffix or '.txt'}"}
     if (wide := _wide(head)) is not None:
         raise DataError(
             what=f"the text is {wide}", where=where, got=head[:8].hex(" "), expected="UTF-8",
@@ -74,9 +74,14 @@ def mend_of(raw: bytes, name: object) -> str:
         return "give a text: this file holds zero bytes, as no text does"
     to = f"converted{Path(str(name)).suffix or '.txt'}"
     return (
-        f"save it as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8 {shlex.quote(str(name))} > {to} "
+        f"save it as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8 {_quoted(str(name))} > {to} "
         "(put its encoding for LATIN1), or mend that byte"
     )
+
+
+def _quoted(name: str) -> str:
+    """For a shell, in which standard input has no name."""
+    return "FILE" if name == "standard input" else shlex.quote(name)
 
 
 def _wide(head: bytes) -> str | None:

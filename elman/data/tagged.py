@@ -145,6 +145,8 @@ def _columns(file: Path, column: int | None) -> Iterator[Sentence]:
 def conllu_row(line: str, where: str) -> list[str] | None:
     """The ten columns of a word, the second of which is the word; None for a comment, a range of words that are written
     as one (1-2), an empty node (1.1), and an empty line. Raises DataError for anything else."""
+    if "\r" in line.rstrip("\r\n"):  # all of a file would be one comment
+        raise _odd(where, "a carriage return inside", "lines that end by LF, or CR LF")
     if line.startswith("#") or not line.strip():
         return None
     row = line.split("\t")
