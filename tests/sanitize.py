@@ -117,7 +117,7 @@ def build(kind: str, short: bool) -> Path:
 
     environment = tools()
     folder = BUILD / (f"{kind}-short" if short else kind)
-    # AVX-512 is the same source as AVX2, and takes as long again to compile; with AMX there is more of it (native/amx.hpp).
+    # AVX-512 is the same source as AVX2, and takes as long again to compile; with AMX there is more (native/amx.hpp).
     sets = "plain" if short else "plain;avx2" + (";avx512;amx" if reduces() else "")
     configure = [
         "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(folder), f"-DPython_EXECUTABLE={sys.executable}",

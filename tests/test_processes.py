@@ -19,13 +19,9 @@ import torch
 from elman.data import Tokenizer, windows
 from elman.errors import InputError, NotSupported, StateError
 from elman.models import LanguageModel
-<<<<<<< HEAD
 from elman.precision import of_products
-from elman.training import Processes, Training
-from tests.precision import reduces
-=======
 from elman.training import Measure, Processes, Run, Trainer, Training
->>>>>>> 0ceee73 (Several processes: only the first writes, all go on from one checkpoint, and the end of another is no defect)
+from tests.precision import reduces
 from tests.strangers import elman
 
 pytest.importorskip("accelerate", reason="several processes need elman[accelerate]")
@@ -163,13 +159,9 @@ def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(NotSupported, match="pip install"):
-<<<<<<< HEAD
         Processes()
     monkeypatch.delenv("WORLD_SIZE")
     assert Processes().count == Processes("bfloat16").count == 1  # one process on a CPU needs nothing
-=======
-        Processes("bfloat16")
-    assert Processes().count == 1  # one process in float32 needs nothing
 
 
 def second(monkeypatch: pytest.MonkeyPatch, told: Callable[[float], float]) -> Processes:
@@ -214,4 +206,3 @@ def test_the_end_of_another_process_is_no_defect(monkeypatch: pytest.MonkeyPatch
     for meet in (lambda: processes.total(1.0), lambda: processes.gathered(torch.zeros(2))):
         with pytest.raises(StateError, match="another process of those that train together has ended"):
             meet()
->>>>>>> 0ceee73 (Several processes: only the first writes, all go on from one checkpoint, and the end of another is no defect)

@@ -11,12 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from elman.errors import InputError, NotSupported
-from elman.precision import products_in
-=======
 from elman.errors import InputError, NotSupported, StateError
->>>>>>> 0ceee73 (Several processes: only the first writes, all go on from one checkpoint, and the end of another is no defect)
+from elman.precision import products_in
 
 PRECISIONS = ("float32", "bfloat16")
 _T = TypeVar("_T")

@@ -183,7 +183,7 @@ class Builder:
         return self._packed[key]
 
     def _depth(self, K: int) -> int:
-        """Floats that a column of a packed weight may need: by tiles (native/amx.hpp) three halves of 32 k at a time."""
+        """Floats that a column of a packed weight may need; by tiles (native/amx.hpp) three halves of whole 32 k."""
         tiled = compiled.MULTIPLIES_TILES and self.real_bytes == 4
         return max(K, -(-K // 32) * 48) if tiled and K >= 16 else K
 
