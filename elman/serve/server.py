@@ -22,6 +22,7 @@ from elman.serve.others import service
 from elman.serve.scheduler import Scheduler
 from elman.serve.settings import Serving
 from elman.tasks.task import Task
+from elman.training.processes import PRECISIONS
 
 _BACKLOG = 2048  # connections that wait to be taken
 _HEADERS = 2**15  # bytes of a request's head
@@ -80,10 +81,18 @@ def protocol(limits: Serving) -> type[H11Protocol]:
 
 
 def made(task: Task, model: Any, name: str, limits: Serving) -> Serve:
-    """What answers for a model. Raises InputError for a task that is not served, DataError for a file of keys."""
+    """What answers for a model. Raises InputError for a task that is not served or a precision that is none, DataError
+    for a file of keys."""
     keys = [] if limits.api_key_file is None else read_keys(limits.api_key_file)
     kept = read_memory(limits.kept, "--kept")
+    if limits.precision not in PRECISIONS:
+        raise InputError(
+            what="unknown precision", where="--precision", got=limits.precision, expected=" or ".join(PRECISIONS),
+            mend="take one of them",
+        )  # fmt: skip
     torch.set_num_threads(limits.threads)
+    if limits.precision == "bfloat16":  # for good: a server is a process of its own
+        torch.set_float32_matmul_precision("medium")
     if isinstance(model, LanguageModel):
         assert isinstance(kept, int), "read from words"
         scheduler = Scheduler(model, rows=limits.requests, seconds=limits.seconds, kept=kept)

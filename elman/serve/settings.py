@@ -16,6 +16,10 @@ class Serving:
     port: int = option(8000, "The port; 0: one that is free.", min=0, max=65535)
     name: str | None = option(None, "What the model is called. (default: as its folder)")
     threads: int = option(1, "That compute. Further ones pay for wide models.", min=1, max=1024)
+    precision: str = option(
+        "float32",
+        "float32; or bfloat16 for the factors of products: many texts faster on processors with AMX.",
+    )
     requests: int = option(
         256, "Texts that are written at once; further ones are answered 429.", min=1, max=2**16
     )

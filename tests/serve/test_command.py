@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from elman.app import cli
-from elman.errors import DataError
+from elman.errors import DataError, InputError
 from elman.serve import server
 from elman.serve.asked import Ask
 from elman.serve.http import read_keys
@@ -50,6 +51,18 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = CliRunner().invoke(cli.app, ["serve", run])
     assert "pip install 'elman[serve]'" in str(found.exception)
+
+
+def test_the_precision_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, said = language(), []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    for precision in ("float32", "bfloat16"):
+        serve = made(Language(model.tokenizer), model, "tiny", Serving(precision=precision))  # type: ignore[arg-type]
+        assert serve.scheduler is not None
+        serve.scheduler.close()
+    assert said == ["medium"]
+    with pytest.raises(InputError, match="unknown precision"):
+        made(Language(model.tokenizer), model, "tiny", Serving(precision="float8"))  # type: ignore[arg-type]
 
 
 def test_nothing_computes_any_more_when_the_server_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
