@@ -196,7 +196,7 @@ def _with_threads(n: int, at: Given, reverse: bool = False, engine: Native = NAT
 @pytest.mark.parametrize(
     "sizes",
     with_more([[33] * 12, [1] * 90, [40, 40, 31, 31, 31, 9, 9, 2, 1]], [[3] * 50, [2] * 70]),
-    ids=["many rows", "one row", "fewer and fewer", "three rows", "two rows"],
+    ids=lambda sizes: f"{len(sizes)} steps of {sizes[0]} rows",
 )
 @pytest.mark.parametrize(
     "name",

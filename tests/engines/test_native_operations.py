@@ -267,7 +267,7 @@ def values(loop: Loop, sizes: list[int]) -> Given:
     return at
 
 
-@pytest.mark.parametrize("dtype", with_more([torch.float64], [torch.float32]), ids=["float64", "float32"])
+@pytest.mark.parametrize("dtype", with_more([torch.float64], [torch.float32]), ids=str)
 @pytest.mark.parametrize(
     "names",
     with_more(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -36,6 +37,7 @@ def _short(text: str) -> str:
     return text if len(text) < 60 else f"{text[:57]}…"
 
 
+@functools.lru_cache(4)  # of one file after the other
 def faults(
     text: str, kinds: Callable[[Code], Iterator[tuple[str, ast.AST, str]]] | None = None
 ) -> list[Fault]:

@@ -11,7 +11,7 @@ from torch import nn
 import elman
 from elman.errors import TraceError
 from elman.trace.filling import set_item
-from tests import eager
+from tests import eager, pairwise
 
 Tensor = torch.Tensor
 Write = Callable[["Filling", Tensor], Tensor]
@@ -78,23 +78,29 @@ class Filling(nn.Module):
         return made, torch.tanh(z + 0.1 * sum(made.values()))
 
 
-@pytest.mark.parametrize("engine", ["auto", "reference"])
-def test_values_and_derivatives_are_those_of_the_loop(engine: str) -> None:
+def test_values_and_derivatives_are_those_of_the_loop() -> None:
+    """`make conformance`: by the reference, too."""
     cell, x, h = Filling(WAYS).double(), torch.randn(3, 3, 3).double(), torch.randn(3, 4).double()
-    rnn, wants = elman.Recurrent(cell, engine=engine), list(cell.parameters())
+    chosen = ("auto", "reference") if pairwise.exhaustive else ("auto",)
+    rnns = {engine: elman.Recurrent(cell, engine=engine) for engine in chosen}
+    wants = list(cell.parameters())
     for mask in ([True, False, True, False], [False, True, True, True]):
         cell.mask.copy_(torch.tensor(mask))
-        made, expected = rnn(x, h), eager.unroll(cell, x, h)
-        torch.testing.assert_close(made, expected)
-        found = []
-        for outputs, final in (made, expected):
-            total = (
-                sum(weight * outputs[name].sin().sum() for weight, name in enumerate(WAYS, 1)) + final.sum()
-            )
-            first = torch.autograd.grad(total, wants, create_graph=True)
-            again = sum((g * torch.linspace(-1, 1, g.numel()).double().view_as(g)).sum() for g in first)
-            found.append((first, torch.autograd.grad(again, wants)))
-        torch.testing.assert_close(*found)
+        expected, found = eager.unroll(cell, x, h), {}
+        for engine, made in {engine: rnn(x, h) for engine, rnn in rnns.items()}.items():
+            torch.testing.assert_close(made, expected, msg=lambda m, engine=engine: f"{engine}: {m}")
+            found[engine] = both_derivatives(made, wants)
+        right = both_derivatives(expected, wants)
+        for engine, ours in found.items():
+            torch.testing.assert_close(ours, right, msg=lambda m, engine=engine: f"{engine}: {m}")
+
+
+def both_derivatives(made: tuple[dict[str, Tensor], Tensor], wants: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    outputs, final = made
+    total = sum(weight * outputs[name].sin().sum() for weight, name in enumerate(WAYS, 1)) + final.sum()
+    first = torch.autograd.grad(total, wants, create_graph=True)
+    again = sum((g * torch.linspace(-1, 1, g.numel()).double().view_as(g)).sum() for g in first)
+    return [first, torch.autograd.grad(again, wants)]
 
 
 def test_rows_of_different_lengths_are_each_as_alone() -> None:
