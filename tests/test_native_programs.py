@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import pairwise
+
 NATIVE = Path(__file__).parent.parent / "native"
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 FLAGS = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
@@ -43,7 +45,8 @@ def test_native(what: str, name: str, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     if not runs:
         pytest.skip(f"it compiles; this machine does not run {name}")
-    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    share = "1" if pairwise.exhaustive else "0.1"  # of the random numbers that functions are tried on
+    done = subprocess.run([str(program), share], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -127,6 +127,7 @@ class Sharing(zoo.Base):
         return {**sums, "matrix": 2 * weight, "row": h[:, :1]}, h
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("rows", [1, 2, 6])  # of 6 units
 @pytest.mark.parametrize("recording", [True, False])
 def test_a_compiled_step_tells_what_all_rows_share_where_a_batch_is_as_wide(
