@@ -112,7 +112,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def _short_samples() -> None:
     """Runs write a little at every look, and there are many of them."""
     if lm := sys.modules.get("elman.tasks.lm"):
-        lm.SAMPLED = 20
+        lm.SAMPLED = 8
 
 
 class _TorchGenerator:

@@ -52,6 +52,7 @@ REVERSED = [
 ]
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize(
     ("name", "reverse"), [*((name, False) for name in CASES), *((name, True) for name in REVERSED)]
 )

@@ -26,6 +26,7 @@ def teacher_like(case_name: str, T: int, B: int, width: int) -> Tensor:
     return torch.randn(T, B, width, dtype=torch.float64, requires_grad=True)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize(
     ("name", "width"), [("jordan", 4), ("gru", 7), ("elman", 7), ("lstm", 7), ("noisy_rnn", 7)]

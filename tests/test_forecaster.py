@@ -53,6 +53,7 @@ def test_it_is_fitted_kept_and_opened_again(fitted: Forecaster, tmp_path: Path) 
             Forecaster.from_pretrained(tmp_path / "kept")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("distribution", ["gaussian", "quantiles"])
 @pytest.mark.parametrize(("cut", "y"), [
     ("a gap", [*range(60)]),
@@ -83,6 +84,7 @@ def test_opened_again_it_forecasts_the_same_to_the_bit(
     assert np.isfinite(Forecaster.from_pretrained(tmp_path).predict()["mean"]).all()
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("distribution", ["gaussian", "quantiles"])
 @pytest.mark.parametrize("level", [2.0**27, 2.0**33])
 def test_series_that_lie_far_from_0_are_forecast_as_if_they_did_not(

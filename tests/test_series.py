@@ -317,6 +317,7 @@ def test_what_is_missing_in_pandas_is_said_or_a_gap() -> None:
         assert caught.value.where == f"frame, row {row}"
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("kind", ["frame", "columns", "table"])
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("fitted", [True, False])

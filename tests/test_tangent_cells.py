@@ -155,6 +155,7 @@ class Before(nn.Module):
         return h, after.detach() if self.cut else after
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("memory", [None, elman.Segments(2)])
 @pytest.mark.parametrize(("cut", "recorded"), [(True, False), (True, True), (False, True)])
 def test_outputs_that_are_the_states_before(cut: bool, recorded: bool, memory: Any) -> None:

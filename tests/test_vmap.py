@@ -288,6 +288,7 @@ def test_linearize_is_refused_by_name() -> None:
     assert "torch.func.jvp" in told.value.mend
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("engine", ["reference", "auto"])
 @pytest.mark.parametrize("way", [jacrev, jacfwd])
 def test_examples_of_a_matrix_exponential(way: Any, engine: str) -> None:

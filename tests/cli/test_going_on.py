@@ -72,7 +72,7 @@ def test_a_finished_run_goes_on_to_more_steps(base: tuple[Path, str], tmp_path: 
     (run / "config.json").write_text(json.dumps(config))
     result = again(run, "--steps", 50)
     assert result.exit_code == 0, result.output
-    assert "going on from step 30, 60 % of the run" in result.output
+    assert "going on from step 15, 30 % of the run" in result.output
     assert json.loads((run / "config.json").read_text())["training"]["steps"] == 50
     fewer = again(run, "--steps", 40)
     assert isinstance(fewer.exception, ElmanError)
@@ -102,7 +102,7 @@ def test_a_run_is_overwritten_only_when_told(learnt: tuple[Path, Path, str], tmp
     result = elman("train", "lm", learnt[1], "--out", run, *SMALL)
     assert isinstance(result.exception, ElmanError)
     assert "--overwrite" in str(result.exception)
-    assert json.loads((run / "config.json").read_text())["training"]["steps"] == 30
+    assert json.loads((run / "config.json").read_text())["training"]["steps"] == 15
     trained(learnt[1], run, "--overwrite", "--steps", 2)
     assert json.loads((run / "config.json").read_text())["training"]["steps"] == 2
 

@@ -126,6 +126,7 @@ def _start(rnn: elman.Recurrent, rows: int, dtype: torch.dtype) -> Tensor | tupl
     return (zeros, zeros) if isinstance(rnn.cell, elman.cells.LSTM) else zeros
 
 
+@pytest.mark.grid
 @torch.no_grad()
 @pytest.mark.parametrize("isa", instruction_sets())
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])

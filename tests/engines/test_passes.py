@@ -81,6 +81,7 @@ def test_it_is_what_the_function_of_python_gives(name: str) -> None:
                     torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", ["gru", "lstm", "dropout_rnn", "delayed_rnn"])
 def test_on_packed_rows_too(name: str, reverse: bool) -> None:

@@ -44,6 +44,7 @@ REVERSED = [
 WAYS = [*((name, False) for name in CASES), *((name, True) for name in REVERSED)]
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize(("name", "reverse"), WAYS)
 @pytest.mark.usefixtures("poisoned")
 def test_planned_is_unfolded(name: str, reverse: bool) -> None:
@@ -55,6 +56,7 @@ def test_planned_is_unfolded(name: str, reverse: bool) -> None:
     assert got.keys() == expected.keys()
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize(
     ("name", "reverse", "policy"),
     [

@@ -54,6 +54,7 @@ class Doubled(cells.Leaky):
         return 2 * super().forward(x, h)
 
 
+@pytest.mark.grid(1)
 @pytest.mark.usefixtures("watching")
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_between_two_calls(name: str, matched: list[bool]) -> None:

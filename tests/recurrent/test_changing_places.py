@@ -84,6 +84,7 @@ ENGINES = ["native", "reference"]
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
 
 
+@pytest.mark.grid
 @every_case
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -101,6 +102,7 @@ def test_a_call_is_the_loop(case: Case, engine: str, reverse: bool) -> None:
         compare.assert_equal(*(compare.flat(*run(rnn, inputs)) for run in (compare.ours, compare.theirs)))
 
 
+@pytest.mark.grid
 @every_case
 @pytest.mark.parametrize("memory", [None, elman.Segments(2)], ids=["whole", "segments"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])

@@ -55,6 +55,7 @@ LAYERS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_generator_says_what_is_drawn(kind: str, way: str) -> None:
@@ -74,6 +75,7 @@ def test_a_generator_says_what_is_drawn(kind: str, way: str) -> None:
     assert not torch.equal(drawn(6), one)
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize("memory", [None, elman.Segments(2)], ids=["", "segments"])
 def test_all_left_out_is_zeros_between_layers(memory: Any, locked: bool) -> None:

@@ -20,6 +20,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 SHORTER = torch.tensor([4, 3, 1])  # the longest first: then final states lie in order
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("way", ["alone", "kept by hooks", "checkpointed", "differentiated twice"])
 @pytest.mark.parametrize("name", ["elman", "gru"])
 def test_writing_into_outputs_and_final_states(name: str, way: str) -> None:

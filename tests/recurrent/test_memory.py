@@ -99,6 +99,7 @@ def test_against_the_definition(engine: str) -> None:
         ragged.agree(rnn, Inputs.of(CASES["lstm"], 7, 4), **ragged.said(7, 4))
 
 
+@pytest.mark.grid(1)
 @ways
 @pytest.mark.parametrize("weight", [None, "bools", "numbers"])
 def test_teacher(reverse: bool, weight: str | None) -> None:
@@ -212,6 +213,7 @@ HELD = [
 ]  # fmt: skip
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("name", with_more(HELD, sorted(CASES.keys() - HELD)))
 def test_a_budget_is_held(name: str, ragged: bool) -> None:

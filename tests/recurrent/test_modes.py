@@ -134,6 +134,7 @@ def test_flops(warm: int) -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("warm", [0, 4])
 def test_fake_tensors(strict: bool, warm: int) -> None:

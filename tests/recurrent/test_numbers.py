@@ -98,6 +98,7 @@ def test_denormals_are_numbers(dtype: torch.dtype, engine: str) -> None:
     assert d_state.isfinite().all()
 
 
+@pytest.mark.grid
 @engines
 @dtypes
 @pytest.mark.parametrize("size", [15.0, 40.0, 1e3, 1e20])
@@ -145,6 +146,7 @@ def bits(name: str, engine: str, said: bool) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.grid
 @engines
 @pytest.mark.parametrize(
     ("name", "said"),

@@ -80,6 +80,7 @@ def test_a_packed_teacher() -> None:
             rnn(packed[0], teacher=wrong)
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("lengths", [[3, 3], [3, 2]], ids=["even", "uneven"])
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_second_derivatives_on_a_packed_sequence_in_bounded_memory(lengths: list[int], engine: str) -> None:

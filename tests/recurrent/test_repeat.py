@@ -87,6 +87,7 @@ class _Shaped(nn.Module):
         return new, (new if isinstance(state, Tensor) else type(state)([new]))
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_looks_like_the_call_before(name: str, gradients: bool) -> None:
@@ -303,6 +304,7 @@ def test_a_repeated_call_checks_what_it_is_told() -> None:
     assert rnn._calls.budget is not None
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("cell", KINDS)
 def test_calls_of_other_lengths(cell: str, gradients: bool) -> None:

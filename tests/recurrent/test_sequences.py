@@ -148,6 +148,7 @@ def test_transforms_of_torch_func() -> None:
         torch.func.vmap(lambda n: rnn(x, lengths=n)[0])(torch.tensor([[1, 2, 3], [5, 5, 0]]))
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
 @pytest.mark.parametrize("said", ["a list", "lengths", "mask", "reset"])
 def test_what_numpy_and_lists_say_inside_of_a_transform(said: str, transform: str) -> None:
@@ -313,6 +314,7 @@ class Penalised(zoo.Base):
         return (h, self.made(self.W.weight)), h
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("rows", [1, 3, 6])  # as many as there are units, too
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_a_step_from_a_state_of_torchs_form_is_refused(name: str, grad: bool) ->
                 assert isinstance(told.value, InputError)
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("name", ["elman", "gru", "lstm"])
 def test_a_step_of_one_row_from_a_state_of_torchs_form_is_refused(name: str, grad: bool) -> None:

@@ -130,6 +130,7 @@ def test_writing_between_forward_and_backward_is_detected(victim: str) -> None:
         torch.testing.assert_close(mine, expected, **EXACT)
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("engine", ["native", "reference"])
 @pytest.mark.parametrize(
     "name", ["elman", "lstm", "leaky", "layer_norm_rnn", "weight_norm_rnn", "linear_rnn"]

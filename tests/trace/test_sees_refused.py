@@ -148,6 +148,7 @@ def recorders() -> dict[str, Callable[[nn.Module, list[Any]], Any]]:
     }
 
 
+@pytest.mark.grid(1)
 @pytest.mark.parametrize("name", recorders())
 @pytest.mark.parametrize("starts", [False, True], ids=["", "without a state"])
 def test_hooks_that_record(name: str, starts: bool) -> None:
