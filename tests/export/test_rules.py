@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import elman
 from elman.export.onnx.operators import RULES
 from tests.export.running import close, run, session, tensors
+from tests.pairwise import with_more
 
 F = nn.functional
 I, H = 4, 6
@@ -138,7 +139,7 @@ def test_rules(name: str, tmp_path: Path) -> None:
             close(run(graph, x, h), tensors(layer(x, h)), name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", with_more([torch.float64], [torch.float32]))
 def test_softplus_is_the_number_itself_above_its_threshold(dtype: torch.dtype, tmp_path: Path) -> None:
     functions: Many = {
         "as it is": lambda x: F.softplus(9 * x), "beta": lambda x: F.softplus(x, 2.0, 1.0),

@@ -99,7 +99,6 @@ def test_against_the_definition(engine: str) -> None:
         ragged.agree(rnn, Inputs.of(CASES["lstm"], 7, 4), **ragged.said(7, 4))
 
 
-@pytest.mark.grid(1)
 @ways
 @pytest.mark.parametrize("weight", [None, "bools", "numbers"])
 def test_teacher(reverse: bool, weight: str | None) -> None:

@@ -176,7 +176,7 @@ def test_operations_without_a_rule_along_the_features() -> None:
     torch.testing.assert_close(outputs[:2, 1:2], alone)
 
 
-@pytest.mark.parametrize("kind", [torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM])
+@pytest.mark.parametrize("kind", with_more([torch.nn.LSTM], [torch.nn.RNN, torch.nn.GRU]))
 def test_a_recurrent_layer_of_torchs_in_a_step_is_called_one(kind: Any) -> None:
     class Inner(torch.nn.Module):
         hidden_size = 4
