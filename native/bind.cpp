@@ -147,7 +147,7 @@ void multiply(const Kernels& kernels, bool wide, const nb::tuple& products, int 
         }
         found.push_back(p);
     }
-    const Kernels& now = of_now(kernels).products();
+    const Kernels& now = of_now(kernels);
     nb::gil_scoped_release release;
     const int64_t count = int64_t(found.size());
     Workspaces::Block block = workspaces().take((wide ? now.multiply_bytes64 : now.multiply_bytes32)(found.data(), count, threads));
@@ -237,7 +237,6 @@ NB_MODULE(_native, m) {
     m.attr("MOST_BUFFERS") = MOST_BUFFERS;
     m.attr("MOST_STATES") = MOST_STATES;
     m.attr("LINE") = LINE;
-    m.attr("MULTIPLIES_TILES") = multiplies_tiles();
     m.attr("ROWS") = numbered(ROWS_NAMES);
     m.attr("ORDERS") = numbered(ORDER_NAMES);
     m.attr("PLACES") = numbered(PLACE_NAMES);

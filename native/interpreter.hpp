@@ -64,7 +64,7 @@ public:
             call.sizes = rows.data(), call.offsets = offsets.data();
         }
         Failure failure;
-        const Kernels& now = of_now(kernels_).loop(batch);
+        const Kernels& now = of_now(kernels_);
         {
             nb::gil_scoped_release release;
             Workspaces::Block block = workspaces().take(now.workspace(program_, call));

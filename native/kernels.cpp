@@ -13,11 +13,8 @@ namespace ELMAN_ISA {
 
 #if defined(__AMX_BF16__)
 // Products of floats are all that differs (amx.hpp).
-void take_over(Kernels& kernels);
-void take_over(Kernels& kernels) {
-    kernels.run32 = run<float>, kernels.prepare32 = prepare<float>;
-    kernels.multiply32 = multiply<float>, kernels.multiply_bytes32 = multiply_bytes<float>;
-}
+void in_bfloat16(Kernels& kernels);
+void in_bfloat16(Kernels& kernels) { kernels.run32 = run<float>, kernels.prepare32 = prepare<float>, kernels.multiply32 = multiply<float>; }
 #else
 extern const Kernels kernels;
 const Kernels kernels = {ELMAN_TEXT(ELMAN_ISA), PANEL<float>, PANEL<double>, run<float>, run<double>,

@@ -18,7 +18,7 @@ constexpr int64_t BROAD = 256;   // columns
 constexpr int64_t HIGH = 8;      // strips of rows
 
 template <class T>
-constexpr int64_t packed_elements = (DEEP * (BROAD + HIGH * TALLEST) > TILED_BLOCK ? DEEP * (BROAD + HIGH * TALLEST) : TILED_BLOCK) + 2 * 64 / int64_t(sizeof(T));
+constexpr int64_t packed_elements = DEEP * BROAD + DEEP * HIGH * TALLEST + 2 * 64 / int64_t(sizeof(T));
 
 // [K, R] of a: the rows of a strip, side by side.
 template <class T, int R>
@@ -57,22 +57,22 @@ struct Piece {
 };
 
 #if defined(__AMX_BF16__)
-// The same by tiles (amx.hpp).
-static void multiply_piece_by_tiles(const Matrices& p, const Piece& piece, float* space) {
-    uint32_t *panels = reinterpret_cast<uint32_t*>(space), *strip = panels + COLUMNS * CHAIN / 2 * PARTS;
+// The same in bfloat16. A number takes half the room, so blocks of the right operand are twice as broad.
+static void multiply_piece_in_halves(const Matrices& p, const Piece& piece, float* space) {
+    uint32_t *panels = reinterpret_cast<uint32_t*>(space), *strip = panels + DEEP * BROAD;
     const float *a = reinterpret_cast<const float*>(p.a), *b = reinterpret_cast<const float*>(p.b), *start = reinterpret_cast<const float*>(p.start);
     float* out = reinterpret_cast<float*>(p.out);
     const Tiles formed;
-    for (int64_t n = piece.first; n < piece.stop; n += COLUMNS)
-        for (int64_t k = piece.first_k; k < piece.stop_k; k += CHAIN) {
-            const int64_t columns = at_most(piece.stop - n, COLUMNS), depth = at_most(piece.stop_k - k, CHAIN);
-            pack_panels(b + k * p.b_row + n * p.b_column, p.b_row, p.b_column, depth, columns, panels);
+    for (int64_t n = piece.first; n < piece.stop; n += 2 * BROAD)
+        for (int64_t k = piece.first_k; k < piece.stop_k; k += DEEP) {
+            const int64_t columns = at_most(piece.stop - n, 2 * BROAD), depth = at_most(piece.stop_k - k, DEEP);
+            pack_halves_of(b + k * p.b_row + n * p.b_column, p.b_row, p.b_column, depth, columns, panels);
             for (int64_t row = piece.first_row; row < piece.stop_row; row += STRIP) {
                 const int64_t rows = at_most(piece.stop_row - row, STRIP);
-                pack_left(a + row * p.a_row + k * p.a_column, p.a_row, p.a_column, rows, depth, strip);
+                pack_strip_of(a + row * p.a_row + k * p.a_column, p.a_row, p.a_column, rows, depth, strip);
                 float* const to = out + row * p.out_row + n;
                 const float* const from = k ? to : start ? start + row * p.start_row + n : nullptr;
-                strip_of_blocks(strip, panels, panel_of(depth), tiles_of(depth), from, k ? p.out_row : p.start_row, to, p.out_row, rows, columns);
+                strip_of_blocks(strip, panels, tiles_of(depth) * 2 * TILE, tiles_of(depth), from, k ? p.out_row : p.start_row, to, p.out_row, rows, columns);
             }
         }
 }
@@ -82,7 +82,7 @@ template <class T>
 static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(T) == sizeof(float))
-        if (by_tiles<T>(p.k) && p.m >= FEWEST) return multiply_piece_by_tiles(p, piece, space);
+        if (in_halves<T>(p.k)) return multiply_piece_in_halves(p, piece, space);
 #endif
     constexpr int64_t P = PANEL<T>;
     T *panels = space, *strips = space + DEEP * BROAD;

@@ -40,10 +40,10 @@ static void fresh_columns_of(const Op& op, const Frame& f, int64_t first, int64_
     const int64_t sk = weight.stride[0], sn = weight.stride[1], lda = f.row(left), lds = start.buffer < 0 ? 0 : f.row(start), ldo = f.row(out);
     const T *a = f.at<T>(left), *from = start.buffer < 0 ? nullptr : f.at<T>(start), *w = f.at<T>(weight);
     T* const to = f.at<T>(out);
-    if (!by_tiles<T>(op.k))
+    if (!in_halves<T>(op.k))
         first += unpacked<T>(a, lda, w + first * sn, sk, sn, op.k, from ? from + first : nullptr, lds, to + first, ldo, f.rows, stop - first);
     if (first >= stop) return;
-    T* const packed = f.at<T>(op.operand[3]) + room<T>(op.k, place);
+    T* const packed = f.at<T>(op.operand[3]) + place * op.k;
     pack_weight<T>(w + first * sn, sk, sn, op.k, stop - first, packed);
     weighted<T>(a, lda, packed, op.k, from ? from + first : nullptr, lds, to + first, ldo, f.rows, 0, stop - first);
 }

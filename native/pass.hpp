@@ -224,11 +224,11 @@ private:
         for (size_t p = 0; p < places_.size(); p++)
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
         Failure failure;
-        const Chosen chosen = of_now(kernels_);
+        const Kernels& kernels = of_now(kernels_);
         {
             nb::gil_scoped_release release;
-            failure = tile < counts.steps ? by_tiles(chosen, tile, counts, base, zero, *lies, arenas, threads)
-                                          : compute(chosen, counts, base, zero, steps, *lies, arenas, threads);
+            failure = tile < counts.steps ? by_tiles(kernels, tile, counts, base, zero, *lies, arenas, threads)
+                                          : compute(kernels, counts, base, zero, steps, *lies, arenas, threads);
         }
         // What is made from here on outlives this memory, and lying behind it would keep it from being used again.
         for (Spare::Block& block : blocks)
@@ -257,7 +257,7 @@ private:
 
     // The same as `compute`, so many steps at a time: what is kept between pieces stays in the last cache. States go on from one
     // tile to the next, sums over rows are added up.
-    Failure by_tiles(const Chosen& chosen, int64_t tile, const Counts& counts, const std::vector<char*>& base, const std::vector<bool>& zero,
+    Failure by_tiles(const Kernels& kernels, int64_t tile, const Counts& counts, const std::vector<char*>& base, const std::vector<bool>& zero,
                      const Arrangement& lies, std::vector<char*>& arenas, int threads) const {
         // What is kept between pieces is here where no arena was made for it: a state that has ended is read when its tile is over.
         const int64_t inside = arenas[0] ? 0 : whole_lines(lies.bytes);
@@ -289,7 +289,7 @@ private:
                 if (done) here[size_t(state.start.place)] = at, none[size_t(state.start.place)] = false;
                 states.push_back(at), at += whole_lines(counts.batch * state.width);
             }
-            failure = compute(chosen, now, here, none, {}, lies, arena, threads);
+            failure = compute(kernels, now, here, none, {}, lies, arena, threads);
             if (nanoseconds() - asked > PAUSE) failure.stopped |= signalled(), asked = nanoseconds();
             for (const size_t p : totals_)
                 if (done) wide_ ? add<double>(here[p], base[p], places_[p].width) : add<float>(here[p], base[p], places_[p].width);
@@ -403,7 +403,7 @@ private:
         return latest_;
     }
 
-    Failure compute(const Chosen& chosen, const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero,
+    Failure compute(const Kernels& kernels, const Counts& counts, std::vector<char*>& base, std::vector<bool>& zero,
                     const std::vector<StepStrides>& steps, const Arrangement& lies, std::vector<char*>& arenas, int threads) const {
         std::vector<Call> calls(pieces_.size(), Call{});
         std::vector<std::vector<Pointer>> pointers(pieces_.size());
@@ -420,14 +420,14 @@ private:
                     m.sums = p.sums, m.m = p.m(counts), m.n = p.n(counts), m.k = p.k(counts);
                     products[i].push_back(m);
                 }
-                bytes = (wide_ ? chosen.given.multiply_bytes64 : chosen.products().multiply_bytes32)(products[i].data(), int64_t(products[i].size()), threads);
+                bytes = (wide_ ? kernels.multiply_bytes64 : kernels.multiply_bytes32)(products[i].data(), int64_t(products[i].size()), threads);
             } else if (piece.kind == PassPiece::program || piece.kind == PassPiece::loop) {
                 Call& call = calls[i];
                 const bool loop = piece.kind == PassPiece::loop;
                 call.steps = loop ? counts.steps : 1, call.batch = loop ? counts.batch : counts.of[piece.rows];
                 if (loop && !counts.sizes.empty()) call.sizes = counts.sizes.data(), call.offsets = counts.offsets.data();
                 call.reverse = piece.reverse, call.threads = threads, call.poison = poisoned, call.stop = signalled;
-                bytes = kernels_.workspace(piece.interpreter->program(), call);
+                bytes = kernels.workspace(piece.interpreter->program(), call);
             }
             if (bytes > most) most = bytes;
         }
@@ -449,7 +449,7 @@ private:
             const PassPiece& piece = pieces_[i];
             if (piece.kind == PassPiece::products) {
                 for (size_t j = 0; j < piece.of.size(); j++) bind(piece.of[j], products[i][j], base, zero);
-                (wide_ ? chosen.given.multiply64 : chosen.products().multiply32)(products[i].data(), int64_t(products[i].size()), threads, memory + inside);
+                (wide_ ? kernels.multiply64 : kernels.multiply32)(products[i].data(), int64_t(products[i].size()), threads, memory + inside);
             } else if (piece.kind == PassPiece::copy) {
                 rows(piece.from, 0, piece.to, 0, counts.of[piece.rows], piece.width, base, zero);
             } else if (piece.kind == PassPiece::move) {
@@ -464,7 +464,7 @@ private:
                 piece.interpreter->bind(calls[i], pointers[i].data());
                 // A program without real numbers of its own is one of float32, wherever it runs.
                 const bool wide = piece.interpreter->wide();
-                failure = (wide ? chosen.given.run64 : chosen.loop(calls[i].batch).run32)(piece.interpreter->program(), calls[i], memory + inside);
+                failure = (wide ? kernels.run64 : kernels.run32)(piece.interpreter->program(), calls[i], memory + inside);
             }
         }
         workspaces().give_back(std::move(block));

@@ -34,11 +34,8 @@ extern const Kernels kernels;
 }
 #endif
 #if defined(ELMAN_HAS_AMX)
-namespace amx1 {
-void take_over(Kernels& kernels);
-}
-namespace amx3 {
-void take_over(Kernels& kernels);
+namespace amx {
+void in_bfloat16(Kernels& kernels);
 }
 #endif
 
@@ -90,40 +87,25 @@ bool keeps_tiles() {
 #endif
 }
 
-// What PyTorch was told of products of float32: () -> "bf16", "tf32" or others. Asked anew by every call, with Python's lock; by none
-// where it would change nothing.
+// () -> "bf16" where products may be in bfloat16. Asked anew by every call, with Python's lock; by none where it would change nothing.
 PyObject* precision = nullptr;
 
-// The kernels of a call that has those of an instruction set.
-struct Chosen {
-    const Kernels &given, &tiled;
-    int64_t least;  // rows of a loop that is run by tiles
-
-    const Kernels& products() const { return tiled; }
-    const Kernels& loop(int64_t rows) const { return rows < least ? given : tiled; }
-};
-
+const Kernels& of_now(const Kernels& kernels) {
 #if defined(ELMAN_HAS_AMX)
-Kernels with(void (*take_over)(Kernels&)) {
-    Kernels made = avx512::kernels;
-    take_over(made);
-    return made;
-}
-#endif
-
-Chosen of_now(const Kernels& kernels) {
-#if defined(ELMAN_HAS_AMX)
-    constexpr int64_t FEW = 8;  // rows; with fewer of them six products of tiles, filled up with zeros, take longer than one of floats
     static const bool of_use = multiplies_tiles();
-    static const Kernels halves = with(amx1::take_over), thirds = with(amx3::take_over);
-    if (!of_use || !precision || &kernels != &avx512::kernels) return {kernels, kernels, 0};
+    if (!of_use || !precision || &kernels != &avx512::kernels) return kernels;
     const nb::object said = nb::steal(PyObject_CallNoArgs(precision));
     if (!said.is_valid()) throw nb::python_error();
-    if (!PyUnicode_Check(said.ptr())) return {kernels, kernels, 0};
-    if (PyUnicode_CompareWithASCIIString(said.ptr(), "bf16") == 0 && keeps_tiles()) return {kernels, halves, 0};
-    if (PyUnicode_CompareWithASCIIString(said.ptr(), "tf32") == 0 && keeps_tiles()) return {kernels, thirds, FEW};
+    if (!PyUnicode_Check(said.ptr()) || PyUnicode_CompareWithASCIIString(said.ptr(), "bf16") != 0 || !keeps_tiles()) return kernels;
+    static const Kernels in_halves = [] {
+        Kernels made = avx512::kernels;
+        amx::in_bfloat16(made);
+        return made;
+    }();
+    return in_halves;
+#else
+    return kernels;
 #endif
-    return {kernels, kernels, 0};
 }
 
 }  // namespace

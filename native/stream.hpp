@@ -66,7 +66,7 @@ public:
             const bool has = nb::isinstance(tensor, tensor_);
             sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), tensor.ptr(), has ? version(tensor.ptr()) : 0, has ? address(tensor.ptr()) : nullptr});
         }
-        kernels_ = narrow_ ? set_ : &of_now(*set_).loop(0), threads_now_ = -1;  // how many rows it will have is not known
+        kernels_ = narrow_ ? set_ : &of_now(*set_), threads_now_ = -1;
         Call call = called();
         const Failure failure = (wide_ ? kernels_->prepare64 : kernels_->prepare32)(program_, call, prepared_.at());
         if (failure.happened) raise(failure);

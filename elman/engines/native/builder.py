@@ -176,16 +176,11 @@ class Builder:
         key = (weight.buffer, weight.offset, weight.sizes, weight.strides)
         if key not in self._packed:
             K, N = weight.sizes
-            panels = self.new(REAL, (-(-N // self.panel) * self.panel * self._depth(K),), "prepared")
+            panels = self.new(REAL, (-(-N // self.panel) * self.panel * K,), "prepared")
             strides = [(0,) * compiled.DIMENSIONS, (*weight.strides, 0, 0)]
             self.prepare.append(Op("product", (1, 1, 1, N), [panels, weight], strides, k=K))
             self._packed[key] = panels
         return self._packed[key]
-
-    def _depth(self, K: int) -> int:
-        """Floats that a column of a packed weight may need; by tiles (native/amx.hpp) three halves of whole 32 k."""
-        tiled = compiled.MULTIPLIES_TILES and self.real_bytes == 4
-        return max(K, -(-K // 32) * 48) if tiled and K >= 16 else K
 
     def matmul(self, left: View, right: View, start: View | None, out: View) -> None:
         """out [i, M, N] = start + left [i, M, K] · right [i, K, N], row by row."""

@@ -17,7 +17,7 @@ from elman.engines.base import Bundle, Carrier, Engine, Laid, LoopResult, PlanFu
 from elman.engines.lookups import failed
 from elman.engines.native import grouped, passes, stepping
 from elman.engines.native.builder import Op
-from elman.engines.native.extension import compiled, isa, tiled, why_not_built
+from elman.engines.native.extension import compiled, in_halves, isa, why_not_built
 from elman.engines.native.lower import Lowered, lower
 from elman.engines.native.stepping import in_order
 from elman.engines.native.values import Unsupported, row_sizes
@@ -59,8 +59,8 @@ class Native(Engine):
         listed(f"loops of {self.name} ({self.instructions})", self._loops)
 
     def describe(self) -> str:
-        how = tiled() if self.instructions == "avx512" else ""
-        return f"{self.name} ({self.instructions}{how and ', '}{how})"
+        halved = ", products of float32 in bfloat16" if self.instructions == "avx512" and in_halves() else ""
+        return f"{self.name} ({self.instructions}{halved})"
 
     def supports(self, loop: Loop, device: torch.device) -> str | None:
         if device.type != "cpu":

@@ -28,12 +28,9 @@ def isa() -> str | None:
     return None if compiled is None else compiled.instruction_sets()[0]
 
 
-def tiled() -> str:
-    """How products of float32 are made now, in words, where PyTorch was told that they may be otherwise, and this
-    machine has AMX (native/sets.hpp); else nothing."""
-    ways = {"bf16": "in bfloat16", "tf32": "in three parts of bfloat16"}
-    way = ways.get(of_products["mkldnn"](), "")
-    return f"products of float32 {way}" if way and compiled is not None and compiled.has_tiles() else ""
+def in_halves() -> bool:
+    """Whether products of float32 are in bfloat16 now: PyTorch was told that they may be, and this machine has AMX."""
+    return compiled is not None and of_products["mkldnn"]() == "bf16" and compiled.has_tiles()
 
 
 @contextmanager
