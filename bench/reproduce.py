@@ -42,7 +42,7 @@ from elman.errors import DataError
 from elman.models import NGram, estimate, evaluate, evaluate_cold, evaluate_mixture
 from elman.tasks import lm
 from elman.tasks.settings import KeepingSettings, StackSettings, TrainingSettings
-from elman.training import Measure, Run, Trainer, Training, write_atomically
+from elman.training import Measure, Processes, Run, Trainer, Training, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "runs" / "reproduce"
@@ -55,7 +55,8 @@ class Task:
     """A text, a time and a model. wanted: nats per character; cold: in blocks that each begin from the initial state.
     valid, test: texts to choose weights by and to measure on; without them the text is cut, by `SHARES`.
 
-    counts: also measured together with the n-grams of the text that was learnt from, of this order.
+    counts: also measured together with the n-grams of the text that was learnt from, of this order. precision: of the
+    factors of products in training, on both sides.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Task:
     counts: int | None = None
     model: StackSettings = StackSettings()
     training: dict[str, Any] = field(default_factory=dict)
+    precision: str = "float32"
 
 
 # What a text that is cut is for: all but the last tenth is learnt, the last tenth is measured on and does not choose
@@ -88,6 +90,10 @@ TASKS = {
     "smaller batches": Task(
         "tinyshakespeare, its last 10 %, one GRU layer of 384, batches of 16", 3, SHAKESPEARE,
         model=StackSettings(hidden=384, dropout=0.2), training={"batch": 16},
+    ),
+    "bfloat16": Task(
+        "tinyshakespeare, its last 10 %, one GRU layer of 512, products in bfloat16 (AMX)", 3, SHAKESPEARE,
+        model=StackSettings(hidden=512, dropout=0.2), precision="bfloat16",
     ),
     "any": Task(
         "tinyshakespeare, its last 10 %, two GRU layers of 384", 10, SHAKESPEARE, wanted=1.40, cold=1.44, counts=7,
@@ -112,7 +118,8 @@ of tinyshakespeare is learnt, the last tenth is measured on, and chooses neither
 models that train for three minutes was chosen with 85 % learnt, by the next 5 %, and so was the width of 512, with
 which elman gets furthest in that time (384, 512 and 640 reach 1.435, 1.429 and 1.439 nats there, one seed each). On
 another machine, half as fast at such widths, it is 384 in batches of 16 (widths of 256, 384 and 512 reach 1.467, 1.460
-and 1.492 nats there, and in batches of 32 the first two 1.476 and 1.465, one seed each). The dropout of the large
+and 1.492 nats there, and in batches of 32 the first two 1.476 and 1.465, one seed each), and with products in
+bfloat16 512 in batches of 32 (1.423 there; in batches of 16 1.443, and 384 1.435). The dropout of the large
 ones was chosen beforehand. Weights for War and Peace are chosen by its validation part. Nats per
 character of the whole measured text, read as one stream, and cold: in blocks of {COLD}, each from the initial state,
 as models of a fixed context are measured. Means of three seeds; in brackets the lowest and the highest; without them,
@@ -185,11 +192,11 @@ def trained(task: Task, side: str, seed: int, data: Path, scale: float, console:
             raise DataError(
                 what="the text is not there", where=data / name, mend="name its folder with --data"
             )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Processes(task.precision) as processes:
         learnt, valid, measured = _parts(task, data, Path(folder))
         how = lm.Settings(learnt, valid, cache=Path(folder) / "cache", stack=task.model)
         settings = TrainingSettings(minutes=task.minutes * scale, seed=seed, **task.training)
-        job = jobs.prepare(lm.Language, how, settings, KeepingSettings(Path(folder) / "run"))
+        job = jobs.prepare(lm.Language, how, settings, KeepingSettings(Path(folder) / "run"), processes)
         tokenizer, batches, held_out = job.task.tokenizer, job.prepared.batches, job.prepared.held_out.tokens
         settings, test = job.config["training"], tokenise(open_text([measured]), tokenizer, None)
         with job.threads() as threads, Watch(console, plot=False, task=job.task) as watch:
@@ -203,7 +210,7 @@ def trained(task: Task, side: str, seed: int, data: Path, scale: float, console:
                 run = Run.create(Path(folder) / "theirs", {}, job.task.kept())
                 given = {name: settings[name] for name in ("minutes", "lr", "clip", "weight_decay", "seed")}
                 look = lambda: Measure(estimate(model, held_out), "cross entropy")  # noqa: E731
-                training = Training(model, batches, **given)
+                training = Training(model, batches, processes=processes, **given)
                 training.threads = threads
                 for event in Trainer(training, run, look):
                     watch.show(event)

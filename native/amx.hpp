@@ -1,9 +1,9 @@
 // Products of floats in bfloat16, by Intel's AMX: both factors are rounded to its numbers (8 bits of a float's 24), and what they
 // make is added up in float32. A tile is 16 rows of 64 bytes; one instruction adds the products of 16 rows by 32 k with 32 k by 16
-// columns to a tile of sums, in the time of some 16 vectors' multiply-adds times 16.
+// columns to a tile of sums, in the time in which vectors of floats do a twentieth of that.
 //
-// For whoever tells PyTorch that float32 products may be made so (in_bfloat16 of bind.cpp says when). As elsewhere a row's bits depend
-// neither on the rows beside it nor on threads: a sum is one chain over all k, wherever it is computed.
+// For whoever tells PyTorch that float32 products may be made so (sets.hpp says when). As elsewhere a row's bits depend neither on
+// the rows beside it nor on threads: a sum is one chain over all k, wherever it is computed.
 #pragma once
 
 #include "products.hpp"
@@ -100,8 +100,8 @@ static void pack_strip_of(const float* a, int64_t row, int64_t column, int64_t r
             halve<false>(a + i * row + k * column, row, column, at_most(rows - i, SIDE), at_most(K - k, PAIRS), to);
 }
 
-// Two tiles of rows and a panel, or a tile of rows and two panels: `to` = `from`, or zeros, + a · b of so many tiles of k. b_apart: words
-// from one panel to the next.
+// Two tiles of rows (R 2) and a panel, or one and two panels: `to` = `from`, or zeros, + a · b of so many tiles of k. b_apart: words from
+// one panel to the next.
 template <int R>
 INLINE void whole_block(const uint32_t* a, const uint32_t* b, int64_t b_apart, int64_t depth, const float* from, int64_t from_row, float* to, int64_t to_row) {
     constexpr int64_t W = SIDE * sizeof(uint32_t);  // bytes from one row of a tile to the next
@@ -160,13 +160,11 @@ static void strip_of_blocks(const uint32_t* a, const uint32_t* b, int64_t b_apar
         const float* const begin = from ? from + n : nullptr;
         const uint32_t* const panel = b + n / (2 * SIDE) * b_apart;
         const int64_t left = columns - n;
-        if (rows > SIDE || left <= 2 * SIDE) {
-            // With a panel and no more than 16 rows the other half of the tiles multiplies what is there once more, for nobody.
-            rows > SIDE ? block<2>(a, panel, 0, depth, begin, from_row, to + n, to_row, rows, at_most(left, 2 * SIDE))
-                        : block<1>(a, panel, 0, depth, begin, from_row, to + n, to_row, rows, left);
+        if (rows > SIDE) {
+            block<2>(a, panel, 0, depth, begin, from_row, to + n, to_row, rows, at_most(left, 2 * SIDE));
             n += 2 * SIDE;
-        } else {
-            block<1>(a, panel, b_apart, depth, begin, from_row, to + n, to_row, rows, at_most(left, 4 * SIDE));
+        } else {  // where there is no other panel, this one is multiplied once more, for nobody
+            block<1>(a, panel, left > 2 * SIDE ? b_apart : 0, depth, begin, from_row, to + n, to_row, rows, at_most(left, 4 * SIDE));
             n += 4 * SIDE;
         }
     }
