@@ -98,6 +98,7 @@ CELLS: dict[str, Callable[[], torch.nn.Module]] = {
     "gru": lambda: torch.nn.GRUCell(40, 48),
     "lstm": lambda: torch.nn.LSTMCell(17, 64),
     "elman": lambda: torch.nn.RNNCell(100, 80),
+    "wide": lambda: torch.nn.RNNCell(20, 290),  # more terms than are packed at once
     "own": lambda: Gated(20, 33),
 }
 each_cell = pytest.mark.parametrize("name", CELLS)
