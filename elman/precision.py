@@ -1,6 +1,7 @@
 """The precision of float32 products, which is PyTorch's to keep: `torch.set_float32_matmul_precision`.
 
 "ieee" or "none": as they are; "bf16": factors may be rounded to bfloat16; "tf32": to TF32, which CPUs do not have.
+PyTorch's public names by backend are `torch.backends.mkldnn.matmul.fp32_precision` and the like.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ def products_in(precision: str, backend: str = "mkldnn") -> Iterator[None]:
     try:
         yield
     finally:
-        set_to(
-            backend, "matmul", "none"
-        )  # which stays where that is what was said of more than these products
+        # This stays where the precision was said of more than these products, of all of PyTorch or of the backend.
+        set_to(backend, "matmul", "none")
         if of_products[backend]() != before:
             set_to(backend, "matmul", before)

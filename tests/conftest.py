@@ -15,12 +15,15 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from elman.caches import Recent
 from elman.recurrent import programs
 from tests import pairwise
 from tests.cases import CASES, SELDOM
@@ -187,3 +190,18 @@ def poisoned() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the cells that are traced from here on; programs of other tests are not reused."""
+    found: list[str] = []
+    original = programs.trace
+
+    def counted(cell: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        found.append(type(cell).__name__)
+        return original(cell, *args, **kwargs)
+
+    monkeypatch.setattr(programs, "trace", counted)
+    monkeypatch.setattr(programs, "_SHARED", Recent(256))
+    return found

@@ -219,10 +219,8 @@ class Run:
             os.fdopen(open_own(self._log, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file,
         ):
             end = os.fstat(file.fileno()).st_size
-            if file.write(raw) < len(
-                raw
-            ):  # no room for all of it: the next line would go on behind a part of this one
-                os.ftruncate(file.fileno(), end)
+            if file.write(raw) < len(raw):
+                os.ftruncate(file.fileno(), end)  # the next line would go on behind a part of this one
 
     def read_log(self, known: Mapping[str, Check] | None = None) -> Iterator[dict[str, Any]]:
         """The lines of the log, one at a time; what is none, or was cut short, is left out.

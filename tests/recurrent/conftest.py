@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from torch import nn
 
-from elman.caches import Recent
 from elman.recurrent.calls import Calls
 from elman.recurrent.single import SingleSteps
 from tests.recurrent.bound import WATCHING
@@ -63,19 +60,3 @@ def matched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def watching(request: pytest.FixtureRequest) -> Iterator[None]:
     with WATCHING[request.param]():
         yield
-
-
-@pytest.fixture
-def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the cells that are traced from here on; programs of other tests are not reused."""
-    programs = importlib.import_module("elman.recurrent.programs")
-    found: list[str] = []
-    original = programs.trace
-
-    def counted(cell: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        found.append(type(cell).__name__)
-        return original(cell, *args, **kwargs)
-
-    monkeypatch.setattr(programs, "trace", counted)
-    monkeypatch.setattr(programs, "_SHARED", Recent(256))
-    return found

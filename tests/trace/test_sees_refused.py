@@ -18,9 +18,7 @@ import torch
 from torch import nn
 
 import elman
-from elman.caches import Recent
 from elman.errors import RetraceWarning
-from elman.recurrent import programs
 from tests import eager
 from tests.trace.test_sees import EXACT, Cell, H, data, ways
 
@@ -180,20 +178,6 @@ def test_a_gradient_hook_on_a_value_of_the_step() -> None:
 
 
 # --- what does not count --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    found: list[str] = []
-    original = programs.trace
-
-    def counted(cell: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        found.append(type(cell).__name__)
-        return original(cell, *args, **kwargs)
-
-    monkeypatch.setattr(programs, "trace", counted)
-    monkeypatch.setattr(programs, "_SHARED", Recent(256))
-    return found
 
 
 def test_what_the_step_never_reads(traces: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
