@@ -142,7 +142,8 @@ class Pass:
     def __init__(
         self, isa: str, wide: bool, places: list[list[int]], given: list[int],
         made: Sequence[tuple[Any, Sequence[int]]], pieces: list[list[Any]],
-        outcomes: list[list[int]], tiles: list[Any] | None, failed: Any, threads: Any, empty: Any, bytes: Any,
+        outcomes: list[list[int]], tiles: list[Any] | None, failed: Any, threads: Any, empty: Any,
+        empty_strided: Callable[..., Tensor], uint8: Any,
     ) -> None: ...  # fmt: skip
     def __call__(
         self, steps: int, batch: int, seed: int, first: int, *inputs: Tensor | None

@@ -319,10 +319,10 @@ NB_MODULE(_native, m) {
     nb::class_<Pass>(m, "Pass")
         .def("__init__", [](Pass* self, const std::string& isa, bool wide, const nb::list& places, const nb::list& given, const nb::list& made,
                             const nb::list& pieces, const nb::list& outcomes, const nb::object& tiles, const nb::object& failed, const nb::object& threads,
-                            const nb::object& empty, const nb::object& bytes) {
-            new (self) Pass(named(isa), wide, places, given, made, pieces, outcomes, tiles, failed, threads, empty, bytes);
+                            const nb::object& empty, const nb::object& empty_strided, const nb::object& uint8) {
+            new (self) Pass(named(isa), wide, places, given, made, pieces, outcomes, tiles, failed, threads, empty, empty_strided, uint8);
         }, nb::arg("isa"), nb::arg("wide"), nb::arg("places"), nb::arg("given"), nb::arg("made"), nb::arg("pieces"), nb::arg("outcomes"), nb::arg("tiles").none(),
-           nb::arg("failed"), nb::arg("threads"), nb::arg("empty"), nb::arg("bytes"))
+           nb::arg("failed"), nb::arg("threads"), nb::arg("empty"), nb::arg("empty_strided"), nb::arg("uint8"))
         .def("__call__", &Pass::run)
         .def("packed", &Pass::run_packed)
         .def("laid", &Pass::run_laid)

@@ -113,8 +113,8 @@ public:
     // See elman/engines/native/passes.py, which makes these lists.
     Pass(const Kernels& kernels, bool wide, const nb::list& places, const nb::list& given, const nb::list& made, const nb::list& pieces,
          const nb::list& outcomes, const nb::object& tiles, const nb::object& failed, const nb::object& threads, const nb::object& empty,
-         const nb::object& bytes)
-        : kernels_(kernels), wide_(wide), tiled_(!tiles.is_none()), given_(numbers(given)), failed_(failed), threads_(threads), empty_(empty), bytes_of_(bytes) {
+         const nb::object& empty_strided, const nb::object& uint8)
+        : kernels_(kernels), wide_(wide), tiled_(!tiles.is_none()), given_(numbers(given)), failed_(failed), threads_(threads), empty_(empty), empty_strided_(empty_strided), uint8_(uint8) {
         int64_t widest = 0;
         for (const nb::handle one : places) {
             const auto n = numbers(one);
@@ -212,8 +212,9 @@ private:
         }
         std::vector<nb::object> made;
         made.reserve(new_.size());
-        for (const New& one : new_) made.push_back(one(counts));
-        const int threads = int(PyLong_AsLong(nb::object(threads_()).ptr()));
+        for (const New& one : new_) made.push_back(one(empty_strided_.ptr(), counts));
+        const bool alone = work_of(counts) < ALONE;
+        const int threads = alone ? 1 : int(PyLong_AsLong(nb::object(threads_()).ptr()));
         const int64_t tile = tile_of(counts);
         const std::shared_ptr<const Arrangement> lies = arranged(tile < counts.steps ? Counts(tile, counts.batch) : counts);
         // A large one is memory of torch's: it goes back afterwards, and whoever counts torch's memory sees it.
@@ -225,10 +226,15 @@ private:
             if (places_[p].kind == Place::made) base[p] = address(made[size_t(places_[p].index)].ptr());
         Failure failure;
         const Kernels& kernels = of_now(kernels_);
-        {
+        auto computed = [&] {
+            return tile < counts.steps ? by_tiles(kernels, tile, counts, base, zero, *lies, arenas, threads)
+                                       : compute(kernels, counts, base, zero, steps, *lies, arenas, threads);
+        };
+        if (alone) {
+            failure = computed();
+        } else {
             nb::gil_scoped_release release;
-            failure = tile < counts.steps ? by_tiles(kernels, tile, counts, base, zero, *lies, arenas, threads)
-                                          : compute(kernels, counts, base, zero, steps, *lies, arenas, threads);
+            failure = computed();
         }
         // What is made from here on outlives this memory, and lying behind it would keep it from being used again.
         for (Spare::Block& block : blocks)
@@ -249,6 +255,19 @@ private:
             PyTuple_SET_ITEM(results.ptr(), Py_ssize_t(i), tensor.release().ptr());
         }
         return results;
+    }
+
+    // Multiplications and the like of a call.
+    int64_t work_of(const Counts& counts) const {
+        int64_t work = 0;
+        for (const PassPiece& piece : pieces_)
+            if (piece.kind == PassPiece::products)
+                for (const ProductOf& p : piece.of) work += p.m(counts) * p.n(counts) * p.k(counts);
+            else if (piece.interpreter)
+                work += piece.interpreter->program().work * counts.of[piece.kind == PassPiece::loop ? int64_t(ALL) : piece.rows];
+            else
+                work += piece.width / 4 * counts.of[ALL];
+        return work;
     }
 
     // --- tiles of time ------------------------------------------------------------------------------------------------------
@@ -312,34 +331,46 @@ private:
     Spare::Block new_bytes(int64_t bytes) const {
         Spare::Block spare = Spare::taken(bytes);
         if (spare.second.is_valid()) return spare;
-        const nb::object size = nb::int_(bytes);
-        nb::object found = nb::steal(PyObject_CallOneArg(bytes_of_.ptr(), size.ptr()));
-        if (!found.is_valid()) throw nb::python_error();
-        return {bytes, std::move(found)};
+        return {bytes, New::made(empty_strided_.ptr(), New::described({bytes}, uint8_.ptr()))};
     }
 
-    // How a tensor is made: `new_empty` of one like it, and its sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N; as users
-    // have them -5 for T, -6 for B, and -7 for the B of states. In one line, they are how many elements it has: a number, and so many
-    // times B and N.
+    // What a tensor that goes out is like. sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N; as users have them -5 for T, -6
+    // for B, and -7 for the B of states. In one line, they are how many elements it has: a number, and so many times B and N.
     struct New {
-        nb::object new_empty;
+        nb::object dtype;
         std::vector<int64_t> sizes;
         bool in_line;
+        mutable std::vector<int64_t> latest{-1};
+        mutable nb::object arguments;  // of these sizes
 
-        nb::object operator()(const Counts& counts) const {
-            if (in_line) return called_with(nb::int_(sizes[0] + sizes[1] * counts.batch + sizes[2] * counts.of[ALL]));
-            const int64_t known[] = {counts.of[GIVEN_BATCH], counts.given_batch, counts.given_batch ? counts.of[GIVEN_STEPS] / counts.given_batch : 0, counts.of[ALL], counts.steps + 1,
-                                     counts.batch, counts.steps};
-            nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(sizes.size())));
-            for (size_t d = 0; d < sizes.size(); d++) {
-                const int64_t size = sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 7];
-                PyTuple_SET_ITEM(shape.ptr(), Py_ssize_t(d), PyLong_FromLongLong(size));
+        nb::object operator()(PyObject* empty_strided, const Counts& counts) const {
+            int64_t known[] = {counts.of[GIVEN_BATCH], counts.given_batch, counts.given_batch ? counts.of[GIVEN_STEPS] / counts.given_batch : 0, counts.of[ALL], counts.steps + 1,
+                               counts.batch, counts.steps};
+            if (in_line) known[0] = sizes[0] + sizes[1] * counts.batch + sizes[2] * counts.of[ALL];
+            const size_t dimensions = in_line ? 1 : sizes.size();
+            bool same = latest.size() == dimensions;
+            latest.resize(dimensions);
+            for (size_t d = 0; d < dimensions; d++) {
+                const int64_t size = in_line ? known[0] : sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 7];
+                same = same && latest[d] == size, latest[d] = size;
             }
-            return called_with(shape);
+            if (!same || !arguments.is_valid()) arguments = described(latest, dtype.ptr());
+            return made(empty_strided, nb::object(arguments));  // held, as another thread may ask amid it
         }
 
-        nb::object called_with(const nb::object& shape) const {
-            nb::object found = nb::steal(PyObject_CallOneArg(new_empty.ptr(), shape.ptr()));
+        // The arguments of `empty_strided` for a tensor in order.
+        static nb::object described(const std::vector<int64_t>& sizes, PyObject* dtype) {
+            const nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(sizes.size()))), strides = nb::steal(PyTuple_New(Py_ssize_t(sizes.size())));
+            int64_t stride = 1;
+            for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 1 ? sizes[d] : 1) {
+                PyTuple_SET_ITEM(shape.ptr(), Py_ssize_t(d), PyLong_FromLongLong(sizes[d]));
+                PyTuple_SET_ITEM(strides.ptr(), Py_ssize_t(d), PyLong_FromLongLong(stride));
+            }
+            return nb::steal(PyTuple_Pack(3, shape.ptr(), strides.ptr(), dtype));
+        }
+
+        static nb::object made(PyObject* empty_strided, const nb::object& arguments) {
+            nb::object found = nb::steal(PyObject_Call(empty_strided, arguments.ptr(), nullptr));
             if (!found.is_valid()) throw nb::python_error();
             return found;
         }
@@ -540,7 +571,7 @@ private:
     std::vector<Carried> carried_;
     int64_t row_bytes_ = 0;         // of all values of a row of a step
     std::vector<int64_t> given_;  // the place of every input, or -1
-    nb::object failed_, threads_, empty_, bytes_of_;
+    nb::object failed_, threads_, empty_, empty_strided_, uint8_;
     std::vector<Place> places_;
     std::vector<char> zeros_;  // a row of them; where memory is poisoned, NaN behind it
     std::vector<New> new_;

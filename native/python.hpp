@@ -56,6 +56,9 @@ ELMAN_ATTRIBUTE(PyFunction_GET_KW_DEFAULTS, "__kwdefaults__")
 
 namespace elman {
 
+// Multiplications and the like that take less time than getting Python's lock again may.
+constexpr int64_t ALONE = 1 << 18;
+
 // The dict of a class, which the class goes on holding.
 inline PyObject* entries_of(PyObject* kind) {
 #if defined(Py_LIMITED_API)

@@ -204,8 +204,6 @@ private:
         Turn& operator=(const Turn&) = delete;
     };
 
-    static constexpr int64_t ALONE = 1 << 18;  // work that takes less time than getting Python's lock again may
-
     // What a step reads or writes.
     struct Leaf {
         nb::object dtype, array_dtype;

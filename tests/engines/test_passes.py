@@ -308,12 +308,14 @@ def test_a_call_of_other_sizes_amid_another(monkeypatch: pytest.MonkeyPatch) -> 
     amid: list[Callable[[], Any]] = []
 
     def made(*given: Any) -> Any:
-        def memory(size: int) -> torch.Tensor:
-            if amid:
-                amid.pop()()
-            return given[-1](size)
+        *others, empty_strided, uint8 = given
 
-        return native.Pass(*given[:-1], memory)
+        def memory(sizes: Any, strides: Any, dtype: torch.dtype) -> torch.Tensor:
+            if amid and dtype is uint8:
+                amid.pop()()
+            return empty_strided(sizes, strides, dtype)
+
+        return native.Pass(*others, memory, uint8)
 
     monkeypatch.setattr(passes, "compiled", SimpleNamespace(**{**vars(passes.compiled), "Pass": made}))
     rnn, generator = (
@@ -331,6 +333,26 @@ def test_a_call_of_other_sizes_amid_another(monkeypatch: pytest.MonkeyPatch) -> 
     found = gradients(300, 9, [lambda: torch.autograd.grad(few, list(rnn.parameters()))])
     assert not amid
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_tensors_come_from_either_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own is faster, and nothing that PyTorch has promised."""
+    asked: list[torch.dtype] = []
+
+    def counted(sizes: Any, strides: Any, dtype: torch.dtype) -> torch.Tensor:
+        asked.append(dtype)
+        return passes.plain(sizes, strides, dtype)
+
+    monkeypatch.setattr(passes, "empty_strided", counted)
+    cell, x = elman.cells.LSTM(3, 19), torch.randn(7, 2, 3)
+
+    def results(engine: str) -> list[torch.Tensor]:
+        outputs, _ = elman.Recurrent(cell, engine=engine, batch_first=False)(x)
+        return [outputs, *torch.autograd.grad(outputs.sum(), list(cell.parameters()))]
+
+    for found, wanted in zip(results("native"), results("reference"), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert torch.float32 in asked
 
 
 def test_what_has_no_form_is_said() -> None:
