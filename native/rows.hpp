@@ -44,12 +44,14 @@ struct Moving {
     char* to;
 
     void run(int64_t first, int64_t last) const {
+        const bool evenly = inner == 1 || inner * inner_step == outer_step;  // a division takes as long as a row
+        const int64_t step = inner == 1 ? outer_step : inner_step;
         for (int64_t i = first; i < last; i++) {
             char* at = to + i * width;
             if (index[i] >= rows)
                 std::memset(at, 0, size_t(width));
             else
-                std::memcpy(at, from + index[i] / inner * outer_step + index[i] % inner * inner_step, size_t(width));
+                std::memcpy(at, from + (evenly ? index[i] * step : index[i] / inner * outer_step + index[i] % inner * inner_step), size_t(width));
         }
     }
 

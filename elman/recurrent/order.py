@@ -45,8 +45,10 @@ def warn_if_unclear(layer: Any, x: Any) -> None:
     """Say once, of a layer that has not been told, that T = B hides which of them comes first."""
     if layer.order_is_said or isinstance(x, PackedSequence):
         return
-    leaves = [x] if isinstance(x, Tensor) else pytree.tree_leaves(x)
-    shape = next((leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), ())
+    if isinstance(x, Tensor):
+        shape = x.shape
+    else:
+        shape = next((leaf.shape for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)), ())
     if len(shape) < 2 or shape[0] != shape[1] or shape[0] < 2:
         return
     layer.order_is_said = True
