@@ -78,9 +78,15 @@ def _brief(words: str, rows: Mapping[str, Mapping[str, Line]], peers: Sequence[s
         cells = [_number(any_line.ours_seconds * each)]
         for peer in peers:
             line = lines.get(peer) or lines.get(peer.replace("GRU", kind.upper()))
-            cells.append("" if line is None else f"{_number(line.peer_seconds * each)} ({line.ratio:.2g}×)")
+            cells.append(
+                "" if line is None else f"{_number(line.peer_seconds * each)} ({_times(line.ratio)}×)"
+            )
         made.append(f"| {CELLS[kind]}, {sizes} | {' | '.join(cells)} |")
     return made
+
+
+def _times(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _number(value: float) -> str:

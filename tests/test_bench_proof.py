@@ -219,3 +219,8 @@ def test_other_packages_layers_agree(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_newtons_solver_agrees(kind: str) -> None:
     assert set(newton.ways(kind, 12, 2, 6)) == {OURS, NEWTON}
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.954, "0.95"), (8.84, "8.8"), (11.4, "11"), (103.2, "103")])
+def test_ratios_of_any_size_are_written_as_numbers(value: float, said: str) -> None:
+    assert proof._times(value) == said
