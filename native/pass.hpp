@@ -124,6 +124,8 @@ public:
         zeros_.assign(size_t(widest), 0);
         if (poisoned) zeros_.resize(size_t(widest + BEHIND), char(0xff));
         for (const nb::handle one : made) new_.push_back({nb::borrow(one[0]), numbers(one[1]), PyTuple_Check(nb::object(one[1]).ptr()) != 0});
+        for (const New& one : new_)
+            if (one.sizes.size() > New::MOST) throw std::invalid_argument("more dimensions than a tensor may have");
         for (const nb::handle one : pieces) pieces_.push_back(piece(one));
         for (const nb::handle one : outcomes) {
             const auto n = numbers(one);
@@ -331,7 +333,7 @@ private:
     Spare::Block new_bytes(int64_t bytes) const {
         Spare::Block spare = Spare::taken(bytes);
         if (spare.second.is_valid()) return spare;
-        return {bytes, New::made(empty_strided_.ptr(), New::described({bytes}, uint8_.ptr()))};
+        return {bytes, New::made(empty_strided_.ptr(), New::described(&bytes, 1, uint8_.ptr()))};
     }
 
     // What a tensor that goes out is like. sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N; as users have them -5 for T, -6
@@ -340,29 +342,28 @@ private:
         nb::object dtype;
         std::vector<int64_t> sizes;
         bool in_line;
-        mutable std::vector<int64_t> latest{-1};
+        mutable std::vector<int64_t> latest;
         mutable nb::object arguments;  // of these sizes
+        static constexpr size_t MOST = 64;  // dimensions, as PyTorch has them
 
         nb::object operator()(PyObject* empty_strided, const Counts& counts) const {
             int64_t known[] = {counts.of[GIVEN_BATCH], counts.given_batch, counts.given_batch ? counts.of[GIVEN_STEPS] / counts.given_batch : 0, counts.of[ALL], counts.steps + 1,
                                counts.batch, counts.steps};
             if (in_line) known[0] = sizes[0] + sizes[1] * counts.batch + sizes[2] * counts.of[ALL];
             const size_t dimensions = in_line ? 1 : sizes.size();
-            bool same = latest.size() == dimensions;
-            latest.resize(dimensions);
-            for (size_t d = 0; d < dimensions; d++) {
-                const int64_t size = in_line ? known[0] : sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 7];
-                same = same && latest[d] == size, latest[d] = size;
-            }
-            if (!same || !arguments.is_valid()) arguments = described(latest, dtype.ptr());
-            return made(empty_strided, nb::object(arguments));  // held, as another thread may ask amid it
+            int64_t now[MOST];
+            for (size_t d = 0; d < dimensions; d++) now[d] = in_line ? known[0] : sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 7];
+            if (arguments.is_valid() && std::equal(latest.begin(), latest.end(), now, now + dimensions)) return made(empty_strided, nb::object(arguments));
+            const nb::object found = described(now, dimensions, dtype.ptr());  // where anything may run, a call of other sizes too
+            latest.assign(now, now + dimensions), arguments = found;
+            return made(empty_strided, found);
         }
 
         // The arguments of `empty_strided` for a tensor in order.
-        static nb::object described(const std::vector<int64_t>& sizes, PyObject* dtype) {
-            const nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(sizes.size()))), strides = nb::steal(PyTuple_New(Py_ssize_t(sizes.size())));
+        static nb::object described(const int64_t* sizes, size_t dimensions, PyObject* dtype) {
+            const nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(dimensions))), strides = nb::steal(PyTuple_New(Py_ssize_t(dimensions)));
             int64_t stride = 1;
-            for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 1 ? sizes[d] : 1) {
+            for (size_t d = dimensions; d-- > 0; stride *= sizes[d] > 1 ? sizes[d] : 1) {
                 PyTuple_SET_ITEM(shape.ptr(), Py_ssize_t(d), PyLong_FromLongLong(sizes[d]));
                 PyTuple_SET_ITEM(strides.ptr(), Py_ssize_t(d), PyLong_FromLongLong(stride));
             }
