@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -397,31 +396,3 @@ def test_what_nothing_flows_back_to_is_zeros_in_a_delay_too(reverse: bool) -> No
             torch.autograd.grad(one.square().sum(), x, retain_graph=True)[0] for one in (got, expected)
         )
         torch.testing.assert_close(ours, theirs)
-
-
-def test_a_call_of_other_sizes_while_a_tensor_is_described() -> None:
-    """Python may collect wherever it makes a tuple, and run anything then."""
-    rnn = elman.Recurrent(elman.cells.Elman(3, 5), batch_first=False)
-    few, many = torch.randn(1, 1, 3), torch.randn(9, 7, 3)
-    busy = False
-
-    def amid(phase: str, info: dict[str, int]) -> None:
-        nonlocal busy
-        if phase == "start" and not busy:
-            busy = True
-            with torch.no_grad():
-                rnn(few)
-            busy = False
-
-    with torch.no_grad():
-        wanted = {length: rnn(many[:length])[0].clone() for length in (9, 8)}
-        threshold = gc.get_threshold()
-        gc.callbacks.append(amid)
-        try:
-            gc.set_threshold(1, 1, 1)
-            for i in range(60):
-                length = 9 - i % 2
-                assert torch.equal(rnn(many[:length])[0], wanted[length])
-        finally:
-            gc.callbacks.remove(amid)
-            gc.set_threshold(*threshold)
