@@ -75,7 +75,7 @@ class Executable:
         self._packing: dict[str | engines.Engine, PlanFunction | None] = {}
         self._bytes: dict[tuple[str | engines.Engine, bool], Callable[[int, int, int], int]] = {}
         self._prepared: dict[str | engines.Engine, tuple[Plan, StageMaker, Runner | None]] = {}
-        self._plain: PlanFunction | None = None  # what an engine's own function takes the place of
+        self._plain: dict[str | engines.Engine, PlanFunction] = {}  # what an engine's own takes the place of
 
     def run(self, call: Call, tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """Outputs in the order of the circuit's, for inputs in the order of the circuit's, noise left out.
@@ -172,9 +172,11 @@ class Executable:
         def plain(*args: Any) -> tuple[Tensor, ...]:
             executable = this()
             assert executable is not None
-            if executable._plain is None:
-                executable._plain = executable._emitted(wanted, False, drawn=True)
-            return executable._plain(*args)
+            if (function := executable._plain.get(wanted)) is None:
+                function = executable._plain.setdefault(
+                    wanted, executable._emitted(wanted, False, drawn=True)
+                )
+            return function(*args)
 
         prepared = self.prepared(wanted)[0]
         passed = engine.passed(prepared, self.ends, self.single, plain, ragged, laid, self.keeps, self.reads)

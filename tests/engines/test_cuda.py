@@ -79,6 +79,14 @@ def test_the_same_numbers_recorded(recorder: Pretended, name: str) -> None:
     assert recorder.replayed == 6
 
 
+def test_a_recording_is_of_its_own_engine(recorder: Pretended) -> None:
+    """What another engine runs in place of its passes, where there is no row, is not what is recorded."""
+    cell, x = elman.cells.Elman(5, 19).double(), torch.randn(40, 8, 5, dtype=torch.float64)
+    elman.Recurrent(cell, engine="auto")(x[:, :0])
+    ours, plain = elman.Recurrent(cell, engine=recorder.engine), elman.Recurrent(cell, engine="reference")
+    assert torch.equal(ours(x)[0], plain(x)[0])
+
+
 def test_results_are_the_callers(recorder: Pretended) -> None:
     """Neither the next call nor whoever writes into them changes what a call gave."""
     rnn = elman.Recurrent(elman.cells.Elman(3, 4).double(), engine=recorder.engine)
