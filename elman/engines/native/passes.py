@@ -31,13 +31,14 @@ from elman.segments import Layout
 from elman.segments.timeline import Packing
 
 
-def plain(sizes: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def empty_by_torch(sizes: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory on the CPU by PyTorch's public function. sizes, strides: in elements."""
     return torch.empty_strided(sizes, strides, dtype=dtype, device="cpu")
 
 
 # What PyTorch's own compiled code asks for tensors, in a third of `new_empty`'s time. Its name is PyTorch's business.
 empty_strided: Callable[[Sequence[int], Sequence[int], torch.dtype], torch.Tensor] = getattr(
-    guards, "_empty_strided_cpu", plain
+    guards, "_empty_strided_cpu", empty_by_torch
 )
 
 
