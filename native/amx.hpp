@@ -214,6 +214,15 @@ INLINE void pack_weight(const T* w, int64_t sk, int64_t sn, int64_t K, int64_t N
     pack<T>(w, sk, sn, K, N, to);
 }
 
+// Where column n, the first of a panel, is packed.
+template <class T>
+INLINE T* packed_at(T* to, int64_t K, int64_t n) {
+#if defined(__AMX_BF16__)
+    if (in_halves<T>(K)) return to + n / (2 * SIDE) * tiles_of(K) * 2 * TILE;  // words, as a float is one
+#endif
+    return to + n * K;
+}
+
 template <class T>
 INLINE void weighted(const T* a, int64_t lda, const T* w, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t rows, int64_t first, int64_t stop) {
 #if defined(__AMX_BF16__)

@@ -92,8 +92,12 @@ static void perform(const Op& op, Frame& f) {
 
 INLINE int64_t rounded(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
-// Rows that go through a step together: so many that what they leave behind stays in the nearer caches.
-INLINE int64_t block_rows(const Program& p) {
+constexpr int64_t AT_ONCE = 64;  // rows of the largest
+
+// Rows that go through a step together: so many that what they leave behind stays in the nearer caches. Of one step, all of
+// a few, so that each weight is gone through once.
+INLINE int64_t block_rows(const Program& p, const Call& c) {
+    if (c.steps == 1 && c.batch <= AT_ONCE) return c.batch > TALLEST ? c.batch : TALLEST;
     const int64_t fitting = (192 << 10) / (p.scratch_bytes + 1) / TALLEST * TALLEST;
     return fitting < TALLEST ? TALLEST : fitting > 36 ? 36 : fitting;
 }
@@ -104,9 +108,10 @@ INLINE int64_t state_bytes(const Program& p, int64_t rows) {
     return total;
 }
 
-// Few rows and large products: share out columns. (A row's product of 128 by 128 takes 0.7 us, a meeting 0.2.)
+// Few rows or one step, and large products: share out columns, so that a weight is read, and packed, by one thread. (A row's product of
+// 128 by 128 takes 0.7 us, a meeting 0.2.)
 INLINE bool by_columns(const Program& p, const Call& c) {
-    return c.batch < c.threads && !c.sizes && p.widest >= 2 * 128 * 128;
+    return (c.batch < c.threads || (c.steps == 1 && c.batch <= AT_ONCE)) && !c.sizes && p.widest >= 2 * 128 * 128;
 }
 
 // No more threads than these are of use.
@@ -118,7 +123,7 @@ INLINE int64_t team_size(const Program& p, const Call& c) {
 // Whether each weight is read once, by one thread: then products pack it piece by piece, and a piece stays in the cache until
 // it is read.
 INLINE bool packs_later(const Program& p, const Call& c) {
-    return !c.prepared && c.steps == 1 && c.batch <= block_rows(p) && (by_columns(p, c) || team_size(p, c) == 1);
+    return !c.prepared && c.steps == 1 && c.batch <= block_rows(p, c) && (by_columns(p, c) || team_size(p, c) == 1);
 }
 
 struct Share {
@@ -226,7 +231,7 @@ struct Loop {
     }
 
     void run_rows(Share rows, char* memory, int part, int parts, bool called) {
-        const int64_t mine = rows.stop - rows.first, block = block_rows(p);
+        const int64_t mine = rows.stop - rows.first, block = block_rows(p, c);
         char* base[MOST_BUFFERS];
         int64_t stride[MOST_BUFFERS];
         char *current[MOST_STATES], *spare[MOST_STATES], *other[MOST_STATES];
@@ -378,35 +383,66 @@ struct Loop {
     }
 };
 
-// Packs weights and spreads what does not change.
+// Packs weights and spreads what does not change. The columns of weights are shared out, where a team goes on with them.
 template <class T>
-static Failure prepare(const Program& p, const Call& c, char* prepared) {
+struct Preparing {
+    const Program& p;
+    const Call& c;
     char* base[MOST_BUFFERS];
     int64_t stride[MOST_BUFFERS] = {};
-    for (int64_t b = 0; b < p.buffer_count; b++) {
-        const Buffer& buffer = p.buffers[b];
-        base[b] = buffer.kind == constant ? c.constants[buffer.index].data : buffer.kind == elman::prepared ? prepared + buffer.offset : nullptr;
+    int64_t packs = 0;  // elements
+
+    Preparing(const Program& program, const Call& call, char* prepared) : p(program), c(call) {
+        for (int64_t b = 0; b < p.buffer_count; b++) {
+            const Buffer& buffer = p.buffers[b];
+            base[b] = buffer.kind == constant ? c.constants[buffer.index].data : buffer.kind == elman::prepared ? prepared + buffer.offset : nullptr;
+        }
     }
-    Frame f = {base, stride, 1, 0, 1, {}};
-    const bool later = packs_later(p, c);
-    for (int64_t i = 0; i < p.prepares; i++) {
-        const Op& op = p.prepare[i];
-        if (later && op.packing >= 0) continue;
-        const Operand &to = op.operand[0], &from = op.operand[1];
-        if (op.code == code_product)  // to pack: packed, weight with strides of k and n
-            pack_weight<T>(f.at<T>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<T>(to));
-        else if (op.code == code_product_bfloat16)
-            pack_halves(f.at<float>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<uint32_t>(to));
-        else if (op.code == code_product_int8)
-            pack_bytes(f.at<float>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<float>(to));
-        else
-            perform<T>(op, f);
+
+    bool packs_now(const Op& op) const { return op.code == code_product && !(op.packing >= 0 && packs_later(p, c)); }
+
+    // All but weights, which nothing else reads.
+    Failure spread() {
+        Frame f = {base, stride, 1, 0, 1, {}};
+        for (int64_t i = 0; i < p.prepares; i++) {
+            const Op& op = p.prepare[i];
+            const Operand &to = op.operand[0], &from = op.operand[1];
+            if (op.code == code_product)
+                packs += packs_now(op) ? op.k * op.size[3] : 0;
+            else if (op.code == code_product_bfloat16)
+                pack_halves(f.at<float>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<uint32_t>(to));
+            else if (op.code == code_product_int8)
+                pack_bytes(f.at<float>(from), from.stride[0], from.stride[1], op.k, op.size[3], f.at<float>(to));
+            else
+                perform<T>(op, f);
+        }
+        return f.failure;
     }
-    return f.failure;
+
+    void pack(int part, int parts) {
+        const Frame f = {base, stride, 1, part, parts, {}};
+        for (int64_t i = 0; i < p.prepares; i++) {
+            const Op& op = p.prepare[i];  // packed, weight with strides of k and n
+            if (!packs_now(op)) continue;
+            const Operand &to = op.operand[0], &from = op.operand[1];
+            const int64_t first = f.share(op.size[3], part), stop = f.share(op.size[3], part + 1);
+            if (first < stop)
+                pack_weight<T>(f.at<T>(from) + first * from.stride[1], from.stride[0], from.stride[1], op.k, stop - first, packed_at(f.at<T>(to), op.k, first));
+        }
+    }
+};
+
+template <class T>
+static Failure prepare(const Program& p, const Call& c, char* prepared) {
+    Preparing<T> all(p, c, prepared);
+    const Failure failed = all.spread();
+    if (failed.happened || !all.packs) return failed;
+    run_team(all.packs < (1 << 16) ? 1 : int(team_size(p, c)), [](void* argument, int part, int parts) { static_cast<Preparing<T>*>(argument)->pack(part, parts); }, &all);
+    return failed;
 }
 
 INLINE int64_t arena_bytes(const Program& p, const Call& c) {
-    const int64_t block = block_rows(p);
+    const int64_t block = block_rows(p, c);
     return rounded((block < c.batch ? block : c.batch) * p.scratch_bytes) + state_bytes(p, c.batch) + 4 * LINE;
 }
 

@@ -16,6 +16,7 @@ namespace ELMAN_ISA {
 
 constexpr int64_t BROAD = 256;   // columns
 constexpr int64_t HIGH = 8;      // strips of rows
+constexpr int64_t SHALLOW = 512;  // rows; with fewer of them threads had better not pack the same columns, each for itself
 
 template <class T>
 constexpr int64_t packed_elements = DEEP * BROAD + DEEP * HIGH * TALLEST + 2 * 64 / int64_t(sizeof(T));
@@ -97,8 +98,9 @@ static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
         first += unpacked<T>(a + piece.first_row * p.a_row, p.a_row, b + first * p.b_column, p.b_row, p.b_column, p.k,
                              start ? start + piece.first_row * p.start_row + first : nullptr, p.start_row,
                              out + piece.first_row * p.out_row + first, p.out_row, rows, piece.stop - first);
-    for (int64_t n0 = first; n0 < piece.stop; n0 += BROAD) {
-        const int64_t n1 = piece.stop - n0 < BROAD ? piece.stop : n0 + BROAD;
+    const int64_t broad = count > 2 ? BROAD : P;  // for few rows what is packed is read at once, out of the nearest cache
+    for (int64_t n0 = first; n0 < piece.stop; n0 += broad) {
+        const int64_t n1 = piece.stop - n0 < broad ? piece.stop : n0 + broad;
         int64_t k0 = piece.first_k;
         do {
             const int64_t K = piece.stop_k - k0 < DEEP ? piece.stop_k - k0 : DEEP;
@@ -212,11 +214,14 @@ struct Multiplying {
             for (int64_t i = 0; i < count; i++) {
                 const Matrices& p = products[i];
                 Piece piece = {0, p.m, 0, p.n, 0, p.k};
-                if (!p.sums && p.m == all) {
+                if (!p.sums && p.m == all && (p.m >= SHALLOW || p.n < 2 * threads * PANEL<T>)) {
                     piece.first_row = r0 + shared(r1 - r0, 1, thread, threads), piece.stop_row = r0 + shared(r1 - r0, 1, thread + 1, threads);
                 } else {
-                    if (p.k == all) piece.first_k = r0, piece.stop_k = r1;
-                    if (!p.sums && p.m >= p.n)
+                    if (p.m == all && !p.sums)
+                        piece.first_row = r0, piece.stop_row = r1;
+                    else if (p.k == all)
+                        piece.first_k = r0, piece.stop_k = r1;
+                    if (!p.sums && p.m >= p.n && p.m != all)
                         piece.first_row = shared(p.m, 1, thread, threads), piece.stop_row = shared(p.m, 1, thread + 1, threads);
                     else
                         piece.first = shared(p.n, PANEL<T>, thread, threads), piece.stop = shared(p.n, PANEL<T>, thread + 1, threads);

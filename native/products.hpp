@@ -48,17 +48,15 @@ void pack(const T* w, int64_t sk, int64_t sn, int64_t K, int64_t N, T* to) {
         }
         if (width < P)
             for (int64_t i = 0; i < K * P; i++) to[i] = 0;
-        constexpr int L = LANES<T>;
+        constexpr int L = LANES<T>, A = AT_A_TIME<T>;
         const int64_t across = sk == 1 ? width / L * L : 0;  // columns that are turned in registers
         for (int64_t j = 0; j < across; j += L) {
             int64_t k = 0;
-            for (; k + L <= K; k += L) {
-                Vec<T> rows[L];
+            for (; k + A <= K; k += A) {
+                Vec<T> columns[A];
+                load_turned<T>(from + j * sn + k, sn, columns);
 #pragma GCC unroll 16
-                for (int i = 0; i < L; i++) rows[i] = load(from + (j + i) * sn + k);
-                transpose<T>(rows);
-#pragma GCC unroll 16
-                for (int i = 0; i < L; i++) store<T>(to + (k + i) * P + j, rows[i]);
+                for (int i = 0; i < A; i++) store<T>(to + (k + i) * P + j, columns[i]);
             }
             for (; k < K; k++)
                 for (int64_t i = j; i < j + L; i++) to[k * P + i] = from[k + i * sn];
@@ -203,12 +201,12 @@ void product(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, co
 }
 
 // R rows times whole panels of a weight as it lies, its columns (TURNED) or its rows in order, `apart` elements from one to the next:
-// a square of it is turned in registers, and read there. The chains are those of a tile.
+// a part of it is turned in registers, and read there. The chains are those of a tile.
 template <class T, int R, bool TURNED>
 ONCE void unpacked(const T* a, int64_t lda, const T* w, int64_t apart, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo, int64_t columns) {
-    constexpr int L = LANES<T>;
+    constexpr int L = LANES<T>, A = AT_A_TIME<T>;
 #define ELMAN_BOTH _Pragma("GCC unroll 2") for (int h = 0; h < 2; h++)
-#define ELMAN_EACH _Pragma("GCC unroll 2") for (int r = 0; r < R; r++)
+#define ELMAN_EACH _Pragma("GCC unroll 8") for (int r = 0; r < R; r++)
     for (int64_t n = 0; n < columns; n += 2 * L) {
         const T* const here[2] = {TURNED ? w + n * apart : w + n, TURNED ? w + (n + L) * apart : w + n + L};
         Vec<T> total[R][2];
@@ -217,14 +215,16 @@ ONCE void unpacked(const T* a, int64_t lda, const T* w, int64_t apart, int64_t K
             const int64_t begin = k, stop = K - k < DEEP ? K : k + DEEP;
             Vec<T> sum[R][2];
             ELMAN_EACH ELMAN_BOTH sum[r][h] = start && !begin ? load(start + r * lds + n + h * L) : Vec<T>{};
-            for (; k + L <= stop; k += L)
+            for (; k + A <= stop; k += A)
                 ELMAN_BOTH {
-                    Vec<T> rows[L];
+                    Vec<T> rows[A];
+                    if constexpr (TURNED)
+                        load_turned<T>(here[h] + k, apart, rows);
+                    else
 #pragma GCC unroll 16
-                    for (int i = 0; i < L; i++) rows[i] = load(TURNED ? here[h] + i * apart + k : here[h] + (k + i) * apart);
-                    if constexpr (TURNED) transpose<T>(rows);
+                        for (int i = 0; i < A; i++) rows[i] = load(here[h] + (k + i) * apart);
 #pragma GCC unroll 16
-                    for (int i = 0; i < L; i++) ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k + i]) * rows[i];
+                    for (int i = 0; i < A; i++) ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k + i]) * rows[i];
                 }
             for (; k < stop; k++)
                 ELMAN_BOTH {
@@ -240,15 +240,25 @@ ONCE void unpacked(const T* a, int64_t lda, const T* w, int64_t apart, int64_t K
 #undef ELMAN_EACH
 }
 
-// How many of so many columns were made in this way: whole panels of them, of a row or two, and a weight that lies in order one way or the
+constexpr int MOST_UNPACKED = TALLEST * 2 / 3;  // rows; with more of them sums and columns would not fit the registers
+
+// How many of so many columns were made in this way: whole panels of them, of a few rows, and a weight that lies in order one way or the
 // other.
 template <class T>
 static int64_t unpacked(const T* a, int64_t lda, const T* w, int64_t sk, int64_t sn, int64_t K, const T* start, int64_t lds, T* out, int64_t ldo,
                         int64_t rows, int64_t columns) {
-    if (rows > 2 || (sk != 1 && sn != 1)) return 0;
+    if (rows > MOST_UNPACKED || (sk != 1 && sn != 1)) return 0;
     columns = columns / PANEL<T> * PANEL<T>;
-    const auto multiply = sk == 1 ? (rows == 1 ? unpacked<T, 1, true> : unpacked<T, 2, true>) : (rows == 1 ? unpacked<T, 1, false> : unpacked<T, 2, false>);
-    multiply(a, lda, w, sk == 1 ? sn : sk, K, start, lds, out, ldo, columns);
+    const int64_t apart = sk == 1 ? sn : sk;
+    switch (rows) {
+#define ELMAN_UNPACKED(R) \
+    case R:                           \
+        if constexpr (R <= MOST_UNPACKED) \
+            (sk == 1 ? unpacked<T, R, true> : unpacked<T, R, false>)(a, lda, w, apart, K, start, lds, out, ldo, columns); \
+        break;
+        ELMAN_HEIGHTS(ELMAN_UNPACKED)
+#undef ELMAN_UNPACKED
+    }
     return columns;
 }
 

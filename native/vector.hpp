@@ -7,6 +7,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #ifndef ELMAN_ISA
 #error "say which instruction set this file is compiled for: -DELMAN_ISA=plain, avx2 or avx512"
 #endif
@@ -130,32 +134,102 @@ INLINE Vec<T> select(Bits<T> mask, Vec<T> a, Vec<T> b) {
 
 // --- turning a square of LANES x LANES elements --------------------------------------------------------------------------
 
-// Lane i of a with bit S of i clear, else lane i - S of b; and the other half: lane i + S of a where it is clear, else b.
-template <class T, int S, int... I>
-INLINE void exchange(Vec<T>& a, Vec<T>& b, Lanes<I...>) {
-    constexpr int L = LANES<T>;
+// a and b, lane by lane: FROM says which lane of both goes to lane i, counting those of b behind those of a.
+template <class T, class From, int... I>
+INLINE Vec<T> mixed(Vec<T> a, Vec<T> b, Lanes<I...>) {
 #if defined(__clang__)
-    const Vec<T> x = __builtin_shufflevector(a, b, (I & S ? L + I - S : I)...);
-    const Vec<T> y = __builtin_shufflevector(a, b, (I & S ? L + I : I + S)...);
+    return __builtin_shufflevector(a, b, From::lane(I)...);
 #else
-    const Vec<T> x = __builtin_shuffle(a, b, Bits<T>{(I & S ? L + I - S : I)...});
-    const Vec<T> y = __builtin_shuffle(a, b, Bits<T>{(I & S ? L + I : I + S)...});
+    return __builtin_shuffle(a, b, Bits<T>{From::lane(I)...});
 #endif
+}
+
+// Lane i of a with bit S of i clear, else lane i - S of b; and the OTHER half: lane i + S of a where it is clear, else b.
+template <int L, int S, bool OTHER>
+struct Exchanged {
+    static constexpr int lane(int i) { return (OTHER ? (i & S ? L + i : i + S) : (i & S ? L + i - S : i)); }
+};
+
+// Of each block of 16 bytes, E elements, the first half of a's and the first half of b's, G at a time in turns; and the OTHER halves.
+template <int L, int E, int G, bool OTHER>
+struct Zipped {
+    static constexpr int lane(int i) { return i / E * E + i % E / (2 * G) * G + i % G + (OTHER ? E / 2 : 0) + (i % E / G % 2 ? L : 0); }
+};
+
+template <class T, class One, class Other>
+INLINE void both(Vec<T>& a, Vec<T>& b) {
+    typedef typename Counted<LANES<T>>::type All;
+    const Vec<T> x = mixed<T, One>(a, b, All{}), y = mixed<T, Other>(a, b, All{});
     a = x, b = y;
 }
 
-template <class T, int S>
-INLINE void exchange_all(Vec<T>* rows) {
+template <class T>
+constexpr int IN_BLOCK = 16 / int(sizeof(T));
+
+// Blocks of 16 bytes change places, of N vectors, those S elements apart and nearer.
+template <class T, int N, int S>
+INLINE void exchange(Vec<T>* rows) {
+    if constexpr (S >= IN_BLOCK<T>) {
 #pragma GCC unroll 16
-    for (int i = 0; i < LANES<T>; i++)
-        if (!(i & S)) exchange<T, S>(rows[i], rows[i + S], typename Counted<LANES<T>>::type{});
-    if constexpr (S > 1) exchange_all<T, S / 2>(rows);
+        for (int i = 0; i < N; i++)
+            if (!(i & S)) both<T, Exchanged<LANES<T>, S, false>, Exchanged<LANES<T>, S, true>>(rows[i], rows[i + S]);
+        exchange<T, N, S / 2>(rows);
+    }
+}
+
+// And within them: squares of as many elements as a block has.
+template <class T, int N>
+INLINE void turn_blocks(Vec<T>* rows) {
+    constexpr int L = LANES<T>, E = IN_BLOCK<T>;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i += E) {
+        Vec<T>* const v = rows + i;
+        if constexpr (E == 2) {
+            both<T, Zipped<L, 2, 1, false>, Zipped<L, 2, 1, true>>(v[0], v[1]);
+        } else {
+            both<T, Zipped<L, 4, 1, false>, Zipped<L, 4, 1, true>>(v[0], v[1]);
+            both<T, Zipped<L, 4, 1, false>, Zipped<L, 4, 1, true>>(v[2], v[3]);
+            both<T, Zipped<L, 4, 2, false>, Zipped<L, 4, 2, true>>(v[0], v[2]);
+            both<T, Zipped<L, 4, 2, false>, Zipped<L, 4, 2, true>>(v[1], v[3]);
+            const Vec<T> second = v[2];
+            v[2] = v[1], v[1] = second;
+        }
+    }
 }
 
 // rows[i] becomes what was column i.
 template <class T>
 INLINE void transpose(Vec<T>* rows) {
-    if constexpr (LANES<T> > 1) exchange_all<T, LANES<T> / 2>(rows);
+    exchange<T, LANES<T>, LANES<T> / 2>(rows);
+    turn_blocks<T, LANES<T>>(rows);
+}
+
+// Half a vector from each of two places.
+template <class T>
+INLINE Vec<T> load_halves(const T* left, const T* right) {
+    auto as = [](const T* from) { return reinterpret_cast<const double*>(from); };
+#if defined(__AVX512F__)
+    return (Vec<T>)_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(as(left))), _mm256_loadu_pd(as(right)), 1);
+#elif defined(__AVX__)
+    return (Vec<T>)_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(as(left))), _mm_loadu_pd(as(right)), 1);
+#else
+    (void)as, (void)right;
+    return load(left);
+#endif
+}
+
+// How many columns are turned at once: half a square where vectors are wider than a block, for loading halves is half an exchange.
+template <class T>
+constexpr int AT_A_TIME = ELMAN_VECTOR_BYTES > 16 ? LANES<T> / 2 : LANES<T>;
+
+// columns[i], of so many: element i of LANES lines that are `apart` elements apart.
+template <class T>
+INLINE void load_turned(const T* from, int64_t apart, Vec<T>* columns) {
+    constexpr int N = AT_A_TIME<T>;
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) columns[i] = load_halves(from + i * apart, from + (i + LANES<T> - N) * apart);
+    exchange<T, N, LANES<T> / 4>(columns);
+    turn_blocks<T, N>(columns);
 }
 
 }  // namespace ELMAN_ISA
