@@ -50,14 +50,15 @@ static void fresh_columns_of(const Op& op, const Frame& f, int64_t first, int64_
 
 constexpr int64_t FEW = 4;             // rows; with more of them a product takes longer than reading its weight
 constexpr int64_t SMALL = 32 << 10;  // bytes of a weight that the nearest cache holds anyway
+constexpr int64_t LARGE = 1 << 20;  // bytes of a weight that has to come from far: all rows take some columns while they are there
 
 // A product and those that go through their columns with it: op.together in all, of as many columns each.
 template <class T>
 static void products(const Op& op, const Frame& f) {
     const int64_t N = op.size[3], first = f.share(N, f.part), stop = f.share(N, f.part + 1);
     const Op* const end = &op + op.together;
-    const bool large = op.k * N * int64_t(sizeof(T)) > SMALL;
-    const bool grouped = large && (f.packing || (f.rows <= FEW && (f.back || op.together > 1)));
+    const int64_t bytes = op.k * N * int64_t(sizeof(T));
+    const bool grouped = bytes > SMALL && (f.packing || (bytes > LARGE && f.rows > TALLEST) || (f.rows <= FEW && (f.back || op.together > 1)));
     const int64_t group = grouped ? panels_at_once(f.rows < TALLEST ? int(f.rows) : TALLEST) * PANEL<T> : N, groups = (stop - first + group - 1) / group;
     for (int64_t i = 0; i < groups; i++) {
         const int64_t from = first + (f.back ? groups - 1 - i : i) * group, to = stop - from < group ? stop : from + group;

@@ -102,6 +102,8 @@ ONCE void put_back(const T* from, int64_t width, int64_t rows, int64_t n, T* to,
         }
 }
 
+constexpr int64_t AHEAD = 2048;  // bytes: a tile of many rows asks for a panel's rows that long before it reads them, for one line after another comes too late
+
 // A tile of R rows and Q panels. n: columns of it that exist. TURNED: a is [K, R], as matrices.hpp packs it. add: to what
 // is there already. W: how w is stored; scale: of its columns, where it is SCALED.
 template <class T, int R, int Q, bool TURNED = false, class W = Whole<T>>
@@ -144,7 +146,12 @@ ONCE void tile(const T* a, int64_t lda, const typename W::Stored* w, int64_t K, 
         for (; k < stop; k++) {
             Vec<T> right[2 * Q];
 #pragma GCC unroll 4
-            for (int q = 0; q < Q; q++) W::read(column[q] + k * W::ROW, right[2 * q], right[2 * q + 1]);
+            for (int q = 0; q < Q; q++) {
+                const typename W::Stored* const row = column[q] + k * W::ROW;
+                if (R >= TALLEST / 2 && !TURNED)
+                    for (int64_t next = AHEAD; next < AHEAD + W::ROW * int64_t(sizeof(*row)); next += 64) __builtin_prefetch(reinterpret_cast<const char*>(row) + next);
+                W::read(row, right[2 * q], right[2 * q + 1]);
+            }
 #pragma GCC unroll 16
             for (int r = 0; r < R; r++) {
                 const Vec<T> left = splat<T>(TURNED ? a[k * R + r] : a[r * lda + k]);
