@@ -106,7 +106,7 @@ struct State {
 };
 
 struct Program {
-    const Op* prepare;  // run once at the beginning of a call, by one thread
+    const Op* prepare;  // run once at the beginning of a call, by one thread; a team shares out the columns of weights
     int64_t prepares;
     const Op* ops;
     int64_t count;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,31 +18,28 @@ Tensor = torch.Tensor
 
 
 def machine() -> Machine:
-    """This machine, with the threads that torch has now; measured in a second, once in a process for each number of
-    threads. Without the native engine products are PyTorch's."""
-    return _measured(torch.get_num_threads())
+    """This machine, with the threads that torch has now; measured in a second, once in a process. Without the native
+    engine products are PyTorch's, with all its threads."""
+    return replace(_measured(), threads=torch.get_num_threads())
 
 
-@cached("how fast this machine is", 64)
-def _measured(threads: int) -> Machine:
+@cached("how fast this machine is", 1)
+def _measured() -> Machine:
     n, real = 384, torch.float32  # three matrices that the second cache holds, or the third
     a, b = (torch.linspace(-1, 1, n * n, dtype=real).view(n, n) for _ in range(2))
-    out, line = torch.empty(n, n, dtype=real), torch.ones(NEAR // 8, dtype=real).expand(64, -1)
+    out, lines = torch.empty(n, n, dtype=real), torch.ones(NEAR // 1024, 128, dtype=real)
     x = torch.ones(1, requires_grad=True)
-    name = isa()
-    multiply = None if name is None else compiled.Multiplier(name, False)
-
-    def product() -> None:
-        if multiply is None:
-            torch.mm(a, b, out=out)
-        else:
-            multiply(((a, b, None, out),), threads)
-
+    if (name := isa()) is None:
+        times, product, reading = 1, lambda: torch.mm(a, b, out=out), lambda: lines.sum(0)
+    else:
+        times, multiply = 16, compiled.Multiplier(name, False)  # so often in a call, which then takes no part
+        sums = tuple((None, lines, None, torch.empty(1, 128, dtype=real)) for _ in range(times))
+        product, reading = lambda: multiply(((a, b, None, out),), 1), lambda: multiply(sums, 1)
     with torch.no_grad():
-        one_product, one_read = least(product), least(lambda: line.sum(1))
+        one_product, one_read = least(product), least(reading)
     with torch.enable_grad():
         one_call = least(lambda: torch.autograd.grad(_Empty.apply(x), x))
-    return Machine(2 * n**3 / one_product, line.numel() * 4 / one_read, one_call)
+    return Machine(2 * n**3 / one_product, times * lines.numel() * 4 / one_read, one_call)
 
 
 class _Empty(torch.autograd.Function):

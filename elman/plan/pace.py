@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from elman.circuit import graphs
+from elman.circuit.form import Kind
 from elman.circuit.operations import operation_of
 from elman.plan.form import TIME_OPERATIONS, Plan
 from elman.plan.work import numel, work
@@ -22,6 +23,12 @@ from elman.plan.work import numel, work
 _CURVED = frozenset(
     {"tanh", "sigmoid", "exp", "log", "softplus", "gelu", "erf", "sin", "cos", "pow", "native_layer_norm"}
 )
+GAIN = 0.85  # what another thread adds to a team
+ALONE, LARGE, FEW = (
+    1 << 18,
+    2 * 128 * 128,
+    64,
+)  # multiply-adds that are worth a thread; of a row, and rows, as in native/loop.hpp
 NEAR, FAR = 512_000, 64_000_000  # bytes: what the second cache holds, and what lies in memory
 
 
@@ -30,12 +37,14 @@ class Machine:
     """A machine in three numbers, for `elman.cost(plan, T, B, machine=)`; `elman.machine()` measures this one.
 
     flops: floating-point operations a second of a product of matrices. bandwidth: bytes a second that are read again
-    and again, out of the second cache. call: seconds of an empty `autograd.Function` and its gradient.
+    and again, out of the second cache. call: seconds of an empty `autograd.Function` and its gradient. All on one
+    thread; threads: how many a call may use.
     """
 
     flops: float
     bandwidth: float
     call: float
+    threads: int = 1
 
     def bytes_a_second(self, size: float) -> float:
         """Of what is so large altogether: the larger, the slower, down to a quarter for what no cache holds."""
@@ -56,55 +65,68 @@ class Counts:
     beside: float = 0  # … and operations beside the loop: in operations
     read: float = 0  # bytes of weights, at every step, …
     packed: float = 0  # … made ready once, …
-    moved: float = 0  # … and of sequences
+    moved: float = 0  # … of sequences, …
+    made: float = 0  # … and of the gradients of parameters
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*[getattr(self, f.name) + getattr(other, f.name) for f in fields(self)])
 
+    def shared(self, team: int, columns: bool = False) -> Counts:
+        """What each of a team has to do. columns: whether they share the columns of weights; else each reads all."""
+        alone = {"trained", "tensors", "steps", *(() if columns else ("read",))}
+        by = 1 + GAIN * (team - 1)
+        return Counts(*[getattr(self, f.name) / (1 if f.name in alone else by) for f in fields(self)])
+
     def units(self, machine: Machine) -> dict[str, float]:
         """Each in seconds, before it has a price."""
-        weights, sequences = machine.bytes_a_second(self.packed), machine.bytes_a_second(self.moved)
+        weights, sequences, gradients = map(machine.bytes_a_second, (self.packed, self.moved, self.made))
         by = {
             **dict.fromkeys(("trained", "tensors", "steps"), machine.call),
             **dict.fromkeys(("flops", "curved", "plain", "beside"), 1 / machine.flops),
-            **dict.fromkeys(("read", "packed"), 1 / weights), "moved": 1 / sequences,
+            **dict.fromkeys(("read", "packed"), 1 / weights), "moved": 1 / sequences, "made": 1 / gradients,
         }  # fmt: skip
         return {f.name: getattr(self, f.name) * by[f.name] for f in fields(self)}
 
 
 PRICES = Counts(
-    trained=0.87, tensors=0.065, steps=0.0005, flops=0.97, curved=26, plain=1, beside=15, read=0.57, packed=1.7,
-    moved=2.1,
+    trained=0.9, tensors=0.048, steps=0.0006, flops=0.97, curved=64, plain=1, beside=80, read=0.5, packed=1.3,
+    moved=1.25, made=5,
 )  # fmt: skip
 
 
 def seconds(plan: Plan, T: int, B: int, machine: Machine) -> float:
     """Of a run of a plan by the native engine on T steps of B rows; of a training step, the sum over its two plans."""
-    found = counts(plan, T, B).units(machine)
+    found = counts(plan, T, B, machine.threads).units(machine)
     return sum(getattr(PRICES, name) * value for name, value in found.items())
 
 
-def counts(plan: Plan, T: int, B: int) -> Counts:
-    """What one run of a plan on T steps of B rows has to do."""
+def counts(plan: Plan, T: int, B: int, threads: int = 1) -> Counts:
+    """What one run of a plan on T steps of B rows has to do; with several threads, what the busiest has."""
     ports = (*plan.circuit.inputs, *plan.circuit.outputs)
     kept = sum(port.kept is not None for port in ports)
     tensors = len(ports) - max(kept - 2, 0)  # what a small call keeps goes in one or two
-    found = Counts(trained=kept > 0, tensors=tensors)
+    sums = [plan.circuit.wire(port.wire) for port in plan.circuit.outputs_of(Kind.SUM)]
+    made = sum(math.prod(v.shape) * v.dtype.itemsize for node in sums for v in _tensors(node))
+    found = Counts(trained=kept > 0, tensors=tensors, made=made)
     for stage, rows in ((plan.once, B), (plan.before, T * B), (plan.after, T * B)):
-        for node in stage.nodes():
-            found += _beside(node, rows)
-    if plan.loop is not None:
-        results = graphs.results_of(plan.loop.graph)
-        passing = [results[name] for name in plan.loop.emits]
-        passing += [
-            n for n in plan.loop.graph.nodes if n.op == "placeholder" and n.target in plan.loop.sequences
-        ]
-        found += Counts(
-            moved=T * sum(numel(v, B) * v.dtype.itemsize for node in passing for v in _tensors(node))
-        )
-        for node in plan.loop.nodes():
-            found += _inside(node, T, B)
-    return found
+        here = sum((_beside(node, rows) for node in stage.nodes()), Counts())
+        found += here.shared(_team((here.flops + here.beside) / 2, threads))
+    if plan.loop is None:
+        return found
+    results = graphs.results_of(plan.loop.graph)
+    passing = [results[name] for name in plan.loop.emits]
+    passing += [n for n in plan.loop.graph.nodes if n.op == "placeholder" and n.target in plan.loop.sequences]
+    moved = T * sum(numel(v, B) * v.dtype.itemsize for node in passing for v in _tensors(node))
+    here = sum((_inside(node, T, B) for node in plan.loop.nodes()), Counts(moved=moved))
+    widest = max((_inside(node, 1, B).packed / 4 for node in plan.loop.nodes()), default=0)
+    columns = (threads > B or (T == 1 and B <= FEW)) and widest >= LARGE
+    most = threads if columns else min(B, threads)
+    enough = here.flops + here.curved + here.plain >= 4 * ALONE
+    return found + here.shared(most if enough else 1, columns)
+
+
+def _team(work: float, threads: int) -> int:
+    return max(1, min(threads, int(work / ALONE)))
 
 
 def _beside(node: fx.Node, rows: int) -> Counts:

@@ -4,6 +4,7 @@
 //   g++ -O3 -std=c++17 -mavx2 -mfma -DELMAN_ISA=avx2 -Inative native/tests/products.cpp
 #include "products.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -73,6 +74,17 @@ void check(int64_t rows, int64_t K, int64_t N, bool& right, bool& bits, bool& in
             product<T>(a.data(), lda, panels.data(), K, from, lds, again.data(), ldo, rows, first, N < first + 2 * PANEL<T> ? N : first + 2 * PANEL<T>);
         for (int64_t r = 0; r < rows; r++)
             product<T>(a.data() + r * lda, lda, panels.data(), K, from ? from + r * lds : nullptr, lds, alone.data() + r * ldo, ldo, 1, 0, N);
+        for (const bool turn : {false, true}) {  // of few rows, whole panels, and a weight as it lies
+            std::vector<T> lying = out;
+            for (int64_t r = 0; r < rows; r++) std::fill_n(lying.begin() + r * ldo, N, T(5));
+            const int64_t whole = unpacked<T>(a.data(), lda, turn ? turned.data() : w.data(), turn ? 1 : N, turn ? K : 1, K, from, lds, lying.data(), ldo, rows, N);
+            bits &= whole == (rows > MOST_UNPACKED ? 0 : N / PANEL<T> * PANEL<T>);
+            for (int64_t r = 0; r < rows; r++) {
+                const auto row = lying.begin() + r * ldo;
+                bits &= std::equal(row, row + whole, out.begin() + r * ldo);
+                inside &= std::all_of(row + whole, row + N, [](T v) { return v == T(5); });
+            }
+        }
         bits &= !memcmp(out.data(), again.data(), out.size() * sizeof(T)) && !memcmp(out.data(), alone.data(), out.size() * sizeof(T));
         if (kind != 1) continue;
         product<T>(a.data(), lda, panels.data(), K, place.data(), ldo, place.data(), ldo, rows, 0, N);

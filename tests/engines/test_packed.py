@@ -187,16 +187,39 @@ def _step_of(cell: nn.Module) -> Lowered:
 @torch.no_grad()
 @pytest.mark.parametrize("hidden", [H, 300])
 def test_a_call_of_one_step_packs_no_weight_beforehand(hidden: int) -> None:
-    """Threads that share rows all read one packed weight: it has to be there. Those that share the columns of a row,
-    of large products alone, pack their own."""
+    """Threads share columns, of large products alone, and each packs its own; where they share rows, of many, they
+    share out packing first."""
     torch.manual_seed(0)
     rnn, before = elman.Recurrent(elman.cells.GRU(I, hidden)), torch.get_num_threads()
-    x, h = torch.randn(60, I), torch.randn(60, hidden)
+    x, h = torch.randn(200, I), torch.randn(200, hidden)
     expected = rnn(x[None], h)[0][0]
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            for rows in (1, 1, 1, 2, 3, 37, 60):
+            for rows in (1, 1, 1, 2, 3, 8, 9, 37, 64, 65, 200):
                 assert torch.equal(rnn.step(x[:rows], h[:rows])[0], expected[:rows])
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["gru", "shared", "lying"])
+def test_a_training_step_of_one_step(name: str, dtype: torch.dtype, isa: str) -> None:
+    """Gradients of rows are the same bits in any company, and all gradients with any number of threads."""
+    torch.manual_seed(0)
+    rnn, before = elman.Recurrent(CELLS[name]().to(dtype), engine=Native(isa)), torch.get_num_threads()
+    x, g = (torch.randn(1, 130, n, dtype=dtype) for n in (I, H))
+    alone: dict[int, list[Tensor]] = {}
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            for rows in (1, 2, 3, 6, 8, 9, 13, 64, 130):
+                given = x[:, :rows].clone().requires_grad_()
+                made = torch.autograd.grad(rnn(given)[0], [given, *rnn.parameters()], g[:, :rows])
+                for one, expected in zip(made, alone.setdefault(rows, list(made)), strict=True):
+                    assert torch.equal(one, expected)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(alone[rows][0], alone[130][0][:, :rows]) for rows in alone)

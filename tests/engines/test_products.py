@@ -119,6 +119,28 @@ def test_bits_do_not_depend_on_threads_or_company(rows: int, isa: str) -> None:
         assert torch.equal(multiply(isa, [(a, b, None)])[0], expected)
 
 
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40, 511, 600])
+def test_threads_share_the_columns_of_few_rows(rows: int, isa: str) -> None:
+    """Of which one product starts from what another one makes; its columns are no whole number of panels."""
+    x, h = (matrix(rows, width, torch.float32, "plain", width) for width in (70, 300))
+    U, W = matrix(70, 530, torch.float32, "plain", 1), matrix(530, 300, torch.float32, "plain", 2).t()
+    bias = torch.linspace(-1, 1, 530)
+
+    def made(threads: int) -> list[Tensor]:
+        outs = [torch.full((rows, 530), float("nan")) for _ in range(3)]
+        given = ((x, U, bias, outs[0]), (h, W, outs[0], outs[1]), (h, W, None, outs[2]))
+        native().Multiplier(isa, False)(given, threads)  # type: ignore[attr-defined]
+        return outs
+
+    alone = made(1)
+    assert_near(alone[0], x, U, bias)
+    assert_near(alone[1], torch.cat([x, h], 1), torch.cat([U, W]), bias)
+    assert_near(alone[2], h, W, None)
+    for threads in (2, 3, 4, 9):
+        assert all(torch.equal(one, expected) for one, expected in zip(made(threads), alone, strict=True))
+
+
 def test_a_sum_over_rows_that_another_one_starts_from_is_complete() -> None:
     """Both are summed over 2,000 rows: taken chunk by chunk, the second would begin with a part of the first."""
     a, b, c, e = (matrix(2000, 24, torch.float64, "plain", seed) for seed in range(4))

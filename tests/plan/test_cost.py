@@ -10,7 +10,7 @@ from elman.errors import InputError
 from elman.forcing import force
 from elman.plan import cost, plan
 from elman.plan.cost import Cost
-from elman.plan.pace import Counts, Machine, counts
+from elman.plan.pace import GAIN, Counts, Machine, counts
 from elman.plan.work import count, duration, size
 from tests.circuits import circuit_of, plan_of, training_of
 
@@ -150,6 +150,24 @@ def test_a_call_takes_longer_with_more_to_do_and_less_on_a_better_machine() -> N
     assert "  time       about " in str(cost(plan_of("gru"), 10, 3, machine=MACHINE))
 
 
+def test_threads_share_what_is_worth_it() -> None:
+    """Rows, or the columns of few; each thread that shares rows reads all weights, and short calls have one thread."""
+
+    made = elman.plan(elman.trace(elman.cells.GRU(I, 128), torch.zeros(2, I), torch.zeros(2, 128)))
+
+    def found(T: int, B: int, threads: int) -> Counts:
+        return counts(made, T, B, threads)
+
+    gain = 1 + GAIN
+    assert found(100, 32, 2).flops == pytest.approx(found(100, 32, 1).flops / gain)
+    assert found(100, 32, 2).read == found(100, 32, 1).read
+    assert found(1, 32, 2).read == pytest.approx(found(1, 32, 1).read / gain)
+    assert found(100, 1, 2).read == pytest.approx(found(100, 1, 1).read / gain)
+    assert found(1, 1, 8) == found(1, 1, 1)
+    assert found(100, 32, 8).flops > found(100, 32, 1).flops / 8
+    assert [found(100, 32, n).trained for n in (1, 2)] == [0, 0]
+
+
 def test_more_bytes_than_the_cache_holds_come_slower() -> None:
     sizes = [10**5, 512_000, 10**7, 64_000_000, 10**9]
     found = [MACHINE.bytes_a_second(size) for size in sizes]
@@ -159,7 +177,7 @@ def test_more_bytes_than_the_cache_holds_come_slower() -> None:
 def test_a_machine_is_measured_once_and_draws_nothing() -> None:
     before = torch.get_rng_state()
     machine = elman.machine()
-    assert machine is elman.machine()
+    assert machine == elman.machine()
     assert torch.equal(torch.get_rng_state(), before)
     assert min(machine.flops, machine.bandwidth) > 1e6
     assert 0 < machine.call < 1
