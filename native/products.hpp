@@ -222,16 +222,15 @@ ONCE void unpacked(const T* a, int64_t lda, const T* w, int64_t apart, int64_t K
             const int64_t begin = k, stop = K - k < DEEP ? K : k + DEEP;
             Vec<T> sum[R][2];
             ELMAN_EACH ELMAN_BOTH sum[r][h] = start && !begin ? load(start + r * lds + n + h * L) : Vec<T>{};
-            for (; k + A <= stop; k += A)
-                ELMAN_BOTH {
+            for (; k + L <= stop; k += L)  // whole lines of memory, one half of the columns after the other
+                ELMAN_BOTH for (int q = 0; q < L; q += A) {
                     Vec<T> rows[A];
-                    if constexpr (TURNED)
-                        load_turned<T>(here[h] + k, apart, rows);
-                    else
+                    if constexpr (TURNED) load_turned<T>(here[h] + k + q, apart, rows);
 #pragma GCC unroll 16
-                        for (int i = 0; i < A; i++) rows[i] = load(here[h] + (k + i) * apart);
-#pragma GCC unroll 16
-                    for (int i = 0; i < A; i++) ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k + i]) * rows[i];
+                    for (int i = 0; i < A; i++) {
+                        const Vec<T> row = TURNED ? rows[i] : load(here[h] + (k + q + i) * apart);
+                        ELMAN_EACH sum[r][h] += splat<T>(a[r * lda + k + q + i]) * row;
+                    }
                 }
             for (; k < stop; k++)
                 ELMAN_BOTH {
