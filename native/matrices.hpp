@@ -16,6 +16,7 @@ namespace ELMAN_ISA {
 
 constexpr int64_t BROAD = 256;   // columns
 constexpr int64_t HIGH = 8;      // strips of rows
+constexpr int64_t BRIEF = 32;    // terms of a sum
 constexpr int64_t SHALLOW = 512;  // rows; with fewer of them threads had better not pack the same columns, each for itself
 
 template <class T>
@@ -98,7 +99,11 @@ static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
         first += unpacked<T>(a + piece.first_row * p.a_row, p.a_row, b + first * p.b_column, p.b_row, p.b_column, p.k,
                              start ? start + piece.first_row * p.start_row + first : nullptr, p.start_row,
                              out + piece.first_row * p.out_row + first, p.out_row, rows, piece.stop - first);
-    const int64_t broad = count > 2 ? BROAD : P;  // for few rows what is packed is read at once, out of the nearest cache
+    // For few rows what is packed is read at once, out of the nearest cache. For short sums writing takes longest: rows are written one
+    // after the other, as far as what is packed stays in that cache.
+    const int64_t depth = piece.stop_k - piece.first_k;
+    const bool brief = count > 2 && depth <= BRIEF;
+    const int64_t broad = count <= 2 ? P : brief ? BRIEF * BROAD / (depth > 1 ? depth : 1) / P * P : BROAD;
     for (int64_t n0 = first; n0 < piece.stop; n0 += broad) {
         const int64_t n1 = piece.stop - n0 < broad ? piece.stop : n0 + broad;
         int64_t k0 = piece.first_k;
@@ -111,17 +116,22 @@ static void multiply_piece(const Matrices& p, const Piece& piece, T* space) {
                     for (int64_t i = i0; i < i1; i++)
                         pack_strip<T>(row_of(i + 1) - row_of(i), a + row_of(i) * p.a_row + k0 * p.a_column, p.a_row, p.a_column, K,
                                       strips + (row_of(i) - row_of(i0)) * K);
-                for (int64_t n = n0; n < n1; n += P)
-                    for (int64_t i = i0; i < i1; i++) {
-                        const int64_t row = row_of(i), R = row_of(i + 1) - row;
-                        const T* from = start && k0 == 0 ? start + row * p.start_row + n : nullptr;
-                        T* to = out + row * p.out_row + n;
-                        const T* w = panels + (n - n0) * K;
-                        if (turned)
-                            any_tile<T, true>(R, strips + (row - row_of(i0)) * K, 0, w, K, from, p.start_row, to, p.out_row, n1 - n, k0 > 0);
-                        else
-                            any_tile<T, false>(R, a + row * p.a_row + k0, p.a_row, w, K, from, p.start_row, to, p.out_row, n1 - n, k0 > 0);
-                    }
+                auto one = [&](int64_t i, int64_t n) {
+                    const int64_t row = row_of(i), R = row_of(i + 1) - row;
+                    const T* from = start && k0 == 0 ? start + row * p.start_row + n : nullptr;
+                    T* to = out + row * p.out_row + n;
+                    const T* w = panels + (n - n0) * K;
+                    if (turned)
+                        any_tile<T, true>(R, strips + (row - row_of(i0)) * K, 0, w, K, from, p.start_row, to, p.out_row, n1 - n, k0 > 0);
+                    else
+                        any_tile<T, false>(R, a + row * p.a_row + k0, p.a_row, w, K, from, p.start_row, to, p.out_row, n1 - n, k0 > 0);
+                };
+                if (brief)
+                    for (int64_t i = i0; i < i1; i++)
+                        for (int64_t n = n0; n < n1; n += P) one(i, n);
+                else
+                    for (int64_t n = n0; n < n1; n += P)
+                        for (int64_t i = i0; i < i1; i++) one(i, n);
             }
             k0 += DEEP;
         } while (k0 < piece.stop_k);
