@@ -70,9 +70,9 @@ class Clock:
         return self.speed() > self.enough
 
     def wait(self, seconds: float) -> None:
-        """Until most moments are such ones, or so long."""
+        """Until many moments are such ones, or so long."""
         end = time.perf_counter() + seconds
-        while sum(self.full() for _ in range(200)) < 150 and time.perf_counter() < end:
+        while sum(self.full() for _ in range(200)) < 60 and time.perf_counter() < end:
             time.sleep(0.1)
 
     def least(self, call: Callable[[], Any], seconds: float) -> float:

@@ -214,6 +214,13 @@ INLINE void pack_weight(const T* w, int64_t sk, int64_t sn, int64_t K, int64_t N
     pack<T>(w, sk, sn, K, N, to);
 }
 
+// Rows for which a weight is not packed, in any step.
+#if defined(__AMX_BF16__)
+constexpr int64_t UNPACKED_ROWS = 0;
+#else
+constexpr int64_t UNPACKED_ROWS = MOST_UNPACKED;
+#endif
+
 // Where column n, the first of a panel, is packed.
 template <class T>
 INLINE T* packed_at(T* to, int64_t K, int64_t n) {

@@ -120,10 +120,13 @@ INLINE int64_t team_size(const Program& p, const Call& c) {
     return by_columns(p, c) ? c.threads : c.batch < c.threads ? c.batch : c.threads;
 }
 
-// Whether each weight is read once, by one thread: then products pack it piece by piece, and a piece stays in the cache until
-// it is read.
+// Whether each weight is read by one thread, once: then products pack it piece by piece, and a piece stays in the cache until it is
+// read. Or a few times by rows for which it is not packed at all: that takes less, the longer the larger the weight.
 INLINE bool packs_later(const Program& p, const Call& c) {
-    return !c.prepared && c.steps == 1 && c.batch <= block_rows(p, c) && (by_columns(p, c) || team_size(p, c) == 1);
+    const int64_t bytes = p.widest * int64_t(sizeof(float));
+    const int64_t steps = bytes > LARGE && c.batch == 1 ? 8 : bytes > LARGE / 4 && c.batch <= 3 ? 4 : 2;
+    const bool few = c.steps == 1 ? c.batch <= block_rows(p, c) : c.batch <= UNPACKED_ROWS && c.steps <= steps;
+    return !c.prepared && few && (by_columns(p, c) || team_size(p, c) == 1);
 }
 
 struct Share {

@@ -4,7 +4,8 @@
 // the weights of a step, and that gives up what was used longest ago, would hold nothing of what comes next. So every other
 // step goes through the columns from the last one to the first: it begins with what the step before has read last.
 //
-// A call of one step reads each weight once. There they are not packed beforehand: a part at a time, or with a row or two not at all.
+// A call of one step reads each weight once. There they are not packed beforehand: a part at a time, or with few rows not at all; nor are
+// they in a call of a few steps of such rows (loop.hpp).
 #pragma once
 
 #include "amx.hpp"
@@ -32,7 +33,7 @@ static void columns_of(const Op& op, const Frame& f, int64_t first, int64_t stop
     }
 }
 
-// A product whose weight is not packed yet. With a row or two it is read as it lies, if it lies in order one way or the other; else these
+// A product whose weight is not packed yet. With few rows it is read as it lies, if it lies in order one way or the other; else these
 // columns are packed, into the memory of columns `place` and on.
 template <class T>
 static void fresh_columns_of(const Op& op, const Frame& f, int64_t first, int64_t stop, int64_t place) {

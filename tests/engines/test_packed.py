@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -198,6 +199,32 @@ def test_a_call_of_one_step_packs_no_weight_beforehand(hidden: int) -> None:
             torch.set_num_threads(threads)
             for rows in (1, 1, 1, 2, 3, 8, 9, 37, 64, 65, 200):
                 assert torch.equal(rnn.step(x[:rows], h[:rows])[0], expected[:rows])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["gru", "shared", "lying"])
+def test_calls_of_a_few_steps(name: str, dtype: torch.dtype, isa: str) -> None:
+    """Their weights are packed before or not at all, by the number of steps and rows: no bit depends on it."""
+    torch.manual_seed(0)
+    cells = {"gru": lambda: elman.cells.GRU(I, 300), **{name: CELLS[name] for name in ("shared", "lying")}}
+    rnn, before = elman.Recurrent(cells[name]().to(dtype), engine=Native(isa)), torch.get_num_threads()
+    x = torch.randn(9, 40, I, dtype=dtype)
+    with torch.no_grad():
+        expected = rnn(x)[0]
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for T, rows in itertools.product((1, 2, 3, 4, 5, 8, 9), (1, 2, 3, 4, 8, 9)):
+                few = x[:T, :rows].clone().requires_grad_()
+                made = rnn(few)[0]
+                assert torch.equal(made, expected[:T, :rows])
+                one = torch.autograd.grad(made.sum(), few)[0][:, :1]
+                alone = x[:T, :1].clone().requires_grad_()
+                assert torch.equal(one, torch.autograd.grad(rnn(alone)[0].sum(), alone)[0])
     finally:
         torch.set_num_threads(before)
 
