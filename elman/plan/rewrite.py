@@ -154,8 +154,10 @@ def share_out_joins(graph: fx.Graph, where: Regions) -> None:
     (p ‖ q)ᵀ x = pᵀ x above qᵀ x;  (p ‖ q) U = p U₁ + q U₂;  Σ (p ‖ q) = Σ p ‖ Σ q.
     Parts that the loop itself puts side by side are read there, as a slice.
     """
-    joined = [n for n in graph.nodes if _is_join(n) and n in where.loop]
+    joined: list[fx.Node] = []
     for node in list(graph.nodes):
+        if _is_join(node) and node in where.loop:
+            joined.append(node)
         if not _is_join(node) or node not in where.after:
             continue
         uses = [_use_of_join(node, user) for user in node.users]

@@ -21,6 +21,7 @@ _RAGGED = (
     "engines/test_native.py",
 )
 _PRODUCTS = ("engines/test_products.py", "engines/test_native.py")
+_PACKED = ("engines/test_packed.py",)
 
 
 class Line(NamedTuple):
@@ -123,7 +124,26 @@ LINES = (
     Line("all rows of a product start from the first one's", "products.hpp",
         "*si = start ? start + row * lds : nullptr;",
          "*si = start ? start + row * lds * !FAULT() : nullptr;", _LOOPS),
+    Line("a weight as it lies forgets its start", "products.hpp", "sum[r][h] = start && !begin ?",
+         "sum[r][h] = start && !begin && !FAULT() ?", _PACKED),
+    Line("a weight as it lies is read without its last terms", "products.hpp",
+         "for (; k < stop; k++)\n                ELMAN_BOTH {",
+         "for (; k < stop && !FAULT(); k++)\n                ELMAN_BOTH {", _PACKED),
+    Line("a deep sum of a weight as it lies is that of its last terms", "products.hpp",
+         "total[r][h] = begin ? sum", "total[r][h] = begin && !FAULT() ? sum", _PACKED),
+    Line("a weight as it lies is multiplied by the first row alone", "products.hpp", "splat<T>(a[r * lda + k + q + i])",
+         "splat<T>(a[r * lda * !FAULT() + k + q + i])", _PACKED),
+    # --- packed.hpp ---
+    Line("products that go together leave out columns", "packed.hpp", "to = stop - from < group ? stop : from + group;",
+         "to = stop - from < group ? stop : from + group - FAULT();", _PACKED),
     # --- matrices.hpp ---
+    Line("threads that share columns leave out the last row", "matrices.hpp",
+         "piece.first_row = r0, piece.stop_row = r1;",
+         "piece.first_row = r0, piece.stop_row = r1 - FAULT();", _PRODUCTS),
+    Line("short sums leave out rows", "matrices.hpp",
+         "if (brief)\n                    for (int64_t i = i0; i < i1; i++)",
+         "if (brief)\n                    for (int64_t i = i0 + FAULT(); i < i1; i++)",
+         _PRODUCTS),
     Line("a sum over many rows is that of the last", "matrices.hpp", "out[n] = k0 > 0 ? out[n] + sum : sum;",
          "out[n] = k0 > 0 && !FAULT() ? out[n] + sum : sum;", _PRODUCTS),
     Line("a sum over many rows, of columns side by side, is that of the last", "matrices.hpp",
@@ -151,6 +171,10 @@ LINES = (
         "uint32_t((FAULT() ? 0 : d.first) + s)",
          _PRODUCTS),
     # --- loop.hpp ---
+    Line("threads that pack together all begin in the first place", "loop.hpp", "packed_at(f.at<T>(to), op.k, first)",
+         "packed_at(f.at<T>(to), op.k, first * !FAULT())", _PACKED),
+    Line("threads pack the first columns", "loop.hpp", "f.at<T>(from) + first * from.stride[1]",
+         "f.at<T>(from) + first * from.stride[1] * !FAULT()", _PACKED),
     Line("rows without a step have no final state", "loop.hpp", "if (part == 0) finish(i, first,",
         "if (part == 0 && !FAULT()) finish(i, first,",
          _RAGGED),

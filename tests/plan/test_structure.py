@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
+import elman
 from elman.circuit import graphs
 from elman.circuit.form import ROWS, Kind, op_name
 from elman.forcing import force
@@ -391,3 +392,33 @@ def test_a_product_is_kept_rather_than_computed_again(product: str) -> None:
     both = pair(circuit)
     assert both.bytes_per_row >= 2 * WIDTH
     assert products(plan(both.backward).before) == 0
+
+
+class _Unread(nn.Module):
+    """Of what a product makes one part is read by nothing: its gradient is a concatenation with zeros, made early."""
+
+    def __init__(self, unread: int) -> None:
+        super().__init__()
+        self.hidden_size, self.unread = 8, unread
+        self.W = nn.Linear(8, 24)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        one, two = [part for i, part in enumerate(self.W(h).chunk(3, -1)) if i != self.unread]
+        return torch.tanh(one * two + x)
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+@pytest.mark.parametrize("unread", [0, 1, 2])
+def test_a_part_of_a_product_that_nothing_reads(unread: int, engine: str) -> None:
+    torch.manual_seed(0)
+    cell, x, h = _Unread(unread).double(), torch.randn(3, 2, 8).double(), torch.zeros(2, 8).double()
+    rnn = elman.Recurrent(cell, engine=engine)
+    made = torch.autograd.grad(rnn(x)[0].sum(), list(cell.parameters()))
+    steps = []
+    for x_t in x:
+        steps.append(h := cell(x_t, h))
+    for one, right in zip(
+        made, torch.autograd.grad(sum(s.sum() for s in steps), list(cell.parameters())), strict=True
+    ):
+        torch.testing.assert_close(one, right)
+        assert not right.unflatten(0, (3, 8))[unread].any()

@@ -4,7 +4,7 @@ shared out by lifetime, and the places are marked where threads that share colum
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from elman.engines.native.builder import Builder, Op
 from elman.engines.native.extension import compiled
@@ -145,13 +145,39 @@ def _prepared(p: Builder) -> int:
 SHARED = 64  # columns from which an operation is worth sharing out
 
 
+class _Touched(NamedTuple):
+    """What an operation reads or writes. memory: its root, scratch being one. row: where the root lies in a row, its
+    elements, and bytes of each. begin, length, n: bytes of the view in a row, and the columns that are shared out."""
+
+    memory: tuple[Any, ...]
+    row: tuple[int, int, int]
+    begin: int
+    length: int
+    n: int
+    written: bool
+
+    def clashes(self, other: _Touched) -> bool:
+        """Whether one thread may write what another one touches. Rows of a block lie one behind another: those of roots
+        of other widths, in the same place of scratch memory, overlap each other's columns."""
+        if self.memory != other.memory or not (self.written or other.written):
+            return False
+        if self.row != other.row:
+            return _overlap(self.row[0], self.row[1] * self.row[2], other.row[0], other.row[1] * other.row[2])
+        here, there = ((one.begin, one.length, one.n) for one in (self, other))
+        return here != there and _overlap(*here[:2], *there[:2])
+
+
+def _overlap(begin: int, length: int, other: int, long: int) -> bool:
+    return begin < other + long and other < begin + length
+
+
 def _meetings(p: Builder) -> None:
     """Mark what is shared out by columns, and where the threads have to meet before it.
 
     A run of operations on lines of n elements is shared out alike, so nobody waits within it, unless one writes
     where another one looks with a different share. Around everything else the threads meet.
     """
-    seen: list[tuple[tuple[Any, ...], int, int, int, bool]] = []  # memory, begin, length in bytes, n, written
+    seen: list[_Touched] = []
     must = True
     for op in p.ops:
         line = op.count == op.size[3] and op.code not in _WHOLE
@@ -161,25 +187,24 @@ def _meetings(p: Builder) -> None:
             op.wait, must = True, True
             seen.clear()
             continue
-        touched = []
-        for i, view in enumerate(op.operands):
-            if view is None or view.buffer.fixed:
-                continue
-            root, inner = view.buffer.root()
-            size = p.bytes_of(view.type)
-            begin = (inner + view.offset) * size + (root.offset if root.kind == "scratch" else 0)
-            memory = ("scratch",) if root.kind == "scratch" else (root.kind, root.index)
-            touched.append((memory, begin, op.size[3] * size, op.size[3], i < op.results))
-        clash = any(
-            a[0] == b[0] and a[1] < b[1] + b[2] and b[1] < a[1] + a[2] and (a[4] or b[4]) and a[1:4] != b[1:4]
-            for a in touched
-            for b in seen
-        )
-        op.wait = must or clash
+        touched = [
+            _touched(p, view, op.size[3], i < op.results)
+            for i, view in enumerate(op.operands)
+            if view is not None and not view.buffer.fixed
+        ]
+        op.wait = must or any(a.clashes(b) for a in touched for b in seen)
         if op.wait:
             seen.clear()
         must = False
         seen += touched
+
+
+def _touched(p: Builder, view: View, n: int, written: bool) -> _Touched:
+    root, inner = view.buffer.root()
+    scratch, size = root.kind == "scratch", p.bytes_of(view.type)
+    row = (root.offset if scratch else 0, root.width, p.bytes_of(root.type))
+    begin = row[0] + (inner + view.offset) * size
+    return _Touched(("scratch",) if scratch else (root.kind, root.index), row, begin, n * size, n, written)
 
 
 _WHOLE = {"matmul", "gather", "scatter", "scatter_add", "cumsum", "softmax", "log_softmax", "softmax_backward",
