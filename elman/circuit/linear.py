@@ -53,7 +53,7 @@ def is_zero(value: Any) -> bool:
     operation = operation_of(value)
     if operation.filled is not None:
         return len(value.args) > operation.filled and is_zero(value.args[operation.filled])
-    if operation.addresses and operation.linear == (0,):
+    if operation.linear == (0,) and (operation.addresses or operation.name == "sum"):
         return is_zero(value.args[0])
     return operation.zeros
 

@@ -422,3 +422,6 @@ def test_a_part_of_a_product_that_nothing_reads(unread: int, engine: str) -> Non
     ):
         torch.testing.assert_close(one, right)
         assert not right.unflatten(0, (3, 8))[unread].any()
+    loop = plan(pair(rnn.circuit).backward).loop
+    assert loop is not None
+    assert not any(n.target is aten.sum.dim_IntList for n in loop.nodes()), "zeros are no sum of another kind"
