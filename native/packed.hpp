@@ -5,7 +5,7 @@
 // step goes through the columns from the last one to the first: it begins with what the step before has read last.
 //
 // A call of one step reads each weight once. There they are not packed beforehand: a part at a time, or with few rows not at all; nor are
-// they in a call of a few steps of such rows (loop.hpp).
+// they in a call of a few steps of such rows (shares.hpp).
 #pragma once
 
 #include "amx.hpp"
