@@ -24,11 +24,11 @@ _CURVED = frozenset(
     {"tanh", "sigmoid", "exp", "log", "softplus", "gelu", "erf", "sin", "cos", "pow", "native_layer_norm"}
 )
 GAIN = 0.85  # what another thread adds to a team
-ALONE, LARGE, FEW = (
-    1 << 18,
+ALONE = 1 << 18  # multiply-adds that are worth a thread
+LARGE, FEW = (
     2 * 128 * 128,
     64,
-)  # multiply-adds that are worth a thread; of a row, and rows, as in native/loop.hpp
+)  # of a row, and rows of a step: where threads share columns (native/shares.hpp)
 NEAR, FAR = 512_000, 64_000_000  # bytes: what the second cache holds, and what lies in memory
 
 
