@@ -102,7 +102,8 @@ ONCE void put_back(const T* from, int64_t width, int64_t rows, int64_t n, T* to,
         }
 }
 
-constexpr int64_t AHEAD = 2048;  // bytes: a tile of many rows asks for a panel's rows that long before it reads them, for one line after another comes too late
+// Bytes of a panel that a tile of many rows asks for before it reads them: from far, one line after another would come too late.
+constexpr int64_t AHEAD = 2048;
 
 // A tile of R rows and Q panels. n: columns of it that exist. TURNED: a is [K, R], as matrices.hpp packs it. add: to what
 // is there already. W: how w is stored; scale: of its columns, where it is SCALED.

@@ -8,7 +8,7 @@ namespace ELMAN_ISA {
 
 INLINE int64_t rounded(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
 
-constexpr int64_t AT_ONCE = 64;  // rows of the largest
+constexpr int64_t AT_ONCE = 64;  // rows of a single step that go through it together, at most
 
 // Rows that go through a step together: so many that what they leave behind stays in the nearer caches. Of one step, all of
 // a few, so that each weight is gone through once.
@@ -39,7 +39,7 @@ INLINE int64_t team_size(const Program& p, const Call& c) {
 // Whether each weight is read by one thread, once: then products pack it piece by piece, and a piece stays in the cache until it is
 // read. Or a few times by rows for which it is not packed at all: that takes less, the longer the larger the weight.
 INLINE bool packs_later(const Program& p, const Call& c) {
-    const int64_t bytes = p.widest * int64_t(sizeof(float));
+    const int64_t bytes = p.widest * int64_t(sizeof(float));  // chosen where numbers are floats
     const int64_t steps = bytes > LARGE && c.batch == 1 ? 8 : bytes > LARGE / 4 && c.batch <= 3 ? 4 : 2;
     const bool few = c.steps == 1 ? c.batch <= block_rows(p, c) : c.batch <= UNPACKED_ROWS && c.steps <= steps;
     return !c.prepared && few && (by_columns(p, c) || team_size(p, c) == 1);

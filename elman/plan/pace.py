@@ -25,10 +25,8 @@ _CURVED = frozenset(
 )
 GAIN = 0.85  # what another thread adds to a team
 ALONE = 1 << 18  # multiply-adds that are worth a thread
-LARGE, FEW = (
-    2 * 128 * 128,
-    64,
-)  # of a row, and rows of a step: where threads share columns (native/shares.hpp)
+# Where threads share columns (native/shares.hpp): numbers of the widest weight, at least, and rows of a single step.
+LARGE, FEW = 2 * 128 * 128, 64
 NEAR, FAR = 512_000, 64_000_000  # bytes: what the second cache holds, and what lies in memory
 
 
