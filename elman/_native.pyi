@@ -112,12 +112,13 @@ class Interpreter:
 
     def stream(
         self, weights: str, inputs: list[Any], outputs: list[Any], threads: Callable[[], int],
-        failed: Callable[[int, int, bool], Exception],
+        failed: Callable[[int, int, bool], Exception], empty_strided: Callable[..., Tensor],
     ) -> Stream:  # fmt: skip
         """The same, to be run one step at a time.
 
         weights: "", "bfloat16" or "int8". inputs, outputs: of each sequence and emit, (dtype, NumPy's dtype, letters of
         its format, sizes of a row, whether each row has one). threads: how many there may be. failed: makes an error.
+        empty_strided: memory for a tensor.
         """
 
 class Stream:

@@ -314,7 +314,7 @@ NB_MODULE(_native, m) {
         .def("run", &Interpreter::run, nb::arg("steps"), nb::arg("batch"), nb::arg("sizes").none(), nb::arg("reverse"), nb::arg("values"), nb::arg("strides").none(), nb::arg("out"),
              nb::arg("finals"), nb::arg("threads"))
         .def("stream", &Interpreter::stream, nb::arg("weights"), nb::arg("inputs"), nb::arg("outputs"), nb::arg("threads"), nb::arg("failed"),
-             "The same, to be run one step at a time.");
+             nb::arg("empty_strided"), "The same, to be run one step at a time.");
     bind_stream(m);
     nb::class_<Pass>(m, "Pass")
         .def("__init__", [](Pass* self, const std::string& isa, bool wide, const nb::list& places, const nb::list& given, const nb::list& made,

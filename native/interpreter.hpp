@@ -77,8 +77,8 @@ public:
     }
 
     Stream stream(const std::string& weights, const nb::list& inputs, const nb::list& outputs, const nb::object& threads,
-                  const nb::object& failed) const {
-        return Stream(kernels_, wide_, program_, weights, constants_, inputs, outputs, threads, failed, poisoned);
+                  const nb::object& failed, const nb::object& empty_strided) const {
+        return Stream(kernels_, wide_, program_, weights, constants_, inputs, outputs, threads, failed, empty_strided, poisoned);
     }
 
     const Program& program() const { return program_; }

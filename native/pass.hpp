@@ -333,7 +333,7 @@ private:
     Spare::Block new_bytes(int64_t bytes) const {
         Spare::Block spare = Spare::taken(bytes);
         if (spare.second.is_valid()) return spare;
-        return {bytes, New::made(empty_strided_.ptr(), New::described(&bytes, 1, uint8_.ptr()))};
+        return {bytes, made_by(empty_strided_.ptr(), new_in_order(&bytes, 1, uint8_.ptr()))};
     }
 
     // What a tensor that goes out is like. sizes: numbers, or -1 for T, -2 for B, -3 for T + 1, -4 for N; as users have them -5 for T, -6
@@ -353,27 +353,10 @@ private:
             const size_t dimensions = in_line ? 1 : sizes.size();
             int64_t now[MOST];
             for (size_t d = 0; d < dimensions; d++) now[d] = in_line ? known[0] : sizes[d] >= 0 ? sizes[d] : known[sizes[d] + 7];
-            if (arguments.is_valid() && std::equal(latest.begin(), latest.end(), now, now + dimensions)) return made(empty_strided, nb::object(arguments));
-            const nb::object found = described(now, dimensions, dtype.ptr());  // where anything may run, a call of other sizes too
+            if (arguments.is_valid() && std::equal(latest.begin(), latest.end(), now, now + dimensions)) return made_by(empty_strided, nb::object(arguments));
+            const nb::object found = new_in_order(now, dimensions, dtype.ptr());  // where anything may run, a call of other sizes too
             latest.assign(now, now + dimensions), arguments = found;
-            return made(empty_strided, found);
-        }
-
-        // The arguments of `empty_strided` for a tensor in order.
-        static nb::object described(const int64_t* sizes, size_t dimensions, PyObject* dtype) {
-            const nb::object shape = nb::steal(PyTuple_New(Py_ssize_t(dimensions))), strides = nb::steal(PyTuple_New(Py_ssize_t(dimensions)));
-            int64_t stride = 1;
-            for (size_t d = dimensions; d-- > 0; stride *= sizes[d] > 1 ? sizes[d] : 1) {
-                PyTuple_SET_ITEM(shape.ptr(), Py_ssize_t(d), PyLong_FromLongLong(sizes[d]));
-                PyTuple_SET_ITEM(strides.ptr(), Py_ssize_t(d), PyLong_FromLongLong(stride));
-            }
-            return nb::steal(PyTuple_Pack(3, shape.ptr(), strides.ptr(), dtype));
-        }
-
-        static nb::object made(PyObject* empty_strided, const nb::object& arguments) {
-            nb::object found = nb::steal(PyObject_Call(empty_strided, arguments.ptr(), nullptr));
-            if (!found.is_valid()) throw nb::python_error();
-            return found;
+            return made_by(empty_strided, found);
         }
     };
 

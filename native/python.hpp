@@ -4,6 +4,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstdint>
 #include <stdexcept>
 
 #if defined(Py_LIMITED_API)
@@ -69,6 +70,16 @@ inline PyObject* entries_of(PyObject* kind) {
     return found;
 #else
     return reinterpret_cast<PyTypeObject*>(kind)->tp_dict;
+#endif
+}
+
+// A number that no other dict has and that changes whenever this one does, where CPython keeps one (PEP 509; deprecated from 3.12
+// on); else zero.
+inline uint64_t edition_of([[maybe_unused]] PyObject* dict) {
+#if !defined(Py_LIMITED_API) && PY_VERSION_HEX < 0x030C0000
+    return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+#else
+    return 0;
 #endif
 }
 

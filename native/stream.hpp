@@ -19,6 +19,7 @@
 #include "program.hpp"
 #include "sets.hpp"
 #include "tensors.hpp"
+#include "watch.hpp"
 
 namespace elman {
 
@@ -28,10 +29,10 @@ class Stream {
 public:
     // weights: "", "bfloat16" or "int8". inputs: for each sequence, outputs: for each emit: (dtype, NumPy's dtype, its letters,
     // sizes of a row, whether each row has one). threads: a function that says how many there may be.
-    // failed: makes the error for what an operation met.
+    // failed: makes the error for what an operation met. empty_strided: memory for a tensor of these sizes, strides and dtype.
     Stream(const Kernels& kernels, bool wide, const Program& program, const std::string& weights, int64_t constants, const nb::list& inputs,
-           const nb::list& outputs, const nb::object& threads, const nb::object& failed, const bool& poison)
-        : set_(&kernels), kernels_(&kernels), wide_(wide), narrow_(!weights.empty()), program_(program), threads_(threads), failed_(failed), poison_(&poison), prepare_(program.prepare, program.prepare + program.prepares),
+           const nb::list& outputs, const nb::object& threads, const nb::object& failed, const nb::object& empty_strided, const bool& poison)
+        : set_(&kernels), kernels_(&kernels), wide_(wide), narrow_(!weights.empty()), program_(program), threads_(threads), failed_(failed), empty_tensor_(empty_strided), poison_(&poison), prepare_(program.prepare, program.prepare + program.prepares),
           ops_(program.ops, program.ops + program.count), buffers_(program.buffers, program.buffers + program.buffer_count),
           states_(program.states, program.states + program.state_count), constants_(size_t(constants)) {
         if (!weights.empty()) narrow(weights == "int8");
@@ -40,8 +41,7 @@ public:
         for (const nb::handle form : inputs) inputs_.push_back(leaf(form));
         for (const nb::handle form : outputs) outputs_.push_back(leaf(form));
         const nb::module_ torch = nb::module_::import_("torch"), numpy = nb::module_::import_("numpy");
-        tensor_ = torch.attr("Tensor"), array_ = numpy.attr("ndarray");
-        tensor_like_ = torch.attr("empty_like"), array_like_ = numpy.attr("empty_like");
+        tensor_ = torch.attr("Tensor"), array_ = numpy.attr("ndarray"), empty_array_ = numpy.attr("empty");
         at_.resize(size_t(constants) + inputs_.size() + outputs_.size() + 2 * states_.size());
         resize(0);
     }
@@ -58,6 +58,8 @@ public:
         kept_ = nb::list();
         kept_.append(constants), kept_.append(sources), kept_.append(unchanged);
         unchanged_ = unchanged.is_none() ? nullptr : unchanged.ptr();
+        const nb::object owner = nb::getattr(unchanged, "__self__", nb::none());
+        watch_ = nb::isinstance<Watch>(owner) && unchanged.equal(owner.attr("same")) ? nb::inst_ptr<Watch>(owner) : nullptr;
         for (size_t i = 0; i < constants_.size(); i++) constants_[i] = {address(PyTuple_GET_ITEM(constants.ptr(), Py_ssize_t(i))), strides[i]};
         sources_.clear();
         for (const nb::handle item : sources) {
@@ -66,6 +68,9 @@ public:
             const bool has = nb::isinstance(tensor, tensor_);
             sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), tensor.ptr(), has ? version(tensor.ptr()) : 0, has ? address(tensor.ptr()) : nullptr});
         }
+        locate_ = locator();
+        for (const Source& s : sources_)
+            if (locate_ && s.data && located(s.tensor) != s.data) locate_ = nullptr;
         kernels_ = narrow_ ? set_ : &of_now(*set_), threads_now_ = -1;
         Call call = called();
         const Failure failure = (wide_ ? kernels_->prepare64 : kernels_->prepare32)(program_, call, prepared_.at());
@@ -77,9 +82,10 @@ public:
     bool fresh() {
         if (!loaded_) return false;
         for (const Source& s : sources_) {
-            if (s.store && PyDict_GetItem(s.store, s.key) != s.tensor) return false;
-            if (s.data && (version(s.tensor) != s.version || address(s.tensor) != s.data)) return false;
+            if (s.store && !s.stored()) return false;
+            if (s.data && (version(s.tensor) != s.version || located(s.tensor) != s.data)) return false;
         }
+        if (watch_) return watch_->same();
         if (!unchanged_) return true;
         const nb::object same = nb::steal(PyObject_CallNoArgs(unchanged_));
         if (!same.is_valid()) throw nb::python_error();
@@ -107,7 +113,7 @@ public:
         rows_ = rows;
         workspace_ = Lines(0), threads_now_ = -1;
         for (std::vector<Leaf>* leaves : {&inputs_, &outputs_})
-            for (Leaf& leaf : *leaves) leaf.shape.reset(), leaf.tensor.reset(), leaf.array.reset();
+            for (Leaf& leaf : *leaves) leaf.shape.reset(), leaf.tensor.reset(), leaf.array.reset(), leaf.formed = false;
     }
 
     // Copies `count` rows of state i, from `first` on, out of or into a contiguous tensor.
@@ -188,7 +194,7 @@ public:
     static int clear(PyObject* self) {
         if (!nb::inst_ready(self)) return 0;
         Stream& stream = *nb::inst_ptr<Stream>(self);
-        stream.loaded_ = false, stream.unchanged_ = nullptr, stream.sources_.clear();
+        stream.loaded_ = false, stream.unchanged_ = nullptr, stream.watch_ = nullptr, stream.sources_.clear();
         stream.kept_ = nb::list();
         return 0;
     }
@@ -211,14 +217,24 @@ private:
         int64_t bytes = 0, width = 1;  // of an element; elements of a row
         std::vector<int64_t> sizes;    // of a row
         bool rows = true;
-        nb::object shape, tensor, array;  // with as many rows as there are now: a tuple, and what new ones are made like
+        nb::object shape, tensor, array;  // with as many rows as there are now: a tuple, and what new ones are made of
         Form form;                        // of such a tensor
+        bool formed = false;
     };
 
     struct Source {
         PyObject *store, *key, *tensor;
         int64_t version;
         char* data;
+        mutable uint64_t edition = 0;  // of the store, in which it last held the tensor
+
+        bool stored() const {
+            const uint64_t now = edition_of(store);
+            if (now && now == edition) return true;
+            if (PyDict_GetItem(store, key) != tensor) return false;
+            edition = now;
+            return true;
+        }
     };
 
     // The memory of arrays, held as long as a step runs.
@@ -262,6 +278,8 @@ private:
         if (!found) return PyErr_Clear(), -1;
         return PyLong_AsLongLong(nb::steal(found).ptr());
     }
+
+    char* located(PyObject* tensor) const { return locate_ ? static_cast<char*>(locate_(tensor)) : address(tensor); }
 
     static Leaf leaf(nb::handle form) {
         Leaf made;
@@ -351,37 +369,34 @@ private:
             return is_unwritten(value, data) ? nullptr : data;
         }
         if (!is_array(value)) return nullptr;
-        const Py_buffer* view = views.of(value, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (written ? PyBUF_WRITABLE : 0));
-        if (!view || view->itemsize != leaf.bytes || !view->format || !view->format[0] || view->format[1]) return nullptr;
+        const bool usual = got(value, words().dtype).ptr() == leaf.array_dtype.ptr();  // else a letter says it, which takes longer
+        const Py_buffer* view = views.of(value, PyBUF_C_CONTIGUOUS | (usual ? 0 : PyBUF_FORMAT) | (written ? PyBUF_WRITABLE : 0));
+        if (!view || view->itemsize != leaf.bytes) return nullptr;
+        if (!usual && (!view->format || !view->format[0] || view->format[1] || leaf.letters.find(view->format[0]) == std::string::npos)) return nullptr;
         const size_t lead = leaf.rows ? 1 : 0;
-        if (leaf.letters.find(view->format[0]) == std::string::npos || size_t(view->ndim) != leaf.sizes.size() + lead) return nullptr;
+        if (size_t(view->ndim) != leaf.sizes.size() + lead) return nullptr;
         if (lead && view->shape[0] != rows_) return nullptr;
         for (size_t d = 0; d < leaf.sizes.size(); d++)
             if (view->shape[d + lead] != leaf.sizes[d]) return nullptr;
         return static_cast<char*>(view->buf);
     }
 
-    // A tensor or an array of this form.
-    nb::object& example(Leaf& leaf, bool array) const {
-        nb::object& like = array ? leaf.array : leaf.tensor;
-        if (like.is_valid()) return like;
-        if (array) return like = nb::module_::import_("numpy").attr("empty")(shape(leaf), leaf.array_dtype);
-        like = nb::module_::import_("torch").attr("empty")(shape(leaf), nb::arg("dtype") = leaf.dtype, nb::arg("device") = "cpu");
-        leaf.form.of(like.ptr());
-        return like;
-    }
-
     // As tensors are described, where they can be.
     const Form& form(Leaf& leaf) const {
-        example(leaf, false);
+        if (!leaf.formed) leaf.form.of(empty(leaf, false).ptr()), leaf.formed = true;
         return leaf.form;
     }
 
-    // A new one.
-    nb::object fresh_like(Leaf& leaf, bool array) const {
-        PyObject* made = PyObject_CallOneArg((array ? array_like_ : tensor_like_).ptr(), example(leaf, array).ptr());
-        if (!made) throw nb::python_error();
-        return nb::steal(made);
+    // A new tensor or array of this form.
+    nb::object empty(Leaf& leaf, bool array) const {
+        nb::object& arguments = array ? leaf.array : leaf.tensor;
+        if (!arguments.is_valid() && array) arguments = nb::make_tuple(shape(leaf), leaf.array_dtype);
+        if (!arguments.is_valid()) {
+            std::vector<int64_t> sizes = leaf.sizes;
+            if (leaf.rows) sizes.insert(sizes.begin(), rows_);
+            arguments = new_in_order(sizes.data(), sizes.size(), leaf.dtype.ptr());
+        }
+        return made_by((array ? empty_array_ : empty_tensor_).ptr(), arguments);
     }
 
     // Memory for the emits, what the caller gave or new, and what a step gives. False where it is not of their forms.
@@ -400,7 +415,7 @@ private:
                 if (!at->data) return false;
                 continue;
             }
-            nb::object fresh = fresh_like(outputs_[i], arrays);
+            nb::object fresh = empty(outputs_[i], arrays);
             *at = {arrays ? static_cast<char*>(views.of(fresh.ptr(), PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)->buf) : address(fresh.ptr()), 0};
             if (alone)
                 made = std::move(fresh);
@@ -429,7 +444,7 @@ private:
     const Kernels *set_, *kernels_;  // of the instruction set; and those that have packed the weights
     bool wide_, narrow_;  // narrow: weights in fewer bits
     Program program_;
-    nb::object threads_, failed_, tensor_, array_, tensor_like_, array_like_;
+    nb::object threads_, failed_, tensor_, array_, empty_tensor_, empty_array_;
     const bool* poison_;
     std::vector<Op> prepare_, ops_;
     std::vector<Buffer> buffers_;
@@ -442,6 +457,8 @@ private:
     std::vector<Pointer> constants_, at_;
     std::vector<Source> sources_;
     PyObject* unchanged_ = nullptr;
+    const Watch* watch_ = nullptr;  // whose `same` that is
+    Locate locate_ = nullptr;
     nb::list kept_;  // all Python objects that may be part of a circle
     bool loaded_ = false, running_ = false, back_ = false;  // back_: of the next step
 };

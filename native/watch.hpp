@@ -85,13 +85,16 @@ public:
         for (size_t i = 0; i < objects_.size(); i++)
             if (reinterpret_cast<PyObject*>(Py_TYPE(objects_[i])) != types_[i]) return false;
         for (PyObject* one : empty_)
-            if (PyObject_Length(one) != 0) return false;
-        for (const auto& [dict, entries] : dicts_) {
+            if (PyDict_Check(one) ? PyDict_GET_SIZE(one) != 0 : PyObject_Length(one) != 0) return false;
+        for (const auto& [dict, entries, edition] : dicts_) {
+            const uint64_t now = edition_of(dict);
+            if (now && now == edition) continue;
             if (size_t(PyDict_GET_SIZE(dict)) * 2 != entries.size()) return false;
             PyObject *key, *value;
             size_t i = 0;
             for (Py_ssize_t at = 0; PyDict_Next(dict, &at, &key, &value); i += 2)
                 if (key != entries[i] || (entries[i + 1] && value != entries[i + 1])) return false;
+            edition = now;
         }
         for (const auto& [list, entries] : lists_) {
             if (size_t(PyList_GET_SIZE(list)) != entries.size()) return false;
@@ -133,6 +136,12 @@ private:
         std::vector<PyObject*> entries;
     };
 
+    struct Dict {
+        PyObject* dict;
+        std::vector<PyObject*> entries;
+        mutable uint64_t edition = 0;  // in which it last held these
+    };
+
     struct Named {
         PyObject *dict, *key, *value;
     };
@@ -164,7 +173,8 @@ private:
 
     nb::list kept_;  // everything below
     std::vector<PyObject*> objects_, types_, empty_;
-    std::vector<Entries> dicts_, lists_, others_;
+    std::vector<Dict> dicts_;
+    std::vector<Entries> lists_, others_;
     std::vector<Named> names_;
     std::vector<Function> functions_;
     std::vector<std::pair<PyObject*, PyObject*>> cells_, asked_;

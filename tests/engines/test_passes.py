@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import elman
 from elman.circuit.form import Kind
-from elman.engines.native import Native, passes
+from elman.engines.native import Native, extension, passes
 from elman.execute import Call
 from elman.execute.executable import Executable
 from elman.segments.timeline import Packing
@@ -341,7 +341,7 @@ def test_tensors_come_from_either_function(monkeypatch: pytest.MonkeyPatch) -> N
 
     def counted(sizes: Any, strides: Any, dtype: torch.dtype) -> torch.Tensor:
         asked.append(dtype)
-        return passes.empty_by_torch(sizes, strides, dtype)
+        return extension.empty_by_torch(sizes, strides, dtype)
 
     monkeypatch.setattr(passes, "empty_strided", counted)
     cell, x = elman.cells.LSTM(3, 19), torch.randn(7, 2, 3)

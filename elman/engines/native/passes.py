@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch._C._dynamo import guards
 
 from elman.circuit import graphs
 from elman.circuit.form import InPort, Kind, OutPort
@@ -21,7 +20,7 @@ from elman.circuit.rows import Rows, rows_of
 from elman.engines.base import Bundle, Laid
 from elman.engines.lookups import failed
 from elman.engines.native import bundles
-from elman.engines.native.extension import compiled
+from elman.engines.native.extension import compiled, empty_strided
 from elman.engines.native.places import Behind, Memory, Places, delayed
 from elman.engines.native.staged import StageWriter
 from elman.engines.native.tiles import tiles_of
@@ -29,17 +28,6 @@ from elman.engines.native.values import Unsupported, View
 from elman.plan.form import Loop, Plan, delays_of, final_of
 from elman.segments import Layout
 from elman.segments.timeline import Packing
-
-
-def empty_by_torch(sizes: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Memory on the CPU by PyTorch's public function. sizes, strides: in elements."""
-    return torch.empty_strided(sizes, strides, dtype=dtype, device="cpu")
-
-
-# What PyTorch's own compiled code asks for tensors, in a third of `new_empty`'s time. Its name is PyTorch's business.
-empty_strided: Callable[[Sequence[int], Sequence[int], torch.dtype], torch.Tensor] = getattr(
-    guards, "_empty_strided_cpu", empty_by_torch
-)
 
 
 def passed(

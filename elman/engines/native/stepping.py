@@ -11,6 +11,7 @@ import torch
 from elman.circuit import graphs
 from elman.engines.base import Stepper
 from elman.engines.lookups import failed
+from elman.engines.native.extension import empty_strided
 from elman.engines.native.values import row_sizes
 from elman.noise import written
 from elman.plan.form import Loop
@@ -35,7 +36,7 @@ def stepper(interpreter: Any, widths: Sequence[int], loop: Loop, weights: str | 
             if rows and (not sizes or sizes[0] != 1):
                 return f"a row of '{name}' is several"
             forms_of.append((value.dtype, *_ARRAYS[value.dtype], sizes[1:] if rows else sizes, rows))
-    stream = interpreter.stream(weights or "", *forms, torch.get_num_threads, failed)
+    stream = interpreter.stream(weights or "", *forms, torch.get_num_threads, failed, empty_strided)
     return _Steps(stream, widths[: len(loop.constants)])
 
 
