@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import elman
 from bench import measure
@@ -73,6 +74,48 @@ def call_seconds(times: int = 300) -> Table:
             }
             found[name] = _medians(ways, times)
     return found
+
+
+def training_seconds(times: int = 200, width: int = 64, calls: int = 20) -> Table:
+    """Shipped cell -> seconds of a training step at T = 1, B = 1: ours, and those of an `autograd.Function` that makes
+    as many tensors of the same sizes, in both directions, and computes nothing. Medians of rounds of calls."""
+    found = {}
+    for name in ("elman", "gru", "lstm"):
+        layer, x = elman.Recurrent(SHIPPED[name](width, width)), torch.randn(1, 1, width, requires_grad=True)
+        inputs = [x, *layer.parameters()]
+        apply = _nothing([t.shape for t in pytree.tree_leaves(layer(x))], [t.shape for t in inputs])
+        ways: dict[str, Callable[[], Any]] = {
+            OURS: lambda layer=layer, inputs=inputs: layer(inputs[0])[0],
+            "a function that computes nothing": lambda apply=apply, inputs=inputs: apply(*inputs)[0],
+        }
+
+        def several(way: Callable[[], Any], inputs: list[torch.Tensor] = inputs) -> Callable[[], None]:
+            def run() -> None:
+                for _ in range(calls):
+                    torch.autograd.grad(way().sum(), inputs)
+
+            return run
+
+        medians = _medians({key: several(way) for key, way in ways.items()}, times)
+        found[name] = {key: seconds / calls for key, seconds in medians.items()}
+    return found
+
+
+def _nothing(outputs: list[torch.Size], inputs: list[torch.Size]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """`apply` of a function from inputs of these shapes to outputs of these."""
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            ctx.save_for_backward(*given)
+            return tuple(torch.empty(shape) for shape in outputs)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            ctx.saved_tensors  # noqa: B018  as every function asks for them
+            return tuple(torch.empty(shape) for shape in inputs)
+
+    return Nothing.apply
 
 
 def step_seconds(times: int = 300, width: int = 128) -> Table:

@@ -343,12 +343,13 @@ class Report:
         with self.console.status("import, traces, calls"):
             self.made |= {"import": overhead.import_seconds(), "trace": overhead.trace_seconds()}
             self.made |= {"call": overhead.call_seconds(), "step": overhead.step_seconds()}
-            self.made["lengths"] = overhead.length_seconds()
+            self.made |= {"training": overhead.training_seconds(), "lengths": overhead.length_seconds()}
         self.say(f"import elman, after torch: {self.made['import']:.2f} s\n")
         for title, name, scale, digits in (
             ("from a cell to its first result, s", "trace", 1, 3),
             ("one call, T = 1, B = 1, H = 64, no gradient, us", "call", 1e6, 0),
             ("one step, B = 1, H = 128, no gradient, us", "step", 1e6, 0),
+            ("one training step, T = 1, B = 1, H = 64, us", "training", 1e6, 1),
             ("B = 1, H = 64, us per time step", "lengths", 1e6, 1),
         ):
             self.console.print(tables.of_times(title, self.made[name], scale, digits))

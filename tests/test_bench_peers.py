@@ -110,6 +110,12 @@ def test_steps_beside_torchs_cells() -> None:
     assert all(seconds > 0 for row in found.values() for seconds in row.values())
 
 
+def test_a_step_beside_a_function_that_computes_nothing() -> None:
+    found = overhead.training_seconds(times=2, width=5, calls=2)
+    assert set(found) == {"elman", "gru", "lstm"}
+    assert all(len(row) == 2 and min(row.values()) > 0 for row in found.values())
+
+
 def test_the_command(tmp_path) -> None:  # type: ignore[no-untyped-def]
     words = "--cells leaky --shapes B2H5 --steps 4 --repeats 1 --dtype float64 --no-overheads --json"
     done = CliRunner().invoke(app, [*words.split(), str(tmp_path / "made.json")])
