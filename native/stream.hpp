@@ -58,8 +58,8 @@ public:
         kept_ = nb::list();
         kept_.append(constants), kept_.append(sources), kept_.append(unchanged);
         unchanged_ = unchanged.is_none() ? nullptr : unchanged.ptr();
-        const nb::object owner = nb::getattr(unchanged, "__self__", nb::none());
-        watch_ = nb::isinstance<Watch>(owner) && unchanged.equal(owner.attr("same")) ? nb::inst_ptr<Watch>(owner) : nullptr;
+        const nb::object owner = nb::getattr(unchanged, "__self__", nb::none()), method = nb::getattr(unchanged, "__func__", nb::none());
+        watch_ = nb::isinstance<Watch>(owner) && method.is(nb::type<Watch>().attr("same")) ? nb::inst_ptr<Watch>(owner) : nullptr;
         for (size_t i = 0; i < constants_.size(); i++) constants_[i] = {address(PyTuple_GET_ITEM(constants.ptr(), Py_ssize_t(i))), strides[i]};
         sources_.clear();
         for (const nb::handle item : sources) {
