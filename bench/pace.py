@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ STEPS = (1, 10, 100)
 WITHIN = 0.3  # of the call's time
 ENOUGH = 5  # stretches of calls at full speed
 PATIENCE = 8  # times as long is waited for them
+AGAIN = 4  # times
 
 
 @dataclass(frozen=True)
@@ -89,24 +90,33 @@ class Clock:
         return found if stretches else anyhow
 
 
-def lines(seconds: float) -> Iterator[Line]:
-    """Inference and a training step of each, I = H; seconds: of timing for a line."""
+def lines(seconds: float) -> list[Line]:
+    """Inference and a training step of each, I = H; seconds: of timing for a line.
+
+    Those that take longer than is said are timed again behind the others, while somebody else may leave the processor
+    and its caches alone: the least of all times is what a call takes.
+    """
     clock = Clock()
     clock.wait(60)
     elman.machine()
+    found, calls = list[Line](), list[Callable[[], Any]]()
     for name in CELLS:
         for text in SHAPES:
             shape = Shape.parse(text)
             rnn = elman.Recurrent(ENTRIES[name].case.make(shape.H, shape.H))
             for T in STEPS:
-                for training, said, taken in _both(rnn, T, shape, clock, seconds):
-                    yield Line(name, text, T, training, said, taken)
+                for training, said, call in _both(rnn, T, shape):
+                    found.append(Line(name, text, T, training, said, clock.least(call, seconds)))
+                    calls.append(call)
+    for _ in range(AGAIN):
+        for i, line in enumerate(found):
+            if not line.met and line.ratio < 1:
+                found[i] = replace(line, taken=min(line.taken, clock.least(calls[i], seconds)))
+    return found
 
 
-def _both(
-    rnn: elman.Recurrent, T: int, shape: Shape, clock: Clock, seconds: float
-) -> Iterator[tuple[bool, float, float]]:
-    """(training, what is said, what is taken), without and with."""
+def _both(rnn: elman.Recurrent, T: int, shape: Shape) -> Iterator[tuple[bool, float, Callable[[], Any]]]:
+    """(training, what is said, a call), without and with."""
     x = torch.randn(T, shape.B, shape.H, requires_grad=True)
     with torch.no_grad():
         g, state = rnn(x)
@@ -127,4 +137,4 @@ def _both(
     ):
         plans = [elman.plan(circuit) for circuit in circuits]
         said = [elman.cost(plan, T, shape.B, machine=elman.machine()).seconds for plan in plans]
-        yield training, sum(s or 0.0 for s in said), clock.least(call, seconds)
+        yield training, sum(s or 0.0 for s in said), call

@@ -291,7 +291,7 @@ class Report:
 
     def cost(self, seconds: float) -> None:
         """What cost() says of times, beside the times."""
-        lines = list(pace.lines(seconds / 5))
+        lines = pace.lines(seconds / 5)
         self.made["cost"] = [dataclasses.asdict(line) for line in lines]
         title = f"what elman.cost says of a call's time, and what it takes: at most {pace.WITHIN:.0%} apart"
         self.console.print(tables.of_pace(title, lines))

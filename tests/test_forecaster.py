@@ -173,6 +173,31 @@ def test_numbers_of_other_columns_that_are_far_off_are_read_as_there(column: str
         assert all(map(math.isfinite, far["mean"]))
 
 
+def of_sizes(*sizes: Any) -> dict[str, list[Any]]:
+    """A series for each size, which is static."""
+    y = [math.sin(t) for t in range(60)]
+    return {
+        "unique_id": [name for name, _ in zip("abcdefgh", sizes, strict=False) for _ in y],
+        "ds": [*range(60)] * len(sizes), "y": y * len(sizes), "size": [size for size in sizes for _ in y],
+    }  # fmt: skip
+
+
+def test_extreme_numbers_of_a_whole_series() -> None:
+    how = {**SMALL, "season": 1, "steps": 2, "static": ["size"]}
+    model = Forecaster(2, **how).fit(of_sizes(1.0, 2.0, 3.0))
+    for value in (1e37, -1e300, "1e200"):
+        for call in (lambda frame: Forecaster(2, **how).fit(frame), lambda frame: model.predict(2, frame)):
+            with pytest.raises(InputError, match="too large") as told:
+                call(of_sizes(1.0, value))
+            assert "row 60, size" in str(told.value)
+    for sign in (1, -1):
+        near, far = (model.predict(2, of_sizes(sign * value)) for value in (1e8, 1e36))
+        assert near["mean"] == far["mean"]
+        assert all(map(math.isfinite, far["mean"]))
+    with pytest.raises(DataError, match="static value"):
+        model.predict(2, of_sizes("1_0"))  # a word
+
+
 @pytest.mark.parametrize("unit", [2.0**110, 2.0**-110])
 def test_units_say_nothing_of_a_forecast(unit: float) -> None:
     y = [math.sin(t) for t in range(60)]

@@ -73,6 +73,7 @@ def test_numbers_from_every_kind_of_file(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": [1, 1%s], "label": "y"}\n' % (b"0" * 400), "a.jsonl:1", "no sequence"),
         ("a.jsonl", b'{"text": [1, 1e39], "label": "y"}\n', "a.jsonl:1", "no sequence"),
         ("a.csv", b"id,label,v\n1,a,2\n1,a,1e39\n", "a.csv:3", "not what the others are"),
+        ("a.csv", b"id,label,v\n1,a,2\n1,a,1_0\n", "a.csv:3", "not what the others are"),
         ("a.jsonl", b"nothing\n", "a.jsonl:1", "no example"),
         ("a.jsonl", b'{"text": "x", "label": "y"}\n{"text": [1], "label": "y"}\n', "a.jsonl:2", "another kind"),
         ("a.jsonl", b'{"text": "' + b"x" * 1_000_000 + b'", "label": "y"}\n', "a.jsonl:1", "longer than is read"),

@@ -272,6 +272,8 @@ def test_a_series_of_numbers_is_one_alone(library: str, fitted: Forecaster) -> N
         (b"ds,y\n1,2\n2," + b"9" * 1_000_000 + b"\n", ":3", "too long"),
         (b"ds,y\n1,2\n2,x\n", ":3", "no number"),
         (b"ds,y\n1,2\n2,inf\n", ":3", "no number"),
+        (b"ds,y\n1,2\n2,1_0\n", ":3", "no number"),
+        (b"ds,y,price\n1,2,3\n2,2,1_0\n", ":3", "no number"),
         (b"ds,y\n1,2\n2,3,4\n", ":3", "more or fewer fields"),
         (b"ds,y\n1,2\n2,3\n2,4\n", ":4", "stands twice"),
         (b"ds,y\n1,2\n2,3\n4,4\n2,4\n", ":5", "stands twice"),

@@ -24,6 +24,7 @@ from elman.data.tables import (
     Remarks,
     TableRows,
     is_decimal_comma,
+    number_in,
     other_separators,
     standard_input,
     text_lines,
@@ -387,7 +388,7 @@ def _unlabelled(where: str) -> DataError:
 
 def _number(field: str) -> float | None:
     try:
-        value = float(field)
+        value = number_in(field)
     except ValueError:
         return None
     return value if abs(value) <= _LARGEST else None

@@ -19,7 +19,7 @@ import numpy as np
 
 from elman.data.grid import DAY, WHOLE, Grid, OffGrid, are_days, expect_stamp, in_own_time, like_months
 from elman.data.series_tables import Columns, Table, expect_columns, read_table, table_of_rows
-from elman.data.tables import STDIN, Remarks, TableRows
+from elman.data.tables import STDIN, Remarks, TableRows, number_in
 
 LARGEST = 1e36  # of numbers: networks read scales in float32
 _LONGEST = 2**24  # steps of a series, gaps included
@@ -273,14 +273,11 @@ def _number(table: Table, column: str, i: int, target: str, *, gaps: bool) -> fl
     raw: Any = table.columns[column][i]
     try:
         gap = raw is None or (isinstance(raw, str) and raw.strip().lower() in _GAPS)
-        value = math.nan if gap else float(raw or 0)
+        value = math.nan if gap else number_in(raw) if isinstance(raw, str) else float(raw or 0)
     except (TypeError, ValueError, OverflowError):  # a whole number may have any size
         value = math.inf
-    if column != target and LARGEST < abs(value) < math.inf:
-        raise table.words(
-            what="numbers are too large for a forecast", where=f"{table.place(i)}, {column}", got=repr(raw)[:60],
-            expected=f"at most {LARGEST:g}", mend=f"write {column} in another unit",
-        )  # fmt: skip
+    if column != target:
+        _expect_no_giant(table, column, i, value)
     if math.isinf(value) or abs(value) > 1e300 or (math.isnan(value) and not gaps):
         raise table.words(
             what=f"this is no number, in column {column!r}", where=table.place(i), got=repr(raw)[:60],
@@ -288,6 +285,15 @@ def _number(table: Table, column: str, i: int, target: str, *, gaps: bool) -> fl
             mend="numbers are written as 1234.5" if gaps else "what is known of the future has no gaps: fill them in",
         )  # fmt: skip
     return value
+
+
+def _expect_no_giant(table: Table, column: str, i: int, value: float) -> None:
+    if LARGEST < abs(value) < math.inf:
+        raise table.words(
+            what="numbers are too large for a forecast", where=f"{table.place(i)}, {column}",
+            got=repr(table.columns[column][i])[:60], expected=f"at most {LARGEST:g}",
+            mend=f"write {column} in another unit",
+        )  # fmt: skip
 
 
 def _static(column: str, name: str, rows: list[tuple[int, int, Table]]) -> Any:
@@ -308,9 +314,10 @@ def _static(column: str, name: str, rows: list[tuple[int, int, Table]]) -> Any:
                 mend="what belongs to a series as a whole is the same in each row; name it --known or --past",
             )  # fmt: skip
     try:
-        value = float(first)
+        value = number_in(first) if isinstance(first, str) else float(first)
     except (TypeError, ValueError, OverflowError):
         return str(first)
+    _expect_no_giant(rows[0][2], column, rows[0][1], value)
     return value if math.isfinite(value) else str(first)
 
 

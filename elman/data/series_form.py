@@ -18,6 +18,7 @@ from elman.errors import DataError
 
 _NAMES = each(text(1000), 1000)
 _CATEGORIES = 1000  # words of a static column, at most
+FAR = 1e4  # scales from where numbers lie: what is farther is read as there
 EARLY = 3  # numbers that have to be there before a forecast is learnt from
 _CLOSEST = 1e-36  # of how far numbers lie apart: networks read scales in float32
 LONGEST = 2**14  # steps of a context, a horizon or a season
@@ -169,7 +170,8 @@ class SeriesForm:
             if not words:
                 if not isinstance(value, float):
                     raise self._unknown(series, k, value, "a number")
-                values.append((value - self.means[first + k]) / self.scales[first + k])
+                scaled = (value - self.means[first + k]) / self.scales[first + k]
+                values.append(min(max(scaled, -FAR), FAR))
             elif str(value) not in words:
                 raise self._unknown(series, k, value, ", ".join(words)[:200])
             else:

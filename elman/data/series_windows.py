@@ -19,9 +19,7 @@ from torch import Tensor
 
 from elman.data.batches import Ragged
 from elman.data.series import Panel, Series
-from elman.data.series_form import EARLY, SeriesForm, expect_scales, scale_before, scale_of
-
-FAR = 1e4  # scales from where numbers lie: what is farther is read as there
+from elman.data.series_form import EARLY, FAR, SeriesForm, expect_scales, scale_before, scale_of
 
 
 @dataclass

@@ -27,6 +27,13 @@ _COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _LARGEST = 2**31  # bytes of a file
 
 
+def number_in(field: str) -> float:
+    """The number that stands in a field. Raises ValueError where there is none: 1_0 is one in Python alone."""
+    if "_" in field:
+        raise ValueError(field)
+    return float(field)
+
+
 class Remarks:
     """What the user is to be told of tables that were read: where something else parts their fields than their names
     say, and what else can be meant in two ways."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from elman.data.series import Panel, panel_of
 from elman.data.series_ends import kept_form
-from elman.data.series_form import SeriesForm
+from elman.data.series_form import FAR, SeriesForm
 from elman.data.series_tables import Columns, backend_of, frame_like, table_of
-from elman.data.series_windows import FAR, Origins
+from elman.data.series_windows import Origins
 from elman.errors import InputError, NotYet
 from elman.models import pretrained
 from elman.models.asked import expect_seed

@@ -9,7 +9,7 @@ other calls) and are the same for every machine; the three numbers are measured.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import fx
@@ -27,6 +27,8 @@ GAIN = 0.85  # what another thread adds to a team
 ALONE = 1 << 18  # multiply-adds that are worth a thread
 # Where threads share columns (native/shares.hpp): numbers of the widest weight, at least, and rows of a single step.
 LARGE, FEW = 2 * 128 * 128, 64
+# Rows of a single step that read weights as they lie (native/products.hpp), and of packing's time, what that takes.
+UNPACKED, AS_THEY_LIE = 4, 0.7
 NEAR, FAR = 512_000, 64_000_000  # bytes: what the second cache holds, and what lies in memory
 
 
@@ -77,18 +79,18 @@ class Counts:
 
     def units(self, machine: Machine) -> dict[str, float]:
         """Each in seconds, before it has a price."""
-        weights, sequences, gradients = map(machine.bytes_a_second, (self.packed, self.moved, self.made))
+        weights, sequences = map(machine.bytes_a_second, (self.packed, self.moved))
         by = {
             **dict.fromkeys(("trained", "tensors", "steps"), machine.call),
             **dict.fromkeys(("flops", "curved", "plain", "beside"), 1 / machine.flops),
-            **dict.fromkeys(("read", "packed"), 1 / weights), "moved": 1 / sequences, "made": 1 / gradients,
+            **dict.fromkeys(("read", "packed"), 1 / weights), "moved": 1 / sequences, "made": 1 / machine.bandwidth,
         }  # fmt: skip
         return {f.name: getattr(self, f.name) * by[f.name] for f in fields(self)}
 
 
 PRICES = Counts(
     trained=0.9, tensors=0.048, steps=0.0006, flops=0.97, curved=64, plain=1, beside=80, read=0.5, packed=1.3,
-    moved=1.25, made=5,
+    moved=1.25, made=6,
 )  # fmt: skip
 
 
@@ -119,6 +121,8 @@ def counts(plan: Plan, T: int, B: int, threads: int = 1) -> Counts:
     widest = max((_inside(node, 1, B).packed / 4 for node in plan.loop.nodes()), default=0)
     columns = (threads > B or (T == 1 and B <= FEW)) and widest >= LARGE
     most = threads if columns else min(B, threads)
+    if T == 1 and B <= UNPACKED:
+        here = replace(here, packed=AS_THEY_LIE * here.packed)
     enough = here.flops + here.curved + here.plain >= 4 * ALONE
     return found + here.shared(most if enough else 1, columns)
 

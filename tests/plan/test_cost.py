@@ -127,10 +127,15 @@ MACHINE = Machine(flops=1e11, bandwidth=2e11, call=1e-5)
 def test_what_a_step_has_to_do_is_counted() -> None:
     """h W by hand: [B, H] by [H, H] at every step, and U x + b for all at once."""
     T, B = 10, 3
-    found, one = counts(plan_of("elman"), T, B), counts(plan_of("elman"), 1, B)
+    found, one, few = (
+        counts(plan_of("elman"), T, B),
+        counts(plan_of("elman"), 1, 5),
+        counts(plan_of("elman"), 1, B),
+    )
     assert found.flops == 2 * T * B * (I * H + H * H)
     assert (found.read, one.read) == (T * H * H * 8, H * H * 8)
     assert found.packed == one.packed == (I * H + H * H) * 8
+    assert few.packed == pytest.approx((I * H + 0.7 * H * H) * 8)  # W is read as it lies
     assert found.curved == T * B * H
     assert found.trained == 0
     assert [counts(made, T, B).trained for made in training_of("elman")] == [1, 1]
