@@ -22,6 +22,7 @@ _RAGGED = (
 )
 _PRODUCTS = ("engines/test_products.py", "engines/test_native.py")
 _PACKED = ("engines/test_packed.py",)
+_STREAMS = ("recurrent/test_stream_arrays.py", "recurrent/test_stream.py")
 
 
 class Line(NamedTuple):
@@ -201,6 +202,14 @@ LINES = (
     Line("a loop does not stop when it is told to", "loop.hpp", "if (c.stop()) __atomic",
         "if (c.stop() && !FAULT()) __atomic",
          ("test_process.py", "engines/test_threads.py")),
+    # --- what a step of a stream looks at ---
+    Line("a dict is looked at once", "watch.hpp", "if (now && now == edition) continue;",
+         "if (now && (now == edition || FAULT())) continue;", ("trace/test_watch.py",)),
+    Line("where a weight is kept is looked at once", "stream.hpp", "if (now && now == edition) return true;",
+         "if (now && (now == edition || FAULT())) return true;", ("recurrent/test_stream.py",)),
+    Line("weights that lie elsewhere are not noticed", "stream.hpp", "located(s.tensor) != s.data)) return false;",
+         "(located(s.tensor) != s.data && !FAULT()))) return false;", _STREAMS),
+    Line("an array's dtype is not looked at", "stream.hpp", "if (!usual && (", "if (!usual && !FAULT() && (", _STREAMS),
     # --- rows that a pass packs ---
     Line("states of a ragged call come back in the order of the pieces", "arranged.hpp",
          "orders[END] = pieces.last.data()",

@@ -133,29 +133,6 @@ def test_a_reset_begins_anew_and_leaves_the_others() -> None:
 
 
 @torch.no_grad()
-def test_arrays_and_memory_for_the_output() -> None:
-    rnn, x = gru(), torch.randn(4, 2, 6)
-    outputs = rnn(x)[0].numpy()
-    stream, other = rnn.stream(batch=2), rnn.stream(batch=2)
-    for t in range(4):
-        made = stream.step(x[t].numpy())
-        assert isinstance(made, np.ndarray)
-        np.testing.assert_array_equal(made, outputs[t])
-    for t, out in enumerate([np.empty((2, 8), np.float32), torch.empty(2, 8), torch.empty(2, 16)[:, ::2]]):
-        assert other.step(x[t].numpy(), out=out) is out
-        np.testing.assert_array_equal(np.asarray(out), outputs[t])
-    state = other.state
-    both = torch.cat([x[3], torch.zeros(2, 2)], 1)  # what is read lies where the output goes
-    assert torch.equal(other.step(both[:, :6], out=both), torch.from_numpy(outputs[3]))
-    other.state = state
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # it runs in the precision of its weights
-        assert other.step(x[3].bfloat16()).dtype is torch.float32
-    other.state = state
-    turned = x[3].T.contiguous().T
-    assert torch.equal(other.step(turned), torch.from_numpy(outputs[3]))
-
-
-@torch.no_grad()
 def test_changes_of_the_cell_are_noticed() -> None:
     rnn, x = elman.Recurrent(cells.Leaky(6, 8)), torch.randn(2, 6)
     stream = rnn.stream(batch=2)
