@@ -15,11 +15,11 @@
 #include <utility>
 #include <vector>
 
+#include "leaves.hpp"
 #include "lines.hpp"
 #include "program.hpp"
 #include "sets.hpp"
-#include "tensors.hpp"
-#include "watch.hpp"
+#include "sources.hpp"
 
 namespace elman {
 
@@ -32,16 +32,14 @@ public:
     // failed: makes the error for what an operation met. empty_strided: memory for a tensor of these sizes, strides and dtype.
     Stream(const Kernels& kernels, bool wide, const Program& program, const std::string& weights, int64_t constants, const nb::list& inputs,
            const nb::list& outputs, const nb::object& threads, const nb::object& failed, const nb::object& empty_strided, const bool& poison)
-        : set_(&kernels), kernels_(&kernels), wide_(wide), narrow_(!weights.empty()), program_(program), threads_(threads), failed_(failed), empty_tensor_(empty_strided), poison_(&poison), prepare_(program.prepare, program.prepare + program.prepares),
+        : set_(&kernels), kernels_(&kernels), wide_(wide), narrow_(!weights.empty()), program_(program), threads_(threads), failed_(failed), leaves_(empty_strided), poison_(&poison), prepare_(program.prepare, program.prepare + program.prepares),
           ops_(program.ops, program.ops + program.count), buffers_(program.buffers, program.buffers + program.buffer_count),
           states_(program.states, program.states + program.state_count), constants_(size_t(constants)) {
         if (!weights.empty()) narrow(weights == "int8");
         program_.prepare = prepare_.data(), program_.ops = ops_.data(), program_.buffers = buffers_.data(), program_.states = states_.data();
         prepared_ = Lines(program_.prepared_bytes);
-        for (const nb::handle form : inputs) inputs_.push_back(leaf(form));
-        for (const nb::handle form : outputs) outputs_.push_back(leaf(form));
-        const nb::module_ torch = nb::module_::import_("torch"), numpy = nb::module_::import_("numpy");
-        tensor_ = torch.attr("Tensor"), array_ = numpy.attr("ndarray"), empty_array_ = numpy.attr("empty");
+        for (const nb::handle form : inputs) inputs_.push_back(Leaves::leaf(form));
+        for (const nb::handle form : outputs) outputs_.push_back(Leaves::leaf(form));
         at_.resize(size_t(constants) + inputs_.size() + outputs_.size() + 2 * states_.size());
         resize(0);
     }
@@ -56,21 +54,9 @@ public:
         if (nb::len(constants) != constants_.size() || strides.size() != constants_.size()) throw std::invalid_argument("a wrong number of constants");
         loaded_ = false;
         kept_ = nb::list();
-        kept_.append(constants), kept_.append(sources), kept_.append(unchanged);
-        unchanged_ = unchanged.is_none() ? nullptr : unchanged.ptr();
-        const nb::object owner = nb::getattr(unchanged, "__self__", nb::none()), method = nb::getattr(unchanged, "__func__", nb::none());
-        watch_ = nb::isinstance<Watch>(owner) && method.is(nb::type<Watch>().attr("same")) ? nb::inst_ptr<Watch>(owner) : nullptr;
+        kept_.append(constants);
+        sources_.load(sources, unchanged, leaves_.tensor_class(), kept_);
         for (size_t i = 0; i < constants_.size(); i++) constants_[i] = {address(PyTuple_GET_ITEM(constants.ptr(), Py_ssize_t(i))), strides[i]};
-        sources_.clear();
-        for (const nb::handle item : sources) {
-            const nb::object store = nb::borrow(item[0]), key = nb::borrow(item[1]), tensor = nb::borrow(item[2]);
-            kept_.append(store), kept_.append(key), kept_.append(tensor);
-            const bool has = nb::isinstance(tensor, tensor_);
-            sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), tensor.ptr(), has ? version(tensor.ptr()) : 0, has ? address(tensor.ptr()) : nullptr});
-        }
-        locate_ = locator();
-        for (const Source& s : sources_)
-            if (locate_ && s.data && located(s.tensor) != s.data) locate_ = nullptr;
         kernels_ = narrow_ ? set_ : &of_now(*set_), threads_now_ = -1;
         Call call = called();
         const Failure failure = (wide_ ? kernels_->prepare64 : kernels_->prepare32)(program_, call, prepared_.at());
@@ -79,18 +65,7 @@ public:
     }
 
     // Whether constants are what they were, as far as that can be seen.
-    bool fresh() {
-        if (!loaded_) return false;
-        for (const Source& s : sources_) {
-            if (s.store && !s.stored()) return false;
-            if (s.data && (version(s.tensor) != s.version || located(s.tensor) != s.data)) return false;
-        }
-        if (watch_) return watch_->same();
-        if (!unchanged_) return true;
-        const nb::object same = nb::steal(PyObject_CallNoArgs(unchanged_));
-        if (!same.is_valid()) throw nb::python_error();
-        return same.ptr() == Py_True;
-    }
+    bool fresh() const { return loaded_ && sources_.same(); }
 
     // --- rows ---------------------------------------------------------------------------------------------------------------
 
@@ -110,7 +85,7 @@ public:
             }
             room_ = room;
         }
-        rows_ = rows;
+        rows_ = leaves_.rows = rows;
         workspace_ = Lines(0), threads_now_ = -1;
         for (std::vector<Leaf>* leaves : {&inputs_, &outputs_})
             for (Leaf& leaf : *leaves) leaf.shape.reset(), leaf.tensor.reset(), leaf.array.reset(), leaf.formed = false;
@@ -154,8 +129,8 @@ public:
         if (!PyTuple_Check(xs.ptr()) && inputs_.size() != 1) return nb::bool_(false);
         for (size_t i = 0; i < inputs_.size(); i++) {
             PyObject* value = PyTuple_Check(xs.ptr()) ? PyTuple_GET_ITEM(xs.ptr(), Py_ssize_t(i)) : xs.ptr();
-            if (i == 0) arrays = is_array(value);
-            *at = {find(value, inputs_[i], views, false), inputs_[i].width};
+            if (i == 0) arrays = leaves_.is_array(value);
+            *at = {leaves_.find(value, inputs_[i], views, false), inputs_[i].width};
             if (!at++->data) return nb::bool_(false);
         }
         const size_t states = states_.size();
@@ -194,7 +169,7 @@ public:
     static int clear(PyObject* self) {
         if (!nb::inst_ready(self)) return 0;
         Stream& stream = *nb::inst_ptr<Stream>(self);
-        stream.loaded_ = false, stream.unchanged_ = nullptr, stream.watch_ = nullptr, stream.sources_.clear();
+        stream.loaded_ = false, stream.sources_.clear();
         stream.kept_ = nb::list();
         return 0;
     }
@@ -209,86 +184,6 @@ private:
         Turn(const Turn&) = delete;
         Turn& operator=(const Turn&) = delete;
     };
-
-    // What a step reads or writes.
-    struct Leaf {
-        nb::object dtype, array_dtype;
-        std::string letters;           // of NumPy's format, any of them
-        int64_t bytes = 0, width = 1;  // of an element; elements of a row
-        std::vector<int64_t> sizes;    // of a row
-        bool rows = true;
-        nb::object shape, tensor, array;  // with as many rows as there are now: a tuple, and what new ones are made of
-        Form form;                        // of such a tensor
-        bool formed = false;
-    };
-
-    struct Source {
-        PyObject *store, *key, *tensor;
-        int64_t version;
-        char* data;
-        mutable uint64_t edition = 0;  // of the store, in which it last held the tensor
-
-        bool stored() const {
-            const uint64_t now = edition_of(store);
-            if (now && now == edition) return true;
-            if (PyDict_GetItem(store, key) != tensor) return false;
-            edition = now;
-            return true;
-        }
-    };
-
-    // The memory of arrays, held as long as a step runs.
-    struct Views {
-        std::vector<Py_buffer> held;
-
-        explicit Views(size_t most) { held.reserve(most); }
-        ~Views() {
-            for (Py_buffer& view : held) PyBuffer_Release(&view);
-        }
-
-        const Py_buffer* of(PyObject* array, int flags) {
-            Py_buffer view;
-            if (PyObject_GetBuffer(array, &view, flags) != 0) return PyErr_Clear(), nullptr;
-            held.push_back(view);
-            return &held.back();
-        }
-    };
-
-    struct Words {
-        PyObject* dtype = PyUnicode_InternFromString("dtype");
-        PyObject* shape = PyUnicode_InternFromString("shape");
-        PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
-    };
-
-    static const Words& words() {
-        static const Words& made = *new Words;
-        return made;
-    }
-
-    static nb::object got(PyObject* of, PyObject* name) {
-        PyObject* found = PyObject_GetAttr(of, name);
-        if (!found) throw nb::python_error();
-        return nb::steal(found);
-    }
-
-    // How often a tensor was written to; -1 for one that does not count.
-    static int64_t version(PyObject* tensor) {
-        static const Attribute* made = nullptr;
-        PyObject* found = Attribute::once(made, "_version").of(tensor);
-        if (!found) return PyErr_Clear(), -1;
-        return PyLong_AsLongLong(nb::steal(found).ptr());
-    }
-
-    char* located(PyObject* tensor) const { return locate_ ? static_cast<char*>(locate_(tensor)) : address(tensor); }
-
-    static Leaf leaf(nb::handle form) {
-        Leaf made;
-        made.dtype = nb::borrow(form[0]), made.array_dtype = nb::borrow(form[1]), made.letters = nb::cast<std::string>(form[2]);
-        made.sizes = nb::cast<std::vector<int64_t>>(form[3]), made.rows = nb::cast<bool>(form[4]);
-        made.bytes = nb::cast<int64_t>(made.array_dtype.attr("itemsize"));
-        for (const int64_t size : made.sizes) made.width *= size;
-        return made;
-    }
 
     void idle() const {
         if (running_) throw std::runtime_error("a stream runs one step at a time: each thread needs a stream of its own");
@@ -343,62 +238,6 @@ private:
 
     Failure run(const Call& call) const { return (wide_ ? kernels_->run64 : kernels_->run32)(program_, call, workspace_.at()); }
 
-    // Its shape, with as many rows as there are now.
-    nb::object& shape(Leaf& leaf) const {
-        if (!leaf.shape.is_valid()) {
-            nb::list sizes;
-            if (leaf.rows) sizes.append(rows_);
-            for (const int64_t size : leaf.sizes) sizes.append(size);
-            leaf.shape = nb::tuple(sizes);
-        }
-        return leaf.shape;
-    }
-
-    // Where a tensor or an array has its numbers, if it is of this form and they lie in order; else null.
-    char* find(PyObject* value, Leaf& leaf, Views& views, bool written) const {
-        if (is_tensor(value)) {
-            Described now;
-            if (describe(value, now)) {
-                if (!form(leaf).is(now) || !now.in_order() || wants_gradient(value) || is_negative(value)) return nullptr;
-                return is_unwritten(value, now.data) ? nullptr : now.data;
-            }
-            if (got(value, words().dtype).ptr() != leaf.dtype.ptr() || got(value, words().is_cpu).ptr() != Py_True) return nullptr;
-            if (PyObject_RichCompareBool(got(value, words().shape).ptr(), shape(leaf).ptr(), Py_EQ) != 1) return nullptr;
-            if (wants_gradient(value) || !is_contiguous(value) || is_negative(value)) return nullptr;
-            char* const data = address(value);
-            return is_unwritten(value, data) ? nullptr : data;
-        }
-        if (!is_array(value)) return nullptr;
-        const bool usual = got(value, words().dtype).ptr() == leaf.array_dtype.ptr();  // else a letter says it, which takes longer
-        const Py_buffer* view = views.of(value, PyBUF_C_CONTIGUOUS | (usual ? 0 : PyBUF_FORMAT) | (written ? PyBUF_WRITABLE : 0));
-        if (!view || view->itemsize != leaf.bytes) return nullptr;
-        if (!usual && (!view->format || !view->format[0] || view->format[1] || leaf.letters.find(view->format[0]) == std::string::npos)) return nullptr;
-        const size_t lead = leaf.rows ? 1 : 0;
-        if (size_t(view->ndim) != leaf.sizes.size() + lead) return nullptr;
-        if (lead && view->shape[0] != rows_) return nullptr;
-        for (size_t d = 0; d < leaf.sizes.size(); d++)
-            if (view->shape[d + lead] != leaf.sizes[d]) return nullptr;
-        return static_cast<char*>(view->buf);
-    }
-
-    // As tensors are described, where they can be.
-    const Form& form(Leaf& leaf) const {
-        if (!leaf.formed) leaf.form.of(empty(leaf, false).ptr()), leaf.formed = true;
-        return leaf.form;
-    }
-
-    // A new tensor or array of this form.
-    nb::object empty(Leaf& leaf, bool array) const {
-        nb::object& arguments = array ? leaf.array : leaf.tensor;
-        if (!arguments.is_valid() && array) arguments = nb::make_tuple(shape(leaf), leaf.array_dtype);
-        if (!arguments.is_valid()) {
-            std::vector<int64_t> sizes = leaf.sizes;
-            if (leaf.rows) sizes.insert(sizes.begin(), rows_);
-            arguments = new_in_order(sizes.data(), sizes.size(), leaf.dtype.ptr());
-        }
-        return made_by((array ? empty_array_ : empty_tensor_).ptr(), arguments);
-    }
-
     // Memory for the emits, what the caller gave or new, and what a step gives. False where it is not of their forms.
     bool results(nb::handle out, bool arrays, nb::object& made, Pointer* at, Views& views) {
         const bool alone = outputs_.size() == 1, given = !out.is_none(), tuple = given && PyTuple_Check(out.ptr());
@@ -411,11 +250,11 @@ private:
         for (size_t i = 0; i < outputs_.size(); i++, at++) {
             if (given) {
                 PyObject* value = tuple ? PyTuple_GET_ITEM(out.ptr(), Py_ssize_t(i)) : out.ptr();
-                *at = {find(value, outputs_[i], views, true), 0};
+                *at = {leaves_.find(value, outputs_[i], views, true), 0};
                 if (!at->data) return false;
                 continue;
             }
-            nb::object fresh = empty(outputs_[i], arrays);
+            nb::object fresh = leaves_.empty(outputs_[i], arrays);
             *at = {arrays ? static_cast<char*>(views.of(fresh.ptr(), PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)->buf) : address(fresh.ptr()), 0};
             if (alone)
                 made = std::move(fresh);
@@ -438,13 +277,11 @@ private:
         return false;
     }
 
-    bool is_tensor(PyObject* value) const { return Py_TYPE(value) == reinterpret_cast<PyTypeObject*>(tensor_.ptr()); }
-    bool is_array(PyObject* value) const { return Py_TYPE(value) == reinterpret_cast<PyTypeObject*>(array_.ptr()); }
-
     const Kernels *set_, *kernels_;  // of the instruction set; and those that have packed the weights
     bool wide_, narrow_;  // narrow: weights in fewer bits
     Program program_;
-    nb::object threads_, failed_, tensor_, array_, empty_tensor_, empty_array_;
+    nb::object threads_, failed_;
+    Leaves leaves_;
     const bool* poison_;
     std::vector<Op> prepare_, ops_;
     std::vector<Buffer> buffers_;
@@ -455,10 +292,7 @@ private:
     int64_t rows_ = 0, room_ = -1;   // rows there are, and may be
     int threads_now_ = -1;           // for which there is a workspace
     std::vector<Pointer> constants_, at_;
-    std::vector<Source> sources_;
-    PyObject* unchanged_ = nullptr;
-    const Watch* watch_ = nullptr;  // whose `same` that is
-    Locate locate_ = nullptr;
+    Sources sources_;
     nb::list kept_;  // all Python objects that may be part of a circle
     bool loaded_ = false, running_ = false, back_ = false;  // back_: of the next step
 };

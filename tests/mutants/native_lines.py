@@ -205,11 +205,11 @@ LINES = (
     # --- what a step of a stream looks at ---
     Line("a dict is looked at once", "watch.hpp", "if (now && now == edition) continue;",
          "if (now && (now == edition || FAULT())) continue;", ("trace/test_watch.py",)),
-    Line("where a weight is kept is looked at once", "stream.hpp", "if (now && now == edition) return true;",
+    Line("where a weight is kept is looked at once", "sources.hpp", "if (now && now == edition) return true;",
          "if (now && (now == edition || FAULT())) return true;", ("recurrent/test_stream.py",)),
-    Line("weights that lie elsewhere are not noticed", "stream.hpp", "located(s.tensor) != s.data)) return false;",
+    Line("weights that lie elsewhere are not noticed", "sources.hpp", "located(s.tensor) != s.data)) return false;",
          "(located(s.tensor) != s.data && !FAULT()))) return false;", _STREAMS),
-    Line("an array's dtype is not looked at", "stream.hpp", "if (!usual && (", "if (!usual && !FAULT() && (", _STREAMS),
+    Line("an array's dtype is not looked at", "leaves.hpp", "if (!usual && (", "if (!usual && !FAULT() && (", _STREAMS),
     # --- rows that a pass packs ---
     Line("states of a ragged call come back in the order of the pieces", "arranged.hpp",
          "orders[END] = pieces.last.data()",
