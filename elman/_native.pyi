@@ -125,7 +125,7 @@ class Stream:
     """A program whose constants are packed once and whose states are kept: see elman.engines.base.Stepper."""
 
     def load(
-        self, constants: tuple[Tensor, ...], strides: Sequence[int], sources: list[tuple[Any, Any, Any]],
+        self, constants: tuple[Tensor, ...], strides: Sequence[int], sources: list[tuple[Any, ...]],
         unchanged: Callable[[], bool] | None,
     ) -> None: ...  # fmt: skip
     def fresh(self) -> bool: ...

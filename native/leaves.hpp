@@ -46,7 +46,7 @@ public:
     // empty_strided: memory for a tensor of these sizes, strides and dtype.
     explicit Leaves(const nb::object& empty_strided) : empty_tensor_(empty_strided) {
         const nb::module_ torch = nb::module_::import_("torch"), numpy = nb::module_::import_("numpy");
-        tensor_ = torch.attr("Tensor"), array_ = numpy.attr("ndarray"), empty_array_ = numpy.attr("empty");
+        written_ = torch.attr("autograd").attr("graph").attr("increment_version"), tensor_ = torch.attr("Tensor"), array_ = numpy.attr("ndarray"), empty_array_ = numpy.attr("empty");
     }
 
     int64_t rows = 0;
@@ -75,8 +75,12 @@ public:
             if (got(value, words().dtype).ptr() != leaf.dtype.ptr() || got(value, words().is_cpu).ptr() != Py_True) return nullptr;
             if (PyObject_RichCompareBool(got(value, words().shape).ptr(), shape(leaf).ptr(), Py_EQ) != 1) return nullptr;
             if (wants_gradient(value) || !is_contiguous(value) || is_negative(value)) return nullptr;
-            char* const data = address(value);
-            return is_unwritten(value, data) ? nullptr : data;
+            try {
+                char* const data = address(value);
+                return is_unwritten(value, data) ? nullptr : data;
+            } catch (nb::python_error&) {  // what torch.func wraps has no memory
+                return nullptr;
+            }
         }
         if (!is_array(value)) return nullptr;
         const bool usual = got(value, words().dtype).ptr() == leaf.array_dtype.ptr();  // else a letter says it, which takes longer
@@ -89,6 +93,11 @@ public:
         for (size_t d = 0; d < leaf.sizes.size(); d++)
             if (view->shape[d + lead] != leaf.sizes[d]) return nullptr;
         return static_cast<char*>(view->buf);
+    }
+
+    // For autograd, which counts what is written into a tensor.
+    void count_write(PyObject* tensor) const {
+        if (!nb::steal(PyObject_CallOneArg(written_.ptr(), tensor)).is_valid()) throw nb::python_error();
     }
 
     // A new tensor or array of this form.
@@ -138,7 +147,7 @@ private:
         return leaf.form;
     }
 
-    nb::object tensor_, array_, empty_tensor_, empty_array_;
+    nb::object written_, tensor_, array_, empty_tensor_, empty_array_;
 };
 
 }  // namespace elman

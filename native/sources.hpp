@@ -3,6 +3,7 @@
 // Part of stream.hpp.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "tensors.hpp"
@@ -22,10 +23,16 @@ public:
         const nb::object owner = nb::getattr(unchanged, "__self__", nb::none()), method = nb::getattr(unchanged, "__func__", nb::none());
         watch_ = nb::isinstance<Watch>(owner) && method.is(nb::type<Watch>().attr("same")) ? nb::inst_ptr<Watch>(owner) : nullptr;
         for (const nb::handle item : sources) {
-            const nb::object store = nb::borrow(item[0]), key = nb::borrow(item[1]), tensor = nb::borrow(item[2]);
-            kept.append(store), kept.append(key), kept.append(tensor);
-            const bool has = nb::isinstance(tensor, tensor_class);
-            sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), tensor.ptr(), has ? version(tensor.ptr()) : 0, has ? address(tensor.ptr()) : nullptr});
+            const nb::object store = nb::borrow(item[0]), key = nb::borrow(item[1]), value = nb::len(item) < 3 ? nb::object() : nb::borrow(item[2]);
+            kept.append(store), kept.append(key);
+            if (value.is_valid()) kept.append(value);
+            if (store.is_none() && !key.is_none()) {
+                asked_.push_back({key.ptr(), value.ptr()});
+                continue;
+            }
+            const bool has = value.is_valid() && nb::isinstance(value, tensor_class);
+            if (has) kept.append(value.attr("detach")());  // or `.data =` could free this memory, and another one find other numbers there
+            sources_.push_back({store.is_none() ? nullptr : store.ptr(), key.ptr(), value.ptr(), has ? version(value.ptr()) : 0, has ? address(value.ptr()) : nullptr});
         }
         locate_ = locator();
         for (const Source& s : sources_)
@@ -38,14 +45,17 @@ public:
             if (s.store && !s.stored()) return false;
             if (s.data && (version(s.tensor) != s.version || located(s.tensor) != s.data)) return false;
         }
+        for (const auto& [function, answer] : asked_) {
+            const nb::object now = called(function);
+            const int equal = now.ptr() == answer ? 1 : PyObject_RichCompareBool(now.ptr(), answer, Py_EQ);
+            if (equal < 0) throw nb::python_error();
+            if (!equal) return false;
+        }
         if (watch_) return watch_->same();
-        if (!unchanged_) return true;
-        const nb::object same = nb::steal(PyObject_CallNoArgs(unchanged_));
-        if (!same.is_valid()) throw nb::python_error();
-        return same.ptr() == Py_True;
+        return !unchanged_ || called(unchanged_).ptr() == Py_True;
     }
 
-    void clear() { sources_.clear(), unchanged_ = nullptr, watch_ = nullptr; }
+    void clear() { sources_.clear(), asked_.clear(), unchanged_ = nullptr, watch_ = nullptr; }
 
 private:
     struct Source {
@@ -63,6 +73,12 @@ private:
         }
     };
 
+    static nb::object called(PyObject* function) {
+        PyObject* found = PyObject_CallNoArgs(function);
+        if (!found) throw nb::python_error();
+        return nb::steal(found);
+    }
+
     // How often a tensor was written to; -1 for one that does not count.
     static int64_t version(PyObject* tensor) {
         static const Attribute* made = nullptr;
@@ -74,6 +90,7 @@ private:
     char* located(PyObject* tensor) const { return locate_ ? static_cast<char*>(locate_(tensor)) : address(tensor); }
 
     std::vector<Source> sources_;
+    std::vector<std::pair<PyObject*, PyObject*>> asked_;  // functions, and what they said
     PyObject* unchanged_ = nullptr;
     const Watch* watch_ = nullptr;  // whose `same` that is
     Locate locate_ = nullptr;

@@ -48,7 +48,8 @@ public:
 
     // constants: their tensors, in order, of which the caller says that they lie in order; strides: elements from row to row.
     // sources: (dict, key, tensor) or (None, None, tensor) for each that constants are made of; what is no tensor has to be
-    // what the dict holds. unchanged: a function. Packs the weights.
+    // what the dict holds; (dict, key) where it holds nothing; (None, function, answer) for what a function has to say.
+    // unchanged: a function. Packs the weights.
     void load(const nb::tuple& constants, const std::vector<int64_t>& strides, const nb::list& sources, const nb::object& unchanged) {
         idle();
         if (nb::len(constants) != constants_.size() || strides.size() != constants_.size()) throw std::invalid_argument("a wrong number of constants");
@@ -252,6 +253,7 @@ private:
                 PyObject* value = tuple ? PyTuple_GET_ITEM(out.ptr(), Py_ssize_t(i)) : out.ptr();
                 *at = {leaves_.find(value, outputs_[i], views, true), 0};
                 if (!at->data) return false;
+                if (leaves_.is_tensor(value)) leaves_.count_write(value);
                 continue;
             }
             nb::object fresh = leaves_.empty(outputs_[i], arrays);

@@ -68,19 +68,10 @@ public:
         if (!same()) return false;
         for (const auto& [tensor, form] : forms_)
             if (!form.is_of(tensor)) return false;
-        for (const auto& [tensor, wants] : flowing_)
-            if (wants_gradient(tensor) != wants) return false;
-        for (const auto& [function, answer] : asked_) {
-            const nb::object now = nb::steal(PyObject_CallNoArgs(function));
-            if (!now.is_valid()) throw nb::python_error();
-            const int equal = now.ptr() == answer ? 1 : PyObject_RichCompareBool(now.ptr(), answer, Py_EQ);
-            if (equal < 0) throw nb::python_error();
-            if (!equal) return false;
-        }
         return true;
     }
 
-    // The same but for tensors, and what is asked.
+    // The same but for what tensors are like.
     bool same() const {
         for (size_t i = 0; i < objects_.size(); i++)
             if (reinterpret_cast<PyObject*>(Py_TYPE(objects_[i])) != types_[i]) return false;
@@ -114,6 +105,15 @@ public:
             for (const nb::handle item : nb::handle(other))
                 if (i >= entries.size() || entries[i++] != item.ptr()) return false;
             if (i != entries.size()) return false;
+        }
+        for (const auto& [tensor, wants] : flowing_)
+            if (wants_gradient(tensor) != wants) return false;
+        for (const auto& [function, answer] : asked_) {
+            const nb::object now = nb::steal(PyObject_CallNoArgs(function));
+            if (!now.is_valid()) throw nb::python_error();
+            const int equal = now.ptr() == answer ? 1 : PyObject_RichCompareBool(now.ptr(), answer, Py_EQ);
+            if (equal < 0) throw nb::python_error();
+            if (!equal) return false;
         }
         return true;
     }

@@ -63,14 +63,15 @@ class Stepper(Protocol):
     def load(
         self,
         constants: Sequence[Tensor],
-        sources: Sequence[tuple[Any, Any, Any]],
+        sources: Sequence[tuple[Any, ...]],
         unchanged: Callable[[], bool],
     ) -> None:
         """Take the loop's constants, in its order, and make what is made of them.
 
         sources: what constants are made of, as (dict, key, tensor) where the dict may come to hold another one, else
-        (None, None, tensor); or (dict, key, value) for another value that has to stay. unchanged: whether everything
-        else is as it was.
+        (None, None, tensor); or (dict, key, value) for another value that has to stay, (dict, key) where there is
+        none, and (None, function, answer) for what a function has to say. unchanged: whether everything else is as it
+        was.
         """
         ...
 

@@ -39,7 +39,7 @@ class Stepping:
     _made: tuple[str, ...]
 
     def load(
-        self, tensors: Sequence[Tensor | None], rows: int, sources: Sequence[tuple[Any, Any, Any]],
+        self, tensors: Sequence[Tensor | None], rows: int, sources: Sequence[tuple[Any, ...]],
         unchanged: Callable[[], bool],
     ) -> None:  # fmt: skip
         """Take the program's constants, for as many rows: what depends on them alone is computed now."""

@@ -55,7 +55,7 @@ def reading(model: LanguageNetwork) -> Steps:
         if h is not None:
             model.checked(h)
 
-    def watched() -> list[tuple[Any, Any, Any]]:
+    def watched() -> list[tuple[Any, ...]]:
         names = ("embedding", "condition", "dropout", "readout")
         stores = [model._modules if name in model._modules else model.__dict__ for name in names]
         own = [(store, name, store[name]) for store, name in zip(stores, names, strict=True)]

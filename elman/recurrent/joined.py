@@ -122,15 +122,19 @@ def steps_of(stack: Layers, where: str) -> Steps:
             )  # fmt: skip
     one = Recurrent(JoinedCell(stack), batch_first=False)
 
-    def watched() -> list[tuple[Any, Any, Any]]:
+    def watched() -> list[tuple[Any, ...]]:
         settings = "training", "dropout", "residual", "generator"
-        own = [(stack.__dict__, name, stack.__dict__[name]) for name in settings]
-        parts = [(layer._modules, "cell", layer.cell) for layer in stack.layers]  # type: ignore[union-attr]
-        return [
-            *own,
-            *parts,
-            *((stack.layers._modules, name, layer) for name, layer in stack.layers._modules.items()),
-        ]
+        found: list[tuple[Any, ...]] = [(stack.__dict__, name, stack.__dict__[name]) for name in settings]
+        for layer in stack.layers:
+            found += [(layer._modules, "cell", layer.cell), (layer.__dict__, "engine", layer.engine)]
+            found.append((layer.__dict__, "generator", layer.generator))
+        for name in ("layers", "norms"):
+            modules: Any = stack._modules.get(name)
+            found.append((stack._modules, name, *([] if modules is None else [modules])))
+            if modules is not None:
+                found += [(modules._modules, key, one) for key, one in modules._modules.items()]
+                found.append((modules._modules, str(len(modules))))  # one that is appended
+        return found
 
     def begin(x: Any, context: Any) -> None:
         _bring_up_to_date(stack, one, locked=False)  # each step draws anew

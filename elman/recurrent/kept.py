@@ -25,13 +25,13 @@ class Steps:
     """What a stream runs.
 
     layer: the `Recurrent` whose steps they are, as it is now. watched: entries of dicts that this depends on besides,
-    as (dict, key, value). begin: told x and context of the first step. enter, leave: from the state that users
-    have to the layer's, and back. told: from their context to the layer's. says: whether the layer's cell says itself
-    what it starts from, before a first step.
+    as (dict, key, value), or (dict, key) where there is none. begin: told x and context of the first step. enter,
+    leave: from the state that users have to the layer's, and back. told: from their context to the layer's. says:
+    whether the layer's cell says itself what it starts from, before a first step.
     """
 
     layer: Callable[[], Any]
-    watched: Callable[[], list[tuple[Any, Any, Any]]] = list
+    watched: Callable[[], list[tuple[Any, ...]]] = list
     begin: Callable[[Any, Any], None] = lambda x, context: None
     enter: Callable[[Any], Any] = lambda state: state
     leave: Callable[[Any], Any] = lambda state: state

@@ -25,6 +25,10 @@ from elman.trace.modes import changes_operations, has_no_memory, looks_at_operat
 Tensor = torch.Tensor
 
 
+# Modes of PyTorch's, how many there are: of others, another program may have to run.
+_AROUND = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
+
+
 class Running:
     """What runs the steps. short: the short way of a step that is like the latest one, `short(x, out) -> output`, or
     False, and then nothing has happened."""
@@ -36,10 +40,13 @@ class Running:
         self.why = ""  # why the steps are the layer's ordinary ones
         self.short: Callable[[Any, Any], Any] = never
         self._named: Any = None  # the engine that was asked for
+        self._around: list[Any] = []  # what _AROUND said when it was found
 
     def fresh(self) -> bool:
-        """Whether weights and cell are as they were packed."""
-        return self.ready is None or self.ready.stepper.fresh()
+        """Whether weights, cell and surroundings are as they were packed."""
+        if self.ready is None:
+            return self._around == [function() for function in _AROUND]
+        return self.ready.stepper.fresh()
 
     def how(self, layer: Any) -> str:
         """What runs the steps."""
@@ -64,7 +71,7 @@ class Running:
     # --- a step ---------------------------------------------------------------------------------------------------
 
     def step(self, layer: Any, args: Arguments, rows: Rows) -> Any:
-        """The output of a step, by what was found for it."""
+        """The output of a step, by what was found for it; False where something has changed since."""
         if isinstance(rows.kept, Plain):
             assert rows.structure is not None
             x, told = fill(args.structures[0], args.xs), fill(args.structures[2], args.contexts)
@@ -72,20 +79,16 @@ class Running:
             rows.kept.tensors = flatten(state, "state")[0]
             return o
         assert self.ready is not None
-        xs = [written(t).contiguous() for t in args.xs]
-        output = self.ready.stepper.step(self._sequences(xs), None)
-        if output is False:
-            raise NotSupported(
-                what="the engine does not take this step", where="step()", mend="use step() of the layer"
-            )
-        return self._filled(output)
+        plain = [t if type(t) is Tensor else t.as_subclass(Tensor) for t in args.xs]
+        output = self.ready.stepper.step(self._sequences([written(t).contiguous() for t in plain]), None)
+        return output if output is False else self._filled(output)
 
     # --- finding it -----------------------------------------------------------------------------------------------
 
     def find(self, layer: Any, args: Arguments, rows: Rows) -> None:
         """Find what runs steps of such arguments, and have it keep the rows. Raises NotSupported where weights are to
         be kept in fewer bits, and no engine does it."""
-        self.short = never
+        self.short, self._around = never, [function() for function in _AROUND]
         states, before = rows.read(), self.ready
         assert rows.structure is not None
         ready = self._found(layer, args, rows.structure, states)
@@ -135,9 +138,11 @@ class Running:
         tensors = binding.fixed(cell)
         for slot, context in zip(binding.slots("context"), args.contexts, strict=True):
             tensors[slot] = context
-        sources: list[tuple[Any, Any, Any]] = [
+        sources: list[tuple[Any, ...]] = [
             (layer._modules, "cell", cell),
             (layer.__dict__, "engine", layer.engine),
+            (layer.__dict__, "generator", layer.generator),
+            *((None, function, function()) for function in _AROUND),
         ]
         for source, tensor in zip(binding.sources, tensors, strict=True):
             owned = isinstance(source, Owned)
@@ -160,6 +165,7 @@ class Running:
         sequences = [places[one] if isinstance(one, int) else one for one in ready.sequences]
         emits = [ready.emits[place] for place in binding.outputs]
         of_x, of_output, step = args.structures[0], binding.output, ready.stepper.step
+        draws = not all(isinstance(one, int) for one in sequences)
 
         def picked(xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
             return tuple(
@@ -178,6 +184,8 @@ class Running:
                     return False
             except InputTypeError:
                 return False
+            if draws and not ready.stepper.fresh():
+                return False  # before numbers are drawn that nothing reads
             output = step(picked(xs), None)
             return output if output is False else filled(output)
 

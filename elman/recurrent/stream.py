@@ -33,6 +33,7 @@ from elman.recurrent.surroundings import not_compiled, watched
 
 Tensor = torch.Tensor
 WEIGHTS = ("bfloat16", "int8")
+_AGAIN = 8  # times a step is tried where another thread changes the weights between binding it and running it
 
 
 class Stream:
@@ -150,10 +151,21 @@ class Stream:
                     rows = rows_of_reset(reset, self.batch)
                     self.reset(torch.nonzero(rows).flatten().tolist())
                 output = self._running.step(layer, given, self._rows)
+                for _ in range(_AGAIN):
+                    if output is not False:
+                        break
+                    self._bind(self._steps.layer(), given, context)
+                    output = self._running.step(layer, given, self._rows)
+                if output is False:
+                    raise NotSupported(
+                        what="the engine does not take this step",
+                        where="step()",
+                        mend="use step() of the layer",
+                    )
                 if before is not None:
                     try:
                         return into(out, output)
-                    except InputError:
+                    except Exception:
                         assert self._rows.kept is not None
                         self._rows.kept.write(range(self.batch), before)
                         raise

@@ -22,7 +22,7 @@ class Seen:
     unchanged: compares by identity, so True is certain (1 and 1.0 are two things), and False may be a false alarm:
     then the key has to be worked out. None for a cell that keeps what cannot be watched so (hooks): its key has to be
     worked out at every call. Under torch.compile the same function decides whether a program still holds.
-    same: the same but for what tensors are like, and the default dtype: for whoever looks at the tensors anyway.
+    same: the same, may be but for what tensors are like: for whoever looks at the tensors anyway.
     """
 
     def __init__(self, cell: torch.nn.Module) -> None:

@@ -76,10 +76,10 @@ class Watched:
         every = *tensors, *self.flowing
         if _native is not None and not any(map(has_no_memory, every)) and all(map(_native.describes, every)):
             watch = self._watch(tensors, self.flowing, [(default, dtype), *self.asked])
-            self.same = watch.unchanged if self.asked else watch.same
+            self.same = watch.same
             return watch.unchanged
         flowing, asked = [(t, t.requires_grad) for t in self.flowing], self.asked
-        self.same = same = self._same()
+        same = self._same()
 
         def unchanged() -> bool:
             if not same() or list(map(_form, tensors)) != forms or default() is not dtype:
@@ -89,8 +89,7 @@ class Watched:
                     return False
             return not asked or all(ask() == answer for ask, answer in asked)
 
-        if asked:
-            self.same = unchanged
+        self.same = unchanged
         return unchanged
 
     def _watch(self, tensors: list[Any], flowing: list[Any], asked: list[Any]) -> Any:

@@ -49,7 +49,7 @@ class _Steps:
         self.read, self.write, self.step = stream.read, stream.write, stream.step
 
     def load(
-        self, constants: Sequence[Tensor], sources: Sequence[tuple[Any, Any, Any]], unchanged: Callable[[], bool]
+        self, constants: Sequence[Tensor], sources: Sequence[tuple[Any, ...]], unchanged: Callable[[], bool]
     ) -> None:  # fmt: skip
         ordered, strides = in_order(constants, self._widths)
         self._stream.load(ordered, strides, list(sources), unchanged)
