@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C import _is_any_autocast_enabled
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -19,7 +18,7 @@ from elman.noise import Replay
 from elman.recurrent.arguments import batch_of, expect_like, is_recorded, rows_of_reset
 from elman.recurrent.bound import Arguments, BoundCall, Noted
 from elman.recurrent.compiled import fits_start, output_dimensions, specs_of, zeros_of
-from elman.recurrent.known import KnownCalls, alike, has_start, seed_of, shapes_of
+from elman.recurrent.known import KnownCalls, alike, dtype_of, has_start, seed_of, shapes_of
 from elman.recurrent.programs import Binding
 from elman.recurrent.surroundings import not_compiled
 from elman.trace.call import call_cell, understand
@@ -44,7 +43,12 @@ class SingleSteps:
         self._circuit: tuple[Any, Any, list[int] | None] = None, None, None
 
     def step(self, layer: Any, args: Arguments) -> tuple[Any, Any]:
-        """(output, new state) of one step, by the engine or by the cell itself."""
+        """(output, new state) of one step, by the engine or by the cell itself; under autocast in the precision of the
+        cell's parameters, as of calls."""
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    return self.step(layer, args.cast(dtype_of(layer.cell)))
         if torch.compiler.is_dynamo_compiling():  # a note would be a guard that the next step fails
             self._expect_like_compiled(layer, args)
         elif args.states:
@@ -54,7 +58,7 @@ class SingleSteps:
                 self._stepped = like
         if (
             args.contexts or not args.xs or torch.is_grad_enabled() or torch.compiler.is_compiling()
-            or is_recorded() or peek_interpreter_stack() is not None or _is_any_autocast_enabled()
+            or is_recorded() or peek_interpreter_stack() is not None
             or forward_ad._current_level >= 0 or changes_operations() or looks_at_operations()
         ):  # fmt: skip
             return self._by_cell(layer, args)

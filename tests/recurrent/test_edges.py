@@ -150,6 +150,23 @@ def test_autocast_runs_in_the_precision_of_the_parameters() -> None:
     assert outputs.dtype == torch.float32
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_steps_under_autocast_do_too(gradients: bool, compiled: bool) -> None:
+    rnn = elman.Recurrent(cells.GRU(5, 7))
+    step = torch.compile(rnn.step, backend="eager") if compiled else rnn.step
+    x, h = torch.randn(2, 5), torch.randn(2, 7)
+    with torch.set_grad_enabled(gradients):
+        expected = step(x, h)
+        with torch.autocast("cpu", torch.bfloat16):
+            for _ in range(3):
+                for got, wanted in zip(step(x, h), expected, strict=True):
+                    assert torch.equal(got, wanted)
+            assert step(x.bfloat16(), h.bfloat16())[0].dtype is torch.float32
+        for got, wanted in zip(step(x, h), expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
 def test_the_teacher_under_autocast() -> None:
     rnn = elman.Recurrent(cells.Jordan(3, 5, 2))
     x, teacher = torch.randn(3, 2, 3), torch.randn(3, 2, 2).bfloat16()
