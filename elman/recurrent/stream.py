@@ -45,8 +45,9 @@ class Stream:
         stream.state                         # as of rnn.step; may be assigned
 
     The numbers are those of `rnn.step` to the last bit, and a row's depend on no other row (with `weights=` they are
-    those of the rounded weights). Weights that were changed are noticed at the next step, except where PyTorch does not
-    count it, which is what fused optimisers and `.data` do: call `refresh` after these.
+    those of the rounded weights; what a cell computes of its parameters alone may be rounded once more). Weights that
+    were changed are noticed at the next step, except where PyTorch does not count it, which is what fused optimisers,
+    writing into `.data`, and tensors made under inference_mode do: call `refresh` after these.
 
     A stream is used by one thread at a time; several threads have a stream each.
     """
