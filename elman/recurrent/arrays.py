@@ -14,9 +14,15 @@ Tensor = torch.Tensor
 
 
 def as_tensor(leaf: Any) -> Any:
-    """The same as a tensor, if it is an array. Raises InputTypeError for one of numbers that PyTorch does not have."""
+    """The same as a tensor, if it is an array. Raises InputTypeError for one of numbers that PyTorch does not have, and
+    where some are masked."""
     if not isinstance(leaf, np.ndarray):
         return leaf
+    if np.ma.is_masked(leaf):
+        raise InputTypeError(
+            what="some numbers of an array are masked, and a tensor has no mask", where="an array",
+            got=f"{np.ma.count_masked(leaf):,} of {leaf.size:,} masked", mend="fill them in: array.filled(0)",
+        )  # fmt: skip
     try:
         return torch.from_numpy(np.array(leaf))
     except (TypeError, ValueError) as error:

@@ -59,6 +59,18 @@ def test_arrays_of_other_numbers_are_refused(dtype: Any) -> None:
 
 
 @torch.no_grad()
+def test_masks_are_not_lost_silently() -> None:
+    stream, x = gru().stream(), np.ma.array(np.ones((1, 6), np.float32))
+    before = stream.step(x)
+    assert before.shape == (1, 8)
+    state = stream.state
+    x[0, 2] = np.ma.masked
+    with pytest.raises(ElmanError, match="masked"):
+        stream.step(x)
+    assert torch.equal(stream.state, state)
+
+
+@torch.no_grad()
 def test_dtypes_that_are_the_same_by_another_name() -> None:
     rnn = gru()
     stream, other = rnn.stream(), rnn.stream()
