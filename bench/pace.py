@@ -28,7 +28,7 @@ STEPS = (1, 10, 100)
 WITHIN = 0.3  # of the call's time
 ENOUGH = 5  # stretches of calls at full speed
 PATIENCE = 8  # times as long is waited for them
-AGAIN = 4  # times
+AGAIN = 4  # times a call is timed anew that took longer than was said
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,14 @@ public:
         for (const auto& [dict, key, value] : names_)
             if (PyDict_GetItem(dict, key) != value) return nb::none();
         for (const auto& [function, answer] : answers_)
-            if (called(function).ptr() != answer) return nb::none();
+            if (answer_of(function).ptr() != answer) return nb::none();
         // Behind these: a tensor of torch.func has no memory to describe, and PyTorch takes milliseconds to say so.
         PyObject* given[MOST];
         size_t count = 0;
         if (!take(x.ptr(), parts_[0], given, count, free_) || (start_ ? !state.is_none() : !take(state.ptr(), parts_[1], given, count))) return nb::none();
         for (PyObject* check : checks_)
-            if (called(check).ptr() != Py_True) return nb::none();
-        const nb::object begun = start_ ? called(start_) : nb::none();
+            if (answer_of(check).ptr() != Py_True) return nb::none();
+        const nb::object begun = start_ ? answer_of(start_) : nb::none();
         if (start_ && !take(begun.ptr(), parts_[1], given, count)) return nb::none();
         nb::object arguments = nb::steal(PyTuple_New(Py_ssize_t(inputs_.size())));
         bool flows = !wants_;
@@ -99,12 +99,6 @@ private:
     struct Named {
         PyObject *dict, *key, *value;
     };
-
-    static nb::object called(PyObject* function) {
-        PyObject* found = PyObject_CallNoArgs(function);
-        if (!found) throw nb::python_error();
-        return nb::steal(found);
-    }
 
     bool is_tensor(PyObject* value) const { return reinterpret_cast<PyObject*>(Py_TYPE(value)) == tensor_; }
 

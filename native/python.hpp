@@ -73,6 +73,21 @@ inline PyObject* entries_of(PyObject* kind) {
 #endif
 }
 
+// What a function says that takes nothing.
+inline nanobind::object answer_of(PyObject* function) {
+    PyObject* found = PyObject_CallNoArgs(function);
+    if (!found) throw nanobind::python_error();
+    return nanobind::steal(found);
+}
+
+// Whether it says that, or something equal.
+inline bool still_says(PyObject* function, PyObject* answer) {
+    const nanobind::object now = answer_of(function);
+    const int equal = now.ptr() == answer ? 1 : PyObject_RichCompareBool(now.ptr(), answer, Py_EQ);
+    if (equal < 0) throw nanobind::python_error();
+    return equal == 1;
+}
+
 // A number that no other dict has and that changes whenever this one does, where CPython keeps one (PEP 509; deprecated from 3.12
 // on); else zero.
 inline uint64_t edition_of([[maybe_unused]] PyObject* dict) {

@@ -45,14 +45,10 @@ public:
             if (s.store && !s.stored()) return false;
             if (s.data && (version(s.tensor) != s.version || located(s.tensor) != s.data)) return false;
         }
-        for (const auto& [function, answer] : asked_) {
-            const nb::object now = called(function);
-            const int equal = now.ptr() == answer ? 1 : PyObject_RichCompareBool(now.ptr(), answer, Py_EQ);
-            if (equal < 0) throw nb::python_error();
-            if (!equal) return false;
-        }
+        for (const auto& [function, answer] : asked_)
+            if (!still_says(function, answer)) return false;
         if (watch_) return watch_->same();
-        return !unchanged_ || called(unchanged_).ptr() == Py_True;
+        return !unchanged_ || answer_of(unchanged_).ptr() == Py_True;
     }
 
     void clear() { sources_.clear(), asked_.clear(), unchanged_ = nullptr, watch_ = nullptr; }
@@ -72,12 +68,6 @@ private:
             return true;
         }
     };
-
-    static nb::object called(PyObject* function) {
-        PyObject* found = PyObject_CallNoArgs(function);
-        if (!found) throw nb::python_error();
-        return nb::steal(found);
-    }
 
     // How often a tensor was written to; -1 for one that does not count.
     static int64_t version(PyObject* tensor) {

@@ -141,9 +141,7 @@ public:
         if (!results(out, arrays, made, emits, views) || (!out.is_none() && overlap(at - inputs_.size(), emits))) return nb::bool_(false);
         Call call = called();
         if (program_.work * rows_ >= 1 << 19) {
-            const nb::object threads = nb::steal(PyObject_CallNoArgs(threads_.ptr()));
-            if (!threads.is_valid()) throw nb::python_error();
-            call.threads = int(nb::cast<int64_t>(threads));
+            call.threads = int(nb::cast<int64_t>(answer_of(threads_.ptr())));
         }
         if (call.threads != threads_now_) {
             workspace_ = Lines(kernels_->workspace(program_, call)), threads_now_ = call.threads;

@@ -108,13 +108,8 @@ public:
         }
         for (const auto& [tensor, wants] : flowing_)
             if (wants_gradient(tensor) != wants) return false;
-        for (const auto& [function, answer] : asked_) {
-            const nb::object now = nb::steal(PyObject_CallNoArgs(function));
-            if (!now.is_valid()) throw nb::python_error();
-            const int equal = now.ptr() == answer ? 1 : PyObject_RichCompareBool(now.ptr(), answer, Py_EQ);
-            if (equal < 0) throw nb::python_error();
-            if (!equal) return false;
-        }
+        for (const auto& [function, answer] : asked_)
+            if (!still_says(function, answer)) return false;
         return true;
     }
 

@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -158,6 +158,13 @@ def _seeded() -> None:
         torch.manual_seed(SEED)
     else:
         torch.default_generator.manual_seed(SEED)
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """`torch.set_num_threads`, put back behind the test."""
+    yield torch.set_num_threads
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)

@@ -273,7 +273,7 @@ def _number(table: Table, column: str, i: int, target: str, *, gaps: bool) -> fl
     raw: Any = table.columns[column][i]
     try:
         gap = raw is None or (isinstance(raw, str) and raw.strip().lower() in _GAPS)
-        value = math.nan if gap else number_in(raw) if isinstance(raw, str) else float(raw or 0)
+        value = math.nan if gap else number_in(raw or 0)
     except (TypeError, ValueError, OverflowError):  # a whole number may have any size
         value = math.inf
     if column != target:
@@ -314,7 +314,7 @@ def _static(column: str, name: str, rows: list[tuple[int, int, Table]]) -> Any:
                 mend="what belongs to a series as a whole is the same in each row; name it --known or --past",
             )  # fmt: skip
     try:
-        value = number_in(first) if isinstance(first, str) else float(first)
+        value = number_in(first)
     except (TypeError, ValueError, OverflowError):
         return str(first)
     _expect_no_giant(rows[0][2], column, rows[0][1], value)

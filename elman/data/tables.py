@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from elman.data.files import read_file
 from elman.data.kinds import HEAD, mend_of, refuse_strange
@@ -27,9 +28,10 @@ _COMMA = re.compile(r"\s*[+-]?\d*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _LARGEST = 2**31  # bytes of a file
 
 
-def number_in(field: str) -> float:
-    """The number that stands in a field. Raises ValueError where there is none: 1_0 is one in Python alone."""
-    if "_" in field:
+def number_in(field: Any) -> float:
+    """The number that stands in a field, or is one. Raises as `float` does, and ValueError for 1_0, a number in Python
+    alone."""
+    if isinstance(field, str) and "_" in field:
         raise ValueError(field)
     return float(field)
 

@@ -18,6 +18,7 @@ from elman.noise import Replay
 from elman.recurrent.arguments import batch_of, expect_like, is_recorded, rows_of_reset
 from elman.recurrent.bound import Arguments, BoundCall, Noted
 from elman.recurrent.compiled import fits_start, output_dimensions, specs_of, zeros_of
+from elman.recurrent.kept import device_of
 from elman.recurrent.known import KnownCalls, alike, dtype_of, has_start, seed_of, shapes_of
 from elman.recurrent.programs import Binding
 from elman.recurrent.surroundings import not_compiled
@@ -46,7 +47,7 @@ class SingleSteps:
         """(output, new state) of one step, by the engine or by the cell itself; under autocast in the precision of the
         cell's parameters, as of calls."""
         for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
+            if torch.is_autocast_enabled(device) and device == device_of(layer.cell):
                 with torch.autocast(device, enabled=False):
                     return self.step(layer, args.cast(dtype_of(layer.cell)))
         if torch.compiler.is_dynamo_compiling():  # a note would be a guard that the next step fails

@@ -33,7 +33,7 @@ from elman.recurrent.surroundings import not_compiled, watched
 
 Tensor = torch.Tensor
 WEIGHTS = ("bfloat16", "int8")
-_AGAIN = 8  # times a step is tried where another thread changes the weights between binding it and running it
+_TRIES = 8  # of a step
 
 
 class Stream:
@@ -151,18 +151,7 @@ class Stream:
                 if reset is not None:
                     rows = rows_of_reset(reset, self.batch)
                     self.reset(torch.nonzero(rows).flatten().tolist())
-                output = self._running.step(layer, given, self._rows)
-                for _ in range(_AGAIN):
-                    if output is not False:
-                        break
-                    self._bind(self._steps.layer(), given, context)
-                    output = self._running.step(layer, given, self._rows)
-                if output is False:
-                    raise NotSupported(
-                        what="the engine does not take this step",
-                        where="step()",
-                        mend="use step() of the layer",
-                    )
+                output = self._run(given, context)
                 if before is not None:
                     try:
                         return into(out, output)
@@ -171,6 +160,17 @@ class Stream:
                         self._rows.kept.write(range(self.batch), before)
                         raise
         return as_arrays(output) if arrays else output
+
+    def _run(self, args: Arguments, context: Any) -> Any:
+        """The output of a step; where weights change after they were bound (by another thread), anew."""
+        for _ in range(_TRIES):
+            layer = self._steps.layer()
+            self._bind(layer, args, context)
+            if (output := self._running.step(layer, args, self._rows)) is not False:
+                return output
+        raise NotSupported(
+            what="the engine does not take this step", where="step()", mend="use step() of the layer"
+        )  # fmt: skip
 
     def _check(self, args: Arguments) -> None:
         """Raise for x and context that do not fit to the rows of the stream."""

@@ -127,16 +127,13 @@ def test_no_thread_writes_what_another_one_touches(
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CELLS)
-def test_rows_that_threads_share(name: str) -> None:
+def test_rows_that_threads_share(name: str, set_threads: Callable[[int], None]) -> None:
     torch.manual_seed(0)
-    rnn, before = elman.Recurrent(CELLS[name]()), torch.get_num_threads()
+    rnn = elman.Recurrent(CELLS[name]())
     x, made = torch.randn(1, 40, H), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for rows in (2, 9, 40):
-                expected = made[0][:, :rows] if made else rnn(x)[0][:, :rows]
-                made = made or [rnn(x)[0]]
-                assert all(torch.equal(rnn(x[:, :rows])[0], expected) for _ in range(20))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        for rows in (2, 9, 40):
+            expected = made[0][:, :rows] if made else rnn(x)[0][:, :rows]
+            made = made or [rnn(x)[0]]
+            assert all(torch.equal(rnn(x[:, :rows])[0], expected) for _ in range(20))
